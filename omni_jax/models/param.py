@@ -1,0 +1,127 @@
+"""How a module declares parameters: shape, logical axes and initial scale on one line.
+
+Every module here states its arrays and its forward; nothing is allocated until someone asks. `declare` gives the
+static graph with the shapes and axes; the arrays travel as a plain nested dict, and `bind` puts them back into the
+modules inside `jit`:
+
+    graph = declare(Thinker, config.thinker)
+    logits = jax.jit(lambda params, x: bind(graph, params)(x))(params, x)
+
+Repeated layers are one set of parameters with a leading layer axis; their modules take the layer index `l` (traced or
+not) when they are called.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Axes = tuple[str | None, ...]
+
+
+def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, scale: float | None = None, fill: float = 0.0) -> nnx.Param:
+    """A parameter of `shape` with logical `axes`: normal of standard deviation `scale`, or constant `fill`."""
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {shape} and axes {axes} differ in rank")
+    if scale is None:
+        return nnx.Param(jnp.full(shape, fill, jnp.float32), axes=axes)
+    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+class Linear(nnx.Module):
+    """y = x W^T + b with W as on disk, [out, in], or [layers, out, in] for a stack; accumulates in float32."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        out_in: tuple[int, int],
+        axes: tuple[str | None, str | None],
+        layers: int | None = None,
+        bias: bool = True,
+    ):
+        stack, stack_axes = ((), ()) if layers is None else ((layers,), ("layers",))
+        self.weight = param(rngs, (*stack, *out_in), (*stack_axes, *axes), scale=out_in[1] ** -0.5)
+        self.bias = param(rngs, (*stack, out_in[0]), (*stack_axes, axes[0])) if bias else None
+
+    def __call__(self, x: jax.Array, l: Any = None) -> jax.Array:
+        """[..., in] -> [..., out] in x's dtype; `l` picks the layer of a stack."""
+        weight = self.weight[...] if l is None else self.weight[...][l]
+        y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32)
+        if self.bias is not None:
+            y = y + (self.bias[...] if l is None else self.bias[...][l])
+        return y.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with weight and bias over the last axis, computed in float32."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, eps: float, layers: int | None = None):
+        stack, axes = ((), ("embed",)) if layers is None else ((layers,), ("layers", "embed"))
+        self.weight = param(rngs, (*stack, width), axes, fill=1.0)
+        self.bias = param(rngs, (*stack, width), axes)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array, l: Any = None) -> jax.Array:
+        """[..., width] -> [..., width]; `l` picks the layer of a stack."""
+        weight, bias = (p[...] if l is None else p[...][l] for p in (self.weight, self.bias))
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * weight + bias).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis: computed in float32, cast back, then scaled by the weight."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, eps: float, layers: int | None = None, axis: str = "embed"):
+        stack, axes = ((), (axis,)) if layers is None else ((layers,), ("layers", axis))
+        self.weight = param(rngs, (*stack, width), axes, fill=1.0)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array, l: Any = None) -> jax.Array:
+        """[..., width] -> [..., width]; `l` picks the layer of a stack."""
+        weight = self.weight[...] if l is None else self.weight[...][l]
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return weight.astype(x.dtype) * x32.astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A declared module: its static structure, and its parameters' shapes and logical axes as nested dicts."""
+
+    graphdef: Any
+    shapes: dict
+    axes: dict
+
+
+def declare(module: Callable[..., nnx.Module], *args: Any) -> Graph:
+    """Declare `module(rngs, *args)` without allocating anything."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: module(nnx.Rngs(0), *args)))
+    axes: dict = {}
+    for path, variable in nnx.to_flat_state(state):
+        node = axes
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = variable.get_metadata()["axes"]
+    return Graph(graphdef, nnx.to_pure_dict(state), axes)
+
+
+def bind(graph: Graph, params: dict) -> Any:
+    """The module with `params` (a plain nested dict) in place; call it inside `jit`."""
+    return nnx.merge(graph.graphdef, params)
+
+
+def init_params(module: Callable[..., nnx.Module], *args: Any, seed: int = 0, dtype: Any = jnp.float32) -> dict:
+    """Random parameters of `module(rngs, *args)` as a plain nested dict, made on the device by one compiled program."""
+
+    @partial(jax.jit, static_argnums=1)
+    def make(key: jax.Array, dtype: Any) -> dict:
+        params = nnx.to_pure_dict(nnx.state(module(nnx.Rngs(params=key), *args)))
+        return jax.tree.map(lambda p: p.astype(dtype), params)
+
+    return make(jax.random.key(seed), jnp.dtype(dtype))
