@@ -1,0 +1,139 @@
+"""The transformer block stack that the vision and the audio encoder share.
+
+Data flow: media rows (one video frame, or one audio attention window) -> `EncoderBlocks` -> rows of the same shape,
+which the encoder then projects to the text model's width. A row is one attention segment: tokens attend to every token
+of their own row and to nothing else, so segments need no mask between them, only a length.
+
+Source: transformers `Qwen3OmniMoeVisionBlock` and `Qwen3OmniMoeAudioEncoderLayer` (pre-LayerNorm, biases everywhere).
+Deliberate differences: q, k and v are one projection (the reference has three in the audio encoder); segments are padded
+rows instead of cumulative lengths over one long sequence; long rows are attended to a chunk of queries at a time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from omni_jax.models.param import LayerNorm, Linear, param
+
+Rotary = tuple[jax.Array, jax.Array]
+
+# Attention logits held at once, over rows, heads, queries and keys: 128 MiB in float32.
+MAX_LOGITS = 2**25
+# A masked logit: finite, so that a row without any token gives numbers (unused ones) instead of NaN.
+MASKED = -1e30
+
+
+def gelu_exact(x: jax.Array) -> jax.Array:
+    """GELU by the error function, elementwise."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GELU by its tanh approximation, elementwise; differs from the exact one by up to 5e-4."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def rotate(x: jax.Array, rotary: Rotary) -> jax.Array:
+    """Rotate the halves of x [R, T, N, H] by cos and sin [R, T, H]; in float32, returned in x's dtype."""
+    cos, sin = (angle[:, :, None, :] for angle in rotary)
+    x32 = x.astype(jnp.float32)
+    low, high = jnp.split(x32, 2, axis=-1)
+    return (x32 * cos + jnp.concatenate([-high, low], axis=-1) * sin).astype(x.dtype)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, max_logits: int = MAX_LOGITS) -> jax.Array:
+    """Bidirectional attention within each row: q, k, v [R, T, N, H] and lengths [R] -> [R, T, N, H] in q's dtype.
+
+    Keys at or beyond a row's length are not seen; what queries there give is meaningless but finite. Logits and softmax
+    are float32, and no more than about `max_logits` logits exist at once, in the backward pass too.
+    """
+    R, T, N, H = q.shape
+    chunks = min(T, -(-R * N * T * T // max_logits))
+    if chunks <= 1:
+        return _attend_chunk(q, k, v, lengths)
+    size = -(-T // chunks)
+    chunks = -(-T // size)
+    padded = jnp.pad(q, ((0, 0), (0, chunks * size - T), (0, 0), (0, 0)))
+    split = jnp.moveaxis(padded.reshape(R, chunks, size, N, H), 1, 0)
+    out = jax.lax.map(jax.checkpoint(lambda part: _attend_chunk(part, k, v, lengths)), split)
+    return jnp.moveaxis(out, 0, 1).reshape(R, chunks * size, N, H)[:, :T]
+
+
+def _attend_chunk(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Queries [R, T, N, H] against all keys [R, S, N, H]."""
+    S, H = k.shape[1], k.shape[3]
+    logits = jnp.einsum("RTNH,RSNH->RNTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    seen = jnp.arange(S) < lengths[:, None]
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], logits, MASKED), axis=-1)
+    out = jnp.einsum("RNTS,RSNH->RTNH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype)
+
+
+class FusedQKV(nnx.Module):
+    """Query, key and value projections as one: weight [L, 3, N, H, D] and bias [L, 3, N, H]."""
+
+    def __init__(self, rngs: nnx.Rngs, layers: int, width: int, heads: int):
+        head_dim, axes = width // heads, ("layers", None, "heads", "head_dim")
+        self.weight = param(rngs, (layers, 3, heads, head_dim, width), (*axes, "embed"), scale=width**-0.5)
+        self.bias = param(rngs, (layers, 3, heads, head_dim), axes)
+
+    def __call__(self, x: jax.Array, l: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[R, T, D] -> queries, keys and values of layer `l`, each [R, T, N, H] in x's dtype."""
+        y = jnp.einsum("RTD,ZNHD->RTZNH", x, self.weight[...][l], preferred_element_type=jnp.float32)
+        y = (y + self.bias[...][l]).astype(x.dtype)
+        return y[:, :, 0], y[:, :, 1], y[:, :, 2]
+
+
+class EncoderBlocks(nnx.Module):
+    """A stack of bidirectional pre-LayerNorm transformer blocks over rows; the layers' parameters are stacked."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        *,
+        layers: int,
+        width: int,
+        heads: int,
+        mlp: int,
+        eps: float,
+        activation: Callable[[jax.Array], jax.Array],
+    ):
+        self.layers, self.activation = layers, activation
+        self.attention_norm = LayerNorm(rngs, width, eps, layers)
+        self.qkv = FusedQKV(rngs, layers, width, heads)
+        self.out = Linear(rngs, (width, width), ("embed", "heads"), layers)
+        self.mlp_norm = LayerNorm(rngs, width, eps, layers)
+        self.fc1 = Linear(rngs, (mlp, width), ("mlp", "embed"), layers)
+        self.fc2 = Linear(rngs, (width, mlp), ("embed", "mlp"), layers)
+
+    def __call__(
+        self, x: jax.Array, lengths: jax.Array, rotary: Rotary | None = None, taps: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, jax.Array]:
+        """Rows [R, T, D] and their lengths [R] -> the last layer's rows, and the `taps` layers' rows [n, R, T, D].
+
+        rotary: cos and sin, float32 [R, T, H]. taps: layer indices in rising order; a tap is that layer's output.
+        """
+        # Every layer writes where the next tap belongs, so the tap itself writes last; layers after the last tap write
+        # to a spare slot. One slot a layer moves, and nothing is stacked over all layers.
+        slot = jnp.asarray(np.searchsorted(taps, np.arange(self.layers)), jnp.int32)
+        tapped = jnp.zeros((len(taps) + 1, *x.shape), x.dtype)
+
+        def step(carry: tuple[jax.Array, jax.Array], l: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+            x, tapped = carry
+            x = self._block(x, lengths, rotary, l)
+            return (x, jax.lax.dynamic_update_index_in_dim(tapped, x, slot[l], 0)), None
+
+        (x, tapped), _ = jax.lax.scan(step, (x, tapped), jnp.arange(self.layers))
+        return x, tapped[: len(taps)]
+
+    def _block(self, x: jax.Array, lengths: jax.Array, rotary: Rotary | None, l: jax.Array) -> jax.Array:
+        R, T, D = x.shape
+        q, k, v = self.qkv(self.attention_norm(x, l), l)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        x = x + self.out(attend(q, k, v, lengths).reshape(R, T, D), l)
+        return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x, l), l)), l)
