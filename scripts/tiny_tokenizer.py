@@ -1,0 +1,205 @@
+"""Byte-level BPE tokenizers and the chat template of the small random checkpoints.
+
+The tokenizers are made on the fly: 256 bytes and the merges that a few sentences give, behind the normaliser and the
+pre-tokenizer of the real one, followed by all of its special tokens. Their ids differ between the variants, so that no
+id can hide as a constant.
+"""
+
+from typing import Any
+
+# The pre-tokenizer's pattern, as in the public tokenizer.json.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL_TOKENS = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
+    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
+    "<tool_response> </tool_response> <think> </think> <|audio_start|> <|audio_end|> <tts_pad> <tts_text_bos> "
+    "<tts_text_eod> <tts_text_bos_single> <|audio_pad|>"
+).split()
+# Added tokens that decoding keeps.
+VISIBLE_TOKENS = frozenset(SPECIAL_TOKENS[14:26])
+# Names of ids in config.json -> the token that has the id.
+ID_NAMES = {
+    "im_start": "<|im_start|>",
+    "im_end": "<|im_end|>",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tts_pad": "<tts_pad>",
+    "tts_bos": "<tts_text_bos>",
+    "tts_eos": "<tts_text_eod>",
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+    "audio": "<|audio_pad|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+    "audio_start": "<|audio_start|>",
+    "audio_end": "<|audio_end|>",
+}
+MEDIA_TOKENS = {
+    "image_token": "<|image_pad|>",
+    "audio_token": "<|audio_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_bos_token": "<|vision_start|>",
+    "vision_eos_token": "<|vision_end|>",
+    "audio_bos_token": "<|audio_start|>",
+    "audio_eos_token": "<|audio_end|>",
+}
+
+_SENTENCES = (
+    "The quick brown fox jumps over the lazy dog, and the other animals look at the picture of the garden.",
+    "What do you see in the image, and what do you hear in the audio? Describe the video in one short sentence.",
+    "There is a small house by the river; people walk along the water and listen to the music of the morning.",
+    "A model that listens, looks, thinks and speaks should answer every question with something that matters.",
+)
+# Tokens before the special ones, how often the training text repeats the role names (which moves their ids), and
+# whether the special tokens come in reverse order.
+_SHAPES = {"tiny": (460, 50, False), "medium": (460, 50, False), "small": (420, 6, False), "odd": (400, 3, True)}
+
+CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+  {%- if content is string -%}
+    {{- content -}}
+  {%- elif content -%}
+    {%- for part in content -%}
+      {%- if part is string -%}
+        {{- part -}}
+      {%- elif part.type in ['image', 'image_url'] -%}
+        {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+      {%- elif part.type in ['audio', 'audio_url', 'input_audio'] -%}
+        {{- '<|audio_start|><|audio_pad|><|audio_end|>' -}}
+      {%- elif part.type in ['video', 'video_url'] -%}
+        {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
+      {%- elif part.type == 'text' -%}
+        {{- part.text -}}
+      {%- else -%}
+        {{- raise_exception('unknown content part: ' ~ part.type) -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- set ns = namespace(first=0) -%}
+{%- if messages and messages[0].role == 'system' -%}
+  {%- set ns.first = 1 -%}
+{%- endif -%}
+{%- if tools or ns.first -%}
+  {{- '<|im_start|>system\\n' -}}
+  {%- if ns.first -%}
+    {{- render(messages[0].content) -}}
+  {%- endif -%}
+  {%- if tools -%}
+    {%- if ns.first -%}
+      {{- '\\n\\n' -}}
+    {%- endif -%}
+    {{- '# Tools\\n\\nThese functions can be called, one JSON signature per line:\\n<tools>' -}}
+    {%- for tool in tools -%}
+      {{- '\\n' ~ (tool | tojson) -}}
+    {%- endfor -%}
+    {{- '\\n</tools>\\n\\nTo call one, answer with its name and arguments as JSON inside call tags:\\n' -}}
+    {{- '<tool_call>\\n{"name": "the function", "arguments": {"parameter": "value"}}\\n</tool_call>' -}}
+  {%- endif -%}
+  {{- '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages[ns.first:] -%}
+  {%- if message.role == 'tool' -%}
+    {%- if loop.first or loop.previtem.role != 'tool' -%}
+      {{- '<|im_start|>user' -}}
+    {%- endif -%}
+    {{- '\\n<tool_response>\\n' ~ render(message.content) ~ '\\n</tool_response>' -}}
+    {%- if loop.last or loop.nextitem.role != 'tool' -%}
+      {{- '<|im_end|>\\n' -}}
+    {%- endif -%}
+  {%- else -%}
+    {{- '<|im_start|>' ~ message.role ~ '\\n' ~ render(message.content) -}}
+    {%- for call in message.tool_calls or [] -%}
+      {%- set function = call.function or call -%}
+      {%- if message.content or not loop.first -%}
+        {{- '\\n' -}}
+      {%- endif -%}
+      {{- '<tool_call>\\n{"name": ' ~ (function.name | tojson) ~ ', "arguments": ' -}}
+      {{- function.arguments if function.arguments is string else function.arguments | tojson -}}
+      {{- '}\\n</tool_call>' -}}
+    {%- endfor -%}
+    {{- '<|im_end|>\\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+def build_tokenizer(variant: str) -> Any:
+    """A `tokenizers.Tokenizer` for a variant, the same at every call."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    size, repeats, reverse = _SHAPES[variant]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()  # pyright: ignore[reportAttributeAccessIssue]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [pre_tokenizers.Split(Regex(PATTERN), "isolated", False), byte_level]
+    )
+    tokenizer.post_processor = processors.ByteLevel(  # pyright: ignore[reportAttributeAccessIssue]
+        add_prefix_space=False, trim_offsets=False, use_regex=False
+    )
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    # The role names come often enough to end as one token each; the configuration names their ids.
+    tokenizer.train_from_iterator(["system", "user", "assistant"] * repeats + list(_SENTENCES), trainer)
+    _add_special_tokens(tokenizer, SPECIAL_TOKENS[::-1] if reverse else SPECIAL_TOKENS)
+    return tokenizer
+
+
+def _add_special_tokens(tokenizer: Any, tokens: list[str]) -> None:
+    from tokenizers import AddedToken
+
+    for token in tokens:
+        added = AddedToken(token, normalized=False, special=token not in VISIBLE_TOKENS)
+        (tokenizer.add_tokens if token in VISIBLE_TOKENS else tokenizer.add_special_tokens)([added])
+
+
+def token_ids(tokenizer: Any) -> dict[str, int]:
+    """Name of an id in config.json (without `_token_id`) -> the id; ValueError for a tokenizer without that token."""
+    ids = {name: tokenizer.token_to_id(token) for name, token in ID_NAMES.items()}
+    missing = [ID_NAMES[name] for name, i in ids.items() if i is None]
+    if missing:
+        raise ValueError(f"the tokenizer has no token {missing}; use a tokenizer.json of Qwen3-Omni")
+    return ids
+
+
+def tokenizer_config(tokenizer: Any) -> dict:
+    """The `tokenizer_config.json` that transformers reads beside tokenizer.json."""
+    added = {
+        str(i): {
+            "content": token.content,
+            "lstrip": token.lstrip,
+            "normalized": token.normalized,
+            "rstrip": token.rstrip,
+            "single_word": token.single_word,
+            "special": token.special,
+        }
+        for i, token in sorted(tokenizer.get_added_tokens_decoder().items())
+    }
+    return {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "model_max_length": 131072,
+        "pad_token": "<|endoftext|>",
+        "split_special_tokens": False,
+        "unk_token": None,
+        **MEDIA_TOKENS,
+        "extra_special_tokens": MEDIA_TOKENS,
+        "added_tokens_decoder": added,
+        "chat_template": CHAT_TEMPLATE,
+    }

@@ -1,0 +1,55 @@
+"""Shared by all tests: JAX on 8 virtual CPU devices, small random checkpoints, and the reference model for each."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Both must be in place before anything imports jax.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+import pytest  # noqa: E402
+
+DATA = Path(__file__).resolve().parent / "data"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real media, the real tokenizer and the public configuration."""
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`checkpoints("tiny")` is the directory of that random checkpoint, written once per session (seed 0, float32)."""
+    from make_tiny_checkpoint import make_checkpoint
+
+    @cache
+    def build(variant: str) -> Path:
+        return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / variant, variant)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
+    """`reference("tiny")` is the whole transformers model of that checkpoint: float32, eager attention, one thread."""
+
+    @cache
+    def load(variant: str) -> Any:
+        torch = pytest.importorskip("torch")
+        from transformers import Qwen3OmniMoeForConditionalGeneration
+
+        torch.set_num_threads(1)
+        model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+            checkpoints(variant), dtype=torch.float32, attn_implementation="eager"
+        )
+        # transformers 5.23 reads this attribute, which no configuration has, when a talker prompt mixes audio and vision.
+        model.talker.config.audio_config = model.thinker.config.audio_config
+        return model.eval()
+
+    return load
