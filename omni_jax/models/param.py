@@ -90,9 +90,12 @@ class RMSNorm(nnx.Module):
         return weight.astype(x.dtype) * x32.astype(x.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """A declared module: its static structure, and its parameters' shapes and logical axes as nested dicts."""
+    """A declared module: its static structure, and its parameters' shapes and logical axes as nested dicts.
+
+    Compared by identity, so that it can be a static argument of a compiled function.
+    """
 
     graphdef: Any
     shapes: dict

@@ -1,0 +1,148 @@
+"""Prefill and the compiled decode loop.
+
+`prefill` runs the prompt and draws the first token; `decode_chunk` runs many single-token steps on the device and returns
+their tokens at once, ending early when every row is done. Both are pure functions of (params, ...): the module graph
+and the sampling plan are static. The state is donated, so the cache is updated in place.
+
+Rows are right-padded and keep their own length, position and key: no row can see, or be changed by, another.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from omni_jax.decode.sampling import Plan, sample
+from omni_jax.models.param import Graph, bind
+from omni_jax.models.thinker import Media
+from omni_jax.ops.cache import KVCache
+
+NO_TOKEN = -1
+CHUNK = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodeState:
+    """Where each row stands.
+
+    token int32 [B]: drawn, not yet run. rope_delta float32 [B]: position minus index of generated tokens. done bool [B].
+    remaining int32 [B]: tokens that may still be drawn. seen bool [B, V], or [B, 0] without a penalty. keys: [B].
+    """
+
+    cache: KVCache
+    token: jax.Array
+    rope_delta: jax.Array
+    done: jax.Array
+    remaining: jax.Array
+    seen: jax.Array
+    keys: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Request:
+    """What prefill needs beside the parameters.
+
+    token_ids int32 [B, T], right-padded; length int32 [B]; position_ids float32 [3, B, T]; rope_delta float32 [B];
+    budget int32 [B], tokens to draw; keys [B]; stop_ids int32 [n]; values: the sampling values.
+    """
+
+    token_ids: jax.Array
+    length: jax.Array
+    position_ids: jax.Array
+    rope_delta: jax.Array
+    budget: jax.Array
+    keys: jax.Array
+    stop_ids: jax.Array
+    values: dict
+
+
+@partial(jax.jit, static_argnames=("graph", "plan", "slots"))
+def prefill(
+    params: dict, request: Request, media: Media | None, *, graph: Graph, plan: Plan, slots: int
+) -> tuple[jax.Array, DecodeState]:
+    """Run the prompts and draw each row's first token: int32 [B], and the state to go on from."""
+    thinker = bind(graph, params)
+    text = thinker.config.text
+    B = request.token_ids.shape[0]
+    x = thinker.embed_tokens(request.token_ids, media)
+    cache = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
+    hidden, cache, _ = thinker.hidden(x, request.position_ids, cache, media=media)
+    last = jnp.take_along_axis(hidden, request.length[:, None, None] - 1, axis=1)[:, 0]
+    state = DecodeState(
+        cache=replace(cache, length=request.length),
+        token=jnp.zeros((B,), jnp.int32),
+        rope_delta=request.rope_delta,
+        done=request.budget <= 0,
+        remaining=request.budget,
+        seen=_seen_in_prompt(request, text.vocab_size) if plan.penalised else jnp.zeros((B, 0), bool),
+        keys=request.keys,
+    )
+    return _draw(thinker.logits(last), state, request.stop_ids, request.values, plan)
+
+
+@partial(jax.jit, static_argnames=("graph", "plan", "unroll"), donate_argnames="state")
+def decode_chunk(
+    params: dict,
+    state: DecodeState,
+    steps: jax.Array | int,
+    stop_ids: jax.Array,
+    values: dict,
+    *,
+    graph: Graph,
+    plan: Plan,
+    unroll: int = 1,
+) -> tuple[jax.Array, DecodeState]:
+    """Up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none was drawn, and the state to go on from.
+
+    The cache must hold `steps` more tokens. Rows that are done neither move nor write anything that is read.
+    """
+    thinker = bind(graph, params)
+    tokens = jnp.full((state.token.shape[0], CHUNK), NO_TOKEN, jnp.int32)
+
+    def step(carry: tuple) -> tuple:
+        i, state, tokens = carry
+        position = state.cache.length + state.rope_delta
+        position = jnp.broadcast_to(position[None, :, None], (3, position.shape[0], 1))
+        x = thinker.embed_tokens(state.token[:, None])
+        hidden, cache, _ = thinker.hidden(x, position, state.cache, unroll=unroll)
+        cache = replace(cache, length=jnp.where(state.done, state.cache.length, cache.length))
+        token, state = _draw(thinker.logits(hidden[:, 0]), replace(state, cache=cache), stop_ids, values, plan)
+        return i + 1, state, jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))
+
+    def going(carry: tuple) -> jax.Array:
+        i, state, _ = carry
+        return (i < steps) & ~jnp.all(state.done)
+
+    _, state, tokens = jax.lax.while_loop(going, step, (0, state, tokens))
+    return tokens, state
+
+
+@partial(jax.jit, static_argnames="slots", donate_argnames="state")
+def grow(state: DecodeState, *, slots: int) -> DecodeState:
+    """The same state with a cache of `slots` slots."""
+    return replace(state, cache=state.cache.grow(slots))
+
+
+def _draw(
+    logits: jax.Array, state: DecodeState, stop_ids: jax.Array, values: dict, plan: Plan
+) -> tuple[jax.Array, DecodeState]:
+    """Draw each row's next token (-1 where done) and book it: stop ids and the budget end a row after their token."""
+    drawn = sample(logits, state.keys, state.cache.length, state.seen, values, plan)
+    token = jnp.where(state.done, NO_TOKEN, drawn)
+    remaining = state.remaining - ~state.done
+    done = state.done | jnp.isin(drawn, stop_ids) | (remaining <= 0)
+    seen = state.seen
+    if plan.penalised:
+        seen = seen.at[jnp.arange(token.shape[0]), jnp.maximum(token, 0)].max(token >= 0)
+    state = replace(state, token=jnp.where(done, state.token, drawn), done=done, remaining=remaining, seen=seen)
+    return token, state
+
+
+def _seen_in_prompt(request: Request, vocab_size: int) -> jax.Array:
+    B, T = request.token_ids.shape
+    inside = jnp.arange(T) < request.length[:, None]
+    seen = jnp.zeros((B, vocab_size), bool)
+    return seen.at[jnp.arange(B)[:, None], request.token_ids].max(inside)

@@ -1,0 +1,95 @@
+"""Choosing the next token: penalty, temperature, top-k, top-p, min-p, then a draw that depends on the position alone.
+
+Every draw uses `fold_in(row key, absolute position)`, so the same seed gives the same token whatever the batch, the chunk
+size or the way in which the position was reached (plain or drafted). Order and meaning of the filters are those of
+transformers' logits processors. Values are traced; only the kind of program (`Plan`) is static.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omni_jax.errors import InputError
+
+
+class Plan(NamedTuple):
+    """What the compiled program contains: no draw at all, the penalty, and how many candidates are sorted (0: none)."""
+
+    greedy: bool
+    penalised: bool
+    candidates: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of one request. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temperature", self.temperature, 0.0 <= self.temperature < np.inf, "0 (greedy) or a positive number"),
+            ("top_k", self.top_k, self.top_k >= 0 and self.top_k == int(self.top_k), "0 (off) or a positive count"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
+            ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "from 0 (off) to 1"),
+            ("repetition_penalty", self.repetition_penalty, 0.0 < self.repetition_penalty < np.inf, "positive, 1 is off"),
+        )
+        for name, value, valid, expected in checks:
+            if not valid:
+                raise InputError(f"{name} is {value}; it must be {expected}")
+
+    def plan(self, vocab_size: int) -> Plan:
+        """The static part for a vocabulary of `vocab_size`."""
+        greedy = self.temperature == 0.0
+        filtered = self.top_p < 1.0 or self.min_p > 0.0
+        candidates = min(self.top_k, vocab_size) if self.top_k else (vocab_size if filtered else 0)
+        return Plan(greedy, self.repetition_penalty != 1.0, 0 if greedy else candidates)
+
+    def values(self) -> dict[str, np.float32]:
+        """The traced part."""
+        names = ("temperature", "top_p", "min_p", "repetition_penalty")
+        return {name: np.float32(getattr(self, name)) for name in names}
+
+
+def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
+    """Divide positive and multiply negative logits [B, V] of tokens in `seen` bool [B, V] by `penalty`."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def sample(
+    logits: jax.Array, keys: jax.Array, position: jax.Array, seen: jax.Array | None, values: dict, plan: Plan
+) -> jax.Array:
+    """Next token int32 [B] from float32 logits [B, V].
+
+    keys: one typed key per row. position: int32 [B], where the token will stand in its row. seen: bool [B, V] when
+    the plan is penalised.
+    """
+    if plan.penalised:
+        logits = penalise(logits, seen, values["repetition_penalty"])
+    if plan.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / values["temperature"]
+    draw = jax.vmap(lambda key, at, row: jax.random.categorical(jax.random.fold_in(key, at), row))
+    if not plan.candidates:
+        return draw(keys, position, logits).astype(jnp.int32)
+    top, ids = jax.lax.top_k(logits, plan.candidates)
+    kept = jnp.where(_keep(top, values["top_p"], values["min_p"]), top, -jnp.inf)
+    # The draw is over token ids, not ranks, so that near-ties that change places do not change it.
+    rows = jnp.arange(logits.shape[0])[:, None]
+    filtered = jnp.full_like(logits, -jnp.inf).at[rows, ids].set(kept)
+    return draw(keys, position, filtered).astype(jnp.int32)
+
+
+def _keep(top: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:
+    """Which of the descending logits [B, C] survive: the smallest set of mass top_p, then those above min_p of the best."""
+    probabilities = jax.nn.softmax(top, axis=-1)
+    keep = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
+    probabilities = jnp.where(keep, probabilities, 0.0)
+    return keep & (probabilities >= min_p * probabilities[:, :1])

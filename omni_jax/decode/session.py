@@ -1,0 +1,152 @@
+"""One generation as the host sees it: from a prepared batch to token ids, in chunks.
+
+The next chunk is dispatched before the last one is read, so the device does not wait for the host. Shapes that reach the
+compiler are bucketed: prompts to a few lengths, caches to powers of two that grow with the reply.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from omni_jax.config import DecoderConfig
+from omni_jax.decode.generate import CHUNK, NO_TOKEN, DecodeState, Request, decode_chunk, grow, prefill
+from omni_jax.decode.media import encode_media
+from omni_jax.decode.sampling import Sampling
+from omni_jax.errors import InputError
+from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.models.param import Graph
+from omni_jax.ops.cache import slots_for
+
+
+class Session:
+    """Generates from `batch`; iterate over `chunks`, then read `rows` and the times."""
+
+    def __init__(
+        self,
+        params: dict,
+        graph: Graph,
+        text: DecoderConfig,
+        batch: Batch,
+        sampling: Sampling,
+        max_new_tokens: int,
+        seed: int | Sequence[int],
+        stop_ids: Sequence[int],
+    ):
+        """params, graph and text: the Thinker's. seed: one for all rows, or one per row. stop_ids: tokens that end a row."""
+        self.params, self.graph = params, graph
+        self.lengths = batch.mask.sum(axis=1).astype(np.int32)
+        self.longest = int(self.lengths.max())
+        self.max_new_tokens = max_new_tokens
+        check_context(self.longest, max_new_tokens, text.max_position_embeddings)
+        self.stop_ids = _stop_ids(stop_ids, text.vocab_size)
+        self.plan, self.values = sampling.plan(text.vocab_size), sampling.values()
+        self.batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
+        self.keys = row_keys(seed, len(self.lengths))
+        self.rows: list[list[int]] = [[] for _ in self.lengths]
+        self.prefill_seconds = self.decode_seconds = 0.0
+
+    @property
+    def stopped(self) -> list[bool]:
+        """Which rows have met a stop id."""
+        return [bool(ids) and ids[-1] in self.stop_ids for ids in self.rows]
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has met a stop id or its limit."""
+        return all(stop or len(ids) >= self.max_new_tokens for stop, ids in zip(self.stopped, self.rows, strict=True))
+
+    def chunks(self, steps: int = CHUNK) -> Iterator[list[list[int]]]:
+        """The new token ids of every row: first one each, then up to `steps` (at most CHUNK) each, until all are done."""
+        start = time.perf_counter()
+        tokens, state = self._prefill()
+        drawn, slots, ahead = 1, state.cache.slots, None
+        while True:
+            if drawn < self.max_new_tokens:
+                slots = max(slots, slots_for(self.longest + drawn + steps))
+                ahead, state = self._decode(state, steps, slots)
+            new = self._take(tokens)
+            if drawn == 1:
+                self.prefill_seconds = time.perf_counter() - start
+            self.decode_seconds = time.perf_counter() - start - self.prefill_seconds
+            yield new
+            if self.done or ahead is None:
+                return
+            tokens, ahead, drawn = ahead, None, drawn + steps
+
+    def _prefill(self) -> tuple[jax.Array, DecodeState]:
+        batch = self.batch
+        media = encode_media(self.params, batch, self.graph)
+        request = Request(
+            token_ids=batch.token_ids,
+            length=self.lengths,
+            position_ids=batch.position_ids,
+            rope_delta=batch.rope_delta,
+            budget=np.full(self.lengths.shape, self.max_new_tokens, np.int32),
+            keys=self.keys,
+            stop_ids=self.stop_ids,
+            values=self.values,
+        )
+        slots = slots_for(max(batch.token_ids.shape[1], self.longest + min(self.max_new_tokens, CHUNK)))
+        token, state = prefill(self.params, request, media, graph=self.graph, plan=self.plan, slots=slots)
+        return token[:, None], state
+
+    def _decode(self, state: DecodeState, steps: int, slots: int) -> tuple[jax.Array, DecodeState]:
+        if slots > state.cache.slots:
+            state = grow(state, slots=slots)
+        return decode_chunk(
+            self.params, state, np.int32(steps), self.stop_ids, self.values, graph=self.graph, plan=self.plan
+        )
+
+    def _take(self, tokens: jax.Array) -> list[list[int]]:
+        new = [[int(t) for t in row if t != NO_TOKEN] for row in np.asarray(tokens)]
+        for row, ids in zip(self.rows, new, strict=True):
+            row += ids
+        return new
+
+
+def check_context(prompt_tokens: int, max_new_tokens: int, limit: int) -> None:
+    """Raise InputError unless a prompt and its reply fit the model's context."""
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least one token")
+    if prompt_tokens + max_new_tokens > limit:
+        raise InputError(
+            f"the prompt has {prompt_tokens} tokens and max_new_tokens is {max_new_tokens}: together more than the model's "
+            f"context of {limit}; shorten the prompt or its media, or ask for at most {max(limit - prompt_tokens, 0)}"
+        )
+
+
+def pad_length(batch: Batch, T: int) -> Batch:
+    """The same batch with rows padded on the right to `T` tokens."""
+    more = T - batch.token_ids.shape[1]
+
+    def pad(array: np.ndarray, fill: int = 0) -> np.ndarray:
+        return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, more)], constant_values=fill)
+
+    return replace(
+        batch,
+        token_ids=pad(batch.token_ids),
+        mask=pad(batch.mask),
+        position_ids=pad(batch.position_ids),
+        visual_index=pad(batch.visual_index, -1),
+        audio_index=pad(batch.audio_index, -1),
+    )
+
+
+def row_keys(seed: int | Sequence[int], rows: int) -> jax.Array:
+    """One random key per row: the same for one seed, so that a row draws alike alone and in a batch."""
+    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise InputError(f"{len(seeds)} seeds for {rows} conversations; give one seed, or one for each")
+    if not all(isinstance(s, int) and 0 <= s < 2**63 for s in seeds):
+        raise InputError(f"seed {seed!r} is not a whole number from 0 to 2^63 - 1")
+    return jax.vmap(jax.random.key)(np.asarray([s & 0xFFFFFFFF for s in seeds], np.uint32))
+
+
+def _stop_ids(stop_ids: Sequence[int], vocab_size: int) -> np.ndarray:
+    for i in stop_ids:
+        if not 0 <= i < vocab_size:
+            raise InputError(f"stop id {i} is outside the vocabulary of {vocab_size} tokens")
+    return np.asarray(sorted(set(stop_ids)), np.int32)

@@ -1,0 +1,193 @@
+"""A stack of causal decoder layers: the Thinker's text model and, with other sizes, the Talker and the code predictor.
+
+Pre-norm layers of grouped-query attention with per-head q/k norms, then routed experts or one MLP. Parameters are
+stacked over layers; `lax.scan` runs over the layer index with the cache in its carry. A stack that mixes expert and
+plain layers keeps each kind in its own, shorter stack.
+
+Two things may touch the hidden states between layers: deepstack features are added to the outputs of the first layers
+at visual positions, and `taps` copy chosen hidden states into a small buffer for whoever needs them (Talker, drafters).
+
+Source: transformers `Qwen3OmniMoeThinkerTextModel`. Hidden states are numbered as there: 0 is the input, k is the output of
+layer k-1 before its deepstack feature is added.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from omni_jax.config import DecoderConfig
+from omni_jax.models.param import RMSNorm, param
+from omni_jax.ops.attention import causal_attention
+from omni_jax.ops.cache import KVCache
+from omni_jax.ops.moe import moe, route
+from omni_jax.ops.rope import rotate
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Deepstack:
+    """features [n, X, D] of n first layers; index int32 [B, T] into X, -1 where a token is not visual."""
+
+    features: jax.Array
+    index: jax.Array
+
+    def add(self, x: jax.Array, l: Any) -> jax.Array:
+        """x [B, T, D] plus layer `l`'s feature at visual positions."""
+
+        def inject(x: jax.Array) -> jax.Array:
+            feature = self.features[l][jnp.maximum(self.index, 0)].astype(x.dtype)
+            return jnp.where(self.index[..., None] >= 0, x + feature, x)
+
+        return jax.lax.cond(l < self.features.shape[0], inject, lambda x: x, x)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which keys a block of queries sees: `offset` int32 [B] keys before the block, from `first` int32 [B] on."""
+
+    offset: jax.Array
+    first: jax.Array | None = None
+
+
+class Experts(nnx.Module):
+    """Routed experts of L layers: router [L, E, D], gate_up [L, E, D, 2, F], down [L, E, F, D]."""
+
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, layers: int):
+        E, D, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        self.router = param(rngs, (layers, E, D), ("layers", None, "embed"), scale=D**-0.5)
+        self.gate_up = param(
+            rngs, (layers, E, D, 2, F), ("layers", "expert", "embed", None, "mlp"), scale=D**-0.5
+        )
+        self.down = param(rngs, (layers, E, F, D), ("layers", "expert", "mlp", "embed"), scale=F**-0.5)
+        self.config = config
+
+    def __call__(self, x: jax.Array, l: Any) -> jax.Array:
+        """[B, T, D] -> [B, T, D] through the experts of stack index `l`."""
+        B, T, D = x.shape
+        rows = x.reshape(B * T, D)
+        ids, weights = route(rows, self.router[...][l], self.config.experts_per_token, self.config.norm_topk_prob)
+        return moe(rows, ids, weights, self.gate_up[...], self.down[...], l).reshape(B, T, D)
+
+
+class MLP(nnx.Module):
+    """Gated MLP of L layers: down(silu(gate(x)) * up(x)); gate_up [L, 2, F, D], down [L, D, F]."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int):
+        self.gate_up = param(rngs, (layers, 2, inner, width), ("layers", None, "mlp", "embed"), scale=width**-0.5)
+        self.down = param(rngs, (layers, width, inner), ("layers", "embed", "mlp"), scale=inner**-0.5)
+
+    def __call__(self, x: jax.Array, l: Any) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        gate, up = jnp.moveaxis(
+            jnp.einsum("BTD,CFD->BTCF", x, self.gate_up[...][l], preferred_element_type=jnp.float32), 2, 0
+        )
+        hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
+        return jnp.einsum("BTF,DF->BTD", hidden, self.down[...][l], preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+class DecoderLayers(nnx.Module):
+    """L decoder layers. `unroll` in the call: how many layers the compiled loop holds at once."""
+
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
+        L, D, N, K, H = (
+            config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+        )  # fmt: skip
+        self.config = config
+        self.attention_norm = RMSNorm(rngs, D, config.rms_norm_eps, layers=L)
+        self.qkv = param(
+            rngs, (L, K, N // K + 2, H, D), ("layers", "kv_heads", None, "head_dim", "embed"), scale=D**-0.5
+        )
+        if config.qk_norm:
+            self.q_norm = RMSNorm(rngs, H, config.rms_norm_eps, layers=L, axis="head_dim")
+            self.k_norm = RMSNorm(rngs, H, config.rms_norm_eps, layers=L, axis="head_dim")
+        self.out = param(rngs, (L, D, N, H), ("layers", "embed", "heads", "head_dim"), scale=(N * H) ** -0.5)
+        self.mlp_norm = RMSNorm(rngs, D, config.rms_norm_eps, layers=L)
+        dense = len(config.dense_layers)
+        if L > dense:
+            self.moe = Experts(rngs, config, L - dense)
+        if dense:
+            self.mlp = MLP(rngs, D, config.intermediate_size, dense)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        cache: KVCache | None = None,
+        first: jax.Array | None = None,
+        deepstack: Deepstack | None = None,
+        taps: tuple[int, ...] = (),
+        unroll: int = 1,
+    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
+        """x [B, T, D] and rope (cos, sin) [B, T, H] -> outputs [B, T, D], cache, tapped hidden states [n, B, T, D].
+
+        With a cache, the T tokens follow what each row holds, and its length is advanced by T; without one, they are
+        a whole sequence, of which the tokens before `first` [B] are padding. The state numbered L, which follows the
+        final norm, is the caller's to fill in.
+        """
+        B = x.shape[0]
+        offset = cache.length if cache is not None else jnp.zeros((B,), jnp.int32)
+        span = Span(offset, first)
+        L = self.config.num_layers
+        slots = jnp.asarray([taps.index(k) if k in taps and k < L else -1 for k in range(L + 1)], jnp.int32)
+        tapped = jnp.zeros((len(taps), *x.shape), x.dtype)
+
+        def layer(carry: tuple, l: jax.Array) -> tuple[tuple, None]:
+            x, cache, tapped = carry
+            attended, cache = self._attention(x, l, rope, cache, span)
+            x = x + attended
+            x = x + self._feed_forward(self.mlp_norm(x, l), l)
+            if taps:
+                tapped = _tap(tapped, x, slots[l + 1])
+            if deepstack is not None:
+                x = deepstack.add(x, l)
+            return (x, cache, tapped), None
+
+        if 0 in taps:
+            tapped = tapped.at[taps.index(0)].set(x)
+        (x, cache, tapped), _ = jax.lax.scan(layer, (x, cache, tapped), jnp.arange(L), unroll=unroll)
+        return x, cache.advance(x.shape[1]) if cache is not None else None, tapped
+
+    def _attention(
+        self, x: jax.Array, l: Any, rope: tuple[jax.Array, jax.Array], cache: KVCache | None, span: Span
+    ) -> tuple[jax.Array, KVCache | None]:
+        config = self.config
+        B, T, _ = x.shape
+        h = self.attention_norm(x, l)
+        qkv = jnp.einsum("BTD,KCHD->BTKCH", h, self.qkv[...][l], preferred_element_type=jnp.float32).astype(x.dtype)
+        q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
+        if config.qk_norm:
+            q, k = self.q_norm(q, l), self.k_norm(k, l)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is None:
+            keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        else:
+            cache = cache.write(l, k, v)
+            keys, values = cache.k[l], cache.v[l]
+        out = causal_attention(q, keys, values, span.offset, span.first, config.sliding_window)
+        out = out.reshape(B, T, config.num_heads, config.head_dim)
+        out = jnp.einsum("BTNH,DNH->BTD", out, self.out[...][l], preferred_element_type=jnp.float32).astype(x.dtype)
+        return out, cache
+
+    def _feed_forward(self, x: jax.Array, l: jax.Array) -> jax.Array:
+        dense = self.config.dense_layers
+        if not dense:
+            return self.moe(x, l)
+        if len(dense) == self.config.num_layers:
+            return self.mlp(x, l)
+        is_dense = jnp.asarray([i in dense for i in range(self.config.num_layers)])
+        before = jnp.cumsum(is_dense) - is_dense
+        return jax.lax.cond(is_dense[l], lambda: self.mlp(x, before[l]), lambda: self.moe(x, l - before[l]))
+
+
+def _tap(tapped: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:
+    """Copy x [B, T, D] into row `slot` of tapped [n, B, T, D] unless slot is negative."""
+    return jax.lax.cond(
+        slot >= 0,
+        lambda: jax.lax.dynamic_update_index_in_dim(tapped, x, jnp.maximum(slot, 0), 0),
+        lambda: tapped,
+    )
+
+

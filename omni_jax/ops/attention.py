@@ -1,0 +1,69 @@
+"""Causal grouped-query attention of a block of queries against keys: prefill, decode and verification in one path.
+
+Queries sit behind `offset` earlier tokens of their row and see the keys from `first` on up to themselves. Logits and
+softmax are float32. The score matrix is never larger than a fixed budget: longer query blocks are mapped over chunks.
+The mask is explicit because library causal flags align a block of queries with the first keys, not the last.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Largest score block in elements: 256 MB of float32.
+SCORE_BUDGET = 1 << 26
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention of q [B, T, K, G, H] over k and v [B, K, S, H] where mask bool [B, T, S]; returns q's shape and dtype."""
+    H = q.shape[-1]
+    scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+    # A row that sees nothing (padding) gives zeros, not NaN.
+    peak = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
+    weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
+    out = jnp.einsum("BKGTS,BKSH->BTKGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype)
+
+
+def causal_mask(
+    query: jax.Array, S: int, offset: jax.Array, first: jax.Array | None, window: int | None
+) -> jax.Array:
+    """Bool [B, T, S]: key s is visible to query index t [T] when first <= s <= offset + t and within `window` keys."""
+    key = jnp.arange(S)
+    position = (offset[:, None] + query)[..., None]
+    mask = key <= position
+    if first is not None:
+        mask &= key >= first[:, None, None]
+    if window is not None:
+        mask &= key > position - window
+    return mask
+
+
+def causal_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    offset: jax.Array,
+    first: jax.Array | None = None,
+    window: int | None = None,
+) -> jax.Array:
+    """Causal attention of q [B, T, K, G, H] over k and v [B, K, S, H].
+
+    offset: int32 [B], keys before the first query of each row. first: int32 [B], first valid key (left padding).
+    window: keys that a query sees, itself included.
+    """
+    B, T, K, G, H = q.shape
+    S = k.shape[2]
+    chunk = max(16, SCORE_BUDGET // (B * K * G * S))
+    if T <= chunk:
+        return attend(q, k, v, causal_mask(jnp.arange(T), S, offset, first, window))
+    chunks = -(-T // chunk)
+    padded = jnp.pad(q, [(0, 0), (0, chunks * chunk - T)] + [(0, 0)] * 3)
+    blocks = jnp.moveaxis(padded.reshape(B, chunks, chunk, K, G, H), 1, 0)
+
+    def one(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        start, q_block = block
+        return attend(q_block, k, v, causal_mask(start + jnp.arange(chunk), S, offset, first, window))
+
+    out = jax.lax.map(one, (jnp.arange(chunks) * chunk, blocks))
+    return jnp.moveaxis(out, 0, 1).reshape(B, chunks * chunk, K, G, H)[:, :T]

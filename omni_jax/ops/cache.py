@@ -1,0 +1,61 @@
+"""The key/value cache of a decoder stack: one array for keys, one for values, and a length per row.
+
+Slots hold tokens in order, so a slot is valid when its index is below the row's length, rolling back is setting
+`length`, and rows of one batch may be at different places. Arrays are [L, B, K, S, H]: a layer's keys are contiguous
+per head, which is the order that attention reads. The cache travels in a scan's carry and is donated, so XLA updates it in place.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+SMALLEST = 256
+
+
+def slots_for(tokens: int) -> int:
+    """The static cache size that holds `tokens`: powers of two from 256, so that few sizes are ever compiled."""
+    return max(SMALLEST, 1 << (tokens - 1).bit_length())
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVCache:
+    """k and v: [L, B, K, S, H]; length: int32 [B], tokens that each row holds."""
+
+    k: jax.Array
+    v: jax.Array
+    length: jax.Array
+
+    @classmethod
+    def empty(cls, layers: int, rows: int, kv_heads: int, slots: int, head_dim: int, dtype: Any) -> "KVCache":
+        shape = (layers, rows, kv_heads, slots, head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows,), jnp.int32))
+
+    @property
+    def slots(self) -> int:
+        return self.k.shape[3]
+
+    def write(self, l: Any, k: jax.Array, v: jax.Array) -> "KVCache":
+        """Put keys and values [B, T, K, H] of layer `l` into the T slots after each row's length (not advancing it)."""
+        return replace(self, k=_write(self.k, l, k, self.length), v=_write(self.v, l, v, self.length))
+
+    def advance(self, tokens: jax.Array | int) -> "KVCache":
+        """Count `tokens` (int32 [B] or one number) more slots as valid."""
+        return replace(self, length=self.length + tokens)
+
+    def grow(self, slots: int) -> "KVCache":
+        """The same content in `slots` slots."""
+        pad = [(0, 0)] * 3 + [(0, slots - self.slots), (0, 0)]
+        return replace(self, k=jnp.pad(self.k, pad), v=jnp.pad(self.v, pad))
+
+
+def _write(buffer: jax.Array, l: Any, new: jax.Array, length: jax.Array) -> jax.Array:
+    B, T, *_ = new.shape
+    if B == 1:
+        # One contiguous update: a scatter of one window would be expanded to a loop on CPU.
+        update = new.transpose(0, 2, 1, 3)[None].astype(buffer.dtype)
+        return jax.lax.dynamic_update_slice(buffer, update, (l, 0, 0, length[0], 0))
+    slot = length[:, None] + jnp.arange(T)
+    return buffer.at[l, jnp.arange(B)[:, None], :, slot].set(new.astype(buffer.dtype), mode="drop")
