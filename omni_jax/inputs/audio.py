@@ -1,0 +1,210 @@
+"""Sound: from a file to the log-mel spectrogram of the audio encoder.
+
+Data flow: `load_audio` gives mono samples at 16 kHz; `log_mel` their spectrogram, one clip at a time; `token_count` how
+many tokens the encoder will make of it. `batch.pack_audio` lays the spectrograms out in windows.
+
+Source: transformers `load_audio` (soundfile, the mean of the channels, soxr_hq) and `WhisperFeatureExtractor`.
+Deliberate differences: each clip is transformed alone, where the reference's batch padding alters the last frame of the
+shorter clips; clips beyond 30 s are never cut; damaged, cut or empty files are errors, where the reference goes on with
+what it could read. A cut Ogg or MP3 file cannot be told from a shorter one.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omni_jax.errors import InputError
+from omni_jax.inputs.settings import SAMPLING_RATE, AudioSettings
+from omni_jax.inputs.source import Source, is_source, name_of, open_container, open_source
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+MAX_SECONDS = 3600.0
+MAX_SAMPLES = 3600 * 48_000  # of the source, one channel: 0.7 GB as float32
+MIN_SAMPLES = 201  # at 16 kHz: the Fourier window reflects 200 samples at either end
+MIN_RATE, MAX_RATE = 2_000, 768_000  # samples per second of a source; a header outside is damaged or malicious
+MAX_CHANNELS = 32
+MAX_LEVEL = 64.0  # full scale is 1; what is far above it was meant as integers
+
+TOKENS_PER_CHUNK = 13  # a full chunk of 97 to 104 mel frames after three halving convolutions
+MAX_FREQUENCY = 8000.0  # Hz; WhisperFeatureExtractor's own, no file states it
+
+
+def token_count(frames: int, chunk_frames: int) -> int:
+    """Audio tokens of a clip of `frames` mel frames, convolved in chunks of `chunk_frames`."""
+    rest = frames % chunk_frames
+    for _ in range(3):
+        rest = (rest + 1) // 2
+    return frames // chunk_frames * TOKENS_PER_CHUNK + rest
+
+
+def load_audio(
+    source: Source | np.ndarray, sampling_rate: int | None = None, max_seconds: float = MAX_SECONDS
+) -> np.ndarray:
+    """Load sound as float32 [samples], mono at 16 kHz: from a path, bytes, or an array and its `sampling_rate`.
+
+    An array is [samples], [channels, samples] or [samples, channels]; floats have full scale 1, integers their dtype's.
+    Raises InputError for what cannot be read, is damaged or silent about its rate, or is too short or long.
+    """
+    if isinstance(source, np.ndarray):
+        if sampling_rate is None:
+            raise InputError("audio array without a rate; give its sampling_rate in samples per second")
+        samples, rate = _from_array(source), sampling_rate
+    elif not is_source(source):
+        raise InputError(f"audio {name_of(source)}: pass a path, bytes, or an array with its sampling_rate")
+    elif sampling_rate is not None:
+        raise InputError(f"audio {name_of(source)}: a file states its own rate; leave out sampling_rate")
+    else:
+        samples, rate = _from_file(source, max_seconds)
+    what = f"audio {name_of(source)}"
+    check_header(what, rate, 1, samples.size, max_seconds)
+    check_samples(what, samples)
+    samples = resample(samples, rate)
+    if samples.size < MIN_SAMPLES:
+        raise InputError(f"{what}: {samples.size} samples at 16 kHz; at least {MIN_SAMPLES} are needed")
+    return samples
+
+
+def check_header(what: str, rate: float, channels: int, samples: int, max_seconds: float) -> None:
+    """Refuse a rate, channel count or length out of bounds, before anything of that size is allocated."""
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise InputError(f"{what}: a rate of {rate} samples per second; {MIN_RATE} to {MAX_RATE} can be right")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise InputError(f"{what}: {channels} channels; at most {MAX_CHANNELS} are mixed: pick some")
+    if samples > max_seconds * rate:
+        raise InputError(f"{what}: {samples / rate:.0f} s is longer than {max_seconds:.0f} s; cut it into parts")
+    if samples > MAX_SAMPLES:
+        raise InputError(f"{what}: {samples} samples are more than {MAX_SAMPLES}; resample it to 16 kHz first")
+
+
+def check_samples(what: str, samples: np.ndarray) -> None:
+    if not samples.size:
+        raise InputError(f"{what}: it holds no samples")
+    level = float(np.max(np.abs(samples)))
+    if not np.isfinite(level):
+        raise InputError(f"{what}: NaN or infinite samples; repair or cut them")
+    if level > MAX_LEVEL:
+        raise InputError(
+            f"{what}: samples reach {level:.0f}; float samples have full scale 1: divide, or pass integers"
+        )
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    """Any accepted array as mono float32 [samples]."""
+    if array.dtype == np.uint8:
+        array = (array.astype(np.float32) - 128) / 128
+    elif array.dtype in (np.int8, np.int16, np.int32):
+        array = array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
+    elif array.dtype.kind != "f":
+        raise InputError(f"audio array of dtype {array.dtype}; pass float, int16, int32 or uint8")
+    if array.ndim == 2:
+        array = array.mean(axis=int(array.shape[1] < array.shape[0]))  # the shorter axis is the channels
+        if min(array.shape, default=0) > MAX_CHANNELS:
+            raise InputError(f"audio array of shape {array.shape}; pass [samples] or [channels, samples]")
+    elif array.ndim != 1:
+        raise InputError(f"audio array of shape {array.shape}; pass [samples] or [channels, samples]")
+    return array.astype(np.float32)
+
+
+def _from_file(source: Source, max_seconds: float) -> tuple[np.ndarray, int]:
+    """Mono float32 [samples] and their rate, by libsndfile or, for what it does not know, from a media container."""
+    import soundfile
+
+    with open_source(source, "audio") as file:
+        try:
+            sound = soundfile.SoundFile(file)
+        except (soundfile.LibsndfileError, TypeError):
+            sound = None
+        if sound is not None:
+            with sound:
+                return _read_sound(sound, f"audio {name_of(source)}", max_seconds), sound.samplerate
+    with open_container(source, "audio") as container:
+        if not container.streams.audio:
+            raise InputError(f"audio {name_of(source)}: it holds no sound")
+        samples, rate, _ = read_track(container, f"audio {name_of(source)}", max_seconds)
+    return samples, rate
+
+
+def _read_sound(sound: Any, what: str, max_seconds: float) -> np.ndarray:
+    """Mono float32 [samples] of an open soundfile.SoundFile."""
+    import soundfile
+
+    check_header(what, sound.samplerate, sound.channels, sound.frames, max_seconds)
+    samples = np.empty(sound.frames, np.float32)
+    filled = 0
+    try:
+        for block in sound.blocks(1 << 20, dtype="float32", always_2d=True):
+            samples[filled : filled + len(block)] = block.mean(axis=1)
+            filled += len(block)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{what}: damaged after {filled / sound.samplerate:.1f} s ({error})") from None
+    if filled < sound.frames:
+        raise InputError(f"{what}: cut short or damaged, {filled} of {sound.frames} samples could be read")
+    return samples
+
+
+def read_track(container: "InputContainer", what: str, max_seconds: float) -> tuple[np.ndarray, int, float]:
+    """Decode the first sound track of a container: mono float32 [samples], their rate, and the start in seconds."""
+    stream = container.streams.audio[0]
+    rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+    check_header(what, rate, channels, 0, max_seconds)
+    blocks, count, start = [], 0, None
+    for block, seconds in _decode_track(container, what, rate):
+        start = seconds if start is None else start
+        blocks.append(block)
+        count += block.size
+        check_header(what, rate, channels, count, max_seconds)
+    declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+    if count / rate < declared - 1.0:
+        raise InputError(f"{what}: cut short, {count / rate:.1f} of {declared:.1f} s could be read")
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate, start or 0.0
+
+
+def _decode_track(container: "InputContainer", what: str, rate: int) -> Iterator[tuple[np.ndarray, float]]:
+    from av import AudioResampler
+
+    planar = AudioResampler(format="fltp")  # only another sample format: rate and channels stay
+    for frame in container.decode(audio=0):
+        if frame.sample_rate != rate:
+            raise InputError(f"{what}: its rate changes from {rate} to {frame.sample_rate}; convert it to WAV or FLAC")
+        for part in planar.resample(frame):
+            yield part.to_ndarray().mean(axis=0), frame.time or 0.0
+
+
+def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """float32 [samples] at `rate` to 16 kHz, by soxr's high quality."""
+    if rate == SAMPLING_RATE:
+        return samples
+    import librosa
+
+    return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLING_RATE, res_type="soxr_hq").astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _mel_filters(settings: AudioSettings) -> np.ndarray:
+    import librosa
+
+    bins, n_fft = settings.mel_bins, settings.n_fft
+    return librosa.filters.mel(sr=SAMPLING_RATE, n_fft=n_fft, n_mels=bins, fmax=MAX_FREQUENCY, norm="slaney")
+
+
+def log_mel(samples: np.ndarray, settings: AudioSettings) -> np.ndarray:
+    """The log-mel spectrogram float32 [M, frames] of one clip, float32 [samples] at 16 kHz; frames = samples // hop.
+
+    The loudest bin of the clip sets the floor, 8 decades below it.
+    """
+    import librosa
+
+    if samples.ndim != 1 or samples.size <= settings.n_fft // 2:
+        raise InputError(
+            f"audio of shape {samples.shape}; more than {settings.n_fft // 2} samples [samples] are needed"
+        )
+    spectrum = librosa.stft(
+        samples, n_fft=settings.n_fft, hop_length=settings.hop_samples, window="hann", center=True, pad_mode="reflect"
+    )
+    power = np.square(np.abs(spectrum[:, :-1]))  # the reference drops the last frame
+    mel = np.log10(np.maximum(_mel_filters(settings) @ power, 1e-10))
+    return (np.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0

@@ -1,0 +1,94 @@
+"""Where media come from: a local path or bytes. Nothing is ever fetched.
+
+`image`, `audio` and `video` open what a user gives through `open_source`, so that URLs, playlists, directories and
+missing files are refused in one place with one remedy. Decoders get an open file, never a name: a name could make
+FFmpeg follow another protocol. `open_container` adds the list of containers that FFmpeg may take it for.
+"""
+
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from omni_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+Source = str | os.PathLike | bytes | bytearray | memoryview
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: C:\clip.mp4 is a path
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<!DOCTYPE", b"<html")
+# FFmpeg's names of the containers that hold media themselves; those that point elsewhere (hls, concat, dash) stay out.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2|matroska,webm|avi|mpeg|mpegts|mpegvideo|m4v|h264|hevc|flv|asf|ogg|wav|w64|flac|mp3|aac|"
+    "ac3|aiff|au|amr|caf|wv|gif"
+)
+
+
+def is_source(value: object) -> bool:
+    """Whether `value` is a path or bytes."""
+    return isinstance(value, Source)
+
+
+@contextmanager
+def open_source(source: Source, kind: str) -> Iterator[BinaryIO]:
+    """Open a path or bytes for reading; `kind` ("audio", "image", "video") names it in errors.
+
+    Raises InputError for a URL, a playlist, an empty or missing file, and whatever is not a regular file.
+    """
+    if isinstance(source, str | os.PathLike):
+        file = _open_path(source, kind)
+    else:
+        file = io.BytesIO(source)
+    with file:
+        head = file.read(64)
+        file.seek(0)
+        if not head:
+            raise InputError(f"{kind} {name_of(source)}: it is empty")
+        if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(_PLAYLISTS):
+            raise InputError(f"{kind} {name_of(source)}: a playlist or web page; pass the media file itself")
+        yield file
+
+
+def _open_path(path: str | os.PathLike, kind: str) -> BinaryIO:
+    if isinstance(path, str) and _URL.match(path):
+        raise InputError(f"{kind} {path[:80]!r} is a URL; nothing is fetched: pass a local path or bytes")
+    try:
+        # Non-blocking, so that a pipe without a writer is refused below instead of waited for.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise InputError(f"{kind} {name_of(path)}: there is no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise InputError(f"{kind} {name_of(path)}: cannot be opened ({error})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{kind} {name_of(path)}: not a regular file; pass the media file itself")
+    return os.fdopen(descriptor, "rb")
+
+
+def name_of(source: object) -> str:
+    """How an error names a source."""
+    if isinstance(source, str | os.PathLike):
+        return repr(str(Path(source)))[:200]
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"of {len(source)} bytes"
+    return f"of type {type(source).__name__}"
+
+
+@contextmanager
+def open_container(source: Source, kind: str) -> Iterator["InputContainer"]:
+    """Open a path or bytes as a media container; errors of the decoder, here and inside the block, become InputError."""
+    import av
+    from av.error import FFmpegError
+
+    with open_source(source, kind) as file:
+        try:
+            with av.open(file, mode="r", options={"format_whitelist": _CONTAINERS.replace("|", ",")}) as container:
+                yield container
+        except (FFmpegError, EOFError) as error:
+            raise InputError(f"{kind} {name_of(source)}: damaged, or not a media file ({error})") from None
