@@ -1,0 +1,123 @@
+"""Filters against transformers' logits processors, draws against the distribution, and errors for settings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.decode.sampling import Plan, Sampling, _keep, penalise, sample
+from omni_jax.errors import InputError
+
+V = 50
+
+
+def logits(rows: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((rows, V)).astype(np.float32) * 3
+
+
+def survivors(settings: Sampling, scores: np.ndarray) -> np.ndarray:
+    """Which tokens can be drawn at all, bool [B, V], from our filters."""
+    scaled = scores / settings.temperature
+    plan = settings.plan(V)
+    top, ids = jax.lax.top_k(scaled, plan.candidates)
+    keep = np.asarray(_keep(top, settings.values()["top_p"], settings.values()["min_p"]))
+    out = np.zeros(scores.shape, bool)
+    np.put_along_axis(out, np.asarray(ids), keep, axis=1)
+    return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Sampling(0.7, top_k=5),
+        Sampling(1.3, top_p=0.8),
+        Sampling(1.0, min_p=0.1),
+        Sampling(0.9, top_k=20, top_p=0.6),
+        Sampling(0.9, top_k=30, top_p=0.9, min_p=0.05),
+    ],
+)
+def test_filters_are_those_of_transformers(settings: Sampling) -> None:
+    import torch
+    from transformers.generation import logits_process as hf
+
+    scores = torch.tensor(logits())
+    chain = [hf.TemperatureLogitsWarper(settings.temperature)]
+    chain += [hf.TopKLogitsWarper(settings.top_k)] if settings.top_k else []
+    chain += [hf.TopPLogitsWarper(settings.top_p)] if settings.top_p < 1 else []
+    chain += [hf.MinPLogitsWarper(settings.min_p)] if settings.min_p else []
+    for warper in chain:
+        scores = warper(None, scores)
+    np.testing.assert_array_equal(survivors(settings, logits()), np.isfinite(scores.numpy()))
+
+
+def test_the_penalty_is_that_of_transformers() -> None:
+    import torch
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+    ids = np.random.default_rng(1).integers(0, V, (4, 9))
+    seen = np.zeros((4, V), bool)
+    np.put_along_axis(seen, ids, True, axis=1)
+    want = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor(ids), torch.tensor(logits()))
+    np.testing.assert_allclose(penalise(logits(), seen, np.float32(1.3)), want.numpy(), rtol=1e-6)
+
+
+def draw(settings: Sampling, rows: np.ndarray, seeds: list[int], positions: list[int]) -> np.ndarray:
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    plan = settings.plan(rows.shape[1])
+    return np.asarray(sample(rows, keys, jnp.asarray(positions), None, settings.values(), plan))
+
+
+@pytest.mark.parametrize("settings", [Sampling(0.8), Sampling(0.8, top_k=10), Sampling(1.0, top_p=0.9)])
+def test_draws_follow_the_distribution(settings: Sampling) -> None:
+    n = 20_000
+    rows = np.repeat(logits(1), n, axis=0)
+    tokens = draw(settings, rows, [7] * n, list(range(n)))
+    scaled = logits(1)[0] / settings.temperature
+    if settings.plan(V).candidates:
+        scaled = np.where(survivors(settings, logits(1))[0], scaled, -np.inf)
+    p = np.exp(scaled - scaled.max())
+    p /= p.sum()
+    counts = np.bincount(tokens, minlength=V)
+    assert not counts[p == 0].any()
+    big = p * n > 5
+    chi2 = np.sum((counts[big] - n * p[big]) ** 2 / (n * p[big]))
+    # Mean of chi-square is its degrees of freedom, its deviation sqrt(2 dof): five deviations.
+    assert chi2 < big.sum() + 5 * np.sqrt(2 * big.sum())
+
+
+def test_a_draw_depends_on_seed_and_position_alone() -> None:
+    settings, rows = Sampling(1.0, top_k=40), logits()
+    together = draw(settings, rows, [1, 2, 3, 4], [10, 11, 12, 13])
+    for i in range(4):
+        assert draw(settings, rows[i : i + 1], [i + 1], [10 + i])[0] == together[i]
+    many = draw(settings, np.repeat(rows[:1], 64, axis=0), [1] * 64, list(range(64)))
+    assert len(set(many.tolist())) > 3
+
+
+def test_greedy_takes_the_best() -> None:
+    np.testing.assert_array_equal(draw(Sampling(), logits(), [0] * 4, [0] * 4), logits().argmax(-1))
+
+
+def test_plans() -> None:
+    assert Sampling(top_k=5).plan(V) == Plan(True, False, 0)
+    assert Sampling(1.0).plan(V) == Plan(False, False, 0)
+    assert Sampling(1.0, top_k=500).plan(V) == Plan(False, False, V)
+    assert Sampling(1.0, top_p=0.5, repetition_penalty=1.1).plan(V) == Plan(False, True, V)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": float("nan")},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"repetition_penalty": 0.0},
+    ],
+)
+def test_settings_out_of_range_are_named(wrong: dict) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Sampling(**wrong)

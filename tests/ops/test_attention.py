@@ -1,0 +1,82 @@
+"""Causal attention against hand-written masks, chunking, and the cache that it reads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.ops import attention
+from omni_jax.ops.cache import KVCache, slots_for
+
+
+def arrays(B: int, T: int, S: int, K: int = 2, G: int = 3, H: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(T * 100 + S)
+    shapes = ((B, T, K, G, H), (B, K, S, H), (B, K, S, H))
+    q, k, v = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    return q, k, v
+
+
+def test_masks_by_hand() -> None:
+    offset, first = jnp.array([2]), jnp.array([1])
+    mask = attention.causal_mask(jnp.arange(3), 6, offset, None, None)[0].astype(int)
+    assert mask.tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]
+    mask = attention.causal_mask(jnp.arange(3), 6, offset, first, None)[0].astype(int)
+    assert mask.tolist() == [[0, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0]]
+    mask = attention.causal_mask(jnp.arange(3), 6, offset, None, 2)[0].astype(int)
+    assert mask.tolist() == [[0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0]]
+
+
+def test_equals_a_plain_softmax() -> None:
+    q, k, v = arrays(2, 4, 9)
+    got = attention.causal_attention(q, k, v, jnp.array([5, 2]))
+    for b, offset in enumerate((5, 2)):
+        for t in range(4):
+            seen = slice(0, offset + t + 1)
+            scores = np.einsum("KGH,KSH->KGS", q[b, t], k[b, :, seen]) / np.sqrt(8)
+            w = np.exp(scores - scores.max(-1, keepdims=True))
+            want = np.einsum("KGS,KSH->KGH", w / w.sum(-1, keepdims=True), v[b, :, seen])
+            np.testing.assert_allclose(got[b, t], want, atol=1e-6)
+
+
+def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = arrays(2, 50, 50)
+    offset, first = jnp.zeros(2, jnp.int32), jnp.array([0, 7])
+    whole = attention.causal_attention(q, k, v, offset, first, window=20)
+    monkeypatch.setattr(attention, "SCORE_BUDGET", 1)
+    np.testing.assert_allclose(attention.causal_attention(q, k, v, offset, first, window=20), whole, atol=1e-6)
+
+
+def test_long_prompts_never_hold_all_scores() -> None:
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 8192, 2, 4, 16), (1, 2, 8192, 16), (1, 2, 8192, 16))]
+    compiled = jax.jit(attention.causal_attention).lower(*shapes, jax.ShapeDtypeStruct((1,), jnp.int32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 8192 * 8192 * 8 / 2
+
+
+def test_rows_that_see_nothing_give_zeros() -> None:
+    q, k, v = arrays(1, 3, 3)
+    got = attention.causal_attention(q, k, v, jnp.zeros(1, jnp.int32), jnp.array([2]))
+    assert np.all(np.asarray(got)[0, :2] == 0) and np.all(np.isfinite(got))
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_the_cache_writes_behind_each_rows_length(B: int) -> None:
+    cache = KVCache.empty(2, B, 2, 10, 4, jnp.float32)
+    rng = np.random.default_rng(0)
+    lengths = np.arange(B) * 2 + 1
+    cache = KVCache(cache.k, cache.v, jnp.asarray(lengths, jnp.int32))
+    k, v = rng.standard_normal((2, B, 3, 2, 4)).astype(np.float32)
+    cache = cache.write(1, k, v).advance(3)
+    np.testing.assert_array_equal(cache.length, lengths + 3)
+    assert not np.any(cache.k[0]) and not np.any(cache.v[0])
+    for b, n in enumerate(lengths):
+        np.testing.assert_array_equal(cache.k[1, b, :, n : n + 3], k[b].swapaxes(0, 1))
+        np.testing.assert_array_equal(cache.v[1, b, :, n : n + 3], v[b].swapaxes(0, 1))
+        assert not np.any(cache.k[1, b, :, :n]) and not np.any(cache.k[1, b, :, n + 3 :])
+
+
+def test_growing_keeps_the_content() -> None:
+    cache = KVCache.empty(1, 2, 2, 4, 4, jnp.float32).write(0, jnp.ones((2, 3, 2, 4)), jnp.ones((2, 3, 2, 4)))
+    grown = cache.grow(16)
+    assert grown.slots == 16
+    np.testing.assert_array_equal(grown.k[:, :, :, :4], cache.k)
+    assert [slots_for(n) for n in (1, 256, 257, 5000)] == [256, 256, 512, 8192]

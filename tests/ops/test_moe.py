@@ -1,0 +1,82 @@
+"""Every MoE backend computes the same sum as a plain loop over rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.ops import moe
+
+BACKENDS = {"pairwise": moe.pairwise, "tiled": moe.tiled, "gathered": moe.gathered}
+
+
+def weights(L: int, E: int, D: int, F: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    gate_up = rng.standard_normal((L, E, D, 2, F), np.float32) * D**-0.5
+    return gate_up, rng.standard_normal((L, E, F, D), np.float32) * F**-0.5
+
+
+def plain(x: np.ndarray, ids: np.ndarray, scale: np.ndarray, gate_up: np.ndarray, down: np.ndarray, l: int) -> np.ndarray:
+    out = np.zeros_like(x, dtype=np.float64)
+    for r in range(x.shape[0]):
+        for e, s in zip(ids[r], scale[r], strict=True):
+            gate, up = x[r].astype(np.float64) @ gate_up[l, e, :, 0], x[r].astype(np.float64) @ gate_up[l, e, :, 1]
+            out[r] += s * ((gate / (1 + np.exp(-gate)) * up) @ down[l, e])
+    return out
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 33, 150])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backends_equal_a_plain_loop(backend: str, rows: int) -> None:
+    L, E, D, F, A = 2, 7, 12, 10, 3
+    rng = np.random.default_rng(rows)
+    gate_up, down = weights(L, E, D, F)
+    x = rng.standard_normal((rows, D), np.float32)
+    ids = np.stack([rng.permutation(E)[:A] for _ in range(rows)]).astype(np.int32)
+    scale = rng.random((rows, A), np.float32)
+    got = jax.jit(BACKENDS[backend])(x, ids, scale, gate_up, down, jnp.int32(1))
+    want = plain(x, ids, scale, gate_up, down, 1)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_rows_to_one_expert(backend: str) -> None:
+    gate_up, down = weights(1, 5, 6, 4)
+    x = np.random.default_rng(1).standard_normal((70, 6), np.float32)
+    ids = jnp.full((70, 1), 4)
+    scale = jnp.ones((70, 1))
+    got = BACKENDS[backend](x, ids, scale, gate_up, down, 0)
+    np.testing.assert_allclose(got, plain(x, ids, scale, gate_up, down, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+def test_gradients_equal_the_dense_form(rows: int) -> None:
+    gate_up, down = weights(1, 4, 6, 5)
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((rows, 6), np.float32)
+    ids = jnp.stack([rng.permutation(4)[:2] for _ in range(rows)])
+    scale = jnp.asarray(rng.random((rows, 2), np.float32))
+
+    def dense(x: jax.Array, gate_up: jax.Array, down: jax.Array) -> jax.Array:
+        hidden = jnp.einsum("RD,EDCF->RECF", x, gate_up[0])
+        out = jnp.einsum("REF,EFD->RED", jax.nn.silu(hidden[:, :, 0]) * hidden[:, :, 1], down[0])
+        return jnp.sum(jnp.einsum("RAD,RA->RD", out[jnp.arange(rows)[:, None], ids], scale) ** 2)
+
+    def routed(x: jax.Array, gate_up: jax.Array, down: jax.Array) -> jax.Array:
+        return jnp.sum(moe.moe(x, ids, scale, gate_up, down, 0) ** 2)
+
+    for got, want in zip(
+        jax.grad(routed, (0, 1, 2))(x, gate_up, down), jax.grad(dense, (0, 1, 2))(x, gate_up, down), strict=True
+    ):
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_routing_normalises_only_when_told() -> None:
+    rng = np.random.default_rng(3)
+    x, router = rng.standard_normal((5, 6), np.float32), rng.standard_normal((9, 6), np.float32)
+    ids, raw = moe.route(x, router, 3, False)
+    same, normalised = moe.route(x, router, 3, True)
+    probabilities = jax.nn.softmax(x @ router.T, axis=-1)
+    np.testing.assert_array_equal(ids, same)
+    np.testing.assert_allclose(raw, np.sort(probabilities, axis=-1)[:, ::-1][:, :3], rtol=1e-5)
+    np.testing.assert_allclose(normalised, raw / raw.sum(-1, keepdims=True), rtol=1e-6)
