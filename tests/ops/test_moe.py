@@ -45,7 +45,7 @@ def test_all_rows_to_one_expert(backend: str) -> None:
     x = np.random.default_rng(1).standard_normal((70, 6), np.float32)
     ids = jnp.full((70, 1), 4)
     scale = jnp.ones((70, 1))
-    got = BACKENDS[backend](x, ids, scale, gate_up, down, 0)
+    got = BACKENDS[backend](jnp.asarray(x), ids, scale, gate_up, down, 0)
     np.testing.assert_allclose(got, plain(x, ids, scale, gate_up, down, 0), atol=1e-5)
 
 
