@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# From nothing to an answer about a photo, a voice and a video: make a tiny checkpoint, convert it, ask.
+#
+#   bash scripts/demo.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/venv.sh
+use_venv
+
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+tokens="${DEMO_TOKENS:-24}"
+
+echo "== A tiny Qwen3-Omni in the Hugging Face layout. ITS WEIGHTS ARE RANDOM: the answers will be nonsense."
+python scripts/make_tiny_checkpoint.py "$work/hf" --variant tiny
+
+echo "== Convert it: python -m convert SRC DST"
+python -m convert "$work/hf" "$work/checkpoint"
+
+echo "== Ask about a photo (china.jpg) and a spoken sentence (flite_slt_fox.flac)"
+omni-jax generate --model "$work/checkpoint" --image tests/data/china.jpg --audio tests/data/flite_slt_fox.flac \
+    --text "What do you see, and what is being said?" --max-new-tokens "$tokens"
+
+echo "== Ask about a video, with its sound (hello_with_speech.mp4)"
+omni-jax generate --model "$work/checkpoint" --video tests/data/hello_with_speech.mp4 --use-audio-in-video \
+    --text "What happens in this video?" --max-new-tokens "$tokens"
+
+echo "== Done. The text above is noise because the weights are random; the whole path from file to answer is real."
