@@ -67,7 +67,7 @@ def make_checkpoint(
     shards: int = 2,
     tokenizer: str | Path | None = None,
 ) -> Path:
-    """Write the checkpoint of `variant` to `directory` and return its path; `tokenizer` names a tokenizer.json to use."""
+    """Write the checkpoint of `variant` to `directory` and return its path; `tokenizer`: a tokenizer.json to use."""
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} does not exist; choose from {list(VARIANTS)}")
     directory = Path(directory)

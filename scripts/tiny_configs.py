@@ -197,7 +197,7 @@ _OVERRIDES = {"tiny": _TINY, "small": _SMALL, "odd": _ODD, "medium": _MEDIUM, "f
 
 
 def config_dict(variant: str, tokenizer: Any = None) -> dict:
-    """The Hugging Face config of a variant (or "full"), with the token ids of `tokenizer` (default: the variant's own)."""
+    """The Hugging Face config of a variant or of "full", with the token ids of `tokenizer` (default: the variant's)."""
     if variant not in _OVERRIDES:
         raise ValueError(f"variant {variant!r} does not exist; choose from {sorted(_OVERRIDES)}")
     config = _merge(json.loads(PUBLIC_CONFIG.read_text()), _OVERRIDES[variant])

@@ -12,7 +12,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-import pytest  # noqa: E402
+import pytest
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -48,7 +48,7 @@ def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
         model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
             checkpoints(variant), dtype=torch.float32, attn_implementation="eager"
         )
-        # transformers 5.23 reads this attribute, which no configuration has, when a talker prompt mixes audio and vision.
+        # Read by transformers 5.23 when a talker prompt mixes audio and vision, though no configuration has it.
         model.talker.config.audio_config = model.thinker.config.audio_config
         return model.eval()
 
