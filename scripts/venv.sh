@@ -5,33 +5,36 @@
 #
 # A finished installation leaves a stamp, so that later runs start at once until pyproject.toml changes.
 
-find_python() {
-    local candidate
-    for candidate in python3.12 python3.11 python3; do
-        if command -v "$candidate" >/dev/null &&
-            "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; then
-            echo "$candidate"
-            return
+supported() {
+    command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
+}
+
+make_venv() {
+    local python
+    for python in python3.12 python3.11 python3; do
+        supported "$python" || continue
+        if ! "$python" -m venv --clear .venv; then
+            echo "error: $python cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
+            return 1
         fi
+        return
     done
     echo "error: Python 3.11 or 3.12 is needed, and neither python3.12, python3.11 nor python3 is one;" >&2
-    echo "       install python3.12 (with its venv module) and run this again" >&2
+    echo "       install python3.12 with its venv module, then run this again" >&2
     return 1
 }
 
 use_venv() {
-    local extra="${1:-}" stamp python
-    stamp=".venv/stamp${extra:+-$extra}-$(git hash-object pyproject.toml)"
-    if [[ ! -e "$stamp" && ! (-z "$extra" && -e "${stamp/stamp/stamp-dev}") ]]; then
-        python="$(find_python)"
-        if ! .venv/bin/python -m pip --version >/dev/null 2>&1 && ! "$python" -m venv --clear .venv; then
-            echo "error: $python cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
-            return 1
+    local extra="${1:-}" hash
+    hash="$(git hash-object pyproject.toml)"
+    if [[ ! -e ".venv/stamp-dev-$hash" && ! (-z "$extra" && -e ".venv/stamp-run-$hash") ]]; then
+        if ! supported .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null; then
+            make_venv
         fi
         echo "installing omni_jax${extra:+[$extra]} into .venv (once)" >&2
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
-        rm -f .venv/stamp*
-        touch "$stamp"
+        rm -f .venv/stamp-*
+        touch ".venv/stamp-${extra:-run}-$hash"
     fi
     # shellcheck disable=SC1091
     source .venv/bin/activate
