@@ -6,9 +6,11 @@ many tokens the encoder will make of it. `batch.pack_audio` lays the spectrogram
 Source: transformers `load_audio` (soundfile, the mean of the channels, soxr_hq) and `WhisperFeatureExtractor`.
 Deliberate differences: each clip is transformed alone, where the reference's batch padding alters the last frame of the
 shorter clips; clips beyond 30 s are never cut; damaged, cut or empty files are errors, where the reference goes on with
-what it could read. A cut Ogg or MP3 file cannot be told from a shorter one.
+what it could read; MP3 goes through PyAV, because libsndfile drops most of a file whose header has no length (where it
+has one, the samples are equal). A cut Ogg or MP3 file cannot be told from a shorter one.
 """
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ import numpy as np
 
 from omni_jax.errors import InputError
 from omni_jax.inputs.settings import SAMPLING_RATE, AudioSettings
-from omni_jax.inputs.source import Source, is_source, name_of, open_container, open_source
+from omni_jax.inputs.source import Source, demux, is_source, name_of, open_container, open_source
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -27,6 +29,9 @@ MAX_SAMPLES = 3600 * 48_000  # of the source, one channel: 0.7 GB as float32
 MIN_SAMPLES = 201  # at 16 kHz: the Fourier window reflects 200 samples at either end
 MIN_RATE, MAX_RATE = 2_000, 768_000  # samples per second of a source; a header outside is damaged or malicious
 MAX_CHANNELS = 32
+UNKNOWN_LENGTH = 1 << 62  # libsndfile's figure for a FLAC stream that does not state its length is above this
+UNKNOWN_SIZE = 0xFFFFFF00  # a WAV that was written to a pipe states a chunk size above this
+_CHUNK_SIZES = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 MAX_LEVEL = 64.0  # full scale is 1; what is far above it was meant as integers
 
 TOKENS_PER_CHUNK = 13  # a full chunk of 97 to 104 mel frames after three halving convolutions
@@ -81,6 +86,7 @@ def check_header(what: str, rate: float, channels: int, samples: int, max_second
 
 
 def check_samples(what: str, samples: np.ndarray) -> None:
+    """Refuse no samples, NaN, infinities, and levels that only integers have."""
     if not samples.size:
         raise InputError(f"{what}: it holds no samples")
     level = float(np.max(np.abs(samples)))
@@ -100,12 +106,11 @@ def _from_array(array: np.ndarray) -> np.ndarray:
         array = array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
     elif array.dtype.kind != "f":
         raise InputError(f"audio array of dtype {array.dtype}; pass float, int16, int32 or uint8")
+    shape = array.shape
+    if not (array.ndim == 1 or array.ndim == 2 and 1 <= min(shape) <= MAX_CHANNELS):
+        raise InputError(f"audio array of shape {shape}; pass [samples], [channels, samples] or [samples, channels]")
     if array.ndim == 2:
-        array = array.mean(axis=int(array.shape[1] < array.shape[0]))  # the shorter axis is the channels
-        if min(array.shape, default=0) > MAX_CHANNELS:
-            raise InputError(f"audio array of shape {array.shape}; pass [samples] or [channels, samples]")
-    elif array.ndim != 1:
-        raise InputError(f"audio array of shape {array.shape}; pass [samples] or [channels, samples]")
+        array = array.mean(axis=int(shape[1] < shape[0]))  # the shorter axis is the channels
     return array.astype(np.float32)
 
 
@@ -113,18 +118,19 @@ def _from_file(source: Source, max_seconds: float) -> tuple[np.ndarray, int]:
     """Mono float32 [samples] and their rate, by libsndfile or, for what it does not know, from a media container."""
     import soundfile
 
+    what = f"audio {name_of(source)}"
     with open_source(source, "audio") as file:
         try:
-            sound = soundfile.SoundFile(file)
-        except (soundfile.LibsndfileError, TypeError):
-            sound = None
-        if sound is not None:
-            with sound:
-                return _read_sound(sound, f"audio {name_of(source)}", max_seconds), sound.samplerate
+            with soundfile.SoundFile(file) as sound:
+                # libsndfile guesses an MP3's length when no tag states it, and drops the rest.
+                if sound.frames < UNKNOWN_LENGTH and sound.format != "MP3":
+                    return _read_sound(sound, what, max_seconds), sound.samplerate
+        except soundfile.LibsndfileError:
+            pass  # not a format of libsndfile's; errors while reading one are InputErrors by now
     with open_container(source, "audio") as container:
         if not container.streams.audio:
-            raise InputError(f"audio {name_of(source)}: it holds no sound")
-        samples, rate, _ = read_track(container, f"audio {name_of(source)}", max_seconds)
+            raise InputError(f"{what}: it holds no sound")
+        samples, rate, _ = read_track(container, what, max_seconds)
     return samples, rate
 
 
@@ -133,14 +139,17 @@ def _read_sound(sound: Any, what: str, max_seconds: float) -> np.ndarray:
     import soundfile
 
     check_header(what, sound.samplerate, sound.channels, sound.frames, max_seconds)
-    samples = np.empty(sound.frames, np.float32)
-    filled = 0
+    for stated, present in _CHUNK_SIZES.findall(sound.extra_info):
+        if int(present) < int(stated) < UNKNOWN_SIZE:
+            raise InputError(f"{what}: cut short, {present} of {stated} bytes of sound are there")
+    samples, filled = np.empty(sound.frames, np.float32), 0
     try:
-        for block in sound.blocks(1 << 20, dtype="float32", always_2d=True):
+        # Not sound.blocks: where a file ends early, that goes on with whatever its buffer held.
+        while (block := sound.read(1 << 20, dtype="float32", always_2d=True)).size:
             samples[filled : filled + len(block)] = block.mean(axis=1)
             filled += len(block)
     except soundfile.LibsndfileError as error:
-        raise InputError(f"{what}: damaged after {filled / sound.samplerate:.1f} s ({error})") from None
+        raise InputError(f"{what}: cut short or damaged ({error})") from None
     if filled < sound.frames:
         raise InputError(f"{what}: cut short or damaged, {filled} of {sound.frames} samples could be read")
     return samples
@@ -148,30 +157,30 @@ def _read_sound(sound: Any, what: str, max_seconds: float) -> np.ndarray:
 
 def read_track(container: "InputContainer", what: str, max_seconds: float) -> tuple[np.ndarray, int, float]:
     """Decode the first sound track of a container: mono float32 [samples], their rate, and the start in seconds."""
-    stream = container.streams.audio[0]
-    rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+    codec = container.streams.audio[0].codec_context
+    rate, channels = codec.sample_rate, codec.channels
     check_header(what, rate, channels, 0, max_seconds)
-    blocks, count, start = [], 0, None
+    blocks, count, start = [], 0, 0.0
     for block, seconds in _decode_track(container, what, rate):
-        start = seconds if start is None else start
+        start = start if blocks else seconds
         blocks.append(block)
         count += block.size
         check_header(what, rate, channels, count, max_seconds)
-    declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-    if count / rate < declared - 1.0:
-        raise InputError(f"{what}: cut short, {count / rate:.1f} of {declared:.1f} s could be read")
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate, start or 0.0
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate, start
 
 
 def _decode_track(container: "InputContainer", what: str, rate: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Mono float32 blocks of the first sound track, and the time of each in seconds."""
     from av import AudioResampler
 
+    stream = container.streams.audio[0]
     planar = AudioResampler(format="fltp")  # only another sample format: rate and channels stay
-    for frame in container.decode(audio=0):
-        if frame.sample_rate != rate:
-            raise InputError(f"{what}: its rate changes from {rate} to {frame.sample_rate}; convert it to WAV or FLAC")
-        for part in planar.resample(frame):
-            yield part.to_ndarray().mean(axis=0), frame.time or 0.0
+    for packet in demux(container, stream, what):
+        for frame in stream.codec_context.decode(packet):
+            if frame.sample_rate != rate:
+                raise InputError(f"{what}: its rate changes from {rate} to {frame.sample_rate}; convert it to FLAC")
+            for part in planar.resample(frame):
+                yield part.to_ndarray().mean(axis=0), frame.time or 0.0
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -202,9 +211,9 @@ def log_mel(samples: np.ndarray, settings: AudioSettings) -> np.ndarray:
         raise InputError(
             f"audio of shape {samples.shape}; more than {settings.n_fft // 2} samples [samples] are needed"
         )
-    spectrum = librosa.stft(
-        samples, n_fft=settings.n_fft, hop_length=settings.hop_samples, window="hann", center=True, pad_mode="reflect"
-    )
+    # Reflected here, as librosa would do it, because it warns of clips that are shorter than the window.
+    padded = np.pad(samples, settings.n_fft // 2, mode="reflect")
+    spectrum = librosa.stft(padded, n_fft=settings.n_fft, hop_length=settings.hop_samples, window="hann", center=False)
     power = np.square(np.abs(spectrum[:, :-1]))  # the reference drops the last frame
     mel = np.log10(np.maximum(_mel_filters(settings) @ power, 1e-10))
     return (np.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0

@@ -4,8 +4,8 @@ The file describes images and audio; the reference's processor class adds the si
 which stand here as named constants because no file states them. Whatever the file does state has no default: a missing
 key is an error.
 
-Source: transformers `Qwen2VLImageProcessor`, `Qwen2VLVideoProcessor`, `WhisperFeatureExtractor` and the class attributes
-of `Qwen3OmniMoeProcessor`; the two frames per second are the official recipe's (qwen-omni-utils).
+Source: transformers `Qwen2VLImageProcessor`, `Qwen2VLVideoProcessor`, `WhisperFeatureExtractor`, and the class
+attributes of `Qwen3OmniMoeProcessor`; the two frames per second are the official recipe's (qwen-omni-utils).
 """
 
 from dataclasses import dataclass, replace

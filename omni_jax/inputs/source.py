@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from omni_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from av import Packet
     from av.container import InputContainer
+    from av.stream import Stream
 
 Source = str | os.PathLike | bytes | bytearray | memoryview
 
@@ -28,6 +30,10 @@ _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2|matroska,webm|avi|mpeg|mpegts|mpegvideo|m4v|h264|hevc|flv|asf|ogg|wav|w64|flac|mp3|aac|"
     "ac3|aiff|au|amr|caf|wv|gif"
 )
+
+# Of these, the containers that state their duration in a header instead of estimating it from the file's size.
+_STATE_DURATION = ("mov", "matroska", "flv")
+_MISSING_SECONDS = 0.5  # a stated duration may be rounded, or count samples that the decoder drops
 
 
 def is_source(value: object) -> bool:
@@ -41,11 +47,7 @@ def open_source(source: Source, kind: str) -> Iterator[BinaryIO]:
 
     Raises InputError for a URL, a playlist, an empty or missing file, and whatever is not a regular file.
     """
-    if isinstance(source, str | os.PathLike):
-        file = _open_path(source, kind)
-    else:
-        file = io.BytesIO(source)
-    with file:
+    with _open_path(source, kind) if isinstance(source, str | os.PathLike) else io.BytesIO(source) as file:
         head = file.read(64)
         file.seek(0)
         if not head:
@@ -82,7 +84,7 @@ def name_of(source: object) -> str:
 
 @contextmanager
 def open_container(source: Source, kind: str) -> Iterator["InputContainer"]:
-    """Open a path or bytes as a media container; errors of the decoder, here and inside the block, become InputError."""
+    """Open a path or bytes as a media container; the decoder's errors, here and in the block, become InputError."""
     import av
     from av.error import FFmpegError
 
@@ -92,3 +94,19 @@ def open_container(source: Source, kind: str) -> Iterator["InputContainer"]:
                 yield container
         except (FFmpegError, EOFError) as error:
             raise InputError(f"{kind} {name_of(source)}: damaged, or not a media file ({error})") from None
+
+
+def demux(container: "InputContainer", stream: "Stream", what: str) -> Iterator["Packet"]:
+    """The packets of `stream`, the empty ones that flush its decoder included; InputError if the file is cut short."""
+    end = 0.0
+    for packet in container.demux():
+        if packet.is_corrupt:
+            raise InputError(f"{what}: cut short or damaged after {end:.1f} s; re-encode it")
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is not None:
+            end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index == stream.index:
+            yield packet
+    stated = (container.duration or 0) / 1e6
+    if container.format.name.startswith(_STATE_DURATION) and end < stated - _MISSING_SECONDS:
+        raise InputError(f"{what}: cut short, {end:.1f} of {stated:.1f} s are there")

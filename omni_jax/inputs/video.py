@@ -26,7 +26,7 @@ import numpy as np
 from omni_jax.errors import InputError
 from omni_jax.inputs import audio, image
 from omni_jax.inputs.settings import CHANNELS, VideoSettings
-from omni_jax.inputs.source import Source, is_source, name_of, open_container
+from omni_jax.inputs.source import Source, demux, is_source, name_of, open_container
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -110,17 +110,15 @@ def _measure(container: "InputContainer", what: str, limits: VideoLimits, deadli
     """Count the frames and measure their duration in seconds from time stamps, without decoding."""
     stream = _stream(container, what, limits)
     count, stamps = 0, []
-    for packet in container.demux(stream):
+    for packet in demux(container, stream, what):
         if packet.size and not packet.is_discard:
             count += 1
             stamp = packet.dts if packet.pts is None else packet.pts
             stamps += [] if stamp is None else [(stamp, packet.duration or 0)]
             _check_time(what, deadline)
-    if not count:
-        raise InputError(f"{what}: it holds no frames")
-    if count < stream.frames:
-        raise InputError(f"{what}: cut short, {count} of {stream.frames} frames are there")
-    (first, _), (last, length) = (min(stamps), max(stamps)) if stamps else ((0, 0), (0, 0))
+    if not stamps:
+        raise InputError(f"{what}: it holds no frames, or none with a time stamp; put the stream in an MP4 file")
+    (first, _), (last, length) = min(stamps), max(stamps)
     length = length or (last - first) / max(count - 1, 1)  # of the last frame
     duration = float((last - first + length) * (stream.time_base or 0))
     if not duration or not MIN_RATE <= count / duration <= MAX_RATE:
@@ -136,10 +134,11 @@ def _check_time(what: str, deadline: float) -> None:
 
 
 def sample_count(count: int, duration: float, settings: VideoSettings, fps: float) -> int:
-    """How many of `count` frames to take for `fps` frames per second: a multiple of the temporal patch, or all of one."""
+    """How many of `count` frames to take for `fps` a second: a multiple of the temporal patch, but never none."""
     T = settings.frame.temporal_patch_size
     most = min(settings.max_frames, count)
-    return max(int(min(max(duration * fps, settings.min_frames), most)) // T * T, min(T, most))
+    wanted = max(round(duration * fps, 2), settings.min_frames)  # 7.998 frames are 8 whose stamps were rounded
+    return max(int(min(wanted, most)) // T * T, min(T, most))
 
 
 def _decode(
@@ -200,7 +199,7 @@ def patchify_video(video: Video, settings: VideoSettings) -> tuple[np.ndarray, t
 
 
 def video_audio(source: Source, max_seconds: float = audio.MAX_SECONDS) -> np.ndarray | None:
-    """The sound track of a video, float32 [samples], mono at 16 kHz; None when there is none.
+    """The sound track of a video, float32 [samples], mono at 16 kHz; None when there is none, or only an instant.
 
     Sample 0 is the moment of the first frame: sound that starts later is preceded by silence, earlier sound is cut.
     """
@@ -213,5 +212,7 @@ def video_audio(source: Source, max_seconds: float = audio.MAX_SECONDS) -> np.nd
         samples, rate, start = audio.read_track(container, what, max_seconds)
     lead = round((start - first) * rate)
     samples = np.pad(samples, (max(lead, 0), 0))[max(-lead, 0) :]
-    audio.check_samples(what, samples)
-    return audio.resample(samples, rate)
+    if samples.size:
+        audio.check_samples(what, samples)
+        samples = audio.resample(samples, rate)
+    return samples if samples.size >= audio.MIN_SAMPLES else None

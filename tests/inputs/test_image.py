@@ -1,0 +1,213 @@
+"""Pictures: patches equal to transformers' PIL processor, upright RGB from every mode, and named errors."""
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from omni_jax.errors import ConfigError, InputError
+from omni_jax.inputs.image import load_image, patchify_image, smart_resize
+from omni_jax.inputs.settings import ImageSettings
+
+
+@pytest.fixture(scope="module")
+def public(data_dir: Path) -> dict:
+    return json.loads((data_dir / "public_preprocessor_config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def china(data_dir: Path) -> Image.Image:
+    return Image.open(data_dir / "china.jpg").convert("RGB")
+
+
+def hf_processor(values: dict):
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    return module.Qwen2VLImageProcessorPil(**{k: v for k, v in values.items() if not k.endswith("type")})
+
+
+ODD = {  # no value as in the public settings
+    "patch_size": 14, "merge_size": 3, "temporal_patch_size": 3, "min_pixels": 5000, "max_pixels": 90_000,
+    "image_mean": [0.48, 0.45, 0.40], "image_std": [0.26, 0.27, 0.28],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, ODD], ids=["public", "odd"])
+@pytest.mark.parametrize(
+    "size", [(640, 427), (1, 1), (3, 5), (31, 33), (48, 48), (600, 3), (2, 400), (16, 1000), (1024, 32)]
+)
+def test_patches_equal_the_reference(public, china, changes, size):
+    values, picture = public | changes, china.resize(size)
+    expected = hf_processor(values)(picture, return_tensors="np")
+    patches, grid = patchify_image(load_image(picture), ImageSettings.from_hf(values))
+    assert grid == tuple(expected["image_grid_thw"][0])
+    assert patches.dtype == np.float32
+    np.testing.assert_array_equal(patches, expected["pixel_values"])
+
+
+def test_a_picture_over_the_limit_is_made_smaller(public, data_dir):
+    values = public | {"max_pixels": 50_000}
+    path = data_dir / "flower.jpg"
+    expected = hf_processor(values)(Image.open(path), return_tensors="np")
+    patches, grid = patchify_image(load_image(path), ImageSettings.from_hf(values))
+    assert grid == tuple(expected["image_grid_thw"][0]) and grid[1] * grid[2] * 16**2 <= 50_000
+    np.testing.assert_array_equal(patches, expected["pixel_values"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    height=st.integers(1, 6000),
+    width=st.integers(1, 6000),
+    patch=st.sampled_from([14, 16]),
+    limits=st.sampled_from([(3136, 12845056), (131072, 786432), (5000, 9000)]),
+)
+def test_sizes_equal_the_reference(height, width, patch, limits):
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    ours = ImageSettings(*limits, patch, 2, 2, (0.5,) * 3, (0.5,) * 3)
+    if max(height, width) > 200 * min(height, width):
+        with pytest.raises(InputError, match="200 times"):
+            smart_resize(height, width, ours)
+    else:
+        assert smart_resize(height, width, ours) == module.smart_resize(height, width, 2 * patch, *limits)
+
+
+def test_patches_are_bounded_and_repeat_the_frame(public, china):
+    patches, _ = patchify_image(load_image(china), ImageSettings.from_hf(public))
+    assert patches.min() >= -1 and patches.max() <= 1
+    frames = patches.reshape(len(patches), 3, 2, 16, 16)
+    np.testing.assert_array_equal(frames[:, :, 0], frames[:, :, 1])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "YCbCr"])
+def test_every_mode_becomes_rgb_as_in_the_reference(china, mode):
+    convert_to_rgb = pytest.importorskip("transformers.image_transforms").convert_to_rgb
+    picture = china.resize((40, 30)).convert(mode)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.linear_gradient("L").resize((40, 30)))
+    np.testing.assert_array_equal(load_image(picture), convert_to_rgb(picture, return_numpy=True))
+
+
+def test_a_transparent_palette_lies_over_white():
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.putpixel((0, 0), 0)
+    data = io.BytesIO()
+    picture.save(data, "PNG", transparency=0)
+    pixels = load_image(data.getvalue())
+    assert pixels[0, 0].tolist() == [255, 255, 255] and pixels[1, 1].tolist() == [0, 0, 255]
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    data = io.BytesIO()
+    Image.fromarray(grey).save(data, "PNG")
+    np.testing.assert_array_equal(load_image(data.getvalue()), np.repeat((grey >> 8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(china, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = io.BytesIO()
+    china.resize((64, 32)).save(data, "JPEG", exif=exif)
+    expected = np.array(ImageOps.exif_transpose(Image.open(data)))
+    pixels = load_image(data.getvalue())
+    np.testing.assert_array_equal(pixels, expected)
+    assert pixels.shape[:2] == ((64, 32) if orientation > 4 else (32, 64))
+
+
+def test_path_bytes_picture_and_array_agree(data_dir):
+    path = data_dir / "chelsea.png"
+    pixels = load_image(path)
+    assert pixels.dtype == np.uint8 and pixels.shape == (300, 451, 3)
+    for source in (str(path), path.read_bytes(), memoryview(path.read_bytes()), Image.open(path), pixels):
+        np.testing.assert_array_equal(load_image(source), pixels)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds nothing."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return head + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+def encoded(picture: Image.Image, kind: str) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, kind)
+    return data.getvalue()
+
+
+BAD = {
+    "url": ("https://example.com/a.png", "is a URL"),
+    "file url": ("file:///etc/hostname", "is a URL"),
+    "data url": ("data:image/png;base64,iVBORw0KGgo=", "is a URL"),
+    "missing": ("no/such/picture.png", "no such file"),
+    "directory": (Path(__file__).parent, "not a regular file"),
+    "device": ("/dev/zero", "not a regular file"),
+    "null byte": ("a\0b.png", "cannot be opened"),
+    "empty": (b"", "is empty"),
+    "text": (b"this is not a picture at all", "cannot be read"),
+    "web page": (b"<!DOCTYPE html><html></html>", "web page"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
+    "bomb": (png_header(30_000, 30_000), "too many pixels"),
+    "large": (png_header(10_000, 9_999), "more than 89478485 pixels"),
+    "strip": (png_header(1, 100_000), "200 times"),
+    "no pixels": (png_header(64, 64), "damaged or cut short"),
+    "none": (None, "pass a path"),
+    "list": ([[1, 2], [3, 4]], "pass a path"),
+    "floats": (np.zeros((8, 8, 3)), "np.uint8"),
+    "channels first": (np.zeros((3, 8, 8), np.uint8), "H, W, 3"),
+    "grey array": (np.zeros((8, 8), np.uint8), "H, W, 3"),
+    "empty array": (np.zeros((0, 8, 3), np.uint8), "it is empty"),
+    "float picture": (Image.new("F", (8, 8)), "32-bit pixels"),
+    "strip picture": (Image.new("RGB", (2010, 10)), "200 times"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("case", BAD)
+def test_bad_pictures_have_named_errors(case):
+    source, message = BAD[case]
+    with pytest.raises(InputError, match=message):
+        load_image(source)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_cut_files_are_refused(china, kind):
+    data = encoded(china.resize((200, 150)), kind)
+    assert load_image(data).shape == (150, 200, 3)
+    with pytest.raises(InputError, match="damaged or cut short|cannot be read"):
+        load_image(data[: len(data) // 2])
+
+
+def test_the_pixel_limit_can_be_set(china):
+    with pytest.raises(InputError, match="more than 1000 pixels"):
+        load_image(china, max_pixels=1000)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"patch_size": None}, "patch_size"),
+        ({"merge_size": 0}, "not a positive count"),
+        ({"image_mean": [0.5]}, "not 3 numbers"),
+        ({"image_std": [0.5, 0, 0.5]}, "zero"),
+        ({"do_resize": False}, "do_resize"),
+        ({"resample": 2}, "resample"),
+    ],
+)
+def test_unusable_settings_are_refused(public, change, message):
+    with pytest.raises(ConfigError, match=message):
+        ImageSettings.from_hf(public | change)
+
+
+@pytest.mark.parametrize("name", ["min_pixels", "max_pixels", "patch_size", "image_mean", "temporal_patch_size"])
+def test_a_missing_setting_is_named(public, name):
+    with pytest.raises(ConfigError, match=f"'{name}' is missing"):
+        ImageSettings.from_hf({k: v for k, v in public.items() if k != name})
