@@ -1,0 +1,267 @@
+"""From a checked conversation to token ids: the chat template, literals that stay text, placeholders at full length.
+
+    messages -> [messages.py] -> conversation -> render -> encode -> one placeholder per medium -> expand -> token ids
+
+Whoever writes `<|im_end|>` or `<|audio_pad|>` in a message, a tool's result or a tool's schema means these characters.
+Before the template runs, such literals are replaced by single private-use characters, which no template can split or
+join; afterwards they are encoded as ordinary text. Everything else is tokenised as if nothing had happened.
+
+Source: HF `render_jinja_template` (the same sandbox and settings), `encode_marked_chat` (the reference's optional
+protection, whose ids these are) and `Qwen3OmniMoeProcessor.replace_*_token` (the expansion). Deliberate differences:
+protection is not optional, covers keys of tool schemas and literals split over several text parts, and forbids all
+added tokens in tool results, the visible ones (`</tool_response>`) too; placeholders and media that differ are errors.
+"""
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from omni_jax.config import ThinkerConfig
+from omni_jax.errors import CheckpointError, InputError
+from omni_jax.inputs.messages import Conversation
+from omni_jax.inputs.positions import MediaItem
+from omni_jax.inputs.tokenizer import Tokenizer
+
+AUDIO_END = "<|audio_end|>"
+PRIVATE_USE = range(0xE000, 0xF900)
+
+
+class ChatTemplate:
+    """A checkpoint's Jinja template, compiled in the sandbox."""
+
+    def __init__(self, source: str, variables: dict[str, str], path: Path):
+        """`variables` (the tokenizer's eos_token and the like) can be read by the template; `path` is for errors."""
+        import jinja2
+
+        self.source, self._variables, self._path = source, variables, path
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise CheckpointError(f"{path}: the chat template cannot be compiled ({error}); copy it again") from error
+
+    @classmethod
+    def from_dir(cls, directory: str | Path) -> "ChatTemplate":
+        """Read chat_template.jinja, else chat_template.json, else the template in tokenizer_config.json."""
+        directory = Path(directory)
+        settings = _read_json(directory / "tokenizer_config.json")
+        tokens = {key: value for key, value in settings.items() if key.endswith("_token")}
+        contents = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
+        variables = {key: value for key, value in contents.items() if isinstance(value, str)}
+        path = directory / "chat_template.jinja"
+        if path.is_file():
+            return cls(path.read_text("utf-8"), variables, path)
+        for path, values in (
+            (directory / "chat_template.json", _read_json(directory / "chat_template.json")),
+            (directory / "tokenizer_config.json", settings),
+        ):
+            template = values.get("chat_template")
+            if isinstance(template, list):  # several by name
+                template = {t.get("name"): t.get("template") for t in template}.get("default")
+            if template is not None:
+                return cls(template, variables, path)
+        raise CheckpointError(f"{directory} has no chat template; copy it from the original checkpoint")
+
+    def render(
+        self,
+        messages: list[dict],
+        tools: list[dict] | None,
+        *,
+        add_generation_prompt: bool,
+        enable_thinking: bool | None = None,
+    ) -> str:
+        """The prompt as text; raises InputError when the template refuses the messages or fails on them."""
+        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        try:
+            return self._template.render(
+                self._variables | thinking,
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except Exception as error:  # a template can fail in any way that Python can
+            raise InputError(f"{self._path} cannot render these messages: {type(error).__name__}: {error}") from error
+
+
+def prompt_ids(
+    conversation: Conversation,
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool = True,
+    enable_thinking: bool | None = None,
+) -> list[int]:
+    """The token ids of a conversation, with a single placeholder for each medium."""
+    said = json.dumps([conversation.messages, conversation.tools], ensure_ascii=False)
+    shield = _Shield(tokenizer, said + template.source)
+    text = template.render(
+        [shield.hide_message(message) for message in conversation.messages],
+        None if conversation.tools is None else shield.hide(conversation.tools),
+        add_generation_prompt=add_generation_prompt,
+        enable_thinking=enable_thinking,
+    )
+    return shield.encode(text)
+
+
+def expand(
+    token_ids: Sequence[int], items: Sequence[MediaItem], tokenizer: Tokenizer, config: ThinkerConfig
+) -> np.ndarray:
+    """Give each medium its number of placeholders: ids with one each to int32 [T]; InputError if they do not match."""
+    kinds = {config.image_token_id: "image", config.video_token_id: "video", config.audio_token_id: "audio"}
+    found = [kinds[i] for i in token_ids if i in kinds]
+    if found != [item.kind for item in items]:
+        raise InputError(
+            f"the chat template wrote placeholders for {_count(found)}, the messages hold "
+            f"{_count([item.kind for item in items])}; the template does not fit Qwen3-Omni or drops some of them"
+        )
+    queue = iter(items)
+    pieces = [_expanded(next(queue), tokenizer, config) if i in kinds else [i] for i in token_ids]
+    return np.array([i for piece in pieces for i in piece], np.int32)
+
+
+def _expanded(item: MediaItem, tokenizer: Tokenizer, config: ThinkerConfig) -> list[int]:
+    """The ids that stand for one medium."""
+    sound = [config.audio_token_id] * item.audio_tokens
+    if item.grid is None:
+        return sound
+    t, h, w = item.grid
+    frame = [config.video_token_id if item.kind == "video" else config.image_token_id]
+    frame *= h * w // config.vision.spatial_merge_size**2
+    if not item.audio_tokens:
+        return frame * t
+    # A frame comes before the first sound that does not begin earlier. In float64, as the reference writes them.
+    starts = np.ceil(np.arange(t) * item.seconds_per_grid * config.position_id_per_seconds)
+    ids, at = [config.audio_start_token_id], 0
+    for cut in np.minimum(starts, item.audio_tokens).astype(int).tolist():
+        ids += sound[at:cut] + frame
+        at = cut
+    return ids + sound[at:] + [tokenizer.token_id(AUDIO_END)]
+
+
+def _count(kinds: list[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(kinds).items())) or "no media"
+
+
+class _Shield:
+    """Hides literals of added tokens in one conversation behind private-use characters that it does not hold itself."""
+
+    def __init__(self, tokenizer: Tokenizer, taken: str):
+        self._tokenizer = tokenizer
+        self._free = (c for c in map(chr, PRIVATE_USE) if c not in taken)
+        self._covers: dict[str, str] = {}  # literal -> character
+        self._special, self._added = _pattern(tokenizer.special), _pattern(tokenizer.added)
+
+    def hide_message(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message with its literals hidden: in a tool's result those of all added tokens, else the special ones."""
+        pattern = self._added if message["role"] == "tool" else self._special
+        if isinstance(message["content"], list):
+            message = message | {"content": list(_join_split_literals(message["content"], pattern))}
+        return self._hide(message, pattern)
+
+    def hide(self, value: Any) -> Any:
+        """Plain JSON values with the literals of special tokens hidden, in keys too."""
+        return self._hide(value, self._special)
+
+    def _hide(self, value: Any, pattern: re.Pattern) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(lambda found: self._cover(found[0]), value)
+        if isinstance(value, dict):
+            return {self._hide(key, pattern): self._hide(item, pattern) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._hide(item, pattern) for item in value]
+        return value
+
+    def _cover(self, literal: str) -> str:
+        if literal not in self._covers:
+            free = next(self._free, None)
+            if free is None:
+                raise InputError("the conversation uses every private-use character (U+E000 to U+F8FF); remove some")
+            self._covers[literal] = free
+        return self._covers[literal]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a rendered prompt; hidden literals become ordinary text, each on its own."""
+        literals = {cover: literal for literal, cover in self._covers.items()}
+        pieces = re.split(f"([{''.join(literals)}])", text) if literals else [text]
+        encoded = (
+            self._tokenizer.encode_plain(literals[piece]) if piece in literals else self._tokenizer.encode(piece)
+            for piece in pieces
+        )
+        return [i for ids in encoded for i in ids]
+
+
+def _pattern(literals: Sequence[str]) -> re.Pattern:
+    return re.compile("|".join(map(re.escape, literals)) or "(?!)")
+
+
+def _join_split_literals(parts: list[dict[str, Any]], pattern: re.Pattern) -> Iterator[dict[str, Any]]:
+    """Make one part of neighbouring texts that spell a literal only together; templates join them anyway."""
+    for kind, group in itertools.groupby(parts, key=lambda part: part["type"]):
+        group = list(group)
+        texts = [part["text"] for part in group] if kind == "text" else []
+        joined = "".join(texts)
+        if len(pattern.findall(joined)) != sum(len(pattern.findall(text)) for text in texts):
+            yield {"type": "text", "text": joined}
+        else:
+            yield from group
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    """The sandbox with the settings, filters and functions that templates are written for."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} marks an assistant's words for training; here it only has to be read."""
+
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without Jinja's HTML escapes. Private-use characters, which may hide a literal, are never escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return re.sub(r"[^\x00-\x7f\ue000-\uf8ff]", lambda c: json.dumps(c[0])[1:-1], text) if ensure_ascii else text
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint; empty when the file does not exist."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON ({error}); copy it again from the original checkpoint") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object; copy it again from the original checkpoint")
+    return values
