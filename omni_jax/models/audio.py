@@ -1,14 +1,15 @@
 """The audio encoder: log-mel frames to tokens of the text model, 13 tokens a second.
 
-Data flow: `inputs` cuts each clip into chunks of about one second and packs them by attention window (eight chunks in the
-public model) -> three strided convolutions per chunk, 8 mel frames a step -> sinusoidal positions that restart per
+Data flow: `inputs` cuts each clip into chunks of about one second and packs them by attention window (eight chunks in
+the public model) -> three strided convolutions per chunk, 8 mel frames a step -> sinusoidal positions that restart per
 chunk -> blocks in which a window's tokens see each other -> two projections to the text model's width.
 
-Source: transformers `Qwen3OmniMoeAudioEncoder`. Deliberate difference, batch-independent short clips: the reference pads
-every chunk to the longest one in the call, and the convolutions' biases turn that padding into signal, so a clip shorter
-than one chunk changes with its batch mates (by up to 3e-2). Here each chunk carries the `width` that the convolutions
-must see: a short clip always equals the reference's result for that clip alone, and clips of at least one chunk equal
-it in any batch. `width` = chunk_frames everywhere gives the reference's result for a batch with a longer clip.
+Source: transformers `Qwen3OmniMoeAudioEncoder`. Deliberate difference, batch-independent short clips: the reference
+pads every chunk to the longest one in the call, and the convolutions' biases turn that padding into signal, so a clip
+shorter than one chunk changes with its batch mates (by up to 14 % on the tests' random checkpoints). Here each chunk
+carries the `width` that the convolutions must see: a short clip always equals the reference's result for that clip
+alone, and clips of at least one chunk equal it in any batch. `width` = chunk_frames everywhere gives the reference's
+result beside a longer clip.
 """
 
 from typing import TypeVar
@@ -93,10 +94,10 @@ class AudioEncoder(nnx.Module):
     def __call__(self, mel: jax.Array, frames: jax.Array, width: jax.Array) -> jax.Array:
         """Encode windows: mel [W, C, M, F], frames and width int32 [W, C] -> tokens [W, C * 13, out].
 
-        mel: one attention window of one clip per row, in chunks of F = chunk_frames mel frames, zero beyond `frames`; any
-        float dtype, computed in that of the parameters. frames: valid frames of each chunk, 0 for padding; only the last
-        chunk of a clip may be shorter than F. width: the frames that the convolutions see, F for a clip of at least one
-        chunk, otherwise the clip's own length, so that a short clip does not depend on its batch mates (see above).
+        mel: one attention window of one clip per row, in chunks of F = chunk_frames mel frames, zero beyond `frames`;
+        any float dtype, computed in that of the parameters. frames: valid frames of each chunk, 0 for padding; only the
+        last chunk of a clip may be shorter than F. width: the frames that the convolutions see: F for a clip of at
+        least one chunk, else the clip's own length, so that a short clip does not depend on its batch mates.
         A window's valid tokens are a prefix of its row, `steps(frames).sum()` long; the rest is meaningless but finite.
         """
         W, C, M, F = mel.shape

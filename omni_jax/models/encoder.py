@@ -5,8 +5,8 @@ which the encoder then projects to the text model's width. A row is one attentio
 of their own row and to nothing else, so segments need no mask between them, only a length.
 
 Source: transformers `Qwen3OmniMoeVisionBlock` and `Qwen3OmniMoeAudioEncoderLayer` (pre-LayerNorm, biases everywhere).
-Deliberate differences: q, k and v are one projection (the reference has three in the audio encoder); segments are padded
-rows instead of cumulative lengths over one long sequence; long rows are attended to a chunk of queries at a time.
+Deliberate differences: q, k and v are one projection (the reference has three in the audio encoder); segments are
+padded rows instead of cumulative lengths over one long sequence; long rows take their queries a chunk at a time.
 """
 
 from collections.abc import Callable

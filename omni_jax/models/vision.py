@@ -38,7 +38,7 @@ def patch_positions(grid: jax.Array, patches: int, merge: int) -> jax.Array:
 
 
 def rotary_angles(positions: jax.Array, head_dim: int) -> Rotary:
-    """Cos and sin, float32 [R, P, H], of patch positions [R, P, 2]: H/4 angles for the row, H/4 for the column, twice."""
+    """Cos and sin, float32 [R, P, H], of patch positions [R, P, 2]: H/4 row angles, H/4 column angles, then again."""
     rates = jnp.asarray(ROPE_THETA ** (-np.arange(0, head_dim // 2, 2) / (head_dim // 2)), jnp.float32)
     R, P, _ = positions.shape
     angles = (positions[..., None].astype(jnp.float32) * rates).reshape(R, P, head_dim // 2)
@@ -110,10 +110,10 @@ class VisionEncoder(nnx.Module):
     def __call__(self, patches: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Encode frames: patches [R, P, patch_dim] and grid int32 [R, 2] -> tokens and deepstack features.
 
-        patches: each row one frame in merge-block order, padded to P, a multiple of merge^2; any float dtype, computed in
-        that of the parameters. grid: height and width in patches, (0, 0) for a padding row. Both outputs hold one token
-        per merge^2 patches, [R, P / merge^2, out] and [n, R, P / merge^2, out] with n deepstack layers in the order of
-        depth; tokens of padding are meaningless but finite.
+        patches: each row one frame in merge-block order, padded to P, a multiple of merge^2; any float dtype, computed
+        in that of the parameters. grid: height and width in patches, (0, 0) for a padding row. Both outputs hold one
+        token per merge^2 patches, [R, P / merge^2, out] and [n, R, P / merge^2, out] with n deepstack layers in the
+        order of depth; tokens of padding are meaningless but finite.
         """
         merge, head_dim = self.config.spatial_merge_size, self.config.hidden_size // self.config.num_heads
         positions = patch_positions(grid, patches.shape[1], merge)
