@@ -1,7 +1,6 @@
 """Rotary positions against transformers' get_rope_index: equal to the last bit, fractional positions included."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from omni_jax.config import ThinkerConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import token_count
 from omni_jax.inputs.positions import MediaItem, rope_positions
+from tests.inputs.rope_reference import rope_index
 
 VARIANTS = ("tiny", "small", "odd")  # 13, 25 and 10 positions a second; merges of 2, 3 and 4; chunks of 100, 102 and 98
 CONFIGS = {variant: config_dict(variant)["thinker_config"] for variant in VARIANTS}
@@ -89,35 +89,23 @@ def merged(t, per_frame, sounds, seconds, row):
 
 def theirs(rows, use_audio_in_video=False, left=True):
     """Positions [3, T] and deltas of the rows by transformers, in one padded call."""
-    torch = pytest.importorskip("torch")
-    from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe as hf_config
-    from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as hf
-
-    cls = hf.Qwen3OmniMoePreTrainedModelForConditionalGeneration
-    config = hf_config.Qwen3OmniMoeThinkerConfig(**rows[0].values)
-    model = SimpleNamespace(config=config, spatial_merge_size=config.vision_config.spatial_merge_size)
-    model.get_llm_pos_ids_for_vision = cls.get_llm_pos_ids_for_vision.__get__(model)
     width = max(len(row.ids) for row in rows)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    ids = torch.zeros_like(mask)
+    ids, mask = np.zeros((2, len(rows), width), np.int64)
     spans = [slice(width - len(row.ids), width) if left else slice(0, len(row.ids)) for row in rows]
     for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
-        ids[i, span], mask[i, span] = torch.tensor(row.ids), 1
+        ids[i, span], mask[i, span] = row.ids, 1
     items = [item for row in rows for item in row.items]
-    grids = {k: [item.grid for item in items if item.kind == k] for k in ("image", "video")}
-    seconds = [item.seconds_per_grid for item in items if item.kind == "video"]
-    frames = [n for row in rows for n in row.mel_frames]
-    positions, deltas = cls.get_rope_index(
-        model,
+    positions, deltas = rope_index(
+        rows[0].values,
         ids,
-        torch.tensor(grids["image"]) if grids["image"] else None,
-        torch.tensor(grids["video"]) if grids["video"] else None,
         mask,
-        use_audio_in_video,
-        torch.tensor(frames) if frames else None,
-        torch.tensor(seconds) if seconds else None,
+        images=[item.grid for item in items if item.kind == "image"] or None,
+        videos=[item.grid for item in items if item.kind == "video"] or None,
+        seconds_per_grid=[item.seconds_per_grid for item in items if item.kind == "video"] or None,
+        mel_frames=[n for row in rows for n in row.mel_frames] or None,
+        use_audio_in_video=use_audio_in_video,
     )
-    return [(positions[:, i, s].numpy(), float(deltas[i])) for i, s in enumerate(spans)]
+    return [(positions[:, i, s], float(deltas[i])) for i, s in enumerate(spans)]
 
 
 def assert_equal(rows, **switches):
