@@ -14,3 +14,26 @@ names: `hop_samples`, `frames_per_second`.
 """
 
 __version__ = "0.1.0"
+
+# What each public name is defined in. Resolved on first use, so that importing a part of the package stays light.
+_PUBLIC = {
+    "load": "omni_jax.omni",
+    "Omni": "omni_jax.omni",
+    "Reply": "omni_jax.omni",
+    "Event": "omni_jax.omni",
+    "OmniConfig": "omni_jax.config",
+    "OmniError": "omni_jax.errors",
+    "ConfigError": "omni_jax.errors",
+    "CheckpointError": "omni_jax.errors",
+    "InputError": "omni_jax.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'omni_jax' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -244,7 +244,9 @@ class AudioConfig:
             out_hidden_size=r.count("output_dim"),
         )
         if not 49 <= config.n_window <= 52:
-            raise ConfigError(f"config.json: {path}.n_window is {config.n_window}; a chunk must give 13 tokens (49 to 52)")
+            raise ConfigError(
+                f"config.json: {path}.n_window is {config.n_window}; a chunk must give 13 tokens (49 to 52)"
+            )
         if config.n_window_infer < config.chunk_frames:
             raise ConfigError(f"config.json: {path}.n_window_infer is shorter than a chunk of {config.chunk_frames}")
         return config

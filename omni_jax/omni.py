@@ -1,6 +1,6 @@
 """Omni: the one object that owns the parameters and the compiled steps.
 
-    load -> prepare (NumPy) -> Session (encode media, prefill, decode in chunks) -> Reply, or Events as they come
+load -> prepare (NumPy) -> Session (encode media, prefill, decode in chunks) -> Reply, or Events as they come
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from omni_jax import checkpoint, sharding
+from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.sampling import Sampling
@@ -44,9 +43,13 @@ class Reply:
 
 @dataclass(frozen=True)
 class Event:
-    """A step of a stream: a piece of text, never part of a character; the last event carries the whole reply."""
+    """A step of a stream: a piece of text, never part of a character, and the token ids drawn since the last event.
+
+    A piece may be empty while a character is incomplete. The last event carries the whole reply.
+    """
 
     text: str
+    token_ids: list[int]
     reply: Reply | None = None
 
 
@@ -165,9 +168,8 @@ class Omni:
     def _events(self, session: Session) -> Iterator[Event]:
         text = TextStream(self.processor.tokenizer)
         for (new,) in session.chunks(STREAM_STEPS):
-            if piece := text.add(new):
-                yield Event(piece)
-        yield Event(text.finish(), self._replies(session)[0])
+            yield Event(text.add(new), new)
+        yield Event(text.finish(), [], self._replies(session)[0])
 
     def _replies(self, session: Session) -> list[Reply]:
         replies = []
@@ -205,6 +207,5 @@ def load(path: str | Path, *, dtype: str | None = None) -> Omni:
     config = checkpoint.read_config(path)
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
-    mesh = sharding.make_mesh()
-    params = checkpoint.restore(path, parts=("thinker",), dtype=dtype and jnp.dtype(dtype))
+    params = checkpoint.restore(path, parts=("thinker",), dtype=dtype)
     return Omni(params, config, Processor.from_dir(path, config))

@@ -39,7 +39,12 @@ class Sampling:
             ("top_k", self.top_k, self.top_k >= 0 and self.top_k == int(self.top_k), "0 (off) or a positive count"),
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
             ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "from 0 (off) to 1"),
-            ("repetition_penalty", self.repetition_penalty, 0.0 < self.repetition_penalty < np.inf, "positive, 1 is off"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                0.0 < self.repetition_penalty < np.inf,
+                "positive, 1 is off",
+            ),
         )
         for name, value, valid, expected in checks:
             if not valid:

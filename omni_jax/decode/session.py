@@ -142,7 +142,8 @@ def row_keys(seed: int | Sequence[int], rows: int) -> jax.Array:
         raise InputError(f"{len(seeds)} seeds for {rows} conversations; give one seed, or one for each")
     if not all(isinstance(s, int) and 0 <= s < 2**63 for s in seeds):
         raise InputError(f"seed {seed!r} is not a whole number from 0 to 2^63 - 1")
-    return jax.vmap(jax.random.key)(np.asarray([s & 0xFFFFFFFF for s in seeds], np.uint32))
+    halves = np.asarray([divmod(s, 2**32) for s in seeds], np.uint32)
+    return jax.vmap(lambda high, low: jax.random.fold_in(jax.random.key(low), high))(*halves.T)
 
 
 def _stop_ids(stop_ids: Sequence[int], vocab_size: int) -> np.ndarray:

@@ -58,9 +58,7 @@ class Experts(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, layers: int):
         E, D, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.router = param(rngs, (layers, E, D), ("layers", None, "embed"), scale=D**-0.5)
-        self.gate_up = param(
-            rngs, (layers, E, D, 2, F), ("layers", "expert", "embed", None, "mlp"), scale=D**-0.5
-        )
+        self.gate_up = param(rngs, (layers, E, D, 2, F), ("layers", "expert", "embed", None, "mlp"), scale=D**-0.5)
         self.down = param(rngs, (layers, E, F, D), ("layers", "expert", "mlp", "embed"), scale=F**-0.5)
         self.config = config
 
@@ -189,5 +187,3 @@ def _tap(tapped: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:
         lambda: jax.lax.dynamic_update_index_in_dim(tapped, x, jnp.maximum(slot, 0), 0),
         lambda: tapped,
     )
-
-

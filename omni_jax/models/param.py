@@ -23,7 +23,9 @@ from flax import nnx
 Axes = tuple[str | None, ...]
 
 
-def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, scale: float | None = None, fill: float = 0.0) -> nnx.Param:
+def param(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, scale: float | None = None, fill: float = 0.0
+) -> nnx.Param:
     """A parameter of `shape` with logical `axes`: normal of standard deviation `scale`, or constant `fill`."""
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in rank")

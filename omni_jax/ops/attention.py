@@ -25,9 +25,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return out.astype(q.dtype)
 
 
-def causal_mask(
-    query: jax.Array, S: int, offset: jax.Array, first: jax.Array | None, window: int | None
-) -> jax.Array:
+def causal_mask(query: jax.Array, S: int, offset: jax.Array, first: jax.Array | None, window: int | None) -> jax.Array:
     """Bool [B, T, S]: key s is visible to query index t [T] when first <= s <= offset + t and within `window` keys."""
     key = jnp.arange(S)
     position = (offset[:, None] + query)[..., None]

@@ -44,7 +44,9 @@ def moe(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, do
     return backend(x, ids, weights, gate_up, down, l)
 
 
-def pairwise(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any) -> jax.Array:
+def pairwise(
+    x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any
+) -> jax.Array:
     """One (row, expert) pair after the other: reads just the chosen experts, for a few rows on CPU."""
     R, A = ids.shape
     gate_up, down, first = _flat(gate_up, down, l)
@@ -94,7 +96,9 @@ def _tile_plan(ids: jax.Array, E: int, tile: int, tiles: int) -> tuple[jax.Array
     return slot.reshape(ids.shape), jnp.minimum(tile_expert, E - 1), used
 
 
-def gathered(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any) -> jax.Array:
+def gathered(
+    x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any
+) -> jax.Array:
     """Gather, multiply and sum as one fusion with no temporary: one to three rows on GPU."""
     F = down.shape[2]
     flat_gate_up, flat_down, first = _flat(gate_up, down, l)

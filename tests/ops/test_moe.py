@@ -16,7 +16,9 @@ def weights(L: int, E: int, D: int, F: int) -> tuple[np.ndarray, np.ndarray]:
     return gate_up, rng.standard_normal((L, E, F, D), np.float32) * F**-0.5
 
 
-def plain(x: np.ndarray, ids: np.ndarray, scale: np.ndarray, gate_up: np.ndarray, down: np.ndarray, l: int) -> np.ndarray:
+def plain(
+    x: np.ndarray, ids: np.ndarray, scale: np.ndarray, gate_up: np.ndarray, down: np.ndarray, l: int
+) -> np.ndarray:
     out = np.zeros_like(x, dtype=np.float64)
     for r in range(x.shape[0]):
         for e, s in zip(ids[r], scale[r], strict=True):

@@ -15,7 +15,9 @@ def test_interleaved_rope_is_that_of_transformers(section: tuple[int, int, int])
 
     H = 2 * sum(section)
     parameters = {"rope_type": "default", "rope_theta": 5e5, "mrope_section": list(section)}
-    reference = hf.Qwen3OmniMoeThinkerTextRotaryEmbedding(Qwen3OmniMoeTextConfig(head_dim=H, rope_parameters=parameters))
+    reference = hf.Qwen3OmniMoeThinkerTextRotaryEmbedding(
+        Qwen3OmniMoeTextConfig(head_dim=H, rope_parameters=parameters)
+    )
     positions = np.random.default_rng(0).uniform(0, 900, (3, 2, 11)).astype(np.float32)
     want = [a.numpy() for a in reference(torch.zeros(1), torch.tensor(positions))]
     got = rope(positions, H, RopeConfig(5e5, section), np.float32)

@@ -1,0 +1,261 @@
+"""The `omni-jax` command: generate, stream and inspect.
+
+Answers go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, 3 bad input or checkpoint. With
+`--json` stdout holds JSON only: one object, or for `stream` one per line.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax.numpy as jnp
+import tyro
+from tqdm import tqdm
+
+from omni_jax.config import OmniConfig
+from omni_jax.errors import InputError, OmniError
+from omni_jax.ops.cache import slots_for
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What to ask, and how to draw the answer."""
+
+    model: Path
+    """Converted checkpoint directory (python -m convert SRC DST)."""
+    text: str | None = None
+    """The question."""
+    image: tuple[Path, ...] = ()
+    """Pictures, in order."""
+    audio: tuple[Path, ...] = ()
+    """Sound files, in order."""
+    video: tuple[Path, ...] = ()
+    """Videos, in order."""
+    system: str | None = None
+    """System prompt."""
+    messages: Path | None = None
+    """JSON file with a whole conversation, in place of the question and its media."""
+    use_audio_in_video: bool = False
+    """Listen to the sound tracks of the videos, in step with their frames."""
+    fps: float | None = None
+    """Frames sampled per second of video."""
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 is off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Weights' type; by default the checkpoint's own, on CPU float32."""
+    json: bool = False
+    """Machine-readable output."""
+
+
+@dataclass(frozen=True)
+class Generate(Ask):
+    """Answer a question about text, pictures, sound and video."""
+
+
+@dataclass(frozen=True)
+class Stream(Ask):
+    """Answer like `generate`, printing the text as it is written."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Tell what a checkpoint holds and what memory it needs, from its headers alone."""
+
+    model: tyro.conf.Positional[Path]
+    """Converted checkpoint, or a Hugging Face directory."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type to load the weights in; by default the checkpoint's own."""
+    context: int = 4096
+    """Tokens per conversation."""
+    batch: int = 1
+    """Conversations at once."""
+    json: bool = False
+    """Machine-readable output."""
+
+
+Command = (
+    Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Stream, tyro.conf.subcommand("stream")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line `args` (default: the process's own) and exit with its status."""
+    command = tyro.cli(
+        Command,
+        prog="omni-jax",
+        description=__doc__,
+        args=args,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    try:
+        if isinstance(command, Inspect):
+            _inspect(command)
+        else:
+            _answer(command)
+    except OmniError as error:
+        print(f"omni-jax: {error}", file=sys.stderr)
+        sys.exit(3)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _answer(ask: Ask) -> None:
+    messages = _messages(ask)
+    import omni_jax
+
+    print(f"loading {ask.model}", file=sys.stderr)
+    omni = omni_jax.load(ask.model, dtype=ask.dtype)
+    events = omni.stream(
+        messages,
+        max_new_tokens=ask.max_new_tokens,
+        temperature=ask.temperature,
+        top_k=ask.top_k,
+        top_p=ask.top_p,
+        min_p=ask.min_p,
+        repetition_penalty=ask.repetition_penalty,
+        seed=ask.seed,
+        use_audio_in_video=ask.use_audio_in_video,
+        fps=ask.fps,
+    )
+    live = isinstance(ask, Stream)
+    with tqdm(total=ask.max_new_tokens, unit="token", file=sys.stderr, leave=False, disable=live or None) as bar:
+        for event in events:
+            bar.update(len(event.token_ids))
+            if live and ask.json:
+                print(json.dumps(asdict(event), ensure_ascii=False), flush=True)
+            elif live:
+                print(event.text, end="", flush=True)
+            reply = event.reply
+    assert reply is not None
+    if ask.json and not live:
+        print(json.dumps(asdict(reply), ensure_ascii=False))
+    elif not ask.json:
+        print("" if live else reply.text)
+    stats = reply.stats
+    seconds = stats["prefill_seconds"] + stats["decode_seconds"]
+    summary = f"{stats['prompt_tokens']} prompt tokens, {stats['new_tokens']} new, {seconds:.2f} s with compilation"
+    print(f"{summary}; ended by {stats['finish_reason']}", file=sys.stderr)
+
+
+def _messages(ask: Ask) -> list[dict[str, Any]]:
+    """The conversation that the flags describe."""
+    parts = [
+        {"type": kind, kind: str(path)}
+        for kind, paths in (("image", ask.image), ("audio", ask.audio), ("video", ask.video))
+        for path in paths
+    ]
+    if ask.messages is not None:
+        if parts or ask.text or ask.system:
+            raise InputError("--messages holds the whole conversation; leave out --text, --system and media flags")
+        return _read_messages(ask.messages)
+    if ask.text is not None:
+        parts.append({"type": "text", "text": ask.text})
+    if not parts:
+        raise InputError("nothing to answer: give --text, --image, --audio, --video or --messages")
+    system = [{"role": "system", "content": ask.system}] if ask.system is not None else []
+    return [*system, {"role": "user", "content": parts}]
+
+
+def _read_messages(path: Path) -> list[dict[str, Any]]:
+    try:
+        messages = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise InputError(f"{path}: not a list of messages, each with a role and content")
+    return messages
+
+
+def _inspect(command: Inspect) -> None:
+    from omni_jax import checkpoint
+
+    if (command.model / checkpoint.MANIFEST).is_file():
+        config = checkpoint.read_config(command.model)
+        leaves = checkpoint.read_manifest(command.model).leaves
+        arrays = [(path, leaf.shape, leaf.dtype) for path, leaf in leaves.items()]
+        kind = "converted checkpoint"
+    else:
+        from convert.plan import plan
+        from convert.source import open_checkpoint
+
+        made = plan(open_checkpoint(command.model))
+        config = made.config
+        arrays = [(leaf.path, leaf.shape, dtype.name) for leaf, dtype in made.leaves]
+        kind = "Hugging Face checkpoint"
+    report = {"checkpoint": str(command.model), "kind": kind, **summarise(config, arrays, command)}
+    print(json.dumps(report) if command.json else _table(report))
+
+
+def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]], command: Inspect) -> dict[str, Any]:
+    """Parameters and bytes of each part, and the bytes of weights and cache that a run needs.
+
+    arrays: path, shape and dtype of every array. The cache is the Thinker's, in the weights' type.
+    """
+    parts: dict[str, dict[str, int]] = {}
+    for path, shape, dtype in arrays:
+        part = parts.setdefault(path.split("/")[0], {"arrays": 0, "parameters": 0, "bytes": 0})
+        part["arrays"] += 1
+        part["parameters"] += prod(shape)
+        part["bytes"] += prod(shape) * jnp.dtype(command.dtype or dtype).itemsize
+    text = config.thinker.text
+    dtype = jnp.dtype(command.dtype or arrays[0][2])
+    per_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
+    cache = per_token * slots_for(min(command.context, text.max_position_embeddings)) * command.batch
+    return {
+        "dtype": dtype.name,
+        "parts": parts,
+        "parameters": sum(part["parameters"] for part in parts.values()),
+        "bytes": sum(part["bytes"] for part in parts.values()),
+        "layers": text.num_layers,
+        "experts": text.num_experts,
+        "experts_per_token": text.experts_per_token,
+        "max_context": text.max_position_embeddings,
+        "speech": config.talker is not None,
+        "speakers": [name for name, _ in config.talker.speakers] if config.talker else [],
+        "cache_bytes_per_token": per_token,
+        "cache_bytes": cache,
+        "thinker_bytes": parts["thinker"]["bytes"] + cache,
+    }
+
+
+def _table(report: dict[str, Any]) -> str:
+    """The report as text for people."""
+    lines = [f"{report['checkpoint']}: {report['kind']}, {report['dtype']}", ""]
+    lines += [f"{'part':<10}{'arrays':>8}{'parameters':>18}{'size':>12}"]
+    rows = [*report["parts"].items(), ("all", {"arrays": sum(p["arrays"] for p in report["parts"].values()), **report})]
+    for name, part in rows:
+        lines.append(f"{name:<10}{part['arrays']:>8}{part['parameters']:>18,}{_size(part['bytes']):>12}")
+    lines += [
+        "",
+        f"text model: {report['layers']} layers, {report['experts']} experts of which {report['experts_per_token']} work "
+        f"on a token, context {report['max_context']:,}",
+        f"speakers: {', '.join(report['speakers']) or 'none (text only)'}",
+        f"cache: {_size(report['cache_bytes_per_token'])} a token, {_size(report['cache_bytes'])} for the context asked",
+        f"to answer in text: {_size(report['thinker_bytes'])} of weights and cache, beside working memory",
+    ]
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    """Bytes for people: 1,500,000 -> '1.50 MB'."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count} B"
+
+
+if __name__ == "__main__":
+    main()
