@@ -13,6 +13,8 @@ Batches may hold further letters where a docstring names them. Functions open wi
 names: `hop_samples`, `frames_per_second`.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
 
 # What each public name is defined in. Resolved on first use, so that importing a part of the package stays light.
@@ -28,10 +30,11 @@ _PUBLIC = {
     "InputError": "omni_jax.errors",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+def __dir__() -> list[str]:
+    return ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'omni_jax' has no attribute {name!r}")
     from importlib import import_module

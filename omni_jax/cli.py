@@ -240,10 +240,10 @@ def _table(report: dict[str, Any]) -> str:
         lines.append(f"{name:<10}{part['arrays']:>8}{part['parameters']:>18,}{_size(part['bytes']):>12}")
     lines += [
         "",
-        f"text model: {report['layers']} layers, {report['experts']} experts of which {report['experts_per_token']} work "
-        f"on a token, context {report['max_context']:,}",
+        f"text model: {report['layers']} layers, {report['experts']} experts of which {report['experts_per_token']} "
+        f"work on a token, context {report['max_context']:,}",
         f"speakers: {', '.join(report['speakers']) or 'none (text only)'}",
-        f"cache: {_size(report['cache_bytes_per_token'])} a token, {_size(report['cache_bytes'])} for the context asked",
+        f"cache: {_size(report['cache_bytes_per_token'])} a token, {_size(report['cache_bytes'])} for this context",
         f"to answer in text: {_size(report['thinker_bytes'])} of weights and cache, beside working memory",
     ]
     return "\n".join(lines)

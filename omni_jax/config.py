@@ -1,6 +1,6 @@
 """Hyperparameters of every sub-model, read from a Hugging Face `config.json`.
 
-One frozen dataclass per sub-model; each has `from_hf(dict)`. Nothing else in the project holds a hyperparameter default,
+One frozen dataclass per sub-model; each has `from_hf(dict)`. Nothing else in the project has hyperparameter defaults,
 and here there are none either: a key that the checkpoint does not state is an error, because the reference's class
 defaults describe another model (3,584 vocabulary rows instead of 152,064). Both ways of writing the rotary base are
 read (`rope_theta` with `rope_scaling`, or `rope_parameters`).
@@ -358,7 +358,7 @@ class Code2WavConfig:
 
 @dataclass(frozen=True)
 class OmniConfig:
-    """The whole model. `talker` and `code2wav` are None for a checkpoint without speech (`enable_audio_output` false)."""
+    """The whole model. `talker` and `code2wav` are None for a checkpoint without speech (no `enable_audio_output`)."""
 
     thinker: ThinkerConfig
     talker: TalkerConfig | None

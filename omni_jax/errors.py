@@ -1,4 +1,4 @@
-"""The errors that bad input raises. Each names the thing and the remedy; the command line prints them without a trace."""
+"""The errors that bad input raises. Each names the thing and the remedy; the command line prints no trace of them."""
 
 
 class OmniError(ValueError):

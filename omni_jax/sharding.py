@@ -5,6 +5,9 @@ new layout is an edit of this table. Every mesh is built here, with automatic ax
 leave open.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -24,7 +27,7 @@ RULES: dict[str, str | None] = {
 }
 
 
-def make_mesh(devices: list[jax.Device] | None = None, **sizes: int) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     """A mesh over `devices` (default: the first one) with `sizes` per axis, 1 where not given."""
     unknown = sorted(set(sizes) - set(MESH_AXES))
     if unknown:

@@ -1,4 +1,4 @@
-"""What both models are given: conversations for ours, and the same media through transformers' own extractors for it."""
+"""What both models are given: conversations for ours, the ids and media features of those for transformers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The whole Thinker against transformers, on three checkpoints that differ in every size, and what generation promises."""
+"""The whole Thinker against transformers, on checkpoints that differ in every size, and what generation promises."""
 
 import dataclasses
 import json
@@ -49,12 +49,17 @@ PROMPTS: dict[str, tuple[list[list[dict]], bool]] = {
     "mixed": (
         [
             user(
-                image_part(60, 80, 1), audio_part(1.4, 3), video_part(5, 70, 60, 1.5), "between",
-                audio_part(3.1, 4), image_part(100, 40, 2), "and the end",
+                image_part(60, 80, 1),
+                audio_part(1.4, 3),
+                video_part(5, 70, 60, 1.5),
+                "between",
+                audio_part(3.1, 4),
+                image_part(100, 40, 2),
+                "and the end",
             )
         ],
         False,
-    ),  # fmt: skip
+    ),
     "unequal rows": (
         [
             user("Just words."),
@@ -64,7 +69,7 @@ PROMPTS: dict[str, tuple[list[list[dict]], bool]] = {
         ],
         False,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -1,8 +1,8 @@
 """Prefill and the compiled decode loop.
 
-`prefill` runs the prompt and draws the first token; `decode_chunk` runs many single-token steps on the device and returns
-their tokens at once, ending early when every row is done. Both are pure functions of (params, ...): the module graph
-and the sampling plan are static. The state is donated, so the cache is updated in place.
+`prefill` runs the prompt and draws the first token; `decode_chunk` runs many single-token steps on the device and
+returns their tokens at once, ending early when every row is done. Both are pure functions of (params, ...): the module
+graph and the sampling plan are static. The state is donated, so the cache is updated in place.
 
 Rows are right-padded and keep their own length, position and key: no row can see, or be changed by, another.
 """
@@ -12,11 +12,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Media
 from omni_jax.ops.cache import KVCache
+
+Array = jax.Array | np.ndarray
 
 NO_TOKEN = -1
 CHUNK = 32
@@ -27,8 +30,9 @@ CHUNK = 32
 class DecodeState:
     """Where each row stands.
 
-    token int32 [B]: drawn, not yet run. rope_delta float32 [B]: position minus index of generated tokens. done bool [B].
-    remaining int32 [B]: tokens that may still be drawn. seen bool [B, V], or [B, 0] without a penalty. keys: [B].
+    token int32 [B]: drawn, not yet run. rope_delta float32 [B]: position minus index of generated tokens.
+    done bool [B]. remaining int32 [B]: tokens that may still be drawn. seen bool [B, V], or [B, 0] without a penalty.
+    keys: [B].
     """
 
     cache: KVCache
@@ -49,13 +53,13 @@ class Request:
     budget int32 [B], tokens to draw; keys [B]; stop_ids int32 [n]; values: the sampling values.
     """
 
-    token_ids: jax.Array
-    length: jax.Array
-    position_ids: jax.Array
-    rope_delta: jax.Array
-    budget: jax.Array
+    token_ids: Array
+    length: Array
+    position_ids: Array
+    rope_delta: Array
+    budget: Array
     keys: jax.Array
-    stop_ids: jax.Array
+    stop_ids: Array
     values: dict
 
 
@@ -69,14 +73,15 @@ def prefill(
     B = request.token_ids.shape[0]
     x = thinker.embed_tokens(request.token_ids, media)
     cache = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
-    hidden, cache, _ = thinker.hidden(x, request.position_ids, cache, media=media)
-    last = jnp.take_along_axis(hidden, request.length[:, None, None] - 1, axis=1)[:, 0]
+    hidden, cache, _ = thinker.hidden(x, jnp.asarray(request.position_ids), cache, media=media)
+    length = jnp.asarray(request.length)
+    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)[:, 0]
     state = DecodeState(
-        cache=replace(cache, length=request.length),
+        cache=replace(cache, length=length),
         token=jnp.zeros((B,), jnp.int32),
-        rope_delta=request.rope_delta,
-        done=request.budget <= 0,
-        remaining=request.budget,
+        rope_delta=jnp.asarray(request.rope_delta),
+        done=jnp.asarray(request.budget) <= 0,
+        remaining=jnp.asarray(request.budget),
         seen=_seen_in_prompt(request, text.vocab_size) if plan.penalised else jnp.zeros((B, 0), bool),
         keys=request.keys,
     )
@@ -87,15 +92,15 @@ def prefill(
 def decode_chunk(
     params: dict,
     state: DecodeState,
-    steps: jax.Array | int,
-    stop_ids: jax.Array,
+    steps: Array | int,
+    stop_ids: Array,
     values: dict,
     *,
     graph: Graph,
     plan: Plan,
     unroll: int = 1,
 ) -> tuple[jax.Array, DecodeState]:
-    """Up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none was drawn, and the state to go on from.
+    """Draw up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none, and the state to go on from.
 
     The cache must hold `steps` more tokens. Rows that are done neither move nor write anything that is read.
     """
@@ -127,7 +132,7 @@ def grow(state: DecodeState, *, slots: int) -> DecodeState:
 
 
 def _draw(
-    logits: jax.Array, state: DecodeState, stop_ids: jax.Array, values: dict, plan: Plan
+    logits: jax.Array, state: DecodeState, stop_ids: Array, values: dict, plan: Plan
 ) -> tuple[jax.Array, DecodeState]:
     """Draw each row's next token (-1 where done) and book it: stop ids and the budget end a row after their token."""
     drawn = sample(logits, state.keys, state.cache.length, state.seen, values, plan)

@@ -1,8 +1,8 @@
 """Choosing the next token: penalty, temperature, top-k, top-p, min-p, then a draw that depends on the position alone.
 
-Every draw uses `fold_in(row key, absolute position)`, so the same seed gives the same token whatever the batch, the chunk
-size or the way in which the position was reached (plain or drafted). Order and meaning of the filters are those of
-transformers' logits processors. Values are traced; only the kind of program (`Plan`) is static.
+Every draw uses `fold_in(row key, absolute position)`, so the same seed gives the same token whatever the batch, the
+chunk size or the way in which the position was reached (plain or drafted). Order and meaning of the filters are those
+of transformers' logits processors. Values are traced; only the kind of program (`Plan`) is static.
 """
 
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ def sample(
     keys: one typed key per row. position: int32 [B], where the token will stand in its row. seen: bool [B, V] when
     the plan is penalised.
     """
-    if plan.penalised:
+    if seen is not None and plan.penalised:
         logits = penalise(logits, seen, values["repetition_penalty"])
     if plan.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -93,7 +93,7 @@ def sample(
 
 
 def _keep(top: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:
-    """Which of the descending logits [B, C] survive: the smallest set of mass top_p, then those above min_p of the best."""
+    """Which of the descending logits [B, C] survive: the fewest of mass top_p, then those above min_p of the best."""
     probabilities = jax.nn.softmax(top, axis=-1)
     keep = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
     probabilities = jnp.where(keep, probabilities, 0.0)

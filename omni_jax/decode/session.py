@@ -1,7 +1,7 @@
 """One generation as the host sees it: from a prepared batch to token ids, in chunks.
 
-The next chunk is dispatched before the last one is read, so the device does not wait for the host. Shapes that reach the
-compiler are bucketed: prompts to a few lengths, caches to powers of two that grow with the reply.
+The next chunk is dispatched before the last one is read, so the device does not wait for the host. Shapes that reach
+the compiler are bucketed: prompts to a few lengths, caches to powers of two that grow with the reply.
 """
 
 import time
@@ -35,7 +35,7 @@ class Session:
         seed: int | Sequence[int],
         stop_ids: Sequence[int],
     ):
-        """params, graph and text: the Thinker's. seed: one for all rows, or one per row. stop_ids: tokens that end a row."""
+        """params, graph and text: the Thinker's. seed: one for all rows or one each. stop_ids: tokens that end one."""
         self.params, self.graph = params, graph
         self.lengths = batch.mask.sum(axis=1).astype(np.int32)
         self.longest = int(self.lengths.max())
@@ -59,7 +59,7 @@ class Session:
         return all(stop or len(ids) >= self.max_new_tokens for stop, ids in zip(self.stopped, self.rows, strict=True))
 
     def chunks(self, steps: int = CHUNK) -> Iterator[list[list[int]]]:
-        """The new token ids of every row: first one each, then up to `steps` (at most CHUNK) each, until all are done."""
+        """New token ids of every row: first one each, then up to `steps` (at most CHUNK) each, until all are done."""
         start = time.perf_counter()
         tokens, state = self._prefill()
         drawn, slots, ahead = 1, state.cache.slots, None
@@ -113,8 +113,9 @@ def check_context(prompt_tokens: int, max_new_tokens: int, limit: int) -> None:
         raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least one token")
     if prompt_tokens + max_new_tokens > limit:
         raise InputError(
-            f"the prompt has {prompt_tokens} tokens and max_new_tokens is {max_new_tokens}: together more than the model's "
-            f"context of {limit}; shorten the prompt or its media, or ask for at most {max(limit - prompt_tokens, 0)}"
+            f"the prompt has {prompt_tokens} tokens and max_new_tokens is {max_new_tokens}: together more than the "
+            f"model's context of {limit}; shorten the prompt or its media, or ask for at most "
+            f"{max(limit - prompt_tokens, 0)}"
         )
 
 

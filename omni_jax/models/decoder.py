@@ -7,8 +7,8 @@ plain layers keeps each kind in its own, shorter stack.
 Two things may touch the hidden states between layers: deepstack features are added to the outputs of the first layers
 at visual positions, and `taps` copy chosen hidden states into a small buffer for whoever needs them (Talker, drafters).
 
-Source: transformers `Qwen3OmniMoeThinkerTextModel`. Hidden states are numbered as there: 0 is the input, k is the output of
-layer k-1 before its deepstack feature is added.
+Source: transformers `Qwen3OmniMoeThinkerTextModel`. Hidden states are numbered as there: 0 is the input, k the output
+of layer k-1 before its deepstack feature is added.
 """
 
 from dataclasses import dataclass

@@ -74,7 +74,7 @@ class Thinker(nnx.Module):
         taps: tuple[int, ...] = (),
         unroll: int = 1,
     ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-        """Embedded tokens [B, T, D] at float32 positions [3, B, T] -> normed states [B, T, D], cache, taps [n, B, T, D]."""
+        """Embedded tokens [B, T, D] at positions float32 [3, B, T] -> normed states, cache, taps [n, B, T, D]."""
         text = self.config.text
         deepstack = None
         if media is not None and media.deepstack is not None:

@@ -13,7 +13,7 @@ SCORE_BUDGET = 1 << 26
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention of q [B, T, K, G, H] over k and v [B, K, S, H] where mask bool [B, T, S]; returns q's shape and dtype."""
+    """Attention of q [B, T, K, G, H] over k and v [B, K, S, H] under mask bool [B, T, S], in q's shape and dtype."""
     H = q.shape[-1]
     scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
     scores = jnp.where(mask[:, None, None], scores, -jnp.inf)

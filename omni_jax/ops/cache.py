@@ -2,7 +2,8 @@
 
 Slots hold tokens in order, so a slot is valid when its index is below the row's length, rolling back is setting
 `length`, and rows of one batch may be at different places. Arrays are [L, B, K, S, H]: a layer's keys are contiguous
-per head, which is the order that attention reads. The cache travels in a scan's carry and is donated, so XLA updates it in place.
+per head, which is the order that attention reads. The cache travels in a scan's carry and is donated, so XLA updates it
+in place.
 """
 
 from dataclasses import dataclass, replace

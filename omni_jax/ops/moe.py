@@ -3,9 +3,10 @@
 Weights stay stacked over layers, gate_up [L, E, D, 2, F] and down [L, E, F, D], and are indexed by layer and expert
 together: slicing out one layer first would copy all of its experts at every step on CPU.
 
-Which way is fastest depends on the rows and the platform: a few rows loop over (row, expert) pairs on CPU and fuse a gather,
-a product and a sum on GPU; many rows are sorted by expert and cut into tiles of one expert each on CPU, and go through a
-grouped matrix product (tokamax) on GPU. `jax.lax.ragged_dot` is not used: it computes every expert for every row on CPU.
+Which way is fastest depends on the rows and the platform: a few rows loop over (row, expert) pairs on CPU and fuse a
+gather, a product and a sum on GPU; many rows are sorted by expert and cut into tiles of one expert each on CPU, and go
+through a grouped matrix product (tokamax) on GPU. `jax.lax.ragged_dot` is not used: on CPU it computes every expert for
+every row.
 
 Source: transformers `Qwen3OmniMoeThinkerTextSparseMoeBlock`.
 """
@@ -113,7 +114,7 @@ def grouped(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array
     """Grouped matrix products over rows sorted by expert: many rows on GPU; tiles where tokamax is not installed."""
     if find_spec("tokamax") is None:
         return tiled(x, ids, weights, gate_up, down, l)
-    import tokamax
+    import tokamax  # pyright: ignore[reportMissingImports]
 
     R, A = ids.shape
     _, E, D, _, F = gate_up.shape
