@@ -1,0 +1,14 @@
+"""Convert Hugging Face checkpoints to ours and back; `python -m convert --help` for the command line.
+
+convert_checkpoint(SRC, DST)   safetensors -> sharded Orbax, streamed
+reverse_checkpoint(DST, SRC)   and back, bit for bit
+verify_checkpoint(DST)         compare every tensor with its stored SHA-256
+load_hf(SRC)                   safetensors -> arrays on devices, nothing written
+"""
+
+from convert.convert import convert_checkpoint
+from convert.load import load_hf
+from convert.reverse import reverse_checkpoint
+from convert.verify import MismatchError, verify_checkpoint
+
+__all__ = ["MismatchError", "convert_checkpoint", "load_hf", "reverse_checkpoint", "verify_checkpoint"]

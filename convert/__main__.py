@@ -1,0 +1,154 @@
+"""Command line of the converter: `python -m convert SRC DST`, `--reverse DST SRC`, `--verify DST`, `--dry-run SRC`.
+
+Exit status: 0 done, 2 wrong usage, 3 an input that cannot be used, 4 data that differs from what was written.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from convert import MismatchError, convert_checkpoint, reverse_checkpoint, verify_checkpoint
+from convert.plan import plan
+from convert.source import open_checkpoint, open_manifest
+from omni_jax.errors import OmniError
+
+USAGE, BAD_INPUT, MISMATCH = 2, 3, 4
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Convert a Hugging Face Qwen3-Omni checkpoint to a sharded Orbax checkpoint, back, or check one.
+
+    To convert: `python -m convert SRC DST`
+
+    Back to safetensors, bit for bit: `python -m convert --reverse DST SRC`
+
+    Compare every tensor with its stored SHA-256: `python -m convert --verify DST`
+
+    Read headers only, or a JSON manifest of names and shapes: `python -m convert --dry-run SRC`
+    """
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Source and destination; one path for --verify alone and for --dry-run."""
+    reverse: bool = False
+    """Write a converted checkpoint back as safetensors."""
+    verify: bool = False
+    """Read everything back and compare hashes: after converting, or alone on a converted checkpoint."""
+    dry_run: bool = False
+    """Only check that every tensor has its place; writes nothing."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Cast while converting; default: as in the source."""
+    parts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART ...")] = ()
+    """Sub-models to convert (thinker, talker, code2wav); default: all."""
+    config: Path | None = None
+    """For --dry-run on a manifest: the config.json, if it does not lie beside it."""
+    shard_size: str = "5G"
+    """For --reverse: most bytes in a file, such as 500M or 5G."""
+    overwrite: bool = False
+    """Replace the destination if it is a converted checkpoint."""
+    allow_nonfinite: bool = False
+    """Accept NaN and infinite weights."""
+    json: bool = False
+    """Print the result as JSON, and no progress bar."""
+
+
+def run(arguments: Arguments) -> dict:
+    """Do what the arguments say and return what there is to report."""
+    paths, progress = arguments.paths, not arguments.json
+    if arguments.dry_run:
+        return _dry_run(paths[0], arguments)
+    if arguments.reverse:
+        count = reverse_checkpoint(paths[0], paths[1], _bytes(arguments.shard_size), progress)
+        return {"tensors": count, "destination": str(paths[1])}
+    if len(paths) == 1:
+        return {"verified": verify_checkpoint(paths[0], progress), "checkpoint": str(paths[0])}
+    manifest = convert_checkpoint(
+        paths[0],
+        paths[1],
+        parts=arguments.parts or None,
+        dtype=arguments.dtype,
+        overwrite=arguments.overwrite,
+        allow_nonfinite=arguments.allow_nonfinite,
+        verify=arguments.verify,
+        progress=progress,
+    )
+    tensors = sum(len(leaf.sha256) for leaf in manifest.leaves.values())
+    return {"tensors": tensors, "arrays": len(manifest.leaves), "destination": str(paths[1])}
+
+
+def _dry_run(path: Path, arguments: Arguments) -> dict:
+    source = open_checkpoint(path) if path.is_dir() else open_manifest(path, arguments.config)
+    made = plan(source, arguments.parts or None, arguments.dtype)
+    name, size = made.largest
+    return {
+        "tensors": made.tensors,
+        "parameters": made.parameters,
+        "arrays": len(made.leaves),
+        "bytes": made.bytes,
+        "largest_array": name,
+        "largest_array_bytes": size,
+        "missing": 0,
+        "left_over": 0,
+    }
+
+
+def _problem(arguments: Arguments) -> str | None:
+    """What is wrong with a combination of arguments that each are fine."""
+    modes = sum((arguments.reverse, arguments.dry_run, arguments.verify and len(arguments.paths) == 1))
+    if modes > 1 or (arguments.reverse and arguments.verify):
+        return "choose one of --reverse, --dry-run and --verify (--reverse always compares hashes)"
+    single = modes and not arguments.reverse
+    if single and not (arguments.dry_run and len(arguments.paths) == 2) and len(arguments.paths) != 1:
+        return "expected one path"
+    if not single and len(arguments.paths) != 2:
+        return "expected two paths, source and destination"
+    try:
+        _bytes(arguments.shard_size)
+    except ValueError:
+        return f"--shard-size {arguments.shard_size!r}: write it like 500M or 5G"
+    return None
+
+
+def _bytes(text: str) -> int:
+    """'5G' or '5GB' -> 5,000,000,000."""
+    number = text.upper().removesuffix("B")
+    unit = number[-1:] if number[-1:] in UNITS else ""
+    size = int(float(number.removesuffix(unit)) * UNITS[unit])
+    if size < 1:
+        raise ValueError(text)
+    return size
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, run, print; return the exit status."""
+    arguments = tyro.cli(Arguments, prog="python -m convert", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    if problem := _problem(arguments):
+        print(f"error: {problem}; see --help", file=sys.stderr)
+        return USAGE
+    try:
+        report = run(arguments)
+    except OmniError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISMATCH if isinstance(error, MismatchError) else BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        for name, value in report.items():
+            print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    if "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")  # Converting needs no accelerator; do not take its memory.
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Blocks of leaves out of a source checkpoint: read, placed, cast, hashed and checked, a few ahead of their use."""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from convert.layout import Index, Leaf
+from convert.source import SourceCheckpoint
+from omni_jax.errors import CheckpointError
+
+THREADS = 4
+AHEAD_BYTES = 32 << 20
+SCAN_VALUES = 1 << 20
+
+# The exponent bits of each dtype's unsigned view: all of them set means infinity or NaN.
+EXPONENTS = {"float32": (np.uint32, 0x7F800000), "bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00)}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read_block(
+    source: SourceCheckpoint, leaf: Leaf, index: Index, dtype: np.dtype, allow_nonfinite: bool = False
+) -> tuple[np.ndarray, dict[str, str]]:
+    """One block of a leaf in `dtype`, and the SHA-256 of each tensor in it as stored (after a cast)."""
+    placements = leaf.placements(index)
+    block, hashes = np.empty(0, dtype), {}
+    for name, place in placements:
+        tensor = source.read(name)
+        if len(placements) == 1 and tensor.dtype == dtype and not place.transposed:
+            block = tensor.reshape(leaf.block)  # The tensor is the block: a large embedding need not exist twice.
+        else:
+            block = block if block.size else np.empty(leaf.block, dtype)
+            leaf.put(block, place, tensor)
+        stored = tensor if tensor.dtype == dtype else leaf.take(block, place)
+        bad = 0 if allow_nonfinite else count_nonfinite(stored)
+        if bad:
+            raise CheckpointError(
+                f"{source.tensors[name].file}: {name!r} holds {bad:,} NaN or infinite values in {dtype.name}; "
+                "the weights are damaged or overflow (or pass --allow-nonfinite)"
+            )
+        hashes[name] = hash_tensor(stored)
+    return block, hashes
+
+
+def hash_tensor(tensor: np.ndarray) -> str:
+    """SHA-256 of a contiguous array's bytes, which are those of the safetensors file."""
+    return hashlib.sha256(tensor.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def count_nonfinite(tensor: np.ndarray) -> int:
+    """How many values are NaN or infinite."""
+    unsigned, exponent = EXPONENTS[tensor.dtype.name]
+    bits = tensor.reshape(-1).view(unsigned)
+    parts = (bits[i : i + SCAN_VALUES] for i in range(0, bits.size, SCAN_VALUES))
+    return sum(int(np.count_nonzero((part & unsigned(exponent)) == exponent)) for part in parts)
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], item_bytes: int
+) -> Iterator[tuple[Item, Result]]:
+    """(item, function(item)) in order, computed by threads at most THREADS items and AHEAD_BYTES ahead."""
+    items, running = iter(items), deque[tuple[Item, Future[Result]]]()
+    depth = max(1, min(THREADS, AHEAD_BYTES // max(1, item_bytes)))
+    try:
+        while True:
+            for item in islice(items, depth - len(running)):
+                running.append((item, pool.submit(function, item)))
+            if not running:
+                return
+            item, future = running.popleft()
+            yield item, future.result()
+    finally:
+        for _, future in running:
+            future.cancel()

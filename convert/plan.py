@@ -1,0 +1,138 @@
+"""Match a checkpoint's tensors with the key map before anything is read or written.
+
+A plan exists only if every tensor of the checkpoint has one place, every array of the model is filled, and shapes and
+dtypes agree; otherwise one CheckpointError lists all that is wrong. Names and shapes suffice, so the same check serves
+`--dry-run` on a manifest.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from convert.keymap import PARTS, table
+from convert.layout import Leaf
+from convert.source import WEIGHT_DTYPES, SourceCheckpoint, Tensor
+from omni_jax.config import OmniConfig
+from omni_jax.errors import CheckpointError
+
+SHOWN = 10
+DTYPES = {dtype.name: dtype for dtype in WEIGHT_DTYPES.values()}
+
+# Parts of names that only modified checkpoints have, and what to do about them.
+HINTS = (
+    ("lora_", "these are LoRA adapters: merge them into the model and save it again"),
+    ("modules_to_save", "these are adapters: merge them into the model and save it again"),
+    ("qweight", "this checkpoint is quantised (AWQ or GPTQ): take the unquantised release"),
+    ("qzeros", "this checkpoint is quantised (AWQ or GPTQ): take the unquantised release"),
+    ("scale_inv", "this checkpoint is quantised (FP8): take the unquantised release"),
+    ("weight_scale", "this checkpoint is quantised: take the unquantised release"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do: the leaves of the chosen parts, each with the dtype that it will have."""
+
+    config: OmniConfig
+    leaves: tuple[tuple[Leaf, np.dtype], ...]
+    tensors: int
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the leaves hold."""
+        return sum(prod(leaf.shape) for leaf, _ in self.leaves)
+
+    @property
+    def bytes(self) -> int:
+        """Their size on disk."""
+        return sum(prod(leaf.shape) * dtype.itemsize for leaf, dtype in self.leaves)
+
+    @property
+    def largest(self) -> tuple[str, int]:
+        """Path and bytes of the largest leaf."""
+        return max(((leaf.path, prod(leaf.shape) * dtype.itemsize) for leaf, dtype in self.leaves), key=lambda x: x[1])
+
+
+def plan(source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: str | None = None) -> Plan:
+    """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: the source's)."""
+    config = OmniConfig.from_hf(source.config)
+    rows = table(config)
+    chosen = chosen_parts(rows, parts)
+    _refuse_memory_names(source)
+    kept = [leaf for leaf in rows if leaf.path.split("/")[0] in chosen]
+    problems = _unexpected(source, rows) + _missing(source, kept) + _wrong(source, kept)
+    if problems:
+        raise CheckpointError(f"{source.directory}: does not fit its config.json\n" + "\n".join(problems))
+    if dtype is not None and dtype not in DTYPES:
+        raise CheckpointError(f"dtype {dtype!r}: choose from {sorted(DTYPES)}")
+    leaves = tuple((leaf, DTYPES[dtype] if dtype else _dtype(source, leaf)) for leaf in kept)
+    return Plan(config, leaves, sum(len(leaf.placements(index)) for leaf in kept for index in leaf.indices()))
+
+
+def chosen_parts(rows: list[Leaf], parts: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The requested parts in their order, all that the model has by default; CheckpointError for one it lacks."""
+    present = tuple(part for part in PARTS if any(leaf.path.startswith(f"{part}/") for leaf in rows))
+    for part in parts or ():
+        if part not in PARTS:
+            raise CheckpointError(f"part {part!r} does not exist; choose from {list(PARTS)}")
+        if part not in present:
+            raise CheckpointError(f"this checkpoint has no {part}: its config.json sets enable_audio_output to false")
+    return tuple(part for part in present if parts is None or part in parts)
+
+
+def _refuse_memory_names(source: SourceCheckpoint) -> None:
+    for name in source.tensors:
+        if name.startswith("thinker.model.language_model.") or ".experts.gate_up_proj" in name:
+            raise CheckpointError(
+                f"{source.directory}: {name!r} is a name that transformers uses in memory; convert files written by "
+                "save_pretrained, not a state_dict()"
+            )
+
+
+def _unexpected(source: SourceCheckpoint, rows: list[Leaf]) -> list[str]:
+    known = {name for leaf in rows for index in leaf.indices() for name, _ in leaf.placements(index)}
+    extra = sorted(set(source.tensors) - known)
+    hint = next((f"; {hint}" for part, hint in HINTS if any(part in name for name in extra)), "")
+    if not hint and any(name.startswith(("talker.", "code2wav.")) for name in extra):
+        hint = "; does config.json set enable_audio_output as it should?"
+    return _listed("tensors have no place in the model", extra, hint)
+
+
+def _missing(source: SourceCheckpoint, rows: list[Leaf]) -> list[str]:
+    needed = [name for leaf in rows for index in leaf.indices() for name, _ in leaf.placements(index)]
+    return _listed("tensors are missing", [name for name in needed if name not in source.tensors])
+
+
+def _wrong(source: SourceCheckpoint, rows: list[Leaf]) -> list[str]:
+    """Tensors of another shape than the config says, or of a dtype that cannot be a weight."""
+    shapes, dtypes = [], []
+    for leaf in rows:
+        for index in leaf.indices():
+            for name, place in leaf.placements(index):
+                tensor = source.tensors.get(name, Tensor(place.shape, "F32"))
+                if tensor.shape != place.shape:
+                    shapes.append(f"{name} {list(tensor.shape)}, expected {list(place.shape)}")
+                if tensor.dtype not in WEIGHT_DTYPES:
+                    dtypes.append(f"{name} {tensor.dtype}")
+    hint = f"; only {', '.join(WEIGHT_DTYPES)} are read: take the unquantised release"
+    return _listed("tensors have another shape", shapes) + _listed("tensors have an unsupported dtype", dtypes, hint)
+
+
+def _listed(what: str, items: list[str], hint: str = "") -> list[str]:
+    if not items:
+        return []
+    shown = "".join(f"\n    {item}" for item in items[:SHOWN])
+    return [f"  {len(items):,} {what}{hint}:{shown}" + ("\n    ..." if len(items) > SHOWN else "")]
+
+
+def _dtype(source: SourceCheckpoint, leaf: Leaf) -> np.dtype:
+    """The one dtype of all tensors in a leaf."""
+    seen: dict[str, str] = {}
+    for index in leaf.indices():
+        for name, _ in leaf.placements(index):
+            seen.setdefault(source.tensors[name].dtype, name)
+    if len(seen) > 1:
+        mixed = ", ".join(f"{name} is {dtype}" for dtype, name in seen.items())
+        raise CheckpointError(f"{source.directory}: {leaf.path} would mix dtypes ({mixed}); choose one with --dtype")
+    return WEIGHT_DTYPES[next(iter(seen))]

@@ -1,0 +1,367 @@
+"""Whole conversions: there and back, interrupted, verified, within their memory, and next to direct loading."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+import convert.convert
+from convert import MismatchError, convert_checkpoint, load_hf, reverse_checkpoint, verify_checkpoint
+from convert.blocks import count_nonfinite
+from convert.keymap import table
+from convert.reverse import Entry, _shards, _write_at, _write_header, _write_index
+from convert.source import open_checkpoint
+from omni_jax import checkpoint
+from omni_jax.config import OmniConfig
+from omni_jax.errors import CheckpointError
+from omni_jax.sharding import make_mesh
+from tests.convert.conftest import INDEX, read_tensors
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def assert_same(a, b):
+    def same(x, y):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+    jax.tree.map(same, a, b)
+
+
+def assert_nothing_left(directory: Path, *kept: str):
+    assert sorted(p.name for p in directory.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("variant, dtype", [("small", "float32"), ("small", "bfloat16"), ("odd", "bfloat16")])
+def test_there_and_back_is_bit_exact(tmp_path, variant, dtype):
+    from make_tiny_checkpoint import make_checkpoint
+
+    source = make_checkpoint(tmp_path / "source", variant, dtype=dtype, shards=3)
+    convert_checkpoint(source, tmp_path / "ours", verify=True)
+    reverse_checkpoint(tmp_path / "ours", tmp_path / "back", shard_bytes=2_000_000)
+    before, after = read_tensors(source), read_tensors(tmp_path / "back")
+    assert before.keys() == after.keys()
+    for name, x in before.items():
+        assert (x.dtype, x.shape) == (after[name].dtype, after[name].shape) and x.tobytes() == after[name].tobytes(), (
+            name
+        )
+    files = [p.name for p in source.iterdir() if p.suffix in (".json", ".jinja") and p.name != INDEX]
+    assert len(files) >= 5
+    for name in files:
+        for directory in ("ours", "back"):
+            assert (tmp_path / directory / name).read_bytes() == (source / name).read_bytes()
+    assert len(open_checkpoint(tmp_path / "back").tensors) == len(before)
+    sizes = [p.stat().st_size for p in (tmp_path / "back").glob("*.safetensors")]
+    assert len(sizes) > 3 and max(sizes) < 2_100_000
+
+
+def test_back_into_one_file_loads_in_transformers(converted, tmp_path, reference):
+    torch = pytest.importorskip("torch")
+    reverse_checkpoint(converted, tmp_path / "back")
+    assert not (tmp_path / "back" / INDEX).exists()
+    ours = type(reference("small")).from_pretrained(tmp_path / "back", dtype=torch.float32).state_dict()
+    theirs = reference("small").state_dict()
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+def test_loading_directly_equals_converting(checkpoints, converted):
+    params, config = load_hf(checkpoints("small"))
+    assert_same(params, checkpoint.restore(converted))
+    assert config == checkpoint.read_config(converted)
+
+
+def test_loading_onto_a_mesh_reads_every_block_once(checkpoints, monkeypatch):
+    """Devices that share experts share their reading, and a device reads no expert of another."""
+    mesh = make_mesh(jax.devices()[:6], expert=3, data=2)
+    reads, asked = [], []
+    real_block, real_gather = convert.load.read_block, convert.load._Reader._gather
+    monkeypatch.setattr(convert.load, "read_block", lambda *a: reads.append((a[1].path, a[2])) or real_block(*a))
+    monkeypatch.setattr(
+        convert.load._Reader, "_gather", lambda r, x: asked.append((r.leaf.path, x)) or real_gather(r, x)
+    )
+    path = "thinker/layers/moe/down"
+
+    def place(p):
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*(None, "expert") * (p == path)))
+
+    params, _ = load_hf(checkpoints("small"), parts=("thinker",), shardings=place)
+    assert len(reads) == len(set(reads))
+    assert [ranges[1] for p, ranges in asked if p == path] == [range(2), range(2, 4), range(4, 6)]
+    assert {s.data.shape[1] for s in params["thinker"]["layers"]["moe"]["down"].addressable_shards} == {2}
+
+
+@pytest.mark.parametrize("dtype, kind", [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)])
+def test_casting(checkpoints, tmp_path, dtype, kind):
+    convert_checkpoint(checkpoints("small"), tmp_path / "ours", dtype=dtype, verify=True)
+    reverse_checkpoint(tmp_path / "ours", tmp_path / "back")
+    before, after = read_tensors(checkpoints("small")), read_tensors(tmp_path / "back")
+    for name, x in before.items():
+        np.testing.assert_array_equal(x.astype(kind), after[name])
+    params, _ = load_hf(checkpoints("small"), dtype=dtype)
+    assert_same(params, checkpoint.restore(tmp_path / "ours"))
+
+
+def test_parts(checkpoints, tmp_path):
+    manifest = convert_checkpoint(checkpoints("small"), tmp_path / "ours", parts=("thinker",))
+    assert manifest.parts == ("thinker",) == checkpoint.read_manifest(tmp_path / "ours").parts
+    assert set(checkpoint.restore(tmp_path / "ours")) == {"thinker"}
+    verify_checkpoint(tmp_path / "ours")
+    reverse_checkpoint(tmp_path / "ours", tmp_path / "back")
+    assert {name.split(".")[0] for name in read_tensors(tmp_path / "back")} == {"thinker"}
+    with pytest.raises(CheckpointError, match="holds no 'talker', only"):
+        checkpoint.restore(tmp_path / "ours", parts=("talker",))
+    with pytest.raises(CheckpointError, match="part 'vision' does not exist"):
+        convert_checkpoint(checkpoints("small"), tmp_path / "other", parts=("vision",))
+
+
+def flip(directory: Path, pattern: bytes, bit: int) -> None:
+    """Flip one bit of the bytes `pattern` where they lie in the data of a converted checkpoint."""
+    for file in sorted((directory / "params").rglob("d/*")):
+        data = bytearray(file.read_bytes())
+        at = data.find(pattern)
+        if at >= 0:
+            data[at + bit // 8] ^= 1 << bit % 8
+            file.write_bytes(data)
+            return
+    raise AssertionError("the tensor's bytes are nowhere in the data")
+
+
+@pytest.mark.parametrize(
+    "name, transposed",
+    [
+        ("thinker.model.embed_tokens.weight", False),
+        ("talker.model.layers.1.self_attn.k_proj.weight", False),
+        ("thinker.model.layers.3.mlp.experts.4.down_proj.weight", True),
+        ("code2wav.decoder.1.block.1.conv.weight", False),
+    ],
+)
+def test_every_flipped_bit_is_found(checkpoints, converted, tmp_path, name, transposed):
+    tensor = read_tensors(checkpoints("small"))[name]
+    pattern = (np.ascontiguousarray(tensor.T) if transposed else tensor).tobytes()[:2000]
+    for bit in (0, 8 * len(pattern) // 2 + 3, 8 * len(pattern) - 1):
+        damaged = Path(shutil.copytree(converted, tmp_path / f"damaged-{bit}"))
+        flip(damaged, pattern, bit)
+        with pytest.raises(MismatchError, match=f"1 of 485 tensors are not what was written.*\n    {name}$"):
+            verify_checkpoint(damaged)
+    checkpoint.restore(damaged, (name.split(".")[0],))  # Orbax sees nothing.
+    with pytest.raises(MismatchError, match=f"{name} is not what was written"):
+        reverse_checkpoint(damaged, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_flipped_bit_in_the_index_of_the_data_is_found(converted, tmp_path):
+    """Small tensors lie in the nodes of the store's tree, which carry checksums of their own."""
+    tree = sorted((converted / "params" / "d").iterdir())
+    assert tree
+    for file in tree:
+        for at in range(0, file.stat().st_size, file.stat().st_size // 5):
+            damaged = Path(shutil.copytree(converted, tmp_path / "damaged", dirs_exist_ok=True))
+            data = bytearray(file.read_bytes())
+            data[at] ^= 16
+            (damaged / "params" / "d" / file.name).write_bytes(data)
+            with pytest.raises(CheckpointError):
+                verify_checkpoint(damaged)
+
+
+def test_manifest_and_config_must_agree(converted, tmp_path):
+    damaged = Path(shutil.copytree(converted, tmp_path / "damaged"))
+    values = json.loads((damaged / "manifest.json").read_text())
+    del values["leaves"]["thinker/norm/weight"]
+    (damaged / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(MismatchError, match="1 arrays differ .* first thinker/norm/weight: .96,. and absent"):
+        verify_checkpoint(damaged)
+
+
+def test_truncated_data_is_found(converted, tmp_path):
+    damaged = Path(shutil.copytree(converted, tmp_path / "damaged"))
+    largest = max((damaged / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    with pytest.raises(MismatchError, match="cannot be read"):
+        verify_checkpoint(damaged)
+
+
+KILLED = """
+import os, signal, sys
+import convert.convert as c
+real, count = c.read_block, 0
+def read_block(*args):
+    global count
+    count += 1
+    if count == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args)
+c.read_block = read_block
+import convert.stream
+convert.stream.BATCH_BYTES = 1 << 20
+c.convert_checkpoint(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("reads", [3, 400])
+def test_killed_conversion_leaves_nothing_that_loads(checkpoints, converted, tmp_path, reads):
+    command = [sys.executable, "-c", KILLED, str(checkpoints("small")), str(tmp_path / "ours"), str(reads)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    assert_nothing_left(tmp_path, ".ours.partial")
+    with pytest.raises(CheckpointError, match="no such directory"):
+        checkpoint.restore(tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="an unfinished conversion; run it again"):
+        checkpoint.restore(tmp_path / ".ours.partial")
+    convert_checkpoint(checkpoints("small"), tmp_path / "ours")
+    assert_nothing_left(tmp_path, "ours")
+    assert_same(checkpoint.restore(tmp_path / "ours"), checkpoint.restore(converted))
+
+
+LIMITED = """
+import resource, sys
+import convert
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    convert.convert_checkpoint(sys.argv[1], sys.argv[2])
+except convert.convert.CheckpointError as error:
+    print(error)
+"""
+
+
+def test_failing_disk_leaves_nothing(checkpoints, tmp_path):
+    """Files that may not grow stand for a disk that is full."""
+    command = [sys.executable, "-c", LIMITED, str(checkpoints("small")), str(tmp_path / "ours")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ours" in done.stdout and "written" in done.stdout
+    assert_nothing_left(tmp_path)
+
+
+def test_error_in_the_middle_leaves_nothing(checkpoints, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(convert.convert, "read_block", full)
+    with pytest.raises(CheckpointError, match="ours: could not be written .No space left on device"):
+        convert_checkpoint(checkpoints("small"), tmp_path / "ours")
+    assert_nothing_left(tmp_path)
+
+
+def test_too_little_room_is_seen_beforehand(checkpoints, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match="needs 0.0 GB, 0.0 GB are free"):
+        convert_checkpoint(checkpoints("small"), tmp_path / "deep" / "down" / "ours")
+    assert_nothing_left(tmp_path)
+
+
+def test_destinations_that_exist(checkpoints, converted, tmp_path):
+    ours = Path(shutil.copytree(converted, tmp_path / "ours"))
+    with pytest.raises(CheckpointError, match="ours exists; choose another name"):
+        convert_checkpoint(checkpoints("small"), ours)
+    convert_checkpoint(checkpoints("small"), ours, parts=("thinker",), overwrite=True)
+    assert checkpoint.read_manifest(ours).parts == ("thinker",)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match="theirs exists"):
+            convert_checkpoint(checkpoints("small"), tmp_path / "theirs", overwrite=overwrite)
+        with pytest.raises(CheckpointError, match="exists"):
+            convert_checkpoint(checkpoints("small"), checkpoints("small"), overwrite=overwrite)
+    with pytest.raises(CheckpointError, match="theirs exists"):
+        reverse_checkpoint(ours, tmp_path / "theirs")
+    assert_nothing_left(tmp_path / "theirs", "thesis.txt")
+    assert_nothing_left(tmp_path, "ours", "theirs")
+    (tmp_path / "empty").mkdir()
+    convert_checkpoint(checkpoints("small"), tmp_path / "empty", parts=("thinker",))
+
+
+def test_a_checkpoint_in_the_way_of_its_successor_is_put_back(checkpoints, converted, tmp_path):
+    """Killed between the two renames of --overwrite, the old checkpoint is found again by the next run."""
+    shutil.copytree(converted, tmp_path / ".ours.replaced")
+    with pytest.raises(CheckpointError, match="ours exists"):
+        convert_checkpoint(checkpoints("small"), tmp_path / "ours")
+    assert_nothing_left(tmp_path, "ours")
+
+
+def test_two_conversions_at_once(checkpoints, tmp_path):
+    partial = tmp_path / ".ours.partial"
+    partial.mkdir()
+    with (partial / checkpoint.MARKER).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="is being written by another process"):
+            convert_checkpoint(checkpoints("small"), tmp_path / "ours")
+    (partial / checkpoint.MARKER).unlink()
+    (partial / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="is not an interrupted conversion"):
+        convert_checkpoint(checkpoints("small"), tmp_path / "ours")
+    assert_nothing_left(partial, "thesis.txt")
+
+
+def test_nonfinite_values_are_counted():
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        x = np.array([0, -0.0, 1, np.nan, np.inf, -np.inf, 6e4, 1e-8, -1], np.float32).astype(dtype)
+        assert count_nonfinite(x) == 3
+        assert count_nonfinite(x.reshape(3, 3)[:1]) == 0
+
+
+MEASURE = """
+import resource, sys
+import jax, orbax.checkpoint, tensorstore, convert, convert.stream
+jax.devices()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+convert.convert_checkpoint(sys.argv[1], sys.argv[2])
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+def write_large(directory: Path, public: dict, shard_bytes: int) -> tuple[int, int]:
+    """A bfloat16 checkpoint of 339 MB, half of it in one array; returns its size and the largest array's."""
+    config = json.loads(json.dumps(public))
+    text = config["thinker_config"]["text_config"]
+    text.update(hidden_size=512, num_hidden_layers=8, num_experts=16, moe_intermediate_size=640, vocab_size=20000)
+    text.update(num_attention_heads=8, num_key_value_heads=2)
+    config["thinker_config"]["vision_config"].update(
+        depth=2, hidden_size=256, num_heads=4, intermediate_size=512, out_hidden_size=512, deepstack_visual_indexes=[0]
+    )
+    config["thinker_config"]["audio_config"].update(
+        encoder_layers=2, d_model=256, encoder_attention_heads=4, encoder_ffn_dim=512, output_dim=512
+    )
+    config["enable_audio_output"] = False
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    bf16, rng = np.dtype(ml_dtypes.bfloat16), np.random.default_rng(0)
+    rows = table(OmniConfig.from_hf(config))
+    entries = {
+        name: Entry(bf16, source.shape)
+        for leaf in rows
+        for index in leaf.indices()
+        for name, source in leaf.placements(index)
+    }
+    shards = _shards(entries, shard_bytes)
+    for file, names in shards.items():
+        with (directory / file).open("wb") as stream:
+            for name, offset in _write_header(stream.fileno(), {name: entries[name] for name in names}).items():
+                values = rng.integers(0, 0x7F00, entries[name].shape, np.uint16)
+                _write_at(stream.fileno(), offset, values.view(bf16))
+    _write_index(directory / INDEX, entries, shards)
+    sizes = [2 * int(np.prod(leaf.shape)) for leaf in rows]
+    return sum(sizes), max(sizes)
+
+
+def test_peak_memory(tmp_path, data_dir):
+    """Converting holds less than the largest array and one shard more than the libraries themselves."""
+    public = json.loads((data_dir / "public_config.json").read_text())
+    shard = 100_000_000
+    total, largest = write_large(tmp_path / "source", public, shard)
+    assert total > largest + shard + 50_000_000
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "source"), str(tmp_path / "ours")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    peak = int(done.stdout.split()[-1])
+    print(f"peak {peak / 1e6:.0f} MB of {total / 1e6:.0f} MB, largest array {largest / 1e6:.0f} MB")
+    assert peak < largest + shard

@@ -1,0 +1,326 @@
+"""Damaged, dangerous and merely wrong source checkpoints: each is refused with a message that names the thing."""
+
+import json
+import pickle
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from convert import convert_checkpoint
+from convert.source import open_checkpoint, read_header
+from omni_jax.errors import CheckpointError, ConfigError
+from tests.convert.conftest import INDEX, edit_header, edit_json, edit_tensors, write_header
+
+SHARD = "model-00001-of-00002.safetensors"
+EXPERT = "talker.model.layers.0.mlp.experts.3"  # In the second shard.
+
+
+def refused(source, tmp_path, match, error=CheckpointError):
+    with pytest.raises(error, match=match):
+        convert_checkpoint(source, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.endswith((".partial", "out"))) == []
+
+
+def rename_in_index(source, name):
+    edit_json(source / INDEX, lambda index: index["weight_map"].update(dict.fromkeys(index["weight_map"], name)))
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "sub/x.safetensors", "/etc/x.safetensors", "..", ""])
+def test_paths_in_the_index_stay_in_the_directory(source, tmp_path, name):
+    (source / SHARD).rename(tmp_path / "outside.safetensors")
+    rename_in_index(source, name)
+    (source / "model-00002-of-00002.safetensors").unlink()
+    refused(source, tmp_path, "only files of the directory itself are read")
+
+
+def test_escaping_links_are_refused(source, tmp_path):
+    (source / SHARD).rename(tmp_path / "outside.safetensors")
+    (source / SHARD).symlink_to(tmp_path / "outside.safetensors")
+    refused(source, tmp_path, "outside the checkpoint")
+
+
+def test_escaping_json_is_not_copied(source, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (source / "notes.json").symlink_to(tmp_path / "secret")
+    refused(source, tmp_path, "notes.json.*outside the checkpoint")
+
+
+def test_hub_cache_layout_is_read(source, tmp_path):
+    """Snapshots of the Hugging Face cache are links into the blobs beside them."""
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "main"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in source.iterdir():
+        path.rename(blobs / f"blob-{path.name}")
+        (snapshot / path.name).symlink_to(f"../../blobs/blob-{path.name}")
+    assert len(open_checkpoint(snapshot).tensors) == 485
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git lfs pull"),
+        (b"<!doctype html><html>please log in</html>", "HTML page"),
+        (b"PK\x03\x04 archive/data.pkl", "PyTorch pickle"),
+        (pickle.dumps({"weight": [1.0]}), "pickle"),
+        (b"GGUF\x03\x00\x00\x00 and so on", "GGUF"),
+        (b"\x00" * 4, "not a safetensors file"),
+        (b"", "not a safetensors file"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "not a safetensors file"),
+    ],
+)
+def test_other_files_named_safetensors(source, tmp_path, content, what):
+    (source / SHARD).write_bytes(content)
+    refused(source, tmp_path, what)
+
+
+def test_truncated_data(source, tmp_path):
+    data = (source / SHARD).read_bytes()
+    (source / SHARD).write_bytes(data[:-5])
+    refused(source, tmp_path, f"{SHARD}: truncated, 5 bytes are missing")
+
+
+def test_truncated_header(source, tmp_path):
+    (source / SHARD).write_bytes((source / SHARD).read_bytes()[:100])
+    refused(source, tmp_path, "truncated within its header")
+
+
+def test_trailing_bytes(source, tmp_path):
+    (source / SHARD).write_bytes((source / SHARD).read_bytes() + b"x" * 7)
+    refused(source, tmp_path, "7 bytes follow the last tensor")
+
+
+def test_absurd_header_sizes(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", 200_000_000))
+        stream.truncate(300_000_000)
+    with pytest.raises(CheckpointError, match="a header of 200,000,000 bytes"):
+        read_header(path)
+    entry = '"dtype":"F32","shape":[0],"data_offsets":[0,0]'
+    write_header(path, ("{" + ",".join(f'"t{i}":{{{entry}}}' for i in range(200_001)) + "}").encode(), b"")
+    with pytest.raises(CheckpointError, match="200,001 tensors in one file"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    "header, what",
+    [
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{}}', "'a' occurs twice"),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "spans 4 bytes, not those of F32"),
+        (b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', "'a' is malformed"),
+        (b'{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', "'a' is malformed"),
+        (b'{"a":{"dtype":"F32","shape":[1]}}', "'a' is malformed"),
+        (b'{"a":{"dtype":"X9","shape":[1],"data_offsets":[0,4]}}', "unknown dtype 'X9'"),
+        (b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}', "starts at byte 2 of the data, not at 0"),
+        (
+            b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
+            "'b' starts at byte 2 of the data, not at 3",
+        ),
+        (b'["a"]', "not a JSON object"),
+        (b'{"a":', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+    ],
+)
+def test_wrong_headers(tmp_path, header, what):
+    write_header(tmp_path / "x.safetensors", header, b"\0" * 4)
+    with pytest.raises(CheckpointError, match=what):
+        read_header(tmp_path / "x.safetensors")
+
+
+def test_a_header_may_look_like_a_pickle(tmp_path):
+    """A header of 640 bytes starts with the bytes of a pickle."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x280)
+    write_header(tmp_path / "x.safetensors", header, b"\0" * 4)
+    assert read_header(tmp_path / "x.safetensors")["a"].shape == (1,)
+
+
+def test_tensor_in_two_shards(source, tmp_path):
+    other = {}
+    edit_tensors(source, lambda tensors: other.update(dict([next(iter(tensors.items()))])))
+    edit_tensors(source, lambda tensors: tensors.update(other), shard=1)
+    refused(source, tmp_path, f"'{next(iter(other))}' is in two files")
+
+
+def test_missing_shard(source, tmp_path):
+    (source / SHARD).unlink()
+    refused(source, tmp_path, f"{SHARD} is missing")
+
+
+def test_tensor_that_the_index_does_not_list(source, tmp_path):
+    edit_json(source / INDEX, lambda index: index["weight_map"].pop("thinker.model.norm.weight") and None)
+    refused(source, tmp_path, "'thinker.model.norm.weight' of .* is not in")
+
+
+def test_tensor_that_only_the_index_lists(source, tmp_path):
+    edit_json(source / INDEX, lambda index: index["weight_map"].update({"thinker.more": SHARD}))
+    refused(source, tmp_path, "promises tensor 'thinker.more'")
+
+
+def test_unlisted_file(source, tmp_path):
+    (source / "adapter_model.safetensors").write_bytes((source / SHARD).read_bytes())
+    refused(source, tmp_path, "adapter_model.safetensors is not in")
+
+
+def test_several_files_without_index(source, tmp_path):
+    (source / INDEX).unlink()
+    refused(source, tmp_path, "2 safetensors files but no")
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[", '{"a":1,"a":2}'])
+def test_wrong_index(source, tmp_path, index):
+    (source / INDEX).write_text(index)
+    refused(source, tmp_path, "no 'weight_map'|not valid JSON|occurs twice")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth"])
+def test_pickle_checkpoints(source, tmp_path, name):
+    for path in [*source.glob("*.safetensors"), source / INDEX]:
+        path.unlink()
+    (source / name).write_bytes(pickle.dumps({}))
+    refused(source, tmp_path, f"only pickle files .{name}., which can run code")
+
+
+def test_empty_and_absent_directories(source, tmp_path):
+    for path in [*source.glob("*.safetensors"), source / INDEX]:
+        path.unlink()
+    refused(source, tmp_path, "neither .* nor a .safetensors file")
+    refused(tmp_path / "nowhere", tmp_path, "no such directory")
+
+
+def test_missing_tensors_are_listed(source, tmp_path):
+    def remove(tensors):
+        for name in [name for name in tensors if "audio_tower.layers" in name]:
+            del tensors[name]
+
+    edit_tensors(source, remove)
+    with pytest.raises(CheckpointError, match="32 tensors are missing") as caught:
+        convert_checkpoint(source, tmp_path / "out")
+    assert str(caught.value).count("thinker.audio_tower.layers") == 10
+    assert str(caught.value).endswith("...")
+
+
+def test_missing_expert(source, tmp_path):
+    edit_tensors(source, lambda tensors: tensors.pop(f"{EXPERT}.up_proj.weight") is None, shard=1)
+    refused(source, tmp_path, f"1 tensors are missing:\n    {EXPERT}.up_proj.weight$")
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("base_model.model.thinker.x.lora_A.weight", "LoRA adapters"),
+        (f"{EXPERT}.up_proj.qweight", "AWQ or GPTQ"),
+        (f"{EXPERT}.up_proj.weight_scale_inv", "FP8"),
+        (f"{EXPERT}.up_proj.weight_scale", "quantised"),
+        ("thinker.model.extra.weight", "1 tensors have no place in the model:\n    thinker.model.extra.weight$"),
+    ],
+)
+def test_unexpected_tensors(source, tmp_path, name, hint):
+    edit_tensors(source, lambda tensors: tensors.update({name: np.zeros(3, np.float32)}))
+    refused(source, tmp_path, hint)
+
+
+def test_speech_that_the_config_denies(source, tmp_path):
+    edit_json(source / "config.json", lambda config: config.update(enable_audio_output=False))
+    refused(source, tmp_path, r"have no place in the model; does config.json set enable_audio_output as it should\?")
+
+
+def test_names_from_memory(source, tmp_path):
+    fused = "thinker.model.layers.0.mlp.experts.gate_up_proj"
+    for name in ("thinker.model.language_model.norm.weight", fused):
+        edit_tensors(source, lambda tensors, name=name: tensors.update({name: np.zeros(3, np.float32)}))
+        refused(source, tmp_path, "convert files written by save_pretrained")
+        edit_tensors(source, lambda tensors, name=name: tensors.pop(name) is None)
+
+
+def test_wrong_shape(source, tmp_path):
+    name = f"{EXPERT}.up_proj.weight"
+    edit_tensors(source, lambda tensors: tensors.update({name: np.ascontiguousarray(tensors[name].T)}), shard=1)
+    refused(source, tmp_path, f"1 tensors have another shape:\n    {name} .80, 36., expected .36, 80.")
+
+
+def test_config_of_another_size(source, tmp_path):
+    def widen(config):
+        config["thinker_config"]["text_config"]["moe_intermediate_size"] = 48
+
+    edit_json(source / "config.json", widen)
+    refused(source, tmp_path, "90 tensors have another shape")
+
+
+def test_quantised_dtypes_are_refused_by_name(source, tmp_path):
+    name = f"{EXPERT}.up_proj.weight"
+    edit_tensors(source, lambda tensors: tensors.update({name: tensors[name].astype(np.int8)}), shard=1)
+    refused(source, tmp_path, f"unsupported dtype; only F32, F16, BF16 .*\n    {name} I8$")
+    edit_header(source / "model-00002-of-00002.safetensors", lambda header: header[name].update(dtype="F8_E4M3"))
+    refused(source, tmp_path, f"{name} F8_E4M3$")
+
+
+def test_mixed_dtypes_need_a_choice(source, tmp_path):
+    name = f"{EXPERT}.up_proj.weight"
+    edit_tensors(source, lambda tensors: tensors.update({name: tensors[name].astype(ml_dtypes.bfloat16)}), shard=1)
+    refused(source, tmp_path, f"talker/layers/moe/gate_up would mix dtypes .*{name} is BF16.*choose one with --dtype")
+    convert_checkpoint(source, tmp_path / "cast", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nonfinite_weights(source, tmp_path, value):
+    name = f"{EXPERT}.up_proj.weight"
+
+    def spoil(tensors):
+        tensors[name][3, 4:6] = value
+
+    edit_tensors(source, spoil, shard=1)
+    refused(source, tmp_path, f"'{name}' holds 2 NaN or infinite values")
+    convert_checkpoint(source, tmp_path / "allowed", allow_nonfinite=True, verify=True)
+
+
+def test_overflow_of_a_cast_is_nonfinite(source, tmp_path):
+    def spoil(tensors):
+        tensors["thinker.audio_tower.conv2d1.bias"][0] = 1e6
+
+    edit_tensors(source, spoil)
+    with pytest.raises(CheckpointError, match="holds 1 NaN or infinite values in float16"):
+        convert_checkpoint(source, tmp_path / "out", dtype="float16")
+
+
+def test_missing_and_foreign_configs(source, tmp_path):
+    edit_json(source / "config.json", lambda config: config.update(model_type="qwen2_5_omni"))
+    refused(source, tmp_path, "model_type is 'qwen2_5_omni'", ConfigError)
+    (source / "config.json").write_text("[]")
+    refused(source, tmp_path, "not a JSON object", ConfigError)
+    (source / "config.json").unlink()
+    refused(source, tmp_path, "config.json is missing", ConfigError)
+
+
+def test_code_is_never_run_or_copied(source, tmp_path):
+    (source / "modeling_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    auto_map = {"AutoModel": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"}
+    edit_json(source / "config.json", lambda config: config.update(auto_map=auto_map))
+    convert_checkpoint(source, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+    assert not list((tmp_path / "out").glob("*.py"))
+
+
+def test_a_file_that_shrinks_after_its_header_was_read(source):
+    opened = open_checkpoint(source)
+    (source / SHARD).write_bytes((source / SHARD).read_bytes()[:200_000])
+    last = max(
+        (t for t in opened.tensors if opened.tensors[t].file.name == SHARD), key=lambda t: opened.tensors[t].start
+    )
+    with pytest.raises(CheckpointError, match=f"ended while reading '{last}'"):
+        opened.read(last)
+
+
+def test_headers_are_what_the_library_reads(source):
+    from safetensors import safe_open
+
+    edit_header(source / SHARD, lambda header: header | {"__metadata__": {"format": "pt", "x": "y"}})
+    opened = open_checkpoint(source)
+    for file in source.glob("*.safetensors"):
+        with safe_open(file, framework="np") as reader:
+            for name in reader.keys():  # noqa: SIM118 - not a dict
+                assert json.dumps(opened.tensors[name].shape) == json.dumps(reader.get_slice(name).get_shape())
+                np.testing.assert_array_equal(opened.read(name), reader.get_tensor(name))
