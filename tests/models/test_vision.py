@@ -207,9 +207,9 @@ def test_a_mesh_does_not_change_the_result(tiny):
 # Parts
 
 
-@pytest.mark.parametrize("grid", [(4, 6), (2, 14), (30, 2)])
-def test_position_embedding_is_interpolated_with_aligned_corners(grid):
-    (h, w), D, side, m = grid, 5, 7, 2
+@pytest.mark.parametrize("grid, m", [((4, 6), 2), ((2, 14), 2), ((30, 3), 3), ((1, 5), 1)])
+def test_position_embedding_is_interpolated_with_aligned_corners(grid, m):
+    (h, w), D, side = grid, 5, 7
     table = np.random.default_rng(0).normal(size=(side * side, D)).astype(np.float32)
     square = torch.tensor(table).reshape(1, side, side, D).permute(0, 3, 1, 2)
     want = torch.nn.functional.interpolate(square, size=grid, mode="bilinear", align_corners=True)[0].numpy()
