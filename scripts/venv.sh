@@ -11,7 +11,7 @@ supported() {
 
 make_venv() {
     local python
-    for python in python3.12 python3.11 python3; do
+    for python in python3.11 python3.12 python3; do
         supported "$python" || continue
         if ! "$python" -m venv --clear .venv; then
             echo "error: $python cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
@@ -19,7 +19,7 @@ make_venv() {
         fi
         return
     done
-    echo "error: Python 3.11 or 3.12 is needed, and neither python3.12, python3.11 nor python3 is one;" >&2
+    echo "error: Python 3.11 or 3.12 is needed, and neither python3.11, python3.12 nor python3 is one;" >&2
     echo "       install python3.12 with its venv module, then run this again" >&2
     return 1
 }

@@ -125,7 +125,7 @@ def decode_chunk(
     return tokens, state
 
 
-@partial(jax.jit, static_argnames="slots", donate_argnames="state")
+@partial(jax.jit, static_argnames="slots")
 def grow(state: DecodeState, *, slots: int) -> DecodeState:
     """The same state with a cache of `slots` slots."""
     return replace(state, cache=state.cache.grow(slots))
