@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         return USAGE
     try:
         report = run(arguments)
-    except OmniError as error:
+    except (OmniError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return MISMATCH if isinstance(error, MismatchError) else BAD_INPUT
     except KeyboardInterrupt:

@@ -13,8 +13,8 @@ from convert.layout import Index, Leaf
 from convert.source import SourceCheckpoint
 from omni_jax.errors import CheckpointError
 
-THREADS = 4
-AHEAD_BYTES = 32 << 20
+THREADS = 8
+AHEAD_BYTES = 64 << 20
 SCAN_VALUES = 1 << 20
 
 # The exponent bits of each dtype's unsigned view: all of them set means infinity or NaN.

@@ -26,6 +26,7 @@ HINTS = (
     ("qweight", "this checkpoint is quantised (AWQ or GPTQ): take the unquantised release"),
     ("qzeros", "this checkpoint is quantised (AWQ or GPTQ): take the unquantised release"),
     ("scale_inv", "this checkpoint is quantised (FP8): take the unquantised release"),
+    ("thinker.lm_head.", "config.json ties it to the embedding: correct tie_word_embeddings, or remove the tensor"),
     ("weight_scale", "this checkpoint is quantised: take the unquantised release"),
 )
 

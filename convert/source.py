@@ -8,8 +8,10 @@ the Hugging Face cache, in the `blobs` beside its `snapshots`.
 Data is read with `pread` at the offsets of the header, not mapped, so that resident memory is what we asked for.
 """
 
+import gzip
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from omni_jax.checkpoint import MANIFEST
 from omni_jax.errors import CheckpointError, ConfigError
 
 INDEX = "model.safetensors.index.json"
@@ -81,6 +84,8 @@ def open_checkpoint(directory: str | Path) -> SourceCheckpoint:
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
+    if (directory / MANIFEST).exists():
+        raise CheckpointError(f"{directory}: is converted already; load it with omni_jax")
     config = read_config(directory / "config.json")
     check_inside(directory / "config.json", directory.resolve())
     weight_map = _weight_map(directory)
@@ -123,13 +128,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file, plain or gzipped, of bounded size and depth and without duplicate keys."""
-    data = path.read_bytes() if path.stat().st_size <= MAX_JSON_BYTES else None
-    if data is not None and path.suffix == ".gz":
-        import gzip
-
-        with gzip.open(path) as stream:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             data = stream.read(MAX_JSON_BYTES + 1)
-    if data is None or len(data) > MAX_JSON_BYTES:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); download it again") from error
+    if len(data) > MAX_JSON_BYTES:
         raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES:,} bytes")
     return _parse(path, data)
 
@@ -169,12 +175,12 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     """The data offsets of one header entry, checked against its own shape and dtype."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not _is_shape(shape) or not _is_shape([begin, end]):
+        if not _is_shape(shape) or not _is_shape([begin, end]) or not isinstance(dtype, str):
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: the header entry of {name!r} is malformed: {str(entry)[:200]}") from error
     if dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}")
+        raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {dtype[:40]!r}")
     if (end - begin) * 8 != prod(shape) * DTYPE_BITS[dtype]:
         raise CheckpointError(f"{path}: tensor {name!r} spans {end - begin} bytes, not those of {dtype} {shape}")
     return begin, end
@@ -262,7 +268,9 @@ def _parse(path: Path, data: bytes) -> Any:
 
     try:
         return json.loads(data, object_pairs_hook=unique)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({str(error)[:120]}); download it again") from error
 
 

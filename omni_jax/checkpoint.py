@@ -31,6 +31,7 @@ from omni_jax.sharding import RULES
 FORMAT = 1
 MANIFEST, PARAMS, MARKER = "manifest.json", "params", ".unfinished"
 CHUNK_BYTES = 8 << 20
+EXTRA_HOST_GIGABYTES = 4
 METADATA_SUFFIXES = (".json", ".jinja", ".txt")
 MAX_METADATA_BYTES = 64 << 20
 
@@ -130,11 +131,18 @@ def restore(
         )
     wanted = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(leaves, 0)), restore_args=nest(args), partial_restore=True)
     with explained(directory, unreadable(directory)):
-        tree = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(directory / PARAMS, args=wanted)
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_host_gigabytes(leaves))
+        tree = ocp.Checkpointer(handler).restore(directory / PARAMS, args=wanted)
     for path, value in flatten(tree).items():
         if not isinstance(value, jax.Array):
             raise CheckpointError(f"{directory / PARAMS}: array {path!r} is missing; convert the checkpoint again")
     return tree
+
+
+def _host_gigabytes(leaves: dict[str, LeafRecord]) -> int:
+    """How much Orbax may hold on the host on its way to the devices: the largest array and a little more."""
+    largest = max(prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
+    return EXTRA_HOST_GIGABYTES + -(-largest // 10**9)
 
 
 def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
@@ -295,6 +303,8 @@ def _claim(destination: Path, partial: Path, overwrite: bool) -> int:
     replaced = _replaced(destination)
     if replaced.exists() and not destination.exists():
         os.rename(replaced, destination)
+    if destination.is_file():
+        raise CheckpointError(f"{destination} is a file; choose another name")
     if destination.exists() and any(destination.iterdir()):
         if not overwrite:
             raise CheckpointError(f"{destination} exists; choose another name, or overwrite it with --overwrite")

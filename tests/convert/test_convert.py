@@ -277,6 +277,9 @@ def test_destinations_that_exist(checkpoints, converted, tmp_path):
         reverse_checkpoint(ours, tmp_path / "theirs")
     assert_nothing_left(tmp_path / "theirs", "thesis.txt")
     assert_nothing_left(tmp_path, "ours", "theirs")
+    (tmp_path / "file").write_text("years of work")
+    with pytest.raises(CheckpointError, match="file is a file"):
+        convert_checkpoint(checkpoints("small"), tmp_path / "file")
     (tmp_path / "empty").mkdir()
     convert_checkpoint(checkpoints("small"), tmp_path / "empty", parts=("thinker",))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convert import convert_checkpoint
-from convert.source import open_checkpoint, read_header
+from convert.source import open_checkpoint, open_manifest, read_header
 from omni_jax.errors import CheckpointError, ConfigError
 from tests.convert.conftest import INDEX, edit_header, edit_json, edit_tensors, write_header
 
@@ -119,6 +119,8 @@ def test_absurd_header_sizes(tmp_path):
             b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
             "'b' starts at byte 2 of the data, not at 3",
         ),
+        (b'{"a":{"dtype":[],"shape":[1],"data_offsets":[0,4]}}', "'a' is malformed"),
+        (b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}}' % (b"9" * 5000), "not valid JSON"),
         (b'["a"]', "not a JSON object"),
         (b'{"a":', "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
@@ -293,6 +295,30 @@ def test_missing_and_foreign_configs(source, tmp_path):
     refused(source, tmp_path, "not a JSON object", ConfigError)
     (source / "config.json").unlink()
     refused(source, tmp_path, "config.json is missing", ConfigError)
+
+
+def test_damaged_manifests_of_names(source, tmp_path, data_dir):
+    packed = (data_dir / "tensor_manifest.json.gz").read_bytes()
+    for content, what in ((packed[:5000], "damaged"), (b"{}", "damaged"), (packed[:100] + packed[200:], "damaged")):
+        (source / "names.json.gz").write_bytes(content)
+        with pytest.raises(CheckpointError, match=what):
+            open_manifest(source / "names.json.gz")
+    for content in ("[]", '{"tensors": 1}', '{"a": [1.5]}'):
+        (source / "names.json").write_text(content)
+        with pytest.raises(CheckpointError, match="not a mapping of tensor names to shapes"):
+            open_manifest(source / "names.json")
+
+
+def test_tied_head_that_is_there(source, tmp_path):
+    def tie(config):
+        config["thinker_config"]["text_config"]["tie_word_embeddings"] = True
+
+    edit_json(source / "config.json", tie)
+    refused(source, tmp_path, "config.json ties it to the embedding")
+
+
+def test_converted_checkpoints_are_not_converted_again(converted, tmp_path):
+    refused(converted, tmp_path, "is converted already")
 
 
 def test_code_is_never_run_or_copied(source, tmp_path):
