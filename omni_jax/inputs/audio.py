@@ -55,11 +55,11 @@ def load_audio(
     Raises InputError for what cannot be read, is damaged or silent about its rate, or is too short or long.
     """
     if isinstance(source, np.ndarray):
-        if sampling_rate is None:
-            raise InputError("audio array without a rate; give its sampling_rate in samples per second")
+        if not isinstance(sampling_rate, int | float | np.number):
+            raise InputError("audio array without a rate; give its sampling_rate in samples per second, a number")
         samples, rate = _from_array(source), sampling_rate
     elif not is_source(source):
-        raise InputError(f"audio {name_of(source)}: pass a path, bytes, or an array with its sampling_rate")
+        raise InputError(f"audio {name_of(source)}: pass a path, bytes, or a NumPy array with its sampling_rate")
     elif sampling_rate is not None:
         raise InputError(f"audio {name_of(source)}: a file states its own rate; leave out sampling_rate")
     else:

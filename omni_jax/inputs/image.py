@@ -43,7 +43,7 @@ def load_image(source: "Source | np.ndarray | Image", max_pixels: int = MAX_PIXE
         _check_size(*source.size, max_pixels, source)
         return _decode(source, source)
     if not is_source(source):
-        raise InputError(f"image {name_of(source)}: pass a path, bytes, a PIL image or uint8 [H, W, 3]")
+        raise InputError(f"image {name_of(source)}: pass a path, bytes, a PIL image or a NumPy array uint8 [H, W, 3]")
     with open_source(source, "image") as file:
         try:
             Image.init()

@@ -66,7 +66,8 @@ def _open_path(path: str | os.PathLike, kind: str) -> BinaryIO:
     except FileNotFoundError:
         raise InputError(f"{kind} {name_of(path)}: there is no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise InputError(f"{kind} {name_of(path)}: cannot be opened ({error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{kind} {name_of(path)}: cannot be opened ({reason})") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise InputError(f"{kind} {name_of(path)}: not a regular file; pass the media file itself")

@@ -15,7 +15,6 @@ Deliberate differences:
 - The rotation that a phone notes in the file is applied, and damaged or cut files are errors.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,14 +65,14 @@ def load_video(
     An array is uint8 [T, H, W, 3], already sampled at its `fps`. Frames of a file come resized to whole merged tokens,
     so that a long one fits in memory. Raises InputError for what cannot be read, is damaged, or exceeds `limits`.
     """
-    if fps is not None and not (math.isfinite(fps) and MIN_RATE <= fps <= MAX_RATE):
+    if fps is not None and not (isinstance(fps, int | float | np.number) and MIN_RATE <= fps <= MAX_RATE):
         raise InputError(f"video fps {fps}; give frames per second between {MIN_RATE:.3f} and {MAX_RATE:.0f}")
     if isinstance(source, np.ndarray):
         if fps is None:
             raise InputError("video array without fps; give the rate at which its frames were sampled")
         return Video(_check_array(source, settings, limits), float(fps), len(source) / fps)
     if not is_source(source):
-        raise InputError(f"video {name_of(source)}: pass a path, bytes, or uint8 [T, H, W, 3] with its fps")
+        raise InputError(f"video {name_of(source)}: pass a path, bytes, or a NumPy array with its fps")
     what, deadline = f"video {name_of(source)}", time.monotonic() + limits.wall_seconds
     with open_container(source, "video") as container:
         count, duration = _measure(container, what, limits, deadline)

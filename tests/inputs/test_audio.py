@@ -5,6 +5,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -165,6 +166,7 @@ BAD = {
     "url": ("http://example.com/a.wav", "is a URL"),
     "concat": ("concat:a.wav|b.wav", "is a URL"),
     "missing": ("no/such/sound.wav", "no such file"),
+    "base64": ("UklGRiQAAABXQVZF" * 1000, "cannot be opened .File name too long.$"),
     "directory": (Path(__file__).parent, "not a regular file"),
     "empty": (b"", "is empty"),
     "text": (b"this is not sound at all" * 20, "not a media file"),
@@ -200,6 +202,7 @@ def test_bad_files_have_named_errors(case):
     "array, rate, message",
     [
         (noise(1), None, "sampling_rate"),
+        (noise(1), "16000", "sampling_rate"),
         (noise(1), 1, "a rate of 1 "),
         (noise(1), float("nan"), "a rate of nan"),
         (noise(1)[:200], RATE, "at least 201"),
@@ -242,6 +245,26 @@ def test_a_claimed_length_is_refused_before_it_is_allocated():
     flac[22:26] = b"\xff" * 4
     with pytest.raises(InputError, match="longer than 3600 s"):
         load_audio(bytes(flac))
+
+
+def test_sound_that_ends_early_without_a_complaint_is_refused(monkeypatch):
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, frames, **options: read(self, 1000, **options)[:999])
+    with pytest.raises(InputError, match="cut short or damaged, 7992 of 8000 samples"):
+        load_audio(encode(noise(0.5)))
+
+
+def test_a_container_that_lacks_its_last_bytes_is_refused(tmp_path):
+    with av.open(str(tmp_path / "a.mov"), "w", options={"movflags": "faststart"}) as out:
+        track = out.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.arange(RATE).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = RATE, 0
+        out.mux(track.encode(frame))
+        out.mux(track.encode(None))
+    whole = (tmp_path / "a.mov").read_bytes()
+    assert load_audio(whole).size == RATE
+    with pytest.raises(InputError, match="cut short or damaged"):
+        load_audio(whole[:-20])
 
 
 def test_a_video_without_sound_is_refused(data_dir):

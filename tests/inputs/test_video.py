@@ -139,6 +139,21 @@ def test_a_variable_rate_is_sampled_by_the_clock(tmp_path, settings):
     np.testing.assert_allclose(levels_of(video.frames), np.array(levels)[shown], atol=2)
 
 
+def test_a_clock_that_starts_late_changes_nothing(tmp_path, settings):
+    levels = [20 + 8 * i for i in range(25)]
+    early = load_video(encode(tmp_path / "a.mkv", levels), settings)
+    late = load_video(encode(tmp_path / "b.mkv", levels, times=list(range(5000, 6000, 40))), settings)
+    np.testing.assert_array_equal(late.frames, early.frames)
+    assert (late.duration, late.fps) == (early.duration, early.fps)
+
+
+@pytest.mark.parametrize("count, taken", [(1, 1), (2, 2), (3, 2), (4, 4)])
+def test_a_few_frames_are_enough(tmp_path, settings, count, taken):
+    video = load_video(encode(tmp_path / "a.mp4", [30, 90, 150, 210][:count]), settings)
+    assert len(video.frames) == taken
+    assert patchify_video(video, settings)[1][0] == max(taken // 2, 1)
+
+
 def test_real_files(data_dir, settings):
     for name, frames, duration in (
         ("hello_320x180_aac.mp4", 16, 8.3),
@@ -284,7 +299,7 @@ def test_no_frames_and_absurd_clocks_are_refused(tmp_path, settings):
         load_video(encode(tmp_path / "c.h264", [9] * 10, codec="libx264"), settings)
 
 
-@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf"), 1e6])
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf"), 1e6, "2"])
 def test_absurd_rates_are_refused(data_dir, settings, fps):
     for source in (data_dir / "hello_silent.mp4", np.zeros((2, 64, 64, 3), np.uint8)):
         with pytest.raises(InputError, match="fps"):
