@@ -94,9 +94,7 @@ class TextStream:
 
     def finish(self) -> str:
         """What an unfinished character leaves: U+FFFD, or nothing. The stream can then be used again."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
+        return self._decoder.decode(b"", final=True)
 
 
 def _load(path: Path) -> Any:

@@ -152,3 +152,11 @@ def test_content_may_be_absent_beside_tool_calls():
         [{"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]}]
     )
     assert conversation.messages[0]["content"] == ""
+
+
+@pytest.mark.parametrize(
+    "message", [{"reasoning_content": "r", "thinking": "t"}, {"thinking": "r"}, {"reasoning": "r"}]
+)
+def test_names_of_reasoning(message):
+    conversation = read_conversation([{"role": "assistant", "content": "a", "name": "bot"} | message])
+    assert conversation.messages == [{"role": "assistant", "content": "a", "reasoning_content": "r", "name": "bot"}]

@@ -197,6 +197,12 @@ def test_rows_of_a_batch(left):
     assert_equal(rows, left=left)
 
 
+@pytest.mark.parametrize("seconds", np.linspace(39.0, 39.076, 12))
+def test_long_text_behind_a_fraction_rounds_as_in_the_reference(seconds):
+    """Marks take the position from 511.x over 512, text takes it over 1024 and 2048; each step rounds once."""
+    assert_equal([Row("tiny").text(2).video(2, 1, 1, float(seconds)).text(3000).image(1, 1).text(2000)])
+
+
 segments = st.lists(
     st.one_of(
         st.tuples(st.just("text"), st.integers(1, 40)),
@@ -297,4 +303,11 @@ def test_counts_that_do_not_fit(change, message):
     row = Row("tiny").text(3).image(2, 3).text(2)
     change(row)
     with pytest.raises(InputError, match=message):
+        row.ours()
+
+
+def test_a_foreign_token_among_frames_and_sound():
+    row = Row("tiny").text(3).video_with_sound(2, 2, 2, 60, 0.1)
+    row.ids.insert(7, row.values["image_token_id"])
+    with pytest.raises(InputError, match="17 placeholders .8 visual, 8 audio"):
         row.ours()

@@ -365,7 +365,7 @@ def test_typed_placeholders_are_text(processor_of):
 
 
 BAD_INPUTS = {
-    "no conversations": ([], {}, "messages is empty"),
+    "no conversations": ([], {}, "^messages is empty"),
     "an empty conversation": ([[]], {}, "messages is empty"),
     "a row among rows": ([user(text("a")), [{"role": "robot", "content": "a"}]], {}, "row 1: message 0 has the role"),
     "padding": (user(text("a")), {"padding": "both"}, "padding 'both'; choose"),

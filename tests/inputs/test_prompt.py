@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -430,6 +429,3 @@ def test_a_template_that_drops_media_is_noticed(tiny, tmp_path):
     conversation = read_conversation(CONVERSATIONS["media"])
     with pytest.raises(InputError, match="1 audio, 1 image, 1 video"):
         expand(prompt_ids(conversation, template, tokenizer), [MediaItem(m.kind) for m in conversation.media], *tiny)
-
-
-logging.getLogger("transformers").setLevel(logging.ERROR)
