@@ -52,7 +52,8 @@ def interpolate_positions(table: jax.Array, positions: jax.Array, grid: jax.Arra
     The first and last patch of a side sit exactly on the table's edges; a side of one patch sits on the first entry.
     """
     side = round(table.shape[0] ** 0.5)
-    source = positions * (side - 1.0) / jnp.maximum(grid[:, None, :] - 1, 1)
+    # Cast first: an integer times a Python float is weakly typed, and a bfloat16 table would round the shares.
+    source = positions.astype(jnp.float32) * (side - 1) / jnp.maximum(grid[:, None, :] - 1, 1)
     low = jnp.floor(source)
     high_share = source - low
     low = jnp.clip(low.astype(jnp.int32), 0, side - 1)

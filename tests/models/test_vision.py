@@ -219,6 +219,15 @@ def test_position_embedding_is_interpolated_with_aligned_corners(grid, m):
     np.testing.assert_allclose(got, blocks, atol=2e-6)
 
 
+def test_positions_of_a_bfloat16_table_are_mixed_in_float32():
+    grid = jnp.asarray([[4, 6]], jnp.int32)
+    positions = patch_positions(grid, 24, 2)
+    table = jax.random.normal(jax.random.key(0), (49, 5)).astype(jnp.bfloat16)
+    got = interpolate_positions(table, positions, grid)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, interpolate_positions(table.astype(jnp.float32), positions, grid), atol=1e-6)
+
+
 @pytest.mark.parametrize("max_logits", [1, 700])
 def test_queries_in_chunks_give_the_same_attention_and_gradient(max_logits):
     keys, lengths = jax.random.split(jax.random.key(0), 3), jnp.asarray([23, 9])
