@@ -8,6 +8,7 @@ checkpoint; anyone may restore it without this module.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,32 @@ class StreamedLeaf:
     chunks: tuple[int, ...]
     blocks: Callable[[], Iterator[tuple[tuple[int, ...], np.ndarray]]]
 
+    @property
+    def size(self) -> int:
+        """How many values; Orbax asks for its statistics."""
+        return prod(self.shape)
+
+
+@dataclass
+class OpenLeaf:
+    """An array on disk, to be read by blocks."""
+
+    store: ts.TensorStore
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """How many values; Orbax asks for its statistics."""
+        return prod(self.shape)
+
+    def read(self, index: tuple[int, ...]) -> np.ndarray:
+        """The block at `index` of the leading axes; ValueError where files are missing or damaged."""
+        return self.store[index].read().result()
+
 
 class _Handler(type_handlers.NumpyHandler):
-    """Writes StreamedLeaf as what a NumPy array becomes, and restores it as a TensorStore, to be read by slices."""
+    """Writes StreamedLeaf as what a NumPy array becomes, and restores arrays as OpenLeaf."""
 
     async def serialize(
         self,
@@ -45,7 +69,7 @@ class _Handler(type_handlers.NumpyHandler):
         for leaf, info in zip(values, infos, strict=True):
             await info.await_path_creation()
             spec = type_handlers.get_json_tspec_write(info, True, leaf.shape, leaf.chunks, leaf.dtype, process_index=0)
-            spec["metadata"]["chunks"] = list(leaf.chunks)
+            spec["metadata"]["chunks"], spec["dtype"] = list(leaf.chunks), leaf.dtype.name
             array = await batch.open(spec, info.ts_context)
             for index, block in leaf.blocks():
                 for start, part in _pieces(block, leaf.chunks[len(index)]):
@@ -59,13 +83,13 @@ class _Handler(type_handlers.NumpyHandler):
 
     async def deserialize(
         self, infos: Sequence[type_handlers.ParamInfo], args: Sequence[type_handlers.RestoreArgs] | None = None
-    ) -> Sequence[ts.TensorStore]:
-        specs = [type_handlers.get_json_tspec_read(info, use_ocdbt=True) for info in infos]
-        contexts = [info.ts_context or ts.Context() for info in infos]
-        return [
-            await ts.open(ts.Spec(spec), open=True, context=context)
-            for spec, context in zip(specs, contexts, strict=True)
-        ]
+    ) -> Sequence[OpenLeaf]:
+        leaves = []
+        for info in infos:
+            spec = ts.Spec(type_handlers.get_json_tspec_read(info, use_ocdbt=True))
+            store = await ts.open(spec, open=True, context=info.ts_context or ts.Context())
+            leaves.append(OpenLeaf(store, store.shape, store.dtype.numpy_dtype))
+        return leaves
 
 
 class _Batch:
@@ -117,8 +141,8 @@ def write_leaves(directory: Path, leaves: dict[str, StreamedLeaf]) -> None:
         _checkpointer().save(directory, args=ocp.args.PyTreeSave(nest(leaves)))
 
 
-def open_leaves(directory: Path, paths: Sequence[str]) -> dict[str, ts.TensorStore]:
-    """The arrays of an Orbax checkpoint by path, open for reading slices: `array[index].read().result()`."""
+def open_leaves(directory: Path, paths: Sequence[str]) -> dict[str, OpenLeaf]:
+    """The arrays of an Orbax checkpoint by path, open for reading; what it does not hold is no OpenLeaf."""
     item = nest(dict.fromkeys(paths, 0))
     args = nest({path: ocp.RestoreArgs(restore_type=StreamedLeaf) for path in paths})
     with explained(directory.parent, unreadable(directory.parent)):

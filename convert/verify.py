@@ -88,14 +88,14 @@ def take_all(directory: Path, manifest: Manifest, progress: bool, verb: str) -> 
 def _take_leaf(
     directory: Path, leaf: Leaf, record: LeafRecord, store: Any, pool: ThreadPoolExecutor
 ) -> Iterator[Taken]:
-    shape, dtype = tuple(getattr(store, "shape", ())), np.dtype(record.dtype)
-    if shape != leaf.shape or store.dtype.numpy_dtype != dtype:
+    dtype = np.dtype(record.dtype)
+    if (getattr(store, "shape", None), getattr(store, "dtype", None)) != (leaf.shape, dtype):
         raise MismatchError(f"{directory / PARAMS}: array {leaf.path} is missing or not {record.dtype} {leaf.shape}")
 
     def read(index: Index) -> tuple[np.ndarray, list[Taken]]:
         try:
-            block = store[index].read().result()
-        except ValueError as error:  # What TensorStore raises on files that are missing or cut short.
+            block = store.read(index)
+        except ValueError as error:
             raise MismatchError(f"{directory / PARAMS}: array {leaf.path} cannot be read ({error})") from error
         return block, [_taken(leaf.take(block, place), name, record) for name, place in leaf.placements(index)]
 

@@ -261,7 +261,7 @@ def explained(directory: Path, what: str) -> Iterator[None]:
     """Turn what Orbax raises into "the parameters cannot be `what`"; errors that explain themselves pass."""
     try:
         yield
-    except (CheckpointError, MemoryError, OSError, jax.errors.JaxRuntimeError):
+    except (CheckpointError, MemoryError, OSError, jax.errors.JaxRuntimeError, TypeError, AttributeError):
         raise
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]

@@ -299,16 +299,19 @@ def test_two_conversions_at_once(checkpoints, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(CheckpointError, match="is being written by another process"):
             convert_checkpoint(checkpoints("small"), tmp_path / "ours")
-    (partial / checkpoint.MARKER).unlink()
+    (partial / "stale.json").write_text("{}")
+    convert_checkpoint(checkpoints("small"), tmp_path / "ours", parts=("code2wav",))
+    assert not (tmp_path / "ours" / "stale.json").exists() and not partial.exists()
+    partial.mkdir()
     (partial / "thesis.txt").write_text("years of work")
     with pytest.raises(CheckpointError, match="is not an interrupted conversion"):
-        convert_checkpoint(checkpoints("small"), tmp_path / "ours")
+        convert_checkpoint(checkpoints("small"), tmp_path / "ours", overwrite=True)
     assert_nothing_left(partial, "thesis.txt")
 
 
 def test_nonfinite_values_are_counted():
-    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
-        x = np.array([0, -0.0, 1, np.nan, np.inf, -np.inf, 6e4, 1e-8, -1], np.float32).astype(dtype)
+    for dtype, largest in ((np.float32, 3.4e38), (np.float16, 6.5e4), (ml_dtypes.bfloat16, 3.3e38)):
+        x = np.array([0, -0.0, 1, np.nan, np.inf, -np.inf, -largest, 1e-8, largest], np.float32).astype(dtype)
         assert count_nonfinite(x) == 3
         assert count_nonfinite(x.reshape(3, 3)[:1]) == 0
 
