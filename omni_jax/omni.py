@@ -192,7 +192,7 @@ def forward(
     """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first` [B] on."""
     thinker = bind(graph, params)
     x = thinker.embed_tokens(token_ids, media)
-    hidden, _, _ = thinker.hidden(x, position_ids, first=first, media=media)
+    hidden, _, _ = thinker.whole(x, position_ids, first=first, media=media)
     return thinker.logits(hidden)
 
 

@@ -72,8 +72,9 @@ def prefill(
     text = thinker.config.text
     B = request.token_ids.shape[0]
     x = thinker.embed_tokens(request.token_ids, media)
-    cache = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
-    hidden, cache, _ = thinker.hidden(x, jnp.asarray(request.position_ids), cache, media=media)
+    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
+    hidden, cache, _ = thinker.whole(x, jnp.asarray(request.position_ids), empty, media=media)
+    assert cache is not None
     length = jnp.asarray(request.length)
     last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)[:, 0]
     state = DecodeState(
@@ -112,7 +113,7 @@ def decode_chunk(
         position = state.cache.length + state.rope_delta
         position = jnp.broadcast_to(position[None, :, None], (3, position.shape[0], 1))
         x = thinker.embed_tokens(state.token[:, None])
-        hidden, cache, _ = thinker.hidden(x, position, state.cache, unroll=unroll)
+        hidden, cache, _ = thinker.extend(x, position, state.cache, unroll=unroll)
         cache = replace(cache, length=jnp.where(state.done, state.cache.length, cache.length))
         token, state = _draw(thinker.logits(hidden[:, 0]), replace(state, cache=cache), stop_ids, values, plan)
         return i + 1, state, jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))

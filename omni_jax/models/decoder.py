@@ -11,6 +11,7 @@ Source: transformers `Qwen3OmniMoeThinkerTextModel`. Hidden states are numbered 
 of layer k-1 before its deepstack feature is added.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from omni_jax.config import DecoderConfig
-from omni_jax.models.param import RMSNorm, param
-from omni_jax.ops.attention import causal_attention
+from omni_jax.models.param import RMSNorm, param, project
+from omni_jax.ops.attention import causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.moe import moe, route
 from omni_jax.ops.rope import rotate
@@ -44,12 +45,9 @@ class Deepstack:
         return jax.lax.cond(l < self.features.shape[0], inject, lambda x: x, x)
 
 
-@dataclass(frozen=True)
-class Span:
-    """Which keys a block of queries sees: `offset` int32 [B] keys before the block, from `first` int32 [B] on."""
-
-    offset: jax.Array
-    first: jax.Array | None = None
+Rope = tuple[jax.Array, jax.Array]
+# (queries [B, T, K, G, H], keys and values [B, T, K, H], cache, layer) -> attended [B, T, K, G, H]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, KVCache | None, Any], jax.Array]
 
 
 class Experts(nnx.Module):
@@ -79,15 +77,16 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        gate, up = jnp.moveaxis(
-            jnp.einsum("BTD,CFD->BTCF", x, self.gate_up[...][l], preferred_element_type=jnp.float32), 2, 0
-        )
+        gate, up = jnp.moveaxis(project(x, self.gate_up[...][l]), 2, 0)
         hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
-        return jnp.einsum("BTF,DF->BTD", hidden, self.down[...][l], preferred_element_type=jnp.float32).astype(x.dtype)
+        return project(hidden, self.down[...][l]).astype(x.dtype)
 
 
 class DecoderLayers(nnx.Module):
-    """L decoder layers. `unroll` in the call: how many layers the compiled loop holds at once."""
+    """L decoder layers, run over whole sequences or behind a cache.
+
+    `unroll` is how many layers the compiled loop holds at once.
+    """
 
     def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
         L, D, N, K, H = (
@@ -109,32 +108,58 @@ class DecoderLayers(nnx.Module):
         if dense:
             self.mlp = MLP(rngs, D, config.intermediate_size, dense)
 
-    def __call__(
+    def whole(
         self,
         x: jax.Array,
-        rope: tuple[jax.Array, jax.Array],
+        rope: Rope,
         cache: KVCache | None = None,
         first: jax.Array | None = None,
         deepstack: Deepstack | None = None,
         taps: tuple[int, ...] = (),
-        unroll: int = 1,
     ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-        """x [B, T, D] and rope (cos, sin) [B, T, H] -> outputs [B, T, D], cache, tapped hidden states [n, B, T, D].
+        """Run whole sequences x [B, T, D] at rope (cos, sin) [B, T, H], real from token `first` [B] on.
 
-        With a cache, the T tokens follow what each row holds, and its length is advanced by T; without one, they are
-        a whole sequence, of which the tokens before `first` [B] are padding. The state numbered L, which follows the
-        final norm, is the caller's to fill in.
+        Returns the outputs [B, T, D], the cache (empty, at least T slots) with the sequences in it, and the tapped
+        hidden states [n, B, T, D]. The state numbered L, which follows the final norm, is the caller's to fill in.
         """
-        B = x.shape[0]
-        offset = cache.length if cache is not None else jnp.zeros((B,), jnp.int32)
-        span = Span(offset, first)
+        window = self.config.sliding_window
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, _: KVCache | None, l: Any) -> jax.Array:
+            return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first, window)
+
+        return self._run(x, rope, cache, attend, deepstack, taps, unroll=1)
+
+    def extend(
+        self, x: jax.Array, rope: Rope, cache: KVCache, taps: tuple[int, ...] = (), unroll: int = 1
+    ) -> tuple[jax.Array, KVCache, jax.Array]:
+        """Run x [B, T, D] behind what each row of the cache holds; returns as `whole`, T tokens more in the cache."""
+        window = self.config.sliding_window
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache | None, l: Any) -> jax.Array:
+            assert cache is not None
+            return causal_attention(q, cache.k[l], cache.v[l], cache.length, window=window)
+
+        x, extended, tapped = self._run(x, rope, cache, attend, None, taps, unroll)
+        assert extended is not None
+        return x, extended, tapped
+
+    def _run(
+        self,
+        x: jax.Array,
+        rope: Rope,
+        cache: KVCache | None,
+        attend: Attend,
+        deepstack: Deepstack | None,
+        taps: tuple[int, ...],
+        unroll: int,
+    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
         L = self.config.num_layers
         slots = jnp.asarray([taps.index(k) if k in taps and k < L else -1 for k in range(L + 1)], jnp.int32)
         tapped = jnp.zeros((len(taps), *x.shape), x.dtype)
 
         def layer(carry: tuple, l: jax.Array) -> tuple[tuple, None]:
             x, cache, tapped = carry
-            attended, cache = self._attention(x, l, rope, cache, span)
+            attended, cache = self._attention(x, l, rope, cache, attend)
             x = x + attended
             x = x + self._feed_forward(self.mlp_norm(x, l), l)
             if taps:
@@ -149,25 +174,19 @@ class DecoderLayers(nnx.Module):
         return x, cache.advance(x.shape[1]) if cache is not None else None, tapped
 
     def _attention(
-        self, x: jax.Array, l: Any, rope: tuple[jax.Array, jax.Array], cache: KVCache | None, span: Span
+        self, x: jax.Array, l: Any, rope: Rope, cache: KVCache | None, attend: Attend
     ) -> tuple[jax.Array, KVCache | None]:
         config = self.config
         B, T, _ = x.shape
-        h = self.attention_norm(x, l)
-        qkv = jnp.einsum("BTD,KCHD->BTKCH", h, self.qkv[...][l], preferred_element_type=jnp.float32).astype(x.dtype)
+        qkv = project(self.attention_norm(x, l), self.qkv[...][l]).astype(x.dtype)
         q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
         if config.qk_norm:
             q, k = self.q_norm(q, l), self.k_norm(k, l)
         q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is None:
-            keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        else:
+        if cache is not None:
             cache = cache.write(l, k, v)
-            keys, values = cache.k[l], cache.v[l]
-        out = causal_attention(q, keys, values, span.offset, span.first, config.sliding_window)
-        out = out.reshape(B, T, config.num_heads, config.head_dim)
-        out = jnp.einsum("BTNH,DNH->BTD", out, self.out[...][l], preferred_element_type=jnp.float32).astype(x.dtype)
-        return out, cache
+        out = attend(q, k, v, cache, l).reshape(B, T, config.num_heads, config.head_dim)
+        return project(out, self.out[...][l], contracted=2).astype(x.dtype), cache
 
     def _feed_forward(self, x: jax.Array, l: jax.Array) -> jax.Array:
         dense = self.config.dense_layers

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from omni_jax.models.param import LayerNorm, Linear, param
+from omni_jax.models.param import LayerNorm, Linear, param, project
 
 Rotary = tuple[jax.Array, jax.Array]
 
@@ -83,8 +83,7 @@ class FusedQKV(nnx.Module):
 
     def __call__(self, x: jax.Array, l: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[R, T, D] -> queries, keys and values of layer `l`, each [R, T, N, H] in x's dtype."""
-        y = jnp.einsum("RTD,ZNHD->RTZNH", x, self.weight[...][l], preferred_element_type=jnp.float32)
-        y = (y + self.bias[...][l]).astype(x.dtype)
+        y = (project(x, self.weight[...][l]) + self.bias[...][l]).astype(x.dtype)
         return y[:, :, 0], y[:, :, 1], y[:, :, 2]
 
 

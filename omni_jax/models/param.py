@@ -14,6 +14,7 @@ not) when they are called.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -34,6 +35,17 @@ def param(
     return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
 
 
+def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
+    """Contract the last `contracted` axes of x [..., in] and of weight [*out, in]: float32 [..., *out].
+
+    The weight is flattened to [out, in] first: with more output axes, XLA on CPU would transpose a copy of it.
+    """
+    inner = x.shape[x.ndim - contracted :]
+    rows, columns = x.reshape(-1, prod(inner)), weight.reshape(-1, prod(inner))
+    y = jnp.einsum("ri,oi->ro", rows, columns, preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[: x.ndim - contracted], *weight.shape[: weight.ndim - contracted])
+
+
 class Linear(nnx.Module):
     """y = x W^T + b with W as on disk, [out, in], or [layers, out, in] for a stack; accumulates in float32."""
 
@@ -52,7 +64,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, l: Any = None) -> jax.Array:
         """[..., in] -> [..., out] in x's dtype; `l` picks the layer of a stack."""
         weight = self.weight[...] if l is None else self.weight[...][l]
-        y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32)
+        y = project(x, weight)
         if self.bias is not None:
             y = y + (self.bias[...] if l is None else self.bias[...][l])
         return y.astype(x.dtype)

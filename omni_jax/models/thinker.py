@@ -19,7 +19,7 @@ from flax import nnx
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.audio import AudioEncoder
 from omni_jax.models.decoder import DecoderLayers, Deepstack
-from omni_jax.models.param import RMSNorm, param
+from omni_jax.models.param import RMSNorm, param, project
 from omni_jax.models.vision import VisionEncoder
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope
@@ -64,7 +64,7 @@ class Thinker(nnx.Module):
                 x = jnp.where(index[..., None] >= 0, features[jnp.maximum(index, 0)].astype(x.dtype), x)
         return x
 
-    def hidden(
+    def whole(
         self,
         x: jax.Array,
         position_ids: jax.Array,
@@ -72,21 +72,36 @@ class Thinker(nnx.Module):
         first: jax.Array | None = None,
         media: Media | None = None,
         taps: tuple[int, ...] = (),
-        unroll: int = 1,
     ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-        """Embedded tokens [B, T, D] at positions float32 [3, B, T] -> normed states, cache, taps [n, B, T, D]."""
-        text = self.config.text
+        """Embedded sequences [B, T, D] at positions float32 [3, B, T] -> normed states, cache, taps [n, B, T, D].
+
+        cache: empty, filled on the way. first: int32 [B], the first token of each row that is not padding.
+        """
         deepstack = None
         if media is not None and media.deepstack is not None:
             deepstack = Deepstack(media.deepstack, media.visual_index)
-        angles = rope(position_ids, text.head_dim, text.rope, x.dtype)
-        x, cache, tapped = self.layers(x, angles, cache, first, deepstack, taps, unroll)
-        x = self.norm(x)
-        if text.num_layers in taps:
-            tapped = tapped.at[taps.index(text.num_layers)].set(x)
+        x, cache, tapped = self.layers.whole(x, self._rope(position_ids, x), cache, first, deepstack, taps)
+        x, tapped = self._finish(x, tapped, taps)
         return x, cache, tapped
+
+    def extend(
+        self, x: jax.Array, position_ids: jax.Array, cache: KVCache, taps: tuple[int, ...] = (), unroll: int = 1
+    ) -> tuple[jax.Array, KVCache, jax.Array]:
+        """Embedded tokens [B, T, D] behind what the cache holds -> normed states, cache, taps [n, B, T, D]."""
+        x, cache, tapped = self.layers.extend(x, self._rope(position_ids, x), cache, taps, unroll)
+        x, tapped = self._finish(x, tapped, taps)
+        return x, cache, tapped
+
+    def _rope(self, position_ids: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rope(position_ids, self.config.text.head_dim, self.config.text.rope, x.dtype)
+
+    def _finish(self, x: jax.Array, tapped: jax.Array, taps: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """The final norm, which gives the hidden state of the highest number."""
+        x = self.norm(x)
+        last = self.config.text.num_layers
+        return x, tapped.at[taps.index(last)].set(x) if last in taps else tapped
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Normed states [..., D] -> float32 logits [..., V]."""
         head = self.embed if self.config.text.tie_word_embeddings else self.lm_head
-        return jnp.einsum("...D,VD->...V", hidden, head[...], preferred_element_type=jnp.float32)
+        return project(hidden, head[...])

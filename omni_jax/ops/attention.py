@@ -1,21 +1,49 @@
-"""Causal grouped-query attention of a block of queries against keys: prefill, decode and verification in one path.
+"""Causal grouped-query attention: whole sequences, and blocks of queries against a cache (decode, verification).
 
 Queries sit behind `offset` earlier tokens of their row and see the keys from `first` on up to themselves. Logits and
-softmax are float32. The score matrix is never larger than a fixed budget: longer query blocks are mapped over chunks.
-The mask is explicit because library causal flags align a block of queries with the first keys, not the last.
+softmax are float32. The score matrix is never larger than a fixed budget: longer query blocks are mapped over chunks,
+and a sequence that is not too long is cut into blocks that meet no key that none of their queries may see. The mask is
+explicit because library causal flags align a block of queries with the first keys, not the last.
 """
 
 import jax
 import jax.numpy as jnp
 
-# Largest score block in elements: 256 MB of float32.
-SCORE_BUDGET = 1 << 26
+# Largest score block in elements: 128 MB of float32.
+SCORE_BUDGET = 1 << 25
+# Queries of a sequence that are taken together, and the most blocks that a program holds: their scores may all be kept
+# at once, so longer sequences go through a loop.
+BLOCK = 256
+MAX_BLOCKS = 8
+
+
+def self_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, first: jax.Array | None = None, window: int | None = None
+) -> jax.Array:
+    """Causal attention of whole sequences: q [B, T, K, G, H], k and v [B, K, T, H]; `first` and `window` as below."""
+    B, T = q.shape[:2]
+    if T > BLOCK * MAX_BLOCKS:
+        return causal_attention(q, k, v, jnp.zeros((B,), jnp.int32), first, window)
+    blocks = []
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
+        oldest = 0 if window is None else max(0, start - window + 1)
+        offset = jnp.full((B,), start - oldest, jnp.int32)
+        first_key = None if first is None else first - oldest
+        keys, values = k[:, :, oldest:stop], v[:, :, oldest:stop]
+        blocks.append(causal_attention(q[:, start:stop], keys, values, offset, first_key, window))
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Attention of q [B, T, K, G, H] over k and v [B, K, S, H] under mask bool [B, T, S], in q's shape and dtype."""
-    H = q.shape[-1]
-    scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    T, H = q.shape[1], q.shape[-1]
+    if T == 1:
+        # A fused product and sum reads the cache once; a batched dot would first copy it transposed on CPU.
+        scores = jnp.sum(q[:, 0, :, :, None].astype(jnp.float32) * k[:, :, None].astype(jnp.float32), axis=-1)
+        scores = scores[:, :, :, None] * H**-0.5
+    else:
+        scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
     scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     # A row that sees nothing (padding) gives zeros, not NaN.
     peak = jnp.max(scores, axis=-1, keepdims=True)

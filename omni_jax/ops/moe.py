@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 # Rows up to which looping over (row, expert) pairs wins on CPU, and gathering the experts' weights on GPU.
 PAIR_ROWS = 8
+TILE_ROWS = (8, 128)
 GPU_GATHER_ROWS = 3
 
 
@@ -64,7 +65,8 @@ def tiled(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, 
     """Rows sorted by expert and cut into tiles that belong to one expert each: many rows, any platform."""
     R, A = ids.shape
     E = gate_up.shape[1]
-    tile = 8 if R * A <= 16 * E else 32
+    # About one tile per expert: fewer, taller products, until padding costs more than they save.
+    tile = min(max(1 << (R * A // E).bit_length(), TILE_ROWS[0]), TILE_ROWS[1])
     tiles = -(-R * A // tile) + E
     slot, tile_expert, used = _tile_plan(ids, E, tile, tiles)
     gate_up, down, first = _flat(gate_up, down, l)

@@ -46,9 +46,30 @@ def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_allclose(attention.causal_attention(q, k, v, offset, first, window=20), whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [None, 17])
+@pytest.mark.parametrize("T", [40, 100])
+def test_whole_sequences_in_blocks_equal_one_block(T: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = arrays(2, T, T)
+    first = jnp.array([0, 9])
+    whole = attention.causal_attention(q, k, v, jnp.zeros(2, jnp.int32), first, window)
+    for block, most in ((16, 100), (48, 100), (16, 2)):
+        monkeypatch.setattr(attention, "BLOCK", block)
+        monkeypatch.setattr(attention, "MAX_BLOCKS", most)
+        np.testing.assert_allclose(attention.self_attention(q, k, v, first, window), whole, atol=1e-6)
+
+
+def test_one_query_equals_many() -> None:
+    q, k, v = arrays(3, 5, 12)
+    offset = jnp.array([0, 4, 7])
+    many = attention.causal_attention(q, k, v, offset)
+    for t in range(5):
+        one = attention.causal_attention(q[:, t : t + 1], k, v, offset + t)
+        np.testing.assert_allclose(one[:, 0], many[:, t], atol=1e-6)
+
+
 def test_long_prompts_never_hold_all_scores() -> None:
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 8192, 2, 4, 16), (1, 2, 8192, 16), (1, 2, 8192, 16))]
-    compiled = jax.jit(attention.causal_attention).lower(*shapes, jax.ShapeDtypeStruct((1,), jnp.int32)).compile()
+    compiled = jax.jit(attention.self_attention).lower(*shapes).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 8192 * 8192 * 8 / 2
 
 
