@@ -316,13 +316,16 @@ def test_nonfinite_values_are_counted():
         assert count_nonfinite(x.reshape(3, 3)[:1]) == 0
 
 
+# The kernel's high-water mark; getrusage would report that of the process which started this one, if it is higher.
 MEASURE = """
-import resource, sys
+import re, sys
 import jax, orbax.checkpoint, tensorstore, convert, convert.stream
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 jax.devices()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 convert.convert_checkpoint(sys.argv[1], sys.argv[2])
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(peak() - before)
 """
 
 
@@ -370,4 +373,4 @@ def test_peak_memory(tmp_path, data_dir):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     peak = int(done.stdout.split()[-1])
     print(f"peak {peak / 1e6:.0f} MB of {total / 1e6:.0f} MB, largest array {largest / 1e6:.0f} MB")
-    assert peak < largest + shard
+    assert 20_000_000 < peak < largest + shard
