@@ -22,6 +22,8 @@ import jax.numpy as jnp
 PAIR_ROWS = 8
 TILE_ROWS = (8, 128)
 GPU_GATHER_ROWS = 3
+# Widths that tokamax's Hopper kernel cuts into whole tiles.
+GROUPED_MULTIPLE = 64
 
 
 def route(x: jax.Array, router: jax.Array, experts_per_token: int, normalise: bool) -> tuple[jax.Array, jax.Array]:
@@ -113,21 +115,23 @@ def gathered(
 
 
 def grouped(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any) -> jax.Array:
-    """Grouped matrix products over rows sorted by expert: many rows on GPU; tiles where tokamax is not installed."""
-    if find_spec("tokamax") is None:
+    """Grouped matrix products over rows sorted by expert: many rows on GPU; tiles where tokamax has no kernel."""
+    R, A = ids.shape
+    _, E, D, _, F = gate_up.shape
+    half = x.dtype in (jnp.bfloat16, jnp.float16) and x.dtype == gate_up.dtype
+    if find_spec("tokamax") is None or not half or D % GROUPED_MULTIPLE or F % GROUPED_MULTIPLE:
         return tiled(x, ids, weights, gate_up, down, l)
     import tokamax  # pyright: ignore[reportMissingImports]
 
-    R, A = ids.shape
-    _, E, D, _, F = gate_up.shape
     order = jnp.argsort(ids.reshape(-1), stable=True)
     counts = jnp.zeros(E, jnp.int32).at[ids.reshape(-1)].add(1)
     dot = partial(tokamax.ragged_dot, group_sizes=counts, implementation="mosaic", preferred_element_type=x.dtype)
     hidden = dot(x[order // A], gate_up[l].reshape(E, D, 2 * F))
     hidden = jax.nn.silu(hidden[:, :F]) * hidden[:, F:]
     out = dot(hidden, down[l])
-    unsorted = jnp.zeros_like(out).at[order].set(out).reshape(R, A, D)
-    return jnp.einsum("RAD,RA->RD", unsorted, weights, preferred_element_type=jnp.float32).astype(x.dtype)
+    # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
+    place = jnp.zeros(R * A, jnp.int32).at[order].set(jnp.arange(R * A, dtype=jnp.int32)).reshape(R, A)
+    return jnp.sum(out[place].astype(jnp.float32) * weights[..., None].astype(jnp.float32), axis=1).astype(x.dtype)
 
 
 def _flat(gate_up: jax.Array, down: jax.Array, l: Any) -> tuple[jax.Array, jax.Array, Any]:
