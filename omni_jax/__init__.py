@@ -30,6 +30,7 @@ _PUBLIC = {
     "InputError": "omni_jax.errors",
 }
 
+
 def __dir__() -> list[str]:
     return ["__version__", *_PUBLIC]
 

@@ -8,7 +8,7 @@ read (`rope_theta` with `rope_scaling`, or `rope_parameters`).
 Source: transformers `configuration_qwen3_omni_moe.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omni_jax.errors import ConfigError
@@ -197,6 +197,8 @@ class VisionConfig:
         )
         if round(config.num_position_embeddings**0.5) ** 2 != config.num_position_embeddings:
             raise ConfigError(f"config.json: {path}.num_position_embeddings is not a square")
+        if config.hidden_size % (4 * config.num_heads):
+            raise ConfigError(f"config.json: {path}: a head of {config.num_heads} needs a width that 4 divides")
         if any(i < 0 or i >= config.num_layers for i in config.deepstack_layers):
             raise ConfigError(f"config.json: {path}.deepstack_visual_indexes name layers beyond {config.num_layers}")
         return config
@@ -313,8 +315,10 @@ class TalkerConfig:
     def from_hf(cls, values: dict, path: str = "talker_config") -> "TalkerConfig":
         r = _Reader(values, path)
         speakers = r.get("speaker_id", dict)
+        text = DecoderConfig.from_hf(r.section("text_config").values, f"{path}.text_config")
         return cls(
-            text=DecoderConfig.from_hf(r.section("text_config").values, f"{path}.text_config"),
+            # The reference gives every Talker layer experts, whatever mlp_only_layers says.
+            text=replace(text, dense_layers=()),
             code_predictor=DecoderConfig.from_hf(
                 r.section("code_predictor_config").values, f"{path}.code_predictor_config"
             ),

@@ -1,0 +1,109 @@
+"""Reading config.json: the public values, both ways of writing the rotary base, and one clear error for all else."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_configs import config_dict
+
+from omni_jax.config import OmniConfig
+from omni_jax.errors import ConfigError
+
+
+@pytest.fixture
+def public(data_dir: Path) -> dict:
+    return json.loads((data_dir / "public_config.json").read_text())
+
+
+def change(values: dict, path: str, value: Any = None) -> dict:
+    """A copy with `path` ("a.b.c") set to `value`, or removed when that is None."""
+    changed = copy.deepcopy(values)
+    *parents, last = path.split(".")
+    node = changed
+    for name in parents:
+        node = node[name]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    return changed
+
+
+def test_the_public_values(public: dict) -> None:
+    config = OmniConfig.from_hf(public)
+    text = config.thinker.text
+    assert (text.num_layers, text.hidden_size, text.num_heads, text.num_kv_heads) == (48, 2048, 32, 4)
+    assert (text.num_experts, text.experts_per_token, text.moe_intermediate_size) == (128, 8, 768)
+    assert text.rope.theta == 1e6 and text.rope.mrope_section == (24, 20, 20) and not text.dense_layers
+    assert config.thinker.audio_token_id == 151675 and config.thinker.position_id_per_seconds == 13
+    assert config.thinker.vision.deepstack_layers == (8, 16, 24) and config.thinker.vision.patch_dim == 1536
+    assert config.thinker.audio.chunk_frames == 100 and config.thinker.audio.window_chunks == 8
+    assert config.talker and dict(config.talker.speakers)["ethan"] == 2302
+    assert config.code2wav and config.code2wav.transformer.sliding_window == 72
+
+
+def test_rope_parameters_are_read_like_rope_theta(public: dict) -> None:
+    other = copy.deepcopy(public)
+    text = other["thinker_config"]["text_config"]
+    text["rope_parameters"] = {**text.pop("rope_scaling"), "rope_theta": text.pop("rope_theta")}
+    assert OmniConfig.from_hf(other) == OmniConfig.from_hf(public)
+    renamed = copy.deepcopy(public)
+    talker = renamed["talker_config"]["text_config"]
+    talker["num_local_experts"] = talker.pop("num_experts")
+    assert OmniConfig.from_hf(renamed) == OmniConfig.from_hf(public)
+
+
+def test_a_checkpoint_without_speech(public: dict) -> None:
+    silent = change(change(public, "enable_audio_output", False), "talker_config")
+    config = OmniConfig.from_hf(silent)
+    assert config.talker is None and config.code2wav is None
+
+
+def test_layers_without_experts() -> None:
+    values = config_dict("odd")
+    text = OmniConfig.from_hf(values).thinker.text
+    section = values["thinker_config"]["text_config"]
+    assert text.dense_layers == tuple(
+        i
+        for i in range(text.num_layers)
+        if i in section["mlp_only_layers"] or (i + 1) % section["decoder_sparse_step"] != 0
+    )
+    assert 0 < len(text.dense_layers) < text.num_layers
+
+
+THINKER = "thinker_config"
+WRONG: list[tuple[Callable[[dict], dict], str]] = [
+    (lambda v: {}, "model_type"),
+    (lambda v: change(v, "model_type", "llama"), "model_type is 'llama'"),
+    (lambda v: change(v, THINKER), "'thinker_config' is missing"),
+    (lambda v: change(v, f"{THINKER}.text_config.vocab_size", 0), "vocab_size"),
+    (lambda v: change(v, f"{THINKER}.text_config.hidden_size"), "thinker_config.text_config.hidden_size' is missing"),
+    (lambda v: change(v, f"{THINKER}.text_config.hidden_size", "big"), "not of type int"),
+    (lambda v: change(v, f"{THINKER}.text_config.hidden_size", -4), "positive"),
+    (lambda v: change(v, f"{THINKER}.text_config.num_key_value_heads", 5), "do not divide"),
+    (lambda v: change(v, f"{THINKER}.text_config.num_experts_per_tok", 129), "experts per token"),
+    (lambda v: change(v, f"{THINKER}.text_config.norm_topk_prob", 1), "norm_topk_prob"),
+    (lambda v: change(v, f"{THINKER}.text_config.attention_bias", True), "attention_bias"),
+    (lambda v: change(v, f"{THINKER}.text_config.hidden_act", "relu"), "hidden_act"),
+    (lambda v: change(v, f"{THINKER}.text_config.rope_theta"), "rope_theta"),
+    (lambda v: change(v, f"{THINKER}.text_config.rope_scaling.rope_type", "yarn"), "yarn"),
+    (lambda v: change(v, f"{THINKER}.text_config.rope_scaling.mrope_section"), "mrope_section"),
+    (lambda v: change(v, f"{THINKER}.text_config.rope_scaling.mrope_section", [1, 2, 3]), "mrope_section"),
+    (lambda v: change(v, f"{THINKER}.vision_config.num_position_embeddings", 2305), "square"),
+    (lambda v: change(v, f"{THINKER}.vision_config.deepstack_visual_indexes", [8, 27]), "beyond 27"),
+    (lambda v: change(v, f"{THINKER}.vision_config.num_heads", 7), "width that 4 divides"),
+    (lambda v: change(v, f"{THINKER}.vision_config.out_hidden_size", 64), "the vision encoder gives 64"),
+    (lambda v: change(v, f"{THINKER}.audio_config.n_window", 20), "13 tokens"),
+    (lambda v: change(v, f"{THINKER}.audio_config.n_window_infer", 50), "shorter than a chunk"),
+    (lambda v: change(v, "enable_audio_output"), "enable_audio_output"),
+    (lambda v: change(v, "talker_config"), "'talker_config' is missing"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_wrong_configurations_are_named(public: dict, wrong: Callable[[dict], dict], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OmniConfig.from_hf(wrong(public))
