@@ -1,0 +1,158 @@
+"""Read an optimised HLO text: which kernels it launches, how large their results are, what is copied.
+
+Used by `aot_report.py`. Only computations that run as a sequence of launches count (the entry, loop bodies and
+branches); what is inside a fusion is one kernel.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
+         "u64": 8, "f64": 8}  # fmt: skip
+# These launch nothing: they name, group or point into arrays, or run another computation.
+FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
+    "add-dependency opt-barrier".split()
+)
+# What moves an array or a part of it and computes nothing.
+MOVES = frozenset("copy copy-start transpose slice dynamic-slice concatenate pad".split())
+# What writes into an array that exists.
+UPDATES = frozenset("dynamic-update-slice scatter".split())
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+OPCODE = re.compile(r"(?:^|[\])} ])([a-z][a-z0-9\-]*)\(")
+CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+
+
+@dataclass(frozen=True)
+class Op:
+    """One instruction: its name, opcode, result type and whole text."""
+
+    name: str
+    opcode: str
+    result: str
+    text: str
+    root: bool
+
+    @property
+    def launches(self) -> bool:
+        return self.opcode not in FREE and not self.opcode.endswith("-done")
+
+    @property
+    def called(self) -> list[str]:
+        """Computations that it runs."""
+        names = CALLED.findall(self.text)
+        for group in BRANCHES.findall(self.text):
+            names += [name.strip().lstrip("%") for name in group.split(",")]
+        return names
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of its operands."""
+        inside = self.text[len(self.result) + len(self.opcode) + 1 :]
+        return re.findall(r"%([\w.\-]+)", inside.split("), ")[0])
+
+    @property
+    def size(self) -> int:
+        """Bytes of its (first) array."""
+        found = ARRAY.search(self.result)
+        if not found:
+            return 0
+        return BYTES.get(found[1], 1) * prod(int(dim) for dim in found[2].split(",") if dim)
+
+    def __str__(self) -> str:
+        found = ARRAY.search(self.result)
+        return f"{self.opcode} {found[0]}" if found else self.opcode
+
+
+class Module:
+    """The computations of one optimised HLO text."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Op]] = {}
+        current: list[Op] = []
+        self.entry = ""
+        for line in text.splitlines():
+            if head := HEAD.match(line):
+                current = self.computations.setdefault(head[2], [])
+                self.entry = head[2] if head[1] else self.entry
+            elif found := LINE.match(line):
+                opcode = OPCODE.search(found[3])
+                if opcode:
+                    result = found[3][: opcode.start(1)]
+                    current.append(Op(found[2], opcode[1], result, found[3], bool(found[1])))
+
+    @cached_property
+    def sequences(self) -> list[str]:
+        """Computations that run as launches: the entry and whatever its loops, branches and calls run."""
+        names, queue = [], [self.entry]
+        while queue:
+            name = queue.pop()
+            if name in names or name not in self.computations:
+                continue
+            names.append(name)
+            for op in self.computations[name]:
+                if op.opcode in ("while", "conditional", "call"):
+                    queue += op.called
+        return names
+
+    def _launching(self) -> Iterator[Op]:
+        for name in self.sequences:
+            yield from (op for op in self.computations[name] if op.launches)
+
+    def kernels(self) -> int:
+        """Launching instructions in the text."""
+        return sum(1 for _ in self._launching())
+
+    def launches(self, name: str | None = None) -> int:
+        """Launches when the program runs; a loop of unknown length counts as one turn, a branch as its longest arm."""
+        total = 0
+        for op in self.computations[name or self.entry]:
+            inner = [self.launches(c) for c in op.called if c in self.computations]
+            if op.opcode == "while":
+                trips = TRIPS.search(op.text)
+                total += sum(inner) * (int(trips[1]) if trips else 1)
+            elif op.opcode == "conditional":
+                total += max(inner, default=0)
+            elif op.opcode == "call":
+                total += sum(inner)
+            else:
+                total += op.launches
+        return total
+
+    def _written(self, op: Op) -> list[Op]:
+        """The instructions behind what a launch writes: the outputs of a fusion, or the instruction itself."""
+        inner = self.computations.get(op.called[0], []) if op.called and op.opcode.startswith("fusion") else []
+        named = {o.name: o for o in inner}
+        roots = [o for o in inner if o.root] or [op]
+        if roots[0].opcode == "tuple":
+            roots = [named[name] for name in roots[0].operands if name in named]
+        return [self._behind(root, named) for root in roots]
+
+    @staticmethod
+    def _behind(op: Op, named: dict[str, Op]) -> Op:
+        while op.opcode == "bitcast" and op.operands and op.operands[0] in named:
+            op = named[op.operands[0]]
+        return op
+
+    def _all_written(self) -> Iterator[Op]:
+        for op in self._launching():
+            yield from self._written(op)
+
+    def largest(self) -> tuple[int, str]:
+        """Bytes and name of the largest array that a launch writes anew; updates in place do not count."""
+        new = [op for op in self._all_written() if op.opcode not in UPDATES]
+        largest = max(new, key=lambda op: op.size, default=None)
+        return (largest.size, str(largest)) if largest else (0, "")
+
+    def copies(self, watched: dict[int, str]) -> dict[str, int]:
+        """How many launches only move an array whose bytes are `watched`, by the array's name there."""
+        found = Counter(watched[op.size] for op in self._all_written() if op.opcode in MOVES and op.size in watched)
+        return dict(found)
