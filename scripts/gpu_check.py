@@ -1,0 +1,241 @@
+"""Check and measure on a GPU machine in one call: versions, correctness, kernels, the whole model, beside transformers.
+
+    python scripts/gpu_check.py results/                         # the public 30B-A3B shape; needs 80 GB
+    python scripts/gpu_check.py results/ --shape tiny            # the same steps, small: runs on CPU too
+    python scripts/gpu_check.py results/ --only kernels,model
+
+Needs jax, flax and numpy; torch and transformers for the comparison, tokamax for the grouped kernels. Sections run in
+processes of their own, so that memory is given back and a crash costs one section: its error is printed, the rest goes
+on, and the exit code is 1. Every section leaves `<section>.json` in the folder; `summary.md` is rewritten after each.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+if find_spec("tyro") is None:
+    # bench.py needs it for its own command line only; in a bench worker this file is imported first.
+    sys.modules["tyro"] = ModuleType("tyro")
+# Sections are guests on one device after each other, bench workers even beside their parent.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+Table = list[list[Any]]
+
+
+def versions(shape: str) -> dict:
+    """What runs here."""
+    import jax
+
+    names = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy", "tokamax", "torch", "transformers",
+             "nvidia-cudnn-cu13", "nvidia-cublas")  # fmt: skip
+    found = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    device = jax.devices()[0]
+    memory = device.memory_stats() or {}
+    found |= {
+        "devices": len(jax.devices()),
+        "device": device.device_kind,
+        "memory GB": memory.get("bytes_limit", 0) / 1e9,
+        "cuDNN loaded": cudnn_version(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+    return {"tables": {"Versions": [["", ""], *([name, value] for name, value in found.items())]}}
+
+
+def cudnn_version() -> str:
+    """The cuDNN that JAX loads, or why there is none."""
+    try:
+        from jax._src.lib import cuda_versions
+    except ImportError:
+        return "none"
+    return str(cuda_versions.cudnn_get_version()) if cuda_versions else "none"
+
+
+def correctness(shape: str) -> dict:
+    """Backends, attention, positions, cache and a tiny Thinker against NumPy and the CPU."""
+    from gpu_correct import all_findings
+
+    findings = all_findings()
+    rows = [[f.name, f"{f.error:.2e}", f"{f.bound:.0e}", "yes" if f.ok else "NO"] for f in findings]
+    failed = [f.name for f in findings if not f.ok]
+    return {
+        "tables": {"Correctness": [["compared", "relative error", "bound", "holds"], *rows]},
+        "findings": [asdict(f) for f in findings],
+        "error": f"out of bounds: {', '.join(failed)}" if failed else "",
+    }
+
+
+def kernels(shape: str) -> dict:
+    """Copy bandwidth, products of one row, and one layer of experts by each backend."""
+    import gpu_speed as speed
+    from tiny_configs import config_dict
+
+    from omni_jax.config import OmniConfig
+
+    config = OmniConfig.from_hf(config_dict(shape)).thinker
+    full = shape == "full"
+    timings, errors = [], []
+    for step in (
+        lambda: speed.bandwidth(4.0 if full else 0.01),
+        lambda: speed.one_row_products(config),
+        *(
+            lambda rows=rows: speed.expert_backends(config, (rows,))
+            for rows in (1, 4, 16, 512, 8192)[: 5 if full else 3]
+        ),
+    ):
+        attempt(step, timings, errors)
+    return timing_tables("Kernels", timings, errors)
+
+
+def model(shape: str) -> dict:
+    """Prefill, decode as a loop and flat, and the kernels of a decode step, with random weights of the whole shape."""
+    import gpu_speed as speed
+
+    full = shape == "full"
+    made = speed.make_model(shape, "bfloat16" if full else "float32")
+    L = made.config.text.num_layers
+    timings, errors = [], []
+    attempt(lambda: speed.prefills(made, (512, 4096) if full else (16,)), timings, errors)
+    # The flat program comes last: it takes longest to compile.
+    cases = (
+        ((1, 2048, 1), (8, 2048, 1), (32, 4096, 1), (1, 2048, 4), (1, 2048, L)) if full else ((2, 512, 1), (1, 512, L))
+    )
+    for rows, slots, unroll in cases:
+        attempt(
+            lambda rows=rows, slots=slots, unroll=unroll: [speed.decodes(made, rows, slots, unroll)], timings, errors
+        )
+    found = timing_tables("Model", timings, errors)
+    busiest: list = []
+    attempt(lambda: speed.kernel_times(made, 1, 2048 if full else 512, 1), busiest, errors)
+    found["tables"]["One decode chunk, one row: where its time goes"] = [
+        ["kernel", "ms", "calls"], *([name[:90], f"{ms:.3f}", calls] for name, ms, calls in busiest)
+    ]  # fmt: skip
+    found["error"] = "; ".join(errors)
+    return found
+
+
+def bench(shape: str) -> dict:
+    """Our Thinker and transformers', by scripts/bench.py."""
+    import bench as beside
+
+    settings = beside.Bench(shape="tiny" if shape == "tiny" else "full", prompt=512, new=64, repetitions=3)
+    if shape == "full":
+        settings = replace(settings, dtype="bfloat16")
+    else:
+        settings = replace(settings, prompt=16, new=8, repetitions=1)
+    errors, text, figures = [], [], {}
+    # Alone only where the comparison fails: loading the whole shape twice takes minutes.
+    for against in ("hf", None) if find_spec("transformers") and find_spec("torch") else (None,):
+        try:
+            case = replace(settings, against=against)
+            figures = beside.run(case)
+            text = [beside.table(case, figures)]
+            break
+        except Exception as error:
+            traceback.print_exc()
+            errors.append(f"against {against}: {type(error).__name__}: {error}")
+    return {"tables": {}, "text": text, "figures": figures, "error": "; ".join(errors)}
+
+
+SECTIONS: dict[str, Callable[[str], dict]] = {
+    "versions": versions, "correctness": correctness, "kernels": kernels, "bench": bench, "model": model
+}  # fmt: skip
+
+
+def attempt(step: Callable[[], list], results: list, errors: list[str]) -> None:
+    """Add what `step` returns to `results`, or what went wrong to `errors`."""
+    try:
+        results += step()
+    except Exception as error:
+        traceback.print_exc()
+        errors.append(f"{type(error).__name__}: {str(error)[:300]}")
+
+
+def timing_tables(title: str, timings: list, errors: list[str]) -> dict:
+    """A section of timings."""
+    rows = [
+        [t.name, f"{t.milliseconds:.3f}", f"{t.rate:,.0f} {t.unit}" if t.rate else "", f"{t.first_seconds:.1f}"]
+        for t in timings
+    ]
+    table = [["measured", "ms", "rate", "first call, s"], *rows]
+    return {"tables": {title: table}, "timings": [asdict(t) for t in timings], "error": "; ".join(errors)}
+
+
+def markdown(sections: dict[str, dict]) -> str:
+    """All sections for people."""
+    lines = ["# GPU check", ""]
+    for name, found in sections.items():
+        if found.get("error"):
+            lines += [f"**{name} failed:** {found['error']}", ""]
+        for title, (head, *rows) in found.get("tables", {}).items():
+            lines += [f"## {title}", "", "| " + " | ".join(map(str, head)) + " |", "|---" * len(head) + "|"]
+            lines += ["| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows]
+            lines.append("")
+        for text in found.get("text", []):
+            lines += [f"## {name.capitalize()}", "", "```", text, "```", ""]
+    return "\n".join(lines)
+
+
+def run_section(name: str, shape: str, folder: Path) -> None:
+    """Run one section here and write what it found."""
+    start = time.perf_counter()
+    found: dict[str, Any]
+    try:
+        found = SECTIONS[name](shape)
+    except Exception as error:
+        traceback.print_exc()
+        found = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+    found["seconds"] = time.perf_counter() - start
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1))
+
+
+def main() -> int:
+    """Run the sections asked for, each in its own process, and summarise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where results are written")
+    parser.add_argument("--shape", choices=("tiny", "full"), default="full")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas: %(default)s")
+    parser.add_argument("--limit", type=float, default=1800.0, help="seconds that one section may take")
+    parser.add_argument("--section", choices=tuple(SECTIONS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.section:
+        run_section(options.section, options.shape, options.folder)
+        return 0
+    sections: dict[str, dict] = {}
+    for name in options.only.split(","):
+        file = options.folder / f"{name}.json"
+        file.unlink(missing_ok=True)
+        command = [sys.executable, __file__, str(options.folder), "--shape", options.shape, "--section", name]
+        print(f"== {name}", flush=True)
+        try:
+            code = subprocess.run(command, timeout=options.limit, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        failed = {"error": f"the process ended with {code}" if code >= 0 else f"longer than {options.limit:.0f} s"}
+        sections[name] = json.loads(file.read_text()) if file.exists() else failed
+        (options.folder / "summary.md").write_text(markdown(sections))
+        print(markdown({name: sections[name]}), flush=True)
+    return int(any(found.get("error") for found in sections.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

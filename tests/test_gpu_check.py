@@ -1,0 +1,145 @@
+"""What checks the GPU runs here on CPU: it passes, and it notices what is wrong."""
+
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import gpu_check
+import gpu_correct
+import gpu_speed
+import hlo_report
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.ops import moe
+
+
+@pytest.mark.parametrize("name", ["check_moe", "check_attention", "check_rope", "check_cache", "check_thinker"])
+def test_everything_holds(name: str) -> None:
+    findings = getattr(gpu_correct, name)()
+    assert findings and all(finding.ok for finding in findings), findings
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_backend_is_noticed(dtype: str) -> None:
+    def wrong(x: jax.Array, ids: jax.Array, weights: jax.Array, *rest: Any) -> jax.Array:
+        return moe.gathered(x, ids, weights[:, ::-1], *rest)
+
+    assert not gpu_correct.check_backend(wrong, 3, dtype).ok
+
+
+def test_numbers_that_are_not_finite_fail() -> None:
+    assert not gpu_correct.compare("", np.asarray([np.nan, 1.0]), np.ones(2), 1.0).ok
+
+
+def test_another_token_is_forgiven_only_at_a_near_tie() -> None:
+    want = np.asarray([[3, 4, 5]])
+    logits = np.zeros((1, 3, 8))
+    logits[0, [0, 1, 2], want[0]] = [1.0, 1e-3, 1.0]
+    assert gpu_correct.same_tokens(want, want, logits).ok
+    assert gpu_correct.same_tokens(np.asarray([[3, 0, 0]]), want, logits).ok
+    assert not gpu_correct.same_tokens(np.asarray([[0, 4, 5]]), want, logits).ok
+
+
+def fake_tokamax(calls: list[tuple[int, ...]]) -> ModuleType:
+    """tokamax's ragged_dot [R, D] x [E, D, F] -> [R, F] as a masked product."""
+    module: Any = ModuleType("tokamax")
+    module.__spec__ = ModuleSpec("tokamax", None)
+
+    def ragged_dot(
+        lhs: jax.Array, rhs: jax.Array, *, group_sizes: jax.Array, implementation: str, preferred_element_type: Any
+    ) -> jax.Array:
+        calls.append(rhs.shape)
+        expert = jnp.searchsorted(jnp.cumsum(group_sizes), jnp.arange(lhs.shape[0]), side="right")
+        products = jnp.einsum("RD,EDF->REF", lhs, rhs, preferred_element_type=jnp.float32)
+        return products[jnp.arange(lhs.shape[0]), expert].astype(preferred_element_type)
+
+    module.ragged_dot = ragged_dot
+    return module
+
+
+@pytest.mark.parametrize(
+    "dtype,F,bound,used", [("bfloat16", 64, 2e-2, True), ("float32", 64, 1e-5, False), ("bfloat16", 48, 2e-2, False)]
+)
+def test_grouped_calls_tokamax_where_it_has_a_kernel(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, F: int, bound: float, used: bool
+) -> None:
+    calls: list[tuple[int, ...]] = []
+    monkeypatch.setitem(sys.modules, "tokamax", fake_tokamax(calls))
+    rng = np.random.default_rng(0)
+    L, E, D, R, A = 2, 5, 64, 9, 3
+    gate_up = jnp.asarray(rng.standard_normal((L, E, D, 2, F)) * D**-0.5, dtype)
+    down = jnp.asarray(rng.standard_normal((L, E, F, D)) * F**-0.5, dtype)
+    x, weights = jnp.asarray(rng.standard_normal((R, D)), dtype), jnp.asarray(rng.random((R, A)), dtype)
+    ids = np.stack([rng.permutation(E)[:A] for _ in range(R)]).astype(np.int32)
+    got = jax.jit(moe.grouped)(x, ids, weights, gate_up, down, 1)
+    exact: Any = [np.asarray(a, np.float64) for a in (x, weights, gate_up[1], down[1])]
+    assert gpu_correct.compare("", got, gpu_correct.plain_moe(ids, *exact), bound).ok
+    assert calls == ([(E, D, 2 * F), (E, F, D)] if used else [])
+
+
+def test_an_error_leaves_the_other_measurements() -> None:
+    results: list[int] = []
+    errors: list[str] = []
+
+    def fails() -> list[int]:
+        raise RuntimeError("out of memory")
+
+    steps: list[Callable[[], list[int]]] = [lambda: [1], fails, lambda: [2]]
+    for step in steps:
+        gpu_check.attempt(step, results, errors)
+    assert results == [1, 2] and errors == ["RuntimeError: out of memory"]
+
+
+def test_the_busiest_kernels_of_a_profile() -> None:
+    def line(name: str, *events: tuple[str, float]) -> SimpleNamespace:
+        return SimpleNamespace(name=name, events=[SimpleNamespace(name=n, duration_ns=t) for n, t in events])
+
+    stream = line("Stream #1", ("gemm", 3e6), ("copy", 5e6), ("gemm", 4e6))
+    device = SimpleNamespace(name="/device:GPU:0", lines=[line("XLA Modules", ("jit", 9e6)), stream])
+    assert gpu_speed.busiest([device]) == [("gemm", 7.0, 2), ("copy", 5.0, 1)]
+
+
+def test_summary_names_failures() -> None:
+    text = gpu_check.markdown({"kernels": {"error": "boom", "tables": {"Kernels": [["a", "b"], [1, "x|y"]]}}})
+    assert "**kernels failed:** boom" in text and "| 1 | x/y |" in text
+
+
+HLO = """HloModule m
+%fused_slice (p: f32[4,8,16], i: s32[]) -> f32[1,8,16] {
+  %p = f32[4,8,16]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %slice = f32[1,8,16]{2,1,0} dynamic-slice(%p, %i, %z, %z), dynamic_slice_sizes={1,8,16}
+}
+
+%body (t: (s32[], f32[4,8,16])) -> (s32[], f32[4,8,16]) {
+  %t = (s32[], f32[4,8,16]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %w = f32[4,8,16]{2,1,0} get-tuple-element(%t), index=1
+  %one = f32[1,8,16]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%fused_slice
+  %next = s32[] add(%i, %i)
+  ROOT %out = (s32[], f32[4,8,16]{2,1,0}) tuple(%next, %w)
+}
+
+ENTRY %main (w: f32[4,8,16]) -> f32[4,8,16] {
+  %w = f32[4,8,16]{2,1,0} parameter(0)
+  %c = f32[4,8,16]{2,1,0} copy(%w)
+  %zero = s32[] constant(0)
+  %t = (s32[], f32[4,8,16]{2,1,0}) tuple(%zero, %c)
+  %loop = (s32[], f32[4,8,16]{2,1,0}) while(%t), body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  ROOT %r = f32[4,8,16]{2,1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_launches_and_copies_are_read_from_a_program() -> None:
+    module = hlo_report.Module(HLO)
+    assert module.kernels() == 3
+    assert module.launches() == 1 + 4 * 2
+    assert module.largest() == (4 * 8 * 16 * 4, "copy f32[4,8,16]")
+    assert module.copies({8 * 16 * 4: "layer", 4 * 8 * 16 * 4: "all"}) == {"layer": 1, "all": 1}
