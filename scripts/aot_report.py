@@ -7,7 +7,8 @@
 The real entry points are lowered with shapes alone, so the full 30B-A3B model needs neither its weights nor memory for
 them. Per program: compile seconds, gigabytes of arguments and temporaries, the largest array that a launch writes anew,
 kernels in the program, launches (those in loops of known length counted every time; a chunk of decode counts one step),
-and how many kernels do nothing but copy a layer's weight, a layer's cache or a whole cache.
+and how many kernels do nothing but copy as many bytes as a layer's weight, a layer's cache or a whole cache holds. Of a
+branch, the longer arm counts, so launches of tiles are an upper bound.
 
 Nothing is timed. The compiler neither autotunes without a device nor can it use cuDNN, so kernels that depend on
 either differ on the machine itself. `h200_target_config.textproto` beside this file describes the GPU.
@@ -241,17 +242,17 @@ def compiled_row(target: Target, program: Program, experts: str, dump: Path | No
 
 def watched(target: Target, cache: tuple[int, int] | None) -> dict[int, str]:
     """Sizes in bytes of what must not be copied: each layer's larger weights, and a cache of (rows, slots)."""
-    sizes = {}
+    named = []
     for name, stack in (("", target.graph.shapes["layers"]), ("vision ", target.graph.shapes["vision"]["blocks"])):
         for path, leaf in jax.tree_util.tree_leaves_with_path(stack):
             size = prod(leaf.shape[1:]) * target.dtype.itemsize
             if size >= SMALLEST_WATCHED:
-                sizes[size] = f"layer's {name}{'/'.join(key.key for key in path)}"
+                named.append((size, f"layer's {name}{'/'.join(key.key for key in path).removesuffix('/weight')}"))
     if cache:
         text, (rows, slots) = target.config.text, cache
         layer = rows * text.num_kv_heads * slots * text.head_dim * target.dtype.itemsize
-        sizes |= {layer: "layer's cache", layer * text.num_layers: "whole cache"}
-    return sizes
+        named += [(layer, "layer's cache"), (layer * text.num_layers, "whole cache")]
+    return {size: " or ".join(name for other, name in named if other == size) for size, _ in named}
 
 
 def gpu_branches(target: Target, tokamax: bool) -> list[Any]:
