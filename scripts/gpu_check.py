@@ -66,7 +66,10 @@ def cudnn_version() -> str:
         from jax._src.lib import cuda_versions
     except ImportError:
         return "none"
-    return str(cuda_versions.cudnn_get_version()) if cuda_versions else "none"
+    try:
+        return str(cuda_versions.cudnn_get_version()) if cuda_versions else "none"
+    except RuntimeError as error:
+        return str(error)
 
 
 def correctness(shape: str) -> dict:
