@@ -1,4 +1,4 @@
-"""Qwen3-Omni in JAX: text, images, audio and video in; text and speech out.
+"""Qwen3-Omni in JAX: text, images, audio and video in, text out.
 
 The one legend of shape letters, used in docstrings, einsums and shape suffixes (`rows_RD`) everywhere:
 

@@ -93,6 +93,21 @@ def read_config(directory: str | Path) -> OmniConfig:
         raise CheckpointError(f"{path}: cannot be read ({error}); convert the checkpoint again") from error
 
 
+def check_shapes(directory: str | Path, declared: dict) -> None:
+    """Compare the manifest with the shapes of a nested dict of declared arrays, without reading any data.
+
+    CheckpointError naming the first array that is missing or differs: config.json and weights are of two models.
+    """
+    leaves = read_manifest(directory).leaves
+    for path, array in flatten(declared).items():
+        stored = leaves[path].shape if path in leaves else None
+        if stored != array.shape:
+            raise CheckpointError(
+                f"{directory}: its config.json asks for {path} {list(array.shape)}, the checkpoint holds "
+                f"{list(stored) if stored else 'none'}; restore the config.json that it was converted with"
+            )
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write the manifest of a checkpoint whose other files are complete, and flush it to the disk."""
     leaves = {

@@ -28,12 +28,12 @@ class Ask:
     """Converted checkpoint directory (python -m convert SRC DST)."""
     text: str | None = None
     """The question."""
-    image: tuple[Path, ...] = ()
-    """Pictures, in order."""
-    audio: tuple[Path, ...] = ()
-    """Sound files, in order."""
-    video: tuple[Path, ...] = ()
-    """Videos, in order."""
+    image: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A picture; repeat the flag for more, in order."""
+    audio: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A sound file; repeat the flag for more, in order."""
+    video: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A video; repeat the flag for more, in order."""
     system: str | None = None
     """System prompt."""
     messages: Path | None = None
@@ -74,7 +74,7 @@ class Inspect:
     model: tyro.conf.Positional[Path]
     """Converted checkpoint, or a Hugging Face directory."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Type to load the weights in; by default the checkpoint's own."""
+    """Type to load the weights in; by default as loading on this machine would."""
     context: int = 4096
     """Tokens per conversation."""
     batch: int = 1
@@ -204,17 +204,21 @@ def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]]
 
     arrays: path, shape and dtype of every array. The cache is the Thinker's, in the weights' type.
     """
+    from omni_jax.omni import default_dtype
+
+    loaded = command.dtype or default_dtype()
     parts: dict[str, dict[str, int]] = {}
     for path, shape, dtype in arrays:
         part = parts.setdefault(path.split("/")[0], {"arrays": 0, "parameters": 0, "bytes": 0})
         part["arrays"] += 1
         part["parameters"] += prod(shape)
-        part["bytes"] += prod(shape) * jnp.dtype(command.dtype or dtype).itemsize
+        part["bytes"] += prod(shape) * jnp.dtype(loaded or dtype).itemsize
     text = config.thinker.text
-    dtype = jnp.dtype(command.dtype or arrays[0][2])
+    dtype = jnp.dtype(loaded or arrays[0][2])
     per_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
     cache = per_token * slots_for(min(command.context, text.max_position_embeddings)) * command.batch
     return {
+        "stored_dtype": arrays[0][2],
         "dtype": dtype.name,
         "parts": parts,
         "parameters": sum(part["parameters"] for part in parts.values()),
@@ -233,7 +237,7 @@ def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]]
 
 def _table(report: dict[str, Any]) -> str:
     """The report as text for people."""
-    lines = [f"{report['checkpoint']}: {report['kind']}, {report['dtype']}", ""]
+    lines = [f"{report['checkpoint']}: {report['kind']} in {report['stored_dtype']}, sizes in {report['dtype']}", ""]
     lines += [f"{'part':<10}{'arrays':>8}{'parameters':>18}{'size':>12}"]
     rows = [*report["parts"].items(), ("all", {"arrays": sum(p["arrays"] for p in report["parts"].values()), **report})]
     for name, part in rows:

@@ -5,27 +5,29 @@ load -> prepare (NumPy) -> Session (encode media, prefill, decode in chunks) -> 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from omni_jax import checkpoint
+from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
+from omni_jax.decode.generate import forward
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, pad_length
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.inputs.messages import is_conversation
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.tokenizer import TextStream
-from omni_jax.models.param import Graph, bind, declare
-from omni_jax.models.thinker import Media, Thinker
+from omni_jax.models.param import bind, declare
+from omni_jax.models.thinker import Thinker
 
 Messages = list[dict[str, Any]]
 STREAM_STEPS = 8
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Omni:
         for _ in session.chunks():
             pass
         replies = self._replies(session)
-        return replies[0] if isinstance(messages[0], dict) else replies
+        return replies[0] if is_conversation(messages) else replies
 
     def stream(
         self,
@@ -145,7 +147,7 @@ class Omni:
         The pieces join to the text that `generate` returns, and the last event carries the whole reply. Bad input is
         raised at the call, not at the first event.
         """
-        if not messages or not isinstance(messages[0], dict):
+        if not is_conversation(messages):
             raise InputError("stream takes one conversation (a list of messages); use generate for a batch")
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps)
@@ -161,9 +163,8 @@ class Omni:
     ) -> Session:
         stop_ids = [self.config.im_end_token_id] if stop_ids is None else stop_ids
         text = self.config.thinker.text
-        return Session(
-            self.params["thinker"], self.graph, text, batch, sampling, max_new_tokens, seed, stop_ids
-        )  # fmt: skip
+        params = self.params["thinker"]
+        return Session(params, self.graph, text, batch, sampling, max_new_tokens, seed, stop_ids)
 
     def _events(self, session: Session) -> Iterator[Event]:
         text = TextStream(self.processor.tokenizer)
@@ -185,27 +186,25 @@ class Omni:
         return replies
 
 
-@partial(jax.jit, static_argnames="graph")
-def forward(
-    params: dict, token_ids: jax.Array, position_ids: jax.Array, first: jax.Array, media: Media | None, *, graph: Graph
-) -> jax.Array:
-    """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first` [B] on."""
-    thinker = bind(graph, params)
-    x = thinker.embed_tokens(token_ids, media)
-    hidden, _, _ = thinker.whole(x, position_ids, first=first, media=media)
-    return thinker.logits(hidden)
-
-
 def load(path: str | Path, *, dtype: str | None = None) -> Omni:
     """Load a converted checkpoint directory onto the first device.
 
-    dtype: "float32" or "bfloat16"; by default the checkpoint's own on an accelerator and float32 on CPU, where
-    half-precision weights would be widened again at every step. Raises CheckpointError for a directory that is not a
-    complete converted checkpoint.
+    dtype: "float32" or "bfloat16"; by default as `default_dtype` says. Raises CheckpointError for a directory that is
+    not a complete converted checkpoint or whose arrays are not those of its config.json, before reading any of them.
     """
     path = Path(path)
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
     config = checkpoint.read_config(path)
-    if dtype is None and jax.default_backend() == "cpu":
-        dtype = "float32"
-    params = checkpoint.restore(path, parts=("thinker",), dtype=dtype)
-    return Omni(params, config, Processor.from_dir(path, config))
+    processor = Processor.from_dir(path, config)
+    checkpoint.check_shapes(path, {"thinker": declare(Thinker, config.thinker).shapes})
+    params = checkpoint.restore(path, parts=("thinker",), dtype=dtype or default_dtype())
+    return Omni(params, config, processor)
+
+
+def default_dtype() -> str | None:
+    """The type that weights are held in unless told: None, as stored, on accelerators, and float32 on CPU.
+
+    There, half-precision experts would be widened again at every step.
+    """
+    return "float32" if sharding.platform() == "cpu" else None

@@ -27,6 +27,12 @@ RULES: dict[str, str | None] = {
 }
 
 
+def platform() -> str:
+    """Where programs traced now will run ("cpu", "gpu"): the default device's platform, else the default backend's."""
+    device = getattr(jax.config, "jax_default_device", None)
+    return getattr(device, "platform", device) or jax.default_backend()
+
+
 def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     """A mesh over `devices` (default: the first one) with `sizes` per axis, 1 where not given."""
     unknown = sorted(set(sizes) - set(MESH_AXES))

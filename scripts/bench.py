@@ -26,8 +26,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
@@ -47,8 +45,6 @@ class Bench:
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int | None = None
     """Threads of transformers on CPU; by default one per core."""
-    unroll: int = 1
-    """Decoder layers that our compiled decode loop holds at once."""
     json: Path | None = None
     """Write the figures here too."""
 
@@ -116,9 +112,10 @@ def theirs(bench: Bench, directory: Path | None) -> tuple[Any, dict]:
     else:
         from transformers import Qwen3OmniMoeForConditionalGeneration
 
-        model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(directory, dtype=dtype).thinker.to(device).eval()
+        whole: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+        model = whole.thinker.to(device).eval()
     ids = torch.tensor(_prompts(bench), device=device)
-    options = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    options = {"do_sample": False, "pad_token_id": 0}
 
     def answer(new: int) -> None:
         out = model.generate(
@@ -241,6 +238,8 @@ def table(bench: Bench, figures: dict[str, dict]) -> str:
 
 def main() -> None:
     """Run what the command line asks for and print it."""
+    import tyro  # here, because gpu_check.py uses the rest where only jax and flax are installed
+
     bench = tyro.cli(Bench, description=__doc__)
     figures = run(bench)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")

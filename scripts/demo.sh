@@ -17,8 +17,8 @@ python scripts/make_tiny_checkpoint.py "$work/hf" --variant tiny
 echo "== Convert it: python -m convert SRC DST"
 python -m convert "$work/hf" "$work/checkpoint"
 
-echo "== Ask about a photo (china.jpg) and a spoken sentence (flite_slt_fox.flac)"
-omni-jax generate --model "$work/checkpoint" --image tests/data/china.jpg --audio tests/data/flite_slt_fox.flac \
+echo "== Ask about a photo (china.jpg) and a spoken sentence (debian_universal_os.flac)"
+omni-jax generate --model "$work/checkpoint" --image tests/data/china.jpg --audio tests/data/debian_universal_os.flac \
     --text "What do you see, and what is being said?" --max-new-tokens "$tokens"
 
 echo "== Ask about a video, with its sound (hello_with_speech.mp4)"

@@ -22,9 +22,13 @@ def ask(model: Path, *more: str, new: int = 5) -> list[str]:
 
 
 def test_generate_answers_about_a_picture(model: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["generate", *ask(model, "--image", str(data_dir / "chelsea.png"), "--json")])
+    picture = ["--image", str(data_dir / "chelsea.png")]
+    main(["generate", *ask(model, *picture, "--json")])
     out, err = capsys.readouterr()
     reply = json.loads(out)
+    main(["generate", *ask(model, *picture, *picture, "--json")])
+    twice = json.loads(capsys.readouterr().out)
+    assert twice["stats"]["prompt_tokens"] > 1.8 * reply["stats"]["prompt_tokens"], "every flag counts"
     assert len(reply["token_ids"]) == reply["stats"]["new_tokens"] <= 5
     assert reply["stats"]["prompt_tokens"] > 100 and "loading" in err
 

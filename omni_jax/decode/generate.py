@@ -1,4 +1,4 @@
-"""Prefill and the compiled decode loop.
+"""Teacher-forced logits, prefill and the compiled decode loop.
 
 `prefill` runs the prompt and draws the first token; `decode_chunk` runs many single-token steps on the device and
 returns their tokens at once, ending early when every row is done. Both are pure functions of (params, ...): the module
@@ -124,6 +124,17 @@ def decode_chunk(
 
     _, state, tokens = jax.lax.while_loop(going, step, (0, state, tokens))
     return tokens, state
+
+
+@partial(jax.jit, static_argnames="graph")
+def forward(
+    params: dict, token_ids: jax.Array, position_ids: jax.Array, first: jax.Array, media: Media | None, *, graph: Graph
+) -> jax.Array:
+    """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first` [B] on."""
+    thinker = bind(graph, params)
+    x = thinker.embed_tokens(token_ids, media)
+    hidden, _, _ = thinker.whole(x, position_ids, first=first, media=media)
+    return thinker.logits(hidden)
 
 
 @partial(jax.jit, static_argnames="slots")

@@ -1,7 +1,7 @@
 """From prepared NumPy rows to encoded media on the device.
 
-Each bucket of vision rows and the audio windows are one compiled call; a new prompt recompiles only when it needs a
-bucket that was not seen before.
+Each bucket of vision rows and the audio windows are one compiled call, and what they give is padded to a bucketed
+number of tokens: a new prompt recompiles only when it needs a bucket that was not seen before.
 """
 
 from functools import partial
@@ -9,15 +9,29 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from omni_jax.inputs.batch import Batch
+from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Media
+
+# Patches that the vision encoder takes at once; more rows go through a loop, so that videos need no more memory.
+MAX_PATCHES = 1 << 15
 
 
 @partial(jax.jit, static_argnames="graph")
 def encode_vision(params: dict, patches: jax.Array, grid: jax.Array, *, graph: Graph) -> tuple[jax.Array, jax.Array]:
     """Frames [R, P, patch_dim] with grid int32 [R, 2] -> tokens [R * P / m^2, D] and deepstack [n, R * P / m^2, D]."""
-    tokens, deepstack = bind(graph, params).vision(patches, grid)
+    vision = bind(graph, params).vision
+    R, P, _ = patches.shape
+    if R * P <= MAX_PATCHES:
+        tokens, deepstack = vision(patches, grid)
+    else:
+        rows = max(1, MAX_PATCHES // P)
+        tokens, deepstack = jax.lax.map(
+            lambda row: jax.tree.map(lambda x: x.squeeze(-3), vision(row[0][None], row[1][None])),
+            (patches, grid),
+            batch_size=rows,
+        )
+        deepstack = jnp.moveaxis(deepstack, 0, 1)
     return tokens.reshape(-1, tokens.shape[-1]), deepstack.reshape(deepstack.shape[0], -1, deepstack.shape[-1])
 
 
@@ -35,12 +49,18 @@ def encode_media(params: dict, batch: Batch, graph: Graph) -> Media | None:
     visual = deepstack = audio = None
     if batch.vision:
         groups = [encode_vision(params, rows.patches, rows.grid, graph=graph) for rows in batch.vision]
-        visual, deepstack = groups[0] if len(groups) == 1 else _join(groups)
+        tokens, features = zip(*groups, strict=True)
+        size = bucket(sum(x.shape[0] for x in tokens))
+        visual, deepstack = _join(tokens, axis=0, size=size), _join(features, axis=1, size=size)
     if batch.audio is not None:
-        audio = encode_audio(params, batch.audio.mel, batch.audio.frames, batch.audio.width, graph=graph)
+        heard = encode_audio(params, batch.audio.mel, batch.audio.frames, batch.audio.width, graph=graph)
+        audio = _join((heard,), axis=0, size=bucket(heard.shape[0]))
     return Media(visual, deepstack, audio, jnp.asarray(batch.visual_index), jnp.asarray(batch.audio_index))
 
 
-def _join(groups: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
-    tokens, deepstack = zip(*groups, strict=True)
-    return jnp.concatenate(tokens), jnp.concatenate(deepstack, axis=1)
+@partial(jax.jit, static_argnames=("axis", "size"))
+def _join(groups: tuple[jax.Array, ...], *, axis: int, size: int) -> jax.Array:
+    """Concatenate along `axis` and pad with zeros to `size`."""
+    joined = jnp.concatenate(groups, axis)
+    pad = [(0, size - n if i == axis else 0) for i, n in enumerate(joined.shape)]
+    return jnp.pad(joined, pad)

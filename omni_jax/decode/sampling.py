@@ -16,7 +16,10 @@ from omni_jax.errors import InputError
 
 
 class Plan(NamedTuple):
-    """What the compiled program contains: no draw at all, the penalty, and how many candidates are sorted (0: none)."""
+    """What the compiled program contains: no draw at all, the penalty, and how many candidates are sorted (0: none).
+
+    The candidates are a power of two or the whole vocabulary; which of them count is decided by traced values.
+    """
 
     greedy: bool
     penalised: bool
@@ -34,9 +37,13 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise InputError(f"{name} is {value!r}; it must be a number")
         checks = (
             ("temperature", self.temperature, 0.0 <= self.temperature < np.inf, "0 (greedy) or a positive number"),
-            ("top_k", self.top_k, self.top_k >= 0 and self.top_k == int(self.top_k), "0 (off) or a positive count"),
+            ("top_k", self.top_k, 0 <= self.top_k < 2**31 and self.top_k % 1 == 0, "0 (off) or a positive count"),
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
             ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "from 0 (off) to 1"),
             (
@@ -54,13 +61,16 @@ class Sampling:
         """The static part for a vocabulary of `vocab_size`."""
         greedy = self.temperature == 0.0
         filtered = self.top_p < 1.0 or self.min_p > 0.0
-        candidates = min(self.top_k, vocab_size) if self.top_k else (vocab_size if filtered else 0)
+        candidates = vocab_size if filtered else 0
+        if self.top_k:
+            candidates = min(1 << (int(self.top_k) - 1).bit_length(), vocab_size)
         return Plan(greedy, self.repetition_penalty != 1.0, 0 if greedy else candidates)
 
-    def values(self) -> dict[str, np.float32]:
+    def values(self) -> dict[str, np.number]:
         """The traced part."""
         names = ("temperature", "top_p", "min_p", "repetition_penalty")
-        return {name: np.float32(getattr(self, name)) for name in names}
+        top_k = np.int32(self.top_k or np.iinfo(np.int32).max)
+        return {"top_k": top_k, **{name: np.float32(getattr(self, name)) for name in names}}
 
 
 def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
@@ -85,6 +95,7 @@ def sample(
     if not plan.candidates:
         return draw(keys, position, logits).astype(jnp.int32)
     top, ids = jax.lax.top_k(logits, plan.candidates)
+    top = jnp.where(jnp.arange(plan.candidates) < values["top_k"], top, -jnp.inf)
     kept = jnp.where(_keep(top, values["top_p"], values["min_p"]), top, -jnp.inf)
     # The draw is over token ids, not ranks, so that near-ties that change places do not change it.
     rows = jnp.arange(logits.shape[0])[:, None]

@@ -7,6 +7,7 @@ the compiler are bucketed: prompts to a few lengths, caches to powers of two tha
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +23,10 @@ from omni_jax.ops.cache import slots_for
 
 
 class Session:
-    """Generates from `batch`; iterate over `chunks`, then read `rows` and the times."""
+    """Generates from `batch`; iterate over `chunks`, then read `rows` and the times.
+
+    prefill_seconds and decode_seconds leave out what the caller does between chunks.
+    """
 
     def __init__(
         self,
@@ -40,12 +44,14 @@ class Session:
         self.lengths = batch.mask.sum(axis=1).astype(np.int32)
         self.longest = int(self.lengths.max())
         self.max_new_tokens = max_new_tokens
+        if not _is_whole(max_new_tokens) or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens!r}; ask for at least one token")
         check_context(self.longest, max_new_tokens, text.max_position_embeddings)
         self.stop_ids = _stop_ids(stop_ids, text.vocab_size)
         self.plan, self.values = sampling.plan(text.vocab_size), sampling.values()
         self.batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
         self.keys = row_keys(seed, len(self.lengths))
-        self.rows: list[list[int]] = [[] for _ in self.lengths]
+        self.rows: list[list[int]] = []
         self.prefill_seconds = self.decode_seconds = 0.0
 
     @property
@@ -60,18 +66,22 @@ class Session:
 
     def chunks(self, steps: int = CHUNK) -> Iterator[list[list[int]]]:
         """New token ids of every row: first one each, then up to `steps` (at most CHUNK) each, until all are done."""
+        self.rows = [[] for _ in self.lengths]
+        self.prefill_seconds = self.decode_seconds = 0.0
         start = time.perf_counter()
         tokens, state = self._prefill()
         drawn, slots, ahead = 1, state.cache.slots, None
         while True:
             if drawn < self.max_new_tokens:
-                slots = max(slots, slots_for(self.longest + drawn + steps))
+                slots = max(slots, slots_for(self.longest + min(drawn + steps, self.max_new_tokens)))
                 ahead, state = self._decode(state, steps, slots)
             new = self._take(tokens)
             if drawn == 1:
                 self.prefill_seconds = time.perf_counter() - start
-            self.decode_seconds = time.perf_counter() - start - self.prefill_seconds
+            else:
+                self.decode_seconds += time.perf_counter() - start
             yield new
+            start = time.perf_counter()
             if self.done or ahead is None:
                 return
             tokens, ahead, drawn = ahead, None, drawn + steps
@@ -109,8 +119,6 @@ class Session:
 
 def check_context(prompt_tokens: int, max_new_tokens: int, limit: int) -> None:
     """Raise InputError unless a prompt and its reply fit the model's context."""
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least one token")
     if prompt_tokens + max_new_tokens > limit:
         raise InputError(
             f"the prompt has {prompt_tokens} tokens and max_new_tokens is {max_new_tokens}: together more than the "
@@ -138,17 +146,25 @@ def pad_length(batch: Batch, T: int) -> Batch:
 
 def row_keys(seed: int | Sequence[int], rows: int) -> jax.Array:
     """One random key per row: the same for one seed, so that a row draws alike alone and in a batch."""
-    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+    seeds: list[Any] = (
+        list(seed) if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else [seed] * rows
+    )
     if len(seeds) != rows:
         raise InputError(f"{len(seeds)} seeds for {rows} conversations; give one seed, or one for each")
-    if not all(isinstance(s, int) and 0 <= s < 2**63 for s in seeds):
+    if not all(_is_whole(s) and 0 <= s < 2**63 for s in seeds):
         raise InputError(f"seed {seed!r} is not a whole number from 0 to 2^63 - 1")
-    halves = np.asarray([divmod(s, 2**32) for s in seeds], np.uint32)
+    halves = np.asarray([divmod(int(s), 2**32) for s in seeds], np.uint32)
     return jax.vmap(lambda high, low: jax.random.fold_in(jax.random.key(low), high))(*halves.T)
 
 
 def _stop_ids(stop_ids: Sequence[int], vocab_size: int) -> np.ndarray:
+    if not isinstance(stop_ids, Sequence | np.ndarray | set) or isinstance(stop_ids, str):
+        raise InputError(f"stop_ids is {stop_ids!r}; give a list of token ids")
     for i in stop_ids:
-        if not 0 <= i < vocab_size:
-            raise InputError(f"stop id {i} is outside the vocabulary of {vocab_size} tokens")
+        if not _is_whole(i) or not 0 <= i < vocab_size:
+            raise InputError(f"stop id {i!r} is outside the vocabulary of {vocab_size} tokens")
     return np.asarray(sorted(set(stop_ids)), np.int32)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

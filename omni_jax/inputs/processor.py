@@ -13,6 +13,7 @@ model's context is an error.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class Processor:
         for i, conversation in enumerate(conversations):
             try:
                 checked = read_conversation(conversation, tools)
-                media = [self._load(medium, use_audio_in_video, fps) for medium in checked.media]
+                media = self._load_all(checked.media, use_audio_in_video, fps)
                 ids = prompt_ids(
                     checked,
                     self.template,
@@ -128,6 +129,21 @@ class Processor:
         prompts = [prompts] if isinstance(prompts, str) else prompts
         rows = [self._row(self.tokenizer.encode(prompt), [], max_new_tokens) for prompt in prompts]
         return self._batch(rows, padding)
+
+    def _load_all(self, media: Sequence[Media], use_audio_in_video: bool, fps: float | None) -> list[_Loaded]:
+        """Load media one by one, and stop at the one with which they cannot fit the context any more."""
+        loaded, tokens = [], 0
+        context = self.config.thinker.text.max_position_embeddings
+        for medium in media:
+            loaded.append(self._load(medium, use_audio_in_video, fps))
+            item = loaded[-1].item
+            tokens += item.audio_tokens + prod(item.grid or (0,)) // self.image_settings.merge_size**2
+            if tokens > context:
+                raise InputError(
+                    f"{medium.where}: with it, media take {tokens} tokens of a context of {context}; send fewer or "
+                    "smaller ones, or sample a video at a lower fps"
+                )
+        return loaded
 
     def _load(self, medium: Media, use_audio_in_video: bool, fps: float | None) -> _Loaded:
         try:

@@ -157,8 +157,8 @@ class DecoderLayers(nnx.Module):
         slots = jnp.asarray([taps.index(k) if k in taps and k < L else -1 for k in range(L + 1)], jnp.int32)
         tapped = jnp.zeros((len(taps), *x.shape), x.dtype)
 
-        def layer(carry: tuple, l: jax.Array) -> tuple[tuple, None]:
-            x, cache, tapped = carry
+        def layer(carry: tuple, _: None) -> tuple[tuple, None]:
+            l, x, cache, tapped = carry
             attended, cache = self._attention(x, l, rope, cache, attend)
             x = x + attended
             x = x + self._feed_forward(self.mlp_norm(x, l), l)
@@ -166,11 +166,13 @@ class DecoderLayers(nnx.Module):
                 tapped = _tap(tapped, x, slots[l + 1])
             if deepstack is not None:
                 x = deepstack.add(x, l)
-            return (x, cache, tapped), None
+            return (l + 1, x, cache, tapped), None
 
         if 0 in taps:
             tapped = tapped.at[taps.index(0)].set(x)
-        (x, cache, tapped), _ = jax.lax.scan(layer, (x, cache, tapped), jnp.arange(L), unroll=unroll)
+        # The index is a counter in the carry: read from a scanned array, XLA on GPU would copy each layer's experts.
+        carry = (jnp.int32(0), x, cache, tapped)
+        (_, x, cache, tapped), _ = jax.lax.scan(layer, carry, None, length=L, unroll=unroll)
         return x, cache.advance(x.shape[1]) if cache is not None else None, tapped
 
     def _attention(

@@ -121,12 +121,13 @@ class EncoderBlocks(nnx.Module):
         slot = jnp.asarray(np.searchsorted(taps, np.arange(self.layers)), jnp.int32)
         tapped = jnp.zeros((len(taps) + 1, *x.shape), x.dtype)
 
-        def step(carry: tuple[jax.Array, jax.Array], l: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-            x, tapped = carry
+        def step(carry: tuple[jax.Array, ...], _: None) -> tuple[tuple[jax.Array, ...], None]:
+            l, x, tapped = carry
             x = self._block(x, lengths, rotary, l)
-            return (x, jax.lax.dynamic_update_index_in_dim(tapped, x, slot[l], 0)), None
+            return (l + 1, x, jax.lax.dynamic_update_index_in_dim(tapped, x, slot[l], 0)), None
 
-        (x, tapped), _ = jax.lax.scan(step, (x, tapped), jnp.arange(self.layers))
+        # The index is a counter in the carry: read from a scanned array, XLA on GPU would copy each layer's weights.
+        (_, x, tapped), _ = jax.lax.scan(step, (jnp.int32(0), x, tapped), None, length=self.layers)
         return x, tapped[: len(taps)]
 
     def _block(self, x: jax.Array, lengths: jax.Array, rotary: Rotary | None, l: jax.Array) -> jax.Array:

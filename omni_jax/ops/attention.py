@@ -9,12 +9,17 @@ explicit because library causal flags align a block of queries with the first ke
 import jax
 import jax.numpy as jnp
 
+from omni_jax.sharding import platform
+
 # Largest score block in elements: 128 MB of float32.
 SCORE_BUDGET = 1 << 25
+FEW_QUERIES = 16
+# A masked logit: finite, so that a row that sees nothing gives numbers (unused ones) instead of NaN.
+MASKED = -1e30
 # Queries of a sequence that are taken together, and the most blocks that a program holds: their scores may all be kept
 # at once, so longer sequences go through a loop.
-BLOCK = 256
-MAX_BLOCKS = 8
+BLOCK = 128
+MAX_BLOCKS = 16
 
 
 def self_attention(
@@ -37,20 +42,20 @@ def self_attention(
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Attention of q [B, T, K, G, H] over k and v [B, K, S, H] under mask bool [B, T, S], in q's shape and dtype."""
-    T, H = q.shape[1], q.shape[-1]
-    if T == 1:
-        # A fused product and sum reads the cache once; a batched dot would first copy it transposed on CPU.
-        scores = jnp.sum(q[:, 0, :, :, None].astype(jnp.float32) * k[:, :, None].astype(jnp.float32), axis=-1)
-        scores = scores[:, :, :, None] * H**-0.5
+    T, H, dtype = q.shape[1], q.shape[-1], q.dtype
+    if platform() == "cpu":
+        # XLA on CPU has no batched product of half-precision numbers that accumulates in float32.
+        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    if T <= FEW_QUERIES:
+        # Keys first: XLA on CPU copies the other operand transposed, and that should not be the cache.
+        scores = jnp.einsum("BKSH,BTKGH->BKGTS", k, q, preferred_element_type=jnp.float32)
     else:
-        scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
-    scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
-    # A row that sees nothing (padding) gives zeros, not NaN.
-    peak = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
-    weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
+        scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    scores = scores * H**-0.5 + jnp.where(mask, 0.0, MASKED)[:, None, None]
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     out = jnp.einsum("BKGTS,BKSH->BTKGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return out.astype(q.dtype)
+    return out.astype(dtype)
 
 
 def causal_mask(query: jax.Array, S: int, offset: jax.Array, first: jax.Array | None, window: int | None) -> jax.Array:

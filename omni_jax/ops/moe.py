@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from omni_jax.sharding import platform
+
 # Rows up to which looping over (row, expert) pairs wins on CPU, and gathering the experts' weights on GPU.
 PAIR_ROWS = 8
 TILE_ROWS = (8, 128)
@@ -41,7 +43,7 @@ def moe(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, do
 
     x [R, D], ids int32 [R, A], weights [R, A], gate_up [L, E, D, 2, F], down [L, E, F, D], layer `l`; returns [R, D].
     """
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         backend = pairwise if x.shape[0] <= PAIR_ROWS else tiled
     else:
         backend = gathered if x.shape[0] <= GPU_GATHER_ROWS else grouped
@@ -67,13 +69,11 @@ def tiled(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, 
     """Rows sorted by expert and cut into tiles that belong to one expert each: many rows, any platform."""
     R, A = ids.shape
     E = gate_up.shape[1]
-    # About one tile per expert: fewer, taller products, until padding costs more than they save.
-    tile = min(max(1 << (R * A // E).bit_length(), TILE_ROWS[0]), TILE_ROWS[1])
+    # Tiles of about half an expert's share of the rows: tall products, with little padding.
+    tile = min(max(1 << (R * A // E // 4).bit_length(), TILE_ROWS[0]), TILE_ROWS[1])
     tiles = -(-R * A // tile) + E
-    slot, tile_expert, used = _tile_plan(ids, E, tile, tiles)
+    slot, source, tile_expert, used = _tile_plan(ids, E, tile, tiles)
     gate_up, down, first = _flat(gate_up, down, l)
-    # Row of x behind every slot of every tile; slots that no pair fills read row 0 and are never read back.
-    source = jnp.zeros(tiles * tile, jnp.int32).at[slot.reshape(-1)].set(jnp.arange(R * A, dtype=jnp.int32) // A)
 
     def one(out: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
         def compute(out: jax.Array) -> jax.Array:
@@ -87,18 +87,25 @@ def tiled(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, 
     return jnp.einsum("RAD,RA->RD", out[slot], weights.astype(jnp.float32)).astype(x.dtype)
 
 
-def _tile_plan(ids: jax.Array, E: int, tile: int, tiles: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """For pairs ids [R, A]: slot of each pair [R, A], expert of each tile [tiles], and the number of tiles in use."""
+def _tile_plan(ids: jax.Array, E: int, tile: int, tiles: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """For pairs ids [R, A]: slot of each pair [R, A], row in each slot, expert of each tile, and tiles in use.
+
+    Slots that no pair fills hold some row whose result is never read. Nothing is scattered: that is slow on CPU.
+    """
+    R, A = ids.shape
     flat = ids.reshape(-1)
     order = jnp.argsort(flat, stable=True)
-    counts = jnp.zeros(E, jnp.int32).at[flat].add(1)
+    counts = jnp.sum(flat[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
+    first_pair = jnp.cumsum(counts) - counts
     tiles_per_expert = -(-counts // tile)
-    first_tile = jnp.cumsum(tiles_per_expert) - tiles_per_expert
-    rank = jnp.arange(flat.size) - (jnp.cumsum(counts) - counts)[flat[order]]
-    slot = jnp.zeros(flat.size, jnp.int32).at[order].set((first_tile[flat[order]] * tile + rank).astype(jnp.int32))
-    used = jnp.sum(tiles_per_expert)
-    tile_expert = jnp.searchsorted(jnp.cumsum(tiles_per_expert), jnp.arange(tiles), side="right")
-    return slot.reshape(ids.shape), jnp.minimum(tile_expert, E - 1), used
+    last_tile = jnp.cumsum(tiles_per_expert)
+    first_slot = (last_tile - tiles_per_expert) * tile
+    slot = first_slot[flat] + jnp.argsort(order) - first_pair[flat]
+    tile_expert = jnp.minimum(jnp.sum(jnp.arange(tiles)[:, None] >= last_tile, axis=1), E - 1)
+    expert = jnp.repeat(tile_expert, tile, total_repeat_length=tiles * tile)
+    pair = first_pair[expert] + jnp.arange(tiles * tile) - first_slot[expert]
+    source = order[jnp.clip(pair, 0, R * A - 1)] // A
+    return slot.reshape(R, A), source, tile_expert, last_tile[-1]
 
 
 def gathered(

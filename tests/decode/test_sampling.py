@@ -20,7 +20,8 @@ def survivors(settings: Sampling, scores: np.ndarray) -> np.ndarray:
     scaled = scores / settings.temperature
     plan = settings.plan(V)
     top, ids = jax.lax.top_k(scaled, plan.candidates)
-    keep = np.asarray(_keep(top, settings.values()["top_p"], settings.values()["min_p"]))
+    top = jnp.where(jnp.arange(plan.candidates) < settings.values()["top_k"], top, -jnp.inf)
+    keep = np.isfinite(top) & np.asarray(_keep(top, settings.values()["top_p"], settings.values()["min_p"]))
     out = np.zeros(scores.shape, bool)
     np.put_along_axis(out, np.asarray(ids), keep, axis=1)
     return out
@@ -102,6 +103,7 @@ def test_plans() -> None:
     assert Sampling(top_k=5).plan(V) == Plan(True, False, 0)
     assert Sampling(1.0).plan(V) == Plan(False, False, 0)
     assert Sampling(1.0, top_k=500).plan(V) == Plan(False, False, V)
+    assert Sampling(1.0, top_k=5).plan(V) == Sampling(1.0, top_k=8).plan(V) == Plan(False, False, 8)
     assert Sampling(1.0, top_p=0.5, repetition_penalty=1.1).plan(V) == Plan(False, True, V)
 
 
@@ -116,6 +118,10 @@ def test_plans() -> None:
         {"top_p": 1.5},
         {"min_p": -0.1},
         {"repetition_penalty": 0.0},
+        {"temperature": "1"},
+        {"top_k": 2.5},
+        {"top_k": float("inf")},
+        {"top_p": None},
     ],
 )
 def test_settings_out_of_range_are_named(wrong: dict) -> None:

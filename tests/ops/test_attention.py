@@ -73,10 +73,11 @@ def test_long_prompts_never_hold_all_scores() -> None:
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 8192 * 8192 * 8 / 2
 
 
-def test_rows_that_see_nothing_give_zeros() -> None:
+def test_rows_that_see_nothing_stay_finite() -> None:
     q, k, v = arrays(1, 3, 3)
     got = attention.causal_attention(q, k, v, jnp.zeros(1, jnp.int32), jnp.array([2]))
-    assert np.all(np.asarray(got)[0, :2] == 0) and np.all(np.isfinite(got))
+    assert np.all(np.isfinite(got))
+    np.testing.assert_allclose(got[0, 2], np.broadcast_to(v[0, :, None, 2], (2, 3, 8)), atol=1e-6)
 
 
 @pytest.mark.parametrize("B", [1, 3])
