@@ -189,7 +189,7 @@ class Worker:
             "prefill_tokens_per_second": bench.batch * bench.prompt / prefill,
             "time_to_first_token": prefill,
             "decode_tokens_per_second": bench.batch * (bench.new - 1) / decode,
-            "compile_seconds": first["first"] + first["whole"] - whole,
+            "compile_seconds": max(0.0, first["first"] + first["whole"] - whole),
             "peak_bytes": rest[-1]["peak_bytes"],
             **self.about,
         }
