@@ -310,7 +310,7 @@ def test_half_precision_answers_alone_and_in_a_batch(omnis: Callable[[str], Omni
     batch = half.prepare(conversations)
     got, want = (np.asarray(omni.logits(batch), np.float32)[batch.mask] for omni in (half, full))
     # bfloat16 keeps 8 bits: a bound on what a sane run loses, not a parity tolerance.
-    assert np.sqrt(np.mean((got - want) ** 2)) < 0.15 * np.sqrt(np.mean(want**2))
+    assert np.sqrt(np.mean((got - want) ** 2)) < 0.25 * np.sqrt(np.mean(want**2))
     together = half.generate(conversations, max_new_tokens=4, stop_ids=())
     assert [len(reply.token_ids) for reply in together] == [4] * len(conversations)
     assert half.generate(conversations[0], max_new_tokens=4, stop_ids=()).stats["new_tokens"] == 4

@@ -13,7 +13,7 @@ not) when they are called.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -122,9 +122,8 @@ class Graph:
     axes: dict
 
 
-@cache
 def declare(module: Callable[..., nnx.Module], *args: Any) -> Graph:
-    """Declare `module(rngs, *args)` without allocating anything; the same Graph for the same (hashable) arguments."""
+    """Declare `module(rngs, *args)` without allocating anything."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: module(nnx.Rngs(0), *args)))
     axes: dict = {}
     for path, variable in nnx.to_flat_state(state):
