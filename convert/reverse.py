@@ -42,7 +42,7 @@ def reverse_checkpoint(
 
     shard_bytes: most bytes of tensors in a file, at least one tensor each. MismatchError when data is damaged.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = Path(source).absolute(), Path(destination).absolute()
     manifest = read_manifest(source)
     entries = {
         name: Entry(np.dtype(manifest.leaves[leaf.path].dtype), place.shape)

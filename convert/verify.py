@@ -39,7 +39,7 @@ class Taken:
 
 def verify_checkpoint(directory: str | Path, progress: bool = False) -> int:
     """Check every tensor and return how many hashes were compared; MismatchError lists those that differ."""
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     checked, wrong = 0, []
     for taken in take_all(directory, read_manifest(directory), progress, "verify"):
         checked += taken.intact is not None

@@ -374,3 +374,12 @@ def test_peak_memory(tmp_path, data_dir):
     peak = int(done.stdout.split()[-1])
     print(f"peak {peak / 1e6:.0f} MB of {total / 1e6:.0f} MB, largest array {largest / 1e6:.0f} MB")
     assert 20_000_000 < peak < largest + shard
+
+
+def test_relative_paths_work_both_ways(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hf").symlink_to(checkpoints("tiny"))
+    convert_checkpoint("hf", "ckpt", progress=False)
+    assert verify_checkpoint("ckpt") > 0
+    assert reverse_checkpoint("ckpt", "back") > 0
+    assert (tmp_path / "back" / "config.json").is_file()
