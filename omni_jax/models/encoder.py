@@ -18,13 +18,13 @@ import numpy as np
 from flax import nnx
 
 from omni_jax.models.param import LayerNorm, Linear, param, project
+from omni_jax.ops.attention import MASKED
+from omni_jax.ops.rope import rotate
 
 Rotary = tuple[jax.Array, jax.Array]
 
 # Attention logits held at once, over rows, heads, queries and keys: 128 MiB in float32.
 MAX_LOGITS = 2**25
-# A masked logit: finite, so that a row without any token gives numbers (unused ones) instead of NaN.
-MASKED = -1e30
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
@@ -35,14 +35,6 @@ def gelu_exact(x: jax.Array) -> jax.Array:
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """GELU by its tanh approximation, elementwise; differs from the exact one by up to 5e-4."""
     return jax.nn.gelu(x, approximate=True)
-
-
-def rotate(x: jax.Array, rotary: Rotary) -> jax.Array:
-    """Rotate the halves of x [R, T, N, H] by cos and sin [R, T, H]; in float32, returned in x's dtype."""
-    cos, sin = (angle[:, :, None, :] for angle in rotary)
-    x32 = x.astype(jnp.float32)
-    low, high = jnp.split(x32, 2, axis=-1)
-    return (x32 * cos + jnp.concatenate([-high, low], axis=-1) * sin).astype(x.dtype)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, max_logits: int = MAX_LOGITS) -> jax.Array:
@@ -134,6 +126,7 @@ class EncoderBlocks(nnx.Module):
         R, T, D = x.shape
         q, k, v = self.qkv(self.attention_norm(x, l), l)
         if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            # cos and sin are float32, and so is the product with half-precision queries and keys.
+            q, k = (rotate(x, *rotary).astype(x.dtype) for x in (q, k))
         x = x + self.out(attend(q, k, v, lengths).reshape(R, T, D), l)
         return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x, l), l)), l)
