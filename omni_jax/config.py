@@ -86,8 +86,8 @@ class DecoderConfig:
     """A causal transformer stack: the Thinker's and Talker's text models, the code predictor, Code2Wav's transformer.
 
     num_experts: 0 for a stack of plain MLPs. dense_layers: the layers that hold an MLP although the stack has experts.
-    shared_expert_intermediate_size: 0 without a shared expert. sliding_window: keys that a query sees, itself
-    included; None for all.
+    shared_expert_intermediate_size: 0 without a shared expert. layer_scale: what a layer adds is scaled by channel.
+    sliding_window: keys that a query sees, itself included; None for all.
     """
 
     vocab_size: int
@@ -108,10 +108,13 @@ class DecoderConfig:
     dense_layers: tuple[int, ...]
     tie_word_embeddings: bool
     qk_norm: bool
+    layer_scale: bool
     sliding_window: int | None
 
     @classmethod
-    def from_hf(cls, values: dict, path: str = "text_config", *, qk_norm: bool = True) -> "DecoderConfig":
+    def from_hf(
+        cls, values: dict, path: str = "text_config", *, qk_norm: bool = True, layer_scale: bool = False
+    ) -> "DecoderConfig":
         r = _Reader(values, path)
         r.expect("attention_bias", False)
         r.expect("hidden_act", "silu")
@@ -137,6 +140,7 @@ class DecoderConfig:
             dense_layers=_dense_layers(r, layers) if experts else tuple(range(layers)),
             tie_word_embeddings=bool(r.values.get("tie_word_embeddings", False)),
             qk_norm=qk_norm,
+            layer_scale=layer_scale,
             sliding_window=r.values.get("sliding_window"),
         )
         config._check(path)
@@ -351,7 +355,7 @@ class Code2WavConfig:
     def from_hf(cls, values: dict, path: str = "code2wav_config") -> "Code2WavConfig":
         r = _Reader(values, path)
         return cls(
-            transformer=DecoderConfig.from_hf(values, path, qk_norm=False),
+            transformer=DecoderConfig.from_hf(values, path, qk_norm=False, layer_scale=True),
             codebook_size=r.count("codebook_size"),
             num_quantizers=r.count("num_quantizers"),
             decoder_dim=r.count("decoder_dim"),

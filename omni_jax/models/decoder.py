@@ -1,8 +1,9 @@
-"""A stack of causal decoder layers: the Thinker's text model and, with other sizes, the Talker and the code predictor.
+"""A stack of causal decoder layers: the text models of Thinker and Talker, the code predictor, Code2Wav's transformer.
 
-Pre-norm layers of grouped-query attention with per-head q/k norms, then routed experts or one MLP. Parameters are
-stacked over layers; `lax.scan` runs over the layer index with the cache in its carry. A stack that mixes expert and
-plain layers keeps each kind in its own, shorter stack.
+Pre-norm layers of grouped-query attention, with per-head q/k norms where the configuration says so, then routed experts
+(with a shared one beside them in the Talker) or one MLP. Parameters are stacked over layers; `lax.scan` runs over the
+layer index with the cache in its carry. A stack that mixes expert and plain layers keeps each kind in its own, shorter
+stack.
 
 Two things may touch the hidden states between layers: deepstack features are added to the outputs of the first layers
 at visual positions, and `taps` copy chosen hidden states into a small buffer for whoever needs them (Talker, drafters).
@@ -13,6 +14,7 @@ of layer k-1 before its deepstack feature is added.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -82,6 +84,19 @@ class MLP(nnx.Module):
         return project(hidden, self.down[...][l]).astype(x.dtype)
 
 
+class SharedExpert(MLP):
+    """A gated MLP that takes every row beside the routed experts, weighted by sigmoid(gate . x); gate [L, D]."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int):
+        super().__init__(rngs, width, inner, layers)
+        self.gate = param(rngs, (layers, width), ("layers", "embed"), scale=width**-0.5)
+
+    def __call__(self, x: jax.Array, l: Any) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        weight = jax.nn.sigmoid(project(x, self.gate[...][l][None]).astype(x.dtype))
+        return weight * super().__call__(x, l)
+
+
 class DecoderLayers(nnx.Module):
     """L decoder layers, run over whole sequences or behind a cache.
 
@@ -105,8 +120,13 @@ class DecoderLayers(nnx.Module):
         dense = len(config.dense_layers)
         if L > dense:
             self.moe = Experts(rngs, config, L - dense)
+            if config.shared_expert_intermediate_size:
+                self.shared_expert = SharedExpert(rngs, D, config.shared_expert_intermediate_size, L - dense)
         if dense:
             self.mlp = MLP(rngs, D, config.intermediate_size, dense)
+        scale = partial(param, rngs, (L, D), ("layers", "embed"), fill=1.0)
+        self.attention_scale = scale() if config.layer_scale else None
+        self.mlp_scale = scale() if config.layer_scale else None
 
     def whole(
         self,
@@ -130,14 +150,23 @@ class DecoderLayers(nnx.Module):
         return self._run(x, rope, cache, attend, deepstack, taps, unroll=1)
 
     def extend(
-        self, x: jax.Array, rope: Rope, cache: KVCache, taps: tuple[int, ...] = (), unroll: int = 1
+        self,
+        x: jax.Array,
+        rope: Rope,
+        cache: KVCache,
+        first: jax.Array | None = None,
+        taps: tuple[int, ...] = (),
+        unroll: int = 1,
     ) -> tuple[jax.Array, KVCache, jax.Array]:
-        """Run x [B, T, D] behind what each row of the cache holds; returns as `whole`, T tokens more in the cache."""
+        """Run x [B, T, D] behind what each row of the cache holds; returns as `whole`, T tokens more in the cache.
+
+        first: int32 [B], the first slot of each row that holds a token; 0 by default.
+        """
         window = self.config.sliding_window
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache | None, l: Any) -> jax.Array:
             assert cache is not None
-            return causal_attention(q, cache.k[l], cache.v[l], cache.length, window=window)
+            return causal_attention(q, cache.k[l], cache.v[l], cache.length, first, window)
 
         x, extended, tapped = self._run(x, rope, cache, attend, None, taps, unroll)
         assert extended is not None
@@ -160,8 +189,8 @@ class DecoderLayers(nnx.Module):
         def layer(carry: tuple, _: None) -> tuple[tuple, None]:
             l, x, cache, tapped = carry
             attended, cache = self._attention(x, l, rope, cache, attend)
-            x = x + attended
-            x = x + self._feed_forward(self.mlp_norm(x, l), l)
+            x = x + _scaled(attended, self.attention_scale, l)
+            x = x + _scaled(self._feed_forward(self.mlp_norm(x, l), l), self.mlp_scale, l)
             if taps:
                 tapped = _tap(tapped, x, slots[l + 1])
             if deepstack is not None:
@@ -193,12 +222,21 @@ class DecoderLayers(nnx.Module):
     def _feed_forward(self, x: jax.Array, l: jax.Array) -> jax.Array:
         dense = self.config.dense_layers
         if not dense:
-            return self.moe(x, l)
+            return self._experts(x, l)
         if len(dense) == self.config.num_layers:
             return self.mlp(x, l)
         is_dense = jnp.asarray([i in dense for i in range(self.config.num_layers)])
         before = jnp.cumsum(is_dense) - is_dense
-        return jax.lax.cond(is_dense[l], lambda: self.mlp(x, before[l]), lambda: self.moe(x, l - before[l]))
+        return jax.lax.cond(is_dense[l], lambda: self.mlp(x, before[l]), lambda: self._experts(x, l - before[l]))
+
+    def _experts(self, x: jax.Array, l: jax.Array) -> jax.Array:
+        routed = self.moe(x, l)
+        return routed + self.shared_expert(x, l) if self.config.shared_expert_intermediate_size else routed
+
+
+def _scaled(x: jax.Array, scale: nnx.Param | None, l: Any) -> jax.Array:
+    """x [B, T, D] times layer `l` of scale [L, D], where a stack has one."""
+    return x if scale is None else x * scale[...][l]
 
 
 def _tap(tapped: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:

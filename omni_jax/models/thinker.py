@@ -88,7 +88,7 @@ class Thinker(nnx.Module):
         self, x: jax.Array, position_ids: jax.Array, cache: KVCache, taps: tuple[int, ...] = (), unroll: int = 1
     ) -> tuple[jax.Array, KVCache, jax.Array]:
         """Embedded tokens [B, T, D] behind what the cache holds -> normed states, cache, taps [n, B, T, D]."""
-        x, cache, tapped = self.layers.extend(x, self._rope(position_ids, x), cache, taps, unroll)
+        x, cache, tapped = self.layers.extend(x, self._rope(position_ids, x), cache, taps=taps, unroll=unroll)
         x, tapped = self._finish(x, tapped, taps)
         return x, cache, tapped
 
