@@ -10,13 +10,17 @@ from tiny_configs import config_dict
 from convert.keymap import destination_axes, destination_shapes
 from omni_jax.config import OmniConfig
 from omni_jax.models.param import declare
+from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
 
+MODULES = {"thinker": Thinker, "talker": Talker}
 
+
+@pytest.mark.parametrize("part", MODULES)
 @pytest.mark.parametrize("variant", ["tiny", "small", "odd", "medium", "public"])
-def test_the_key_map_fills_what_the_thinker_declares(variant: str, data_dir: Path) -> None:
+def test_the_key_map_fills_what_the_modules_declare(variant: str, part: str, data_dir: Path) -> None:
     public = json.loads((data_dir / "public_config.json").read_text())
     config = OmniConfig.from_hf(public if variant == "public" else config_dict(variant))
-    graph = declare(Thinker, config.thinker)
-    assert jax.tree.map(lambda x: x.shape, graph.shapes) == destination_shapes(config)["thinker"]
-    assert graph.axes == destination_axes(config)["thinker"]
+    graph = declare(MODULES[part], getattr(config, part))
+    assert jax.tree.map(lambda x: x.shape, graph.shapes) == destination_shapes(config)[part]
+    assert graph.axes == destination_axes(config)[part]
