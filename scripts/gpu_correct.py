@@ -248,7 +248,7 @@ def greedy(params: dict, graph: Graph, prompts: np.ndarray, device: Any) -> np.n
     plan = Sampling().plan(graph.shapes["embed"].shape[0])
     with jax.default_device(device):
         params, request = jax.device_put((params, request), device)
-        first, state = prefill(params, request, None, graph=graph, plan=plan, slots=256)
+        first, state, _ = prefill(params, request, None, graph=graph, plan=plan, slots=256)
         rest, _ = decode_chunk(params, state, np.int32(CHUNK), request.stop_ids, request.values, graph=graph, plan=plan)
     return np.concatenate([np.asarray(first)[:, None], np.asarray(rest)[:, : CHUNK - 1]], axis=1)
 

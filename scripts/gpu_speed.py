@@ -131,7 +131,7 @@ class Model:
 
     def prefill(self, request: Request, slots: int) -> tuple[jax.Array, DecodeState]:
         plan = Sampling().plan(self.config.text.vocab_size)
-        return prefill(self.params, request, None, graph=self.graph, plan=plan, slots=slots)
+        return prefill(self.params, request, None, graph=self.graph, plan=plan, slots=slots)[:2]
 
     def decode(self, request: Request, state: DecodeState, unroll: int) -> tuple[jax.Array, DecodeState]:
         plan, steps = Sampling().plan(self.config.text.vocab_size), np.int32(CHUNK)

@@ -63,17 +63,27 @@ class Request:
     values: dict
 
 
-@partial(jax.jit, static_argnames=("graph", "plan", "slots"))
+@partial(jax.jit, static_argnames=("graph", "plan", "slots", "taps"))
 def prefill(
-    params: dict, request: Request, media: Media | None, *, graph: Graph, plan: Plan, slots: int
-) -> tuple[jax.Array, DecodeState]:
-    """Run the prompts and draw each row's first token: int32 [B], and the state to go on from."""
+    params: dict,
+    request: Request,
+    media: Media | None,
+    *,
+    graph: Graph,
+    plan: Plan,
+    slots: int,
+    taps: tuple[int, ...] = (),
+) -> tuple[jax.Array, DecodeState, jax.Array]:
+    """Run the prompts and draw each row's first token: int32 [B], the state to go on from, and hidden states.
+
+    The latter are those numbered `taps`, [n, B, T, D].
+    """
     thinker = bind(graph, params)
     text = thinker.config.text
     B = request.token_ids.shape[0]
     x = thinker.embed_tokens(request.token_ids, media)
     empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
-    hidden, cache, _ = thinker.whole(x, jnp.asarray(request.position_ids), empty, media=media)
+    hidden, cache, tapped = thinker.whole(x, jnp.asarray(request.position_ids), empty, media=media, taps=taps)
     assert cache is not None
     length = jnp.asarray(request.length)
     last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)[:, 0]
@@ -86,7 +96,7 @@ def prefill(
         seen=_seen_in_prompt(request, text.vocab_size) if plan.penalised else jnp.zeros((B, 0), bool),
         keys=request.keys,
     )
-    return _draw(thinker.logits(last), state, request.stop_ids, request.values, plan)
+    return *_draw(thinker.logits(last), state, request.stop_ids, request.values, plan), tapped
 
 
 @partial(jax.jit, static_argnames=("graph", "plan", "unroll"), donate_argnames="state")

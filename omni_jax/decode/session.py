@@ -25,7 +25,8 @@ from omni_jax.ops.cache import slots_for
 class Session:
     """Generates from `batch`; iterate over `chunks`, then read `rows` and the times.
 
-    prefill_seconds and decode_seconds leave out what the caller does between chunks.
+    prefill_seconds and decode_seconds leave out what the caller does between chunks. tapped: the prompts' hidden states
+    numbered `taps`, [n, B, T, D], from the first chunk on.
     """
 
     def __init__(
@@ -38,20 +39,23 @@ class Session:
         max_new_tokens: int,
         seed: int | Sequence[int],
         stop_ids: Sequence[int],
+        taps: tuple[int, ...] = (),
     ):
         """params, graph and text: the Thinker's. seed: one for all rows or one each. stop_ids: tokens that end one."""
         self.params, self.graph = params, graph
         self.lengths = batch.mask.sum(axis=1).astype(np.int32)
         self.longest = int(self.lengths.max())
         self.max_new_tokens = max_new_tokens
-        if not _is_whole(max_new_tokens) or max_new_tokens < 1:
+        if not is_whole(max_new_tokens) or max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens!r}; ask for at least one token")
         check_context(self.longest, max_new_tokens, text.max_position_embeddings)
         self.stop_ids = _stop_ids(stop_ids, text.vocab_size)
         self.plan, self.values = sampling.plan(text.vocab_size), sampling.values()
         self.batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
         self.keys = row_keys(seed, len(self.lengths))
-        self.rows: list[list[int]] = []
+        self.taps = taps
+        self.tapped: jax.Array | None = None
+        self.rows: list[list[int]] = [[] for _ in self.lengths]
         self.prefill_seconds = self.decode_seconds = 0.0
 
     @property
@@ -60,9 +64,19 @@ class Session:
         return [bool(ids) and ids[-1] in self.stop_ids for ids in self.rows]
 
     @property
+    def row_done(self) -> list[bool]:
+        """Which rows have met a stop id or their limit."""
+        return [stop or len(ids) >= self.max_new_tokens for stop, ids in zip(self.stopped, self.rows, strict=True)]
+
+    @property
     def done(self) -> bool:
         """Whether every row has met a stop id or its limit."""
-        return all(stop or len(ids) >= self.max_new_tokens for stop, ids in zip(self.stopped, self.rows, strict=True))
+        return all(self.row_done)
+
+    @property
+    def spoken(self) -> list[list[int]]:
+        """The tokens of each row that speech says: all drawn so far but the last of a row that is done."""
+        return [ids[:-1] if done else ids for ids, done in zip(self.rows, self.row_done, strict=True)]
 
     def chunks(self, steps: int = CHUNK) -> Iterator[list[list[int]]]:
         """New token ids of every row: first one each, then up to `steps` (at most CHUNK) each, until all are done."""
@@ -100,7 +114,9 @@ class Session:
             values=self.values,
         )
         slots = slots_for(max(batch.token_ids.shape[1], self.longest + min(self.max_new_tokens, CHUNK)))
-        token, state = prefill(self.params, request, media, graph=self.graph, plan=self.plan, slots=slots)
+        token, state, self.tapped = prefill(
+            self.params, request, media, graph=self.graph, plan=self.plan, slots=slots, taps=self.taps
+        )
         return token[:, None], state
 
     def _decode(self, state: DecodeState, steps: int, slots: int) -> tuple[jax.Array, DecodeState]:
@@ -151,7 +167,7 @@ def row_keys(seed: int | Sequence[int], rows: int) -> jax.Array:
     )
     if len(seeds) != rows:
         raise InputError(f"{len(seeds)} seeds for {rows} conversations; give one seed, or one for each")
-    if not all(_is_whole(s) and 0 <= s < 2**63 for s in seeds):
+    if not all(is_whole(s) and 0 <= s < 2**63 for s in seeds):
         raise InputError(f"seed {seed!r} is not a whole number from 0 to 2^63 - 1")
     halves = np.asarray([divmod(int(s), 2**32) for s in seeds], np.uint32)
     return jax.vmap(lambda high, low: jax.random.fold_in(jax.random.key(low), high))(*halves.T)
@@ -161,10 +177,11 @@ def _stop_ids(stop_ids: Sequence[int], vocab_size: int) -> np.ndarray:
     if not isinstance(stop_ids, Sequence | np.ndarray | set) or isinstance(stop_ids, str):
         raise InputError(f"stop_ids is {stop_ids!r}; give a list of token ids")
     for i in stop_ids:
-        if not _is_whole(i) or not 0 <= i < vocab_size:
+        if not is_whole(i) or not 0 <= i < vocab_size:
             raise InputError(f"stop id {i!r} is outside the vocabulary of {vocab_size} tokens")
     return np.asarray(sorted(set(stop_ids)), np.int32)
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether a setting is a whole number, of Python or NumPy."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
