@@ -1,0 +1,119 @@
+"""The Talker and its code predictor against transformers, layer stack by layer stack."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert import load_hf
+from omni_jax.models.param import bind, declare
+from omni_jax.models.talker import Talker
+from omni_jax.ops.cache import KVCache
+
+VARIANTS = ("tiny", "small", "odd")
+
+
+@pytest.fixture(scope="module")
+def talkers(checkpoints: Callable[[str], Path]) -> Callable[[str], Talker]:
+    """`talkers("tiny")` is that checkpoint's Talker with its parameters."""
+
+    @cache
+    def load(variant: str) -> Talker:
+        params, config = load_hf(checkpoints(variant), parts=("talker",))
+        assert config.talker is not None
+        return bind(declare(Talker, config.talker), params["talker"])
+
+    return load
+
+
+def close(got: Any, want: Any, relative: float = 1e-5) -> None:
+    """Equal to `relative` of the reference's scale."""
+    want = np.asarray(want)
+    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=relative * np.abs(want).max())
+
+
+def inputs(talker: Talker, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random inputs [B, T, D] of the scale of embeddings, and positions [3, B, T] that differ on all three axes."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((B, T, talker.config.text.hidden_size)).astype(np.float32)
+    steps = rng.integers(0, 3, (3, B, T)) + rng.choice([0.0, 0.5], (3, B, T))
+    return x, np.cumsum(steps, axis=2).astype(np.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_states_and_logits_equal_the_reference(
+    variant: str, talkers: Callable[[str], Talker], reference: Callable[[str], Any]
+) -> None:
+    import torch
+
+    talker, theirs = talkers(variant), reference(variant).talker
+    x, position_ids = inputs(talker, 2, 37)
+    with torch.no_grad():
+        hidden = theirs.model(inputs_embeds=torch.tensor(x), position_ids=torch.tensor(position_ids)).last_hidden_state
+        logits = theirs.codec_head(hidden)
+    got, _ = talker.whole(jnp.asarray(x), jnp.asarray(position_ids))
+    close(got, hidden, 1e-4)
+    close(talker.logits(got), logits, 1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_extending_equals_the_whole(variant: str, talkers: Callable[[str], Talker]) -> None:
+    talker = talkers(variant)
+    text = talker.config.text
+    x, position_ids = map(jnp.asarray, inputs(talker, 2, 21))
+    whole, _ = talker.whole(x, position_ids)
+    empty = KVCache.empty(text.num_layers, 2, text.num_kv_heads, 32, text.head_dim, jnp.float32)
+    first, cache = talker.whole(x[:, :17], position_ids[:, :, :17], empty)
+    assert cache is not None
+    parts = [first]
+    for start, stop in ((17, 18), (18, 21)):
+        states, cache = talker.extend(x[:, start:stop], position_ids[:, :, start:stop], cache)
+        parts.append(states)
+    close(jnp.concatenate(parts, axis=1), whole)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_projections_equal_the_reference(
+    variant: str, talkers: Callable[[str], Talker], reference: Callable[[str], Any]
+) -> None:
+    import torch
+
+    talker, theirs = talkers(variant), reference(variant).talker
+    x = np.random.default_rng(1).standard_normal((5, talker.config.thinker_hidden_size)).astype(np.float32)
+    for name in ("text_projection", "hidden_projection"):
+        with torch.no_grad():
+            want = getattr(theirs, name)(torch.tensor(x))
+        close(getattr(talker, name)(jnp.asarray(x)), want)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_residual_logits_equal_the_reference(
+    variant: str, talkers: Callable[[str], Talker], reference: Callable[[str], Any]
+) -> None:
+    import torch
+
+    talker, theirs = talkers(variant), reference(variant).talker
+    predictor, config = talker.code_predictor, talker.config.code_predictor
+    rng, B, Q = np.random.default_rng(2), 3, talker.config.num_code_groups
+    hidden = rng.standard_normal((B, config.hidden_size)).astype(np.float32)
+    first = rng.integers(0, config.vocab_size, B)
+    with torch.no_grad():
+        prompt = torch.stack([torch.tensor(hidden), theirs.get_input_embeddings()(torch.tensor(first))], dim=1)
+        out = theirs.code_predictor.generate(
+            inputs_embeds=prompt,
+            max_new_tokens=Q - 1,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    cache = KVCache.empty(config.num_layers, B, config.num_kv_heads, Q, config.head_dim, jnp.float32)
+    x = jnp.stack([jnp.asarray(hidden), talker.embed_codes(jnp.asarray(first))], axis=1)
+    for i, codes in enumerate(out.sequences.numpy().T):
+        states, cache = predictor.extend(x, cache)
+        close(predictor.logits(states[:, -1], i), out.logits[i], 1e-4)
+        x = predictor.embed_code(jnp.asarray(codes), i)[:, None]
+    assert i == Q - 2
