@@ -20,6 +20,7 @@ import numpy as np
 from omni_jax.config import AudioConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import TOKENS_PER_CHUNK, token_count
+from omni_jax.inputs.positions import MediaItem
 
 Grid = tuple[int, int, int]
 
@@ -54,12 +55,13 @@ class AudioWindows:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Everything that the Thinker reads, in NumPy.
+    """Everything that the Thinker reads, in NumPy, and what the Talker's prompt is made of.
 
     token_ids: int32 [B, T]. mask: bool [B, T]. position_ids: float32 [3, B, T] (time, height, width).
     rope_delta: float32 [B]; the position of the next token is the row's length + rope_delta.
     visual_index: int32 [B, T], index into all groups' merged tokens, one group after the other; -1 elsewhere.
     audio_index: int32 [B, T], index into the windows' tokens; -1 elsewhere.
+    items: each row's media in order of appearance; empty for a batch without any.
     """
 
     token_ids: np.ndarray
@@ -70,6 +72,7 @@ class Batch:
     visual_index: np.ndarray
     audio: AudioWindows | None
     audio_index: np.ndarray
+    items: tuple[tuple[MediaItem, ...], ...] = ()
 
 
 def bucket(n: int) -> int:

@@ -88,6 +88,17 @@ def vision_positions(grid: Grid, seconds_per_grid: float, config: ThinkerConfig)
     return np.stack(axes).reshape(3, -1)
 
 
+def items_at(
+    token_ids: np.ndarray, items: Sequence[MediaItem], kept: np.ndarray, config: ThinkerConfig
+) -> list[MediaItem]:
+    """The media of an unpadded row of ids [T] whose placeholders are `kept`, bool [T]; none may be kept in part.
+
+    items: the row's media in order of appearance. Raises InputError when placeholders and items differ.
+    """
+    bounds = _bounds(np.asarray(token_ids), items, config)
+    return [item for (start, _), item in zip(bounds, items, strict=True) if kept[start]]
+
+
 def _counted(count: int) -> np.ndarray:
     """0, 1, 2, ... on all three axes: float32 [3, count]."""
     return np.broadcast_to(np.arange(count, dtype=np.float32), (3, count))
@@ -95,15 +106,9 @@ def _counted(count: int) -> np.ndarray:
 
 def _runs(token_ids: np.ndarray, items: Sequence[MediaItem], config: ThinkerConfig) -> list[_Run]:
     """The media items of a row where they stand; each uninterrupted run of placeholders is one."""
-    placeholders = (config.image_token_id, config.video_token_id, config.audio_token_id)
-    edges = np.diff(np.isin(token_ids, placeholders), prepend=False, append=False)
-    bounds = np.flatnonzero(edges).reshape(-1, 2).tolist()
-    if len(bounds) != len(items):
-        given = dict(Counter(item.kind for item in items))
-        raise InputError(f"the prompt has {len(bounds)} runs of placeholders for {len(items)} items of media: {given}")
     runs: list[_Run] = []
     free = 0  # the first token that belongs to no run before
-    for (start, end), item in zip(bounds, items, strict=True):
+    for (start, end), item in zip(_bounds(token_ids, items, config), items, strict=True):
         marks = 2 if item.grid is not None and item.audio_tokens else 1
         opening = token_ids[max(start - marks, free) : start].tolist()
         if opening != _opening(item, config) or end + marks > len(token_ids):
@@ -117,6 +122,17 @@ def _runs(token_ids: np.ndarray, items: Sequence[MediaItem], config: ThinkerConf
         runs.append(_Run(start, end, marks, _within(tokens, item, config), last))
         free = end + marks
     return runs
+
+
+def _bounds(token_ids: np.ndarray, items: Sequence[MediaItem], config: ThinkerConfig) -> list[tuple[int, int]]:
+    """Start and end of each uninterrupted run of placeholders; InputError unless there are as many as items."""
+    placeholders = (config.image_token_id, config.video_token_id, config.audio_token_id)
+    edges = np.diff(np.isin(token_ids, placeholders), prepend=False, append=False)
+    bounds = np.flatnonzero(edges).reshape(-1, 2).tolist()
+    if len(bounds) != len(items):
+        given = dict(Counter(item.kind for item in items))
+        raise InputError(f"the prompt has {len(bounds)} runs of placeholders for {len(items)} items of media: {given}")
+    return [(start, end) for start, end in bounds]
 
 
 def _opening(item: MediaItem, config: ThinkerConfig) -> list[int]:

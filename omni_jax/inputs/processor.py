@@ -210,6 +210,7 @@ class Processor:
             visual_index=np.full((B, T), -1, np.int32),
             audio=audio,
             audio_index=np.full((B, T), -1, np.int32),
+            items=tuple(tuple(medium.item for medium in row.media) for row in rows),
         )
         for b, row in enumerate(rows):
             n = len(row.token_ids)
