@@ -9,6 +9,7 @@ Source: transformers `configuration_qwen3_omni_moe.py`.
 """
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from omni_jax.errors import ConfigError
@@ -351,9 +352,29 @@ class Code2WavConfig:
     upsample_rates: tuple[int, ...]
     upsampling_ratios: tuple[int, ...]
 
+    @property
+    def sliding_window(self) -> int:
+        """Frames that a frame attends to, itself included."""
+        assert self.transformer.sliding_window is not None
+        return self.transformer.sliding_window
+
+    @property
+    def total_upsample(self) -> int:
+        """Samples for each frame."""
+        return prod((*self.upsampling_ratios, *self.upsample_rates))
+
+    @property
+    def lost_samples(self) -> int:
+        """Samples by which sound lags behind the codes: F frames give F * total_upsample less these."""
+        lost = 0
+        for rate in self.upsample_rates:
+            lost = (lost + 1) * rate
+        return lost
+
     @classmethod
     def from_hf(cls, values: dict, path: str = "code2wav_config") -> "Code2WavConfig":
         r = _Reader(values, path)
+        r.count("sliding_window")
         return cls(
             transformer=DecoderConfig.from_hf(values, path, qk_norm=False, layer_scale=True),
             codebook_size=r.count("codebook_size"),
