@@ -9,6 +9,7 @@ from tiny_configs import config_dict
 
 from convert.keymap import destination_axes, destination_shapes
 from omni_jax.config import OmniConfig
+from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import declare
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
@@ -24,3 +25,12 @@ def test_the_key_map_fills_what_the_modules_declare(variant: str, part: str, dat
     graph = declare(MODULES[part], getattr(config, part))
     assert jax.tree.map(lambda x: x.shape, graph.shapes) == destination_shapes(config)[part]
     assert graph.axes == destination_axes(config)[part]
+
+
+@pytest.mark.parametrize("variant", ["tiny", "small", "odd", "medium", "public"])
+def test_the_key_map_fills_what_code2wav_declares(variant: str, data_dir: Path) -> None:
+    public = json.loads((data_dir / "public_config.json").read_text())
+    config = OmniConfig.from_hf(public if variant == "public" else config_dict(variant))
+    graph = declare(Code2Wav, config.code2wav)
+    assert jax.tree.map(lambda x: x.shape, graph.shapes) == destination_shapes(config)["code2wav"]
+    assert graph.axes == destination_axes(config)["code2wav"]

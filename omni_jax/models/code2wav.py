@@ -1,0 +1,331 @@
+"""The vocoder: frames of codes to sound, 12.5 frames and 24,000 samples a second in the public model.
+
+    codes [Q, F] -> mean of embeddings -> sliding-window transformer -> upsampling stages (ConvNeXt)
+                 -> decoder blocks (Snake, transposed convolution, residual units) -> samples
+
+Everything is causal, so there is one way to run it: a chunk of frames behind a `VocoderState`, which holds what later
+frames can see of earlier ones. A whole code sequence is a chunk too, and any cut into chunks gives the same samples.
+
+A decoder block's transposed convolution gives out a block of samples only when the next input is there, so sound lags
+behind the codes: the first `Code2WavConfig.lost_samples` samples that the first chunks give lie before the sound's
+beginning and are for the caller to drop. Inside, what lies before the beginning is set to zero at every stage, which
+is what padding shows to a convolution that starts there.
+
+Source: transformers `Qwen3OmniMoeCode2Wav`. Deliberate difference: the state, hence no seams (the reference starts
+afresh every 300 frames and loses `lost_samples` there; `decode.vocode` has that as a mode).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from omni_jax.config import Code2WavConfig
+from omni_jax.models.decoder import DecoderLayers
+from omni_jax.models.encoder import gelu_exact
+from omni_jax.models.param import LayerNorm, Linear, RMSNorm, param, project
+from omni_jax.ops.cache import KVCache
+from omni_jax.ops.conv import causal_conv, conv_to_mono, conv_transpose, depthwise_conv, snake
+from omni_jax.ops.rope import rope
+
+# Constants of the architecture: no config.json states them.
+SAMPLES_PER_SECOND = 24_000
+KERNEL = 7
+DILATIONS = (1, 3, 9)
+NEXT_EXPANSION = 4
+NEXT_NORM_EPS = 1e-6
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VocoderState:
+    """What the frames so far leave behind for later ones; all rows are equally far.
+
+    frames: int32 [], how many there were. k and v: [L, B, K, W - 1, H], the keys and values of the last W - 1 (W the
+    sliding window), newest last. tails: for each convolution the last inputs that it looks back on, [B, P, C].
+    """
+
+    frames: jax.Array
+    k: jax.Array
+    v: jax.Array
+    tails: tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a chunk stands at one sample rate: behind `frames` others, its first `count` frames real, others padding.
+
+    before: the tails that convolutions find, in the order of their calls; None at the beginning. after: those that they
+    leave. rate: samples a frame here. lost: samples here before the sound's beginning.
+    """
+
+    frames: jax.Array
+    count: jax.Array | int
+    before: Iterator[jax.Array] | None
+    after: list[jax.Array]
+    rate: int = 1
+    lost: int = 0
+
+    def look_back(self, x: jax.Array, size: int) -> jax.Array:
+        """x [B, T, C] with the `size` samples that went before in front; keeps the last ones for the next chunk."""
+        if not size:
+            return x
+        B, _, C = x.shape
+        tail = jnp.zeros((B, size, C), x.dtype) if self.before is None else next(self.before)
+        seen = jnp.concatenate([tail, x], axis=1)
+        self.after.append(jax.lax.dynamic_slice_in_dim(seen, self.count * self.rate, size, axis=1))
+        return seen
+
+    def upsampled(self, stride: int, look_back: int) -> "Stage":
+        """The stage behind a transposed convolution that looks back on `look_back` samples."""
+        return replace(self, rate=self.rate * stride, lost=(self.lost + look_back) * stride)
+
+    def silence(self, x: jax.Array) -> jax.Array:
+        """x [B, T, C] with zeros for what lies before the sound's beginning."""
+        if not self.lost:
+            return x
+        # A frame gives at least one sample, so nothing is left after `lost` frames; so bounded, no product overflows.
+        left = self.lost - self.rate * jnp.minimum(self.frames, self.lost)
+        return jnp.where(jnp.arange(x.shape[1])[:, None] < left, 0, x)
+
+
+class CausalConv(nnx.Module):
+    """A causal convolution: weight [out, in, k], bias [out]."""
+
+    def __init__(self, rngs: nnx.Rngs, channels_in: int, channels_out: int, dilation: int = 1):
+        scale = (channels_in * KERNEL) ** -0.5
+        self.weight = param(rngs, (channels_out, channels_in, KERNEL), (None,) * 3, scale=scale)
+        self.bias = param(rngs, (channels_out,), (None,))
+        self.dilation = dilation
+
+    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
+        """[B, T, in] -> [B, T, out]."""
+        seen = stage.look_back(x, (KERNEL - 1) * self.dilation)
+        return causal_conv(seen, self.weight[...], self.dilation) + self.bias[...]
+
+
+class DepthwiseConv(nnx.Module):
+    """A causal convolution of each channel by itself: weight [C, 1, k], bias [C]."""
+
+    def __init__(self, rngs: nnx.Rngs, channels: int):
+        self.weight = param(rngs, (channels, 1, KERNEL), (None,) * 3, scale=KERNEL**-0.5)
+        self.bias = param(rngs, (channels,), (None,))
+
+    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
+        """[B, T, C] -> [B, T, C]."""
+        y = depthwise_conv(stage.look_back(x, KERNEL - 1), self.weight[...]) + self.bias[...]
+        return y.astype(x.dtype)
+
+
+class MonoConv(nnx.Module):
+    """The causal convolution to one channel: weight [1, in, k], bias [1]."""
+
+    def __init__(self, rngs: nnx.Rngs, channels: int):
+        self.weight = param(rngs, (1, channels, KERNEL), (None,) * 3, scale=(channels * KERNEL) ** -0.5)
+        self.bias = param(rngs, (1,), (None,))
+
+    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
+        """[B, T, in] -> float32 [B, T]."""
+        return conv_to_mono(stage.look_back(x, KERNEL - 1), self.weight[...]) + self.bias[...]
+
+
+class Pointwise(nnx.Module):
+    """A convolution of kernel 1: weight [C, C, 1], bias [C]."""
+
+    def __init__(self, rngs: nnx.Rngs, channels: int):
+        self.weight = param(rngs, (channels, channels, 1), (None,) * 3, scale=channels**-0.5)
+        self.bias = param(rngs, (channels,), (None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, C] -> [B, T, C]."""
+        return (project(x, self.weight[...][..., 0]) + self.bias[...]).astype(x.dtype)
+
+
+class TransposedConv(nnx.Module):
+    """`stride` samples for each one, out of it and `look_back` before it: weight [in, out, k], bias [out]."""
+
+    def __init__(self, rngs: nnx.Rngs, channels_in: int, channels_out: int, stride: int, look_back: int):
+        kernel, scale = stride * (look_back + 1), (channels_in * (look_back + 1)) ** -0.5
+        self.weight = param(rngs, (channels_in, channels_out, kernel), (None,) * 3, scale=scale)
+        self.bias = param(rngs, (channels_out,), (None,))
+        self.stride, self.look_back = stride, look_back
+
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, in] -> [B, T * stride, out], and the stage that it is at."""
+        seen = stage.look_back(x, self.look_back)
+        y = (conv_transpose(seen, self.weight[...], self.stride) + self.bias[...]).astype(x.dtype)
+        stage = stage.upsampled(self.stride, self.look_back)
+        return stage.silence(y), stage
+
+
+class Snake(nnx.Module):
+    """The Snake activation: alpha and beta [C], the logarithms of frequency and of inverse magnitude."""
+
+    def __init__(self, rngs: nnx.Rngs, channels: int):
+        self.alpha = param(rngs, (channels,), (None,))
+        self.beta = param(rngs, (channels,), (None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, C] -> [B, T, C]."""
+        return snake(x, self.alpha[...], self.beta[...])
+
+
+class UpsampleStage(nnx.Module):
+    """A transposed convolution without overlap, then a ConvNeXt block."""
+
+    def __init__(self, rngs: nnx.Rngs, channels: int, factor: int):
+        D, inner = channels, NEXT_EXPANSION * channels
+        self.conv = TransposedConv(rngs, D, D, factor, look_back=0)
+        self.dwconv = DepthwiseConv(rngs, D)
+        self.norm = LayerNorm(rngs, D, NEXT_NORM_EPS)
+        self.fc1 = Linear(rngs, (inner, D), ("mlp", "embed"))
+        self.fc2 = Linear(rngs, (D, inner), ("embed", "mlp"))
+        self.gamma = param(rngs, (D,), ("embed",), fill=1.0)
+
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, D] -> [B, T * factor, D], and the stage that it is at."""
+        x, stage = self.conv(x, stage)
+        y = self.fc2(gelu_exact(self.fc1(self.norm(self.dwconv(x, stage)))))
+        return x + self.gamma[...] * y, stage
+
+
+class Upsample(nnx.Module):
+    """stage_0, stage_1, ...: one for each of the upsampling ratios."""
+
+    def __init__(self, rngs: nnx.Rngs, config: Code2WavConfig):
+        self.stages = len(config.upsampling_ratios)
+        for i, factor in enumerate(config.upsampling_ratios):
+            setattr(self, f"stage_{i}", UpsampleStage(rngs, config.transformer.hidden_size, factor))
+
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, F, D] -> [B, F * product of ratios, D], and the stage that it is at."""
+        for i in range(self.stages):
+            x, stage = getattr(self, f"stage_{i}")(x, stage)
+        return x, stage
+
+
+class ResidualUnit(nnx.Module):
+    """x + conv2(snake(conv1(snake(x)))), conv1 dilated."""
+
+    def __init__(self, rngs: nnx.Rngs, channels: int, dilation: int):
+        self.act1 = Snake(rngs, channels)
+        self.conv1 = CausalConv(rngs, channels, channels, dilation)
+        self.act2 = Snake(rngs, channels)
+        self.conv2 = Pointwise(rngs, channels)
+
+    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
+        """[B, T, C] -> [B, T, C]."""
+        y = self.conv2(self.act2(self.conv1(self.act1(x), stage)))
+        return stage.silence(x + y)
+
+
+class DecoderBlock(nnx.Module):
+    """Snake (alpha, beta), a transposed convolution that halves the channels, then residual units."""
+
+    def __init__(self, rngs: nnx.Rngs, channels: int, stride: int):
+        self.alpha = param(rngs, (channels,), (None,))
+        self.beta = param(rngs, (channels,), (None,))
+        self.conv = TransposedConv(rngs, channels, channels // 2, stride, look_back=1)
+        for j, dilation in enumerate(DILATIONS):
+            setattr(self, f"unit_{j}", ResidualUnit(rngs, channels // 2, dilation))
+
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, C] -> [B, T * stride, C / 2], and the stage that it is at."""
+        x, stage = self.conv(snake(x, self.alpha[...], self.beta[...]), stage)
+        for j in range(len(DILATIONS)):
+            x = getattr(self, f"unit_{j}")(x, stage)
+        return x, stage
+
+
+class WaveDecoder(nnx.Module):
+    """The first convolution, block_0, block_1, ... for the upsampling rates, Snake (alpha, beta), the last one."""
+
+    def __init__(self, rngs: nnx.Rngs, config: Code2WavConfig):
+        self.blocks, channels = len(config.upsample_rates), config.decoder_dim
+        self.conv_in = CausalConv(rngs, config.transformer.hidden_size, channels)
+        for i, rate in enumerate(config.upsample_rates):
+            setattr(self, f"block_{i}", DecoderBlock(rngs, channels // 2**i, rate))
+        channels //= 2**self.blocks
+        self.alpha = param(rngs, (channels,), (None,))
+        self.beta = param(rngs, (channels,), (None,))
+        self.conv_out = MonoConv(rngs, channels)
+
+    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
+        """[B, T, D] -> float32 [B, T * product of rates]."""
+        x = self.conv_in(x, stage)
+        for i in range(self.blocks):
+            x, stage = getattr(self, f"block_{i}")(x, stage)
+        return self.conv_out(snake(x, self.alpha[...], self.beta[...]), stage)
+
+
+class Code2Wav(nnx.Module):
+    """embed [Q, C, D] (Q quantizers of C codes), decoder layers and norm, upsampling stages, waveform decoder."""
+
+    def __init__(self, rngs: nnx.Rngs, config: Code2WavConfig):
+        Q, C, D = config.num_quantizers, config.codebook_size, config.transformer.hidden_size
+        self.config = config
+        self.embed = param(rngs, (Q, C, D), (None, "vocab", "embed"), scale=1.0)
+        self.layers = DecoderLayers(rngs, config.transformer)
+        self.norm = RMSNorm(rngs, D, config.transformer.rms_norm_eps)
+        self.upsample = Upsample(rngs, config)
+        self.decoder = WaveDecoder(rngs, config)
+
+    def start(self, rows: int) -> VocoderState:
+        """The state of `rows` rows before their first frame."""
+        c, dtype = self.config.transformer, self.embed[...].dtype
+
+        def tails() -> tuple[jax.Array, ...]:
+            stage = Stage(jnp.int32(0), jnp.int32(0), None, [])
+            self.sound(jnp.zeros((rows, 1, c.hidden_size), dtype), stage)
+            return tuple(stage.after)
+
+        cache = KVCache.empty(c.num_layers, rows, c.num_kv_heads, self.past, c.head_dim, dtype)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(tails))
+        return VocoderState(jnp.int32(0), cache.k, cache.v, zeros)
+
+    @property
+    def past(self) -> int:
+        """Frames before its own that a frame attends to."""
+        return self.config.sliding_window - 1
+
+    def __call__(
+        self, codes: jax.Array, state: VocoderState, count: jax.Array | int | None = None
+    ) -> tuple[jax.Array, VocoderState]:
+        """Codes int32 [B, Q, F] behind `state` -> float32 [B, F * total_upsample] in [-1, 1], and the next state.
+
+        count: the first frames that are real, all by default; what follows them is padding, which gives meaningless
+        samples and leaves nothing in the state.
+        """
+        real = jnp.int32(codes.shape[2] if count is None else count)
+        x, k, v = self.attend(self.embed_codes(codes), state, real)
+        stage = Stage(state.frames, real, iter(state.tails), [])
+        wave = jnp.clip(self.sound(x, stage), -1.0, 1.0)
+        return wave, VocoderState(state.frames + real, k, v, tuple(stage.after))
+
+    def embed_codes(self, codes: jax.Array) -> jax.Array:
+        """Codes int32 [B, Q, F] -> [B, F, D]: the mean over codebooks."""
+        embed = self.embed[...]
+        x = embed[jnp.arange(codes.shape[1])[:, None], codes]
+        return jnp.mean(x.astype(jnp.float32), axis=1).astype(embed.dtype)
+
+    def attend(
+        self, x: jax.Array, state: VocoderState, count: jax.Array | int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The transformer: x [B, F, D] -> normed [B, F, D], and the keys and values of the last frames for the state.
+
+        Positions count from the row's beginning, in float32.
+        """
+        (B, F, _), past, c = x.shape, self.past, self.config.transformer
+        more = [(0, 0)] * 3 + [(0, F), (0, 0)]
+        cache = KVCache(jnp.pad(state.k, more), jnp.pad(state.v, more), jnp.full((B,), past, jnp.int32))
+        positions = (state.frames + jnp.arange(F))[None]
+        first = jnp.full((B,), jnp.maximum(past - state.frames, 0))
+        x, cache, _ = self.layers.extend(x, rope(positions, c.head_dim, c.rope, x.dtype), cache, first)
+        k, v = (jax.lax.dynamic_slice_in_dim(a, count, past, axis=3) for a in (cache.k, cache.v))
+        return self.norm(x), k, v
+
+    def sound(self, x: jax.Array, stage: Stage) -> jax.Array:
+        """The convolutions: x [B, F, D] -> float32 [B, F * total_upsample]."""
+        return self.decoder(*self.upsample(x, stage))
