@@ -1,7 +1,7 @@
 """Sound from codes against transformers' in float32 on small random checkpoints, whole, in pieces and streamed.
 
-Samples lie in [-1, 1]. Measured on 330 frames: at most 1.1e-5 against transformers, where the tests allow TOLERANCE, and
-1.0e-5 between ways of cutting the same codes, where sums run in another order and the tests allow NOISE.
+Samples lie in [-1, 1]. Measured on 330 frames: at most 1.1e-5 against transformers, where the tests allow TOLERANCE,
+and 1.0e-5 between ways of cutting the same codes, where sums run in another order and the tests allow NOISE.
 """
 
 import dataclasses
