@@ -344,6 +344,24 @@ def test_without_a_turn_of_the_user_only_the_opening_is_read(processors: Callabl
     assert speech_prompt(cut, [5], [602], processor.config).length == [OPENING]
 
 
+def test_padding_and_earlier_headers_are_not_read(processors: Callable[[str], Processor]) -> None:
+    """Raw prompts may end in a turn of the user, and what heads an earlier answer may differ."""
+    processor = processors("small")
+    prompts = [
+        "<|im_start|>assistant Oh<|im_end|><|im_start|>assistant\nOh<|im_end|><|im_start|>user\nHi",
+        "Long " * 30,
+    ]
+    prompts[1] += "<|im_start|>assistant\n"
+    (alone,) = processor.prepare_text(prompts[0]).token_ids
+    start = np.flatnonzero(alone == processor.config.im_start_token_id)
+    for padding in ("left", "right"):
+        batch = processor.prepare_text(prompts, padding=padding)
+        got = speech_prompt(batch, [5, 6], [200, 200], processor.config)
+        want = [*alone[start[2] :], *alone[start[1] : start[1] + 3]]
+        assert got.text_ids[0, : got.length[0] - 6].tolist() == want
+        assert got.text_ids[1, :3].tolist() == want[-3:] and got.length[1] == OPENING
+
+
 def test_speakers_are_found_by_name(processors: Callable[[str], Processor]) -> None:
     config = processors("tiny").config
     assert config.talker is not None
