@@ -349,9 +349,8 @@ def test_padding_and_earlier_headers_are_not_read(processors: Callable[[str], Pr
     processor = processors("small")
     prompts = [
         "<|im_start|>assistant Oh<|im_end|><|im_start|>assistant\nOh<|im_end|><|im_start|>user\nHi",
-        "Long " * 30,
+        "Long " * 30 + "<|im_start|>assistant\n",
     ]
-    prompts[1] += "<|im_start|>assistant\n"
     (alone,) = processor.prepare_text(prompts[0]).token_ids
     start = np.flatnonzero(alone == processor.config.im_start_token_id)
     for padding in ("left", "right"):
