@@ -10,56 +10,11 @@ Source: transformers `configuration_qwen3_omni_moe.py`.
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 from omni_jax.errors import ConfigError
+from omni_jax.reader import Reader
 
 MODEL_TYPE = "qwen3_omni_moe"
-
-
-class _Reader:
-    """A section of a config dict that names its own path when something is missing or of the wrong type."""
-
-    def __init__(self, values: Any, path: str):
-        if not isinstance(values, dict):
-            raise ConfigError(f"config.json: section '{path}' is missing; is this a Qwen3-Omni checkpoint?")
-        self.values, self.path = values, path
-
-    def section(self, name: str) -> "_Reader":
-        return _Reader(self.values.get(name), f"{self.path}.{name}" if self.path else name)
-
-    def has(self, name: str) -> bool:
-        return self.values.get(name) is not None
-
-    def get(self, name: str, kind: type | tuple[type, ...]) -> Any:
-        where = f"{self.path}.{name}" if self.path else name
-        if name not in self.values:
-            raise ConfigError(f"config.json: '{where}' is missing; take config.json from the checkpoint itself")
-        value = self.values[name]
-        if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
-            raise ConfigError(f"config.json: '{where}' is {value!r}, not of type {_names(kind)}")
-        return value
-
-    def count(self, name: str) -> int:
-        value = self.get(name, int)
-        if value < 1:
-            raise ConfigError(f"config.json: '{self.path}.{name}' is {value}, not a positive count")
-        return value
-
-    def number(self, name: str) -> float:
-        return float(self.get(name, (int, float)))
-
-    def counts(self, name: str) -> tuple[int, ...]:
-        return tuple(int(v) for v in self.get(name, (list, tuple)))
-
-    def expect(self, name: str, *allowed: Any) -> None:
-        """Refuse an architecture switch that this implementation does not have."""
-        if name in self.values and self.values[name] not in allowed:
-            raise ConfigError(f"config.json: '{self.path}.{name}' is {self.values[name]!r}; supported: {list(allowed)}")
-
-
-def _names(kind: type | tuple[type, ...]) -> str:
-    return " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
 
 
 @dataclass(frozen=True)
@@ -70,7 +25,7 @@ class RopeConfig:
     mrope_section: tuple[int, int, int] | None
 
     @classmethod
-    def from_hf(cls, r: _Reader) -> "RopeConfig":
+    def from_hf(cls, r: Reader) -> "RopeConfig":
         scaling = r.values.get("rope_parameters") or r.values.get("rope_scaling") or {}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind != "default":
@@ -116,7 +71,7 @@ class DecoderConfig:
     def from_hf(
         cls, values: dict, path: str = "text_config", *, qk_norm: bool = True, layer_scale: bool = False
     ) -> "DecoderConfig":
-        r = _Reader(values, path)
+        r = Reader(values, path)
         r.expect("attention_bias", False)
         r.expect("hidden_act", "silu")
         r.expect("use_sliding_window", False)
@@ -157,7 +112,7 @@ class DecoderConfig:
             raise ConfigError(f"config.json: {path}: mrope_section {section} does not sum to {self.head_dim // 2}")
 
 
-def _dense_layers(r: _Reader, layers: int) -> tuple[int, ...]:
+def _dense_layers(r: Reader, layers: int) -> tuple[int, ...]:
     mlp_only, step = r.counts("mlp_only_layers"), r.count("decoder_sparse_step")
     return tuple(i for i in range(layers) if i in mlp_only or (i + 1) % step)
 
@@ -185,7 +140,7 @@ class VisionConfig:
 
     @classmethod
     def from_hf(cls, values: dict, path: str = "vision_config") -> "VisionConfig":
-        r = _Reader(values, path)
+        r = Reader(values, path)
         r.expect("hidden_act", "gelu_pytorch_tanh")
         config = cls(
             num_layers=r.count("depth"),
@@ -236,7 +191,7 @@ class AudioConfig:
 
     @classmethod
     def from_hf(cls, values: dict, path: str = "audio_config") -> "AudioConfig":
-        r = _Reader(values, path)
+        r = Reader(values, path)
         r.expect("activation_function", "gelu")
         config = cls(
             num_layers=r.count("encoder_layers"),
@@ -275,7 +230,7 @@ class ThinkerConfig:
 
     @classmethod
     def from_hf(cls, values: dict, path: str = "thinker_config") -> "ThinkerConfig":
-        r = _Reader(values, path)
+        r = Reader(values, path)
         config = cls(
             text=DecoderConfig.from_hf(r.section("text_config").values, f"{path}.text_config"),
             vision=VisionConfig.from_hf(r.section("vision_config").values, f"{path}.vision_config"),
@@ -318,7 +273,7 @@ class TalkerConfig:
 
     @classmethod
     def from_hf(cls, values: dict, path: str = "talker_config") -> "TalkerConfig":
-        r = _Reader(values, path)
+        r = Reader(values, path)
         speakers = r.get("speaker_id", dict)
         text = DecoderConfig.from_hf(r.section("text_config").values, f"{path}.text_config")
         return cls(
@@ -373,7 +328,7 @@ class Code2WavConfig:
 
     @classmethod
     def from_hf(cls, values: dict, path: str = "code2wav_config") -> "Code2WavConfig":
-        r = _Reader(values, path)
+        r = Reader(values, path)
         r.count("sliding_window")
         return cls(
             transformer=DecoderConfig.from_hf(values, path, qk_norm=False, layer_scale=True),
@@ -404,7 +359,7 @@ class OmniConfig:
     @classmethod
     def from_hf(cls, values: dict) -> "OmniConfig":
         """Read a parsed `config.json`; raise ConfigError naming the key that is missing, wrong or unsupported."""
-        r = _Reader(values, "")
+        r = Reader(values, "")
         if values.get("model_type") != MODEL_TYPE:
             raise ConfigError(f"config.json: model_type is {values.get('model_type')!r}, not {MODEL_TYPE!r}")
         speech = r.get("enable_audio_output", bool)

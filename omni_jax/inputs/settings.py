@@ -11,6 +11,7 @@ attributes of `Qwen3OmniMoeProcessor`; the two frames per second are the officia
 from dataclasses import dataclass, replace
 
 from omni_jax.errors import ConfigError
+from omni_jax.reader import Reader
 
 SAMPLING_RATE = 16_000  # samples per second; the encoder was trained on nothing else
 CHANNELS = 3
@@ -21,31 +22,14 @@ VIDEO_FRAMES_PER_SECOND = 2.0
 VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES = 4, 768
 
 
-def _get(values: dict, name: str, kind: type | tuple[type, ...]):
-    if name not in values:
-        raise ConfigError(f"preprocessor_config.json: '{name}' is missing; take the file from the checkpoint itself")
-    value = values[name]
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise ConfigError(f"preprocessor_config.json: '{name}' is {value!r}, of the wrong type")
-    return value
+def _reader(values: dict) -> Reader:
+    return Reader(values, "", "preprocessor_config.json")
 
 
-def _count(values: dict, name: str) -> int:
-    value = _get(values, name, int)
-    if value < 1:
-        raise ConfigError(f"preprocessor_config.json: '{name}' is {value}, not a positive count")
-    return value
-
-
-def _expect(values: dict, name: str, allowed: object) -> None:
-    if name in values and values[name] != allowed:
-        raise ConfigError(f"preprocessor_config.json: '{name}' is {values[name]!r}; only {allowed!r} is supported")
-
-
-def _channels(values: dict, name: str) -> tuple[float, ...]:
-    numbers = _get(values, name, (list, tuple))
+def _channels(r: Reader, name: str) -> tuple[float, ...]:
+    numbers = r.get(name, (list, tuple))
     if len(numbers) != CHANNELS or not all(isinstance(x, (int, float)) for x in numbers):
-        raise ConfigError(f"preprocessor_config.json: '{name}' is {numbers!r}, not {CHANNELS} numbers")
+        raise ConfigError(f"{r.where(name)} is {numbers!r}, not {CHANNELS} numbers")
     return tuple(float(x) for x in numbers)
 
 
@@ -74,19 +58,20 @@ class ImageSettings:
     @classmethod
     def from_hf(cls, values: dict) -> "ImageSettings":
         """Read a parsed `preprocessor_config.json`; raise ConfigError naming the key that is missing or unsupported."""
+        r = _reader(values)
         for name, allowed in (("do_resize", True), ("do_rescale", True), ("do_normalize", True), ("resample", 3)):
-            _expect(values, name, allowed)
+            r.expect(name, allowed)
         settings = cls(
-            min_pixels=_count(values, "min_pixels"),
-            max_pixels=_count(values, "max_pixels"),
-            patch_size=_count(values, "patch_size"),
-            temporal_patch_size=_count(values, "temporal_patch_size"),
-            merge_size=_count(values, "merge_size"),
-            mean=_channels(values, "image_mean"),
-            std=_channels(values, "image_std"),
+            min_pixels=r.count("min_pixels"),
+            max_pixels=r.count("max_pixels"),
+            patch_size=r.count("patch_size"),
+            temporal_patch_size=r.count("temporal_patch_size"),
+            merge_size=r.count("merge_size"),
+            mean=_channels(r, "image_mean"),
+            std=_channels(r, "image_std"),
         )
         if 0.0 in settings.std:
-            raise ConfigError("preprocessor_config.json: 'image_std' holds a zero")
+            raise ConfigError(f"{r.where('image_std')} holds a zero")
         return settings
 
 
@@ -117,10 +102,11 @@ class AudioSettings:
     @classmethod
     def from_hf(cls, values: dict) -> "AudioSettings":
         """Read a parsed `preprocessor_config.json`; raise ConfigError naming the key that is missing or unsupported."""
+        r = _reader(values)
         for name, allowed in (("sampling_rate", SAMPLING_RATE), ("dither", 0.0), ("padding_value", 0.0)):
-            _expect(values, name, allowed)
+            r.expect(name, allowed)
         return cls(
-            mel_bins=_count(values, "feature_size"),
-            n_fft=_count(values, "n_fft"),
-            hop_samples=_count(values, "hop_length"),
+            mel_bins=r.count("feature_size"),
+            n_fft=r.count("n_fft"),
+            hop_samples=r.count("hop_length"),
         )
