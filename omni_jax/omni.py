@@ -1,11 +1,13 @@
 """Omni: the one object that owns the parameters and the compiled steps.
 
 load -> prepare (NumPy) -> Session (encode media, prefill, decode in chunks) -> Reply, or Events as they come
+                              `-> SpeechSession (frames of codes) -> vocode (waveform) -'
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -17,60 +19,95 @@ from omni_jax.decode.generate import forward
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, pad_length
+from omni_jax.decode.speech import SpeechSession, Voice
+from omni_jax.decode.vocode import Vocoder, vocode
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.tokenizer import TextStream
-from omni_jax.models.param import bind, declare
+from omni_jax.models.code2wav import SAMPLES_PER_SECOND, Code2Wav
+from omni_jax.models.param import Graph, bind, declare
+from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
 
 Messages = list[dict[str, Any]]
+# Tokens, and frames of speech, between two events of a stream.
 STREAM_STEPS = 8
+STREAM_FRAMES = 4
 DTYPES = ("float32", "bfloat16")
+PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reply:
-    """An answer: its text, its token ids (the stop token included), and stats.
+    """An answer: its text, its token ids (the stop token included), its speech if that was asked for, and stats.
 
-    stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; the times
-    are those of the whole batch, the first call's compilation included.
+    audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames].
+    stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; with
+    speech also frames, audio_seconds, speech_finish_reason, talker_seconds and vocoder_seconds. The times are those of
+    the whole batch, the first call's compilation included.
     """
 
     text: str
     token_ids: list[int]
     stats: dict[str, Any]
+    audio: np.ndarray | None = None
+    codes: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Event:
     """A step of a stream: a piece of text, never part of a character, and the token ids drawn since the last event.
 
-    A piece may be empty while a character is incomplete. The last event carries the whole reply.
+    A piece may be empty while a character is incomplete. audio: the next piece of speech, float32 [samples] at 24 kHz,
+    None in events without. The last event carries the whole reply.
     """
 
     text: str
     token_ids: list[int]
     reply: Reply | None = None
+    audio: np.ndarray | None = None
 
 
 class Omni:
     """A loaded model; build one with `omni_jax.load`.
 
-    params: nested dict of arrays, {"thinker": ...}. graph: the Thinker's declaration, static under jit.
+    params: nested dict of arrays, {"thinker": ..., "talker": ..., "code2wav": ...}, of the parts that are loaded.
+    graphs: the declarations of these parts, static under jit.
     """
 
     def __init__(self, params: dict, config: OmniConfig, processor: Processor):
         self.params = params
         self.config = config
         self.processor = processor
-        self.graph = declare(Thinker, config.thinker)
+        self.graphs = {part: declare(PARTS[part], getattr(config, part)) for part in params}
 
     @property
     def thinker(self) -> Thinker:
         """The Thinker as an NNX module with its parameters in place."""
-        return bind(self.graph, self.params["thinker"])
+        return bind(*self._part("thinker"))
+
+    @property
+    def talker(self) -> Talker:
+        """The Talker as an NNX module with its parameters in place."""
+        return bind(*self._part("talker"))
+
+    @property
+    def code2wav(self) -> Code2Wav:
+        """The vocoder as an NNX module with its parameters in place."""
+        return bind(*self._part("code2wav"))
+
+    def _part(self, part: str) -> tuple[Graph, dict]:
+        """The declaration and parameters of a part, for `bind`; InputError if it was not loaded."""
+        if part in self.params:
+            return self.graphs[part], self.params[part]
+        remedy = (
+            "this checkpoint has no speech (enable_audio_output is false)"
+            if getattr(self.config, part) is None
+            else f"load the model with it: parts={(*self.params, part)}"
+        )
+        raise InputError(f"the model is loaded without its {part!r}; {remedy}")
 
     def prepare(
         self,
@@ -88,12 +125,21 @@ class Omni:
 
     def logits(self, batch: Batch) -> jax.Array:
         """Teacher-forced Thinker logits of a prepared batch, float32 [B, T, V]; rows at padding mean nothing."""
+        graph, params = self._part("thinker")
         T = batch.token_ids.shape[1]
         batch = pad_length(batch, bucket(T))
-        params = self.params["thinker"]
-        media = encode_media(params, batch, self.graph)
+        media = encode_media(params, batch, graph)
         first = np.argmax(batch.mask, axis=1).astype(np.int32)
-        return forward(params, batch.token_ids, batch.position_ids, first, media, graph=self.graph)[:, :T]
+        return forward(params, batch.token_ids, batch.position_ids, first, media, graph=graph)[:, :T]
+
+    def vocode(self, codes: Any) -> np.ndarray:
+        """Codes int [Q, F] or [B, Q, F] to a waveform, float32 [samples] or [B, samples] at 24 kHz.
+
+        Raises InputError for codes that are out of range or of another number of codebooks.
+        """
+        self._part("code2wav")
+        codes = np.asarray(codes)
+        return self._sound(codes[None])[0] if codes.ndim == 2 else np.stack(self._sound(codes))
 
     def generate(
         self,
@@ -110,20 +156,31 @@ class Omni:
         use_audio_in_video: bool = False,
         tools: list[dict] | None = None,
         fps: float | None = None,
+        speech: bool = False,
+        speaker: str | Sequence[str] = "ethan",
+        speech_temperature: float = 0.9,
+        speech_top_k: int = 50,
+        speech_top_p: float = 1.0,
+        speech_repetition_penalty: float = 1.05,
+        max_frames: int = 4096,
     ) -> Reply | list[Reply]:
         """Answer one conversation, or each of a list of them (rows may hold different media).
 
         temperature 0 is greedy. seed: one for all rows or one per row; a row's reply depends on its own seed and
         prompt alone. stop_ids: token ids that end a reply, by default the end of the assistant's turn. fps: frames
-        sampled per second of video. Raises InputError for messages, media or settings that cannot be used, and for a
-        prompt that does not fit the context together with its reply.
+        sampled per second of video. speech: say the replies too, as `speaker` (one for all rows or one per row), for at
+        most `max_frames` frames of 80 ms; the penalty is on codes said before, also when greedy. Raises InputError for
+        messages, media or settings that cannot be used, and for a prompt that does not fit the context together with
+        its reply.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
+        voice = self._voice(speaker, drawing, max_frames) if speech else None
         batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps)
-        session = self._session(batch, sampling, max_new_tokens, seed, stop_ids)
+        session, speaking = self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice)
         for _ in session.chunks():
             pass
-        replies = self._replies(session)
+        replies = self._replies(session) if speaking is None else self._spoken_replies(session, speaking)
         return replies[0] if is_conversation(messages) else replies
 
     def stream(
@@ -141,36 +198,81 @@ class Omni:
         use_audio_in_video: bool = False,
         tools: list[dict] | None = None,
         fps: float | None = None,
+        speech: bool = False,
+        speaker: str = "ethan",
+        speech_temperature: float = 0.9,
+        speech_top_k: int = 50,
+        speech_top_p: float = 1.0,
+        speech_repetition_penalty: float = 1.05,
+        max_frames: int = 4096,
     ) -> Iterator[Event]:
         """Answer one conversation piece by piece; arguments as in `generate`.
 
-        The pieces join to the text that `generate` returns, and the last event carries the whole reply. Bad input is
-        raised at the call, not at the first event.
+        The pieces of text join to the text that `generate` returns, those of audio to its waveform, and the last event
+        carries the whole reply. Speech begins while the text is still being written. Bad input is raised at the call,
+        not at the first event.
         """
         if not is_conversation(messages):
             raise InputError("stream takes one conversation (a list of messages); use generate for a batch")
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
+        voice = self._voice(speaker, drawing, max_frames) if speech else None
         batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps)
-        return self._events(self._session(batch, sampling, max_new_tokens, seed, stop_ids))
+        return self._events(*self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice))
 
-    def _session(
+    def _voice(self, speaker: str | Sequence[str], drawing: tuple[float, int, float, float], max_frames: int) -> Voice:
+        """A checked voice; InputError if the settings are wrong or the model has no speech."""
+        for part in PARTS:
+            self._part(part)
+        temperature, top_k, top_p, penalty = drawing
+        try:
+            sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
+        except InputError as error:
+            raise InputError(f"speech_{error}") from error
+        return Voice(speaker, sampling, max_frames)
+
+    def _sessions(
         self,
         batch: Batch,
         sampling: Sampling,
         max_new_tokens: int,
         seed: int | Sequence[int],
         stop_ids: Sequence[int] | None,
-    ) -> Session:
+        voice: Voice | None,
+    ) -> tuple[Session, SpeechSession | None]:
+        """What writes the replies and, with a voice, what speaks them."""
         stop_ids = [self.config.im_end_token_id] if stop_ids is None else stop_ids
+        graph, params = self._part("thinker")
+        taps = (self.config.talker.accept_hidden_layer,) if voice and self.config.talker else ()
         text = self.config.thinker.text
-        params = self.params["thinker"]
-        return Session(params, self.graph, text, batch, sampling, max_new_tokens, seed, stop_ids)
+        session = Session(params, graph, text, batch, sampling, max_new_tokens, seed, stop_ids, taps)
+        if voice is None:
+            return session, None
+        graph, talker = self._part("talker")
+        return session, SpeechSession(talker, graph, params["embed"], self.config, batch, session, voice)
 
-    def _events(self, session: Session) -> Iterator[Event]:
+    def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
         text = TextStream(self.processor.tokenizer)
+        if speaking is None:
+            for (new,) in session.chunks(STREAM_STEPS):
+                yield Event(text.add(new), new)
+            yield Event(text.finish(), [], self._replies(session)[0])
+            return
+        graph, params = self._part("code2wav")
+        assert self.config.code2wav is not None
+        vocoder, waves, seconds = Vocoder(params, graph, self.config.code2wav), [np.zeros(0, np.float32)], 0.0
         for (new,) in session.chunks(STREAM_STEPS):
             yield Event(text.add(new), new)
-        yield Event(text.finish(), [], self._replies(session)[0])
+            for (codes,) in speaking.chunks(STREAM_FRAMES):
+                start = perf_counter()
+                waves.append(vocoder.add(codes))
+                seconds += perf_counter() - start
+                yield Event("", [], audio=waves[-1])
+        times = (speaking.seconds, seconds)
+        reply = _with_speech(
+            self._replies(session)[0], speaking.codes[0], np.concatenate(waves), speaking.cut[0], times
+        )
+        yield Event(text.finish(), [], reply)
 
     def _replies(self, session: Session) -> list[Reply]:
         replies = []
@@ -185,21 +287,56 @@ class Omni:
             replies.append(Reply(self.processor.tokenizer.decode(ids), ids, stats))
         return replies
 
+    def _spoken_replies(self, session: Session, speaking: SpeechSession) -> list[Reply]:
+        """The replies with their speech, said to the end."""
+        for _ in speaking.chunks():
+            pass
+        start = perf_counter()
+        lengths = [codes.shape[1] for codes in speaking.codes]
+        padded = np.stack([np.pad(codes, ((0, 0), (0, max(lengths) - codes.shape[1]))) for codes in speaking.codes])
+        waves = self._sound(padded, lengths)
+        times = (speaking.seconds, perf_counter() - start)
+        spoken = zip(self._replies(session), speaking.codes, waves, speaking.cut, strict=True)
+        return [_with_speech(reply, codes, wave, cut, times) for reply, codes, wave, cut in spoken]
 
-def load(path: str | Path, *, dtype: str | None = None) -> Omni:
+    def _sound(self, codes: np.ndarray, lengths: list[int] | None = None) -> list[np.ndarray]:
+        """The waveform of each row of codes [B, Q, F]."""
+        graph, params = self._part("code2wav")
+        assert self.config.code2wav is not None
+        return vocode(params, graph, self.config.code2wav, codes, lengths)
+
+
+def _with_speech(reply: Reply, codes: np.ndarray, audio: np.ndarray, cut: bool, times: tuple[float, float]) -> Reply:
+    """The reply with its speech; `times` are those of the Talker and of the vocoder."""
+    stats = {
+        "frames": codes.shape[1],
+        "audio_seconds": len(audio) / SAMPLES_PER_SECOND,
+        "speech_finish_reason": "length" if cut else "stop",
+        "talker_seconds": times[0],
+        "vocoder_seconds": times[1],
+    }
+    return replace(reply, stats={**reply.stats, **stats}, audio=audio, codes=codes)
+
+
+def load(path: str | Path, *, dtype: str | None = None, parts: Sequence[str] | None = None) -> Omni:
     """Load a converted checkpoint directory onto the first device.
 
-    dtype: "float32" or "bfloat16"; by default as `default_dtype` says. Raises CheckpointError for a directory that is
-    not a complete converted checkpoint or whose arrays are not those of its config.json, before reading any of them.
+    dtype: "float32" or "bfloat16"; by default as `default_dtype` says. parts: which of "thinker", "talker" and
+    "code2wav" to load, by default all that the checkpoint has; ("thinker",) is enough for text. Raises CheckpointError
+    for a directory that is not a complete converted checkpoint or whose arrays are not those of its config.json, before
+    reading any of them.
     """
     path = Path(path)
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
     config = checkpoint.read_config(path)
+    present = [part for part in PARTS if getattr(config, part) is not None]
+    parts = tuple(present if parts is None else parts)
+    if not parts or not set(parts) <= set(present):
+        raise InputError(f"parts {parts}; {path} has {present}")
     processor = Processor.from_dir(path, config)
-    checkpoint.check_shapes(path, {"thinker": declare(Thinker, config.thinker).shapes})
-    params = checkpoint.restore(path, parts=("thinker",), dtype=dtype or default_dtype())
-    return Omni(params, config, processor)
+    checkpoint.check_shapes(path, {part: declare(PARTS[part], getattr(config, part)).shapes for part in parts})
+    return Omni(checkpoint.restore(path, parts=parts, dtype=dtype or default_dtype()), config, processor)
 
 
 def default_dtype() -> str | None:
