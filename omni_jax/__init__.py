@@ -1,4 +1,4 @@
-"""Qwen3-Omni in JAX: text, images, audio and video in, text out.
+"""Qwen3-Omni in JAX: text, images, audio and video in, text and speech out.
 
 The one legend of shape letters, used in docstrings, einsums and shape suffixes (`rows_RD`) everywhere:
 
@@ -23,6 +23,7 @@ _PUBLIC = {
     "Omni": "omni_jax.omni",
     "Reply": "omni_jax.omni",
     "Event": "omni_jax.omni",
+    "write_sound": "omni_jax.sound",
     "OmniConfig": "omni_jax.config",
     "OmniError": "omni_jax.errors",
     "ConfigError": "omni_jax.errors",

@@ -6,7 +6,9 @@ Answers go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong us
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +19,10 @@ from tqdm import tqdm
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError, OmniError
+from omni_jax.models.code2wav import SAMPLES_PER_SECOND
+from omni_jax.omni import Event, Reply
 from omni_jax.ops.cache import slots_for
+from omni_jax.sound import check_sound_file, write_sound
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,17 @@ class Ask:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    speak: Path | None = None
+    """Say the answer too, into this .wav or .flac file."""
+    speaker: str = "ethan"
+    """Whose voice; `inspect` lists the checkpoint's."""
+    speech_temperature: float = 0.9
+    """0 is greedy."""
+    speech_top_k: int = 50
+    speech_top_p: float = 1.0
+    speech_repetition_penalty: float = 1.05
+    max_frames: int = 4096
+    """Longest speech, in frames of 80 ms."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Weights' type; by default the checkpoint's own, on CPU float32."""
     json: bool = False
@@ -114,10 +130,12 @@ def main(args: list[str] | None = None) -> None:
 
 def _answer(ask: Ask) -> None:
     messages = _messages(ask)
+    if ask.speak is not None:
+        check_sound_file(ask.speak)
     import omni_jax
 
     print(f"loading {ask.model}", file=sys.stderr)
-    omni = omni_jax.load(ask.model, dtype=ask.dtype)
+    omni = omni_jax.load(ask.model, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
     events = omni.stream(
         messages,
         max_new_tokens=ask.max_new_tokens,
@@ -129,25 +147,63 @@ def _answer(ask: Ask) -> None:
         seed=ask.seed,
         use_audio_in_video=ask.use_audio_in_video,
         fps=ask.fps,
+        speech=ask.speak is not None,
+        speaker=ask.speaker,
+        speech_temperature=ask.speech_temperature,
+        speech_top_k=ask.speech_top_k,
+        speech_top_p=ask.speech_top_p,
+        speech_repetition_penalty=ask.speech_repetition_penalty,
+        max_frames=ask.max_frames,
     )
-    live = isinstance(ask, Stream)
-    with tqdm(total=ask.max_new_tokens, unit="token", file=sys.stderr, leave=False, disable=live or None) as bar:
+    reply = _follow(ask, events)
+    if ask.speak is not None and reply.audio is not None:
+        write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
+    if not isinstance(ask, Stream):
+        print(json.dumps(_plain(reply), ensure_ascii=False) if ask.json else reply.text)
+    elif not ask.json:
+        print()
+    print(_summary(ask, reply.stats), file=sys.stderr)
+
+
+def _follow(ask: Ask, events: Iterator[Event]) -> Reply:
+    """Show a reply as it is made, text on stdout if it is streamed and progress on stderr, and return it."""
+    live, reply = isinstance(ask, Stream), None
+    bar = partial(tqdm, file=sys.stderr, leave=False, disable=live or None)
+    spoken = partial(bar, desc="speech", unit="s", bar_format="{desc}: {n:.1f} s of audio in {elapsed}")
+    with (
+        bar(total=ask.max_new_tokens, unit="token") as written,
+        spoken(disable=live or ask.speak is None or None) as said,
+    ):
         for event in events:
-            bar.update(len(event.token_ids))
+            written.update(len(event.token_ids))
+            said.update(0 if event.audio is None else len(event.audio) / SAMPLES_PER_SECOND)
             if live and ask.json:
-                print(json.dumps(asdict(event), ensure_ascii=False), flush=True)
+                print(json.dumps(_plain(event), ensure_ascii=False), flush=True)
             elif live:
                 print(event.text, end="", flush=True)
             reply = event.reply
     assert reply is not None
-    if ask.json and not live:
-        print(json.dumps(asdict(reply), ensure_ascii=False))
-    elif not ask.json:
-        print("" if live else reply.text)
-    stats = reply.stats
+    return reply
+
+
+def _plain(made: Reply | Event) -> dict[str, Any]:
+    """What JSON shows of a reply or an event: sound by its length only."""
+    values = {"text": made.text, "token_ids": made.token_ids}
+    if isinstance(made, Reply):
+        return values | {"stats": made.stats}
+    seconds = 0.0 if made.audio is None else len(made.audio) / SAMPLES_PER_SECOND
+    return values | {"audio_seconds": seconds, "reply": _plain(made.reply) if made.reply else None}
+
+
+def _summary(ask: Ask, stats: dict[str, Any]) -> str:
     seconds = stats["prefill_seconds"] + stats["decode_seconds"]
-    summary = f"{stats['prompt_tokens']} prompt tokens, {stats['new_tokens']} new, {seconds:.2f} s with compilation"
-    print(f"{summary}; ended by {stats['finish_reason']}", file=sys.stderr)
+    text = f"{stats['prompt_tokens']} prompt tokens, {stats['new_tokens']} new, {seconds:.2f} s with compilation"
+    text += f"; ended by {stats['finish_reason']}"
+    if ask.speak is None:
+        return text
+    seconds = stats["talker_seconds"] + stats["vocoder_seconds"]
+    ended = "the limit of frames" if stats["speech_finish_reason"] == "length" else "itself"
+    return f"{text}\n{ask.speak}: {stats['audio_seconds']:.2f} s of speech, {seconds:.2f} s to make; ended by {ended}"
 
 
 def _messages(ask: Ask) -> list[dict[str, Any]]:

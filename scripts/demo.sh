@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From nothing to an answer about a photo, a voice and a video: make a tiny checkpoint, convert it, ask.
+# From nothing to answers about a photo, a voice and a video, and to speech: make a tiny checkpoint, convert it, ask.
 #
 #   bash scripts/demo.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
-use_venv
+use_venv plot
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
@@ -25,4 +25,11 @@ echo "== Ask about a video, with its sound (hello_with_speech.mp4)"
 omni-jax generate --model "$work/checkpoint" --video tests/data/hello_with_speech.mp4 --use-audio-in-video \
     --text "What happens in this video?" --max-new-tokens "$tokens"
 
-echo "== Done. The text above is noise because the weights are random; the whole path from file to answer is real."
+echo "== Let it speak (demo/answer.wav), and draw what it said (demo/answer.png)"
+mkdir -p demo
+omni-jax generate --model "$work/checkpoint" --text "Good morning! How are you?" --max-new-tokens "$tokens" \
+    --speak demo/answer.wav --speaker chelsie --max-frames 60
+python scripts/plot_speech.py --model "$work/checkpoint" --text "Good morning! How are you?" --speaker chelsie \
+    --max-new-tokens "$tokens" --max-frames 60 --out demo/answer.png
+
+echo "== Done. Text and sound are noise because the weights are random; the whole path from file to answer is real."

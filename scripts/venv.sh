@@ -1,7 +1,8 @@
 # Sourced by test.sh and demo.sh: makes .venv, installs the project into it, and activates it.
 #
 #   use_venv          the project with its run-time dependencies
-#   use_venv dev      the same with the development tools
+#   use_venv plot     the same with what the plotting scripts need
+#   use_venv dev      the same with all development tools
 #
 # A finished installation leaves a stamp, so that later runs start at once until pyproject.toml changes.
 
@@ -27,7 +28,7 @@ make_venv() {
 use_venv() {
     local extra="${1:-}" hash
     hash="$(git hash-object pyproject.toml)"
-    if [[ ! -e ".venv/stamp-dev-$hash" && ! (-z "$extra" && -e ".venv/stamp-run-$hash") ]]; then
+    if [[ ! -e ".venv/stamp-dev-$hash" && ! -e ".venv/stamp-${extra:-run}-$hash" ]]; then
         if ! supported .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null; then
             make_venv
         fi

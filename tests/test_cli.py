@@ -44,6 +44,41 @@ def test_stream_prints_what_generate_prints(model: Path, capsys: pytest.CaptureF
     assert events[-1]["reply"]["text"] + "\n" == whole and all(event["reply"] is None for event in events[:-1])
 
 
+def test_generate_speaks_into_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import soundfile
+
+    sounds = []
+    for name, command in (("a.wav", "generate"), ("b.flac", "stream")):
+        path, options = tmp_path / name, ("--speaker", "Aiden", "--max-frames", "6", "--json")
+        main([command, *ask(model, "--speak", str(path), *options)])
+        out, err = capsys.readouterr()
+        assert str(path) in err and "the limit of frames" in err
+        sounds.append(soundfile.read(path))
+    last = json.loads(out.splitlines()[-1])["reply"]
+    (first, rate), (second, _) = sounds
+    assert rate == 24_000 and (first == second).all() and len(first) / rate == last["stats"]["audio_seconds"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.flac"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--speak", "x.mp3"), ".wav or .flac"),
+        (("--speak", "nowhere/x.wav"), "folder"),
+        (("--speak", "x.wav", "--speaker", "nobody"), "aiden"),
+        (("--speak", "x.wav", "--max-frames", "0"), "max_frames is 0"),
+    ],
+)
+def test_speech_that_cannot_be_made(
+    model: Path, options: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="3"):
+        main(["generate", *ask(model, *options)])
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_a_conversation_from_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "messages.json"
     path.write_text(json.dumps([{"role": "user", "content": "What is this?"}]))

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    ("config", "errors", "sharding"),
-    ("ops", "inputs"),
+    ("config", "errors", "reader", "sharding"),
+    ("ops", "inputs", "sound"),
     ("models",),
     ("decode", "checkpoint"),
     ("train", "evaluate", "omni"),
