@@ -46,16 +46,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     if platform() == "cpu":
         # XLA on CPU has no batched product of half-precision numbers that accumulates in float32.
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    # Scores stay in the order in which a product leaves them: XLA on CPU would transpose a copy to any other.
     if T <= FEW_QUERIES:
         # Keys first: XLA on CPU copies the other operand transposed, and that should not be the cache.
-        scores = jnp.einsum("BKSH,BTKGH->BKGTS", k, q, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("BKSH,BTKGH->BKTGS", k, q, preferred_element_type=jnp.float32)
     else:
-        scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32)
-    scores = scores * H**-0.5 + jnp.where(mask, 0.0, MASKED)[:, None, None]
+        scores = jnp.einsum("BKTGH,BKSH->BKTGS", q.swapaxes(1, 2), k, preferred_element_type=jnp.float32)
+    scores = scores * H**-0.5 + jnp.where(mask, 0.0, MASKED)[:, None, :, None]
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("BKGTS,BKSH->BTKGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return out.astype(dtype)
+    out = jnp.einsum("BKTGS,BKSH->BKTGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    # Divided here, not as weights: a head has fewer numbers than there are keys.
+    out = out / jnp.sum(weights, axis=-1, keepdims=True)
+    return out.swapaxes(1, 2).astype(dtype)
 
 
 def causal_mask(query: jax.Array, S: int, offset: jax.Array, first: jax.Array | None, window: int | None) -> jax.Array:
