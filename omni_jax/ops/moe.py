@@ -6,11 +6,12 @@ together: slicing out one layer first would copy all of its experts at every ste
 Which way is fastest depends on the rows and the platform: a few rows loop over (row, expert) pairs on CPU and fuse a
 gather, a product and a sum on GPU; many rows are sorted by expert and cut into tiles of one expert each on CPU, and go
 through a grouped matrix product (tokamax) on GPU. `jax.lax.ragged_dot` is not used: on CPU it computes every expert for
-every row.
+every row. Tiles have a backward pass of their own: derived, it would keep a copy of its expert's weights for each tile.
 
 Source: transformers `Qwen3OmniMoeThinkerTextSparseMoeBlock`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -22,7 +23,10 @@ from omni_jax.sharding import platform
 
 # Rows up to which looping over (row, expert) pairs wins on CPU, and gathering the experts' weights on GPU.
 PAIR_ROWS = 8
-TILE_ROWS = (8, 128)
+# A tile has 1 to TILE_STEPS steps of rows, as many as its rows need, and a program for each: more steps pad less and
+# compile longer. A step's bounds: a product of fewer rows takes as long, and of over 512 rows leaves the CPU's caches.
+TILE_STEPS = 8
+STEP_ROWS = (8, 64)
 GPU_GATHER_ROWS = 3
 # Widths that tokamax's Hopper kernel cuts into whole tiles.
 GROUPED_MULTIPLE = 64
@@ -69,43 +73,93 @@ def tiled(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, 
     """Rows sorted by expert and cut into tiles that belong to one expert each: many rows, any platform."""
     R, A = ids.shape
     E = gate_up.shape[1]
-    # Tiles of about half an expert's share of the rows: tall products, with little padding.
-    tile = min(max(1 << (R * A // E // 4).bit_length(), TILE_ROWS[0]), TILE_ROWS[1])
-    tiles = -(-R * A // tile) + E
-    slot, source, tile_expert, used = _tile_plan(ids, E, tile, tiles)
+    sizes = _tile_sizes(R, R * A // E)
+    order, start, rows, expert = _tile_plan(ids, E, sizes[-1])
     gate_up, down, first = _flat(gate_up, down, l)
-
-    def one(out: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-        def compute(out: jax.Array) -> jax.Array:
-            rows = x[jax.lax.dynamic_slice_in_dim(source, t * tile, tile)]
-            y = _expert(rows, gate_up, down, first + tile_expert[t])
-            return jax.lax.dynamic_update_slice_in_dim(out, y, t * tile, 0)
-
-        return jax.lax.cond(t < used, compute, lambda out: out, out), None
-
-    out, _ = jax.lax.scan(one, jnp.zeros((tiles * tile, x.shape[1]), jnp.float32), jnp.arange(tiles))
-    return jnp.einsum("RAD,RA->RD", out[slot], weights.astype(jnp.float32)).astype(x.dtype)
+    # The last tile may reach beyond the last pair.
+    source = jnp.pad(order // A, (0, sizes[-1]))
+    out: Any = _tile_products(x[source], gate_up, down, (start, rows, first + expert), sizes)
+    place = jnp.argsort(order).reshape(R, A)
+    return jnp.einsum("RAD,RA->RD", out[place], weights.astype(jnp.float32)).astype(x.dtype)
 
 
-def _tile_plan(ids: jax.Array, E: int, tile: int, tiles: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """For pairs ids [R, A]: slot of each pair [R, A], row in each slot, expert of each tile, and tiles in use.
+# Tiles in the order of their rows: first row of each among the sorted pairs, rows (none or less: unused), expert.
+Tiles = tuple[jax.Array, jax.Array, jax.Array]
 
-    Slots that no pair fills hold some row whose result is never read. Nothing is scattered: that is slow on CPU.
-    """
-    R, A = ids.shape
+
+def _tile_sizes(R: int, share: int) -> tuple[int, ...]:
+    """Rows that a tile may have, when R rows give each expert `share` on average: four to eight steps, so that padding
+    is small beside it."""
+    step = min(max(1 << (share // TILE_STEPS).bit_length(), STEP_ROWS[0]), STEP_ROWS[1])
+    sizes = tuple(step * n for n in range(1, min(TILE_STEPS, -(-R // step)) + 1))
+    # On GPU the host waits for every condition, so there is one.
+    return sizes if platform() == "cpu" else sizes[-1:]
+
+
+def _tile_plan(ids: jax.Array, E: int, largest: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """For pairs ids [R, A]: their order by expert [R * A], and start, rows and expert of each tile."""
     flat = ids.reshape(-1)
     order = jnp.argsort(flat, stable=True)
+    # Nothing is scattered: that is slow on CPU.
     counts = jnp.sum(flat[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
-    first_pair = jnp.cumsum(counts) - counts
-    tiles_per_expert = -(-counts // tile)
-    last_tile = jnp.cumsum(tiles_per_expert)
-    first_slot = (last_tile - tiles_per_expert) * tile
-    slot = first_slot[flat] + jnp.argsort(order) - first_pair[flat]
-    tile_expert = jnp.minimum(jnp.sum(jnp.arange(tiles)[:, None] >= last_tile, axis=1), E - 1)
-    expert = jnp.repeat(tile_expert, tile, total_repeat_length=tiles * tile)
-    pair = first_pair[expert] + jnp.arange(tiles * tile) - first_slot[expert]
-    source = order[jnp.clip(pair, 0, R * A - 1)] // A
-    return slot.reshape(R, A), source, tile_expert, last_tile[-1]
+    tiles = -(-counts // largest)
+    last_tile = jnp.cumsum(tiles)
+    tile = jnp.arange(flat.size // largest + min(E, flat.size))
+    expert = jnp.minimum(jnp.sum(tile[:, None] >= last_tile, axis=1), E - 1)
+    done = (tile - (last_tile - tiles)[expert]) * largest
+    start = (jnp.cumsum(counts) - counts)[expert] + done
+    return order, start, jnp.minimum(counts[expert] - done, largest), expert
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _tile_products(
+    x: jax.Array, gate_up: jax.Array, down: jax.Array, tiles: Tiles, sizes: tuple[int, ...]
+) -> jax.Array:
+    """Each tile's rows of x [pairs + largest tile, D] through its expert, float32.
+
+    A tile rounded up to its size also fills rows of the tiles behind it, which these then replace.
+    """
+
+    def one(out: jax.Array, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> jax.Array:
+        y = _expert(jax.lax.dynamic_slice_in_dim(x, start, size), gate_up, down, e)
+        return jax.lax.dynamic_update_slice_in_dim(out, y, start, 0)
+
+    return _each_tile(one, jnp.zeros(x.shape, jnp.float32), tiles, sizes)
+
+
+def _tile_products_backward(sizes: tuple[int, ...], saved: tuple, cotangent: jax.Array) -> tuple:
+    """Cotangents of x, gate_up and down: each tile's products again, and added to its expert's in place."""
+    x, gate_up, down, tiles = saved
+
+    def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
+        dx, d_gate_up, d_down = carry
+        dy = jax.lax.dynamic_slice_in_dim(cotangent, start, size)
+        dy = jnp.where(jnp.arange(size)[:, None] < rows, dy, 0.0)
+        w_in, w_out = (jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in (gate_up, down))
+        _, pull = jax.vjp(_mlp, jax.lax.dynamic_slice_in_dim(x, start, size), w_in, w_out)
+        d_rows, d_in, d_out = pull(dy)
+        dx = jax.lax.dynamic_update_slice_in_dim(dx, d_rows, start, 0)
+        return dx, d_gate_up.at[e].add(d_in), d_down.at[e].add(d_out)
+
+    zeros = (jnp.zeros_like(x), jnp.zeros_like(gate_up), jnp.zeros_like(down))
+    return *_each_tile(one, zeros, tiles, sizes), None
+
+
+_tile_products.defvjp(lambda *args: (_tile_products(*args), args[:4]), _tile_products_backward)
+
+
+def _each_tile(one: Callable, carry: Any, tiles: Tiles, sizes: tuple[int, ...]) -> Any:
+    """carry = one(carry, start, rows, expert, size) over the tiles in use, `size` being the smallest that holds one."""
+
+    def step(carry: Any, tile: Tiles) -> tuple[Any, None]:
+        start, rows, e = tile
+        # One condition after the other, because XLA on CPU copies the carry where two branches of one change it.
+        for below, size in zip((0, *sizes), sizes, strict=False):
+            fits = (below < rows) & (rows <= size)
+            carry = jax.lax.cond(fits, lambda c, size=size: one(c, start, rows, e, size), lambda c: c, carry)
+        return carry, None
+
+    return jax.lax.scan(step, carry, tiles)[0]
 
 
 def gathered(
@@ -149,9 +203,13 @@ def _flat(gate_up: jax.Array, down: jax.Array, l: Any) -> tuple[jax.Array, jax.A
 
 def _expert(rows: jax.Array, gate_up: jax.Array, down: jax.Array, e: Any) -> jax.Array:
     """One expert's MLP on rows [R, D], float32 out."""
-    F = down.shape[1]
-    w_in = jax.lax.dynamic_index_in_dim(gate_up, e, keepdims=False)
-    w_out = jax.lax.dynamic_index_in_dim(down, e, keepdims=False)
+    w_in, w_out = (jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in (gate_up, down))
+    return _mlp(rows, w_in, w_out)
+
+
+def _mlp(rows: jax.Array, w_in: jax.Array, w_out: jax.Array) -> jax.Array:
+    """down(silu(gate) * up) of rows [R, D] with w_in [D, 2 F] and w_out [F, D], float32 out."""
+    F = w_out.shape[0]
     hidden = jnp.dot(rows, w_in, preferred_element_type=jnp.float32)
     hidden = (jax.nn.silu(hidden[:, :F]) * hidden[:, F:]).astype(rows.dtype)
     return jnp.dot(hidden, w_out, preferred_element_type=jnp.float32)
