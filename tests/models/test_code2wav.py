@@ -132,6 +132,20 @@ def test_upsampling_stages(case: Case) -> None:
     assert hidden.shape[2] == 12 * np.prod(case.config.upsampling_ratios)
 
 
+def test_a_quiet_signal_shows_the_norms_epsilon(load) -> None:
+    """What reaches the ConvNeXt norm has a variance of about 1e-6 here, as much as is added to it."""
+    odd, quiet = load("odd"), 1e-3
+    conv, block = copy.deepcopy(odd.reference.upsample[0])
+    block.dwconv.conv.weight *= quiet
+    block.dwconv.conv.bias *= quiet
+    stage = dict(odd.params["upsample"]["stage_0"])
+    stage["dwconv"] = {name: quiet * p for name, p in stage["dwconv"].items()}
+    params = {**odd.params, "upsample": {**odd.params["upsample"], "stage_0": stage}}
+    x = normal(1, 12, odd.config.transformer.hidden_size)
+    ours = dataclasses.replace(odd, params=params).run(lambda m: m.upsample.stage_0(x, beginning(12))[0])
+    assert_close(ours.transpose(0, 2, 1), block(conv(channels_first(x))))
+
+
 def test_decoder_blocks(case: Case) -> None:
     """Each block gives silence for what lies before the sound's beginning, then what the reference's block gives."""
     x, stage = normal(2, 40, case.config.transformer.hidden_size), beginning(40)
