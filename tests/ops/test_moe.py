@@ -62,12 +62,43 @@ def test_other_experts_are_not_computed(backend: str) -> None:
     assert np.all(np.isfinite(BACKENDS[backend](x, ids, jnp.ones((40, 2)), gate_up, down, 1)))
 
 
-@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("most", [5, 16, 17, 63, 64, 65, 130])
+def test_tiles_of_every_size(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    E, A, R = 6, 2, 130
+    gate_up, down = weights(1, E, 12, 10)
+    rng = np.random.default_rng(most)
+    x, scale = rng.standard_normal((R, 12), np.float32), rng.random((R, A), np.float32)
+    # Expert 3 gets `most` rows, expert 5 none, and of the others each row gets two or one.
+    ids = np.stack([rng.permutation([0, 1, 2, 4])[:A] for _ in range(R)]).astype(np.int32)
+    ids[rng.permutation(R)[:most], 1] = 3
+    monkeypatch.setattr(moe, "STEP_ROWS", (8, 8))
+    got = jax.jit(moe.tiled)(x, ids, scale, gate_up, down, 0)
+    want = plain(x, ids, scale, gate_up, down, 0)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_gradients_keep_no_weights_of_each_tile() -> None:
+    L, E, A, D, F, R = 2, 8, 2, 64, 64, 256
+    shapes = ((R, D), (R, A), (L, E, D, 2, F), (L, E, F, D))
+    x, scale, gate_up, down = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    ids = jax.ShapeDtypeStruct((R, A), jnp.int32)
+
+    def loss(x: jax.Array, gate_up: jax.Array, down: jax.Array, ids: jax.Array, scale: jax.Array) -> jax.Array:
+        return jnp.sum(moe.tiled(x, ids, scale, gate_up, down, 1) ** 2)
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, gate_up, down, ids, scale).compile()
+    # One expert's weights in every tile and size would be several times all experts of one layer.
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * L * E * D * 3 * F + 4 * 8 * R * A * D
+
+
+@pytest.mark.parametrize("rows", [2, 20, 90])
 def test_gradients_equal_the_dense_form(rows: int) -> None:
     gate_up, down = weights(1, 4, 6, 5)
     rng = np.random.default_rng(2)
     x = rng.standard_normal((rows, 6), np.float32)
     ids = jnp.stack([rng.permutation(4)[:2] for _ in range(rows)])
+    # Expert 0 takes every row, so that with many it has several tiles.
+    ids = jnp.where(jnp.any(ids == 0, axis=1, keepdims=True), ids, ids.at[:, 0].set(0))
     scale = jnp.asarray(rng.random((rows, 2), np.float32))
 
     def dense(x: jax.Array, gate_up: jax.Array, down: jax.Array) -> jax.Array:
