@@ -1,9 +1,10 @@
 """Causal grouped-query attention: whole sequences, and blocks of queries against a cache (decode, verification).
 
 Queries sit behind `offset` earlier tokens of their row and see the keys from `first` on up to themselves. Logits and
-softmax are float32. The score matrix is never larger than a fixed budget: longer query blocks are mapped over chunks,
-and a sequence that is not too long is cut into blocks that meet no key that none of their queries may see. The mask is
-explicit because library causal flags align a block of queries with the first keys, not the last.
+softmax are float32. The score matrix keeps to a fixed budget, or to FEW_QUERIES queries where those are more: longer
+query blocks are mapped over chunks, and a sequence that is not too long is cut into blocks that meet no key that none
+of their queries may see. The mask is explicit because library causal flags align a block of queries with the first
+keys, not the last.
 """
 
 import jax
@@ -13,6 +14,7 @@ from omni_jax.sharding import platform
 
 # Largest score block in elements: 128 MB of float32.
 SCORE_BUDGET = 1 << 25
+# Queries of a block that reads a cache, in decoding and verification: never mapped, so that the cache is read once.
 FEW_QUERIES = 16
 # A masked logit: finite, so that a row that sees nothing gives numbers (unused ones) instead of NaN.
 MASKED = -1e30
@@ -87,7 +89,7 @@ def causal_attention(
     """
     B, T, K, G, H = q.shape
     S = k.shape[2]
-    chunk = max(16, SCORE_BUDGET // (B * K * G * S))
+    chunk = max(FEW_QUERIES, SCORE_BUDGET // (B * K * G * S))
     if T <= chunk:
         return attend(q, k, v, causal_mask(jnp.arange(T), S, offset, first, window))
     chunks = -(-T // chunk)
