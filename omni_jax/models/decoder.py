@@ -147,7 +147,7 @@ class DecoderLayers(nnx.Module):
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, _: KVCache | None, l: Any) -> jax.Array:
             return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first, window)
 
-        return self._run(x, rope, cache, attend, deepstack, taps, unroll=1)
+        return self.run(x, rope, cache, attend, deepstack, taps)
 
     def extend(
         self,
@@ -168,20 +168,24 @@ class DecoderLayers(nnx.Module):
             assert cache is not None
             return causal_attention(q, cache.k[l], cache.v[l], cache.length, first, window)
 
-        x, extended, tapped = self._run(x, rope, cache, attend, None, taps, unroll)
+        x, extended, tapped = self.run(x, rope, cache, attend, None, taps, unroll)
         assert extended is not None
         return x, extended, tapped
 
-    def _run(
+    def run(
         self,
         x: jax.Array,
         rope: Rope,
         cache: KVCache | None,
         attend: Attend,
-        deepstack: Deepstack | None,
-        taps: tuple[int, ...],
-        unroll: int,
+        deepstack: Deepstack | None = None,
+        taps: tuple[int, ...] = (),
+        unroll: int = 1,
     ) -> tuple[jax.Array, KVCache | None, jax.Array]:
+        """Run x [B, T, D] with attention as `attend` defines it; returns as `whole`.
+
+        attend: is given the cache after the layer has written its T keys and values behind what each row holds.
+        """
         L = self.config.num_layers
         slots = jnp.asarray([taps.index(k) if k in taps and k < L else -1 for k in range(L + 1)], jnp.int32)
         tapped = jnp.zeros((len(taps), *x.shape), x.dtype)
