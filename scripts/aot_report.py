@@ -1,17 +1,18 @@
-"""Compile the Thinker's programs for one H200 on a machine that has no GPU, and report what the compiler made of them.
+"""Compile the model's programs for one H200 on a machine that has no GPU, and report what the compiler made of them.
 
     pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-nvvm
     pip install tokamax                                # or leave it out: then experts run as tiles, as they would there
     python scripts/aot_report.py --json report.json
+    python scripts/aot_report.py --only speech         # Talker and Code2Wav alone
 
-The real entry points are lowered with shapes alone, so the full 30B-A3B model needs neither its weights nor memory for
-them. Per program: compile seconds, gigabytes of arguments and temporaries, the largest array that a launch writes anew,
-kernels in the program, launches (those in loops of known length counted every time; a chunk of decode counts one step),
-and how many kernels do nothing but copy as many bytes as a layer's weight, a layer's cache or a whole cache holds. Of a
-branch, the longer arm counts, so launches of tiles are an upper bound.
+`aot_programs.py` lists the programs. Per program: compile seconds, gigabytes of arguments and temporaries, the largest
+array that a launch writes anew, kernels in the program, launches (those in loops of known length counted every time; a
+chunk of decode counts one step, one of speech one frame), and how many kernels do nothing but copy as many bytes as a
+weight (a layer's, of stacked ones), a layer's cache or a whole cache holds. Of a branch, the longer arm counts, so
+launches of tiles are an upper bound.
 
 Nothing is timed. The compiler neither autotunes without a device nor can it use cuDNN, so kernels that depend on
-either differ on the machine itself. `h200_target_config.textproto` beside this file describes the GPU.
+either differ on the machine itself.
 """
 
 import argparse
@@ -19,10 +20,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -33,22 +33,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import jax
-import jax.numpy as jnp
+from aot_programs import Program, Target, h200, programs
 from hlo_report import Module
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from tiny_configs import config_dict
 
-from omni_jax.config import OmniConfig, ThinkerConfig
-from omni_jax.decode.generate import DecodeState, Request, decode_chunk, prefill
-from omni_jax.decode.media import encode_audio, encode_vision
-from omni_jax.decode.sampling import Sampling
-from omni_jax.models.param import Graph, declare, init_params
-from omni_jax.models.thinker import Thinker
 from omni_jax.ops import moe
-from omni_jax.ops.cache import KVCache, slots_for
 
-TARGET = Path(__file__).resolve().parent / "h200_target_config.textproto"
 WHEELS = {
     "jax_cuda13_plugin": "jax-cuda13-plugin",
     "jax_plugins.xla_cuda13": "jax-cuda13-pjrt",
@@ -75,29 +64,6 @@ class Row:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a program is lowered for: the model, and arrays that exist in shape only, on the described GPU."""
-
-    config: ThinkerConfig
-    graph: Graph
-    device: Any
-    sharding: NamedSharding
-    dtype: Any
-
-    def array(self, *shape: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharding)
-
-    def params(self) -> dict:
-        return jax.tree.map(lambda p: self.array(*p.shape, dtype=self.dtype), self.graph.shapes)
-
-    def keys(self, rows: int) -> Any:
-        return self.array(rows, dtype=jax.random.key(0).dtype)
-
-    def values(self) -> dict:
-        return {name: self.array() for name in Sampling().values()}
-
-
 def missing_wheels() -> list[str]:
     """What to install with pip before anything can be compiled for CUDA."""
     return [names for module, names in WHEELS.items() if not _importable(module)]
@@ -108,103 +74,6 @@ def _importable(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:
         return False
-
-
-def h200(shape: str, dtype: Any) -> Target:
-    """One H200 as the compiler sees it, and the Thinker of configuration `shape`."""
-    topology: Any = topologies.get_topology_desc(
-        platform="cuda", topology_name="1x1x1", target_config=TARGET.read_text(), topology="1x1x1"
-    )
-    mesh = topologies.make_mesh(topology, (1,), ("data",))
-    mesh = Mesh(mesh.devices, ("data",), axis_types=(AxisType.Auto,))
-    config = OmniConfig.from_hf(config_dict(shape)).thinker
-    return Target(
-        config, declare(Thinker, config), topology.devices[0], NamedSharding(mesh, PartitionSpec()), jnp.dtype(dtype)
-    )
-
-
-def lower_prefill(target: Target, rows: int, tokens: int) -> Any:
-    """The prompt's program, [rows, tokens]."""
-    i32 = jnp.int32
-    request = Request(
-        token_ids=target.array(rows, tokens, dtype=i32),
-        length=target.array(rows, dtype=i32),
-        position_ids=target.array(3, rows, tokens),
-        rope_delta=target.array(rows),
-        budget=target.array(rows, dtype=i32),
-        keys=target.keys(rows),
-        stop_ids=target.array(1, dtype=i32),
-        values=target.values(),
-    )
-    plan = Sampling().plan(target.config.text.vocab_size)
-    slots = slots_for(tokens)
-    return prefill.lower(target.params(), request, None, graph=target.graph, plan=plan, slots=slots)
-
-
-def lower_decode(target: Target, rows: int, slots: int, unroll: int) -> Any:
-    """A chunk of decode steps for `rows` rows with `slots` cache slots."""
-    text, i32 = target.config.text, jnp.int32
-    kv = target.array(text.num_layers, rows, text.num_kv_heads, slots, text.head_dim, dtype=target.dtype)
-    state = DecodeState(
-        cache=KVCache(kv, kv, target.array(rows, dtype=i32)),
-        token=target.array(rows, dtype=i32),
-        rope_delta=target.array(rows),
-        done=target.array(rows, dtype=jnp.bool_),
-        remaining=target.array(rows, dtype=i32),
-        seen=target.array(rows, 0, dtype=jnp.bool_),
-        keys=target.keys(rows),
-    )
-    steps, stop_ids = target.array(dtype=i32), target.array(1, dtype=i32)
-    plan = Sampling().plan(text.vocab_size)
-    return decode_chunk.lower(
-        target.params(), state, steps, stop_ids, target.values(), graph=target.graph, plan=plan, unroll=unroll
-    )
-
-
-def lower_vision(target: Target, rows: int, patches: int) -> Any:
-    """The vision encoder for `rows` frames."""
-    shape = (rows, patches, target.config.vision.patch_dim)
-    grid = target.array(rows, 2, dtype=jnp.int32)
-    return encode_vision.lower(target.params(), target.array(*shape), grid, graph=target.graph)
-
-
-def lower_audio(target: Target, windows: int) -> Any:
-    """The audio encoder for `windows` full attention windows."""
-    audio = target.config.audio
-    counts = target.array(windows, audio.window_chunks, dtype=jnp.int32)
-    mel = target.array(windows, audio.window_chunks, audio.mel_bins, audio.chunk_frames)
-    return encode_audio.lower(target.params(), mel, counts, counts, graph=target.graph)
-
-
-@dataclass(frozen=True)
-class Program:
-    """A program's name, whether it has experts, its cache as (rows, slots), and how it is lowered."""
-
-    name: str
-    routed: bool
-    cache: tuple[int, int] | None
-    lower: Callable[[], Any]
-
-
-def lower_init(target: Target) -> Any:
-    """Random weights, made on the device."""
-    make = partial(init_params, Thinker, target.config, dtype=target.dtype)
-    return jax.jit(make, out_shardings=target.sharding).lower()
-
-
-def programs(target: Target) -> Iterator[Program]:
-    """Every program reported."""
-    L = target.config.text.num_layers
-    for tokens in (512, 4096, 8192):
-        yield Program(f"prefill 1x{tokens}", True, (1, slots_for(tokens)), partial(lower_prefill, target, 1, tokens))
-    for rows, slots in ((1, 2048), (8, 2048), (32, 4096)):
-        for form, unroll in (("scan", 1), ("unroll", L)):
-            name = f"decode {rows}, {slots} slots, {form}"
-            yield Program(name, True, (rows, slots), partial(lower_decode, target, rows, slots, unroll))
-    for patches in (1024, 4096):
-        yield Program(f"vision 1 frame, {patches} patches", False, None, partial(lower_vision, target, 1, patches))
-    yield Program("random weights", False, None, partial(lower_init, target))
-    yield Program("audio 4 windows", False, None, partial(lower_audio, target, 4))
 
 
 def compiled_row(target: Target, program: Program, experts: str, dump: Path | None) -> Row:
@@ -236,23 +105,31 @@ def compiled_row(target: Target, program: Program, experts: str, dump: Path | No
         largest_op=op,
         kernels=module.kernels(),
         launches=module.launches(),
-        copies=module.copies(watched(target, program.cache)),
+        copies=module.copies(watched(target, program)),
     )
 
 
-def watched(target: Target, cache: tuple[int, int] | None) -> dict[int, str]:
-    """Sizes in bytes of what must not be copied: each layer's larger weights, and a cache of (rows, slots)."""
+def watched(target: Target, program: Program) -> dict[int, str]:
+    """Sizes in bytes of what must not be copied: the larger weights of the part, a layer each, and its cache."""
     named = []
-    for name, stack in (("", target.graph.shapes["layers"]), ("vision ", target.graph.shapes["vision"]["blocks"])):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(stack):
-            size = prod(leaf.shape[1:]) * target.dtype.itemsize
-            if size >= SMALLEST_WATCHED:
-                named.append((size, f"layer's {name}{'/'.join(key.key for key in path).removesuffix('/weight')}"))
-    if cache:
-        text, (rows, slots) = target.config.text, cache
+    for name, leaf, stacked in weights(target, program.part):
+        size = prod(leaf.shape[stacked:]) * target.dtype.itemsize
+        if size >= SMALLEST_WATCHED:
+            named.append((size, name))
+    if program.cache:
+        text, (rows, slots) = getattr(target.config, program.part).text, program.cache
         layer = rows * text.num_kv_heads * slots * text.head_dim * target.dtype.itemsize
         named += [(layer, "layer's cache"), (layer * text.num_layers, "whole cache")]
     return {size: " or ".join(name for other, name in named if other == size) for size, _ in named}
+
+
+def weights(target: Target, part: str) -> Iterator[tuple[str, Any, bool]]:
+    """Name and array of each parameter of a part, and whether it is a stack, of which a program reads one at a time."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target.graphs[part].shapes):
+        names = [key.key for key in path]
+        stacked = bool({"layers", "blocks"} & set(names)) or names[-2:-1] == ["code_predictor"]
+        name = "/".join(names).removesuffix("/weight")
+        yield (f"layer's {name.replace('layers/', '').replace('blocks/', '')}" if stacked else name), leaf, stacked
 
 
 def gpu_branches(target: Target, tokamax: bool) -> list[Any]:
