@@ -1,8 +1,9 @@
-"""Check and measure on a GPU machine in one call: versions, correctness, kernels, the whole model, beside transformers.
+"""Check and measure on a GPU machine: versions, correctness, kernels, the model, its speech, beside transformers.
 
     python scripts/gpu_check.py results/                         # the public 30B-A3B shape; needs 80 GB
     python scripts/gpu_check.py results/ --shape tiny            # the same steps, small: runs on CPU too
     python scripts/gpu_check.py results/ --only kernels,model
+    python scripts/gpu_check.py results/ --only speech,speech_bench --limit 280     # where a call may take ten minutes
 
 Needs jax, flax and numpy; torch and transformers for the comparison, tokamax for the grouped kernels. Sections run in
 processes of their own, so that memory is given back and a crash costs one section: its error is printed, the rest goes
@@ -22,14 +23,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-if find_spec("tyro") is None:
-    # bench.py needs it for its own command line only; in a bench worker this file is imported first.
-    sys.modules["tyro"] = ModuleType("tyro")
 # Sections are guests on one device after each other, bench workers even beside their parent.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -73,10 +70,11 @@ def cudnn_version() -> str:
 
 
 def correctness(shape: str) -> dict:
-    """Backends, attention, positions, cache and a tiny Thinker against NumPy and the CPU."""
-    from gpu_correct import all_findings
+    """Backends, attention, positions, cache, a tiny Thinker, Talker and vocoder against NumPy and the CPU."""
+    import gpu_correct
+    import gpu_correct_speech
 
-    findings = all_findings()
+    findings = [*gpu_correct.all_findings(), *gpu_correct_speech.all_findings()]
     rows = [[f.name, f"{f.error:.2e}", f"{f.bound:.0e}", "yes" if f.ok else "NO"] for f in findings]
     failed = [f.name for f in findings if not f.ok]
     return {
@@ -128,22 +126,52 @@ def model(shape: str) -> dict:
     found = timing_tables("Model", timings, errors)
     busiest: list = []
     attempt(lambda: speed.kernel_times(made, 1, 2048 if full else 512, 1), busiest, errors)
-    found["tables"]["One decode chunk, one row: where its time goes"] = [
-        ["kernel", "ms", "calls"], *([name[:90], f"{ms:.3f}", calls] for name, ms, calls in busiest)
-    ]  # fmt: skip
+    found["tables"]["One decode chunk, one row: where its time goes"] = kernel_table(busiest)
     found["error"] = "; ".join(errors)
+    return found
+
+
+def speech(shape: str) -> dict:
+    """The Talker's prompt, whole frames as a loop and flat, the vocoder, with random weights of the whole shape."""
+    import gpu_speed_speech as speed
+
+    full = shape == "full"
+    dtype, slots = ("bfloat16", 1024) if full else ("float32", 256)
+    sizes = ((1, 4), (1, 16), (1, 64), (8, 4), (8, 16)) if full else ((1, 4),)
+    timings, errors, busiest = [], [], []
+    attempt(lambda: speed.sounds(shape, dtype, sizes), timings, errors)
+    made = speed.make_speaker(shape, dtype)
+    attempt(lambda: speed.prompts(made, ((1, 512), (8, 512)) if full else ((1, 16),)), timings, errors)
+    # The flat programs come last: they take longest to compile.
+    flat = made.config.text.num_layers
+    for rows, unroll in ((1, 1), (8, 1), (1, flat), (8, flat)) if full else ((1, 1),):
+        attempt(lambda rows=rows, unroll=unroll: [speed.frames(made, rows, slots, unroll)], timings, errors)
+    attempt(lambda: speed.frame_kernels(made, 1, slots, 1), busiest, errors)
+    found = timing_tables("Speech", timings, errors)
+    found["tables"]["One chunk of frames, one row: where its time goes"] = kernel_table(busiest)
     return found
 
 
 def bench(shape: str) -> dict:
     """Our Thinker and transformers', by scripts/bench.py."""
+    return side_by_side(shape, prompt=512, new=64, repetitions=3)
+
+
+def speech_bench(shape: str) -> dict:
+    """Our spoken replies and transformers', by scripts/bench.py."""
+    # Few: transformers runs a program per code, and a whole reply is said twice in a repetition.
+    return side_by_side(shape, speech=True, prompt=128, new=16, frames=24, repetitions=2)
+
+
+def side_by_side(shape: str, prompt: int, new: int, repetitions: int, speech: bool = False, frames: int = 64) -> dict:
+    """What scripts/bench.py finds, with transformers where it is installed; smaller for the tiny shape."""
     import bench as beside
 
-    settings = beside.Bench(shape="tiny" if shape == "tiny" else "full", prompt=512, new=64, repetitions=3)
+    settings = beside.Bench(speech=speech, prompt=prompt, new=new, frames=frames, repetitions=repetitions)
     if shape == "full":
-        settings = replace(settings, dtype="bfloat16")
+        settings = replace(settings, shape="full", dtype="bfloat16")
     else:
-        settings = replace(settings, prompt=16, new=8, repetitions=1)
+        settings = replace(settings, prompt=16, new=10, frames=4, repetitions=1)
     errors, text, figures = [], [], {}
     # Alone only where the comparison fails: loading the whole shape twice takes minutes.
     for against in ("hf", None) if find_spec("transformers") and find_spec("torch") else (None,):
@@ -159,7 +187,8 @@ def bench(shape: str) -> dict:
 
 
 SECTIONS: dict[str, Callable[[str], dict]] = {
-    "versions": versions, "correctness": correctness, "kernels": kernels, "bench": bench, "model": model
+    "versions": versions, "correctness": correctness, "kernels": kernels, "bench": bench, "model": model,
+    "speech": speech, "speech_bench": speech_bench,
 }  # fmt: skip
 
 
@@ -170,6 +199,11 @@ def attempt(step: Callable[[], list], results: list, errors: list[str]) -> None:
     except Exception as error:
         traceback.print_exc()
         errors.append(f"{type(error).__name__}: {str(error)[:300]}")
+
+
+def kernel_table(busiest: list[tuple[str, float, int]]) -> Table:
+    """Kernels by the time that they took."""
+    return [["kernel", "ms", "calls"], *([name[:90], f"{ms:.3f}", calls] for name, ms, calls in busiest)]
 
 
 def timing_tables(title: str, timings: list, errors: list[str]) -> dict:
@@ -193,7 +227,7 @@ def markdown(sections: dict[str, dict]) -> str:
             lines += ["| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows]
             lines.append("")
         for text in found.get("text", []):
-            lines += [f"## {name.capitalize()}", "", "```", text, "```", ""]
+            lines += [f"## {name.capitalize().replace('_', ' ')}", "", "```", text, "```", ""]
     return "\n".join(lines)
 
 

@@ -58,6 +58,13 @@ def compare(name: str, got: Any, want: Any, bound: float) -> Finding:
     return Finding(name, float(error) if np.isfinite(error) else float("inf"), bound)
 
 
+def root_mean_square(name: str, got: Any, want: Any, bound: float) -> Finding:
+    """The root mean square difference over that of what is expected; infinite where something is not finite."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+    return Finding(name, float(error) if np.isfinite(error) else float("inf"), bound)
+
+
 def on_cpu(function: Any, *args: Any) -> np.ndarray:
     """The function's result on the first CPU device."""
     cpu = jax.devices("cpu")[0]
@@ -177,24 +184,24 @@ def check_thinker() -> list[Finding]:
         whole = np.concatenate([prompts, want_tokens[:, :-1]], axis=1)
         want = teacher_forced(params, graph, whole, cpu)
         findings = [compare("small Thinker logits", teacher_forced(there, graph, whole, device), want, LOGITS_FLOAT32)]
-        findings.append(
-            same_tokens(greedy(there, graph, prompts, device), want_tokens, want[:, prompts.shape[1] - 1 :])
-        )
+        sure, got = margins(want[:, prompts.shape[1] - 1 :]), greedy(there, graph, prompts, device)
+        findings.append(same_tokens("small Thinker greedy tokens", got, want_tokens, sure))
         half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
         want = teacher_forced(jax.tree.map(lambda p: p.astype(jnp.float32), half), graph, whole, cpu)
     got = teacher_forced(jax.device_put(half, device), graph, whole, device)
-    error = float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
-    findings.append(Finding("small Thinker logits, bfloat16, root mean square", error, LOGITS_BFLOAT16))
-    return findings
+    name = "small Thinker logits, bfloat16, root mean square"
+    return [*findings, root_mean_square(name, got, want, LOGITS_BFLOAT16)]
 
 
 def random_params(graph: Graph) -> dict:
-    """Random NumPy parameters, norms about one: a compiled initialisation would take longer than all checks."""
+    """Random NumPy parameters, scales about one: a compiled initialisation would take longer than all checks."""
     rng = np.random.default_rng(5)
 
     def leaf(path: Any, shape: Any) -> np.ndarray:
         values = rng.standard_normal(shape.shape, np.float32) / 16
-        return 1 + values if any("norm" in key.key for key in path[:-1]) and path[-1].key == "weight" else values
+        *modules, name = (key.key for key in path)
+        is_scale = name.endswith("scale") or name == "gamma" or ("norm" in "".join(modules) and name == "weight")
+        return 1 + values if is_scale else values
 
     return jax.tree_util.tree_map_with_path(leaf, graph.shapes)
 
@@ -253,12 +260,16 @@ def greedy(params: dict, graph: Graph, prompts: np.ndarray, device: Any) -> np.n
     return np.concatenate([np.asarray(first)[:, None], np.asarray(rest)[:, : CHUNK - 1]], axis=1)
 
 
-def same_tokens(got: np.ndarray, want: np.ndarray, logits: np.ndarray) -> Finding:
-    """Largest margin between the reference's two best tokens at a row's first difference: 0 where rows are equal."""
-    best = np.sort(logits, axis=-1)
-    margins = best[..., -1] - best[..., -2]
+def margins(logits: np.ndarray) -> np.ndarray:
+    """By how much the best of logits [..., V] exceeds the second: [...]."""
+    best = np.partition(logits, -2, axis=-1)
+    return best[..., -1] - best[..., -2]
+
+
+def same_tokens(name: str, got: np.ndarray, want: np.ndarray, sure: np.ndarray) -> Finding:
+    """The largest of the reference's margins [B, T] at a row's first difference: 0 where rows [B, T] are equal."""
     first = [(row, int(np.argmax(row_differs))) for row, row_differs in enumerate(got != want) if row_differs.any()]
-    return Finding("small Thinker greedy tokens", max((float(margins[at]) for at in first), default=0.0), MARGIN)
+    return Finding(name, max((float(sure[at]) for at in first), default=0.0), MARGIN)
 
 
 def all_findings() -> list[Finding]:

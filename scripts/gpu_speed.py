@@ -176,7 +176,7 @@ def decodes(model: Model, rows: int, slots: int, unroll: int, repetitions: int =
 
     form = "scan" if unroll == 1 else f"unroll {unroll}"
     timing = measure(f"decode {rows} rows, {slots} slots, {form}", run, repetitions, rows * CHUNK, "tokens/s")
-    assert int(state.remaining.max()) == 0, "rows ended early: the rate would be wrong"
+    assert int(state.rows.remaining.max()) == 0, "rows ended early: the rate would be wrong"
     return timing
 
 
@@ -185,10 +185,14 @@ def kernel_times(model: Model, rows: int, slots: int, unroll: int) -> list[tuple
     request = model.request(rows, 128, 2 * CHUNK + 1)
     _, state = model.prefill(request, slots_for(128))
     _, state = model.decode(request, grow(state, slots=slots), unroll)
-    jax.block_until_ready(state)
+    return profiled(partial(model.decode, request, jax.block_until_ready(state), unroll))
+
+
+def profiled(run: Callable[[], Any]) -> list[tuple[str, float, int]]:
+    """Name, milliseconds and number of the kernels that `run`, compiled before, spends most time in."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            jax.block_until_ready(model.decode(request, state, unroll))
+            jax.block_until_ready(run())
         files = list(Path(folder).rglob("*.xplane.pb"))
         planes = list(jax.profiler.ProfileData.from_file(str(files[0])).planes)
         return busiest([p for p in planes if p.name.startswith("/device:")] or planes)

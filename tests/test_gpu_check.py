@@ -8,6 +8,7 @@ from typing import Any
 
 import gpu_check
 import gpu_correct
+import gpu_correct_speech
 import gpu_speed
 import hlo_report
 import jax
@@ -18,10 +19,42 @@ import pytest
 from omni_jax.ops import moe
 
 
-@pytest.mark.parametrize("name", ["check_moe", "check_attention", "check_rope", "check_cache", "check_thinker"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "check_moe",
+        "check_attention",
+        "check_rope",
+        "check_cache",
+        "check_thinker",
+        "check_talker",
+        "check_code2wav",
+    ],
+)
 def test_everything_holds(name: str) -> None:
-    findings = getattr(gpu_correct, name)()
+    findings = getattr(gpu_correct_speech if name in ("check_talker", "check_code2wav") else gpu_correct, name)()
     assert findings and all(finding.ok for finding in findings), findings
+
+
+@pytest.mark.parametrize(
+    "part,wrong",
+    [
+        ("talker", "layers/shared_expert/gate"),
+        ("talker", "hidden_projection/fc1/weight"),
+        ("talker", "code_predictor/embed"),
+        ("vocoder", "layers/attention_scale"),
+        ("vocoder", "decoder/block_1/unit_2/conv1/weight"),
+    ],
+)
+def test_wrong_speech_is_noticed(part: str, wrong: str) -> None:
+    params = gpu_correct.random_params(getattr(gpu_correct_speech, f"{part}_graph")())
+
+    def spoilt(path: Any, leaf: np.ndarray) -> np.ndarray:
+        return np.roll(leaf, 1, axis=-1) if "/".join(key.key for key in path) == wrong else leaf
+
+    others = jax.tree_util.tree_map_with_path(spoilt, params)
+    findings = getattr(gpu_correct_speech, f"compared_{part}s")(params, others)
+    assert not any(finding.ok for finding in findings if "greedy" not in finding.name), findings
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -40,9 +73,10 @@ def test_another_token_is_forgiven_only_at_a_near_tie() -> None:
     want = np.asarray([[3, 4, 5]])
     logits = np.zeros((1, 3, 8))
     logits[0, [0, 1, 2], want[0]] = [1.0, 1e-3, 1.0]
-    assert gpu_correct.same_tokens(want, want, logits).ok
-    assert gpu_correct.same_tokens(np.asarray([[3, 0, 0]]), want, logits).ok
-    assert not gpu_correct.same_tokens(np.asarray([[0, 4, 5]]), want, logits).ok
+    sure = gpu_correct.margins(logits)
+    assert gpu_correct.same_tokens("", want, want, sure).ok
+    assert gpu_correct.same_tokens("", np.asarray([[3, 0, 0]]), want, sure).ok
+    assert not gpu_correct.same_tokens("", np.asarray([[0, 4, 5]]), want, sure).ok
 
 
 def fake_tokamax(calls: list[tuple[int, ...]]) -> ModuleType:
