@@ -36,6 +36,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 @pytest.fixture(scope="session")
+def drafters(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """`drafters("dflash", "tiny")` is the directory of the random drafter of that kind for that checkpoint."""
+    from make_tiny_drafter import make_drafter
+
+    @cache
+    def build(kind: str, variant: str) -> Path:
+        return make_drafter(tmp_path_factory.mktemp("drafters") / f"{kind}-{variant}", variant, kind)
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
     """`reference("tiny")` is the whole transformers model of that checkpoint: float32, eager attention, one thread."""
 
@@ -51,5 +63,20 @@ def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
         # Read by transformers 5.23 when a talker prompt mixes audio and vision, though no configuration has it.
         model.talker.config.audio_config = model.thinker.config.audio_config
         return model.eval()
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def omnis(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
+    """`omnis("tiny")` is our whole model of that checkpoint, loaded straight from its safetensors."""
+    from convert import load_hf
+    from omni_jax.inputs.processor import Processor
+    from omni_jax.omni import Omni
+
+    @cache
+    def load(variant: str) -> Omni:
+        params, config = load_hf(checkpoints(variant))
+        return Omni(params, config, Processor.from_dir(checkpoints(variant), config))
 
     return load

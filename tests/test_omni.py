@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ import numpy as np
 import pytest
 
 import omni_jax as oj
-from convert import convert_checkpoint, load_hf
+from convert import convert_checkpoint
 from omni_jax.config import OmniConfig
 from omni_jax.decode import media
 from omni_jax.decode.generate import forward, grow, prefill
 from omni_jax.decode.media import encode_media
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs.batch import Batch
-from omni_jax.inputs.processor import Processor
 from omni_jax.models.param import bind
 from omni_jax.omni import Omni
 from omni_jax.ops.cache import KVCache
@@ -30,18 +28,6 @@ from tests.parity import audio_part, image_part, reference_inputs, user, video_p
 VARIANTS = ("tiny", "small", "odd")
 ATOL = 5e-4
 MARGIN = 2e-3
-
-
-@pytest.fixture(scope="session")
-def omnis(checkpoints: Callable[[str], Path]) -> Callable[[str], Omni]:
-    """`omnis("tiny")` is that checkpoint loaded straight from its safetensors."""
-
-    @cache
-    def load(variant: str) -> Omni:
-        params, config = load_hf(checkpoints(variant), parts=("thinker",))
-        return Omni(params, config, Processor.from_dir(checkpoints(variant), config))
-
-    return load
 
 
 SPOKEN = Path(__file__).parent / "data" / "hello_with_speech.mp4"
@@ -292,6 +278,9 @@ def test_a_converted_checkpoint_loads_as_what_it_was(
     omni = oj.load(converted)
     assert omni.config == OmniConfig.from_hf(json.loads(original)) == omnis("odd").config
     jax.tree.map(np.testing.assert_array_equal, omni.params, omnis("odd").params)
+    assert set(oj.load(converted, parts=("thinker",)).params) == {"thinker"}
+    with pytest.raises(InputError, match="ears"):
+        oj.load(converted, parts=("ears",))
 
     values = json.loads(original)
     values["thinker_config"]["text_config"]["num_hidden_layers"] -= 1

@@ -3,16 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from convert import load_hf
 from omni_jax.errors import InputError
-from omni_jax.inputs.processor import Processor
 from omni_jax.omni import Omni, Reply
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part
 from tests.test_omni import PROMPTS, VARIANTS
@@ -20,18 +16,6 @@ from tests.test_omni import PROMPTS, VARIANTS
 WAVE_ATOL = 1e-3
 NEW, FRAMES = 9, 20
 GREEDY = {"speech": True, "speech_temperature": 0.0, "stop_ids": (), "max_new_tokens": NEW, "max_frames": FRAMES}
-
-
-@pytest.fixture(scope="session")
-def speakers(checkpoints: Callable[[str], Path]) -> Callable[[str], Omni]:
-    """`speakers("tiny")` is that checkpoint with its speech weights."""
-
-    @cache
-    def load(variant: str) -> Omni:
-        params, config = load_hf(checkpoints(variant))
-        return Omni(params, config, Processor.from_dir(checkpoints(variant), config))
-
-    return load
 
 
 @dataclasses.dataclass
@@ -82,9 +66,9 @@ CASES = [*(("odd", kind) for kind in KINDS), *((v, kind) for v in ("tiny", "smal
 
 @pytest.mark.parametrize("variant, prompt", CASES)
 def test_greedy_speech_equals_the_reference(
-    variant: str, prompt: str, speakers: Callable[[str], Omni], reference: Callable[[str], Any]
+    variant: str, prompt: str, omnis: Callable[[str], Omni], reference: Callable[[str], Any]
 ) -> None:
-    omni, (conversations, hear) = speakers(variant), PROMPTS[prompt]
+    omni, (conversations, hear) = omnis(variant), PROMPTS[prompt]
     assert omni.config.talker is not None
     # Both speakers in turn, over the prompts.
     speaker = omni.config.talker.speakers[list(PROMPTS).index(prompt) % 2][0]
@@ -98,8 +82,8 @@ def test_greedy_speech_equals_the_reference(
     assert reply.stats["frames"] == FRAMES and reply.stats["speech_finish_reason"] == "length"
 
 
-def test_speakers_differ(speakers: Callable[[str], Omni]) -> None:
-    omni = speakers("odd")
+def test_speakers_differ(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("odd")
     said = [omni.generate(user("Who are you?"), speaker=name, **GREEDY).codes for name in ("ethan", "mo", "una")]
     assert not np.array_equal(said[0], said[1]) and not np.array_equal(said[1], said[2])
 
@@ -115,10 +99,10 @@ ROWS = [user("Just words, rather more of them than in the others."), TURNS, user
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_many_turns_equal_the_reference(
-    variant: str, speakers: Callable[[str], Omni], reference: Callable[[str], Any]
+    variant: str, omnis: Callable[[str], Omni], reference: Callable[[str], Any]
 ) -> None:
-    want = reference_speech(reference(variant), speakers(variant), [TURNS], "ethan")
-    np.testing.assert_array_equal(speakers(variant).generate(TURNS, **GREEDY).codes, want.codes[0])
+    want = reference_speech(reference(variant), omnis(variant), [TURNS], "ethan")
+    np.testing.assert_array_equal(omnis(variant).generate(TURNS, **GREEDY).codes, want.codes[0])
 
 
 @contextmanager
@@ -144,10 +128,10 @@ def ending_at(omni: Omni, model: Any, code: int) -> Iterator[Omni]:
 
 @pytest.mark.parametrize("variant", ["small", "odd"])
 def test_rows_that_end_early_equal_the_reference_alone(
-    variant: str, speakers: Callable[[str], Omni], reference: Callable[[str], Any]
+    variant: str, omnis: Callable[[str], Omni], reference: Callable[[str], Any]
 ) -> None:
     """In a batch the reference says more than alone (its rows get another text behind their end); ours do not."""
-    omni, model = speakers(variant), reference(variant)
+    omni, model = omnis(variant), reference(variant)
     codes = omni.generate(ROWS[1], **GREEDY).codes
     assert codes is not None
     with ending_at(omni, model, int(codes[0, 12])) as ending:
@@ -162,8 +146,8 @@ def test_rows_that_end_early_equal_the_reference_alone(
             assert reply.stats["speech_finish_reason"] == ("stop" if ended else "length")
 
 
-def test_a_row_speaks_alike_alone_and_in_a_batch(speakers: Callable[[str], Omni]) -> None:
-    omni, names = speakers("odd"), ["mo", "ethan", "una"]
+def test_a_row_speaks_alike_alone_and_in_a_batch(omnis: Callable[[str], Omni]) -> None:
+    omni, names = omnis("odd"), ["mo", "ethan", "una"]
     drawn = {"speech": True, "temperature": 1.0, "max_new_tokens": 12, "max_frames": 14}
     together = omni.generate(ROWS, speaker=names, seed=[5, 6, 7], **drawn)
     for reply, row, name, seed in zip(together, ROWS, names, (5, 6, 7), strict=True):
@@ -179,8 +163,8 @@ def same(reply: Reply, other: Reply) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_a_stream_says_what_generate_says(temperature: float, speakers: Callable[[str], Omni]) -> None:
-    omni = speakers("small")
+def test_a_stream_says_what_generate_says(temperature: float, omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
     settings = {"speech": True, "speech_temperature": temperature, "max_new_tokens": 30, "max_frames": 43, "seed": 3}
     want = omni.generate(TURNS, stop_ids=(), **settings)
     events = list(omni.stream(TURNS, stop_ids=(), **settings))
@@ -195,19 +179,19 @@ def test_a_stream_says_what_generate_says(temperature: float, speakers: Callable
     assert first_audio < last_text, "the first sound leaves while the Thinker still writes"
 
 
-def test_a_closed_stream_leaves_nothing_behind(speakers: Callable[[str], Omni]) -> None:
+def test_a_closed_stream_leaves_nothing_behind(omnis: Callable[[str], Omni]) -> None:
     import threading
 
-    omni, threads = speakers("small"), threading.active_count()
+    omni, threads = omnis("small"), threading.active_count()
     stream = omni.stream(user("Hello"), speech=True, stop_ids=(), max_new_tokens=30)
     next(event for event in stream if event.audio is not None)
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() <= threads and next(stream, None) is None
 
 
-def test_short_replies(speakers: Callable[[str], Omni], reference: Callable[[str], Any]) -> None:
+def test_short_replies(omnis: Callable[[str], Omni], reference: Callable[[str], Any]) -> None:
     """A reply of which nothing is spoken gives silence of no length (the reference fails); one token is spoken."""
-    omni, question = speakers("tiny"), user("Say it.")
+    omni, question = omnis("tiny"), user("Say it.")
     plain = omni.generate(question, max_new_tokens=2, stop_ids=())
     for settings in ({"max_new_tokens": 1, "stop_ids": ()}, {"stop_ids": plain.token_ids[:1]}):
         reply = omni.generate(question, speech=True, **settings)
@@ -234,8 +218,8 @@ def test_short_replies(speakers: Callable[[str], Omni], reference: Callable[[str
     )
 
 
-def test_seeds_decide_what_is_said(speakers: Callable[[str], Omni]) -> None:
-    omni = speakers("tiny")
+def test_seeds_decide_what_is_said(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("tiny")
     said = [
         omni.generate(user("Sing."), speech=True, max_new_tokens=6, stop_ids=(), max_frames=6, seed=seed).codes
         for seed in (1, 1, 2)
@@ -244,16 +228,16 @@ def test_seeds_decide_what_is_said(speakers: Callable[[str], Omni]) -> None:
     assert not np.array_equal(said[0], said[2])
 
 
-def test_text_is_the_same_with_and_without_speech(speakers: Callable[[str], Omni]) -> None:
-    omni = speakers("tiny")
+def test_text_is_the_same_with_and_without_speech(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("tiny")
     drawn = {"temperature": 1.0, "seed": 11, "max_new_tokens": 10}
     silent = omni.generate(user("Sing."), **drawn)
     assert silent.audio is None and silent.codes is None
     assert omni.generate(user("Sing."), speech=True, max_frames=2, **drawn).token_ids == silent.token_ids
 
 
-def test_what_cannot_be_spoken_is_said(speakers: Callable[[str], Omni]) -> None:
-    omni = speakers("small")
+def test_what_cannot_be_spoken_is_said(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
     for settings, message in (
         ({"speaker": "nobody"}, "nobody.*ethan.*vera"),
         ({"max_frames": 0}, "max_frames is 0"),
