@@ -27,21 +27,33 @@ CHUNK = 32
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class DecodeState:
+class Rows:
     """Where each row stands.
 
-    token int32 [B]: drawn, not yet run. rope_delta float32 [B]: position minus index of generated tokens.
-    done bool [B]. remaining int32 [B]: tokens that may still be drawn. seen bool [B, V], or [B, 0] without a penalty.
-    keys: [B].
+    token int32 [B]: drawn, not yet run. done bool [B]. remaining int32 [B]: tokens that may still be drawn.
+    seen bool [B, V], or [B, 0] without a penalty. keys: [B].
     """
 
-    cache: KVCache
     token: jax.Array
-    rope_delta: jax.Array
     done: jax.Array
     remaining: jax.Array
     seen: jax.Array
     keys: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodeState:
+    """What a decoding loop carries. rope_delta float32 [B]: position minus index of generated tokens."""
+
+    cache: KVCache
+    rope_delta: jax.Array
+    rows: Rows
+
+    def positions(self, tokens: int) -> jax.Array:
+        """Positions float32 [3, B, T] of the next `tokens` tokens."""
+        at = (self.cache.length + self.rope_delta)[:, None] + jnp.arange(tokens)
+        return jnp.broadcast_to(at, (3, *at.shape))
 
 
 @jax.tree_util.register_dataclass
@@ -87,16 +99,15 @@ def prefill(
     assert cache is not None
     length = jnp.asarray(request.length)
     last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)[:, 0]
-    state = DecodeState(
-        cache=replace(cache, length=length),
+    rows = Rows(
         token=jnp.zeros((B,), jnp.int32),
-        rope_delta=jnp.asarray(request.rope_delta),
         done=jnp.asarray(request.budget) <= 0,
         remaining=jnp.asarray(request.budget),
         seen=_seen_in_prompt(request, text.vocab_size) if plan.penalised else jnp.zeros((B, 0), bool),
         keys=request.keys,
     )
-    return *_draw(thinker.logits(last), state, request.stop_ids, request.values, plan), tapped
+    token, rows = draw(thinker.logits(last), rows, length, request.stop_ids, request.values, plan)
+    return token, DecodeState(replace(cache, length=length), jnp.asarray(request.rope_delta), rows), tapped
 
 
 @partial(jax.jit, static_argnames=("graph", "plan", "unroll"), donate_argnames="state")
@@ -116,21 +127,20 @@ def decode_chunk(
     The cache must hold `steps` more tokens. Rows that are done neither move nor write anything that is read.
     """
     thinker = bind(graph, params)
-    tokens = jnp.full((state.token.shape[0], CHUNK), NO_TOKEN, jnp.int32)
+    tokens = jnp.full((state.rows.token.shape[0], CHUNK), NO_TOKEN, jnp.int32)
 
     def step(carry: tuple) -> tuple:
         i, state, tokens = carry
-        position = state.cache.length + state.rope_delta
-        position = jnp.broadcast_to(position[None, :, None], (3, position.shape[0], 1))
-        x = thinker.embed_tokens(state.token[:, None])
-        hidden, cache, _ = thinker.extend(x, position, state.cache, unroll=unroll)
-        cache = replace(cache, length=jnp.where(state.done, state.cache.length, cache.length))
-        token, state = _draw(thinker.logits(hidden[:, 0]), replace(state, cache=cache), stop_ids, values, plan)
-        return i + 1, state, jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))
+        x = thinker.embed_tokens(state.rows.token[:, None])
+        hidden, cache, _ = thinker.extend(x, state.positions(1), state.cache, unroll=unroll)
+        cache = replace(cache, length=jnp.where(state.rows.done, state.cache.length, cache.length))
+        token, rows = draw(thinker.logits(hidden[:, 0]), state.rows, cache.length, stop_ids, values, plan)
+        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))
+        return i + 1, replace(state, cache=cache, rows=rows), tokens
 
     def going(carry: tuple) -> jax.Array:
         i, state, _ = carry
-        return (i < steps) & ~jnp.all(state.done)
+        return (i < steps) & ~jnp.all(state.rows.done)
 
     _, state, tokens = jax.lax.while_loop(going, step, (0, state, tokens))
     return tokens, state
@@ -153,19 +163,22 @@ def grow(state: DecodeState, *, slots: int) -> DecodeState:
     return replace(state, cache=state.cache.grow(slots))
 
 
-def _draw(
-    logits: jax.Array, state: DecodeState, stop_ids: Array, values: dict, plan: Plan
-) -> tuple[jax.Array, DecodeState]:
-    """Draw each row's next token (-1 where done) and book it: stop ids and the budget end a row after their token."""
-    drawn = sample(logits, state.keys, state.cache.length, state.seen, values, plan)
-    token = jnp.where(state.done, NO_TOKEN, drawn)
-    remaining = state.remaining - ~state.done
-    done = state.done | jnp.isin(drawn, stop_ids) | (remaining <= 0)
-    seen = state.seen
+def draw(
+    logits: jax.Array, rows: Rows, position: jax.Array, stop_ids: Array, values: dict, plan: Plan
+) -> tuple[jax.Array, Rows]:
+    """Draw each row's token at `position` int32 [B] (-1 where done) from logits [B, V], and book it.
+
+    Stop ids and the budget end a row after their token.
+    """
+    drawn = sample(logits, rows.keys, position, rows.seen, values, plan)
+    token = jnp.where(rows.done, NO_TOKEN, drawn)
+    remaining = rows.remaining - ~rows.done
+    done = rows.done | jnp.isin(drawn, stop_ids) | (remaining <= 0)
+    seen = rows.seen
     if plan.penalised:
         seen = seen.at[jnp.arange(token.shape[0]), jnp.maximum(token, 0)].max(token >= 0)
-    state = replace(state, token=jnp.where(done, state.token, drawn), done=done, remaining=remaining, seen=seen)
-    return token, state
+    rows = replace(rows, token=jnp.where(done, rows.token, drawn), done=done, remaining=remaining, seen=seen)
+    return token, rows
 
 
 def _seen_in_prompt(request: Request, vocab_size: int) -> jax.Array:

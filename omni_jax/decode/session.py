@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from omni_jax.config import DecoderConfig
-from omni_jax.decode.generate import CHUNK, NO_TOKEN, DecodeState, Request, decode_chunk, grow, prefill
+from omni_jax.decode.generate import CHUNK, NO_TOKEN, Request, decode_chunk, grow, prefill
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.sampling import Sampling
 from omni_jax.errors import InputError
@@ -84,13 +84,15 @@ class Session:
         self.prefill_seconds = self.decode_seconds = 0.0
         start = time.perf_counter()
         tokens, state = self._prefill()
-        drawn, slots, ahead = 1, state.cache.slots, None
+        # The fewest and the most tokens of a row that is not done.
+        fewest = most = 1
+        ahead, first = None, True
         while True:
-            if drawn < self.max_new_tokens:
-                slots = max(slots, slots_for(self.longest + min(drawn + steps, self.max_new_tokens)))
-                ahead, state = self._decode(state, steps, slots)
+            if fewest < self.max_new_tokens:
+                fewest, most = (n + more for n, more in zip((fewest, most), self._progress(steps), strict=True))
+                ahead, state = self._decode(state, steps, self._slots(most))
             new = self._take(tokens)
-            if drawn == 1:
+            if first:
                 self.prefill_seconds = time.perf_counter() - start
             else:
                 self.decode_seconds += time.perf_counter() - start
@@ -98,9 +100,17 @@ class Session:
             start = time.perf_counter()
             if self.done or ahead is None:
                 return
-            tokens, ahead, drawn = ahead, None, drawn + steps
+            tokens, ahead, first = ahead, None, False
 
-    def _prefill(self) -> tuple[jax.Array, DecodeState]:
+    def _progress(self, steps: int) -> tuple[int, int]:
+        """The fewest and the most tokens that a chunk of `steps` steps draws."""
+        return steps, steps
+
+    def _slots(self, drawn: int) -> int:
+        """The size of a cache in which rows draw `drawn` tokens, or all that they may."""
+        return slots_for(self.longest + min(drawn, self.max_new_tokens))
+
+    def _prefill(self) -> tuple[jax.Array, Any]:
         batch = self.batch
         media = encode_media(self.params, batch, self.graph)
         request = Request(
@@ -113,21 +123,22 @@ class Session:
             stop_ids=self.stop_ids,
             values=self.values,
         )
-        slots = slots_for(max(batch.token_ids.shape[1], self.longest + min(self.max_new_tokens, CHUNK)))
+        slots = max(slots_for(batch.token_ids.shape[1]), self._slots(CHUNK))
         token, state, self.tapped = prefill(
             self.params, request, media, graph=self.graph, plan=self.plan, slots=slots, taps=self.taps
         )
         return token[:, None], state
 
-    def _decode(self, state: DecodeState, steps: int, slots: int) -> tuple[jax.Array, DecodeState]:
+    def _decode(self, state: Any, steps: int, slots: int) -> tuple[jax.Array, Any]:
+        """Dispatch a chunk of `steps` steps, with `slots` slots at least: its tokens and the state behind it."""
         if slots > state.cache.slots:
             state = grow(state, slots=slots)
         return decode_chunk(
             self.params, state, np.int32(steps), self.stop_ids, self.values, graph=self.graph, plan=self.plan
         )
 
-    def _take(self, tokens: jax.Array) -> list[list[int]]:
-        new = [[int(t) for t in row if t != NO_TOKEN] for row in np.asarray(tokens)]
+    def _take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
+        new = [row[row != NO_TOKEN].tolist() for row in np.asarray(tokens)]
         for row, ids in zip(self.rows, new, strict=True):
             row += ids
         return new
@@ -170,7 +181,14 @@ def row_keys(seed: int | Sequence[int], rows: int) -> jax.Array:
     if not all(is_whole(s) and 0 <= s < 2**63 for s in seeds):
         raise InputError(f"seed {seed!r} is not a whole number from 0 to 2^63 - 1")
     halves = np.asarray([divmod(int(s), 2**32) for s in seeds], np.uint32)
-    return jax.vmap(lambda high, low: jax.random.fold_in(jax.random.key(low), high))(*halves.T)
+    return _keys_of(*halves.T)
+
+
+@jax.jit
+@jax.vmap
+def _keys_of(high: jax.Array, low: jax.Array) -> jax.Array:
+    """The key of a seed given by its two halves."""
+    return jax.random.fold_in(jax.random.key(low), high)
 
 
 def _stop_ids(stop_ids: Sequence[int], vocab_size: int) -> np.ndarray:

@@ -125,7 +125,7 @@ class SpeechSession:
         self.budget = np.where([bool(ids) for ids in spoken], np.minimum(room, self.voice.max_frames), 0).astype(
             np.int32
         )
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, np.uint32(SPEECH_KEY)))(self.thinker.keys)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.thinker.keys, np.uint32(SPEECH_KEY))
         columns = {name: getattr(prompt, name) for name in SpeechPrompt.__dataclass_fields__}
         assert self.thinker.tapped is not None
         self.state = begin(
