@@ -12,10 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    ("config", "errors", "reader", "sharding"),
+    ("config", "draft_config", "errors", "reader", "sharding"),
     ("ops", "inputs", "sound"),
     ("models",),
-    ("decode", "checkpoint"),
+    ("decode", "checkpoint", "drafter"),
     ("train", "evaluate", "omni"),
     ("cli",),
 )
