@@ -1,0 +1,56 @@
+"""Drafters back to the files in which they are published, bit for bit.
+
+`omni_jax.drafter` reads the public layouts and holds the table of their names; here its rows are followed the other
+way. What was loaded keeps the names, dtypes and options that it had; a drafter that was trained here gets the layout's
+own names.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from omni_jax.checkpoint import flatten, publish
+from omni_jax.draft_config import Eagle3Config
+from omni_jax.drafter import IN_DRAFT, TO_TARGET, Drafter, Stored, known_tokens, table
+
+FILE = "model.safetensors"
+
+
+def write_drafter(drafter: Drafter, directory: str | Path) -> int:
+    """Write config.json and one safetensors file into the new `directory`; return how many tensors were written.
+
+    Weights are in the dtype of the parameters; CheckpointError when the directory exists.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = drafter_tensors(drafter)
+    with publish(Path(directory)) as partial:
+        (partial / "config.json").write_text(json.dumps(drafter.values, indent=2, ensure_ascii=False) + "\n")
+        save_file(tensors, partial / FILE, metadata={"format": "pt"})
+    return len(tensors)
+
+
+def drafter_tensors(drafter: Drafter) -> dict[str, np.ndarray]:
+    """The tensors of a drafter under the names that they had, or the layout's own."""
+    arrays = {path: np.asarray(array) for path, array in flatten(drafter.params).items()}
+    tensors = {
+        row.name: np.ascontiguousarray(arrays[row.path][row.at]).reshape(row.shape)
+        for row in table(drafter.config, own_embedding="embed" in arrays)
+    }
+    if isinstance(drafter.config, Eagle3Config):
+        tensors |= _vocabulary(drafter, arrays[TO_TARGET])
+    return {_found(drafter, name).name: tensor for name, tensor in tensors.items()}
+
+
+def _vocabulary(drafter: Drafter, offsets: np.ndarray) -> dict[str, np.ndarray]:
+    """`d2t` and `t2d`; only those that a loaded drafter came with."""
+    assert isinstance(drafter.config, Eagle3Config)
+    offsets = offsets.astype(_found(drafter, TO_TARGET).dtype)
+    known = known_tokens(np.arange(len(offsets)) + offsets, drafter.config.layer.vocab_size)
+    both = {TO_TARGET: offsets, IN_DRAFT: known}
+    return {name: tensor for name, tensor in both.items() if name in drafter.stored or not drafter.stored}
+
+
+def _found(drafter: Drafter, name: str) -> Stored:
+    return drafter.stored.get(name) or Stored(name, np.dtype(np.int64))
