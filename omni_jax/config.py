@@ -15,6 +15,8 @@ from omni_jax.errors import ConfigError
 from omni_jax.reader import Reader
 
 MODEL_TYPE = "qwen3_omni_moe"
+# Codec ids at the end of the Talker's vocabulary that are marks, not sounds.
+CODEC_MARKS = 1024
 
 
 @dataclass(frozen=True)
@@ -364,9 +366,31 @@ class OmniConfig:
             raise ConfigError(f"config.json: model_type is {values.get('model_type')!r}, not {MODEL_TYPE!r}")
         speech = r.get("enable_audio_output", bool)
         ids = ("im_start", "im_end", "system", "user", "assistant", "tts_pad", "tts_bos", "tts_eos")
-        return cls(
+        config = cls(
             thinker=ThinkerConfig.from_hf(r.section("thinker_config").values),
             talker=TalkerConfig.from_hf(r.section("talker_config").values) if speech else None,
             code2wav=Code2WavConfig.from_hf(r.section("code2wav_config").values) if speech else None,
             **{f"{name}_token_id": r.count(f"{name}_token_id") for name in ids},
         )
+        if config.talker and config.code2wav:
+            _check_speech(config.thinker.text, config.talker, config.code2wav)
+        return config
+
+
+def _check_speech(thinker: DecoderConfig, talker: TalkerConfig, code2wav: Code2WavConfig) -> None:
+    """Whether the parts of speech fit each other; each is checked by itself before."""
+    predictor, size = talker.code_predictor, code2wav.codebook_size
+    for name, stated, fits, expected in (
+        ("thinker_hidden_size", talker.thinker_hidden_size, thinker.hidden_size, "the Thinker's width is"),
+        ("num_code_groups", talker.num_code_groups, code2wav.num_quantizers, "the vocoder's quantizers are"),
+        ("code_predictor_config.hidden_size", predictor.hidden_size, talker.text.hidden_size, "the Talker's width is"),
+    ):
+        if stated != fits:
+            raise ConfigError(f"config.json: talker_config.{name} is {stated}, {expected} {fits}")
+    for name, stated, most in (
+        ("accept_hidden_layer", talker.accept_hidden_layer, thinker.num_layers),
+        ("text_config.vocab_size", talker.text.vocab_size, size + CODEC_MARKS),
+        ("code_predictor_config.vocab_size", predictor.vocab_size, size),
+    ):
+        if stated > most:
+            raise ConfigError(f"config.json: talker_config.{name} is {stated}; the rest of the model allows {most}")

@@ -29,7 +29,12 @@ def write_sound(path: str | Path, samples: np.ndarray, samples_per_second: int =
     """Write float32 samples [n] in [-1, 1]; whoever sees the file sees all of it. InputError if that fails."""
     import soundfile
 
-    path = check_sound_file(path)
+    path, samples = check_sound_file(path), np.asarray(samples)
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise InputError(
+            f"samples are {samples.dtype}{list(samples.shape)}; give floats [n], such as `reply.audio` of a reply that "
+            "was made with speech=True"
+        )
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         soundfile.write(partial, samples, samples_per_second, subtype="PCM_16", format=FORMATS[path.suffix.lower()])

@@ -3,7 +3,7 @@
     python scripts/gpu_check.py results/                         # the public 30B-A3B shape; needs 80 GB
     python scripts/gpu_check.py results/ --shape tiny            # the same steps, small: runs on CPU too
     python scripts/gpu_check.py results/ --only kernels,model
-    python scripts/gpu_check.py results/ --only speech,speech_bench --limit 280     # where a call may take ten minutes
+    python scripts/gpu_check.py results/ --only speech,speech_bench --limit 280     # with a limit a section
 
 Needs jax, flax and numpy; torch and transformers for the comparison, tokamax for the grouped kernels. Sections run in
 processes of their own, so that memory is given back and a crash costs one section: its error is printed, the rest goes

@@ -25,8 +25,8 @@ from gpu_correct import (
 )
 from tiny_configs import config_dict
 
-from omni_jax.config import Code2WavConfig, OmniConfig, RopeConfig, TalkerConfig
-from omni_jax.decode.frames import MARKS, TalkerPrompt, begin, speak
+from omni_jax.config import CODEC_MARKS, Code2WavConfig, OmniConfig, RopeConfig, TalkerConfig
+from omni_jax.decode.frames import TalkerPrompt, begin, speak
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import row_keys
 from omni_jax.decode.speech import Voice
@@ -179,7 +179,7 @@ def code_logits(
     cache = KVCache.empty(c.num_layers, B * N, c.num_kv_heads, Q, c.head_dim, frames.dtype)
     inner = predictor.extend(frames, cache)[0].reshape(B, N, Q, -1)
     others = jnp.stack([predictor.logits(inner[:, :, i + 1], i) for i in range(Q - 1)], axis=2)
-    return talker.logits(states)[..., :-MARKS], others
+    return talker.logits(states)[..., :-CODEC_MARKS], others
 
 
 def check_code2wav() -> list[Finding]:

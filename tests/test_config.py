@@ -107,3 +107,19 @@ WRONG: list[tuple[Callable[[dict], dict], str]] = [
 def test_wrong_configurations_are_named(public: dict, wrong: Callable[[dict], dict], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         OmniConfig.from_hf(wrong(public))
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("talker_config.thinker_hidden_size", 1024),
+        ("talker_config.num_code_groups", 15),
+        ("talker_config.code_predictor_config.hidden_size", 512),
+        ("talker_config.accept_hidden_layer", 49),
+        ("talker_config.text_config.vocab_size", 4096),
+        ("code2wav_config.codebook_size", 1024),
+    ],
+)
+def test_parts_of_speech_that_do_not_fit_each_other(path: str, value: int, public: dict) -> None:
+    with pytest.raises(ConfigError, match=r"talker_config\.\S+ is \d+"):
+        OmniConfig.from_hf(change(public, path, value))

@@ -37,6 +37,12 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
 
+@pytest.mark.parametrize("samples", [None, np.zeros((1, 9), np.float32), np.zeros(9, np.int64)])
+def test_what_is_no_sound_is_refused(samples: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="speech=True"):
+        write_sound(tmp_path / "a.flac", samples)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name, message", [("a.mp3", "wav"), ("b", "wav"), ("no/a.wav", "folder")])
 def test_other_places_are_refused(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.session import Session
+from omni_jax.decode.speech import RESIDUAL, SpeechSession, Voice
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part
@@ -182,11 +185,108 @@ def test_a_stream_says_what_generate_says(temperature: float, omnis: Callable[[s
 def test_a_closed_stream_leaves_nothing_behind(omnis: Callable[[str], Omni]) -> None:
     import threading
 
-    omni, threads = omnis("small"), threading.active_count()
-    stream = omni.stream(user("Hello"), speech=True, stop_ids=(), max_new_tokens=30)
+    omni, settings = omnis("small"), {"speech": True, "stop_ids": (), "max_new_tokens": 30, "max_frames": 12}
+    before = omni.generate(user("Hello"), **settings)
+    threads = threading.active_count()
+    stream = omni.stream(user("Hello"), **settings)
     next(event for event in stream if event.audio is not None)
     stream.close()  # type: ignore[attr-defined]
-    assert threading.active_count() <= threads and next(stream, None) is None
+    assert threading.active_count() == threads and next(stream, None) is None
+    same(omni.generate(user("Hello"), **settings), before)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 25, 300])
+def test_codes_do_not_depend_on_the_chunks(frames: int, omnis: Callable[[str], Omni]) -> None:
+    """With the Thinker far ahead, and a cache that grows on the way."""
+    omni = omnis("small")
+    config, text = omni.config, omni.config.thinker.text
+    batch, thinker = omni.prepare(user("Hello")), omni.params["thinker"]
+    session = Session(thinker, omni.graphs["thinker"], text, batch, Sampling(), 300, 0, ())
+    for _ in session.chunks():
+        pass
+    said = []
+    for step in (32, frames):
+        voice = Voice("vera", Sampling(0.9, top_k=50), 290)
+        parts = (omni.params["talker"], omni.graphs["talker"], thinker["embed"], config)
+        speaking = SpeechSession(*parts, batch, session, voice)
+        lengths = [codes.shape[2] for codes in speaking.chunks(step)]
+        assert set(lengths[:-1]) <= {min(step, 32)} and sum(lengths) == speaking.codes[0].shape[1]
+        said.append(speaking.codes[0])
+    np.testing.assert_array_equal(*said)
+    assert said[0].shape[1] == 290 and speaking.state is not None and speaking.state.cache.slots == 512
+
+
+@pytest.mark.parametrize("variant", ["odd"])
+def test_rows_whose_texts_end_apart_speak_as_alone(
+    variant: str, omnis: Callable[[str], Omni], reference: Callable[[str], Any]
+) -> None:
+    """The reference in a batch lets a row that has ended hear its stop token, and says something else than alone."""
+    import torch
+
+    omni, model = omnis(variant), reference(variant)
+    drawn = {"repetition_penalty": 1.3, "max_new_tokens": 16, "max_frames": 20}
+    greedy = {**drawn, "speech": True, "speech_temperature": 0.0}
+    free = omni.generate(ROWS, stop_ids=(), **drawn)
+    stop_ids = [free[0].token_ids[4], free[1].token_ids[9]]
+    together = omni.generate(ROWS, stop_ids=stop_ids, **greedy)
+    lengths = [len(reply.token_ids) for reply in together]
+    assert len(set(lengths)) > 1 and max(lengths) > 2
+    for reply, row in zip(together, ROWS, strict=True):
+        same(reply, omni.generate(row, stop_ids=stop_ids, **greedy))
+    short = lengths.index(min(lengths))
+    batch = omni.prepare([ROWS[short]])
+    with torch.no_grad():
+        _, audio = model.generate(
+            **reference_inputs(omni.processor, [ROWS[short]], batch), speaker="ethan", thinker_max_new_tokens=16,
+            thinker_eos_token_id=stop_ids, thinker_repetition_penalty=1.3, talker_max_new_tokens=21,
+            talker_do_sample=False,
+        )  # fmt: skip
+    np.testing.assert_allclose(together[short].audio, audio[0, 0].numpy(), atol=WAVE_ATOL, rtol=0)
+
+
+def test_one_frame_and_none(omnis: Callable[[str], Omni], reference: Callable[[str], Any]) -> None:
+    omni = omnis("small")
+    whole = omni.generate(TURNS, **GREEDY)
+    one = omni.generate(TURNS, **{**GREEDY, "max_frames": 1})
+    assert one.codes is not None and one.stats["speech_finish_reason"] == "length"
+    np.testing.assert_array_equal(one.codes, whole.codes[:, :1])
+    with ending_at(omni, reference("small"), int(whole.codes[0, 0])) as ending:
+        none = ending.generate(TURNS, **GREEDY)
+    assert none.codes is not None and none.codes.shape == (5, 0)
+    assert none.stats["speech_finish_reason"] == "stop" and none.audio is not None and len(none.audio) == 0
+
+
+def test_residual_codes_are_drawn_as_the_reference_draws_them(
+    omnis: Callable[[str], Omni], reference: Callable[[str], Any]
+) -> None:
+    model, omni, asked = reference("small"), omnis("small"), {}
+
+    def record(**kwargs: Any) -> None:
+        asked.update(kwargs)
+        raise InterruptedError
+
+    model.talker.code_predictor.generate = record
+    inputs = reference_inputs(omni.processor, [user("Hi")], omni.prepare([user("Hi")]))
+    try:
+        with pytest.raises(InterruptedError):
+            model.generate(**inputs, speaker="vera", thinker_eos_token_id=-1, thinker_max_new_tokens=3)
+    finally:
+        del model.talker.code_predictor.generate
+    kept = model.talker.code_predictor.generation_config
+    assert asked["do_sample"] and RESIDUAL == Sampling(kept.temperature or 1.0, asked["top_k"], asked["top_p"])
+
+
+def test_prompts_that_the_talker_cannot_hold(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    assert omni.config.talker is not None and omni.config.talker.text.max_position_embeddings == 2048
+    long = user("word " * 480)
+    columns = omni.prepare(long).token_ids.shape[1]
+    for ask in (omni.generate, omni.stream):
+        with pytest.raises(InputError, match="Talker's context of 2048"):
+            ask(user("word " * 600), speech=True, max_new_tokens=4)
+    both = omni.generate([long, user("Hi")], speech=True, max_new_tokens=3, stop_ids=(), max_frames=10**12)
+    frames = [reply.stats["frames"] for reply in both]
+    assert columns < 2048 and frames[0] <= 2048 - columns and frames[0] < frames[1] <= 2048
 
 
 def test_short_replies(omnis: Callable[[str], Omni], reference: Callable[[str], Any]) -> None:
@@ -241,6 +341,7 @@ def test_what_cannot_be_spoken_is_said(omnis: Callable[[str], Omni]) -> None:
     for settings, message in (
         ({"speaker": "nobody"}, "nobody.*ethan.*vera"),
         ({"max_frames": 0}, "max_frames is 0"),
+        ({"max_frames": 5.0}, "max_frames is 5.0; it must be a whole number"),
         ({"speech_temperature": -1.0}, "speech_temperature is -1.0"),
         ({"speech_repetition_penalty": 0.0}, "speech_repetition_penalty is 0"),
         ({"speaker": ["ethan", "vera"]}, "speaker"),
@@ -250,7 +351,15 @@ def test_what_cannot_be_spoken_is_said(omnis: Callable[[str], Omni]) -> None:
         with pytest.raises(InputError, match=message):
             omni.stream(user("Hi"), speech=True, **settings)
     text_only = Omni({"thinker": omni.params["thinker"]}, omni.config, omni.processor)
-    with pytest.raises(InputError, match="without its 'talker'.*parts="):
+    with pytest.raises(InputError, match="without its talker and code2wav.*parts="):
         text_only.generate(user("Hi"), speech=True)
-    with pytest.raises(InputError, match="without its 'code2wav'"):
+    with pytest.raises(InputError, match="without its code2wav"):
         text_only.vocode(np.zeros((5, 3), int))
+    for codes, message in (
+        (np.zeros((4, 3), int), r"shape \[4, 3\]; give \[Q, F\]"),
+        (np.zeros((0, 5, 3), int), "no row"),
+        ([[[0] * 3] * 5, [[0] * 2] * 5], "as many frames"),
+        (np.full((5, 3), 999), r"codes\[0, 0\] is 999"),
+    ):
+        with pytest.raises(InputError, match=message):
+            omni.vocode(codes)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omni_jax.config import CODEC_MARKS
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.code_predictor import CodePredictor
 from omni_jax.models.param import Graph, bind
@@ -27,8 +28,6 @@ from omni_jax.ops.cache import KVCache
 Array = jax.Array | np.ndarray
 
 NO_CODE = -1
-# Codec ids at the end of the Talker's vocabulary that are marks, not sounds; of them only the end may be drawn.
-MARKS = 1024
 
 
 class SpeechPlan(NamedTuple):
@@ -142,7 +141,7 @@ def speak(
     """Make up to `frames` frames per row: codes int32 [B, Q, N], -1 where none, and the state to go on from.
 
     text_ids int32 [B, N]: what the reply says next, one token a frame; at most N frames are made. The cache must hold
-    N more columns.
+    as many more columns as frames are made.
     """
     talker: Talker = bind(graph, params)
     text = talker.text_projection(embed[text_ids])
@@ -157,11 +156,12 @@ def speak(
         remaining = state.remaining - ~state.done
         state = replace(state, remaining=remaining, done=state.done | (remaining <= 0), frames=state.frames + 1)
         x = x + jax.lax.dynamic_index_in_dim(text, i, axis=1, keepdims=False)
+        x = x.astype(text.dtype)
         return i + 1, _draw(talker, _listen(talker, x, state, unroll), values[0], plan.first), codes
 
     def going(carry: tuple) -> jax.Array:
         i, state, _ = carry
-        return (i < frames) & ~jnp.all(state.done)
+        return (i < jnp.minimum(frames, N)) & ~jnp.all(state.done)
 
     _, state, codes = jax.lax.while_loop(going, step, (jnp.int32(0), state, codes))
     return codes, state
@@ -186,7 +186,7 @@ def _draw(talker: Talker, state: SpeechState, values: dict, plan: Plan) -> Speec
     """Draw the first code of each row's next frame; the end mark ends a row without a frame."""
     config = talker.config
     ids = jnp.arange(config.text.vocab_size)
-    mark = (ids >= config.text.vocab_size - MARKS) & (ids != config.codec_eos_id)
+    mark = (ids >= config.text.vocab_size - CODEC_MARKS) & (ids != config.codec_eos_id)
     logits = jnp.where(mark, -jnp.inf, talker.logits(state.hidden))
     at = jnp.full(state.code.shape, state.frames * config.num_code_groups)
     code = sample(logits, state.keys, at, state.seen, values, plan)
@@ -200,7 +200,10 @@ def _draw(talker: Talker, state: SpeechState, values: dict, plan: Plan) -> Speec
 def _frame(
     predictor: CodePredictor, first: jax.Array, state: SpeechState, values: dict, plan: Plan
 ) -> tuple[jax.Array, jax.Array]:
-    """The codes int32 [B, Q] of the frame that `state.code` opens (embedded: `first` [B, D]), and their sum [B, D]."""
+    """The codes int32 [B, Q] of the frame that `state.code` opens (embedded: `first` [B, D]), and their sum.
+
+    The sum float32 [B, D] is of the codes' embeddings: many small numbers, which half precision would round each.
+    """
     config = predictor.config
     B, Q = first.shape[0], predictor.embed.shape[0] + 1
     cache = KVCache.empty(config.num_layers, B, config.num_kv_heads, Q, config.head_dim, first.dtype)
@@ -217,6 +220,7 @@ def _frame(
         states, cache = predictor.extend(x[:, None], cache)
         return (states[:, 0], cache, total + x), code
 
-    (hidden, _, total), codes = jax.lax.scan(step, (states[:, -1], cache, first), jnp.arange(Q - 2))
+    total = first.astype(jnp.float32)
+    (hidden, _, total), codes = jax.lax.scan(step, (states[:, -1], cache, total), jnp.arange(Q - 2))
     last, x = draw(hidden, Q - 2)
     return jnp.concatenate([state.code[:, None], codes.T, last[:, None]], axis=1), total + x

@@ -43,7 +43,7 @@ class Voice:
 
     def __post_init__(self) -> None:
         if not is_whole(self.max_frames) or self.max_frames < 1:
-            raise InputError(f"max_frames is {self.max_frames!r}; ask for at least one frame")
+            raise InputError(f"max_frames is {self.max_frames!r}; it must be a whole number of at least 1")
 
     def plan(self, config: TalkerConfig) -> SpeechPlan:
         """The static part."""
@@ -76,6 +76,17 @@ class SpeechSession:
         self.params, self.graph, self.embed, self.config, self.talker = params, graph, embed, config, config.talker
         self.batch, self.thinker, self.voice = batch, thinker, voice
         self.speakers = speaker_ids(voice.speaker, len(thinker.lengths), config)
+        # The first spoken token, which stands in the last column, is filled in when it is known.
+        unknown = [config.tts_eos_token_id] * len(self.speakers)
+        self.prompt = speech_prompt(batch, unknown, self.speakers, config)
+        self.hears = bool((self.prompt.hidden_index >= 0).any())
+        self.columns = int(self.prompt.length.max())
+        self.room = self.talker.text.max_position_embeddings - self.prompt.length
+        if self.room.min() < 1:
+            raise InputError(
+                f"the Talker's context of {self.talker.text.max_position_embeddings} does not hold a prompt of "
+                f"{self.columns} columns; shorten the conversation or its media, or leave out speech"
+            )
         self.plan, self.values = voice.plan(config.talker), voice.values()
         self.seconds = 0.0
         self.made = 0
@@ -97,13 +108,18 @@ class SpeechSession:
         return [0 < limit <= codes.shape[1] for limit, codes in zip(self.budget.tolist(), self.codes, strict=True)]
 
     def chunks(self, frames: int = FRAMES) -> Iterator[np.ndarray]:
-        """Codes int32 [B, Q, n] (-1 where a row has ended), up to `frames` at a time, as far as the text allows."""
+        """Codes int32 [B, Q, n] (-1 where a row has ended), as far as the text allows.
+
+        frames: how many at a time, at most FRAMES.
+        """
         while not self.done:
             start = time.perf_counter()
             if self.state is None:
                 if not all(ids or done for ids, done in zip(self.thinker.spoken, self.thinker.row_done, strict=True)):
                     return
                 self._begin()
+                if self.done:
+                    return
             new = self._speak(frames)
             self.seconds += time.perf_counter() - start
             if not new.shape[2]:
@@ -114,36 +130,31 @@ class SpeechSession:
     def _begin(self) -> None:
         """Run the prompts, once the first spoken token of every row is known."""
         spoken = self.thinker.spoken
-        first = [ids[0] if ids else self.config.tts_eos_token_id for ids in spoken]
-        prompt = _padded(speech_prompt(self.batch, first, self.speakers, self.config))
-        room = self.talker.text.max_position_embeddings - prompt.length
-        if room.min() < 1:
-            raise InputError(
-                f"the Talker's context of {self.talker.text.max_position_embeddings} does not hold a prompt of "
-                f"{prompt.length.max()} columns; shorten the conversation or its media, or leave out speech"
-            )
-        self.budget = np.where([bool(ids) for ids in spoken], np.minimum(room, self.voice.max_frames), 0).astype(
-            np.int32
-        )
+        prompt = _padded(self.prompt)
+        for row, ids, length in zip(prompt.text_ids, spoken, prompt.length, strict=True):
+            row[length - 1] = ids[0] if ids else row[length - 1]
+        most = np.minimum(self.room, min(self.voice.max_frames, int(self.room.max())))
+        self.budget = np.where([bool(ids) for ids in spoken], most, 0).astype(np.int32)
+        self.done = not self.budget.any()
+        if self.done:
+            return
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.thinker.keys, np.uint32(SPEECH_KEY))
         columns = {name: getattr(prompt, name) for name in SpeechPrompt.__dataclass_fields__}
-        assert self.thinker.tapped is not None
         self.state = begin(
             self.params,
             self.embed,
             TalkerPrompt(**columns, budget=self.budget, keys=keys),
-            self.thinker.tapped[0] if np.any(prompt.hidden_index >= 0) else None,
+            self.thinker.give_tapped(self.talker.accept_hidden_layer) if self.hears else None,
             self.values,
             graph=self.graph,
             plan=self.plan,
             slots=slots_for(prompt.text_ids.shape[1]),
         )
-        self.columns = int(prompt.length.max())
 
     def _speak(self, frames: int) -> np.ndarray:
         """The next frames, none if the text is not there yet."""
         assert self.state is not None
-        frames = min(frames, self._allowed())
+        frames = min(frames, FRAMES, self._allowed())
         if frames < 1:
             return np.empty((len(self.speakers), self.talker.num_code_groups, 0), np.int32)
         slots = slots_for(self.columns + self.made + frames)
@@ -153,7 +164,7 @@ class SpeechSession:
             self.params,
             self.embed,
             self.state,
-            self._text(FRAMES),
+            self._text(),
             np.int32(frames),
             self.values,
             graph=self.graph,
@@ -173,11 +184,11 @@ class SpeechSession:
         ]
         return min(known, default=FRAMES)
 
-    def _text(self, frames: int) -> np.ndarray:
-        """What the next `frames` frames say, int32 [B, frames]."""
-        stream = np.full((len(self.speakers), frames), self.config.tts_pad_token_id, np.int32)
+    def _text(self) -> np.ndarray:
+        """What the next frames say, int32 [B, FRAMES]."""
+        stream = np.full((len(self.speakers), FRAMES), self.config.tts_pad_token_id, np.int32)
         for row, ids in zip(stream, self.thinker.spoken, strict=True):
-            said = [*ids, self.config.tts_eos_token_id][1 + self.made : 1 + self.made + frames]
+            said = [*ids, self.config.tts_eos_token_id][1 + self.made : 1 + self.made + FRAMES]
             row[: len(said)] = said
         return stream
 

@@ -9,6 +9,7 @@ Codes are NumPy integers [B, Q, F]: rows, quantizers, frames. Sound is float32 i
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,7 +57,7 @@ def vocode(
     """The sound of each row of codes [B, Q, F], float32 [samples].
 
     params, graph: those of Code2Wav. lengths: frames of each row, all F by default; what follows them is not heard and
-    may be any code. A row of zero frames gives no samples. Raises InputError for codes that are none.
+    may be any code. A row of zero frames gives no samples. InputError for codes out of range or of a wrong shape.
     """
     codes, lengths = _check_rows(codes, lengths, config)
     if not lengths.any():
@@ -115,8 +116,8 @@ class Vocoder:
     def add(self, codes: np.ndarray) -> np.ndarray:
         """The next samples, float32 [samples], for the next frames of codes [Q, n]; with rows, [B, ...] both.
 
-        The first frames give `lost_samples` fewer. Zero frames give none. Raises InputError for codes that are none,
-        which leaves the stream as it was.
+        The first frames give `lost_samples` fewer. Zero frames give none. Raises InputError for codes out of range or
+        of a wrong shape, which leaves the stream as it was.
         """
         form = "[Q, F]" if self.rows is None else "[B, Q, F]"
         codes = check_codes(_check_shape(codes, self.config, self.rows, form), self.config)
@@ -130,6 +131,18 @@ class Vocoder:
         self.to_drop -= dropped
         sound = sound[:, dropped:]
         return sound[0] if self.rows is None else sound
+
+
+def as_codes(codes: Any, config: Code2WavConfig) -> np.ndarray:
+    """Codes as int32 [Q, F] or [B, Q, F], as they are given; InputError unless they are one of the two."""
+    try:
+        codes = np.asarray(codes)
+    except ValueError as error:
+        raise InputError("codes are not an array: give each row as many frames, or vocode rows one by one") from error
+    rows = None if codes.ndim == 2 else len(codes) if codes.ndim else 1
+    if rows == 0:
+        raise InputError("codes hold no row; give [Q, F] or [B, Q, F] with at least one")
+    return check_codes(_check_shape(codes, config, rows, "[Q, F]" if rows is None else "[B, Q, F]"), config)
 
 
 def check_codes(codes: np.ndarray, config: Code2WavConfig) -> np.ndarray:
