@@ -17,10 +17,13 @@ import jax.numpy as jnp
 import tyro
 from tqdm import tqdm
 
+from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
+from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError, OmniError
+from omni_jax.inputs.speech import speaker_ids
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
-from omni_jax.omni import Event, Reply
+from omni_jax.omni import Event, Reply, default_dtype
 from omni_jax.ops.cache import slots_for
 from omni_jax.sound import check_sound_file, write_sound
 
@@ -67,6 +70,10 @@ class Ask:
     speech_repetition_penalty: float = 1.05
     max_frames: int = 4096
     """Longest speech, in frames of 80 ms."""
+    drafter: Path | None = None
+    """Directory of a DFlash or EAGLE-3 drafter for this model: the same answer in fewer steps."""
+    draft_tokens: int | None = None
+    """Tokens that it drafts a round; by default as many as it was trained for."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Weights' type; by default the checkpoint's own, on CPU float32."""
     json: bool = False
@@ -131,11 +138,18 @@ def main(args: list[str] | None = None) -> None:
 def _answer(ask: Ask) -> None:
     messages = _messages(ask)
     if ask.speak is not None:
+        # Before the weights are read, which may take minutes.
         check_sound_file(ask.speak)
+        speaker_ids(ask.speaker, 1, checkpoint.read_config(ask.model))
     import omni_jax
 
     print(f"loading {ask.model}", file=sys.stderr)
     omni = omni_jax.load(ask.model, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
+    drafter = None
+    if ask.drafter is not None:
+        drafter = load_drafter(ask.drafter, dtype=ask.dtype or default_dtype())
+    elif ask.draft_tokens is not None:
+        raise InputError("--draft-tokens needs a --drafter")
     events = omni.stream(
         messages,
         max_new_tokens=ask.max_new_tokens,
@@ -154,14 +168,16 @@ def _answer(ask: Ask) -> None:
         speech_top_p=ask.speech_top_p,
         speech_repetition_penalty=ask.speech_repetition_penalty,
         max_frames=ask.max_frames,
+        drafter=drafter,
+        draft_tokens=ask.draft_tokens,
     )
     reply = _follow(ask, events)
-    if ask.speak is not None and reply.audio is not None:
-        write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
     if not isinstance(ask, Stream):
         print(json.dumps(_plain(reply), ensure_ascii=False) if ask.json else reply.text)
     elif not ask.json:
         print()
+    if ask.speak is not None and reply.audio is not None:
+        write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
     print(_summary(ask, reply.stats), file=sys.stderr)
 
 
@@ -199,6 +215,8 @@ def _summary(ask: Ask, stats: dict[str, Any]) -> str:
     seconds = stats["prefill_seconds"] + stats["decode_seconds"]
     text = f"{stats['prompt_tokens']} prompt tokens, {stats['new_tokens']} new, {seconds:.2f} s with compilation"
     text += f"; ended by {stats['finish_reason']}"
+    if "rounds" in stats:
+        text += f"\n{stats['rounds']} rounds of drafting, {stats['tokens_per_round']:.2f} tokens each"
     if ask.speak is None:
         return text
     seconds = stats["talker_seconds"] + stats["vocoder_seconds"]
@@ -236,8 +254,6 @@ def _read_messages(path: Path) -> list[dict[str, Any]]:
 
 
 def _inspect(command: Inspect) -> None:
-    from omni_jax import checkpoint
-
     if (command.model / checkpoint.MANIFEST).is_file():
         config = checkpoint.read_config(command.model)
         leaves = checkpoint.read_manifest(command.model).leaves
@@ -260,8 +276,6 @@ def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]]
 
     arrays: path, shape and dtype of every array. The cache is the Thinker's, in the weights' type.
     """
-    from omni_jax.omni import default_dtype
-
     loaded = command.dtype or default_dtype()
     parts: dict[str, dict[str, int]] = {}
     for path, shape, dtype in arrays:

@@ -15,12 +15,15 @@ import numpy as np
 
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
+from omni_jax.decode.drafted import DraftedSession, Drafting
 from omni_jax.decode.generate import forward
 from omni_jax.decode.media import encode_media
+from omni_jax.decode.proposers import BlockProposer, ChainProposer, proposer_for
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session, pad_length
+from omni_jax.decode.session import Session, is_whole, pad_length
 from omni_jax.decode.speech import SpeechSession, Voice
-from omni_jax.decode.vocode import Vocoder, vocode
+from omni_jax.decode.vocode import Vocoder, as_codes, vocode
+from omni_jax.drafter import Drafter, check_drafter
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
@@ -45,8 +48,9 @@ class Reply:
 
     audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames].
     stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; with
-    speech also frames, audio_seconds, speech_finish_reason, talker_seconds and vocoder_seconds. The times are those of
-    the whole batch, the first call's compilation included.
+    speech also frames, audio_seconds, speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also
+    rounds and tokens_per_round (the target's own token of each round included). The times are those of the whole batch,
+    the first call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for.
     """
 
     text: str
@@ -81,6 +85,7 @@ class Omni:
         self.params = params
         self.config = config
         self.processor = processor
+        self._proposers: dict[Drafter, BlockProposer | ChainProposer] = {}
         self.graphs = {part: declare(PARTS[part], getattr(config, part)) for part in params}
 
     @property
@@ -100,14 +105,17 @@ class Omni:
 
     def _part(self, part: str) -> tuple[Graph, dict]:
         """The declaration and parameters of a part, for `bind`; InputError if it was not loaded."""
-        if part in self.params:
-            return self.graphs[part], self.params[part]
-        remedy = (
-            "this checkpoint has no speech (enable_audio_output is false)"
-            if getattr(self.config, part) is None
-            else f"load the model with it: parts={(*self.params, part)}"
-        )
-        raise InputError(f"the model is loaded without its {part!r}; {remedy}")
+        self._check_loaded(part)
+        return self.graphs[part], self.params[part]
+
+    def _check_loaded(self, *parts: str) -> None:
+        """InputError, with the remedy, unless all these parts were loaded."""
+        missing = [part for part in parts if part not in self.params]
+        if any(getattr(self.config, part) is None for part in missing):
+            raise InputError(f"this checkpoint has no {' and '.join(missing)} (enable_audio_output is false)")
+        if missing:
+            remedy = f"load it without `parts`, or with parts={(*self.params, *missing)}"
+            raise InputError(f"the model is loaded without its {' and '.join(missing)}; {remedy}")
 
     def prepare(
         self,
@@ -137,9 +145,11 @@ class Omni:
 
         Raises InputError for codes that are out of range or of another number of codebooks.
         """
-        self._part("code2wav")
-        codes = np.asarray(codes)
-        return self._sound(codes[None])[0] if codes.ndim == 2 else np.stack(self._sound(codes))
+        self._check_loaded("code2wav")
+        assert self.config.code2wav is not None
+        codes = as_codes(codes, self.config.code2wav)
+        waves = self._sound(codes if codes.ndim == 3 else codes[None])
+        return np.stack(waves) if codes.ndim == 3 else waves[0]
 
     def generate(
         self,
@@ -163,21 +173,25 @@ class Omni:
         speech_top_p: float = 1.0,
         speech_repetition_penalty: float = 1.05,
         max_frames: int = 4096,
+        drafter: Drafter | None = None,
+        draft_tokens: int | None = None,
     ) -> Reply | list[Reply]:
         """Answer one conversation, or each of a list of them (rows may hold different media).
 
         temperature 0 is greedy. seed: one for all rows or one per row; a row's reply depends on its own seed and
         prompt alone. stop_ids: token ids that end a reply, by default the end of the assistant's turn. fps: frames
         sampled per second of video. speech: say the replies too, as `speaker` (one for all rows or one per row), for at
-        most `max_frames` frames of 80 ms; the penalty is on codes said before, also when greedy. Raises InputError for
-        messages, media or settings that cannot be used, and for a prompt that does not fit the context together with
-        its reply.
+        most `max_frames` frames of 80 ms; the penalty is on codes said before, also when greedy. drafter: proposes
+        `draft_tokens` tokens a round (by default as many as it was trained for), which changes the time and nothing
+        else. Raises InputError for messages, media or settings that cannot be used, and for a prompt that does not fit
+        the context together with its reply.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
         voice = self._voice(speaker, drawing, max_frames) if speech else None
         batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps)
-        session, speaking = self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice)
+        drafting = self._drafting(drafter, draft_tokens)
+        session, speaking = self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice, drafting)
         for _ in session.chunks():
             pass
         replies = self._replies(session) if speaking is None else self._spoken_replies(session, speaking)
@@ -205,6 +219,8 @@ class Omni:
         speech_top_p: float = 1.0,
         speech_repetition_penalty: float = 1.05,
         max_frames: int = 4096,
+        drafter: Drafter | None = None,
+        draft_tokens: int | None = None,
     ) -> Iterator[Event]:
         """Answer one conversation piece by piece; arguments as in `generate`.
 
@@ -218,12 +234,12 @@ class Omni:
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
         voice = self._voice(speaker, drawing, max_frames) if speech else None
         batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps)
-        return self._events(*self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice))
+        drafting = self._drafting(drafter, draft_tokens)
+        return self._events(*self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice, drafting))
 
     def _voice(self, speaker: str | Sequence[str], drawing: tuple[float, int, float, float], max_frames: int) -> Voice:
-        """A checked voice; InputError if the settings are wrong or the model has no speech."""
-        for part in PARTS:
-            self._part(part)
+        """A checked voice; InputError if the settings are wrong or the model is loaded without what speaks."""
+        self._check_loaded(*PARTS)
         temperature, top_k, top_p, penalty = drawing
         try:
             sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
@@ -239,17 +255,33 @@ class Omni:
         seed: int | Sequence[int],
         stop_ids: Sequence[int] | None,
         voice: Voice | None,
+        drafting: Drafting | None,
     ) -> tuple[Session, SpeechSession | None]:
         """What writes the replies and, with a voice, what speaks them."""
         stop_ids = [self.config.im_end_token_id] if stop_ids is None else stop_ids
         graph, params = self._part("thinker")
-        taps = (self.config.talker.accept_hidden_layer,) if voice and self.config.talker else ()
+        media = bool(batch.vision) or batch.audio is not None
+        taps = (self.config.talker.accept_hidden_layer,) if voice and media and self.config.talker else ()
         text = self.config.thinker.text
-        session = Session(params, graph, text, batch, sampling, max_new_tokens, seed, stop_ids, taps)
+        asked = (params, graph, text, batch, sampling, max_new_tokens, seed, stop_ids, taps)
+        session = Session(*asked) if drafting is None else DraftedSession(*asked, drafting)
         if voice is None:
             return session, None
         graph, talker = self._part("talker")
         return session, SpeechSession(talker, graph, params["embed"], self.config, batch, session, voice)
+
+    def _drafting(self, drafter: Drafter | None, draft_tokens: int | None) -> Drafting | None:
+        """How to draft; InputError for a drafter of another model or a number of tokens that it cannot draft."""
+        if drafter is None:
+            return None
+        if drafter not in self._proposers:
+            check_drafter(drafter, self.config)
+            self._proposers[drafter] = proposer_for(drafter, self.config.thinker.text.num_layers)
+        proposer = self._proposers[drafter]
+        tokens = proposer.usual if draft_tokens is None else draft_tokens
+        if not is_whole(tokens) or not 1 <= tokens <= proposer.most:
+            raise InputError(f"draft_tokens is {tokens!r}; this drafter proposes 1 to {proposer.most} tokens a round")
+        return Drafting(proposer, drafter.params, tokens + 1)
 
     def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
         text = TextStream(self.processor.tokenizer)
@@ -283,6 +315,7 @@ class Omni:
                 "finish_reason": "stop" if stopped else "length",
                 "prefill_seconds": session.prefill_seconds,
                 "decode_seconds": session.decode_seconds,
+                **session.row_stats(len(replies)),
             }
             replies.append(Reply(self.processor.tokenizer.decode(ids), ids, stats))
         return replies

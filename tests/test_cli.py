@@ -81,6 +81,19 @@ def test_speech_that_cannot_be_made(
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_drafter_changes_nothing_in_the_answer(
+    model: Path, drafters: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["generate", *ask(model, new=12)])
+    plain = capsys.readouterr().out
+    main(["generate", *ask(model, "--drafter", str(drafters("dflash", "tiny")), "--draft-tokens", "3", new=12)])
+    out, err = capsys.readouterr()
+    assert out == plain and "rounds of drafting" in err
+    with pytest.raises(SystemExit, match="3"):
+        main(["generate", *ask(model, "--draft-tokens", "3")])
+    assert "--drafter" in capsys.readouterr().err
+
+
 def test_a_conversation_from_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "messages.json"
     path.write_text(json.dumps([{"role": "user", "content": "What is this?"}]))

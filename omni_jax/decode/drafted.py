@@ -58,6 +58,12 @@ class DraftedSession(Session):
         """Tokens that each round gave each row, int32 [B, rounds]; 0 for rows that were done."""
         return np.concatenate([np.zeros((len(self.rows), 0), np.int32), *self._emitted], axis=1)
 
+    def row_stats(self, row: int) -> dict[str, float]:
+        """Rounds, and tokens a round: each holds one token of the target's own beside the drafts that stood."""
+        emitted = self.emitted[row]
+        rounds = int((emitted > 0).sum())
+        return {"rounds": rounds, "tokens_per_round": float(emitted.sum() / max(rounds, 1))}
+
     def _progress(self, steps: int) -> tuple[int, int]:
         rounds = self._rounds(steps)
         return rounds, rounds * self.drafting.width

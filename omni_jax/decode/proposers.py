@@ -13,19 +13,29 @@ import jax
 import jax.numpy as jnp
 
 from omni_jax.decode.speculative import Seen
+from omni_jax.draft_config import DFlashConfig
+from omni_jax.drafter import Drafter
 from omni_jax.models.dflash import DFlash
 from omni_jax.models.eagle3 import Eagle3
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops.cache import KVCache
 
+# Tokens that a chain drafts unless told, the setting of most published measurements, and the most it may.
+CHAIN_TOKENS, LONGEST_CHAIN = 3, 16
+
 
 @dataclass(frozen=True, eq=False)
 class BlockProposer:
-    """DFlash: remembers keys and values of every token, drafts a block of masks at once."""
+    """DFlash: remembers keys and values of every token, drafts a block of masks at once.
+
+    usual, most: tokens that it drafts a round unless told, and at most.
+    """
 
     graph: Graph
     taps: tuple[int, ...]
+    usual: int
+    most: int
 
     def empty(self, params: dict, rows: int, slots: int, dtype: Any) -> KVCache:
         drafter: DFlash = bind(self.graph, params)
@@ -63,6 +73,8 @@ class ChainProposer:
 
     graph: Graph
     taps: tuple[int, ...]
+    usual: int
+    most: int
 
     def empty(self, params: dict, rows: int, slots: int, dtype: Any) -> Chain:
         drafter: Eagle3 = bind(self.graph, params)
@@ -97,3 +109,12 @@ class ChainProposer:
         (output, cache), drafts = jax.lax.scan(step, (memory.output, memory.cache), None, length=width - 2)
         drafts = jnp.concatenate([drafts, choose(output)[None]]).T
         return drafts, Chain(KVCache(cache.k, cache.v, memory.cache.length), memory.output)
+
+
+def proposer_for(drafter: Drafter, target_layers: int) -> BlockProposer | ChainProposer:
+    """The proposer of a drafter, for a Thinker of `target_layers` layers."""
+    taps = drafter.taps(target_layers)
+    if isinstance(drafter.config, DFlashConfig):
+        drafts = drafter.config.block_size - 1
+        return BlockProposer(drafter.graph, taps, drafts, drafts)
+    return ChainProposer(drafter.graph, taps, CHAIN_TOKENS, LONGEST_CHAIN)

@@ -25,8 +25,7 @@ from omni_jax.ops.cache import slots_for
 class Session:
     """Generates from `batch`; iterate over `chunks`, then read `rows` and the times.
 
-    prefill_seconds and decode_seconds leave out what the caller does between chunks. tapped: the prompts' hidden states
-    numbered `taps`, [n, B, T, D], from the first chunk on.
+    prefill_seconds and decode_seconds leave out what the caller does between chunks.
     """
 
     def __init__(
@@ -77,6 +76,16 @@ class Session:
     def spoken(self) -> list[list[int]]:
         """The tokens of each row that speech says: all drawn so far but the last of a row that is done."""
         return [ids[:-1] if done else ids for ids, done in zip(self.rows, self.row_done, strict=True)]
+
+    def give_tapped(self, number: int) -> jax.Array:
+        """The prompts' hidden states of a number in `taps`, [B, T, D], once they have run; all are forgotten then."""
+        assert self.tapped is not None
+        tapped, self.tapped = self.tapped[self.taps.index(number)], None
+        return tapped
+
+    def row_stats(self, row: int) -> dict[str, float]:
+        """What there is to tell about how a row was drawn."""
+        return {}
 
     def chunks(self, steps: int = CHUNK) -> Iterator[list[list[int]]]:
         """New token ids of every row: first one each, then up to `steps` (at most CHUNK) each, until all are done."""

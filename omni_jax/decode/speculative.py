@@ -25,12 +25,12 @@ from omni_jax.models.thinker import Thinker
 
 
 class Proposer(Protocol):
-    """A kind of drafter; static under jit and compared by identity.
+    """A kind of drafter; static under jit and compared by identity."""
 
-    taps: the numbers of the Thinker's hidden states that it reads.
-    """
-
-    taps: tuple[int, ...]
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The numbers of the Thinker's hidden states that it reads."""
+        ...
 
     def empty(self, params: Any, rows: int, slots: int, dtype: Any) -> Any:
         """The memory of `rows` rows that have read nothing; a pytree that holds `slots` tokens."""

@@ -1,0 +1,156 @@
+"""Drafting changes how many forwards a reply takes, and nothing that it says."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from oracle import oracle
+
+from omni_jax.decode.drafted import DraftedSession, Drafting
+from omni_jax.decode.generate import CHUNK
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.session import Session
+from omni_jax.decode.speculative import decode_rounds
+from omni_jax.drafter import load_drafter
+from omni_jax.errors import InputError
+from omni_jax.inputs.batch import Batch
+from omni_jax.omni import Omni
+from tests.parity import audio_part, image_part, user, video_part
+
+NEW = 40
+MIXED = [
+    user("Just words."),
+    user(image_part(90, 90, 5), "One picture, and more words than in the first row."),
+    user(audio_part(1.2, 5), video_part(4, 64, 64, 2.0, 6), "Both."),
+]
+
+
+@dataclass
+class Asked:
+    """One question to both ways of decoding."""
+
+    omni: Omni
+    batch: Batch
+    sampling: Sampling
+    stop_ids: tuple[int, ...] = ()
+    new: int = NEW
+    seed: Any = field(default_factory=lambda: [3, 4, 5])
+
+    def plainly(self) -> Session:
+        return self._run(Session(*self._arguments(), ()))
+
+    def drafted(self, drafting: Drafting) -> DraftedSession:
+        return self._run(DraftedSession(*self._arguments(), (), drafting))
+
+    def _arguments(self) -> tuple:
+        omni, seed = self.omni, self.seed[: len(self.batch.token_ids)]
+        text = omni.config.thinker.text
+        head = (omni.params["thinker"], omni.graphs["thinker"], text, self.batch, self.sampling)
+        return (*head, self.new, seed, self.stop_ids)
+
+    @staticmethod
+    def _run(session: Any) -> Any:
+        for _ in session.chunks():
+            pass
+        return session
+
+
+@pytest.mark.parametrize(
+    "width, sampling", [(4, Sampling()), (8, Sampling(1.0, top_k=20, repetition_penalty=1.3)), (16, Sampling())]
+)
+def test_an_oracle_changes_the_rounds_and_nothing_else(
+    width: int, sampling: Sampling, omnis: Callable[[str], Omni]
+) -> None:
+    asked = Asked(omnis("small"), omnis("small").prepare(MIXED), sampling)
+    plain = asked.plainly()
+    for lies in (0.0, 0.4, 1.0):
+        drafted = asked.drafted(oracle(plain, width, lies))
+        assert drafted.rows == plain.rows
+        emitted = drafted.emitted
+        assert (emitted.sum(axis=1) == NEW - 1).all(), "all but the token that the prompt itself gave"
+        if lies == 0.0:
+            whole = [width] * ((NEW - 1) // width) + [(NEW - 1) % width] * bool((NEW - 1) % width)
+            assert all(row[row > 0].tolist() == whole for row in emitted)
+        if lies == 1.0:
+            assert set(emitted[emitted > 0].tolist()) == {1}
+
+
+def test_stop_ids_and_single_rows(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    asked = Asked(omni, omni.prepare(MIXED), Sampling())
+    free = asked.plainly()
+    stop = (free.rows[0][9], free.rows[2][14])
+    stopped = replace(asked, stop_ids=stop).plainly()
+    drafting = oracle(free, 8, 0.2)
+    assert replace(asked, stop_ids=stop).drafted(drafting).rows == stopped.rows
+    assert len({len(row) for row in stopped.rows}) > 1
+    for b, messages in enumerate(MIXED):
+        alone = Asked(omni, omni.prepare(messages), Sampling(), seed=[3 + b])
+        one = {**drafting.params, **{name: drafting.params[name][b : b + 1] for name in ("ids", "lie", "length")}}
+        assert alone.drafted(replace(drafting, params=one)).rows == [free.rows[b]]
+
+
+def test_a_reply_that_outgrows_its_cache(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    asked = Asked(omni, omni.prepare(user("word " * 60)), Sampling(), new=NEW)
+    words = asked.plainly()
+    long = replace(asked, new=300)
+    said = long.plainly()
+    assert said.rows[0][:NEW] == words.rows[0] and long.batch.token_ids.shape[1] + 300 > 256
+    assert long.drafted(oracle(words, 8, 0.1)).rows == said.rows, "behind what the oracle knows it guesses wrong"
+
+
+def test_no_transfer_and_no_compilation_between_rounds(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    asked = Asked(omni, omni.prepare(MIXED), Sampling())
+    drafting = oracle(asked.plainly(), 4, 0.5)
+    asked.drafted(drafting)
+    compiled = decode_rounds._cache_size()
+    with jax.transfer_guard_device_to_host("disallow_explicit"):
+        session = DraftedSession(*asked._arguments(), (), drafting)
+        _, state = session._prefill()
+        for _ in range(3):
+            _, state = session._decode(state, CHUNK, state.decode.cache.slots)
+    assert decode_rounds._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    "kind, variant", [("dflash", "tiny"), ("dflash", "odd"), ("eagle3", "small"), ("eagle3", "odd")]
+)
+def test_drafters_say_what_the_model_says(
+    kind: str, variant: str, omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
+) -> None:
+    omni, drafter = omnis(variant), load_drafter(drafters(kind, variant))
+    settings = {"max_new_tokens": 20, "stop_ids": ()}
+    for drawn in ({}, {"temperature": 1.0, "top_k": 30, "seed": [7, 8, 9]}):
+        want = omni.generate(MIXED, **settings, **drawn)
+        got = omni.generate(MIXED, drafter=drafter, draft_tokens=3, **settings, **drawn)
+        assert [reply.token_ids for reply in got] == [reply.token_ids for reply in want]
+        assert all(1 <= reply.stats["tokens_per_round"] <= 4 for reply in got)
+
+
+@pytest.mark.parametrize("kind, variant", [("dflash", "small"), ("eagle3", "tiny")])
+def test_drafted_replies_stream_and_speak_alike(
+    kind: str, variant: str, omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
+) -> None:
+    omni, drafter = omnis(variant), load_drafter(drafters(kind, variant))
+    settings = {"max_new_tokens": 12, "stop_ids": (), "speech": True, "speech_temperature": 0.0, "max_frames": 8}
+    plain = omni.generate(MIXED[1], **settings)
+    reply = list(omni.stream(MIXED[1], drafter=drafter, **settings))[-1].reply
+    assert reply is not None and reply.token_ids == plain.token_ids
+    np.testing.assert_array_equal(reply.codes, plain.codes)
+
+
+def test_wrong_drafters_and_lengths_are_refused(
+    omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
+) -> None:
+    drafter = load_drafter(drafters("dflash", "small"))
+    with pytest.raises(InputError, match="width"):
+        omnis("odd").generate(user("Hi"), drafter=drafter)
+    for tokens in (0, 99, 2.5):
+        with pytest.raises(InputError, match=f"draft_tokens is {tokens}"):
+            omnis("small").generate(user("Hi"), drafter=drafter, draft_tokens=tokens)  # type: ignore[arg-type]
