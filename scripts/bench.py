@@ -1,7 +1,8 @@
-"""Measure text or speech with random weights: speed, first token or sound, compile time, memory; beside transformers.
+"""Measure text, speech or drafting with random weights: speed, first output, compile time, memory; and transformers.
 
     python scripts/bench.py --shape medium --against hf
     python scripts/bench.py --speech --batch 8 --against hf
+    python scripts/bench.py --speculative --new 129 --against hf
 
 Every system runs in a process of its own, and where both fit, they are measured in turn: one repetition of ours, one of
 theirs, so that whatever else the machine does falls on both. For tiny and medium both load the same checkpoint in the
@@ -9,7 +10,8 @@ same type. For "full" (the public 30B-A3B shape) each makes its own weights on t
 values are not.
 
 Figures are medians over the repetitions after one warm-up, which also compiles: the compile time is the warm-up less
-the median repetition. `bench_text.py` and `bench_speech.py` say what a repetition is, and what their figures mean.
+the median repetition. `bench_text.py`, `bench_speech.py` and `bench_speculative.py` say what a repetition is, and what
+their figures mean.
 """
 
 import json

@@ -1,7 +1,8 @@
 """What `bench.py` measures is settled here, and one system at a time is measured, each in a process of its own.
 
-A kind of measurement is a module (`bench_text`, `bench_speech`) with `ours` and `theirs`, which build a `System`;
-`figures`, which turns the median seconds of a repetition's parts into figures; `ROWS`, the table's lines; and `title`.
+A kind of measurement is a module (`bench_text`, `bench_speech`, `bench_speculative`) with `ours` and `theirs`, which
+build a `System`; `figures`, which turns the median seconds of a repetition's parts into figures; `ROWS`, the table's
+lines; and `title`.
 """
 
 import multiprocessing
@@ -27,6 +28,8 @@ class Bench:
     """Measure transformers too."""
     speech: bool = False
     """Measure spoken replies instead of text."""
+    speculative: bool = False
+    """Measure decoding with drafts of an oracle."""
     prompt: int = 128
     """Prompt tokens per row."""
     new: int = 64
@@ -48,6 +51,8 @@ class Bench:
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {minimum}")
+        if self.speech and self.speculative:
+            raise ValueError("measure either speech or drafting")
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class System:
 
 def kind(bench: Bench) -> ModuleType:
     """The module that measures what is asked for."""
+    if bench.speculative:
+        return import_module("bench_speculative")
     return import_module("bench_speech" if bench.speech else "bench_text")
 
 
