@@ -72,8 +72,8 @@ class Ask:
     """Longest speech, in frames of 80 ms."""
     drafter: Path | None = None
     """Directory of a DFlash or EAGLE-3 drafter for this model: the same answer in fewer steps."""
-    draft_tokens: int | None = None
-    """Tokens that it drafts a round; by default as many as it was trained for."""
+    draft_tokens: int | Literal["auto"] | None = None
+    """Tokens that it drafts a round; by default as many as it was trained for, with auto as many as prove fastest."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Weights' type; by default the checkpoint's own, on CPU float32."""
     json: bool = False

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,11 +18,12 @@ from omni_jax.config import OmniConfig
 from omni_jax.decode.drafted import DraftedSession, Drafting
 from omni_jax.decode.generate import forward
 from omni_jax.decode.media import encode_media
-from omni_jax.decode.proposers import BlockProposer, ChainProposer, proposer_for
+from omni_jax.decode.proposers import proposer_for
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, is_whole, pad_length
 from omni_jax.decode.speech import SpeechSession, Voice
 from omni_jax.decode.vocode import Vocoder, as_codes, vocode
+from omni_jax.decode.width import WIDTHS
 from omni_jax.drafter import Drafter, check_drafter
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
@@ -85,7 +86,7 @@ class Omni:
         self.params = params
         self.config = config
         self.processor = processor
-        self._proposers: dict[Drafter, BlockProposer | ChainProposer] = {}
+        self._draftings: dict[Drafter, Drafting] = {}
         self.graphs = {part: declare(PARTS[part], getattr(config, part)) for part in params}
 
     @property
@@ -174,7 +175,7 @@ class Omni:
         speech_repetition_penalty: float = 1.05,
         max_frames: int = 4096,
         drafter: Drafter | None = None,
-        draft_tokens: int | None = None,
+        draft_tokens: int | Literal["auto"] | None = None,
     ) -> Reply | list[Reply]:
         """Answer one conversation, or each of a list of them (rows may hold different media).
 
@@ -182,9 +183,9 @@ class Omni:
         prompt alone. stop_ids: token ids that end a reply, by default the end of the assistant's turn. fps: frames
         sampled per second of video. speech: say the replies too, as `speaker` (one for all rows or one per row), for at
         most `max_frames` frames of 80 ms; the penalty is on codes said before, also when greedy. drafter: proposes
-        `draft_tokens` tokens a round (by default as many as it was trained for), which changes the time and nothing
-        else. Raises InputError for messages, media or settings that cannot be used, and for a prompt that does not fit
-        the context together with its reply.
+        `draft_tokens` tokens a round, by default as many as it was trained for; "auto" measures once what rounds take,
+        and follows what stands. It changes the time and nothing else. Raises InputError for messages, media or settings
+        that cannot be used, and for a prompt that does not fit the context together with its reply.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
@@ -220,7 +221,7 @@ class Omni:
         speech_repetition_penalty: float = 1.05,
         max_frames: int = 4096,
         drafter: Drafter | None = None,
-        draft_tokens: int | None = None,
+        draft_tokens: int | Literal["auto"] | None = None,
     ) -> Iterator[Event]:
         """Answer one conversation piece by piece; arguments as in `generate`.
 
@@ -270,18 +271,25 @@ class Omni:
         graph, talker = self._part("talker")
         return session, SpeechSession(talker, graph, params["embed"], self.config, batch, session, voice)
 
-    def _drafting(self, drafter: Drafter | None, draft_tokens: int | None) -> Drafting | None:
+    def _drafting(self, drafter: Drafter | None, draft_tokens: int | Literal["auto"] | None) -> Drafting | None:
         """How to draft; InputError for a drafter of another model or a number of tokens that it cannot draft."""
         if drafter is None:
             return None
-        if drafter not in self._proposers:
+        if drafter not in self._draftings:
             check_drafter(drafter, self.config)
-            self._proposers[drafter] = proposer_for(drafter, self.config.thinker.text.num_layers)
-        proposer = self._proposers[drafter]
-        tokens = proposer.usual if draft_tokens is None else draft_tokens
-        if not is_whole(tokens) or not 1 <= tokens <= proposer.most:
-            raise InputError(f"draft_tokens is {tokens!r}; this drafter proposes 1 to {proposer.most} tokens a round")
-        return Drafting(proposer, drafter.params, tokens + 1)
+            proposer = proposer_for(drafter, self.config.thinker.text.num_layers)
+            self._draftings[drafter] = Drafting(proposer, drafter.params, (proposer.usual + 1,))
+        drafting = self._draftings[drafter]
+        most = drafting.proposer.most
+        if draft_tokens is None:
+            return drafting
+        if draft_tokens == "auto":
+            return replace(drafting, widths=tuple(width for width in WIDTHS if width <= most + 1))
+        if not is_whole(draft_tokens) or not 1 <= draft_tokens <= most:
+            raise InputError(
+                f"draft_tokens is {draft_tokens!r}; this drafter proposes 1 to {most} tokens a round, or 'auto'"
+            )
+        return replace(drafting, widths=(draft_tokens + 1,))
 
     def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
         text = TextStream(self.processor.tokenizer)

@@ -21,6 +21,7 @@ class Oracle:
     """
 
     taps: tuple[int, ...] = (1,)
+    most: int = 64
 
     def empty(self, params: dict, rows: int, slots: int, dtype: Any) -> jax.Array:
         """Its memory: how many tokens each row has read."""
@@ -55,4 +56,4 @@ def oracle(said: Session, width: int, lies: float = 0.0) -> Drafting:
         row[: len(tokens)] = tokens
     lie = np.random.default_rng(0).random(ids.shape) < lies
     params = {"ids": jnp.asarray(ids), "lie": jnp.asarray(lie), "length": jnp.asarray(said.lengths)}
-    return Drafting(ORACLE, params, width)
+    return Drafting(ORACLE, params, (width,))

@@ -4,31 +4,42 @@ The same tokens come out for the same seed, whatever the drafter, the width and 
 what `statistics` tells.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import DecoderConfig
 from omni_jax.decode import speculative
-from omni_jax.decode.generate import NO_TOKEN
+from omni_jax.decode.generate import CHUNK, NO_TOKEN
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
 from omni_jax.decode.speculative import Proposer, SpeculativeState, begin, decode_rounds
+from omni_jax.decode.width import WidthChooser
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Graph
 from omni_jax.ops.cache import slots_for
 
+# Timed chunks for each width, of which the fastest counts: the first one also compiles.
+TIMED_CHUNKS = 3
+
 
 @dataclass(frozen=True)
 class Drafting:
-    """How to draft: a proposer, its parameters, and how many tokens a round verifies (the one at hand included)."""
+    """How to draft: a proposer, its parameters, and how many tokens a round verifies (the one at hand included).
+
+    widths: one, or several of which the session chooses as it goes. measured: what a round of each width takes, by rows
+    and cache slots; filled in by the first session that needs it.
+    """
 
     proposer: Proposer
     params: Any
-    width: int
+    widths: tuple[int, ...]
+    measured: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
 
 
 class DraftedSession(Session):
@@ -51,6 +62,8 @@ class DraftedSession(Session):
         wanted = tuple(dict.fromkeys((*taps, *drafting.proposer.taps)))
         super().__init__(params, graph, text, batch, sampling, max_new_tokens, seed, stop_ids, wanted)
         self.drafting = drafting
+        self.chooser: WidthChooser | None = None
+        self.width = drafting.widths[0]
         self._emitted: list[np.ndarray] = []
 
     @property
@@ -65,22 +78,24 @@ class DraftedSession(Session):
         return {"rounds": rounds, "tokens_per_round": float(emitted.sum() / max(rounds, 1))}
 
     def _progress(self, steps: int) -> tuple[int, int]:
+        if self.chooser is not None:
+            self.width = self.chooser.choose()
         rounds = self._rounds(steps)
-        return rounds, rounds * self.drafting.width
+        return rounds, rounds * self.width
 
     def _rounds(self, steps: int) -> int:
-        return max(1, steps // self.drafting.width)
+        return max(1, steps // self.width)
 
     def _slots(self, drawn: int) -> int:
         # A round writes a whole block, however little of it may stand.
-        return slots_for(self.longest + min(drawn, self.max_new_tokens) + self.drafting.width)
+        return slots_for(self.longest + min(drawn, self.max_new_tokens) + max(self.drafting.widths))
 
     def _prefill(self) -> tuple[jax.Array, SpeculativeState]:
         token, state = super()._prefill()
         assert self.tapped is not None
         mine = np.asarray([self.taps.index(k) for k in self.drafting.proposer.taps], np.int32)
         self._emitted = []
-        return token, begin(
+        drafted = begin(
             (self.params, self.drafting.params),
             state,
             self.tapped[mine],
@@ -88,26 +103,56 @@ class DraftedSession(Session):
             proposer=self.drafting.proposer,
             graph=self.graph,
             slots=state.cache.slots,
-            width=self.drafting.width,
         )
+        if len(self.drafting.widths) > 1:
+            measured, key = self.drafting.measured, (len(self.lengths), state.cache.slots)
+            if key not in measured:
+                measured[key] = {width: self._seconds(drafted, width) for width in self.drafting.widths}
+            self.chooser = WidthChooser(measured[key])
+        return token, drafted
 
     def _decode(self, state: SpeculativeState, steps: int, slots: int) -> tuple[jax.Array, SpeculativeState]:
         if slots > state.decode.cache.slots:
             state = speculative.grow(state, proposer=self.drafting.proposer, slots=slots)
+        return self._run(state, self.stop_ids, self._rounds(steps))
+
+    def _run(self, state: SpeculativeState, stop_ids: np.ndarray, rounds: int) -> tuple[jax.Array, SpeculativeState]:
         return decode_rounds(
             (self.params, self.drafting.params),
             state,
-            self.stop_ids,
+            stop_ids,
             self.values,
             proposer=self.drafting.proposer,
             graph=self.graph,
             plan=self.plan,
-            rounds=self._rounds(steps),
-            width=self.drafting.width,
+            rounds=rounds,
+            width=self.width,
         )
+
+    def _seconds(self, state: SpeculativeState, width: int) -> float:
+        """What a round of `width` takes behind this prompt: chunks of them are run for nothing."""
+        self.width, seconds = width, []
+        rounds, never = self._rounds(CHUNK), np.full(self.stop_ids.shape, NO_TOKEN, np.int32)
+        for _ in range(TIMED_CHUNKS):
+            trial = jax.tree.map(jnp.copy, state)
+            going = replace(
+                trial.decode.rows, done=trial.decode.rows.done & False, remaining=trial.decode.rows.remaining + CHUNK
+            )
+            trial = replace(trial, decode=replace(trial.decode, rows=going))
+            jax.block_until_ready(trial)
+            start = time.perf_counter()
+            np.asarray(self._run(trial, never, rounds)[0])
+            seconds.append((time.perf_counter() - start) / rounds)
+        return min(seconds)
 
     def _take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
         drawn = np.asarray(tokens)
+        new = super()._take(drawn.reshape(len(drawn), -1))
         if drawn.ndim == 3:
-            self._emitted.append((drawn != NO_TOKEN).sum(axis=2).astype(np.int32))
-        return super()._take(drawn.reshape(len(drawn), -1))
+            emitted = (drawn != NO_TOKEN).sum(axis=2).astype(np.int32)
+            self._emitted.append(emitted)
+            if self.chooser is not None:
+                # The last round of a row that is done may have been cut short.
+                whole = [row[row > 0][: -1 if done else None] for row, done in zip(emitted, self.row_done, strict=True)]
+                self.chooser.observe(drawn.shape[2], np.concatenate(whole))
+        return new

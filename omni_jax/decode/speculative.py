@@ -1,6 +1,6 @@
 """Decoding in rounds: draft a block, verify it in one forward of the Thinker, keep what stands.
 
-    remember the last round's features -> draft W - 1 tokens -> Thinker on W tokens -> accept -> move the lengths
+    draft W - 1 tokens -> Thinker on W tokens -> accept -> move the lengths -> remember what the Thinker made of them
 
 A round is one step of a compiled loop, and a chunk of rounds runs without a read by the host. Nothing is copied to undo
 a rejected draft: caches hold a length per row, and slots behind it are written again. Hidden states that the drafter
@@ -30,6 +30,11 @@ class Proposer(Protocol):
     @property
     def taps(self) -> tuple[int, ...]:
         """The numbers of the Thinker's hidden states that it reads."""
+        ...
+
+    @property
+    def most(self) -> int:
+        """The most tokens that it drafts a round."""
         ...
 
     def empty(self, params: Any, rows: int, slots: int, dtype: Any) -> Any:
@@ -69,11 +74,10 @@ class Seen:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SpeculativeState:
-    """What the loop carries: the plain loop's state, the drafter's memory, and what it has still to remember."""
+    """What the loop carries: the plain loop's state and the drafter's memory of all that this has run."""
 
     decode: DecodeState
     memory: Any
-    seen: Seen
 
 
 def features_of(tapped: jax.Array) -> jax.Array:
@@ -82,7 +86,7 @@ def features_of(tapped: jax.Array) -> jax.Array:
     return jnp.moveaxis(tapped, 0, 2).reshape(B, T, n * D)
 
 
-@partial(jax.jit, static_argnames=("proposer", "graph", "slots", "width"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("proposer", "graph", "slots"), donate_argnames="state")
 def begin(
     params: tuple[dict, Any],
     state: DecodeState,
@@ -92,7 +96,6 @@ def begin(
     proposer: Proposer,
     graph: Graph,
     slots: int,
-    width: int,
 ) -> SpeculativeState:
     """The state behind a prefill that tapped hidden states [n, B, T, D] of the prompts int32 [B, T]."""
     thinker: Thinker = bind(graph, params[0])
@@ -103,9 +106,7 @@ def begin(
     following = jnp.where(jnp.arange(T) == length[:, None] - 1, state.rows.token[:, None], following)
     memory = proposer.empty(params[1], B, slots, features.dtype)
     memory = proposer.remember(params[1], thinker, memory, Seen(ids, following, features, length))
-    none = jnp.zeros((B, width), jnp.int32)
-    pending = Seen(none, none, jnp.zeros((B, width, features.shape[2]), features.dtype), jnp.zeros((B,), jnp.int32))
-    return SpeculativeState(state, memory, pending)
+    return SpeculativeState(state, memory)
 
 
 @partial(jax.jit, static_argnames=("proposer", "graph", "plan", "rounds", "width", "unroll"), donate_argnames="state")
@@ -124,7 +125,8 @@ def decode_rounds(
 ) -> tuple[jax.Array, SpeculativeState]:
     """Run up to `rounds` rounds: tokens int32 [B, rounds, W], -1 where none, and the state to go on from.
 
-    params: the Thinker's and the drafter's. The caches must hold rounds * W more tokens.
+    params: the Thinker's and the drafter's. width: W, 1 for rounds without a draft. The caches must hold as many more
+    tokens as rounds times W.
     """
     thinker: Thinker = bind(graph, params[0])
     B = state.decode.rows.token.shape[0]
@@ -132,14 +134,15 @@ def decode_rounds(
 
     def step(carry: tuple) -> tuple:
         i, state, tokens = carry
-        memory = proposer.remember(params[1], thinker, state.memory, state.seen)
-        token = state.decode.rows.token
-        drafts, memory = proposer.propose(params[1], thinker, memory, token, width)
-        block = jnp.concatenate([token[:, None], drafts], axis=1)
+        token, memory = state.decode.rows.token, state.memory
+        block = token[:, None]
+        if width > 1:
+            drafts, memory = proposer.propose(params[1], thinker, memory, token, width)
+            block = jnp.concatenate([block, drafts], axis=1)
         emitted, decode, features = _verify(thinker, block, state.decode, proposer.taps, stop_ids, values, plan, unroll)
         count = jnp.sum(emitted >= 0, axis=1, dtype=jnp.int32)
-        state = SpeculativeState(decode, memory, Seen(block, emitted, features, count))
-        return i + 1, state, jax.lax.dynamic_update_index_in_dim(tokens, emitted, i, 0)
+        memory = proposer.remember(params[1], thinker, memory, Seen(block, emitted, features, count))
+        return i + 1, SpeculativeState(decode, memory), jax.lax.dynamic_update_index_in_dim(tokens, emitted, i, 0)
 
     def going(carry: tuple) -> jax.Array:
         i, state, _ = carry

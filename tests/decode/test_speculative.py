@@ -145,6 +145,14 @@ def test_drafted_replies_stream_and_speak_alike(
     np.testing.assert_array_equal(reply.codes, plain.codes)
 
 
+def test_a_chosen_width_changes_nothing_else(omnis: Callable[[str], Omni]) -> None:
+    asked = Asked(omnis("small"), omnis("small").prepare(MIXED), Sampling())
+    plain = asked.plainly()
+    drafted = asked.drafted(replace(oracle(plain, 4, 0.3), widths=(1, 2, 4)))
+    assert drafted.rows == plain.rows and drafted.chooser is not None
+    assert set(drafted.chooser.seconds) == {1, 2, 4} and min(drafted.chooser.seconds.values()) > 0
+
+
 def test_wrong_drafters_and_lengths_are_refused(
     omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
 ) -> None:

@@ -1,0 +1,60 @@
+"""The chosen width against the best fixed one, in a simulation of what rounds cost and how often drafts stand."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from omni_jax.decode.width import WIDTHS, WidthChooser
+
+# Seconds of a round, in units of a plain step: drafts nearly free; 128 experts of which 8 work, for one row and for
+# twelve (what their bytes amount to); and a dense model with a costly drafter.
+COSTS = {
+    "flat": (1.0, 1.05, 1.1, 1.2, 1.4),
+    "experts, one row": (1.0, 1.7, 2.57, 4.25, 6.54),
+    "experts, twelve rows": (1.0, 1.4, 1.72, 1.79, 1.79),
+    "costly drafter": (1.0, 1.4, 1.5, 1.7, 2.1),
+}
+# How often draft i stands if those before it do, in round r.
+ACCEPTANCE: dict[str, Callable[[int, int], float]] = {
+    "never": lambda i, r: 0.0,
+    "half": lambda i, r: 0.5,
+    "often": lambda i, r: 0.8,
+    "nearly always": lambda i, r: 0.95,
+    "less with distance": lambda i, r: 0.9**i * 0.9,
+    "by turns": lambda i, r: 0.9 if r // 150 % 2 else 0.2,
+}
+
+
+def speed(width: int | None, cost: tuple[float, ...], stands: Callable[[int, int], float], rounds: int = 600) -> float:
+    """Tokens a second at a fixed width, or at the chosen ones."""
+    rng, seconds = np.random.default_rng(1), dict(zip(WIDTHS, cost, strict=True))
+    chooser, tokens, taken = WidthChooser(seconds), 0, 0.0
+    for r in range(rounds):
+        W = width or chooser.choose()
+        emitted = 1
+        while emitted < W and rng.random() < stands(emitted - 1, r):
+            emitted += 1
+        chooser.observe(W, np.array([emitted]))
+        tokens, taken = tokens + emitted, taken + seconds[W]
+    return tokens / taken
+
+
+@pytest.mark.parametrize("acceptance", ACCEPTANCE)
+@pytest.mark.parametrize("cost", COSTS)
+def test_it_is_never_a_tenth_slower_than_the_best_fixed_width(cost: str, acceptance: str) -> None:
+    stands = ACCEPTANCE[acceptance]
+    best = max(speed(width, COSTS[cost], stands) for width in WIDTHS)
+    assert speed(None, COSTS[cost], stands) >= 0.9 * best
+
+
+def test_what_it_believes_is_what_it_saw() -> None:
+    chooser = WidthChooser({1: 1.0, 4: 2.0})
+    for _ in range(300):
+        chooser.observe(4, np.array([1, 2, 4, 4]))
+    # Of four rounds three pass the first draft, two of these the second, and these the third.
+    assert chooser.expected(4) == pytest.approx(1 + 3 / 4 + 2 / 4 + 2 / 4, rel=0.05)
+    assert chooser.choose() == 4
+    for _ in range(300):
+        chooser.observe(4, np.array([1]))
+    assert chooser.choose() == 1
