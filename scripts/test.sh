@@ -11,6 +11,6 @@ use_venv dev
 ruff format --check .
 ruff check .
 pyright
-# Idle workers take tests from busy ones; what one has compiled, the other loads.
+# Idle workers take tests from busy ones.
 workers="$(python -c 'import os; print(min(len(os.sched_getaffinity(0)), 4))')"
 pytest --numprocesses "$workers" --dist worksteal "$@"
