@@ -11,6 +11,6 @@ use_venv dev
 ruff format --check .
 ruff check .
 pyright
-# Idle workers take tests from busy ones.
+# One file stays in one process, so that its fixtures and compiled programs are made once.
 workers="$(python -c 'import os; print(min(len(os.sched_getaffinity(0)), 4))')"
-pytest --numprocesses "$workers" --dist worksteal "$@"
+pytest --numprocesses "$workers" --dist loadfile "$@"
