@@ -9,8 +9,8 @@ out, and the ratio to one's own plain loop.
 from pathlib import Path
 from typing import Any
 
-from bench_text import text_batch
-from bench_worker import Bench, System, our_system, require, their_device, their_system, timed
+from bench_text import our_thinker, prompts, text_batch, their_thinker
+from bench_worker import Bench, System, our_system, require, their_system, timed
 
 WIDTHS = (4, 8, 16)
 ROWS = (
@@ -34,27 +34,14 @@ def figures(bench: Bench, seconds: dict[str, float]) -> dict[str, float]:
 
 def ours(bench: Bench, directory: Path | None) -> System:
     """Our sessions, plain and drafted."""
-    import jax.numpy as jnp
     from oracle import oracle
-    from tiny_configs import config_dict
 
-    from omni_jax.config import OmniConfig
     from omni_jax.decode.drafted import DraftedSession
     from omni_jax.decode.sampling import Sampling
     from omni_jax.decode.session import Session
-    from omni_jax.models.param import declare, init_params
-    from omni_jax.models.thinker import Thinker
 
-    if directory is None:
-        config = OmniConfig.from_hf(config_dict(bench.shape))
-        params = init_params(Thinker, config.thinker, dtype=jnp.dtype(bench.dtype))
-    else:
-        from convert import load_hf
-
-        tree, config = load_hf(directory, parts=("thinker",), dtype=bench.dtype)
-        params = tree["thinker"]
-    batch = text_batch(_prompts(bench).astype("int32"))
-    asked = (params, declare(Thinker, config.thinker), config.thinker.text, batch, Sampling(), bench.new, 0, (), ())
+    batch = text_batch(prompts(bench).astype("int32"))
+    asked = (*our_thinker(bench, directory), batch, Sampling(), bench.new, 0, (), ())
 
     def run(session: Session) -> Session:
         drawn = sum(len(ids) for step in session.chunks() for ids in step)
@@ -77,22 +64,10 @@ def ours(bench: Bench, directory: Path | None) -> System:
 def theirs(bench: Bench, directory: Path | None) -> System:
     """Their Thinker in the official loop's structure, with width 1 for plain decoding."""
     import torch
-    from tiny_configs import config_dict
-    from transformers import DynamicCache, Qwen3OmniMoeConfig, Qwen3OmniMoeThinkerForConditionalGeneration
+    from transformers import DynamicCache
 
-    model: Any
-    dtype, device = getattr(torch, bench.dtype), their_device(bench)
-    if directory is None:
-        torch.set_default_dtype(dtype)
-        with torch.device(device):
-            shape: Any = Qwen3OmniMoeConfig(**config_dict(bench.shape)).thinker_config
-            model = Qwen3OmniMoeThinkerForConditionalGeneration(shape).eval()
-    else:
-        from transformers import Qwen3OmniMoeForConditionalGeneration
-
-        whole: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(directory, dtype=dtype)
-        model = whole.thinker.to(device).eval()
-    prompt = torch.tensor(_prompts(bench), device=device)
+    model, device = their_thinker(bench, directory)
+    prompt = torch.tensor(prompts(bench), device=device)
 
     @torch.no_grad()
     def decode(width: int, known: Any) -> tuple[float, Any]:
@@ -125,10 +100,3 @@ def theirs(bench: Bench, directory: Path | None) -> System:
         return parts
 
     return their_system(repeat, device)
-
-
-def _prompts(bench: Bench) -> Any:
-    """Random ordinary tokens, int64 [B, T]."""
-    import numpy as np
-
-    return np.random.default_rng(0).integers(0, 200, (bench.batch, bench.prompt))

@@ -32,15 +32,12 @@ def figures(bench: Bench, seconds: dict[str, float]) -> dict[str, float]:
     }
 
 
-def ours(bench: Bench, directory: Path | None) -> System:
-    """Our Thinker, from the checkpoint or with random weights."""
+def our_thinker(bench: Bench, directory: Path | None) -> tuple[dict, Any, Any]:
+    """Our Thinker from the checkpoint or with random weights: parameters, declaration, and its text model's sizes."""
     import jax.numpy as jnp
-    import numpy as np
     from tiny_configs import config_dict
 
     from omni_jax.config import OmniConfig
-    from omni_jax.decode.sampling import Sampling
-    from omni_jax.decode.session import Session
     from omni_jax.models.param import declare, init_params
     from omni_jax.models.thinker import Thinker
 
@@ -52,35 +49,50 @@ def ours(bench: Bench, directory: Path | None) -> System:
 
         tree, config = load_hf(directory, parts=("thinker",), dtype=bench.dtype)
         params = tree["thinker"]
-    graph, batch = declare(Thinker, config.thinker), text_batch(_prompts(bench).astype(np.int32))
+    return params, declare(Thinker, config.thinker), config.thinker.text
+
+
+def ours(bench: Bench, directory: Path | None) -> System:
+    """Our Thinker, from the checkpoint or with random weights."""
+    import numpy as np
+
+    from omni_jax.decode.sampling import Sampling
+    from omni_jax.decode.session import Session
+
+    model, batch = our_thinker(bench, directory), text_batch(prompts(bench).astype(np.int32))
 
     def answer(new: int) -> None:
-        session = Session(params, graph, config.thinker.text, batch, Sampling(), new, 0, ())
+        session = Session(*model, batch, Sampling(), new, 0, ())
         drawn = sum(len(ids) for step in session.chunks() for ids in step)
         require("new tokens", drawn, bench.batch * new)
 
     return our_system(lambda: _repetition(answer, bench))
 
 
-def theirs(bench: Bench, directory: Path | None) -> System:
-    """Their Thinker, from the checkpoint or with random weights."""
+def their_thinker(bench: Bench, directory: Path | None) -> tuple[Any, str]:
+    """Their Thinker from the checkpoint or with random weights, and the device it is on."""
     import torch
     from tiny_configs import config_dict
     from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeThinkerForConditionalGeneration
 
-    model: Any
     dtype, device = getattr(torch, bench.dtype), their_device(bench)
     if directory is None:
         thinker_config: Any = Qwen3OmniMoeConfig(**config_dict(bench.shape)).thinker_config
         torch.set_default_dtype(dtype)
         with torch.device(device):
-            model = Qwen3OmniMoeThinkerForConditionalGeneration(thinker_config).eval()
-    else:
-        from transformers import Qwen3OmniMoeForConditionalGeneration
+            return Qwen3OmniMoeThinkerForConditionalGeneration(thinker_config).eval(), device
+    from transformers import Qwen3OmniMoeForConditionalGeneration
 
-        whole: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(directory, dtype=dtype)
-        model = whole.thinker.to(device).eval()
-    ids = torch.tensor(_prompts(bench), device=device)
+    whole: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+    return whole.thinker.to(device).eval(), device
+
+
+def theirs(bench: Bench, directory: Path | None) -> System:
+    """Their Thinker, from the checkpoint or with random weights."""
+    import torch
+
+    model, device = their_thinker(bench, directory)
+    ids = torch.tensor(prompts(bench), device=device)
     options = {"do_sample": False, "pad_token_id": 0}
 
     def answer(new: int) -> None:
@@ -118,7 +130,7 @@ def text_batch(token_ids: Any) -> Any:
     )
 
 
-def _prompts(bench: Bench) -> Any:
+def prompts(bench: Bench) -> Any:
     """Random ordinary tokens, int64 [B, T]."""
     import numpy as np
 

@@ -1,7 +1,7 @@
 """A session that drafts: what `Session` promises, in fewer forwards of the Thinker.
 
 The same tokens come out for the same seed, whatever the drafter, the width and the batch; only the time differs, and
-what `statistics` tells.
+what `row_stats` tells.
 """
 
 import time
@@ -135,10 +135,9 @@ class DraftedSession(Session):
         rounds, never = self._rounds(CHUNK), np.full(self.stop_ids.shape, NO_TOKEN, np.int32)
         for _ in range(TIMED_CHUNKS):
             trial = jax.tree.map(jnp.copy, state)
-            going = replace(
-                trial.decode.rows, done=trial.decode.rows.done & False, remaining=trial.decode.rows.remaining + CHUNK
-            )
-            trial = replace(trial, decode=replace(trial.decode, rows=going))
+            rows = trial.decode.rows
+            rows = replace(rows, done=jnp.zeros_like(rows.done), remaining=rows.remaining + CHUNK)
+            trial = replace(trial, decode=replace(trial.decode, rows=rows))
             jax.block_until_ready(trial)
             start = time.perf_counter()
             np.asarray(self._run(trial, never, rounds)[0])
