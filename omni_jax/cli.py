@@ -74,6 +74,10 @@ class Ask:
     """Directory of a DFlash or EAGLE-3 drafter for this model: the same answer in fewer steps."""
     draft_tokens: int | Literal["auto"] | None = None
     """Tokens that it drafts a round; by default as many as it was trained for, with auto as many as prove fastest."""
+    draft_tree: tuple[int, int] | None = None
+    """Levels and candidates of the tree that an EAGLE-3 drafter proposes; its authors take 7 10."""
+    draft_sampling: bool = False
+    """Draw the drafts too: more stand at high temperatures, and the answer is another one, drawn alike."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Weights' type; by default the checkpoint's own, on CPU float32."""
     json: bool = False
@@ -148,8 +152,8 @@ def _answer(ask: Ask) -> None:
     drafter = None
     if ask.drafter is not None:
         drafter = load_drafter(ask.drafter, dtype=ask.dtype or default_dtype())
-    elif ask.draft_tokens is not None:
-        raise InputError("--draft-tokens needs a --drafter")
+    elif ask.draft_tokens is not None or ask.draft_tree is not None or ask.draft_sampling:
+        raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
     events = omni.stream(
         messages,
         max_new_tokens=ask.max_new_tokens,
@@ -170,6 +174,8 @@ def _answer(ask: Ask) -> None:
         max_frames=ask.max_frames,
         drafter=drafter,
         draft_tokens=ask.draft_tokens,
+        draft_tree=ask.draft_tree,
+        draft_sampling=ask.draft_sampling,
     )
     reply = _follow(ask, events)
     if not isinstance(ask, Stream):

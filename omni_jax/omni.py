@@ -15,16 +15,15 @@ import numpy as np
 
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
-from omni_jax.decode.drafted import DraftedSession, Drafting
+from omni_jax.decode.drafted import DraftedSession
+from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.generate import forward
 from omni_jax.decode.media import encode_media
-from omni_jax.decode.proposers import proposer_for
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session, is_whole, pad_length
+from omni_jax.decode.session import Session, pad_length
 from omni_jax.decode.speech import SpeechSession, Voice
 from omni_jax.decode.vocode import Vocoder, as_codes, vocode
-from omni_jax.decode.width import WIDTHS
-from omni_jax.drafter import Drafter, check_drafter
+from omni_jax.drafter import Drafter
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
@@ -86,7 +85,7 @@ class Omni:
         self.params = params
         self.config = config
         self.processor = processor
-        self._draftings: dict[Drafter, Drafting] = {}
+        self._draftings = Draftings(config)
         self.graphs = {part: declare(PARTS[part], getattr(config, part)) for part in params}
 
     @property
@@ -176,6 +175,8 @@ class Omni:
         max_frames: int = 4096,
         drafter: Drafter | None = None,
         draft_tokens: int | Literal["auto"] | None = None,
+        draft_tree: tuple[int, int] | None = None,
+        draft_sampling: bool = False,
     ) -> Reply | list[Reply]:
         """Answer one conversation, or each of a list of them (rows may hold different media).
 
@@ -184,14 +185,17 @@ class Omni:
         sampled per second of video. speech: say the replies too, as `speaker` (one for all rows or one per row), for at
         most `max_frames` frames of 80 ms; the penalty is on codes said before, also when greedy. drafter: proposes
         `draft_tokens` tokens a round, by default as many as it was trained for; "auto" measures once what rounds take,
-        and follows what stands. It changes the time and nothing else. Raises InputError for messages, media or settings
-        that cannot be used, and for a prompt that does not fit the context together with its reply.
+        and follows what stands; an EAGLE-3 drafter may propose a tree of `draft_tree` levels and candidates, (7, 10) by
+        its authors. It changes the time and nothing else, unless with `draft_sampling` drafts are drawn too: at high
+        temperatures more of them stand, and the reply is another one from the same distribution. Raises InputError for
+        messages, media or settings that cannot be used, and for a prompt that does not fit the context together with
+        its reply.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
         voice = self._voice(speaker, drawing, max_frames) if speech else None
         batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps)
-        drafting = self._drafting(drafter, draft_tokens)
+        drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
         session, speaking = self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice, drafting)
         for _ in session.chunks():
             pass
@@ -222,6 +226,8 @@ class Omni:
         max_frames: int = 4096,
         drafter: Drafter | None = None,
         draft_tokens: int | Literal["auto"] | None = None,
+        draft_tree: tuple[int, int] | None = None,
+        draft_sampling: bool = False,
     ) -> Iterator[Event]:
         """Answer one conversation piece by piece; arguments as in `generate`.
 
@@ -235,7 +241,7 @@ class Omni:
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
         voice = self._voice(speaker, drawing, max_frames) if speech else None
         batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps)
-        drafting = self._drafting(drafter, draft_tokens)
+        drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
         return self._events(*self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice, drafting))
 
     def _voice(self, speaker: str | Sequence[str], drawing: tuple[float, int, float, float], max_frames: int) -> Voice:
@@ -270,26 +276,6 @@ class Omni:
             return session, None
         graph, talker = self._part("talker")
         return session, SpeechSession(talker, graph, params["embed"], self.config, batch, session, voice)
-
-    def _drafting(self, drafter: Drafter | None, draft_tokens: int | Literal["auto"] | None) -> Drafting | None:
-        """How to draft; InputError for a drafter of another model or a number of tokens that it cannot draft."""
-        if drafter is None:
-            return None
-        if drafter not in self._draftings:
-            check_drafter(drafter, self.config)
-            proposer = proposer_for(drafter, self.config.thinker.text.num_layers)
-            self._draftings[drafter] = Drafting(proposer, drafter.params, (proposer.usual + 1,))
-        drafting = self._draftings[drafter]
-        most = drafting.proposer.most
-        if draft_tokens is None:
-            return drafting
-        if draft_tokens == "auto":
-            return replace(drafting, widths=tuple(width for width in WIDTHS if width <= most + 1))
-        if not is_whole(draft_tokens) or not 1 <= draft_tokens <= most:
-            raise InputError(
-                f"draft_tokens is {draft_tokens!r}; this drafter proposes 1 to {most} tokens a round, or 'auto'"
-            )
-        return replace(drafting, widths=(draft_tokens + 1,))
 
     def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
         text = TextStream(self.processor.tokenizer)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omni_jax.decode.drafted import Drafting
+from omni_jax.decode.drafting import Drafting
+from omni_jax.decode.drafts import Chooser, Drafts
 from omni_jax.decode.session import Session
 from omni_jax.decode.speculative import Seen
 from omni_jax.models.thinker import Thinker
@@ -21,6 +22,7 @@ class Oracle:
     """
 
     taps: tuple[int, ...] = (1,)
+    usual: int = 15
     most: int = 64
 
     def empty(self, params: dict, rows: int, slots: int, dtype: Any) -> jax.Array:
@@ -35,14 +37,22 @@ class Oracle:
         """Count what was read."""
         return memory + seen.count
 
+    def gives(self, width: int) -> int:
+        """As many as it drafts, and one."""
+        return width
+
+    def writes(self, width: int) -> int:
+        """The same."""
+        return width
+
     def propose(
-        self, params: dict, thinker: Thinker, memory: jax.Array, token: jax.Array, width: int
-    ) -> tuple[jax.Array, jax.Array]:
+        self, params: dict, thinker: Thinker, memory: jax.Array, token: jax.Array, width: int, choose: Chooser
+    ) -> tuple[Drafts, jax.Array]:
         """The tokens that follow, or lies."""
         at = (memory - params["length"])[:, None] + 1 + jnp.arange(width - 1)
         at = jnp.minimum(at, params["ids"].shape[1] - 1)
         drafts, lies = (jnp.take_along_axis(params[name], at, axis=1) for name in ("ids", "lie"))
-        return jnp.where(lies, (drafts + 1) % thinker.embed.shape[0], drafts), memory
+        return Drafts.chain(token, jnp.where(lies, (drafts + 1) % thinker.embed.shape[0], drafts)), memory
 
 
 # One for all, because what is compiled is kept by drafter.

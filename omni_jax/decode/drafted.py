@@ -6,8 +6,7 @@ what `row_stats` tells.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,11 @@ import numpy as np
 
 from omni_jax.config import DecoderConfig
 from omni_jax.decode import speculative
+from omni_jax.decode.drafting import Drafting
 from omni_jax.decode.generate import CHUNK, NO_TOKEN
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
-from omni_jax.decode.speculative import Proposer, SpeculativeState, begin, decode_rounds
+from omni_jax.decode.speculative import SpeculativeState, begin, decode_rounds
 from omni_jax.decode.width import WidthChooser
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Graph
@@ -26,20 +26,6 @@ from omni_jax.ops.cache import slots_for
 
 # Timed chunks for each width, of which the fastest counts: the first one also compiles.
 TIMED_CHUNKS = 3
-
-
-@dataclass(frozen=True)
-class Drafting:
-    """How to draft: a proposer, its parameters, and how many tokens a round verifies (the one at hand included).
-
-    widths: one, or several of which the session chooses as it goes. measured: what a round of each width takes, by rows
-    and cache slots; filled in by the first session that needs it.
-    """
-
-    proposer: Proposer
-    params: Any
-    widths: tuple[int, ...]
-    measured: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
 
 
 class DraftedSession(Session):
@@ -81,14 +67,15 @@ class DraftedSession(Session):
         if self.chooser is not None:
             self.width = self.chooser.choose()
         rounds = self._rounds(steps)
-        return rounds, rounds * self.width
+        return rounds, rounds * self.drafting.proposer.gives(self.width)
 
     def _rounds(self, steps: int) -> int:
-        return max(1, steps // self.width)
+        return max(1, steps // self.drafting.proposer.gives(self.width))
 
     def _slots(self, drawn: int) -> int:
-        # A round writes a whole block, however little of it may stand.
-        return slots_for(self.longest + min(drawn, self.max_new_tokens) + max(self.drafting.widths))
+        # A round writes all that it drafts, however little of it may stand.
+        written = max(map(self.drafting.proposer.writes, self.drafting.widths))
+        return slots_for(self.longest + min(drawn, self.max_new_tokens) + written)
 
     def _prefill(self) -> tuple[jax.Array, SpeculativeState]:
         token, state = super()._prefill()
@@ -127,6 +114,7 @@ class DraftedSession(Session):
             plan=self.plan,
             rounds=rounds,
             width=self.width,
+            drawn=self.drafting.drawn,
         )
 
     def _seconds(self, state: SpeculativeState, width: int) -> float:

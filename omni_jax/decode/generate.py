@@ -50,9 +50,9 @@ class DecodeState:
     rope_delta: jax.Array
     rows: Rows
 
-    def positions(self, tokens: int) -> jax.Array:
-        """Positions float32 [3, B, T] of the next `tokens` tokens."""
-        at = (self.cache.length + self.rope_delta)[:, None] + jnp.arange(tokens)
+    def positions(self, offset: jax.Array) -> jax.Array:
+        """Positions float32 [3, B, T] of tokens `offset` int32 [T] or [B, T] behind what the cache holds."""
+        at = (self.cache.length + self.rope_delta)[:, None] + offset
         return jnp.broadcast_to(at, (3, *at.shape))
 
 
@@ -132,7 +132,7 @@ def decode_chunk(
     def step(carry: tuple) -> tuple:
         i, state, tokens = carry
         x = thinker.embed_tokens(state.rows.token[:, None])
-        hidden, cache, _ = thinker.extend(x, state.positions(1), state.cache, unroll=unroll)
+        hidden, cache, _ = thinker.extend(x, state.positions(jnp.arange(1)), state.cache, unroll=unroll)
         cache = replace(cache, length=jnp.where(state.rows.done, state.cache.length, cache.length))
         token, rows = draw(thinker.logits(hidden[:, 0]), state.rows, cache.length, stop_ids, values, plan)
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))
@@ -170,7 +170,11 @@ def draw(
 
     Stop ids and the budget end a row after their token.
     """
-    drawn = sample(logits, rows.keys, position, rows.seen, values, plan)
+    return book(sample(logits, rows.keys, position, rows.seen, values, plan), rows, stop_ids, plan)
+
+
+def book(drawn: jax.Array, rows: Rows, stop_ids: Array, plan: Plan) -> tuple[jax.Array, Rows]:
+    """Give each row the token that was drawn for it, int32 [B]: these, -1 where a row is done, and the rows."""
     token = jnp.where(rows.done, NO_TOKEN, drawn)
     remaining = rows.remaining - ~rows.done
     done = rows.done | jnp.isin(drawn, stop_ids) | (remaining <= 0)

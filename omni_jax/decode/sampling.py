@@ -86,21 +86,42 @@ def sample(
     keys: one typed key per row. position: int32 [B], where the token will stand in its row. seen: bool [B, V] when
     the plan is penalised.
     """
+    logits = filtered(logits, seen, values, plan)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32) if plan.greedy else draw_keyed(logits, keys, position)
+
+
+def filtered(logits: jax.Array, seen: jax.Array | None, values: dict, plan: Plan) -> jax.Array:
+    """The float32 logits [B, V] that a token is drawn from, unnormalised; -inf for tokens that cannot be drawn."""
     if seen is not None and plan.penalised:
         logits = penalise(logits, seen, values["repetition_penalty"])
     if plan.greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return logits
     logits = logits / values["temperature"]
-    draw = jax.vmap(lambda key, at, row: jax.random.categorical(jax.random.fold_in(key, at), row))
     if not plan.candidates:
-        return draw(keys, position, logits).astype(jnp.int32)
-    top, ids = jax.lax.top_k(logits, plan.candidates)
-    top = jnp.where(jnp.arange(plan.candidates) < values["top_k"], top, -jnp.inf)
+        return logits
+    candidates = min(plan.candidates, logits.shape[-1])
+    top, ids = jax.lax.top_k(logits, candidates)
+    top = jnp.where(jnp.arange(candidates) < values["top_k"], top, -jnp.inf)
     kept = jnp.where(_keep(top, values["top_p"], values["min_p"]), top, -jnp.inf)
-    # The draw is over token ids, not ranks, so that near-ties that change places do not change it.
+    # Over token ids, not ranks, so that near-ties that change places do not change a draw.
     rows = jnp.arange(logits.shape[0])[:, None]
-    filtered = jnp.full_like(logits, -jnp.inf).at[rows, ids].set(kept)
-    return draw(keys, position, filtered).astype(jnp.int32)
+    return jnp.full_like(logits, -jnp.inf).at[rows, ids].set(kept)
+
+
+def draw_keyed(logits: jax.Array, keys: jax.Array, position: jax.Array, *more: int) -> jax.Array:
+    """Tokens int32 [B] from logits [B, V], each with its row's key, its position int32 [B] and further numbers."""
+
+    def one(key: jax.Array, at: jax.Array, row: jax.Array) -> jax.Array:
+        return jax.random.categorical(fold(key, at, *more), row)
+
+    return jax.vmap(one)(keys, position, logits).astype(jnp.int32)
+
+
+def fold(key: jax.Array, *numbers: jax.Array | int) -> jax.Array:
+    """The key that belongs to `numbers`."""
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return key
 
 
 def _keep(top: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:

@@ -2,6 +2,9 @@
 
     draft W - 1 tokens -> Thinker on W tokens -> accept -> move the lengths -> remember what the Thinker made of them
 
+A draft is a chain or a tree. The nodes of a tree lie in the slots behind a row as a chain does, each seeing its own
+ancestors, and those on the path that stands are moved together afterwards.
+
 A round is one step of a compiled loop, and a chunk of rounds runs without a read by the host. Nothing is copied to undo
 a rejected draft: caches hold a length per row, and slots behind it are written again. Hidden states that the drafter
 reads are captured by the verifying forward itself.
@@ -17,11 +20,13 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from omni_jax.decode.accept import accept
+from omni_jax.decode.accept import accept, accept_drawn
+from omni_jax.decode.drafts import Chooser, Drafts
 from omni_jax.decode.generate import NO_TOKEN, Array, DecodeState
 from omni_jax.decode.sampling import Plan
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Thinker
+from omni_jax.ops.attention import tree_mask
 
 
 class Proposer(Protocol):
@@ -30,6 +35,11 @@ class Proposer(Protocol):
     @property
     def taps(self) -> tuple[int, ...]:
         """The numbers of the Thinker's hidden states that it reads."""
+        ...
+
+    @property
+    def usual(self) -> int:
+        """Tokens that it drafts a round unless told."""
         ...
 
     @property
@@ -50,9 +60,17 @@ class Proposer(Protocol):
         ...
 
     def propose(
-        self, params: Any, thinker: Thinker, memory: Any, token: jax.Array, width: int
-    ) -> tuple[jax.Array, Any]:
-        """Drafts int32 [B, width - 1] behind the token at hand, int32 [B], and the memory, which recalls as much."""
+        self, params: Any, thinker: Thinker, memory: Any, token: jax.Array, width: int, choose: Chooser
+    ) -> tuple[Drafts, Any]:
+        """`width` tokens from the one at hand on, int32 [B], and the memory, which recalls as much as before."""
+        ...
+
+    def gives(self, width: int) -> int:
+        """The most tokens that a round of `width` can give."""
+        ...
+
+    def writes(self, width: int) -> int:
+        """The most slots behind a row that a round of `width` writes."""
         ...
 
 
@@ -109,7 +127,11 @@ def begin(
     return SpeculativeState(state, memory)
 
 
-@partial(jax.jit, static_argnames=("proposer", "graph", "plan", "rounds", "width", "unroll"), donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("proposer", "graph", "plan", "rounds", "width", "drawn", "unroll"),
+    donate_argnames="state",
+)
 def decode_rounds(
     params: tuple[dict, Any],
     state: SpeculativeState,
@@ -121,27 +143,30 @@ def decode_rounds(
     plan: Plan,
     rounds: int,
     width: int,
+    drawn: bool = False,
     unroll: int = 1,
 ) -> tuple[jax.Array, SpeculativeState]:
-    """Run up to `rounds` rounds: tokens int32 [B, rounds, W], -1 where none, and the state to go on from.
+    """Run up to `rounds` rounds: tokens int32 [B, rounds, n], -1 where none, and the state to go on from.
 
-    params: the Thinker's and the drafter's. width: W, 1 for rounds without a draft. The caches must hold as many more
-    tokens as rounds times W.
+    n is the most that a round gives. params: the Thinker's and the drafter's. width: W, the tokens that a round
+    verifies, 1 for rounds without a draft. drawn: whether drafts are drawn as the plan says, not greedily. The caches
+    must have room for what the rounds give and the last one writes.
     """
     thinker: Thinker = bind(graph, params[0])
     B = state.decode.rows.token.shape[0]
-    tokens = jnp.full((rounds, B, width), NO_TOKEN, jnp.int32)
+    tokens = jnp.full((rounds, B, proposer.gives(width)), NO_TOKEN, jnp.int32)
+    draft_plan = plan if drawn else Plan(greedy=True, penalised=False, candidates=0)
 
     def step(carry: tuple) -> tuple:
         i, state, tokens = carry
-        token, memory = state.decode.rows.token, state.memory
-        block = token[:, None]
+        rows, memory = state.decode.rows, state.memory
         if width > 1:
-            drafts, memory = proposer.propose(params[1], thinker, memory, token, width)
-            block = jnp.concatenate([block, drafts], axis=1)
-        emitted, decode, features = _verify(thinker, block, state.decode, proposer.taps, stop_ids, values, plan, unroll)
-        count = jnp.sum(emitted >= 0, axis=1, dtype=jnp.int32)
-        memory = proposer.remember(params[1], thinker, memory, Seen(block, emitted, features, count))
+            choose = Chooser(rows.keys, state.decode.cache.length + 1, values, draft_plan)
+            drafts, memory = proposer.propose(params[1], thinker, memory, rows.token, width, choose)
+        else:
+            drafts = Drafts.chain(rows.token, jnp.zeros((B, 0), jnp.int32))
+        emitted, decode, seen = _verify(thinker, drafts, state.decode, proposer.taps, stop_ids, values, plan, unroll)
+        memory = proposer.remember(params[1], thinker, memory, seen)
         return i + 1, SpeculativeState(decode, memory), jax.lax.dynamic_update_index_in_dim(tokens, emitted, i, 0)
 
     def going(carry: tuple) -> jax.Array:
@@ -161,19 +186,32 @@ def grow(state: SpeculativeState, *, proposer: Proposer, slots: int) -> Speculat
 
 def _verify(
     thinker: Thinker,
-    block: jax.Array,
+    drafts: Drafts,
     state: DecodeState,
     taps: tuple[int, ...],
     stop_ids: Array,
     values: dict,
     plan: Plan,
     unroll: int,
-) -> tuple[jax.Array, DecodeState, jax.Array]:
-    """Run a block int32 [B, W] through the Thinker: what is emitted int32 [B, W], the state behind it, the features."""
+) -> tuple[jax.Array, DecodeState, Seen]:
+    """Run drafts through the Thinker: what is emitted int32 [B, n], the state behind it, and what was seen."""
     length = state.cache.length
-    x = thinker.embed_tokens(block)
-    hidden, cache, tapped = thinker.extend(x, state.positions(block.shape[1]), state.cache, taps=taps, unroll=unroll)
-    emitted, rows = accept(thinker.logits(hidden), block[:, 1:], state.rows, length, stop_ids, values, plan)
+    x = thinker.embed_tokens(drafts.token_ids)
+    if drafts.is_chain:
+        position, mask = state.positions(jnp.arange(x.shape[1])), None
+    else:
+        ancestors = drafts.ancestors()
+        position = state.positions(jnp.sum(ancestors, axis=2) - 1)
+        mask = tree_mask(length, ancestors, state.cache.slots)
+    hidden, cache, tapped = thinker.extend(x, position, state.cache, taps=taps, unroll=unroll, mask=mask)
+    rule = accept if drafts.log_probs is None else accept_drawn
+    emitted, path, rows = rule(thinker.logits(hidden), drafts, state.rows, length, stop_ids, values, plan)
+    cache, token_ids = replace(cache, length=length), drafts.token_ids
+    if not drafts.is_chain:
+        cache = cache.pick(path)
+        token_ids = jnp.take_along_axis(token_ids, path, axis=1)
+        tapped = jnp.take_along_axis(tapped, path[None, ..., None], axis=2)
     # Emitted tokens but the last have been run, and so has the token at hand.
-    cache = replace(cache, length=length + jnp.sum(emitted >= 0, axis=1, dtype=jnp.int32))
-    return emitted, replace(state, cache=cache, rows=rows), features_of(tapped)
+    count = jnp.sum(emitted >= 0, axis=1, dtype=jnp.int32)
+    state = replace(state, cache=cache.advance(count), rows=rows)
+    return emitted, state, Seen(token_ids, emitted, features_of(tapped), count)

@@ -23,6 +23,7 @@ from flax import nnx
 
 from omni_jax.config import DecoderConfig
 from omni_jax.models.param import RMSNorm, param, project
+from omni_jax.ops.attention import attend as attend_masked
 from omni_jax.ops.attention import causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.moe import moe, route
@@ -157,15 +158,19 @@ class DecoderLayers(nnx.Module):
         first: jax.Array | None = None,
         taps: tuple[int, ...] = (),
         unroll: int = 1,
+        mask: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache, jax.Array]:
         """Run x [B, T, D] behind what each row of the cache holds; returns as `whole`, T tokens more in the cache.
 
-        first: int32 [B], the first slot of each row that holds a token; 0 by default.
+        first: int32 [B], the first slot of each row that holds a token; 0 by default. mask: bool [B, T, S], the slots
+        that each token sees, itself included; by default all up to its own.
         """
         window = self.config.sliding_window
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache | None, l: Any) -> jax.Array:
             assert cache is not None
+            if mask is not None:
+                return attend_masked(q, cache.k[l], cache.v[l], mask)
             return causal_attention(q, cache.k[l], cache.v[l], cache.length, first, window)
 
         x, extended, tapped = self.run(x, rope, cache, attend, None, taps, unroll)

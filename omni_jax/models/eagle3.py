@@ -123,14 +123,3 @@ class Eagle3(nnx.Module):
     def to_target(self, draft_ids: jax.Array) -> jax.Array:
         """Ids of the draft vocabulary int32 [...] -> token ids int32 [...]."""
         return draft_ids + self.d2t[...][draft_ids].astype(jnp.int32)
-
-
-def tree_mask(length: jax.Array, ancestors: jax.Array, slots: int) -> jax.Array:
-    """The mask bool [B, T, slots] of T nodes for `extend`: what a row held at `length` int32 [B], and some nodes.
-
-    ancestors: bool [B, T, n], which of the n nodes behind `length` each of the T sees, itself included.
-    """
-    B, T, n = ancestors.shape
-    node = jnp.broadcast_to((jnp.arange(slots) - length[:, None])[:, None], (B, T, slots))
-    seen = jnp.take_along_axis(ancestors, jnp.clip(node, 0, n - 1), axis=2)
-    return (node < 0) | ((node < n) & seen)

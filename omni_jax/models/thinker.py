@@ -85,10 +85,20 @@ class Thinker(nnx.Module):
         return x, cache, tapped
 
     def extend(
-        self, x: jax.Array, position_ids: jax.Array, cache: KVCache, taps: tuple[int, ...] = (), unroll: int = 1
+        self,
+        x: jax.Array,
+        position_ids: jax.Array,
+        cache: KVCache,
+        taps: tuple[int, ...] = (),
+        unroll: int = 1,
+        mask: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache, jax.Array]:
-        """Embedded tokens [B, T, D] behind what the cache holds -> normed states, cache, taps [n, B, T, D]."""
-        x, cache, tapped = self.layers.extend(x, self._rope(position_ids, x), cache, taps=taps, unroll=unroll)
+        """Embedded tokens [B, T, D] behind what the cache holds -> normed states, cache, taps [n, B, T, D].
+
+        mask: bool [B, T, S], the slots that each token sees, itself included; by default all up to its own.
+        """
+        rotation = self._rope(position_ids, x)
+        x, cache, tapped = self.layers.extend(x, rotation, cache, taps=taps, unroll=unroll, mask=mask)
         x, tapped = self._finish(x, tapped, taps)
         return x, cache, tapped
 

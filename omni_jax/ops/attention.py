@@ -74,6 +74,17 @@ def causal_mask(query: jax.Array, S: int, offset: jax.Array, first: jax.Array | 
     return mask
 
 
+def tree_mask(length: jax.Array, ancestors: jax.Array, S: int) -> jax.Array:
+    """Bool [B, T, S] for T nodes of a tree: each sees what its row held at `length` int32 [B], and some nodes.
+
+    ancestors: bool [B, T, n], which of the n nodes behind `length` each of the T sees, itself included.
+    """
+    B, T, n = ancestors.shape
+    node = jnp.broadcast_to((jnp.arange(S) - length[:, None])[:, None], (B, T, S))
+    seen = jnp.take_along_axis(ancestors, jnp.clip(node, 0, n - 1), axis=2)
+    return (node < 0) | ((node < n) & seen)
+
+
 def causal_attention(
     q: jax.Array,
     k: jax.Array,

@@ -46,6 +46,18 @@ class KVCache:
         """Count `tokens` (int32 [B] or one number) more slots as valid."""
         return replace(self, length=self.length + tokens)
 
+    def pick(self, nodes: jax.Array) -> "KVCache":
+        """Keep of the slots behind each row's length only some, in order: those numbered `nodes` int32 [B, T]."""
+        slot = self.length[:, None] + nodes
+
+        def picked(buffer: jax.Array) -> jax.Array:
+            kept = jnp.take_along_axis(buffer, slot[None, :, None, :, None], axis=3)
+            for b in range(len(nodes)):
+                buffer = jax.lax.dynamic_update_slice(buffer, kept[:, b : b + 1], (0, b, 0, self.length[b], 0))
+            return buffer
+
+        return replace(self, k=picked(self.k), v=picked(self.v))
+
     def grow(self, slots: int) -> "KVCache":
         """The same content in `slots` slots."""
         pad = [(0, 0)] * 3 + [(0, slots - self.slots), (0, 0)]

@@ -1,14 +1,17 @@
-"""The acceptance rule emits what the target would have drawn by itself, one token after the other."""
+"""The acceptance rules emit what the target would have drawn by itself, one token after the other."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
-from omni_jax.decode.accept import accept
+from omni_jax.decode.accept import accept, accept_drawn
+from omni_jax.decode.drafts import Chooser, Drafts
 from omni_jax.decode.generate import NO_TOKEN, Rows
-from omni_jax.decode.sampling import Sampling, sample
+from omni_jax.decode.sampling import Sampling, filtered, sample
 from omni_jax.decode.session import row_keys
 
 V, B, W = 11, 3, 5
@@ -70,10 +73,90 @@ def test_it_emits_what_one_by_one_would_be_drawn(seed: int, truth: float, stop: 
             for (tokens, *_), ok, draft in zip(free, right, drafts[:, j], strict=True)
         ]
     stop_ids = np.asarray(sorted(stop), np.int32)
-    tokens, after = jax.jit(accept, static_argnums=6)(logits, drafts, rows, length, stop_ids, how.values(), how.plan(V))
+    block = Drafts.chain(rows.token, jnp.asarray(drafts))
+    tokens, _, after = jax.jit(accept, static_argnums=6)(
+        logits, block, rows, length, stop_ids, how.values(), how.plan(V)
+    )
     for b, (want, done, remaining, seen) in enumerate(one_by_one(logits, drafts, rows, length, stop, how)):
         assert tokens[b].tolist() == want + [NO_TOKEN] * (W - len(want))
         assert bool(after.done[b]) == done and int(after.remaining[b]) == remaining
         np.testing.assert_array_equal(after.seen[b], seen)
         if want and not done:
             assert int(after.token[b]) == want[-1], "the last token is the next one to run"
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), how=st.sampled_from([Sampling(), Sampling(1.0, top_k=4)]))
+def test_a_tree_is_walked_along_what_would_be_drawn(seed: int, how: Sampling) -> None:
+    rng = np.random.default_rng(seed)
+    nodes = 12
+    logits = rng.standard_normal((B, nodes, V)).astype(np.float32) * 2
+    length = rng.integers(1, 100, B).astype(np.int32)
+    rows = rows_at(rng.random(B) < 0.2, rng.integers(1, 6, B), np.zeros((B, 0), bool))
+    parent, token_ids = np.full((B, nodes), -1), rng.integers(0, V, (B, nodes))
+    for b in range(B):
+        for n in range(1, nodes):
+            parent[b, n] = rng.integers(0, n)
+            taken = {int(token_ids[b, m]) for m in range(1, n) if parent[b, m] == parent[b, n]}
+            token_ids[b, n] = rng.choice([token for token in range(V) if token not in taken])
+    drafts = Drafts(jnp.asarray(token_ids, jnp.int32), jnp.asarray(parent, jnp.int32), longest=6)
+    tokens, path, after = jax.jit(accept, static_argnums=6)(
+        logits, drafts, rows, length, np.zeros(0, np.int32), how.values(), how.plan(V)
+    )
+    for b in range(B):
+        node, want, nodes_seen = 0, [], []
+        while not rows.done[b] and len(want) < min(int(rows.remaining[b]), 6):
+            at = jnp.asarray([length[b] + 1 + len(want)])
+            drawn = sample(
+                jnp.asarray(logits[b : b + 1, node]), rows.keys[b : b + 1], at, None, how.values(), how.plan(V)
+            )
+            want.append(int(drawn[0]))
+            nodes_seen.append(node)
+            behind = [n for n in range(nodes) if parent[b, n] == node and token_ids[b, n] == want[-1]]
+            if not behind:
+                break
+            node = behind[0]
+        assert tokens[b].tolist() == want + [NO_TOKEN] * (6 - len(want))
+        assert path[b, : len(want)].tolist() == nodes_seen
+        assert int(after.remaining[b]) == int(rows.remaining[b]) - len(want)
+
+
+def test_ancestors_by_hand() -> None:
+    parent = jnp.asarray([[-1, 0, 1, 1, 3, 4]])
+    seen = Drafts(jnp.zeros((1, 6), jnp.int32), parent, longest=5).ancestors()[0].astype(int)
+    assert seen.tolist() == [
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0],
+        [1, 1, 0, 1, 1, 1],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [Sampling(1.0), Sampling(0.8, top_k=5), Sampling(1.0, top_p=0.8)])
+def test_drawn_drafts_leave_the_distribution_of_the_target(how: Sampling) -> None:
+    """Many rows of one problem: each emitted token follows the target, whatever the drafts were drawn from."""
+    n, rng = 30_000, np.random.default_rng(0)
+    p, q = rng.standard_normal((W, V)).astype(np.float32) * 1.5, rng.standard_normal((W - 1, V)).astype(np.float32)
+    plan, values = how.plan(V), how.values()
+    keys, length = row_keys(list(range(n)), n), jnp.full((n,), 9, jnp.int32)
+    rows = Rows(jnp.zeros(n, jnp.int32), jnp.zeros(n, bool), jnp.full(n, 99), jnp.zeros((n, 0), bool), keys)
+
+    @jax.jit
+    def rounds(rows: Rows) -> tuple[jax.Array, jax.Array]:
+        choose = Chooser(keys, length + 1, values, plan)
+        chosen, drawn_from = jax.vmap(choose, in_axes=(1, 0), out_axes=1)(
+            jnp.broadcast_to(q, (n, W - 1, V)), jnp.arange(W - 1)
+        )
+        drafts = Drafts.chain(rows.token, chosen, drawn_from)
+        logits = jnp.broadcast_to(p, (n, W, V))
+        return accept_drawn(logits, drafts, rows, length, jnp.zeros(0, jnp.int32), values, plan)[0], chosen
+
+    tokens, chosen = (np.asarray(x) for x in rounds(rows))
+    count = (tokens >= 0).sum(axis=1)
+    for i in range(W):
+        drawn = tokens[count > i, i]
+        kept = np.asarray(jax.nn.softmax(filtered(jnp.asarray(p[i : i + 1]), None, values, plan))[0], np.float64)
+        assert set(drawn.tolist()) <= set(np.flatnonzero(kept).tolist())
+        seen = np.bincount(drawn, minlength=V)[kept > 0]
+        assert chisquare(seen, kept[kept > 0] / kept.sum() * len(drawn)).pvalue > 1e-3
+    stood = (tokens[:, :-1] == chosen).cumprod(axis=1).sum(axis=1)
+    assert ((count == stood + 1) | (count == W)).all()
+    assert 0.2 < (stood > 0).mean() < 0.95

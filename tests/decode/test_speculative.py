@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from oracle import oracle
 
-from omni_jax.decode.drafted import DraftedSession, Drafting
+from omni_jax.decode.drafted import DraftedSession
+from omni_jax.decode.drafting import Drafting
 from omni_jax.decode.generate import CHUNK
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session

@@ -1,0 +1,65 @@
+"""How a request drafts: from a drafter and the request's settings to what a session is told."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from omni_jax.config import OmniConfig
+from omni_jax.decode.proposers import proposer_for
+from omni_jax.decode.session import is_whole
+from omni_jax.decode.speculative import Proposer
+from omni_jax.decode.width import WIDTHS
+from omni_jax.drafter import Drafter, check_drafter
+from omni_jax.errors import InputError
+
+# Levels of a drafted tree, and children of each node.
+Tree = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """How to draft: a proposer, its parameters, and how many tokens a round verifies (the one at hand included).
+
+    widths: one, or several of which the session chooses as it goes. drawn: whether drafts are drawn as the request says
+    and verified by rejection. measured: what a round of each width takes, by rows and cache slots; filled in by the
+    first session that needs it.
+    """
+
+    proposer: Proposer
+    params: Any
+    widths: tuple[int, ...]
+    drawn: bool = False
+    measured: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
+
+
+class Draftings:
+    """What a model's drafters were found to be, so that each is checked, compiled and measured once."""
+
+    def __init__(self, config: OmniConfig):
+        self.config = config
+        self._known: dict[tuple[Drafter, Tree | None], Drafting] = {}
+
+    def settle(
+        self, drafter: Drafter | None, tokens: int | Literal["auto"] | None, tree: Tree | None, drawn: bool
+    ) -> Drafting | None:
+        """How a request drafts, None if it does not; InputError for a drafter of another model or wrong settings."""
+        if drafter is None:
+            return None
+        drafting = self._with(drafter, tree)
+        if drawn and tree is not None:
+            raise InputError("draft_sampling and draft_tree exclude each other: a tree holds the likeliest tokens")
+        most = drafting.proposer.most
+        if tokens is None:
+            return replace(drafting, drawn=drawn)
+        if tokens == "auto" and tree is None:
+            return replace(drafting, drawn=drawn, widths=tuple(width for width in WIDTHS if width <= most + 1))
+        if isinstance(tokens, str) or not is_whole(tokens) or not 1 <= tokens <= most:
+            auto = ", or 'auto'" if tree is None else " with this draft_tree"
+            raise InputError(f"draft_tokens is {tokens!r}; this drafter proposes 1 to {most} tokens a round{auto}")
+        return replace(drafting, drawn=drawn, widths=(tokens + 1,))
+
+    def _with(self, drafter: Drafter, tree: Tree | None) -> Drafting:
+        if (drafter, tree) not in self._known:
+            check_drafter(drafter, self.config)
+            proposer = proposer_for(drafter, self.config.thinker.text.num_layers, tree)
+            self._known[drafter, tree] = Drafting(proposer, drafter.params, (proposer.usual + 1,))
+        return self._known[drafter, tree]

@@ -1,0 +1,168 @@
+"""Trees of drafts: EAGLE-3's own against its description, and that drafting them changes no reply."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from make_tiny_drafter import draft_config_dict
+from oracle import Oracle, oracle
+
+from omni_jax.decode.drafting import Drafting
+from omni_jax.decode.drafts import Chooser, Drafts
+from omni_jax.decode.proposers import Pairs, TreeProposer
+from omni_jax.decode.sampling import Plan, Sampling
+from omni_jax.drafter import load_drafter
+from omni_jax.errors import InputError
+from omni_jax.models.eagle3 import Eagle3
+from omni_jax.models.thinker import Thinker
+from omni_jax.omni import Omni
+from tests.decode.test_speculative import MIXED, NEW, Asked
+from tests.models.eagle3_statement import Statement
+from tests.parity import user
+
+GREEDY = Plan(greedy=True, penalised=False, candidates=0)
+BRANCHES = 3
+
+
+@dataclass(frozen=True, eq=False)
+class TreeOracle(Oracle):
+    """Three tokens a level behind the right one of the level before; the right one is among them unless it lies."""
+
+    def gives(self, width: int) -> int:
+        return (width - 1) // BRANCHES + 1
+
+    def propose(
+        self, params: dict, thinker: Thinker, memory: jax.Array, token: jax.Array, width: int, choose: Chooser
+    ) -> tuple[Drafts, jax.Array]:
+        levels = self.gives(width) - 1
+        chain, memory = super().propose(params, thinker, memory, token, levels + 1, choose)
+        right, place = chain.token_ids[:, 1:], (7 * np.arange(levels) + 1) % BRANCHES
+        away = (np.arange(BRANCHES) - place[:, None]) % BRANCHES
+        token_ids = (right[..., None] + away) % thinker.embed.shape[0]
+        before = np.concatenate([[0], 1 + BRANCHES * np.arange(levels - 1) + place[:-1]])
+        parent = np.concatenate([[-1], np.repeat(before, BRANCHES)])
+        token_ids = jnp.concatenate([token[:, None], token_ids.reshape(len(token), -1)], axis=1)
+        return Drafts(token_ids, jnp.broadcast_to(parent, token_ids.shape), longest=levels + 1), memory
+
+
+TREE_ORACLE = TreeOracle()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, top_k=20, repetition_penalty=1.3)])
+def test_a_tree_changes_the_rounds_and_nothing_else(sampling: Sampling, omnis: Callable[[str], Omni]) -> None:
+    asked = Asked(omnis("odd"), omnis("odd").prepare(MIXED), sampling)
+    plain = asked.plainly()
+    for levels, lies in ((4, 0.0), (8, 0.3), (1, 0.0), (4, 1.0)):
+        width = BRANCHES * levels + 1
+        drafted = asked.drafted(Drafting(TREE_ORACLE, oracle(plain, width, lies).params, (width,)))
+        assert drafted.rows == plain.rows
+        emitted = [row[row > 0].tolist() for row in drafted.emitted]
+        if lies == 0.0:
+            whole, rest = divmod(NEW - 1, levels + 1)
+            assert emitted == [[levels + 1] * whole + [rest] * (rest > 0)] * len(plain.rows)
+        elif lies == 1.0:
+            assert {gave for row in emitted for gave in row} == {1}
+        else:
+            assert all(1 < np.mean(row) < levels + 1 for row in emitted)
+
+
+def expected_tree(row: Statement, table: np.ndarray, to_target: Any, width: int, depth: int, k: int) -> tuple:
+    """EAGLE's tree from its description: tokens and parents of the nodes behind the token at hand."""
+    candidates: list[dict] = []
+
+    def children(output: Any, score: float, parent: int) -> list[int]:
+        best, ids = torch.log_softmax(row.logits(output), -1).topk(k)
+        for gain, i in zip(best.tolist(), ids.tolist(), strict=True):
+            candidates.append({"token": int(to_target(i)), "score": score + gain, "parent": parent, "before": output})
+        return list(range(len(candidates) - k, len(candidates)))
+
+    held = len(row.h)
+    frontier, run = children(row.run()[-1], 0.0, -1), {}
+    for level in range(depth):
+        for c in frontier:
+            up, seen = candidates[c]["parent"], []
+            while up >= 0:
+                seen.append(run[up])
+                up = candidates[up]["parent"]
+            given = candidates[c]["before"], table[candidates[c]["token"]]
+            run[c] = row.add(*given, held + level, [*range(held), *seen])
+        outputs = row.run()[-k:]
+        made = [j for c, out in zip(frontier, outputs, strict=True) for j in children(out, candidates[c]["score"], c)]
+        frontier = sorted(made, key=lambda j: -candidates[j]["score"])[:k]
+    row.forget(held)
+    kept = sorted(sorted(range(len(candidates)), key=lambda j: -candidates[j]["score"])[: width - 1])
+    number = {c: n + 1 for n, c in enumerate(kept)} | {-1: 0}
+    return [candidates[c]["token"] for c in kept], [number[candidates[c]["parent"]] for c in kept]
+
+
+@pytest.mark.parametrize("variant, width, depth, k", [("tiny", 20, 3, 4), ("odd", 9, 5, 2), ("small", 4, 4, 3)])
+def test_the_tree_is_that_of_the_description(
+    variant: str, width: int, depth: int, k: int, drafters: Callable[[str, str], Path]
+) -> None:
+    directory, rng = drafters("eagle3", variant), np.random.default_rng(3)
+    drafter = load_drafter(directory)
+    module, config = drafter.module, draft_config_dict(variant, "eagle3")
+    assert isinstance(module, Eagle3)
+    held, (D, features) = (5, 2), module.fc.weight.shape
+    h = rng.standard_normal((2, 5, features)).astype(np.float32)
+    target = 0.7 * rng.standard_normal((config["vocab_size"], D)).astype(np.float32)
+    rows = [Statement(directory, config) for _ in held]
+    table = rows[0].w.get("embed_tokens.weight", torch.tensor(target)).numpy()
+    tokens = rng.integers(0, len(table), (2, 5))
+    embedded = module.embed_tokens(jnp.asarray(tokens), jnp.asarray(target))
+    out, cache = module.extend(
+        module.fuse(jnp.asarray(h)), embedded, module.empty(2, 64, jnp.float32), jnp.asarray(held)
+    )
+    memory = Pairs(cache, out[jnp.arange(2), jnp.asarray(held) - 1])
+    proposer = TreeProposer(drafter.graph, (), depth=depth, top_k=k)
+    choose = Chooser(jnp.zeros(2), cache.length, {}, GREEDY)
+    thinker: Any = SimpleNamespace(embed=jnp.asarray(target))
+    at_hand = jnp.asarray([1, 2], jnp.int32)
+    drafts, after = jax.jit(lambda: proposer.propose(drafter.params, thinker, memory, at_hand, width, choose))()
+    np.testing.assert_array_equal(after.cache.length, cache.length)
+    assert drafts.longest == min(width, depth + 2) and drafts.token_ids.shape == (2, width)
+    for b, row in enumerate(rows):
+        for t in range(held[b]):
+            row.add(row.linear(torch.tensor(h[b, t]), "fc"), table[tokens[b, t]])
+        want, parents = expected_tree(row, table, lambda i: module.to_target(jnp.asarray(i)), width, depth, k)
+        assert drafts.token_ids[b].tolist() == [int(at_hand[b]), *want]
+        assert drafts.parent[b].tolist() == [-1, *parents]
+
+
+@pytest.mark.parametrize("variant, tree, tokens", [("small", (3, 4), 20), ("odd", (7, 10), None)])
+def test_eagle_trees_say_what_the_model_says(
+    variant: str,
+    tree: tuple[int, int],
+    tokens: int | None,
+    omnis: Callable[[str], Omni],
+    drafters: Callable[[str, str], Path],
+) -> None:
+    omni, drafter = omnis(variant), load_drafter(drafters("eagle3", variant))
+    for drawn in ({}, {"temperature": 1.0, "top_k": 5, "seed": [7, 8, 9]}):
+        settings: dict[str, Any] = {"max_new_tokens": 24, "stop_ids": (), **drawn}
+        want = omni.generate(MIXED, **settings)
+        got = omni.generate(MIXED, drafter=drafter, draft_tree=tree, draft_tokens=tokens, **settings)
+        assert [reply.token_ids for reply in got] == [reply.token_ids for reply in want]
+
+
+def test_trees_that_cannot_be_drafted_are_refused(
+    omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
+) -> None:
+    eagle, dflash = (load_drafter(drafters(kind, "small")) for kind in ("eagle3", "dflash"))
+    for drafter, settings, complaint in (
+        (dflash, {"draft_tree": (7, 10)}, "DFlash drafter drafts blocks"),
+        (eagle, {"draft_tree": (7, 0)}, r"draft_tree is \(7, 0\)"),
+        (eagle, {"draft_tree": (1, 10**6)}, "candidates"),
+        (eagle, {"draft_tree": (2, 2), "draft_tokens": "auto"}, "draft_tokens is 'auto'"),
+        (eagle, {"draft_tree": (2, 2), "draft_tokens": 11}, "1 to 10 tokens"),
+        (eagle, {"draft_tree": (2, 2), "draft_sampling": True}, "exclude each other"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            omnis("small").generate(user("Hi"), drafter=drafter, **settings)  # type: ignore[arg-type]
