@@ -10,8 +10,9 @@ from typing import Any
 # Both must be in place before anything imports jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The tests compile far more than they run: the compiler's slowest passes cost more than they save here.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import pytest
