@@ -49,8 +49,9 @@ class Reply:
     audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames].
     stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; with
     speech also frames, audio_seconds, speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also
-    rounds and tokens_per_round (the target's own token of each round included). The times are those of the whole batch,
-    the first call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for.
+    rounds, tokens_per_round (the target's own token of each round included), drafted and verified (tokens), and by
+    round round_tokens, which it gave, and round_most, which it could give. The times are those of the whole batch, the
+    first call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for.
     """
 
     text: str

@@ -3,6 +3,7 @@
     python scripts/bench.py --shape medium --against hf
     python scripts/bench.py --speech --batch 8 --against hf
     python scripts/bench.py --speculative --new 129 --against hf
+    python scripts/bench.py --speculative --model ckpt --drafter dflash --drafter eagle3 --prompts question.jsonl
 
 Every system runs in a process of its own, and where both fit, they are measured in turn: one repetition of ours, one of
 theirs, so that whatever else the machine does falls on both. For tiny and medium both load the same checkpoint in the
@@ -11,7 +12,7 @@ values are not.
 
 Figures are medians over the repetitions after one warm-up, which also compiles: the compile time is the warm-up less
 the median repetition. `bench_text.py`, `bench_speech.py` and `bench_speculative.py` say what a repetition is, and what
-their figures mean.
+their figures mean; drafters given by name are compared by `bench_drafters.py`, on prompts instead of repetitions.
 """
 
 import json
@@ -69,7 +70,11 @@ def main() -> None:
     """Run what the command line asks for and print it."""
     import tyro  # here, because gpu_check.py uses the rest where only jax and flax are installed
 
-    bench = tyro.cli(Bench, description=__doc__)
+    bench = tyro.cli(Bench, description=__doc__, config=(tyro.conf.UseAppendAction,))
+    if bench.drafter:
+        from bench_drafters import report
+
+        return report(bench)
     figures = run(bench)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     for system, f in figures.items():

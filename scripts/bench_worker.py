@@ -29,7 +29,17 @@ class Bench:
     speech: bool = False
     """Measure spoken replies instead of text."""
     speculative: bool = False
-    """Measure decoding with drafts of an oracle."""
+    """Measure drafting: with an oracle's drafts, or with drafters on prompts."""
+    drafter: tuple[str, ...] = ()
+    """With --speculative: a drafter's directory, or oracle:0.3; repeat the flag to compare."""
+    model: Path | None = None
+    """With --drafter: the checkpoint that it was made for, converted or in Hugging Face format."""
+    prompts: Path | None = None
+    """With --drafter: a JSONL file of prompts, such as MT-Bench's questions."""
+    count: int = 80
+    """With --drafter: how many of the prompts."""
+    plot: Path | None = None
+    """With --drafter: draw how often drafts stood, by position, to this PNG."""
     prompt: int = 128
     """Prompt tokens per row."""
     new: int = 64
@@ -53,6 +63,8 @@ class Bench:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {minimum}")
         if self.speech and self.speculative:
             raise ValueError("measure either speech or drafting")
+        if self.drafter and not (self.speculative and self.model and self.prompts):
+            raise ValueError("--drafter needs --speculative, --model and --prompts")
 
 
 @dataclass(frozen=True)

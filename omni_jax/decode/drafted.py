@@ -7,6 +7,7 @@ what `row_stats` tells.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from omni_jax.decode.generate import CHUNK, NO_TOKEN
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
 from omni_jax.decode.speculative import SpeculativeState, begin, decode_rounds
+from omni_jax.decode.statistics import Rounds
 from omni_jax.decode.width import WidthChooser
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Graph
@@ -29,7 +31,7 @@ TIMED_CHUNKS = 3
 
 
 class DraftedSession(Session):
-    """Generates as `Session` does; `emitted` then holds the tokens of every round, int32 [B, rounds]."""
+    """Generates as `Session` does; `rounds_of` then tells what the rounds of a row gave."""
 
     def __init__(
         self,
@@ -50,18 +52,29 @@ class DraftedSession(Session):
         self.drafting = drafting
         self.chooser: WidthChooser | None = None
         self.width = drafting.widths[0]
-        self._emitted: list[np.ndarray] = []
+        # By chunk: tokens that each round gave each row int32 [B, rounds], 0 for rows that were done; the most that a
+        # round could give, and the tokens that it verified.
+        self._chunks: list[tuple[np.ndarray, int, int]] = []
 
-    @property
-    def emitted(self) -> np.ndarray:
-        """Tokens that each round gave each row, int32 [B, rounds]; 0 for rows that were done."""
-        return np.concatenate([np.zeros((len(self.rows), 0), np.int32), *self._emitted], axis=1)
+    def rounds_of(self, row: int) -> Rounds:
+        """What the rounds of a row gave."""
+        parts = [(given[row][given[row] > 0], most) for given, most, _ in self._chunks]
+        nothing = np.zeros(0, np.int32)
+        given = np.concatenate([nothing, *(part for part, _ in parts)])
+        return Rounds(given, np.concatenate([nothing, *(np.full(len(part), most) for part, most in parts)]))
 
-    def row_stats(self, row: int) -> dict[str, float]:
-        """Rounds, and tokens a round: each holds one token of the target's own beside the drafts that stood."""
-        emitted = self.emitted[row]
-        rounds = int((emitted > 0).sum())
-        return {"rounds": rounds, "tokens_per_round": float(emitted.sum() / max(rounds, 1))}
+    def row_stats(self, row: int) -> dict[str, Any]:
+        """Rounds, tokens that each gave (one of the target's own beside drafts that stood) and could give, and sums."""
+        rounds = self.rounds_of(row)
+        verified = sum(int((given[row] > 0).sum()) * width for given, _, width in self._chunks)
+        return {
+            "rounds": len(rounds.given),
+            "tokens_per_round": rounds.mean,
+            "drafted": verified - len(rounds.given),
+            "verified": verified,
+            "round_tokens": rounds.given.tolist(),
+            "round_most": rounds.most.tolist(),
+        }
 
     def _progress(self, steps: int) -> tuple[int, int]:
         if self.chooser is not None:
@@ -81,7 +94,7 @@ class DraftedSession(Session):
         token, state = super()._prefill()
         assert self.tapped is not None
         mine = np.asarray([self.taps.index(k) for k in self.drafting.proposer.taps], np.int32)
-        self._emitted = []
+        self._chunks = []
         drafted = begin(
             (self.params, self.drafting.params),
             state,
@@ -137,7 +150,9 @@ class DraftedSession(Session):
         new = super()._take(drawn.reshape(len(drawn), -1))
         if drawn.ndim == 3:
             emitted = (drawn != NO_TOKEN).sum(axis=2).astype(np.int32)
-            self._emitted.append(emitted)
+            widths, most = self.drafting.widths, drawn.shape[2]
+            # Only chains have several widths, and they give as much as they verify.
+            self._chunks.append((emitted, most, widths[0] if len(widths) == 1 else most))
             if self.chooser is not None:
                 # The last round of a row that is done may have been cut short.
                 whole = [row[row > 0][: -1 if done else None] for row, done in zip(emitted, self.row_done, strict=True)]

@@ -83,7 +83,7 @@ class Session:
         tapped, self.tapped = self.tapped[self.taps.index(number)], None
         return tapped
 
-    def row_stats(self, row: int) -> dict[str, float]:
+    def row_stats(self, row: int) -> dict[str, Any]:
         """What there is to tell about how a row was drawn."""
         return {}
 

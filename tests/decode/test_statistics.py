@@ -1,0 +1,39 @@
+"""What is told of drafting, against counts by hand."""
+
+import numpy as np
+import pytest
+
+from omni_jax.decode.statistics import Rounds, conditional, interval, macro, micro, survival
+
+
+def rounds(given: list[int], most: int = 4) -> Rounds:
+    return Rounds(np.asarray(given), np.full(len(given), most))
+
+
+def test_counts_by_hand() -> None:
+    replies = [rounds([4, 2, 1, 4, 3]), rounds([1, 1]), rounds([])]
+    assert micro(replies) == pytest.approx(16 / 7)
+    assert macro(replies) == pytest.approx((14 / 5 + 1) / 2)
+    # The last round of each reply does not count: left are 4, 2, 1, 4 and 1.
+    assert survival(replies).tolist() == pytest.approx([3 / 5, 2 / 5, 2 / 5])
+    assert conditional(survival(replies)).tolist() == pytest.approx([3 / 5, 2 / 3, 1])
+    assert conditional(np.asarray([0.0, 0.0]))[0] == 0.0 and np.isnan(conditional(np.asarray([0.0, 0.0]))[1])
+
+
+def test_narrow_rounds_say_nothing_of_later_drafts() -> None:
+    mixed = Rounds(np.asarray([2, 4, 1, 2, 1]), np.asarray([2, 4, 1, 4, 4]))
+    assert survival([mixed]).tolist() == pytest.approx([3 / 3, 1 / 2, 1 / 2])
+    assert survival([rounds([1])]).size == 3 and np.isnan(survival([rounds([1])])).all()
+
+
+def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(0), 0
+    for trial in range(40):
+        # Replies differ among themselves, so intervals over rounds would be far too narrow.
+        replies = [
+            rounds((1 + (rng.random((60, 1)) < p).astype(int)).ravel().tolist(), 2) for p in rng.uniform(0.2, 0.8, 30)
+        ]
+        low, high = interval(replies, micro, seed=trial)
+        held += low <= 1.5 <= high
+        assert high - low > 0.08
+    assert 34 <= held <= 40

@@ -1,0 +1,131 @@
+"""The comparison of drafters runs end to end, and its figures are those of the replies."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bench_drafters
+import jax
+import numpy as np
+import pytest
+from bench_worker import Bench
+
+from omni_jax.decode.drafted import DraftedSession
+from omni_jax.decode.drafting import Draftings
+from omni_jax.decode.sampling import Sampling
+from omni_jax.drafter import load_drafter
+from omni_jax.models import decoder
+from omni_jax.omni import Omni
+from tests.parity import user
+
+NEW = 30
+
+
+@pytest.fixture(scope="module")
+def compared(
+    checkpoints: Callable[[str], Path], drafters: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Bench, dict[str, bench_drafters.Way]]:
+    folder = tmp_path_factory.mktemp("bench")
+    lines = [
+        {"turns": ["First question", "Second"]},
+        {"prompt": "Another, longer question"},
+        {"question": "And a third"},
+    ]
+    (folder / "prompts.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    bench = Bench(
+        speculative=True,
+        model=checkpoints("small"),
+        drafter=(str(drafters("dflash", "small")), str(drafters("eagle3", "small")), "oracle:0.2"),
+        prompts=folder / "prompts.jsonl",
+        new=NEW,
+        batch=2,
+        plot=folder / "plot.png",
+        json=folder / "figures.json",
+    )
+    return bench, {way.name: way for way in bench_drafters.compare(bench)}
+
+
+def test_every_way_says_the_same(compared: tuple[Bench, dict[str, bench_drafters.Way]]) -> None:
+    _, ways = compared
+    assert [name.split(",")[-1] for name in ways][1:] == [" block of 5", " chain of 3", " tree of 59", "oracle:0.2"]
+    assert all(way.differing == 0 for way in ways.values())
+    plain, oracle = ways["plain"], ways["oracle:0.2"]
+    assert all(way.tokens == plain.tokens for way in ways.values()) and plain.tokens > 2 * NEW
+    assert sum(r.given.sum() for r in oracle.replies) == plain.tokens
+    told = bench_drafters.figures(oracle, plain)
+    # Each of seven drafts is right with 0.8.
+    assert told["survival"][0] == pytest.approx(0.8, abs=0.15) and 2.5 < told["micro"] < 5.5
+    assert told["verified"] == 8 * told["rounds"] and told["drafted"] == 7 * told["rounds"]
+    low, high = told["micro_interval"]
+    assert low <= told["micro"] <= high
+
+
+def test_table_json_and_plot(
+    compared: tuple[Bench, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    bench, ways = compared
+    monkeypatch.setattr(bench_drafters, "compare", lambda _: list(ways.values()))
+    bench_drafters.report(bench)
+    printed = capsys.readouterr().out
+    assert bench.json is not None and bench.plot is not None
+    figures = json.loads(bench.json.read_text())["figures"]
+    assert all(name in printed for name in ways) and list(figures) == list(ways)
+    assert f"{figures['oracle:0.2']['micro']:.2f}" in printed
+    assert bench.plot.stat().st_size > 10_000
+
+
+def watched(route: Callable, used: list[int]) -> Callable:
+    """`route`, writing down how many experts were chosen."""
+
+    def watching(*given: Any) -> Any:
+        ids, weights = route(*given)
+        jax.debug.callback(lambda ids: used.append(len(np.unique(ids))), ids, ordered=True)
+        return ids, weights
+
+    return watching
+
+
+def test_experts_are_those_that_the_round_used(
+    omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    omni = omnis("odd")
+    batch = omni.prepare([user("One"), user("Another one")])
+    for kind, tree in (("dflash", None), ("eagle3", (2, 3))):
+        drafting = Draftings(omni.config).settle(load_drafter(drafters(kind, "odd")), None, tree, False)
+        assert drafting is not None
+        asked = (
+            omni.params["thinker"],
+            omni.graphs["thinker"],
+            omni.config.thinker.text,
+            batch,
+            Sampling(),
+            9,
+            0,
+            (),
+            (),
+        )
+        session = DraftedSession(*asked, drafting)
+        counted = bench_drafters.count_experts(session)
+        used: list[int] = []
+        monkeypatch.setattr(decoder, "route", watched(decoder.route, used))
+        _, state = session._prefill()
+        jax.clear_caches()
+        used.clear()
+        session._run(state, session.stop_ids, 1)
+        jax.effects_barrier()
+        monkeypatch.undo()
+        assert used == counted[0].tolist()
+
+
+@pytest.mark.parametrize("missing", ["speculative", "model", "prompts"])
+def test_settings_that_compare_nothing_are_refused(missing: str) -> None:
+    whole: dict[str, Any] = {"speculative": True, "model": Path("m"), "prompts": Path("p"), "drafter": ("d",)}
+    with pytest.raises(ValueError, match="--drafter needs"):
+        Bench(**{key: value for key, value in whole.items() if key != missing})
+
+
+def test_a_line_without_a_prompt_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n{"answer": "y"}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        bench_drafters.read_prompts(tmp_path / "p.jsonl")
