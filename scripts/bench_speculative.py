@@ -82,11 +82,14 @@ def theirs(bench: Bench, directory: Path | None) -> System:
                 at = new.shape[1]
                 drafts = known[:, at : at + width - 1] if known is not None else new[:, :0]
                 block = torch.cat([new[:, -1:], drafts], dim=1)
-                mask = torch.ones((block.shape[0], prompt.shape[1] + at - 1 + block.shape[1]), device=device)
-                best = model(input_ids=block, attention_mask=mask, past_key_values=cache).logits.argmax(-1)
+                held = prompt.shape[1] + at - 1
+                positions = torch.arange(held, held + block.shape[1], device=device).expand(3, block.shape[0], -1)
+                best = model(input_ids=block, position_ids=positions, past_key_values=cache).logits.argmax(-1)
                 stands = (drafts == best[:, :-1]).int().cumprod(1).sum(1).min().item()
                 new = torch.cat([new, best[:, : stands + 1]], dim=1)
-                cache.crop(prompt.shape[1] + new.shape[1] - 1)
+                rejected = block.shape[1] - stands - 1
+                if rejected:
+                    cache.crop(-rejected)
             return new[:, : bench.new]
 
         return timed(rounds, device)
@@ -96,7 +99,7 @@ def theirs(bench: Bench, directory: Path | None) -> System:
         parts = {"plain": seconds}
         for width in WIDTHS:
             parts[f"oracle_{width}"], drafted = decode(width, said)
-            require("new tokens", drafted.shape[1], bench.new)
+            require("tokens", drafted.tolist(), said.tolist())
         return parts
 
     return their_system(repeat, device)

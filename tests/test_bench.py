@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import bench_speculative
 import bench_speech
 import bench_text
 import pytest
@@ -43,6 +44,17 @@ def test_speech(system: str, request: pytest.FixtureRequest) -> None:
     assert figures["code2wav_factor"] * sound == pytest.approx(seconds["code2wav"])
     assert figures["speech_factor"] == pytest.approx(figures["talker_factor"] + figures["code2wav_factor"])
     assert figures["frames_per_second"] * seconds["other_frames"] == pytest.approx(SPEECH.batch * (SPEECH.frames - 1))
+
+
+@pytest.mark.parametrize("system", [bench_speculative.ours, bench_speculative.theirs])
+def test_drafting(system: Callable, checkpoints: Callable[[str], Path]) -> None:
+    """The repetition itself raises if a width gives other tokens than plain decoding."""
+    settings = Bench(speculative=True, prompt=8, new=18, batch=2, repetitions=1, threads=1)
+    seconds = system(settings, checkpoints("tiny")).repeat()
+    figures = bench_speculative.figures(settings, seconds)
+    assert figures["oracle_8"] * seconds["oracle_8"] == pytest.approx(2 * 17)
+    assert figures["gain_16"] == pytest.approx(seconds["plain"] / seconds["oracle_16"])
+    assert all(key in figures for _, key, *_ in bench_speculative.ROWS)
 
 
 def test_too_few_frames_of_ours_are_an_error(ours: bench_speech.Ours, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from omni_jax.sharding import platform
 
 # Rows up to which looping over (row, expert) pairs wins on CPU, and gathering the experts' weights on GPU.
-PAIR_ROWS = 8
+PAIR_ROWS = 4
 # A tile has 1 to TILE_STEPS steps of rows, as many as its rows need, and a program for each: more steps pad less and
 # compile longer. A step's bounds: a product of fewer rows takes as long, and of over 512 rows leaves the CPU's caches.
 TILE_STEPS = 8
