@@ -37,7 +37,7 @@ from omni_jax.ops.moe import route
 TREE = (7, 10)
 # Rounds of the first prompts in which experts are counted.
 COUNTED_ROUNDS = 8
-LINE = "{:<30}{:>10}{:>8}{:>8}{:>8}{:>16}{:>9}{:>9}{:>9}"
+LINE = "{:<32}{:>10}{:>9}{:>9}{:>7}{:>15}{:>8}{:>9}{:>11}"
 
 
 @dataclass
@@ -110,7 +110,8 @@ def ways_of(name: str, omni: Omni, dtype: str) -> list[Way]:
     if name.startswith("oracle:"):
         return [Way(name, lies=float(name.removeprefix("oracle:")))]
     drafter, known = load_drafter(name, dtype=dtype or default_dtype()), Draftings(omni.config)
-    label, ways = f"{drafter.kind} {Path(name).name}", []
+    folder, ways = Path(name).resolve().name, []
+    label = folder if drafter.kind in folder else f"{drafter.kind} {folder}"
     for what, tree in (("block", None),) if drafter.kind == "dflash" else (("chain", None), ("tree", TREE)):
         drafting = known.settle(drafter, None, tree, drawn=False)
         assert drafting is not None
@@ -229,7 +230,7 @@ def table(bench: Bench, found: dict[str, dict]) -> str:
     lines += ["", "drafts that stood up to a position"]
     for name, told in found.items():
         if "survival" in told:
-            lines.append(f"{name:<30}" + "".join(f"{value:>7.3f}" for value in told["survival"]))
+            lines.append(f"{name:<32}" + "".join(f"{value:>7.3f}" for value in told["survival"]))
     return "\n".join(lines)
 
 
