@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from make_tiny_drafter import draft_config_dict
-from oracle import Oracle, oracle
+from oracle import ORACLE, Oracle, oracle
 
-from omni_jax.decode.drafting import Drafting
+from omni_jax.decode.drafted import DraftedSession
+from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.drafts import Chooser, Drafts
 from omni_jax.decode.proposers import Pairs, TreeProposer
 from omni_jax.decode.sampling import Plan, Sampling
+from omni_jax.decode.speculative import Seen
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
 from omni_jax.models.eagle3 import Eagle3
@@ -155,6 +157,60 @@ def test_eagle_trees_say_what_the_model_says(
     want = omni.generate(MIXED, **settings)
     got = omni.generate(MIXED, drafter=drafter, draft_tree=tree, draft_tokens=tokens, **settings)
     assert [reply.token_ids for reply in got] == [reply.token_ids for reply in want]
+
+
+def test_a_tree_has_room_where_the_reply_almost_fills_the_cache(
+    omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
+) -> None:
+    omni, drafter, new = omnis("small"), load_drafter(drafters("eagle3", "small")), 12
+    batch = omni.prepare(user("word " * 57))
+    assert 236 < batch.token_ids.shape[1] + new < 256 < batch.token_ids.shape[1] + new + 20
+    asked = Asked(omni, batch, Sampling(), new=new)
+    drafting = Draftings(omni.config).settle(drafter, 19, (3, 4), drawn=False)
+    assert drafting is not None and asked.drafted(drafting).rows == asked.plainly().rows
+
+
+@dataclass(frozen=True, eq=False)
+class Listening(TreeProposer):
+    """Remembers as EAGLE-3 does, and drafts what `oracle` knows; its parameters are both."""
+
+    oracle: Any = None
+
+    def gives(self, width: int) -> int:
+        return self.oracle.gives(width)
+
+    def empty(self, params: tuple, rows: int, slots: int, dtype: Any) -> tuple[Pairs, jax.Array]:
+        return super().empty(params[0], rows, slots, dtype), self.oracle.empty(params[1], rows, slots, dtype)
+
+    def remember(self, params: tuple, thinker: Thinker, memory: tuple, seen: Seen) -> tuple[Pairs, jax.Array]:
+        told = self.oracle.remember(params[1], thinker, memory[1], seen)
+        return super().remember(params[0], thinker, memory[0], seen), told
+
+    def propose(self, params: tuple, thinker: Thinker, memory: tuple, *asked: Any) -> tuple[Drafts, Any]:
+        return self.oracle.propose(params[1], thinker, memory[1], *asked)[0], memory
+
+
+def test_a_drafter_remembers_of_a_tree_only_what_stood(
+    omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
+) -> None:
+    omni, drafter = omnis("small"), load_drafter(drafters("eagle3", "small"))
+    asked = Asked(omni, omni.prepare([user("Just words"), user("And some more of them")]), Sampling(), new=12)
+    known = oracle(asked.plainly(), 2, 0.3).params
+    memories = []
+    for told, width in ((TREE_ORACLE, 3 * BRANCHES + 1), (ORACLE, 1)):
+        proposer: Any = Listening(drafter.graph, drafter.taps(omni.config.thinker.text.num_layers), oracle=told)
+        session = DraftedSession(*asked._arguments(), (), Drafting(proposer, (drafter.params, known), (width,)))
+        _, state = session._prefill()
+        for _ in range(12):
+            _, state = session._run(state, session.stop_ids, 1)
+        memories.append(jax.tree.map(np.asarray, state.memory[0]))
+    tree, plain = memories
+    assert tree.cache.length.tolist() == plain.cache.length.tolist()
+    np.testing.assert_allclose(tree.output, plain.output, rtol=0, atol=1e-5 * np.abs(plain.output).max())
+    for b, n in enumerate(plain.cache.length):
+        for name in ("k", "v"):
+            got, want = (getattr(memory.cache, name)[:, b, :, :n] for memory in memories)
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 def test_trees_that_cannot_be_drafted_are_refused(
