@@ -4,11 +4,20 @@ convert_checkpoint(SRC, DST)   safetensors -> sharded Orbax, streamed
 reverse_checkpoint(DST, SRC)   and back, bit for bit
 verify_checkpoint(DST)         compare every tensor with its stored SHA-256
 load_hf(SRC)                   safetensors -> arrays on devices, nothing written
+write_drafter(DRAFTER, DST)    a drafter in the layout that it was loaded from
 """
 
 from convert.convert import convert_checkpoint
+from convert.drafter import write_drafter
 from convert.load import load_hf
 from convert.reverse import reverse_checkpoint
 from convert.verify import MismatchError, verify_checkpoint
 
-__all__ = ["MismatchError", "convert_checkpoint", "load_hf", "reverse_checkpoint", "verify_checkpoint"]
+__all__ = [
+    "MismatchError",
+    "convert_checkpoint",
+    "load_hf",
+    "reverse_checkpoint",
+    "verify_checkpoint",
+    "write_drafter",
+]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
-from omni_jax.drafter import load_drafter
+from omni_jax.drafter import check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.inputs.speech import speaker_ids
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
@@ -145,15 +145,16 @@ def _answer(ask: Ask) -> None:
         # Before the weights are read, which may take minutes.
         check_sound_file(ask.speak)
         speaker_ids(ask.speaker, 1, checkpoint.read_config(ask.model))
+    drafter = None
+    if ask.drafter is not None:
+        drafter = load_drafter(ask.drafter, dtype=ask.dtype or default_dtype())
+        check_drafter(drafter, checkpoint.read_config(ask.model))
+    elif ask.draft_tokens is not None or ask.draft_tree is not None or ask.draft_sampling:
+        raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
     import omni_jax
 
     print(f"loading {ask.model}", file=sys.stderr)
     omni = omni_jax.load(ask.model, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
-    drafter = None
-    if ask.drafter is not None:
-        drafter = load_drafter(ask.drafter, dtype=ask.dtype or default_dtype())
-    elif ask.draft_tokens is not None or ask.draft_tree is not None or ask.draft_sampling:
-        raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
     events = omni.stream(
         messages,
         max_new_tokens=ask.max_new_tokens,

@@ -136,7 +136,7 @@ class Eagle3Config:
 
 def read_draft_config(values: dict) -> DFlashConfig | Eagle3Config:
     """The configuration of a drafter of either kind; ConfigError for a file that is of neither."""
-    names = " ".join(str(name) for name in values.get("architectures") or ())
+    names = " ".join(Reader(values, "").names("architectures"))
     if "dflash_config" in values or "flash" in names.lower():
         return DFlashConfig.from_hf(values)
     if "draft_vocab_size" in values or "eagle" in names.lower():
@@ -148,7 +148,7 @@ def read_draft_config(values: dict) -> DFlashConfig | Eagle3Config:
 
 
 def _expect_architecture(r: Reader, supported: tuple[str, ...]) -> None:
-    for name in r.values.get("architectures") or ():
+    for name in r.names("architectures"):
         if name not in supported:
             raise ConfigError(f"{r.where('architectures')} names {name!r}; supported: {list(supported)}")
 
@@ -164,7 +164,8 @@ def _decoder(values: dict, qk_norm: bool) -> DecoderConfig:
     """The layers as a plain stack: windows are the drafter's own affair, and positions are plain."""
     r = Reader(values, "")
     r.count("vocab_size")
-    scaling = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    section = next((name for name in ("rope_parameters", "rope_scaling") if r.has(name)), None)
+    scaling = dict(r.section(section).values) if section else {}
     if not r.has("rope_theta") and scaling.get("rope_theta") is None:
         raise ConfigError(
             "config.json: 'rope_theta' is missing; add the one that the drafter was trained with (files that leave it "
@@ -188,7 +189,7 @@ def _layer_types(r: Reader, layers: int) -> tuple[str, ...]:
         if r.values.get("use_sliding_window"):
             raise ConfigError("config.json: 'use_sliding_window' is true; 'layer_types' must say which layers slide")
         return (FULL,) * layers
-    types = tuple(r.get("layer_types", (list, tuple)))
+    types = r.names("layer_types")
     if len(types) != layers or set(types) - {FULL, SLIDING}:
         raise ConfigError(f"config.json: 'layer_types' must be {FULL!r} or {SLIDING!r} for each of {layers} layers")
     if SLIDING in types and not r.values.get("use_sliding_window"):

@@ -10,7 +10,9 @@ class Reader:
 
     def __init__(self, values: Any, path: str, file: str = "config.json"):
         """`path`: where in the file the section stands ("thinker_config.text_config"), "" for the whole file."""
-        if not isinstance(values, dict):
+        if values is not None and not isinstance(values, dict):
+            raise ConfigError(f"{file}: '{path}' is {values!r}, not a section of names and values")
+        if values is None:
             raise ConfigError(f"{file}: section '{path}' is missing; is this a Qwen3-Omni checkpoint?")
         self.values, self.path, self.file = values, path, file
 
@@ -48,7 +50,17 @@ class Reader:
 
     def counts(self, name: str) -> tuple[int, ...]:
         """A list of whole numbers."""
-        return tuple(int(v) for v in self.get(name, (list, tuple)))
+        values = self.get(name, (list, tuple))
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            raise ConfigError(f"{self.where(name)} is {values!r}, not a list of numbers")
+        return tuple(int(v) for v in values)
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """A list of names, empty if there is none."""
+        values = self.get(name, (list, tuple)) if self.has(name) else ()
+        if not all(isinstance(v, str) for v in values):
+            raise ConfigError(f"{self.where(name)} is {values!r}, not a list of names")
+        return tuple(values)
 
     def expect(self, name: str, *allowed: Any) -> None:
         """Refuse a switch that this implementation does not have."""

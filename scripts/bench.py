@@ -74,7 +74,12 @@ def main() -> None:
     if bench.drafter:
         from bench_drafters import report
 
-        return report(bench)
+        from omni_jax.errors import OmniError
+
+        try:
+            return report(bench)
+        except OmniError as error:
+            sys.exit(f"bench.py: {error}")
     figures = run(bench)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     for system, f in figures.items():

@@ -27,6 +27,7 @@ from omni_jax.decode.session import Session
 from omni_jax.decode.speculative import SpeculativeState
 from omni_jax.decode.statistics import Rounds, conditional, interval, macro, micro, survival
 from omni_jax.drafter import load_drafter
+from omni_jax.errors import InputError
 from omni_jax.models.decoder import DecoderLayers
 from omni_jax.models.param import Graph, bind
 from omni_jax.omni import Omni, default_dtype
@@ -37,7 +38,7 @@ from omni_jax.ops.moe import route
 TREE = (7, 10)
 # Rounds of the first prompts in which experts are counted.
 COUNTED_ROUNDS = 8
-LINE = "{:<32}{:>10}{:>9}{:>9}{:>7}{:>15}{:>8}{:>9}{:>11}"
+LINE = "{:<32}{:>10}{:>9}{:>9}{:>7}{:>15}{:>8}{:>9}{:>10}{:>9}{:>11}"
 
 
 @dataclass
@@ -59,9 +60,12 @@ class Way:
 def compare(bench: Bench) -> list[Way]:
     """The plain loop, and every drafter of `bench`, on its prompts."""
     assert bench.model is not None and bench.prompts is not None
-    omni = open_model(bench.model, bench.dtype)
-    ways = [Way("plain"), *(way for name in bench.drafter for way in ways_of(name, omni, bench.dtype))]
     asked = read_prompts(bench.prompts)[: bench.count]
+    lies = {name: read_lies(name) for name in bench.drafter if name.startswith("oracle:")}
+    omni = open_model(bench.model, bench.dtype)
+    ways = [Way("plain")]
+    for name in bench.drafter:
+        ways += [Way(name, lies=lies[name])] if name in lies else ways_of(name, omni, bench.dtype)
     for start in range(0, len(asked), bench.batch):
         batch = omni.prepare([[{"role": "user", "content": text}] for text in asked[start : start + bench.batch]])
         stop_ids = (omni.config.im_end_token_id,)
@@ -105,12 +109,21 @@ def open_model(path: Path, dtype: str) -> Omni:
     return Omni(params, config, Processor.from_dir(path, config))
 
 
-def ways_of(name: str, omni: Omni, dtype: str) -> list[Way]:
-    """The ways to draft with what is called `name`: a drafter's directory, or an oracle and its lies."""
-    if name.startswith("oracle:"):
-        return [Way(name, lies=float(name.removeprefix("oracle:")))]
-    drafter, known = load_drafter(name, dtype=dtype or default_dtype()), Draftings(omni.config)
-    folder, ways = Path(name).resolve().name, []
+def read_lies(name: str) -> float:
+    """The fraction of lies of "oracle:0.3"; InputError for another."""
+    try:
+        lies = float(name.removeprefix("oracle:"))
+    except ValueError:
+        lies = -1.0
+    if not 0 <= lies <= 1:
+        raise InputError(f"{name!r}: an oracle lies with a frequency from 0 to 1, as in oracle:0.3")
+    return lies
+
+
+def ways_of(directory: str, omni: Omni, dtype: str) -> list[Way]:
+    """The ways to draft with the drafter of a directory."""
+    drafter, known = load_drafter(directory, dtype=dtype or default_dtype()), Draftings(omni.config)
+    folder, ways = Path(directory).resolve().name, []
     label = folder if drafter.kind in folder else f"{drafter.kind} {folder}"
     for what, tree in (("block", None),) if drafter.kind == "dflash" else (("chain", None), ("tree", TREE)):
         drafting = known.settle(drafter, None, tree, drawn=False)
@@ -120,17 +133,30 @@ def ways_of(name: str, omni: Omni, dtype: str) -> list[Way]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The first turn of every line of a JSONL file: its "turns", "prompt" or "question"."""
-    prompts = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        values = json.loads(line) if line.strip() else None
-        if values is None:
-            continue
-        found = [values[key] for key in ("turns", "prompt", "question") if values.get(key)]
-        if not found:
-            raise ValueError(f"{path}, line {number}: neither turns nor prompt nor question")
-        prompts.append(found[0][0] if isinstance(found[0], list) else found[0])
+    """The first turn of every line of a JSONL file: its "turns", "prompt" or "question"; InputError naming a line."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    prompts = [_first_turn(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise InputError(f"{path}: holds no prompt")
     return prompts
+
+
+def _first_turn(line: str, where: str) -> str:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error})") from error
+    found = (
+        [values[key] for key in ("turns", "prompt", "question") if values.get(key)] if isinstance(values, dict) else []
+    )
+    text = found[0] if found else None
+    text = text[0] if isinstance(text, list) else text
+    if not isinstance(text, str):
+        raise InputError(f"{where}: neither turns nor prompt nor question with a text")
+    return text
 
 
 def count_experts(session: DraftedSession) -> list[np.ndarray]:
@@ -192,20 +218,21 @@ def figures(way: Way, plain: Way) -> dict[str, Any]:
     """What there is to tell about a way."""
     rate = way.tokens / way.seconds
     told: dict[str, Any] = {"tokens_per_second": rate, "gain": rate * plain.seconds / plain.tokens}
-    if not way.replies:
+    replies = [reply for reply in way.replies if len(reply.given)]
+    if not replies:
         return told
-    survived = survival(way.replies)
-    low, high = interval(way.replies, survival)
-    bounds = [float(bound) for bound in interval(way.replies, micro)]
+    survived = survival(replies)
+    low, high = interval(replies, partial(survival, positions=len(survived)))
+    bounds = [float(bound) for bound in interval(replies, micro)]
     return told | {
-        "micro": micro(way.replies),
+        "micro": micro(replies),
         "micro_interval": bounds,
-        "macro": macro(way.replies),
+        "macro": macro(replies),
         "survival": survived.tolist(),
         "survival_low": low.tolist(),
         "survival_high": high.tolist(),
         "conditional": conditional(survived).tolist(),
-        "rounds": sum(len(r.given) for r in way.replies),
+        "rounds": sum(len(r.given) for r in replies),
         "drafted": way.drafted,
         "verified": way.verified,
         "experts_per_verify": float(np.mean(way.experts)),
@@ -218,19 +245,21 @@ def table(bench: Bench, found: dict[str, dict]) -> str:
     lines = [
         f"{bench.prompts and bench.prompts.name}, first turns; at most {bench.new} new tokens, batch {bench.batch}, "
         f"{bench.dtype}; tokens a round hold the target's own",
-        LINE.format(*", tokens/s,x plain,a round,mean,95 %,rounds,experts,differing".split(",")),
+        LINE.format(*", tokens/s,x plain,a round,mean,95 %,rounds,drafted,verified,experts,differing".split(",")),
     ]
     for name, told in found.items():
         cells = [f"{told['tokens_per_second']:.1f}", f"{told['gain']:.2f}"]
         if "micro" in told:
             low, high = told["micro_interval"]
-            cells += [f"{told['micro']:.2f}", f"{told['macro']:.2f}", f"{low:.2f} to {high:.2f}", str(told["rounds"])]
+            cells += [f"{told['micro']:.2f}", f"{told['macro']:.2f}", f"{low:.2f} to {high:.2f}"]
+            cells += [str(told[key]) for key in ("rounds", "drafted", "verified")]
             cells += [f"{told['experts_per_verify']:.1f}", str(told["differing"])]
-        lines.append(LINE.format(name, *cells, *[""] * (8 - len(cells))))
-    lines += ["", "drafts that stood up to a position"]
-    for name, told in found.items():
-        if "survival" in told:
-            lines.append(f"{name:<32}" + "".join(f"{value:>7.3f}" for value in told["survival"]))
+        lines.append(LINE.format(name, *cells, *[""] * (10 - len(cells))))
+    for title, key in (("all drafts up to a position stood", "survival"), ("if those before it stood", "conditional")):
+        lines += ["", title]
+        for name, told in found.items():
+            if key in told:
+                lines.append(f"{name:<32}" + "".join(f"{value:>7.3f}" for value in told[key]))
     return "\n".join(lines)
 
 
@@ -257,6 +286,9 @@ def plot(found: dict[str, dict], path: Path) -> None:
 
 def report(bench: Bench) -> None:
     """Compare the drafters, print the table, and write the JSON and the plot where asked for."""
+    for path in (bench.json, bench.plot):
+        if path and not path.parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist; make it first")
     ways = compare(bench)
     found = {way.name: figures(way, ways[0]) for way in ways}
     device = jax.devices()[0]
@@ -264,6 +296,15 @@ def report(bench: Bench) -> None:
     print(table(bench, found))
     if bench.json:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(bench).items()}
-        bench.json.write_text(json.dumps({"bench": settings, "figures": found}, indent=1))
+        bench.json.write_text(json.dumps({"bench": settings, "figures": _finite(found)}, indent=1, allow_nan=False))
     if bench.plot:
         plot(found, bench.plot)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what is not a number, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

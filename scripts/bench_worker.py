@@ -57,7 +57,7 @@ class Bench:
     """Write the figures here too."""
 
     def __post_init__(self) -> None:
-        least = {"prompt": 8, "new": 2, "frames": 2, "batch": 1, "repetitions": 1}
+        least = {"prompt": 8, "new": 2, "frames": 2, "batch": 1, "count": 1, "repetitions": 1}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {minimum}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.drafting import Draftings
 from omni_jax.decode.sampling import Sampling
 from omni_jax.drafter import load_drafter
+from omni_jax.errors import InputError
 from omni_jax.models import decoder
 from omni_jax.omni import Omni
 from tests.parity import user
@@ -125,7 +127,27 @@ def test_settings_that_compare_nothing_are_refused(missing: str) -> None:
         Bench(**{key: value for key, value in whole.items() if key != missing})
 
 
-def test_a_line_without_a_prompt_is_named(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n{"answer": "y"}\n')
-    with pytest.raises(ValueError, match="line 2"):
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ('{"prompt": "x"}\n{"answer": "y"}', "line 2: neither"),
+        ("{", "line 1: not JSON"),
+        ("[1]", "line 1"),
+        ("", "no prompt"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_named(text: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(InputError, match=complaint):
         bench_drafters.read_prompts(tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match="cannot be read"):
+        bench_drafters.read_prompts(tmp_path / "q.jsonl")
+
+
+def test_what_would_fail_late_fails_first(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}')
+    asked = Bench(speculative=True, model=tmp_path, prompts=tmp_path / "p.jsonl", drafter=("oracle:abc",))
+    with pytest.raises(InputError, match="oracle lies"):
+        bench_drafters.report(asked)
+    with pytest.raises(InputError, match="folder does not exist"):
+        bench_drafters.report(replace(asked, plot=tmp_path / "no" / "plot.png"))

@@ -101,6 +101,12 @@ def test_a_drafter_may_know_the_whole_vocabulary() -> None:
     "changes, match",
     [
         ({"architectures": ["DFlash2DraftModel"]}, "DFlash2DraftModel"),
+        ({"architectures": 5}, "architectures' is 5"),
+        ({"architectures": "DFlashDraftModel"}, "architectures' is 'DFlashDraftModel'"),
+        ({"rope_parameters": 5}, "rope_parameters' is 5"),
+        ({"layer_types": [["a"], 1, 2, 3, 4]}, "layer_types' is"),
+        ({"dflash_config": 5}, "dflash_config' is 5"),
+        ({"dflash_config": {**PUBLIC_DFLASH["dflash_config"], "target_layer_ids": ["x"]}}, "not a list of numbers"),
         ({"projector_type": "domino"}, "projector_type.*not implemented"),
         ({"dflash_config": {**PUBLIC_DFLASH["dflash_config"], "projector_type": "dspark"}}, "projector_type"),
         ({"dflash_config": {**PUBLIC_DFLASH["dflash_config"], "selector_top_k": 16}}, "selector_top_k"),

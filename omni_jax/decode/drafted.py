@@ -19,7 +19,7 @@ from omni_jax.decode.drafting import Drafting
 from omni_jax.decode.generate import CHUNK, NO_TOKEN
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
-from omni_jax.decode.speculative import SpeculativeState, begin, decode_rounds
+from omni_jax.decode.speculative import SpeculativeState, begin, decode_rounds, rounds_of
 from omni_jax.decode.statistics import Rounds
 from omni_jax.decode.width import WidthChooser
 from omni_jax.inputs.batch import Batch
@@ -47,14 +47,15 @@ class DraftedSession(Session):
         drafting: Drafting,
     ):
         """As in `Session`. taps: hidden states that others want, beside those that the drafter reads."""
-        wanted = tuple(dict.fromkeys((*taps, *drafting.proposer.taps)))
-        super().__init__(params, graph, text, batch, sampling, max_new_tokens, seed, stop_ids, wanted)
-        self.drafting = drafting
+        super().__init__(params, graph, text, batch, sampling, max_new_tokens, seed, stop_ids, taps)
+        self.drafting, self.wanted = drafting, taps
         self.chooser: WidthChooser | None = None
-        self.width = drafting.widths[0]
+        self.width, self.rounds = drafting.widths[0], 1
         # By chunk: tokens that each round gave each row int32 [B, rounds], 0 for rows that were done; the most that a
         # round could give, and the tokens that it verified.
         self._chunks: list[tuple[np.ndarray, int, int]] = []
+        # The widths of chunks that are not read yet.
+        self._dispatched: list[int] = []
 
     def rounds_of(self, row: int) -> Rounds:
         """What the rounds of a row gave."""
@@ -77,13 +78,12 @@ class DraftedSession(Session):
         }
 
     def _progress(self, steps: int) -> tuple[int, int]:
-        if self.chooser is not None:
-            self.width = self.chooser.choose()
-        rounds = self._rounds(steps)
-        return rounds, rounds * self.drafting.proposer.gives(self.width)
-
-    def _rounds(self, steps: int) -> int:
-        return max(1, steps // self.drafting.proposer.gives(self.width))
+        gives = self.drafting.proposer.gives
+        if self.chooser is None:
+            self.rounds = rounds_of(steps, gives(self.width))
+        else:
+            self.width, self.rounds = self.chooser.choose(steps)
+        return self.rounds, self.rounds * gives(self.width)
 
     def _slots(self, drawn: int) -> int:
         # A round writes all that it drafts, however little of it may stand.
@@ -91,14 +91,18 @@ class DraftedSession(Session):
         return slots_for(self.longest + min(drawn, self.max_new_tokens) + written)
 
     def _prefill(self) -> tuple[jax.Array, SpeculativeState]:
+        mine = self.drafting.proposer.taps
+        self.taps = order = tuple(dict.fromkeys((*self.wanted, *mine)))
         token, state = super()._prefill()
         assert self.tapped is not None
-        mine = np.asarray([self.taps.index(k) for k in self.drafting.proposer.taps], np.int32)
-        self._chunks = []
+        tapped, self.taps = self.tapped, self.wanted
+        # The wanted ones come first; nobody else reads the drafter's.
+        self.tapped = tapped[: len(self.wanted)] if self.wanted else None
+        self._chunks, self._dispatched = [], []
         drafted = begin(
             (self.params, self.drafting.params),
             state,
-            self.tapped[mine],
+            tapped[np.asarray([order.index(k) for k in mine], np.int32)],
             self.batch.token_ids,
             proposer=self.drafting.proposer,
             graph=self.graph,
@@ -114,18 +118,19 @@ class DraftedSession(Session):
     def _decode(self, state: SpeculativeState, steps: int, slots: int) -> tuple[jax.Array, SpeculativeState]:
         if slots > state.decode.cache.slots:
             state = speculative.grow(state, proposer=self.drafting.proposer, slots=slots)
-        return self._run(state, self.stop_ids, self._rounds(steps))
+        self._dispatched.append(self.width)
+        return self._run(state, self.stop_ids, self.rounds)
 
     def _run(self, state: SpeculativeState, stop_ids: np.ndarray, rounds: int) -> tuple[jax.Array, SpeculativeState]:
         return decode_rounds(
             (self.params, self.drafting.params),
             state,
+            np.int32(rounds),
             stop_ids,
             self.values,
             proposer=self.drafting.proposer,
             graph=self.graph,
             plan=self.plan,
-            rounds=rounds,
             width=self.width,
             drawn=self.drafting.drawn,
         )
@@ -133,7 +138,8 @@ class DraftedSession(Session):
     def _seconds(self, state: SpeculativeState, width: int) -> float:
         """What a round of `width` takes behind this prompt: chunks of them are run for nothing."""
         self.width, seconds = width, []
-        rounds, never = self._rounds(CHUNK), np.full(self.stop_ids.shape, NO_TOKEN, np.int32)
+        rounds = rounds_of(CHUNK, self.drafting.proposer.gives(width))
+        never = np.full(self.stop_ids.shape, NO_TOKEN, np.int32)
         for _ in range(TIMED_CHUNKS):
             trial = jax.tree.map(jnp.copy, state)
             rows = trial.decode.rows
@@ -150,9 +156,7 @@ class DraftedSession(Session):
         new = super()._take(drawn.reshape(len(drawn), -1))
         if drawn.ndim == 3:
             emitted = (drawn != NO_TOKEN).sum(axis=2).astype(np.int32)
-            widths, most = self.drafting.widths, drawn.shape[2]
-            # Only chains have several widths, and they give as much as they verify.
-            self._chunks.append((emitted, most, widths[0] if len(widths) == 1 else most))
+            self._chunks.append((emitted, drawn.shape[2], self._dispatched.pop(0)))
             if self.chooser is not None:
                 # The last round of a row that is done may have been cut short.
                 whole = [row[row > 0][: -1 if done else None] for row, done in zip(emitted, self.row_done, strict=True)]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.proposers import proposer_for
+from omni_jax.decode.proposers import check_tree, proposer_for
 from omni_jax.decode.session import is_whole
 from omni_jax.decode.speculative import Proposer
 from omni_jax.decode.width import WIDTHS
@@ -43,21 +43,29 @@ class Draftings:
     ) -> Drafting | None:
         """How a request drafts, None if it does not; InputError for a drafter of another model or wrong settings."""
         if drafter is None:
+            if tokens is not None or tree is not None or drawn:
+                raise InputError("draft_tokens, draft_tree and draft_sampling need a drafter")
             return None
-        drafting = self._with(drafter, tree)
-        if drawn and tree is not None:
-            raise InputError("draft_sampling and draft_tree exclude each other: a tree holds the likeliest tokens")
-        most = drafting.proposer.most
+        if not isinstance(drafter, Drafter):
+            raise InputError(f"drafter is {drafter!r}; load one with load_drafter(directory)")
+        if not isinstance(drawn, bool):
+            raise InputError(f"draft_sampling is {drawn!r}; it is True or False")
+        if drawn and (tree is not None or tokens == "auto"):
+            # Which drafts are drawn decides the reply, and widths follow the machine's times.
+            raise InputError("draft_sampling draws a fixed number of drafts: leave out draft_tree and 'auto'")
+        drafting = replace(self._with(drafter, tree), drawn=drawn)
         if tokens is None:
-            return replace(drafting, drawn=drawn)
+            return drafting
+        most, usual = drafting.proposer.most, drafting.widths[0]
         if tokens == "auto" and tree is None:
-            return replace(drafting, drawn=drawn, widths=tuple(width for width in WIDTHS if width <= most + 1))
+            return replace(drafting, widths=tuple(sorted({usual, *(w for w in WIDTHS if w <= most + 1)})))
         if isinstance(tokens, str) or not is_whole(tokens) or not 1 <= tokens <= most:
             auto = ", or 'auto'" if tree is None else " with this draft_tree"
             raise InputError(f"draft_tokens is {tokens!r}; this drafter proposes 1 to {most} tokens a round{auto}")
-        return replace(drafting, drawn=drawn, widths=(tokens + 1,))
+        return replace(drafting, widths=(tokens + 1,))
 
     def _with(self, drafter: Drafter, tree: Tree | None) -> Drafting:
+        check_tree(tree)
         if (drafter, tree) not in self._known:
             check_drafter(drafter, self.config)
             proposer = proposer_for(drafter, self.config.thinker.text.num_layers, tree)

@@ -29,8 +29,10 @@ from omni_jax.ops.cache import KVCache
 
 # Tokens that a chain drafts unless told, the setting of most published measurements, and the most it may.
 CHAIN_TOKENS, LONGEST_CHAIN = 3, 16
-# Tokens of a tree unless told, EAGLE's own setting without the token at hand, and the most it may.
-TREE_TOKENS, LARGEST_TREE = 59, 255
+# Tokens of a tree unless told, EAGLE's own setting without the token at hand.
+TREE_TOKENS = 59
+# The most tokens that a round may verify, and nodes that a drafter may run for a tree.
+LARGEST = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +209,16 @@ def _over_target(drafter: Eagle3, logits: jax.Array, vocab_size: int) -> jax.Arr
     return jnp.full((*logits.shape[:-1], vocab_size), -jnp.inf).at[..., ids].set(logits)
 
 
+def check_tree(tree: Any) -> None:
+    """Raise InputError unless `tree` is None or holds levels and candidates, of a size that can be drafted."""
+    if tree is None:
+        return
+    if not isinstance(tree, tuple) or len(tree) != 2 or not all(is_whole(n) and n > 0 for n in tree):
+        raise InputError(f"draft_tree is {tree!r}; it takes two numbers, levels and candidates, such as (7, 10)")
+    if tree[0] * tree[1] > LARGEST:
+        raise InputError(f"draft_tree is {tree!r}: {tree[0] * tree[1]} nodes are more than {LARGEST}; take fewer")
+
+
 def proposer_for(drafter: Drafter, target_layers: int, tree: tuple[int, int] | None = None) -> Proposer:
     """The proposer of a drafter, for a Thinker of `target_layers` layers; `tree` holds its levels and candidates.
 
@@ -216,14 +228,12 @@ def proposer_for(drafter: Drafter, target_layers: int, tree: tuple[int, int] | N
     if isinstance(config, DFlashConfig):
         if tree is not None:
             raise InputError("a DFlash drafter drafts blocks; leave draft_tree out, or take an EAGLE-3 drafter")
-        return BlockProposer(drafter.graph, taps, config.block_size - 1, config.block_size - 1)
+        drafts = min(config.block_size, LARGEST) - 1
+        return BlockProposer(drafter.graph, taps, drafts, drafts)
     if tree is None:
         return ChainProposer(drafter.graph, taps)
-    if len(tree) != 2 or not all(is_whole(n) and n > 0 for n in tree) or tree[1] > config.draft_vocab_size:
-        raise InputError(
-            f"draft_tree is {tree!r}; it takes two numbers, levels and candidates, such as (7, 10), and at most "
-            f"{config.draft_vocab_size} candidates"
-        )
     depth, top_k = tree
-    most = min(top_k + depth * top_k**2, LARGEST_TREE)
+    if top_k > config.draft_vocab_size:
+        raise InputError(f"draft_tree is {tree!r}; this drafter knows {config.draft_vocab_size} tokens to choose from")
+    most = min(top_k + depth * top_k**2, LARGEST - 1)
     return TreeProposer(drafter.graph, taps, min(TREE_TOKENS, most), most, depth, top_k)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from omni_jax.decode.accept import accept, accept_drawn
 from omni_jax.decode.drafts import Chooser, Drafts
-from omni_jax.decode.generate import NO_TOKEN, Array, DecodeState
+from omni_jax.decode.generate import CHUNK, NO_TOKEN, Array, DecodeState
 from omni_jax.decode.sampling import Plan
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Thinker
@@ -98,6 +98,11 @@ class SpeculativeState:
     memory: Any
 
 
+def rounds_of(steps: int, gives: int) -> int:
+    """How many rounds that give up to `gives` tokens each take the place of `steps` steps."""
+    return max(1, steps // gives)
+
+
 def features_of(tapped: jax.Array) -> jax.Array:
     """Tapped hidden states [n, B, T, D] side by side: [B, T, n * D]."""
     n, B, T, D = tapped.shape
@@ -129,32 +134,33 @@ def begin(
 
 @partial(
     jax.jit,
-    static_argnames=("proposer", "graph", "plan", "rounds", "width", "drawn", "unroll"),
+    static_argnames=("proposer", "graph", "plan", "width", "drawn", "unroll"),
     donate_argnames="state",
 )
 def decode_rounds(
     params: tuple[dict, Any],
     state: SpeculativeState,
+    rounds: Array | int,
     stop_ids: Array,
     values: dict,
     *,
     proposer: Proposer,
     graph: Graph,
     plan: Plan,
-    rounds: int,
     width: int,
     drawn: bool = False,
     unroll: int = 1,
 ) -> tuple[jax.Array, SpeculativeState]:
-    """Run up to `rounds` rounds: tokens int32 [B, rounds, n], -1 where none, and the state to go on from.
+    """Run up to `rounds` rounds (at most as a chunk has): tokens int32 [B, R, n], -1 where none, and the state behind.
 
-    n is the most that a round gives. params: the Thinker's and the drafter's. width: W, the tokens that a round
-    verifies, 1 for rounds without a draft. drawn: whether drafts are drawn as the plan says, not greedily. The caches
-    must have room for what the rounds give and the last one writes.
+    n is the most that a round gives, R the rounds of a chunk. params: the Thinker's and the drafter's. width: W, the
+    tokens that a round verifies, 1 for rounds without a draft. drawn: whether drafts are drawn as the plan says, not
+    greedily. The caches must have room for what the rounds give and the last one writes.
     """
     thinker: Thinker = bind(graph, params[0])
     B = state.decode.rows.token.shape[0]
-    tokens = jnp.full((rounds, B, proposer.gives(width)), NO_TOKEN, jnp.int32)
+    gives = proposer.gives(width)
+    tokens = jnp.full((rounds_of(CHUNK, gives), B, gives), NO_TOKEN, jnp.int32)
     draft_plan = plan if drawn else Plan(greedy=True, penalised=False, candidates=0)
 
     def step(carry: tuple) -> tuple:

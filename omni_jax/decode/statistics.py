@@ -42,16 +42,18 @@ def macro(replies: Sequence[Rounds]) -> float:
     return float(np.mean(means)) if means else 0.0
 
 
-def survival(replies: Sequence[Rounds]) -> np.ndarray:
-    """How often the first i drafts of a round all stood, float [most - 1] for i = 1, 2, ...
+def survival(replies: Sequence[Rounds], positions: int | None = None) -> np.ndarray:
+    """How often the first i drafts of a round all stood, float [positions] for i = 1, 2, ..., by default all drafted.
 
     Of the whole rounds that drafted so many; NaN where there are none. It never rises where all drafted alike.
     """
+    if positions is None:
+        positions = max((int(r.most.max()) for r in replies if len(r.most)), default=1) - 1
     given, most = (np.concatenate([getattr(r.whole, name) for r in replies] or [[]]) for name in ("given", "most"))
-    positions = np.arange(1, max((int(r.most.max()) for r in replies if len(r.most)), default=1))
-    tried = (most[:, None] > positions).sum(axis=0)
-    stood = ((given[:, None] > positions) & (most[:, None] > positions)).sum(axis=0)
-    return np.divide(stood, tried, out=np.full(len(positions), np.nan), where=tried > 0)
+    index = np.arange(1, positions + 1)
+    tried = (most[:, None] > index).sum(axis=0)
+    stood = ((given[:, None] > index) & (most[:, None] > index)).sum(axis=0)
+    return np.divide(stood, tried, out=np.full(positions, np.nan), where=tried > 0)
 
 
 def conditional(survived: np.ndarray) -> np.ndarray:
@@ -63,7 +65,7 @@ def conditional(survived: np.ndarray) -> np.ndarray:
 def interval(
     replies: Sequence[Rounds], statistic: Callable[[Sequence[Rounds]], float | np.ndarray], seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % bootstrap interval of a statistic over replies: its lower and upper bounds.
+    """The 95 % bootstrap interval of a statistic over replies: its lower and upper bounds, of the statistic's shape.
 
     Replies are drawn again, not rounds, because the rounds of one reply resemble each other.
     """

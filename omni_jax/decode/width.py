@@ -15,10 +15,12 @@ WIDTHS = (1, 2, 4, 8, 16)
 # What is believed of the first draft before any was seen: it counts as so many that stood so often. Hopeful, so that
 # wide rounds are tried.
 FIRST_DRAFTS, FIRST_STOOD = 4.0, 0.8
-# How many drafts the one before it counts for, in what is believed of a draft.
-NEIGHBOUR = 4.0
-# What of the past is left after a round, and rounds without a draft after which one is drafted to see.
-MEMORY, REST = 0.98, 24
+# How many drafts the one before it counts for, in what is believed of a draft; the first has none before it.
+NEIGHBOUR, NOTHING = 4.0, 0.1
+# What of the past is left after a round.
+MEMORY = 0.98
+# Rounds without a draft after which some are drafted to see, and the share of their time that this may take.
+REST, TRIAL_SHARE = 24, 0.05
 
 
 class WidthChooser:
@@ -34,20 +36,28 @@ class WidthChooser:
         self.tried[:1], self.stood[:1] = FIRST_DRAFTS, FIRST_DRAFTS * FIRST_STOOD
         self.rested = 0
 
-    def choose(self) -> int:
-        """The width that promises the most tokens a second, or now and then a draft where none seems worth it."""
+    def choose(self, steps: int) -> tuple[int, int]:
+        """The width that promises the most tokens a second, and how many rounds of it make `steps` steps.
+
+        Where no draft seems worth it, one is tried now and then, for as many rounds as cost little.
+        """
         best = max(self.seconds, key=lambda width: self.expected(width) / self.seconds[width])
+        rounds = max(1, steps // best)
         if best == 1 and self.rested >= REST:
-            return min((width for width in self.seconds if width > 1), default=1)
-        return best
+            best = min(width for width in self.seconds if width > 1)
+            plain = self.seconds[1]
+            affordable = TRIAL_SHARE * self.rested * plain / max(self.seconds[best] - plain, 1e-3 * plain)
+            rounds = min(max(1, int(affordable)), max(1, steps // best))
+        self.rested = self.rested + rounds if best == 1 else 0
+        return best, rounds
 
     def expected(self, width: int) -> float:
         """Tokens that a round of `width` gives on average: one of the target's own, and the drafts that stand."""
         tokens = survival = 1.0
         believed = FIRST_STOOD
-        for tried, stood in zip(self.tried[: width - 1], self.stood[: width - 1], strict=True):
+        for i, (tried, stood) in enumerate(zip(self.tried[: width - 1], self.stood[: width - 1], strict=True)):
             # A draft of which little is known stands about as often as the one before it.
-            weight = NEIGHBOUR if tokens > 1.0 else 0.1
+            weight = NEIGHBOUR if i else NOTHING
             believed = (stood + weight * believed) / (tried + weight)
             survival *= believed
             tokens += survival
@@ -59,7 +69,6 @@ class WidthChooser:
         A round of e tokens had e - 1 drafts that stood, and one more was tried unless these were all.
         """
         index = np.arange(len(self.tried))
-        self.rested = self.rested + len(emitted) if width == 1 else 0
         for tokens in emitted:
             self.tried = MEMORY * self.tried + (index < min(tokens, width - 1))
             self.stood = MEMORY * self.stood + (index < tokens - 1)

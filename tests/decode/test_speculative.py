@@ -1,17 +1,17 @@
 """Drafting changes how many forwards a reply takes, and nothing that it says."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from oracle import oracle
 
 from omni_jax.decode.drafted import DraftedSession
-from omni_jax.decode.drafting import Drafting
+from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.generate import CHUNK
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
@@ -111,12 +111,17 @@ def test_no_transfer_and_no_compilation_between_rounds(omnis: Callable[[str], Om
     drafting = oracle(asked.plainly(), 4, 0.5)
     asked.drafted(drafting)
     compiled = decode_rounds._cache_size()
-    with jax.transfer_guard_device_to_host("disallow_explicit"):
-        session = DraftedSession(*asked._arguments(), (), drafting)
-        _, state = session._prefill()
-        for _ in range(3):
-            _, state = session._decode(state, CHUNK, state.decode.cache.slots)
+    session = DraftedSession(*asked._arguments(), (), drafting)
+    _, state = session._prefill()
+    for steps in (CHUNK, CHUNK, 8):
+        session._progress(steps)
+        _, state = session._decode(state, steps, state.decode.cache.slots)
     assert decode_rounds._cache_size() == compiled
+    # A chunk is one program, and nothing in it speaks to the host. (The transfer guard sees nothing on CPU.)
+    static = {"proposer": drafting.proposer, "graph": session.graph, "plan": session.plan, "width": 4}
+    asked_for = ((session.params, drafting.params), state, np.int32(8), session.stop_ids, session.values)
+    program = decode_rounds.lower(*asked_for, **static).compile().as_text()
+    assert "while(" in program and not re.findall(r"callback|infeed|outfeed|= \S+ (?:send|recv)\(", program)
 
 
 @pytest.mark.parametrize("kind, variant", [("dflash", "odd"), ("eagle3", "small")])
@@ -161,3 +166,21 @@ def test_wrong_drafters_and_lengths_are_refused(
     for tokens in (0, 99, 2.5):
         with pytest.raises(InputError, match=f"draft_tokens is {tokens}"):
             omnis("small").generate(user("Hi"), drafter=drafter, draft_tokens=tokens)  # type: ignore[arg-type]
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"draft_tokens": 3}, "need a drafter"),
+        ({"draft_tree": (7, 10)}, "need a drafter"),
+        ({"drafter": "dflash/"}, "load one with load_drafter"),
+        ({"drafter": drafter, "draft_sampling": "yes"}, "True or False"),
+        ({"drafter": drafter, "draft_sampling": True, "draft_tokens": "auto"}, "fixed number"),
+    )
+    for settings, complaint in wrong:
+        with pytest.raises(InputError, match=complaint):
+            omnis("small").generate(user("Hi"), **settings)
+
+
+def test_auto_tries_the_drafters_own_length_too(
+    omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
+) -> None:
+    drafter = load_drafter(drafters("dflash", "small"))
+    drafting = Draftings(omnis("small").config).settle(drafter, "auto", None, drawn=False)
+    assert drafting is not None and drafting.widths == (1, 2, 4, 6)

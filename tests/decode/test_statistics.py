@@ -1,5 +1,7 @@
 """What is told of drafting, against counts by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,11 @@ def test_narrow_rounds_say_nothing_of_later_drafts() -> None:
     mixed = Rounds(np.asarray([2, 4, 1, 2, 1]), np.asarray([2, 4, 1, 4, 4]))
     assert survival([mixed]).tolist() == pytest.approx([3 / 3, 1 / 2, 1 / 2])
     assert survival([rounds([1])]).size == 3 and np.isnan(survival([rounds([1])])).all()
+
+
+def test_an_interval_has_a_place_for_every_position() -> None:
+    low, high = interval([rounds([4, 2]), rounds([2, 1], 2)], partial(survival, positions=3))
+    assert low.shape == high.shape == (3,) and (low[:1] <= high[:1]).all()
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:

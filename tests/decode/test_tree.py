@@ -12,21 +12,19 @@ import numpy as np
 import pytest
 import torch
 from make_tiny_drafter import draft_config_dict
-from oracle import ORACLE, Oracle, oracle
+from oracle import Oracle, oracle
 
-from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.drafts import Chooser, Drafts
 from omni_jax.decode.proposers import Pairs, TreeProposer
 from omni_jax.decode.sampling import Plan, Sampling
-from omni_jax.decode.speculative import Seen
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
 from omni_jax.models.eagle3 import Eagle3
 from omni_jax.models.thinker import Thinker
 from omni_jax.omni import Omni
 from tests.decode.test_speculative import MIXED, NEW, Asked
-from tests.models.eagle3_statement import Statement
+from tests.models.statements import StepStatement
 from tests.parity import user
 
 GREEDY = Plan(greedy=True, penalised=False, candidates=0)
@@ -77,7 +75,7 @@ def test_a_tree_changes_the_rounds_and_nothing_else(
             assert all(1 < np.mean(row) < levels + 1 for row in emitted)
 
 
-def expected_tree(row: Statement, table: np.ndarray, to_target: Any, width: int, depth: int, k: int) -> tuple:
+def expected_tree(row: StepStatement, table: np.ndarray, to_target: Any, width: int, depth: int, k: int) -> tuple:
     """EAGLE's tree from its description: tokens and parents of the nodes behind the token at hand."""
     candidates: list[dict] = []
 
@@ -117,7 +115,7 @@ def test_the_tree_is_that_of_the_description(
     held, (D, features) = (5, 2), module.fc.weight.shape
     h = rng.standard_normal((2, 5, features)).astype(np.float32)
     target = 0.7 * rng.standard_normal((config["vocab_size"], D)).astype(np.float32)
-    rows = [Statement(directory, config) for _ in held]
+    rows = [StepStatement(directory, config) for _ in held]
     table = rows[0].w.get("embed_tokens.weight", torch.tensor(target)).numpy()
     tokens = rng.integers(0, len(table), (2, 5))
     embedded = module.embed_tokens(jnp.asarray(tokens), jnp.asarray(target))
@@ -170,49 +168,6 @@ def test_a_tree_has_room_where_the_reply_almost_fills_the_cache(
     assert drafting is not None and asked.drafted(drafting).rows == asked.plainly().rows
 
 
-@dataclass(frozen=True, eq=False)
-class Listening(TreeProposer):
-    """Remembers as EAGLE-3 does, and drafts what `oracle` knows; its parameters are both."""
-
-    oracle: Any = None
-
-    def gives(self, width: int) -> int:
-        return self.oracle.gives(width)
-
-    def empty(self, params: tuple, rows: int, slots: int, dtype: Any) -> tuple[Pairs, jax.Array]:
-        return super().empty(params[0], rows, slots, dtype), self.oracle.empty(params[1], rows, slots, dtype)
-
-    def remember(self, params: tuple, thinker: Thinker, memory: tuple, seen: Seen) -> tuple[Pairs, jax.Array]:
-        told = self.oracle.remember(params[1], thinker, memory[1], seen)
-        return super().remember(params[0], thinker, memory[0], seen), told
-
-    def propose(self, params: tuple, thinker: Thinker, memory: tuple, *asked: Any) -> tuple[Drafts, Any]:
-        return self.oracle.propose(params[1], thinker, memory[1], *asked)[0], memory
-
-
-def test_a_drafter_remembers_of_a_tree_only_what_stood(
-    omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
-) -> None:
-    omni, drafter = omnis("small"), load_drafter(drafters("eagle3", "small"))
-    asked = Asked(omni, omni.prepare([user("Just words"), user("And some more of them")]), Sampling(), new=12)
-    known = oracle(asked.plainly(), 2, 0.3).params
-    memories = []
-    for told, width in ((TREE_ORACLE, 3 * BRANCHES + 1), (ORACLE, 1)):
-        proposer: Any = Listening(drafter.graph, drafter.taps(omni.config.thinker.text.num_layers), oracle=told)
-        session = DraftedSession(*asked._arguments(), (), Drafting(proposer, (drafter.params, known), (width,)))
-        _, state = session._prefill()
-        for _ in range(12):
-            _, state = session._run(state, session.stop_ids, 1)
-        memories.append(jax.tree.map(np.asarray, state.memory[0]))
-    tree, plain = memories
-    assert tree.cache.length.tolist() == plain.cache.length.tolist()
-    np.testing.assert_allclose(tree.output, plain.output, rtol=0, atol=1e-5 * np.abs(plain.output).max())
-    for b, n in enumerate(plain.cache.length):
-        for name in ("k", "v"):
-            got, want = (getattr(memory.cache, name)[:, b, :, :n] for memory in memories)
-            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
-
-
 def test_trees_that_cannot_be_drafted_are_refused(
     omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
 ) -> None:
@@ -220,10 +175,12 @@ def test_trees_that_cannot_be_drafted_are_refused(
     for drafter, settings, complaint in (
         (dflash, {"draft_tree": (7, 10)}, "DFlash drafter drafts blocks"),
         (eagle, {"draft_tree": (7, 0)}, r"draft_tree is \(7, 0\)"),
-        (eagle, {"draft_tree": (1, 10**6)}, "candidates"),
+        (eagle, {"draft_tree": (1, 10**6)}, "1000000 nodes are more than 256"),
+        (eagle, {"draft_tree": [7, 10]}, r"draft_tree is \[7, 10\]"),
+        (eagle, {"draft_tree": 5}, "draft_tree is 5"),
         (eagle, {"draft_tree": (2, 2), "draft_tokens": "auto"}, "draft_tokens is 'auto'"),
         (eagle, {"draft_tree": (2, 2), "draft_tokens": 11}, "1 to 10 tokens"),
-        (eagle, {"draft_tree": (2, 2), "draft_sampling": True}, "exclude each other"),
+        (eagle, {"draft_tree": (2, 2), "draft_sampling": True}, "fixed number"),
     ):
         with pytest.raises(InputError, match=complaint):
             omnis("small").generate(user("Hi"), drafter=drafter, **settings)  # type: ignore[arg-type]

@@ -16,15 +16,10 @@ from omni_jax.drafter import load_drafter
 from omni_jax.models.eagle3 import Eagle3
 from omni_jax.ops.attention import tree_mask
 from omni_jax.ops.cache import KVCache
-from tests.models.eagle3_statement import Statement
+from tests.models.statements import StepStatement, close
 
 VARIANTS = ("tiny", "small", "odd")
 B, SLOTS = 3, 40
-
-
-def close(got: Any, want: Any, relative: float = 1e-5) -> None:
-    want = np.asarray(want)
-    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=relative * np.abs(want).max())
 
 
 class Both:
@@ -35,7 +30,7 @@ class Both:
         module = load_drafter(directory).module
         assert isinstance(module, Eagle3)
         self.module, self.rng = module, np.random.default_rng(7)
-        self.rows = [Statement(directory, config) for _ in range(B)]
+        self.rows = [StepStatement(directory, config) for _ in range(B)]
         self.D, self.width = module.fc.weight.shape
         table = 0.7 * self.rng.standard_normal((config["vocab_size"], self.D)).astype(np.float32)
         self.table = self.rows[0].w.get("embed_tokens.weight", torch.tensor(table)).numpy()

@@ -1,0 +1,160 @@
+"""What a drafter proposes within a session, against its description and the Thinker's own states of the whole text."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from make_tiny_drafter import draft_config_dict
+from oracle import ORACLE, Oracle, oracle
+
+from omni_jax.decode import speculative
+from omni_jax.decode.drafted import DraftedSession
+from omni_jax.decode.drafting import Drafting, Draftings
+from omni_jax.decode.drafts import Chooser, Drafts
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.speculative import Seen
+from omni_jax.drafter import load_drafter
+from omni_jax.models.eagle3 import Eagle3
+from omni_jax.models.param import bind
+from omni_jax.models.thinker import Thinker
+from omni_jax.omni import Omni
+from tests.decode.test_speculative import Asked
+from tests.decode.test_tree import BRANCHES, GREEDY, TREE_ORACLE, expected_tree
+from tests.models.statements import BlockStatement, StepStatement
+from tests.parity import user
+
+
+@dataclass(frozen=True, eq=False)
+class Listening:
+    """Remembers as `real` does while `told` drafts, so that some drafts stand; parameters and memories are both's."""
+
+    real: Any
+    told: Oracle
+    usual: int = 3
+    most: int = 99
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.real.taps
+
+    def gives(self, width: int) -> int:
+        return self.told.gives(width)
+
+    def writes(self, width: int) -> int:
+        return width
+
+    def empty(self, params: tuple, *asked: Any) -> tuple:
+        return self.real.empty(params[0], *asked), self.told.empty(params[1], *asked)
+
+    def grow(self, memory: tuple, slots: int) -> tuple:
+        return self.real.grow(memory[0], slots), self.told.grow(memory[1], slots)
+
+    def remember(self, params: tuple, thinker: Thinker, memory: tuple, seen: Seen) -> tuple:
+        told = self.told.remember(params[1], thinker, memory[1], seen)
+        return self.real.remember(params[0], thinker, memory[0], seen), told
+
+    def propose(self, params: tuple, thinker: Thinker, memory: tuple, *asked: Any) -> tuple[Drafts, Any]:
+        return self.told.propose(params[1], thinker, memory[1], *asked)[0], memory
+
+
+@partial(jax.jit, static_argnums=(0, 1, 4))
+def proposed(proposer: Any, graph: Any, params: tuple, state: Any, width: int) -> Drafts:
+    """What the real drafter would propose next."""
+    thinker, decode = bind(graph, params[0]), state.decode
+    choose = Chooser(decode.rows.keys, decode.cache.length + 1, {}, GREEDY)
+    return proposer.propose(params[1][0], thinker, state.memory[0], decode.rows.token, width, choose)[0]
+
+
+@dataclass
+class Case:
+    """A drafter's directory, what is drafted, and each row's text with the Thinker's states of it, from one forward."""
+
+    omni: Omni
+    directory: Path
+    config: dict
+    tree: tuple[int, int] | None
+    texts: list[list[int]]
+    features: list[Any]
+
+    def expected(self, b: int, n: int, width: int) -> tuple[list[int], list[int] | None]:
+        """Drafts behind the first n tokens of a row and the one at hand, and their parents in a tree."""
+        embed = np.asarray(self.omni.params["thinker"]["embed"])
+        text, features = self.texts[b], torch.tensor(self.features[b][:n])
+        if "dflash_config" in self.config:
+            block = BlockStatement(self.directory, self.config)
+            block.remember(features)
+            masks = [self.config["dflash_config"]["mask_token_id"]] * (width - 1)
+            hidden = block.draft(torch.tensor(embed[[text[n], *masks]]))
+            head = torch.tensor(np.asarray(self.omni.params["thinker"].get("lm_head", embed)))
+            return (hidden[1:] @ head.T).argmax(-1).tolist(), None
+        row, module = StepStatement(self.directory, self.config), load_drafter(self.directory).module
+        assert isinstance(module, Eagle3)
+        table = row.w.get("embed_tokens.weight", torch.tensor(embed)).numpy()
+        for i in range(n):
+            row.add(row.linear(features[i], "fc"), table[text[i + 1]])
+        if self.tree:
+            return expected_tree(row, table, lambda i: module.to_target(jnp.asarray(i)), width, *self.tree)
+        drafts = []
+        for _ in range(width - 1):
+            output = row.run()[-1]
+            drafts.append(int(module.to_target(row.logits(output).argmax().numpy())))
+            row.add(output, table[drafts[-1]])
+        return drafts, None
+
+
+@pytest.mark.parametrize(
+    "kind, variant, tree, width",
+    [("dflash", "small", None, 6), ("eagle3", "odd", None, 4), ("eagle3", "tiny", (3, 3), 9)],
+)
+def test_a_session_drafts_what_the_description_says(
+    kind: str,
+    variant: str,
+    tree: tuple[int, int] | None,
+    width: int,
+    omnis: Callable[[str], Omni],
+    drafters: Callable[[str, str], Path],
+) -> None:
+    """Rounds in which some drafts stand, behind a chain or a tree, and a cache that grows on the way."""
+    torch.set_num_threads(1)
+    omni, directory = omnis(variant), drafters(kind, variant)
+    asked = Asked(omni, omni.prepare([user("Just words"), user("And some more of them")]), Sampling(), new=20)
+    plain = asked.plainly()
+    real = Draftings(omni.config).settle(load_drafter(directory), width - 1, tree, drawn=False)
+    assert real is not None
+    told, told_width = (TREE_ORACLE, 2 * BRANCHES + 1) if tree else (ORACLE, 4)
+    listening: Any = Listening(real.proposer, told)
+    drafting = Drafting(listening, (real.params, oracle(plain, told_width, 0.4).params), (told_width,))
+    session = DraftedSession(*asked._arguments(), (), drafting)
+    prompts = [asked.batch.token_ids[b, :n].tolist() for b, n in enumerate(plain.lengths)]
+    texts = [prompt + ids for prompt, ids in zip(prompts, plain.rows, strict=True)]
+    states = [_states(omni, real.proposer.taps, text) for text in texts]
+    case = Case(omni, directory, draft_config_dict(variant, kind), tree, texts, states)
+    _, state = session._prefill()
+    params, lengths = (session.params, drafting.params), []
+    for turn in range(5):
+        drafts = proposed(real.proposer, session.graph, params, state, width)
+        lengths.append(state.decode.cache.length.tolist())
+        for b, n in enumerate(lengths[-1]):
+            tokens, parents = case.expected(b, n, width)
+            assert drafts.token_ids[b].tolist() == [texts[b][n], *tokens]
+            assert parents is None or drafts.parent[b].tolist() == [-1, *parents]
+        if turn == 1:
+            state = speculative.grow(state, proposer=listening, slots=512)
+        _, state = session._run(state, session.stop_ids, 1)
+    steps = np.diff(lengths, axis=0)
+    assert len(set(steps.ravel().tolist())) > 1, "some drafts stood and some fell"
+
+
+def _states(omni: Omni, taps: tuple[int, ...], text: list[int]) -> np.ndarray:
+    """The Thinker's states of a whole text, side by side: [T, n * D]."""
+    thinker, ids = omni.thinker, jnp.asarray([text], jnp.int32)
+    position = jnp.broadcast_to(jnp.arange(len(text), dtype=jnp.float32), (3, 1, len(text)))
+    _, _, tapped = thinker.whole(thinker.embed_tokens(ids), position, taps=taps)
+    return np.moveaxis(np.asarray(tapped)[:, 0], 0, 1).reshape(len(text), -1)
