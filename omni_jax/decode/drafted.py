@@ -63,7 +63,7 @@ class DraftedSession(Session):
         rounds = int((emitted > 0).sum())
         return {"rounds": rounds, "tokens_per_round": float(emitted.sum() / max(rounds, 1))}
 
-    def _progress(self, steps: int) -> tuple[int, int]:
+    def progress(self, steps: int) -> tuple[int, int]:
         if self.chooser is not None:
             self.width = self.chooser.choose()
         rounds = self._rounds(steps)
@@ -72,13 +72,13 @@ class DraftedSession(Session):
     def _rounds(self, steps: int) -> int:
         return max(1, steps // self.drafting.proposer.gives(self.width))
 
-    def _slots(self, drawn: int) -> int:
+    def room(self, drawn: int) -> int:
         # A round writes all that it drafts, however little of it may stand.
         written = max(map(self.drafting.proposer.writes, self.drafting.widths))
         return slots_for(self.longest + min(drawn, self.max_new_tokens) + written)
 
-    def _prefill(self) -> tuple[jax.Array, SpeculativeState]:
-        token, state = super()._prefill()
+    def begin(self) -> tuple[jax.Array, SpeculativeState]:
+        token, state = super().begin()
         assert self.tapped is not None
         mine = np.asarray([self.taps.index(k) for k in self.drafting.proposer.taps], np.int32)
         self._emitted = []
@@ -91,19 +91,32 @@ class DraftedSession(Session):
             graph=self.graph,
             slots=state.cache.slots,
         )
-        if len(self.drafting.widths) > 1:
-            measured, key = self.drafting.measured, (len(self.lengths), state.cache.slots)
-            if key not in measured:
-                measured[key] = {width: self._seconds(drafted, width) for width in self.drafting.widths}
-            self.chooser = WidthChooser(measured[key])
         return token, drafted
 
-    def _decode(self, state: SpeculativeState, steps: int, slots: int) -> tuple[jax.Array, SpeculativeState]:
-        if slots > state.decode.cache.slots:
-            state = speculative.grow(state, proposer=self.drafting.proposer, slots=slots)
-        return self._run(state, self.stop_ids, self._rounds(steps))
+    def settle(self, state: SpeculativeState) -> None:
+        """Measure what rounds take, if there is a choice of widths."""
+        if len(self.drafting.widths) > 1:
+            cache = state.decode.cache
+            measured, key = self.drafting.measured, (cache.rows, cache.slots)
+            if key not in measured:
+                measured[key] = {width: self._seconds(state, width) for width in self.drafting.widths}
+            self.chooser = WidthChooser(measured[key])
 
-    def _run(self, state: SpeculativeState, stop_ids: np.ndarray, rounds: int) -> tuple[jax.Array, SpeculativeState]:
+    def grow(self, state: SpeculativeState, slots: int) -> SpeculativeState:
+        """The state with caches of at least `slots` slots."""
+        if slots <= state.decode.cache.slots:
+            return state
+        return speculative.grow(state, proposer=self.drafting.proposer, slots=slots)
+
+    def decode(
+        self, state: SpeculativeState, steps: int, until: int | None = None
+    ) -> tuple[jax.Array, SpeculativeState]:
+        """Dispatch rounds that give about `steps` tokens; `until` as in `Session`."""
+        return self._run(state, self.stop_ids, self._rounds(steps), until)
+
+    def _run(
+        self, state: SpeculativeState, stop_ids: np.ndarray, rounds: int, until: int | None = None
+    ) -> tuple[jax.Array, SpeculativeState]:
         return decode_rounds(
             (self.params, self.drafting.params),
             state,
@@ -115,6 +128,7 @@ class DraftedSession(Session):
             rounds=rounds,
             width=self.width,
             drawn=self.drafting.drawn,
+            until=np.int32(state.decode.cache.rows if until is None else until),
         )
 
     def _seconds(self, state: SpeculativeState, width: int) -> float:
@@ -132,9 +146,10 @@ class DraftedSession(Session):
             seconds.append((time.perf_counter() - start) / rounds)
         return min(seconds)
 
-    def _take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
+    def take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
+        """Book the tokens of a chunk, and what its rounds gave."""
         drawn = np.asarray(tokens)
-        new = super()._take(drawn.reshape(len(drawn), -1))
+        new = super().take(drawn.reshape(len(drawn), -1))
         if drawn.ndim == 3:
             emitted = (drawn != NO_TOKEN).sum(axis=2).astype(np.int32)
             self._emitted.append(emitted)

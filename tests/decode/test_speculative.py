@@ -113,9 +113,9 @@ def test_no_transfer_and_no_compilation_between_rounds(omnis: Callable[[str], Om
     compiled = decode_rounds._cache_size()
     with jax.transfer_guard_device_to_host("disallow_explicit"):
         session = DraftedSession(*asked._arguments(), (), drafting)
-        _, state = session._prefill()
+        _, state = session.begin()
         for _ in range(3):
-            _, state = session._decode(state, CHUNK, state.decode.cache.slots)
+            _, state = session.decode(state, CHUNK)
     assert decode_rounds._cache_size() == compiled
 
 
