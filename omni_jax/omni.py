@@ -314,7 +314,7 @@ class Omni:
     def _finished(self, slots: Slots) -> Iterator[tuple[int, Reply]]:
         for taken in slots.finished():
             (reply,) = replies_of(taken.session, self.processor.tokenizer, {"seconds": taken.seconds})
-            yield taken.number, reply
+            yield taken.number, replace(reply, stats={**reply.stats, "finish_reason": "stop"}) if taken.ended else reply
 
     def _replies(self, session: Session) -> list[Reply]:
         times = {"prefill_seconds": session.prefill_seconds, "decode_seconds": session.decode_seconds}

@@ -21,7 +21,7 @@ FLOORS = (
 )
 # Slow or optional to import: only inside the functions that need them.
 HEAVY = {
-    *("av", "jinja2", "jiwer", "librosa", "lm_eval", "matplotlib", "orbax", "PIL", "pyarrow", "safetensors"),
+    *("av", "jinja2", "jiwer", "librosa", "matplotlib", "orbax", "PIL", "pyarrow", "safetensors"),
     *("scipy", "soundfile", "tokamax", "tokenizers"),
 }
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}

@@ -31,11 +31,16 @@ from omni_jax.ops.cache import KVCache
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prepared conversation, a batch of one row, with its own seed and limit."""
+    """A prepared conversation, a batch of one row, with its own seed and limit.
+
+    ends: whether a reply of these token ids so far is complete, asked after every chunk; a reply may hold tokens behind
+    its end, which came in the same chunk.
+    """
 
     batch: Batch
     seed: int
     max_new_tokens: int
+    ends: Callable[[list[int]], bool] | None = None
 
     def __post_init__(self) -> None:
         if len(self.batch.mask) != 1:
@@ -47,14 +52,16 @@ class Taken:
     """A request in its slot. number: which of the prompts it was.
 
     since: when it was taken, by `time.perf_counter`; seconds: from then until it was done. first: its first token
-    [1, 1] while the host has not read it.
+    [1, 1] while the host has not read it. ended: whether the prompt's `ends` has said so.
     """
 
     number: int
+    prompt: Prompt
     session: Session
     since: float
     first: jax.Array | None
     seconds: float = 0.0
+    ended: bool = False
 
 
 @partial(jax.jit, static_argnames="rows")
@@ -82,6 +89,16 @@ def insert(state: Any, row: Any, b: jax.Array | int) -> Any:
         return leaf.insert(new, b) if isinstance(leaf, KVCache) else leaf.at[b].set(new[0])
 
     return jax.tree.map(put, state, row, is_leaf=lambda leaf: isinstance(leaf, KVCache))
+
+
+@partial(jax.jit, donate_argnames="state")
+def retire(state: Any, b: jax.Array | int) -> Any:
+    """The state with row `b` done."""
+
+    def finish(leaf: Any) -> Any:
+        return replace(leaf, done=leaf.done.at[b].set(True)) if isinstance(leaf, Rows) else leaf
+
+    return jax.tree.map(finish, state, is_leaf=lambda leaf: isinstance(leaf, Rows))
 
 
 class Slots:
@@ -139,7 +156,7 @@ class Slots:
             prompt, self._next = self._next, None
             since, session = time.perf_counter(), self.session(prompt)
             first, row = session.begin()
-            self.taken[b] = Taken(self._number, session, since, first)
+            self.taken[b] = Taken(self._number, prompt, session, since, first)
             self._number += 1
             if self.lead is None:
                 self.lead, self.state = session, idle(row, rows=len(self.taken))
@@ -176,7 +193,10 @@ class Slots:
                 session.take(taken.first)
                 taken.first = None
             session.take(drawn[b : b + 1])
-            if session.done:
+            if not session.done and taken.prompt.ends is not None and taken.prompt.ends(session.rows[0]):
+                taken.ended = True
+                self.state = retire(self.state, np.int32(b))
+            if session.done or taken.ended:
                 taken.seconds = time.perf_counter() - taken.since
                 done.append(taken)
                 self.taken[b] = None

@@ -78,7 +78,8 @@ def log_likelihoods(
     for one in asked:
         if not one.context.token_ids.shape[1]:
             raise InputError("a continuation without a context; begin with the token that stands before texts")
-        check_context(one.context.token_ids.shape[1], len(one.token_ids), limit)
+        # The last token is predicted, and none behind it.
+        check_context(one.context.token_ids.shape[1], len(one.token_ids) - 1, limit)
     results: dict[int, Scored] = {}
     for group in _groups(asked, rows):
         for number, scored in zip(group, _score(omni, [asked[i] for i in group], rows), strict=True):

@@ -1,6 +1,7 @@
 """Continuous batching: what a slot says is what its prompt gets alone, whoever sits beside it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_prompts_that_follow_from_replies(omnis: Callable[[str], Omni]) -> None:
     assert sorted(said) == [0, 1, 2, 3]
     with pytest.raises(RuntimeError, match="None while no reply was awaited"):
         list(omni.generate_many([None]))
+
+
+def test_a_reply_that_its_prompt_ends(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    want = alone(omni, [(messages, seed, 90) for messages, seed, _ in TEXTS], stop_ids=())
+    made = prompts(omni, [(messages, seed, 90) for messages, seed, _ in TEXTS])
+    made[1] = replace(made[1], ends=lambda ids: len(ids) > 5)
+    got = in_order(omni.generate_many(made, slots=2, stop_ids=()))
+    ended = got.pop(1)
+    assert 5 < len(ended.token_ids) < 40 and ended.stats["finish_reason"] == "stop"
+    assert ended.token_ids == want.pop(1).token_ids[: len(ended.token_ids)]
+    assert ids(got) == ids(want) and {reply.stats["finish_reason"] for reply in got} == {"length"}
 
 
 def test_prompts_that_cannot_be_used(omnis: Callable[[str], Omni]) -> None:
