@@ -26,11 +26,12 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+import omni_jax
 from omni_jax.decode.slots import Prompt
 from omni_jax.errors import InputError
 from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, text_context
 from omni_jax.inputs.tokenizer import Tokenizer
-from omni_jax.omni import Omni, load
+from omni_jax.omni import Omni
 
 # Sampling settings of the harness, which bear transformers' names, that we know; the same names as ours.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -60,7 +61,7 @@ class OmniLM(TemplateLM):
         super().__init__()
         if isinstance(batch_size, str) and not batch_size.isdecimal():
             raise InputError(f"batch_size {batch_size!r}; give a number, such as 8")
-        self.omni = path if isinstance(path, Omni) else load(path, dtype=dtype, parts=("thinker",))
+        self.omni = path if isinstance(path, Omni) else omni_jax.load(path, dtype=dtype, parts=("thinker",))
         self.path = "omni_jax" if isinstance(path, Omni) else path
         self.batch_size, self.max_gen_toks, self.seed = int(batch_size), max_gen_toks, seed
         limit = self.omni.config.thinker.text.max_position_embeddings

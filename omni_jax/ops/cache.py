@@ -64,9 +64,8 @@ class KVCache:
 
     def repeat(self, rows: int) -> "KVCache":
         """A cache of one row `rows` times over."""
-        return KVCache(
-            jnp.repeat(self.k, rows, axis=1), jnp.repeat(self.v, rows, axis=1), jnp.repeat(self.length, rows)
-        )
+        k, v = (jnp.repeat(buffer, rows, axis=1) for buffer in (self.k, self.v))
+        return replace(self, k=k, v=v, length=jnp.repeat(self.length, rows))
 
     def insert(self, row: "KVCache", b: jax.Array | int) -> "KVCache":
         """The same with `row`, a cache of one row and at most as many slots, in place of row `b`.
@@ -77,7 +76,7 @@ class KVCache:
         def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice(buffer, new, (0, b, 0, 0, 0))
 
-        return KVCache(put(self.k, row.k), put(self.v, row.v), self.length.at[b].set(row.length[0]))
+        return replace(self, k=put(self.k, row.k), v=put(self.v, row.v), length=self.length.at[b].set(row.length[0]))
 
     def grow(self, slots: int) -> "KVCache":
         """The same content in `slots` slots."""

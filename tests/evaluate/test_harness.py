@@ -51,8 +51,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "question": TEXTS[i % 4] + " and" * i,
             "choices": [f" {text}" for text in TEXTS[: 2 + i % 3]],
-            "answer": i % 2,
-            "reply": "no",
+            "answer": 1,
+            # What the model says to one of them.
+            "reply": "evereri",
         }
         for i in range(6)
     ]
@@ -115,6 +116,7 @@ def test_a_task_of_local_files_gives_what_transformers_gives(
         for metric, value in values.items():
             if isinstance(value, float):
                 assert scores[name][metric] == pytest.approx(value, rel=1e-4), (name, metric)
+    assert 0 < scores["local_choices"]["acc,none"] < 1 and scores["local_replies"]["exact_match,none"] > 0
     assert {len(want[name]) for name in want} == {6}
 
 

@@ -174,7 +174,9 @@ def test_speech_is_recognised(omnis: Callable[[str], Omni], model: Path, tmp_pat
         score(omni, model, data, tmp_path / "other", **settings)
 
 
-def test_the_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = write(tmp_path / "rows.jsonl", {"prompt": "Hi", "reference": "x"}, {"prompt": ""})
     asked = ["evaluate", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "out")]
     asked += ["--max-new-tokens", "2", "--slots", "1", "--metric", "exact_number"]
@@ -183,6 +185,15 @@ def test_the_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(out)["scores"] == {"exact_number": 0} and "skipped rows.jsonl:2: 'prompt' is empty" in err
     main(asked)
     assert capsys.readouterr().out.startswith("# Evaluation: generate")
+
+    def interrupted(self: run.Results, result: dict) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.Results, "add", interrupted)
+        with pytest.raises(SystemExit, match="130"):
+            main([*asked, "--output", str(tmp_path / "other")])
+    assert "the same command goes on" in capsys.readouterr().err
     for more, why in (
         (["--fatal"], "rows.jsonl:2"),
         (["--seed", "1"], "seed was 0, is 1"),
