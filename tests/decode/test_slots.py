@@ -128,9 +128,14 @@ def test_a_slot_is_refilled_when_its_row_is_done(omnis: Callable[[str], Omni]) -
         own = (prompt.batch, Sampling(), prompt.max_new_tokens, prompt.seed)
         return omni._sessions(*own, (), None, None)[0]
 
-    asked = (Prompt(omni.prepare(user("Hi")), 0, new) for new in (5, 30, 7, 4))
+    batch = omni.prepare(user("Hi"))
+    asked = (Prompt(batch, 0, new) for new in (5, 30, 7, 4))
     assert sum(1 for _ in Counting(asked, session, 2).finished()) == 4
     assert chunks[:3] == [4, 6, 3], "the first token is the prefill's"
+    chunks.clear()
+    ended = [Prompt(batch, 0, 90, ends=lambda ids: len(ids) > 5), Prompt(batch, 0, 40)]
+    assert sum(1 for _ in Counting(ended, session, 2).finished()) == 2
+    assert chunks == [32, 7], "a row that its prompt has ended is not run on"
 
 
 def test_prompts_that_follow_from_replies(omnis: Callable[[str], Omni]) -> None:

@@ -58,11 +58,14 @@ def test_log_likelihoods_are_those_of_the_logits(omnis: Callable[[str], Omni]) -
         assert got.tokens == n and got.log_likelihood == pytest.approx(float(want), abs=1e-3)
         assert got.greedy == bool((logits.argmax(-1) == np.asarray(one.token_ids)).all())
     assert min(one.tokens for one in scored[1::3]) > 1, "control tokens in a choice are text"
-    # What the model says itself is greedy.
-    reply = omni.generate(user("Hi."), max_new_tokens=NEW, stop_ids=())
-    said = Continuation(asked[0].context, reply.token_ids)
-    wrong = Continuation(asked[0].context, [*reply.token_ids[:-1], (reply.token_ids[-1] + 1) % 100])
-    assert [one.greedy for one in log_likelihoods(omni, [said, wrong])] == [True, False]
+    # What the model says itself is greedy, behind a picture too, whose positions are not indices.
+    for messages, context in (
+        (user("Hi."), asked[0].context),
+        (user(image_part(60, 60), "A picture?"), asked[3].context),
+    ):
+        ids = omni.generate(messages, max_new_tokens=20, stop_ids=()).token_ids
+        said, wrong = Continuation(context, ids), Continuation(context, [*ids[:-1], (ids[-1] + 1) % 100])
+        assert [one.greedy for one in log_likelihoods(omni, [said, wrong])] == [True, False]
     with pytest.raises(InputError, match="context"):
         log_likelihoods(omni, [Continuation(asked[0].context, [1] * 10**6)])
 
