@@ -120,7 +120,9 @@ def test_a_task_of_local_files_gives_what_transformers_gives(
     assert {len(want[name]) for name in want} == {6}
 
 
-def test_generation_ends_at_stop_strings_and_draws_as_told(omnis: Callable[[str], Omni]) -> None:
+def test_generation_ends_at_stop_strings_and_draws_as_told(
+    omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lm_eval.api.instance import Instance
 
     from omni_jax.evaluate.harness import OmniLM
@@ -132,7 +134,17 @@ def test_generation_ends_at_stop_strings_and_draws_as_told(omnis: Callable[[str]
         instances = [Instance("generate_until", {}, ("Once upon", kw), i) for i, kw in enumerate(settings)]
         return model.generate_until(instances, disable_tqdm=True)
 
+    made, lengths = omni.generate_many, []
+
+    def counted(*asked: Any, **settings: Any) -> Any:
+        for number, reply in made(*asked, **settings):
+            lengths.append(reply.stats["new_tokens"])
+            yield number, reply
+
+    monkeypatch.setattr(omni, "generate_many", counted)
     (whole,) = ask({"max_gen_toks": 70})
+    (until,) = ask({"max_gen_toks": 70, "until": [whole[10:12]]})
+    assert until == whole[: whole.index(whole[10:12])] and lengths[0] > lengths[1], "it is not written on"
     stop = whole[10:12]
     cut, again, warm, short = ask(
         {"max_gen_toks": 70, "until": [stop]},
