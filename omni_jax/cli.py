@@ -1,7 +1,7 @@
-"""The `omni-jax` command: generate, stream and inspect.
+"""The `omni-jax` command: generate, stream, inspect and evaluate.
 
-Answers go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, 3 bad input or checkpoint. With
-`--json` stdout holds JSON only: one object, or for `stream` one per line.
+Answers go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, 3 bad input or checkpoint, 130
+interrupted. With `--json` stdout holds JSON only: one object, or for `stream` one per line.
 """
 
 import json
@@ -21,9 +21,11 @@ from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
 from omni_jax.drafter import check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
+from omni_jax.evaluate.command import Evaluate, evaluate
+from omni_jax.evaluate.processes import is_first
 from omni_jax.inputs.speech import speaker_ids
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
-from omni_jax.omni import Event, Reply, default_dtype
+from omni_jax.omni import Event, Omni, Reply, default_dtype
 from omni_jax.ops.cache import slots_for
 from omni_jax.sound import check_sound_file, write_sound
 
@@ -114,6 +116,7 @@ Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Stream, tyro.conf.subcommand("stream")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
 )
 
 
@@ -129,11 +132,16 @@ def main(args: list[str] | None = None) -> None:
     try:
         if isinstance(command, Inspect):
             _inspect(command)
+        elif isinstance(command, Evaluate):
+            _evaluate(command)
         else:
             _answer(command)
     except OmniError as error:
         print(f"omni-jax: {error}", file=sys.stderr)
         sys.exit(3)
+    except KeyboardInterrupt:
+        print("omni-jax: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
@@ -258,6 +266,22 @@ def _read_messages(path: Path) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise InputError(f"{path}: not a list of messages, each with a role and content")
     return messages
+
+
+def _evaluate(command: Evaluate) -> None:
+    import omni_jax
+
+    def load(parts: tuple[str, ...] | None) -> Omni:
+        print(f"loading {command.model}", file=sys.stderr)
+        return omni_jax.load(command.model, dtype=command.dtype, parts=parts)
+
+    try:
+        summary = evaluate(command, load)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on with what {command.output} holds", file=sys.stderr)
+        raise
+    if is_first():
+        print(json.dumps(summary) if command.json else (command.output / "report.md").read_text("utf-8"))
 
 
 def _inspect(command: Inspect) -> None:

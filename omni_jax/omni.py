@@ -4,8 +4,8 @@ load -> prepare (NumPy) -> Session (encode media, prefill, decode in chunks) -> 
                               `-> SpeechSession (frames of codes) -> vocode (waveform) -'
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.generate import forward
 from omni_jax.decode.media import encode_media
+from omni_jax.decode.reply import Event, Reply, replies_of
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, pad_length
+from omni_jax.decode.slots import Prompt, Slots
 from omni_jax.decode.speech import SpeechSession, Voice
 from omni_jax.decode.vocode import Vocoder, as_codes, vocode
 from omni_jax.drafter import Drafter
@@ -40,39 +42,6 @@ STREAM_STEPS = 8
 STREAM_FRAMES = 4
 DTYPES = ("float32", "bfloat16")
 PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
-
-
-@dataclass(frozen=True, eq=False)
-class Reply:
-    """An answer: its text, its token ids (the stop token included), its speech if that was asked for, and stats.
-
-    audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames].
-    stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; with
-    speech also frames, audio_seconds, speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also
-    rounds, tokens_per_round (the target's own token of each round included), drafted and verified (tokens), and by
-    round round_tokens, which it gave, and round_most, which it could give. The times are those of the whole batch, the
-    first call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for.
-    """
-
-    text: str
-    token_ids: list[int]
-    stats: dict[str, Any]
-    audio: np.ndarray | None = None
-    codes: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Event:
-    """A step of a stream: a piece of text, never part of a character, and the token ids drawn since the last event.
-
-    A piece may be empty while a character is incomplete. audio: the next piece of speech, float32 [samples] at 24 kHz,
-    None in events without. The last event carries the whole reply.
-    """
-
-    text: str
-    token_ids: list[int]
-    reply: Reply | None = None
-    audio: np.ndarray | None = None
 
 
 class Omni:
@@ -203,6 +172,47 @@ class Omni:
         replies = self._replies(session) if speaking is None else self._spoken_replies(session, speaking)
         return replies[0] if is_conversation(messages) else replies
 
+    def generate_many(
+        self,
+        conversations: Iterable[Messages | Prompt | None],
+        *,
+        slots: int = 12,
+        max_new_tokens: int = 1024,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop_ids: Sequence[int] | None = None,
+        drafter: Drafter | None = None,
+        draft_tokens: int | Literal["auto"] | None = None,
+        draft_tree: tuple[int, int] | None = None,
+        draft_sampling: bool = False,
+    ) -> Iterator[tuple[int, Reply]]:
+        """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
+
+        They are taken from the iterable as slots come free, and each reply is what `generate` makes of it alone.
+        Arguments as there; a `Prompt` instead of messages is prepared already and has a seed and a limit of its own,
+        and None, which is not counted, stands for "none at the moment, ask again when a reply is out". Bad settings are
+        raised at the call, a conversation that cannot be used when its turn has come.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
+
+        def prepared() -> Iterator[Prompt | None]:
+            for asked in conversations:
+                if asked is None or isinstance(asked, Prompt):
+                    yield asked
+                else:
+                    yield Prompt(self.prepare(asked), seed, max_new_tokens)
+
+        def session(prompt: Prompt) -> Session:
+            own = (prompt.batch, sampling, prompt.max_new_tokens, prompt.seed)
+            return self._sessions(*own, stop_ids, None, drafting)[0]
+
+        return self._finished(Slots(prepared(), session, slots))
+
     def stream(
         self,
         messages: Messages,
@@ -301,19 +311,14 @@ class Omni:
         )
         yield Event(text.finish(), [], reply)
 
+    def _finished(self, slots: Slots) -> Iterator[tuple[int, Reply]]:
+        for taken in slots.finished():
+            (reply,) = replies_of(taken.session, self.processor.tokenizer, {"seconds": taken.seconds})
+            yield taken.number, replace(reply, stats={**reply.stats, "finish_reason": "stop"}) if taken.ended else reply
+
     def _replies(self, session: Session) -> list[Reply]:
-        replies = []
-        for length, ids, stopped in zip(session.lengths, session.rows, session.stopped, strict=True):
-            stats = {
-                "prompt_tokens": int(length),
-                "new_tokens": len(ids),
-                "finish_reason": "stop" if stopped else "length",
-                "prefill_seconds": session.prefill_seconds,
-                "decode_seconds": session.decode_seconds,
-                **session.row_stats(len(replies)),
-            }
-            replies.append(Reply(self.processor.tokenizer.decode(ids), ids, stats))
-        return replies
+        times = {"prefill_seconds": session.prefill_seconds, "decode_seconds": session.decode_seconds}
+        return replies_of(session, self.processor.tokenizer, times)
 
     def _spoken_replies(self, session: Session, speaking: SpeechSession) -> list[Reply]:
         """The replies with their speech, said to the end."""

@@ -161,7 +161,7 @@ def _first_turn(line: str, where: str) -> str:
 
 def count_experts(session: DraftedSession) -> list[np.ndarray]:
     """Distinct experts of every layer that each of the first rounds' verifications used, all rows together: int [L]."""
-    _, state = session._prefill()
+    _, state = session.begin()
     counted = []
     for _ in range(COUNTED_ROUNDS):
         counted.append(

@@ -111,7 +111,7 @@ def test_experts_are_those_that_the_round_used(
         counted = bench_drafters.count_experts(session)
         used: list[int] = []
         monkeypatch.setattr(decoder, "route", watched(decoder.route, used))
-        _, state = session._prefill()
+        _, state = session.begin()
         jax.clear_caches()
         used.clear()
         session._run(state, session.stop_ids, 1)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    ("config", "draft_config", "errors", "reader", "sharding"),
+    ("config", "distributed", "draft_config", "errors", "reader", "sharding"),
     ("ops", "inputs", "sound"),
     ("models",),
     ("decode", "checkpoint", "drafter"),
@@ -20,7 +20,10 @@ FLOORS = (
     ("cli",),
 )
 # Slow or optional to import: only inside the functions that need them.
-HEAVY = {"av", "jinja2", "librosa", "orbax", "PIL", "safetensors", "scipy", "soundfile", "tokamax", "tokenizers"}
+HEAVY = {
+    *("av", "jinja2", "jiwer", "librosa", "matplotlib", "orbax", "PIL", "pyarrow", "safetensors"),
+    *("scipy", "soundfile", "tokamax", "tokenizers"),
+}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError|pragma: no cover")
 

@@ -54,8 +54,6 @@ class DraftedSession(Session):
         # By chunk: tokens that each round gave each row int32 [B, rounds], 0 for rows that were done; the most that a
         # round could give, and the tokens that it verified.
         self._chunks: list[tuple[np.ndarray, int, int]] = []
-        # The widths of chunks that are not read yet.
-        self._dispatched: list[int] = []
 
     def rounds_of(self, row: int) -> Rounds:
         """What the rounds of a row gave."""
@@ -77,7 +75,7 @@ class DraftedSession(Session):
             "round_most": rounds.most.tolist(),
         }
 
-    def _progress(self, steps: int) -> tuple[int, int]:
+    def progress(self, steps: int) -> tuple[int, int]:
         gives = self.drafting.proposer.gives
         if self.chooser is None:
             self.rounds = rounds_of(steps, gives(self.width))
@@ -85,20 +83,20 @@ class DraftedSession(Session):
             self.width, self.rounds = self.chooser.choose(steps)
         return self.rounds, self.rounds * gives(self.width)
 
-    def _slots(self, drawn: int) -> int:
+    def room(self, drawn: int) -> int:
         # A round writes all that it drafts, however little of it may stand.
         written = max(map(self.drafting.proposer.writes, self.drafting.widths))
         return slots_for(self.longest + min(drawn, self.max_new_tokens) + written)
 
-    def _prefill(self) -> tuple[jax.Array, SpeculativeState]:
+    def begin(self) -> tuple[jax.Array, SpeculativeState]:
         mine = self.drafting.proposer.taps
         self.taps = order = tuple(dict.fromkeys((*self.wanted, *mine)))
-        token, state = super()._prefill()
+        token, state = super().begin()
         assert self.tapped is not None
         tapped, self.taps = self.tapped, self.wanted
         # The wanted ones come first; nobody else reads the drafter's.
         self.tapped = tapped[: len(self.wanted)] if self.wanted else None
-        self._chunks, self._dispatched = [], []
+        self._chunks = []
         drafted = begin(
             (self.params, self.drafting.params),
             state,
@@ -108,20 +106,32 @@ class DraftedSession(Session):
             graph=self.graph,
             slots=state.cache.slots,
         )
-        if len(self.drafting.widths) > 1:
-            measured, key = self.drafting.measured, (len(self.lengths), state.cache.slots)
-            if key not in measured:
-                measured[key] = {width: self._seconds(drafted, width) for width in self.drafting.widths}
-            self.chooser = WidthChooser(measured[key])
         return token, drafted
 
-    def _decode(self, state: SpeculativeState, steps: int, slots: int) -> tuple[jax.Array, SpeculativeState]:
-        if slots > state.decode.cache.slots:
-            state = speculative.grow(state, proposer=self.drafting.proposer, slots=slots)
-        self._dispatched.append(self.width)
-        return self._run(state, self.stop_ids, self.rounds)
+    def settle(self, state: SpeculativeState) -> None:
+        """Measure what rounds take, if there is a choice of widths."""
+        if len(self.drafting.widths) > 1:
+            cache = state.decode.cache
+            measured, key = self.drafting.measured, (cache.rows, cache.slots)
+            if key not in measured:
+                measured[key] = {width: self._seconds(state, width) for width in self.drafting.widths}
+            self.chooser = WidthChooser(measured[key])
 
-    def _run(self, state: SpeculativeState, stop_ids: np.ndarray, rounds: int) -> tuple[jax.Array, SpeculativeState]:
+    def grow(self, state: SpeculativeState, slots: int) -> SpeculativeState:
+        """The state with caches of at least `slots` slots."""
+        if slots <= state.decode.cache.slots:
+            return state
+        return speculative.grow(state, proposer=self.drafting.proposer, slots=slots)
+
+    def decode(
+        self, state: SpeculativeState, steps: int, until: int | None = None
+    ) -> tuple[jax.Array, SpeculativeState]:
+        """Dispatch rounds that give about `steps` tokens; `until` as in `Session`."""
+        return self._run(state, self.stop_ids, self.rounds, until)
+
+    def _run(
+        self, state: SpeculativeState, stop_ids: np.ndarray, rounds: int, until: int | None = None
+    ) -> tuple[jax.Array, SpeculativeState]:
         return decode_rounds(
             (self.params, self.drafting.params),
             state,
@@ -133,6 +143,7 @@ class DraftedSession(Session):
             plan=self.plan,
             width=self.width,
             drawn=self.drafting.drawn,
+            until=np.int32(state.decode.cache.rows if until is None else until),
         )
 
     def _seconds(self, state: SpeculativeState, width: int) -> float:
@@ -151,12 +162,15 @@ class DraftedSession(Session):
             seconds.append((time.perf_counter() - start) / rounds)
         return min(seconds)
 
-    def _take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
+    def take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
+        """Book the tokens of a chunk, and what its rounds gave."""
         drawn = np.asarray(tokens)
-        new = super()._take(drawn.reshape(len(drawn), -1))
+        new = super().take(drawn.reshape(len(drawn), -1))
         if drawn.ndim == 3:
             emitted = (drawn != NO_TOKEN).sum(axis=2).astype(np.int32)
-            self._chunks.append((emitted, drawn.shape[2], self._dispatched.pop(0)))
+            widths, most = self.drafting.widths, drawn.shape[2]
+            # Only chains have several widths, and they give as many tokens as they verify.
+            self._chunks.append((emitted, most, widths[0] if len(widths) == 1 else most))
             if self.chooser is not None:
                 # The last round of a row that is done may have been cut short.
                 whole = [row[row > 0][: -1 if done else None] for row, done in zip(emitted, self.row_done, strict=True)]

@@ -121,10 +121,12 @@ def decode_chunk(
     graph: Graph,
     plan: Plan,
     unroll: int = 1,
+    until: Array | int | None = None,
 ) -> tuple[jax.Array, DecodeState]:
     """Draw up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none, and the state to go on from.
 
-    The cache must hold `steps` more tokens. Rows that are done neither move nor write anything that is read.
+    It ends before when `until` rows are done, by default all. The cache must hold `steps` more tokens. Rows that are
+    done neither move nor write anything that is read.
     """
     thinker = bind(graph, params)
     tokens = jnp.full((state.rows.token.shape[0], CHUNK), NO_TOKEN, jnp.int32)
@@ -140,8 +142,9 @@ def decode_chunk(
 
     def going(carry: tuple) -> jax.Array:
         i, state, _ = carry
-        return (i < steps) & ~jnp.all(state.rows.done)
+        return (i < steps) & (jnp.sum(state.rows.done) < enough)
 
+    enough = len(tokens) if until is None else until
     _, state, tokens = jax.lax.while_loop(going, step, (0, state, tokens))
     return tokens, state
 

@@ -92,15 +92,16 @@ class Session:
         self.rows = [[] for _ in self.lengths]
         self.prefill_seconds = self.decode_seconds = 0.0
         start = time.perf_counter()
-        tokens, state = self._prefill()
+        tokens, state = self.begin()
+        self.settle(state)
         # The fewest and the most tokens of a row that is not done.
         fewest = most = 1
         ahead, first = None, True
         while True:
             if fewest < self.max_new_tokens:
-                fewest, most = (n + more for n, more in zip((fewest, most), self._progress(steps), strict=True))
-                ahead, state = self._decode(state, steps, self._slots(most))
-            new = self._take(tokens)
+                fewest, most = (n + more for n, more in zip((fewest, most), self.progress(steps), strict=True))
+                ahead, state = self.decode(self.grow(state, self.room(most)), steps)
+            new = self.take(tokens)
             if first:
                 self.prefill_seconds = time.perf_counter() - start
             else:
@@ -111,15 +112,16 @@ class Session:
                 return
             tokens, ahead, first = ahead, None, False
 
-    def _progress(self, steps: int) -> tuple[int, int]:
+    def progress(self, steps: int) -> tuple[int, int]:
         """The fewest and the most tokens that a chunk of `steps` steps draws."""
         return steps, steps
 
-    def _slots(self, drawn: int) -> int:
+    def room(self, drawn: int) -> int:
         """The size of a cache in which rows draw `drawn` tokens, or all that they may."""
         return slots_for(self.longest + min(drawn, self.max_new_tokens))
 
-    def _prefill(self) -> tuple[jax.Array, Any]:
+    def begin(self) -> tuple[jax.Array, Any]:
+        """Run the prompts: the first token of every row, int32 [B, 1], and the state to decode from."""
         batch = self.batch
         media = encode_media(self.params, batch, self.graph)
         request = Request(
@@ -132,21 +134,38 @@ class Session:
             stop_ids=self.stop_ids,
             values=self.values,
         )
-        slots = max(slots_for(batch.token_ids.shape[1]), self._slots(CHUNK))
+        slots = max(slots_for(batch.token_ids.shape[1]), self.room(CHUNK))
         token, state, self.tapped = prefill(
             self.params, request, media, graph=self.graph, plan=self.plan, slots=slots, taps=self.taps
         )
         return token[:, None], state
 
-    def _decode(self, state: Any, steps: int, slots: int) -> tuple[jax.Array, Any]:
-        """Dispatch a chunk of `steps` steps, with `slots` slots at least: its tokens and the state behind it."""
-        if slots > state.cache.slots:
-            state = grow(state, slots=slots)
+    def settle(self, state: Any) -> None:
+        """Find out behind real prompts what must be known before decoding; for plain decoding there is nothing."""
+
+    def grow(self, state: Any, slots: int) -> Any:
+        """The state with a cache of at least `slots` slots."""
+        return grow(state, slots=slots) if slots > state.cache.slots else state
+
+    def decode(self, state: Any, steps: int, until: int | None = None) -> tuple[jax.Array, Any]:
+        """Dispatch a chunk of `steps` steps: its tokens and the state behind it.
+
+        until: how many rows have to be done for an early end, by default all.
+        """
+        enough = state.cache.rows if until is None else until
         return decode_chunk(
-            self.params, state, np.int32(steps), self.stop_ids, self.values, graph=self.graph, plan=self.plan
+            self.params,
+            state,
+            np.int32(steps),
+            self.stop_ids,
+            self.values,
+            graph=self.graph,
+            plan=self.plan,
+            until=np.int32(enough),
         )
 
-    def _take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
+    def take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
+        """Book the tokens of a chunk; returns the new ones of every row."""
         new = [row[row != NO_TOKEN].tolist() for row in np.asarray(tokens)]
         for row, ids in zip(self.rows, new, strict=True):
             row += ids

@@ -150,12 +150,13 @@ def decode_rounds(
     width: int,
     drawn: bool = False,
     unroll: int = 1,
+    until: Array | int | None = None,
 ) -> tuple[jax.Array, SpeculativeState]:
     """Run up to `rounds` rounds (at most as a chunk has): tokens int32 [B, R, n], -1 where none, and the state behind.
 
     n is the most that a round gives, R the rounds of a chunk. params: the Thinker's and the drafter's. width: W, the
     tokens that a round verifies, 1 for rounds without a draft. drawn: whether drafts are drawn as the plan says, not
-    greedily. The caches must have room for what the rounds give and the last one writes.
+    greedily. until: as in `decode_chunk`. The caches must have room for what the rounds give and the last one writes.
     """
     thinker: Thinker = bind(graph, params[0])
     B = state.decode.rows.token.shape[0]
@@ -177,8 +178,9 @@ def decode_rounds(
 
     def going(carry: tuple) -> jax.Array:
         i, state, _ = carry
-        return (i < rounds) & ~jnp.all(state.decode.rows.done)
+        return (i < rounds) & (jnp.sum(state.decode.rows.done) < enough)
 
+    enough = B if until is None else until
     _, state, tokens = jax.lax.while_loop(going, step, (jnp.int32(0), state, tokens))
     return jnp.swapaxes(tokens, 0, 1), state
 

@@ -35,6 +35,10 @@ class KVCache:
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows,), jnp.int32))
 
     @property
+    def rows(self) -> int:
+        return self.k.shape[1]
+
+    @property
     def slots(self) -> int:
         return self.k.shape[3]
 
@@ -57,6 +61,22 @@ class KVCache:
             return buffer
 
         return replace(self, k=picked(self.k), v=picked(self.v))
+
+    def repeat(self, rows: int) -> "KVCache":
+        """A cache of one row `rows` times over."""
+        k, v = (jnp.repeat(buffer, rows, axis=1) for buffer in (self.k, self.v))
+        return replace(self, k=k, v=v, length=jnp.repeat(self.length, rows))
+
+    def insert(self, row: "KVCache", b: jax.Array | int) -> "KVCache":
+        """The same with `row`, a cache of one row and at most as many slots, in place of row `b`.
+
+        What the row before it left behind the new one's slots is not counted, so nothing reads it.
+        """
+
+        def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice(buffer, new, (0, b, 0, 0, 0))
+
+        return replace(self, k=put(self.k, row.k), v=put(self.v, row.v), length=self.length.at[b].set(row.length[0]))
 
     def grow(self, slots: int) -> "KVCache":
         """The same content in `slots` slots."""

@@ -136,7 +136,7 @@ def test_a_session_drafts_what_the_description_says(
     texts = [prompt + ids for prompt, ids in zip(prompts, plain.rows, strict=True)]
     states = [_states(omni, real.proposer.taps, text) for text in texts]
     case = Case(omni, directory, draft_config_dict(variant, kind), tree, texts, states)
-    _, state = session._prefill()
+    _, state = session.begin()
     params, lengths = (session.params, drafting.params), []
     for turn in range(5):
         drafts = proposed(real.proposer, session.graph, params, state, width)

@@ -112,10 +112,10 @@ def test_no_transfer_and_no_compilation_between_rounds(omnis: Callable[[str], Om
     asked.drafted(drafting)
     compiled = decode_rounds._cache_size()
     session = DraftedSession(*asked._arguments(), (), drafting)
-    _, state = session._prefill()
+    _, state = session.begin()
     for steps in (CHUNK, CHUNK, 8):
-        session._progress(steps)
-        _, state = session._decode(state, steps, state.decode.cache.slots)
+        session.progress(steps)
+        _, state = session.decode(state, steps)
     assert decode_rounds._cache_size() == compiled
     # A chunk is one program, and nothing in it speaks to the host. (The transfer guard sees nothing on CPU.)
     static = {"proposer": drafting.proposer, "graph": session.graph, "plan": session.plan, "width": 4}

@@ -1,0 +1,198 @@
+"""`omni-jax evaluate`: from flags to a directory of results, with progress on stderr.
+
+Everything that can be checked is checked before the weights are read.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+from omni_jax import checkpoint
+from omni_jax.drafter import load_drafter
+from omni_jax.errors import InputError
+from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
+from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser
+from omni_jax.evaluate.processes import meet, share_of
+from omni_jax.evaluate.report import Summary, summary_of, write_comparison, write_report
+from omni_jax.evaluate.run import Results, read_all, run, settings_of
+from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
+from omni_jax.omni import Omni, default_dtype
+
+# Loads the model with these parts, all by default.
+Load = Callable[[tuple[str, ...] | None], Omni]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a model on a dataset; a run that was stopped goes on where it was."""
+
+    model: Path
+    """Converted checkpoint directory (python -m convert SRC DST)."""
+    data: Path
+    """JSON lines, a table, or a directory of them; rows hold messages, prompt or turns, and references."""
+    output: Path
+    """Directory for results, report and plots; that of a stopped run goes on."""
+    task: Literal["auto", "generate", "choice", "loglikelihood", "speech", "mt-bench"] = "auto"
+    """What to do with a row; auto looks at its fields."""
+    metric: tyro.conf.UseAppendAction[tuple[MetricName, ...]] = ()
+    """How to compare a reply with its references; repeat for more. By default exact and exact_normalised."""
+    split: str | None = None
+    """Of a directory, only the files of this split."""
+    limit: int | None = None
+    """Read so many rows only."""
+    slots: int = 12
+    """Requests that run at once."""
+    fatal: bool = False
+    """Stop at the first row or sample that cannot be used; by default it is reported and left out."""
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 is off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    use_audio_in_video: bool = False
+    """Listen to the sound tracks of the videos, in step with their frames."""
+    fps: float | None = None
+    """Frames sampled per second of video."""
+    recogniser: str | None = None
+    """For the task speech: module:function that takes float32 samples and their rate and returns what was said."""
+    speaker: str = "ethan"
+    """Whose voice; `inspect` lists the checkpoint's."""
+    speech_temperature: float = 0.9
+    """0 is greedy."""
+    max_frames: int = 4096
+    """Longest speech, in frames of 80 ms."""
+    drafter: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Directory of a DFlash or EAGLE-3 drafter; repeat to compare several, each in a directory of its own."""
+    draft_tokens: int | Literal["auto"] | None = None
+    """Tokens that it drafts a round; by default as many as it was trained for, with auto as many as prove fastest."""
+    draft_tree: tuple[int, int] | None = None
+    """Levels and candidates of the tree that an EAGLE-3 drafter proposes; its authors take 7 10."""
+    draft_sampling: bool = False
+    """Draw the drafts too: more stand at high temperatures, and the answer is another one, drawn alike."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Weights' type; by default the checkpoint's own, on CPU float32."""
+    json: bool = False
+    """Machine-readable summary."""
+
+
+def evaluate(command: Evaluate, load: Load) -> Summary:
+    """Run a command to its end and write its report: the summary, by drafter where there are several.
+
+    Raises InputError for data, settings or an output directory that cannot be used, and for samples if `fatal`.
+    """
+    dataset = read_dataset(command.data, split=command.split, limit=command.limit)
+    task = choose_task(dataset.samples) if command.task == "auto" else command.task
+    metrics = _metrics(command, task, dataset)
+    dataset = _fitting(dataset, task, metrics)
+    _tell(dataset.problems, command.fatal)
+    recogniser = _recogniser(command, task)
+    names = [path.resolve().name for path in command.drafter]
+    if len(set(names)) < len(names):
+        raise InputError(f"drafters {names}; their directories need different names to be told apart")
+    if not names and (command.draft_tokens is not None or command.draft_tree is not None or command.draft_sampling):
+        raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
+    drafters = [load_drafter(path, dtype=command.dtype or default_dtype()) for path in command.drafter]
+    settings = _settings(command, task, metrics)
+    omni = load(None if task == "speech" else ("thinker",))
+    summaries = {}
+    for path, drafter in zip(command.drafter or (None,), drafters or [None], strict=True):
+        output = command.output / path.resolve().name if path and len(drafters) > 1 else command.output
+        means = Means(omni, settings, command.slots, drafter, recogniser)
+        summaries[path.resolve().name if path else ""] = _run(means, dataset, output, command, path)
+    if len(summaries) == 1:
+        return next(iter(summaries.values()))
+    if share_of(omni.params).reports:
+        write_comparison(command.output, summaries)
+    return summaries
+
+
+def _run(means: Means, dataset: Dataset, output: Path, command: Evaluate, drafter: Path | None) -> Summary:
+    """One run: the samples that are left, and the report of all."""
+    model = _model_digest(command.model, command.dtype)
+    depends = settings_of(means, model, dataset.digest, None if drafter is None else _drafter_digest(drafter))
+    share = share_of(means.omni.params)
+    with Results(output, depends, share) as written:
+        left = written.left(dataset.samples)
+        start, tokens = perf_counter(), 0
+        with tqdm(total=len(left), unit="sample", file=sys.stderr, disable=None if share.reports else True) as bar:
+            for result in run(means, left, written, command.fatal):
+                tokens += sum(turn["stats"]["new_tokens"] for turn in result.get("turns", ()))
+                bar.update()
+                if tokens:
+                    bar.set_postfix_str(f"{tokens / (perf_counter() - start):.1f} token/s")
+        meet("done")
+        held = read_all(output)
+        summary = summary_of(means.settings.task, dataset, held)
+        if share.reports:
+            write_report(output, summary, dataset, held, depends)
+    return summary
+
+
+def _metrics(command: Evaluate, task: str, dataset: Dataset) -> tuple[MetricName, ...]:
+    """The metrics of a run: what was asked for, or the usual ones where there are references."""
+    if command.metric and task not in ("generate", "mt-bench"):
+        raise InputError(f"the task {task!r} has its own scores; leave out --metric")
+    if task == "speech":
+        return check_metrics(("wer", "cer"))
+    if command.metric:
+        return check_metrics(command.metric)
+    usual = task == "generate" and all(sample.references for sample in dataset.samples)
+    return ("exact", "exact_normalised") if usual else ()
+
+
+def _fitting(dataset: Dataset, task: str, metrics: tuple[MetricName, ...]) -> Dataset:
+    """The samples that have what the task needs; the others are problems."""
+    wanting = {sample.id: lacks(sample, task, metrics) for sample in dataset.samples}
+    samples: list[Sample] = [sample for sample in dataset.samples if wanting[sample.id] is None]
+    problems = [Problem(f"sample {name}", why) for name, why in wanting.items() if why is not None]
+    if not samples:
+        raise InputError(f"no row fits: {problems[0].why}")
+    return Dataset(samples, [*dataset.problems, *problems], dataset.digest)
+
+
+def _tell(problems: Sequence[Problem], fatal: bool) -> None:
+    if problems and fatal:
+        raise InputError(f"{problems[0].where}: {problems[0].why} ({len(problems)} such rows)")
+    for problem in problems:
+        print(f"skipped {problem.where}: {problem.why}", file=sys.stderr)
+
+
+def _recogniser(command: Evaluate, task: str) -> Any:
+    if task != "speech":
+        return None
+    if command.recogniser is None:
+        raise InputError("the task 'speech' needs a --recogniser module:function")
+    return load_recogniser(command.recogniser)
+
+
+def _settings(command: Evaluate, task: str, metrics: tuple[MetricName, ...]) -> Settings:
+    """The flags that results depend on."""
+    given = {field.name: getattr(command, field.name, None) for field in fields(Settings)}
+    return Settings(**{**given, "task": task, "metrics": metrics})
+
+
+def _model_digest(model: Path, dtype: str | None) -> str:
+    """Of the files that say which model this is: the manifest knows all arrays."""
+    files = [model / checkpoint.MANIFEST, *sorted(checkpoint.metadata_files(model))]
+    digest = hashlib.sha256(str(dtype or default_dtype()).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _drafter_digest(drafter: Path) -> str:
+    digest = hashlib.sha256((drafter / "config.json").read_bytes())
+    for file in sorted(drafter.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,188 @@
+"""lm-evaluation-harness, with our model: its tasks, its metrics and its command line.
+
+    python -m omni_jax.evaluate.harness run --model omni_jax --model_args path=ckpt/ --tasks arc_easy
+
+or, in Python, import this module and call `lm_eval.simple_evaluate(model="omni_jax", ...)`. The harness finds models by
+name once their module is imported; it has no other way to find one of another package. Only this module imports it:
+pip install 'omni_jax[harness]'.
+
+Prompts are raw text, or with --apply_chat_template what the checkpoint's template makes of them. Log-likelihoods are
+those of `loglikelihood`; generation is greedy unless the task says otherwise, stops at the end of the turn and at the
+task's stop strings, and runs `batch_size` requests in as many slots.
+
+Source: `lm_eval.api.model.TemplateLM`, which splits texts into context and continuation, and `HFLM`, whose settings and
+truncation these are. Deliberate difference: nothing is truncated on the right, and a prompt whose reply does not fit
+loses its beginning as there.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, cast
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+import omni_jax
+from omni_jax.decode.slots import Prompt
+from omni_jax.errors import InputError
+from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, text_context
+from omni_jax.inputs.tokenizer import Tokenizer
+from omni_jax.omni import Omni
+
+# Sampling settings of the harness, which bear transformers' names, that we know; the same names as ours.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+# What says nothing beside them.
+IGNORED = ("do_sample", "until", "max_gen_toks", "num_beams", "use_cache")
+
+
+@register_model("omni_jax")
+class OmniLM(TemplateLM):
+    """Our model as the harness sees it."""
+
+    def __init__(
+        self,
+        path: str | Omni,
+        batch_size: int | str = 8,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        dtype: str | None = None,
+        seed: int = 0,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+    ):
+        """path: a converted checkpoint, or a loaded model. max_length: tokens of context, by default the model's.
+
+        device and max_batch_size are the harness's own and stand for nothing here.
+        """
+        super().__init__()
+        if isinstance(batch_size, str) and not batch_size.isdecimal():
+            raise InputError(f"batch_size {batch_size!r}; give a number, such as 8")
+        self.omni = path if isinstance(path, Omni) else omni_jax.load(path, dtype=dtype, parts=("thinker",))
+        self.path = "omni_jax" if isinstance(path, Omni) else path
+        self.batch_size, self.max_gen_toks, self.seed = int(batch_size), max_gen_toks, seed
+        limit = self.omni.config.thinker.text.max_position_embeddings
+        self.max_length = min(max_length or limit, limit)
+
+    @property
+    def _tokens(self) -> Tokenizer:
+        return self.omni.processor.tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end of a turn, which also stands before texts without a context."""
+        return self.omni.config.im_end_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness's caches know the tokenizer by."""
+        return self.path.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The source of the checkpoint's template."""
+        return self.omni.processor.template.source if chat_template else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt that the checkpoint's template makes of messages."""
+        template = self.omni.processor.template
+        return template.render(cast(list[dict], chat_history), None, add_generation_prompt=add_generation_prompt)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Token ids; literals of control tokens become these tokens, because templates write them."""
+        return self._tokens.encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        asked = [self._continuation(context, continuation) for _, context, continuation in requests]
+        with tqdm(total=len(asked), desc="log-likelihoods", disable=disable_tqdm) as bar:
+
+            def seen(number: int, scored: Scored) -> None:
+                bar.update()
+                if requests[number][0] is not None:
+                    answer = (scored.log_likelihood, scored.greedy)
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
+
+            scored = log_likelihoods(self.omni, asked, rows=self.batch_size, seen=seen)
+        return [(one.log_likelihood, one.greedy) for one in scored]
+
+    def _continuation(self, context: list[int], continuation: list[int]) -> Continuation:
+        """A request, without the beginning of a context that is too long."""
+        room = self.max_length + 1 - len(continuation)
+        if room < 1:
+            raise InputError(f"{len(continuation)} tokens of continuation do not fit a context of {self.max_length}")
+        return Continuation(text_context(context[-room:]), continuation)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of each whole text, in windows of the context where it is longer."""
+        windows, counts = [], []
+        for (text,) in (request.args for request in requests):
+            cut = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+            windows += [(None, *make_disjoint_window(window)) for window in cut]
+            counts.append(len(windows) - sum(counts))
+        scored = iter(self._loglikelihood_tokens(windows, disable_tqdm))
+        totals = [sum(next(scored)[0] for _ in range(count)) for count in counts]
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What the model writes behind each context, up to a stop string."""
+        asked = [(number, *cast(tuple[str, dict], request.args)) for number, request in enumerate(requests)]
+        answers: dict[int, str] = {}
+        with tqdm(total=len(asked), desc="replies", disable=disable_tqdm) as bar:
+            # All requests in slots at the same time draw alike.
+            for _, group in groupby(sorted(asked, key=_drawn), key=_drawn):
+                for number, answer in self._generated(list(group)):
+                    answers[number] = answer
+                    self.cache_hook.add_partial("generate_until", requests[number].args, answer)
+                    bar.update()
+        return [answers[number] for number in range(len(requests))]
+
+    def _generated(self, asked: list[tuple[int, str, dict]]) -> Iterator[tuple[int, str]]:
+        settings = _settings(asked[0][2], self.max_gen_toks)
+        unknown = [name for name in settings if name not in (*SAMPLING, *IGNORED)]
+        if unknown:
+            raise InputError(f"generation setting {unknown[0]!r} is unknown; there are {', '.join(SAMPLING)}")
+        sampling = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
+        prompts = (self._prompt(context, settings) for _, context, settings in asked)
+        for i, reply in self.omni.generate_many(prompts, slots=self.batch_size, **sampling):
+            number, _, asked_for = asked[i]
+            yield number, postprocess_generated_text(reply.text, self._stops(asked_for), None)
+
+    def _prompt(self, context: str, gen_kwargs: dict) -> Prompt:
+        new = _settings(gen_kwargs, self.max_gen_toks)["max_gen_toks"]
+        if new >= self.max_length:
+            raise InputError(f"max_gen_toks is {new}, all of a context of {self.max_length}; ask for fewer")
+        ids = self.tok_encode(context)[-(self.max_length - new) :]
+        stops = self._stops(gen_kwargs)
+
+        def ends(written: list[int]) -> bool:
+            text = self._tokens.decode(written)
+            return any(stop in text for stop in stops)
+
+        return Prompt(text_context(ids or [self.prefix_token_id]), self.seed, new, ends)
+
+    def _stops(self, gen_kwargs: dict) -> list[str]:
+        stops = handle_stop_sequences(_settings(gen_kwargs, self.max_gen_toks)["until"], eos=None)
+        return [stop for stop in stops if stop]
+
+
+def _settings(gen_kwargs: dict, max_gen_toks: int) -> dict[str, Any]:
+    """A task's settings as the harness reads them for its own models; max_gen_toks: unless they say how much."""
+    return dict(normalize_gen_kwargs(gen_kwargs, max_gen_toks))
+
+
+def _drawn(asked: tuple[int, str, dict]) -> str:
+    """What must be equal for requests to run together."""
+    settings = _settings(asked[2], 0)
+    return repr([settings.get(name) for name in SAMPLING])
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

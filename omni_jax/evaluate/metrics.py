@@ -1,0 +1,182 @@
+"""Scores: what one answer earns, and what many earn together.
+
+A sample's scores are plain numbers under their names, as they are written to the results. Errors in words and in
+characters are kept as counts, so that a corpus is scored as a whole: errors of all by words of all.
+
+Normalisations, applied to both sides: `exact` drops space at the ends; `exact_normalised` is SQuAD's (lower case, no
+punctuation, no articles, single spaces); `exact_number` compares the last numbers in the texts, as for GSM8K. `wer`
+and `cer` count, through jiwer, in Unicode's compatibility form (NFKC) in lower case, with spaces for punctuation and
+symbols (apostrophes stay) and single spaces.
+"""
+
+import importlib
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from omni_jax.errors import InputError
+
+# A recogniser hears float32 samples [n] at a rate and says what was said.
+Recogniser = Callable[[np.ndarray, int], str]
+Scores = dict[str, float]
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def exact(text: str, references: Sequence[str]) -> Scores:
+    """1 if the text is a reference, but for space at the ends."""
+    return {"exact": float(text.strip() in {reference.strip() for reference in references})}
+
+
+def exact_normalised(text: str, references: Sequence[str]) -> Scores:
+    """1 if the text is a reference, both as SQuAD normalises them."""
+    return {"exact_normalised": float(_squad(text) in {_squad(reference) for reference in references})}
+
+
+def exact_number(text: str, references: Sequence[str]) -> Scores:
+    """1 if the last number in the text is that of a reference."""
+    number = _last_number(text)
+    return {"exact_number": float(number is not None and number in {_last_number(ref) for ref in references})}
+
+
+def word_errors(text: str, references: Sequence[str]) -> Scores:
+    """Wrong, missing and spare words against the reference that fits best, and that reference's words."""
+    errors, words = _fewest(text, references, "process_words")
+    return {"word_errors": errors, "words": words}
+
+
+def character_errors(text: str, references: Sequence[str]) -> Scores:
+    """Wrong, missing and spare characters against the reference that fits best, and that reference's characters."""
+    errors, characters = _fewest(text, references, "process_characters")
+    return {"character_errors": errors, "characters": characters}
+
+
+MetricName = Literal["exact", "exact_normalised", "exact_number", "wer", "cer"]
+METRICS: dict[MetricName, Callable[[str, Sequence[str]], Scores]] = {
+    "exact": exact,
+    "exact_normalised": exact_normalised,
+    "exact_number": exact_number,
+    "wer": word_errors,
+    "cer": character_errors,
+}
+
+
+def check_metrics(names: Sequence[MetricName]) -> tuple[MetricName, ...]:
+    """The names, each once, if what they need is installed; InputError otherwise."""
+    if {"wer", "cer"} & set(names):
+        _jiwer()
+    return tuple(dict.fromkeys(names))
+
+
+def choice_scores(
+    log_likelihoods: Sequence[float], tokens: Sequence[int], choices: Sequence[str], answer: int
+) -> Scores:
+    """Whether the right choice is the likeliest: by its log-likelihood, and by that per token and per byte."""
+    sums = np.asarray(log_likelihoods)
+    sizes = {"accuracy": 1.0, "accuracy_per_token": np.maximum(tokens, 1)}
+    sizes["accuracy_per_byte"] = np.asarray([max(len(choice.encode()), 1) for choice in choices])
+    return {name: float(np.argmax(sums / size) == answer) for name, size in sizes.items()}
+
+
+def summarise(scores: Sequence[Scores]) -> Scores:
+    """The scores of many samples together: rates from counts, means of the rest.
+
+    Per token and byte, log-likelihoods become perplexities too. A sample counts where it has a score.
+    """
+    names = list(dict.fromkeys(name for score in scores for name in score))
+    totals = {name: float(np.sum([score[name] for score in scores if name in score])) for name in names}
+    summary = {}
+    for rate, errors, size in (("wer", "word_errors", "words"), ("cer", "character_errors", "characters")):
+        if errors in totals:
+            summary[rate] = totals.pop(errors) / max(totals.pop(size), 1.0)
+    tokens, size = totals.pop("tokens", 0.0), totals.pop("bytes", 0.0)
+    if tokens and "log_likelihood" in totals:
+        summary["perplexity_per_token"] = float(np.exp(-totals["log_likelihood"] / tokens))
+        summary["bits_per_byte"] = -totals["log_likelihood"] / max(size, 1.0) / float(np.log(2))
+    return summary | {name: total / sum(name in score for score in scores) for name, total in totals.items()}
+
+
+def accepted_length(stats: Sequence[dict[str, Any]]) -> Scores:
+    """Tokens that a round of drafting gave: over all rounds (micro), and the mean of the replies' own (macro).
+
+    stats: those of replies; empty if none was drafted.
+    """
+    drafted = [s for s in stats if s.get("rounds")]
+    if not drafted:
+        return {}
+    rounds = sum(s["rounds"] for s in drafted)
+    tokens = sum(s["rounds"] * s["tokens_per_round"] for s in drafted)
+    macro = float(np.mean([s["tokens_per_round"] for s in drafted]))
+    return {"accepted_length_micro": tokens / rounds, "accepted_length_macro": macro}
+
+
+def real_time_factor(stats: Sequence[dict[str, Any]]) -> Scores:
+    """Seconds that it took to make a second of speech, text included; empty if nothing was said."""
+    spoken = [s for s in stats if s.get("audio_seconds")]
+    if not spoken:
+        return {}
+    names = ("prefill_seconds", "decode_seconds", "talker_seconds", "vocoder_seconds")
+    seconds = sum(s[name] for s in spoken for name in names)
+    return {"real_time_factor": seconds / sum(s["audio_seconds"] for s in spoken)}
+
+
+def load_recogniser(name: str) -> Recogniser:
+    """The recogniser "module:function"; InputError if there is none."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise InputError(f"recogniser {name!r}; name a function as module:function")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"recogniser {name!r} cannot be loaded ({error})") from error
+    if not callable(found):
+        raise InputError(f"recogniser {name!r} is no function")
+    return cast(Recogniser, found)
+
+
+def spoken_form(text: str) -> str:
+    """What counts of a text for errors in words and characters, as the module says."""
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
+    kept = (c if c == "'" or unicodedata.category(c)[0] not in "PS" else " " for c in text)
+    return " ".join("".join(kept).split())
+
+
+def _squad(text: str) -> str:
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def _last_number(text: str) -> float | None:
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def _fewest(text: str, references: Sequence[str], process: str) -> tuple[float, float]:
+    """Errors against the reference with the lowest rate, and its size."""
+    jiwer, heard, best = _jiwer(), spoken_form(text), None
+    for reference in map(spoken_form, references):
+        size = len(reference.split() if process == "process_words" else reference)
+        if size:
+            found = getattr(jiwer, process)(reference, heard)
+            errors = found.substitutions + found.deletions + found.insertions
+        else:
+            # jiwer refuses a reference that is empty: all that was said is spare.
+            errors = len(heard.split() if process == "process_words" else heard)
+        if best is None or errors * max(best[1], 1) < best[0] * max(size, 1):
+            best = (errors, size)
+    if best is None:
+        raise InputError("there is no reference to compare with")
+    return float(best[0]), float(best[1])
+
+
+def _jiwer() -> Any:
+    try:
+        import jiwer
+    except ImportError as error:
+        raise InputError("wer and cer need jiwer; pip install 'omni_jax[evaluate]'") from error
+    return jiwer

@@ -1,0 +1,55 @@
+"""Who does what where several processes run one evaluation: the only place that knows of more than one.
+
+Where every process holds a whole model of its own, each takes its share of the samples and writes its own file. Where
+one model is spread over the processes, all must run the same programs in the same order: every process runs all
+samples, and the first writes. Processes share the output directory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part: every `step`-th sample from `first` on; whether it writes them, and whether it reports."""
+
+    process: int
+    first: int
+    step: int
+    writes: bool
+    reports: bool
+
+    def of(self, samples: Sequence[T]) -> list[T]:
+        """The samples of this process."""
+        return list(samples[self.first :: self.step])
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all."""
+    return jax.process_index() == 0
+
+
+def share(process: int, processes: int, own_model: bool) -> Share:
+    """The part of process number `process` of `processes`; own_model: whether each holds a whole model."""
+    if own_model:
+        return Share(process, process, processes, writes=True, reports=process == 0)
+    return Share(process, 0, 1, writes=process == 0, reports=process == 0)
+
+
+def share_of(params: Any) -> Share:
+    """The part of this process, which holds these parameters, or some of them."""
+    own_model = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array))
+    return share(jax.process_index(), jax.process_count(), own_model)
+
+
+def meet(where: str) -> None:
+    """Wait until all processes are at this place; alone, there is nothing to wait for."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(f"evaluate: {where}")

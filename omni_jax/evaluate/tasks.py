@@ -1,0 +1,293 @@
+"""Tasks: from samples to results, one JSON object a sample, in the order in which they end.
+
+`generate` asks the question and, where a sample has further turns, these too, with the model's own answers in between
+(MT-Bench is this with FastChat's questions); `choice` compares the log-likelihoods of the choices; `loglikelihood` that
+of the reference; `speech` says the answer, has it recognised, and compares what was heard with what was written.
+
+A result holds id, category, scores and what was made; or an error instead of the latter, where a sample's media or
+length prove to be unusable only when its turn has come.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omni_jax.decode.session import check_context
+from omni_jax.decode.slots import Prompt
+from omni_jax.drafter import Drafter
+from omni_jax.errors import InputError
+from omni_jax.evaluate.data import Sample
+from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
+from omni_jax.evaluate.metrics import (
+    METRICS,
+    MetricName,
+    Recogniser,
+    Scores,
+    character_errors,
+    choice_scores,
+    word_errors,
+)
+from omni_jax.models.code2wav import SAMPLES_PER_SECOND
+from omni_jax.omni import Messages, Omni, Reply
+
+Result = dict[str, Any]
+TASKS = ("generate", "choice", "loglikelihood", "speech", "mt-bench")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a result depends on, beside the sample and the model."""
+
+    task: str
+    metrics: tuple[MetricName, ...]
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    use_audio_in_video: bool
+    fps: float | None
+    speaker: str
+    speech_temperature: float
+    max_frames: int
+    draft_tokens: int | Literal["auto"] | None
+    draft_tree: tuple[int, int] | None
+    draft_sampling: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """What a task works with. slots: requests at once."""
+
+    omni: Omni
+    settings: Settings
+    slots: int
+    drafter: Drafter | None = None
+    recogniser: Recogniser | None = None
+
+
+def choose_task(samples: Sequence[Sample]) -> str:
+    """The task that the rows' fields ask for."""
+    if all(sample.choices for sample in samples):
+        return "choice"
+    return "mt-bench" if all(sample.turns for sample in samples) else "generate"
+
+
+def lacks(sample: Sample, task: str, metrics: Sequence[str]) -> str | None:
+    """What a sample lacks for a task, if anything."""
+    if task == "choice" and (len(sample.choices) < 2 or sample.answer is None):
+        return "the task 'choice' needs at least two 'choices' and the 'answer'"
+    if task == "loglikelihood" and not sample.references:
+        return "the task 'loglikelihood' needs a 'reference'"
+    if task == "mt-bench" and not sample.turns:
+        return "the task 'mt-bench' needs 'turns', two questions"
+    if task in ("choice", "loglikelihood", "speech") and sample.turns:
+        return f"the task {task!r} asks one question, the row has {1 + len(sample.turns)} turns"
+    if task in ("generate", "mt-bench") and metrics and not sample.references:
+        return f"the metric {metrics[0]!r} needs a 'reference'"
+    return None
+
+
+def results(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
+    """The result of every sample, as they end."""
+    tasks: dict[str, Callable[[Means, Sequence[Sample]], Iterator[Result]]] = {
+        "generate": _generated,
+        "mt-bench": _generated,
+        "choice": _chosen,
+        "loglikelihood": _likely,
+        "speech": _spoken,
+    }
+    return tasks[means.settings.task](means, samples)
+
+
+@dataclass(eq=False)
+class _Talk:
+    """A conversation that is under way: what was said so far, and the replies."""
+
+    sample: Sample
+    messages: Messages
+    replies: list[Reply]
+
+
+class _Talks:
+    """Samples as prompts: first questions in order, and later turns as soon as the answers before them are there."""
+
+    def __init__(self, means: Means, samples: Sequence[Sample]):
+        self.means = means
+        self.waiting = deque(_Talk(sample, list(sample.messages), []) for sample in samples)
+        self.under_way: dict[int, _Talk] = {}
+        self.failed: list[Result] = []
+
+    def prompts(self) -> Iterator[Prompt | None]:
+        """What to ask next, None while all depends on answers that are awaited."""
+        number = 0
+        while self.waiting or any(len(talk.replies) < len(talk.sample.turns) for talk in self.under_way.values()):
+            if not self.waiting:
+                yield None
+                continue
+            talk = self.waiting.popleft()
+            try:
+                prompt = self._prompt(talk.messages)
+            except InputError as error:
+                self.failed.append(_failure(talk.sample, error))
+                continue
+            self.under_way[number] = talk
+            number += 1
+            yield prompt
+
+    def heard(self, number: int, reply: Reply) -> Result | None:
+        """Take in a reply: the sample's result if it was the last."""
+        talk = self.under_way.pop(number)
+        talk.replies.append(reply)
+        if len(talk.replies) <= len(talk.sample.turns):
+            said = ({"role": "assistant", "content": reply.text}, _user(talk.sample.turns[len(talk.replies) - 1]))
+            talk.messages += said
+            # Before new samples: what has begun should end.
+            self.waiting.appendleft(talk)
+            return None
+        scores: Scores = {}
+        for name in self.means.settings.metrics:
+            scores |= METRICS[name](reply.text, talk.sample.references)
+        return _result(talk.sample, scores, talk.replies)
+
+    def failures(self) -> list[Result]:
+        """Results of samples that could not be asked, each once."""
+        failed, self.failed = self.failed, []
+        return failed
+
+    def _prompt(self, messages: Messages) -> Prompt:
+        omni, settings = self.means.omni, self.means.settings
+        batch = omni.prepare(messages, use_audio_in_video=settings.use_audio_in_video, fps=settings.fps)
+        limit = omni.config.thinker.text.max_position_embeddings
+        check_context(batch.token_ids.shape[1], settings.max_new_tokens, limit)
+        return Prompt(batch, settings.seed, settings.max_new_tokens)
+
+
+def _generated(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
+    settings, talks = means.settings, _Talks(means, samples)
+    replies = means.omni.generate_many(
+        talks.prompts(),
+        slots=means.slots,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        drafter=means.drafter,
+        draft_tokens=settings.draft_tokens,
+        draft_tree=settings.draft_tree,
+        draft_sampling=settings.draft_sampling,
+    )
+    for number, reply in replies:
+        result = talks.heard(number, reply)
+        yield from talks.failures()
+        if result is not None:
+            yield result
+    yield from talks.failures()
+
+
+def _chosen(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
+    def score(sample: Sample, continuations: list[Continuation], scored: list) -> Result:
+        assert sample.answer is not None
+        likely, tokens = [one.log_likelihood for one in scored], [one.tokens for one in scored]
+        scores = choice_scores(likely, tokens, sample.choices, sample.answer)
+        return _result(sample, scores) | {"log_likelihoods": likely, "answer": sample.answer}
+
+    return _scored(means, samples, lambda sample: sample.choices, score)
+
+
+def _likely(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
+    def score(sample: Sample, continuations: list[Continuation], scored: list) -> Result:
+        (one,) = scored
+        size = len(sample.references[0].encode())
+        scores: Scores = {"log_likelihood": one.log_likelihood, "greedy": float(one.greedy)}
+        return _result(sample, scores | {"tokens": one.tokens, "bytes": size})
+
+    return _scored(means, samples, lambda sample: sample.references[:1], score)
+
+
+def _scored(
+    means: Means,
+    samples: Sequence[Sample],
+    texts: Callable[[Sample], Sequence[str]],
+    result: Callable[[Sample, list[Continuation], list], Result],
+) -> Iterator[Result]:
+    """Results that follow from the log-likelihoods of texts behind each sample's messages."""
+    # Enough samples at once that texts of about one length meet, few enough that little is lost when a run is killed.
+    for start in range(0, len(samples), 2 * means.slots):
+        asked: list[tuple[Sample, list[Continuation]]] = []
+        for sample in samples[start : start + 2 * means.slots]:
+            try:
+                asked.append((sample, _continuations(means, sample, texts(sample))))
+            except InputError as error:
+                yield _failure(sample, error)
+        scored = iter(log_likelihoods(means.omni, [one for _, several in asked for one in several], rows=means.slots))
+        for sample, several in asked:
+            yield result(sample, several, [next(scored) for _ in several])
+
+
+def _continuations(means: Means, sample: Sample, texts: Sequence[str]) -> list[Continuation]:
+    omni, settings = means.omni, means.settings
+    context = omni.prepare(sample.messages, use_audio_in_video=settings.use_audio_in_video, fps=settings.fps)
+    several = prepare_choices(omni, context, texts)
+    longest, limit = max(len(one.token_ids) for one in several), omni.config.thinker.text.max_position_embeddings
+    check_context(context.token_ids.shape[1], longest, limit)
+    return several
+
+
+def _spoken(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
+    assert means.recogniser is not None
+    for sample in samples:
+        try:
+            reply = _say(means, sample)
+        except InputError as error:
+            yield _failure(sample, error)
+            continue
+        assert reply.audio is not None
+        heard = means.recogniser(reply.audio, SAMPLES_PER_SECOND) if len(reply.audio) else ""
+        scores = word_errors(heard, [reply.text]) | character_errors(heard, [reply.text])
+        yield _result(sample, scores, [reply]) | {"heard": heard}
+
+
+def _say(means: Means, sample: Sample) -> Reply:
+    settings = means.settings
+    reply = means.omni.generate(
+        sample.messages,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        seed=settings.seed,
+        use_audio_in_video=settings.use_audio_in_video,
+        fps=settings.fps,
+        speech=True,
+        speaker=settings.speaker,
+        speech_temperature=settings.speech_temperature,
+        max_frames=settings.max_frames,
+        drafter=means.drafter,
+        draft_tokens=settings.draft_tokens,
+        draft_tree=settings.draft_tree,
+        draft_sampling=settings.draft_sampling,
+    )
+    assert isinstance(reply, Reply)
+    return reply
+
+
+def _user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def _result(sample: Sample, scores: Scores, replies: Sequence[Reply] = ()) -> Result:
+    result: Result = {"id": sample.id, "category": sample.category, "scores": scores}
+    if replies:
+        result["turns"] = [{"text": r.text, "token_ids": r.token_ids, "stats": r.stats} for r in replies]
+    return result
+
+
+def _failure(sample: Sample, error: InputError) -> Result:
+    return {"id": sample.id, "category": sample.category, "scores": {}, "error": str(error)}

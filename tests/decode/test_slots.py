@@ -1,0 +1,188 @@
+"""Continuous batching: what a slot says is what its prompt gets alone, whoever sits beside it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from omni_jax.decode.generate import decode_chunk, prefill
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.session import Session
+from omni_jax.decode.slots import Prompt, Slots, idle, insert
+from omni_jax.drafter import load_drafter
+from omni_jax.errors import InputError
+from omni_jax.omni import Omni, Reply
+from tests.parity import audio_part, image_part, user
+
+ASKED = [
+    (user("Just words."), 3, 9),
+    (user(image_part(90, 90, 5), "One picture, and more words than in the first row."), 1, 41),
+    (user(audio_part(1.2, 5), image_part(80, 60, 6), "Both."), 4, 1),
+    (user("Words and words again."), 1, 17),
+    (user(audio_part(1.1, 2)), 5, 33),
+]
+TEXTS = [ASKED[0], ASKED[3], (user("And a last one."), 9, 26), (user("Or"), 2, 14), (user("two."), 2, 1)]
+
+
+def prompts(omni: Omni, asked: list[tuple] = ASKED) -> list[Prompt]:
+    return [Prompt(omni.prepare(messages), seed, new) for messages, seed, new in asked]
+
+
+def alone(omni: Omni, asked: list[tuple] = ASKED, **settings: Any) -> list[Reply]:
+    return [omni.generate(m, seed=seed, max_new_tokens=new, **settings) for m, seed, new in asked]
+
+
+def in_order(finished: Iterator[tuple[int, Reply]]) -> list[Reply]:
+    by_number = dict(finished)
+    return [by_number[i] for i in range(len(by_number))]
+
+
+def ids(replies: list[Reply]) -> list[list[int]]:
+    return [reply.token_ids for reply in replies]
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "top_k": 30, "repetition_penalty": 1.3}])
+def test_a_slot_says_what_its_prompt_gets_alone(settings: dict[str, Any], omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    free = alone(omni, stop_ids=(), **settings)
+    stop = (free[1].token_ids[11], free[4].token_ids[20])
+    for stop_ids, slots in (((), 2), (stop, 3)):
+        want = alone(omni, stop_ids=stop_ids, **settings) if stop_ids else free
+        got = in_order(omni.generate_many(prompts(omni), slots=slots, stop_ids=stop_ids, **settings))
+        assert ids(got) == ids(want)
+        for ours, theirs in zip(got, want, strict=True):
+            assert ours.text == theirs.text and ours.stats["seconds"] > 0
+            for name in ("prompt_tokens", "new_tokens", "finish_reason"):
+                assert ours.stats[name] == theirs.stats[name]
+    assert len({len(reply.token_ids) for reply in want}) > 3, "rows that end at different times"
+
+
+@pytest.mark.parametrize("kind, drafts", [("dflash", 3), ("eagle3", "tree"), ("dflash", "auto")])
+def test_drafted_slots_say_the_same(
+    kind: str, drafts: Any, omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
+) -> None:
+    omni, drafter = omnis("small"), load_drafter(drafters(kind, "small"))
+    drafting = {"draft_tree": (2, 3), "draft_tokens": 6} if drafts == "tree" else {"draft_tokens": drafts}
+    settings = {"temperature": 0.9, "stop_ids": ()}
+    asked = ASKED[:4] if drafts == 3 else TEXTS
+    want = alone(omni, asked, **settings)
+    got = in_order(omni.generate_many(prompts(omni, asked), slots=3, drafter=drafter, **drafting, **settings))
+    assert ids(got) == ids(want)
+    assert all(1 <= reply.stats["tokens_per_round"] <= 17 for reply in got if len(reply.token_ids) > 1)
+    if drafts == 3:
+        drafted = alone(omni, asked, drafter=drafter, **drafting, **settings)
+        assert [r.stats["rounds"] for r in got] == [r.stats["rounds"] for r in drafted], "the same rounds, too"
+
+
+def test_a_cache_that_grows_and_a_prompt_longer_than_it(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    asked = [(user("Hi."), 300), (user("word " * 150), 8), (user("Short."), 5), (user("Next."), 270)]
+    want = [omni.generate(messages, max_new_tokens=new, stop_ids=()).token_ids for messages, new in asked]
+    made = (Prompt(omni.prepare(messages), 0, new) for messages, new in asked)
+    assert ids(in_order(omni.generate_many(made, slots=2, stop_ids=()))) == want
+
+
+def test_nothing_compiles_for_another_mixture(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    programs = (prefill, decode_chunk, insert, idle)
+    texts = ["one two three", "one", "two three four five", "six", "seven eight", "nine"]
+    list(omni.generate_many((user(text) for text in texts), slots=3, max_new_tokens=20, stop_ids=()))
+    before = [program._cache_size() for program in programs]
+    mixed = [
+        Prompt(omni.prepare(user(text)), 7, new) for text, new in zip(texts[::-1], (3, 30, 9, 25, 1, 12), strict=True)
+    ]
+    list(omni.generate_many(mixed, slots=3, stop_ids=()))
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_prompts_are_taken_as_slots_come_free(omnis: Callable[[str], Omni]) -> None:
+    omni, taken = omnis("small"), []
+
+    def source() -> Iterator[Prompt]:
+        for i, prompt in enumerate(prompts(omni)):
+            taken.append(i)
+            yield prompt
+
+    ended = []
+    for number, _ in omni.generate_many(source(), slots=2, stop_ids=()):
+        ended.append(number)
+        # Two in the slots, and one ahead; replies are handed out when the slots are full again.
+        assert len(taken) <= min(len(ASKED), len(ended) + 2 + 1)
+    assert sorted(ended) == list(range(len(ASKED))) != ended and taken == sorted(taken)
+
+
+def test_a_slot_is_refilled_when_its_row_is_done(omnis: Callable[[str], Omni]) -> None:
+    """Not at the end of a chunk: a chunk that others wait for ends with its first row."""
+    omni, chunks = omnis("small"), []
+
+    class Counting(Slots):
+        def _read(self, tokens: jax.Array) -> list:
+            chunks.append(int((np.asarray(tokens) >= 0).any(axis=0).sum()))
+            return super()._read(tokens)
+
+    def session(prompt: Prompt) -> Session:
+        own = (prompt.batch, Sampling(), prompt.max_new_tokens, prompt.seed)
+        return omni._sessions(*own, (), None, None)[0]
+
+    batch = omni.prepare(user("Hi"))
+    asked = (Prompt(batch, 0, new) for new in (5, 30, 7, 4))
+    assert sum(1 for _ in Counting(asked, session, 2).finished()) == 4
+    assert chunks[:3] == [4, 6, 3], "the first token is the prefill's"
+    chunks.clear()
+    ended = [Prompt(batch, 0, 90, ends=lambda ids: len(ids) > 5), Prompt(batch, 0, 40)]
+    assert sum(1 for _ in Counting(ended, session, 2).finished()) == 2
+    assert chunks == [32, 7], "a row that its prompt has ended is not run on"
+
+
+def test_prompts_that_follow_from_replies(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    first, later = [user("One."), user("Two.")], []
+
+    def source() -> Iterator[list[dict] | None]:
+        yield from first
+        given = 0
+        while given < len(first):
+            if later:
+                given += 1
+                yield later.pop(0)
+            else:
+                yield None
+
+    said = {}
+    for number, reply in omni.generate_many(source(), slots=2, max_new_tokens=6, stop_ids=()):
+        said[number] = reply.token_ids
+        if number < 2:
+            answer = {"role": "assistant", "content": reply.text}
+            later.append([*first[number], answer, {"role": "user", "content": "Go on."}])
+    assert sorted(said) == [0, 1, 2, 3]
+    with pytest.raises(RuntimeError, match="None while no reply was awaited"):
+        list(omni.generate_many([None]))
+
+
+def test_a_reply_that_its_prompt_ends(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    want = alone(omni, [(messages, seed, 90) for messages, seed, _ in TEXTS], stop_ids=())
+    made = prompts(omni, [(messages, seed, 90) for messages, seed, _ in TEXTS])
+    made[1] = replace(made[1], ends=lambda ids: len(ids) > 5)
+    got = in_order(omni.generate_many(made, slots=2, stop_ids=()))
+    ended = got.pop(1)
+    assert 5 < len(ended.token_ids) < 40 and ended.stats["finish_reason"] == "stop"
+    assert ended.token_ids == want.pop(1).token_ids[: len(ended.token_ids)]
+    assert ids(got) == ids(want) and {reply.stats["finish_reason"] for reply in got} == {"length"}
+
+
+def test_prompts_that_cannot_be_used(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    with pytest.raises(InputError, match="slots is 0"):
+        omni.generate_many([], slots=0)
+    with pytest.raises(InputError, match="temperature"):
+        omni.generate_many([], temperature=-1)
+    assert list(omni.generate_many([])) == []
+    with pytest.raises(InputError, match="2 conversations"):
+        Prompt(omni.prepare([user("a"), user("b")]), 0, 5)
+    with pytest.raises(InputError, match="max_new_tokens is 0"):
+        list(omni.generate_many([user("Hi")], max_new_tokens=0))

@@ -1,0 +1,122 @@
+"""Datasets: every form of a row, media relative to their file, and rows that cannot be used."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_jax.errors import InputError
+from omni_jax.evaluate.data import read_dataset
+
+
+def write(path: Path, *rows: Any) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_the_forms_of_a_row(tmp_path: Path) -> None:
+    (tmp_path / "sounds").mkdir()
+    for name in ("a.flac", "b.flac"):
+        (tmp_path / "sounds" / name).write_bytes(b"")
+    said = [
+        {"role": "user", "content": [{"type": "audio", "audio": "sounds/a.flac"}, {"type": "text", "text": "Who?"}]}
+    ]
+    path = write(
+        tmp_path / "rows.jsonl",
+        {"messages": said, "reference": "me", "id": "x"},
+        "",
+        {"prompt": "Say.", "system": "Be brief.", "audio": ["sounds/a.flac", "sounds/b.flac"], "references": ["a", 2]},
+        {"question_id": 81, "category": "writing", "turns": ["One?", "Two?"]},
+        {"prompt": "Which?", "choices": ["red", "blue"], "answer": "b"},
+    )
+    a, b, c, d = read_dataset(path).samples
+    assert a.id == "x" and a.references == ("me",)
+    assert a.messages[0]["content"][0] == {"type": "audio", "audio": str(tmp_path / "sounds/a.flac")}
+    assert b.id == "1" and b.references == ("a", "2") and b.messages[0] == {"role": "system", "content": "Be brief."}
+    assert [part["type"] for part in b.messages[1]["content"]] == ["audio", "audio", "text"]
+    assert c.id == "81" and c.category == "writing" and c.turns == ("Two?",)
+    assert c.messages == [{"role": "user", "content": "One?"}]
+    assert d.choices == ("red", "blue") and d.answer == 1
+    answers = [{"prompt": "?", "choices": ["B", "x", "y"], "answer": answer} for answer in (2, "x", "c", "B", "A")]
+    assert [s.answer for s in read_dataset(write(tmp_path / "c.jsonl", *answers)).samples] == [2, 1, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "row, why",
+    [
+        ("{broken", "no JSON"),
+        ([1], "of type list"),
+        ({"reference": "x"}, "no question"),
+        ({"prompt": "a", "turns": ["b"]}, "give one of"),
+        ({"prompt": ""}, "'prompt' is empty"),
+        ({"turns": "one"}, "give a list"),
+        ({"messages": [{"role": "user"}]}, "message 0 has no 'content'"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, "'boss'"),
+        ({"messages": [], "audio": "x"}, "stands beside 'messages'"),
+        ({"prompt": "a", "audio": "nowhere.wav"}, "nowhere.wav does not exist"),
+        ({"prompt": "a", "reference": {"b": 1}}, "holds a dict"),
+        ({"prompt": "a", "choices": ["x", "y"], "answer": 2}, "'answer' is 2"),
+        ({"prompt": "a", "choices": ["x", "y"], "answer": "z"}, "'answer' is 'z'"),
+        ({"prompt": "a", "id": "1"}, "was used before"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_told_with_their_line(row: Any, why: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", {"prompt": "a", "id": "1"}, row, {"prompt": "b"})
+    dataset = read_dataset(path)
+    assert len(dataset.samples) == 2
+    (problem,) = dataset.problems
+    assert problem.where == "rows.jsonl:2" and why in problem.why
+
+
+def test_files_and_directories(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}]))
+    assert len(read_dataset(tmp_path / "rows.json").samples) == 2
+    assert len(read_dataset(tmp_path / "rows.json", limit=1).samples) == 1
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.write('{"prompt": "packed"}\n')
+    assert read_dataset(tmp_path / "rows.jsonl.gz").samples[0].messages[0]["content"] == "packed"
+    write(tmp_path / "set" / "test" / "rows.jsonl", {"prompt": "of the test"})
+    write(tmp_path / "set" / "train-00000.jsonl", {"prompt": "to train"}, {"prompt": "more"})
+    assert [len(read_dataset(tmp_path / "set", split=split).samples) for split in (None, "test", "train")] == [3, 1, 2]
+    for path, split, why in (
+        (tmp_path / "none", None, "does not exist"),
+        (tmp_path / "set", "dev", "split 'dev'"),
+        (write(tmp_path / "rows.txt", "a"), None, "datasets are files of"),
+        (write(tmp_path / "bad.jsonl", "{"), None, "no row that can be used"),
+        (write(tmp_path / "bad.json", "{"), None, "is no JSON"),
+    ):
+        with pytest.raises(InputError, match=why):
+            read_dataset(path, split=split)
+
+
+def test_the_digest_is_of_the_bytes(tmp_path: Path) -> None:
+    one, same = (write(tmp_path / name, {"prompt": "a"}) for name in ("one.jsonl", "same.jsonl"))
+    other = write(tmp_path / "other.jsonl", {"prompt": "b"})
+    assert read_dataset(one).digest == read_dataset(same).digest != read_dataset(other).digest
+
+
+def test_tables_hold_messages_and_media(tmp_path: Path, data_dir: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    picture = (data_dir / "chelsea.png").read_bytes()
+    rows = [
+        {"messages": [{"role": "user", "content": "Hi", "name": None}], "prompt": None, "image": None, "answer": None},
+        {"messages": None, "prompt": "What?", "image": {"bytes": picture, "path": "gone.png"}, "answer": 1},
+    ]
+    table = pa.Table.from_pylist(rows)
+    parquet.write_table(table, tmp_path / "test-00000-of-00001.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "data-00000.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    with pa.ipc.new_file(str(tmp_path / "with_index.arrow"), table.schema) as file:
+        file.write_table(table)
+    for name in ("test-00000-of-00001.parquet", "data-00000.arrow", "with_index.arrow"):
+        first, second = read_dataset(tmp_path / name).samples
+        assert first.messages == [{"role": "user", "content": "Hi"}]
+        assert second.messages[0]["content"][0] == {"type": "image", "image": picture}
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot be read as a table"):
+        read_dataset(tmp_path / "broken.parquet")

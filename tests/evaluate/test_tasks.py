@@ -1,0 +1,208 @@
+"""Tasks with a model: results are what it says and scores when asked directly, and a run that dies goes on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import convert
+from omni_jax.cli import main
+from omni_jax.errors import InputError
+from omni_jax.evaluate import run
+from omni_jax.evaluate.command import Evaluate, evaluate
+from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
+from omni_jax.evaluate.run import read_all
+from omni_jax.omni import Omni
+from tests.parity import image_part, user
+
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def model(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    destination = tmp_path_factory.mktemp("converted") / "small"
+    convert.convert_checkpoint(checkpoints("small"), destination, progress=False)
+    return destination
+
+
+def write(path: Path, *rows: dict) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def score(omni: Omni, model: Path, data: Path, output: Path, **settings: Any) -> dict:
+    asked = {"max_new_tokens": NEW, "slots": 2, **settings}
+    return evaluate(Evaluate(model=model, data=data, output=output, **asked), lambda parts: omni)
+
+
+def results(output: Path) -> dict[str, dict]:
+    return {result["id"]: result for result in read_all(output)}
+
+
+def test_log_likelihoods_are_those_of_the_logits(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    asked = []
+    for messages in (user("Hi."), user(image_part(60, 60), "A picture?"), user("word " * 20)):
+        asked += prepare_choices(omni, omni.prepare(messages), [" yes, of course", "<|im_end|>", "no"])
+    told = {}
+    scored = log_likelihoods(omni, asked, rows=4, seen=told.__setitem__)
+    assert [told[i] for i in range(len(asked))] == scored
+    for one, got in zip(asked, scored, strict=True):
+        n = len(one.token_ids)
+        logits = omni.logits(one.whole())[0, -n - 1 : -1]
+        want = jax.nn.log_softmax(logits)[np.arange(n), np.asarray(one.token_ids)].sum()
+        assert got.tokens == n and got.log_likelihood == pytest.approx(float(want), abs=1e-3)
+        assert got.greedy == bool((logits.argmax(-1) == np.asarray(one.token_ids)).all())
+    assert min(one.tokens for one in scored[1::3]) > 1, "control tokens in a choice are text"
+    # What the model says itself is greedy, behind a picture too, whose positions are not indices.
+    for messages, context in (
+        (user("Hi."), asked[0].context),
+        (user(image_part(60, 60), "A picture?"), asked[3].context),
+    ):
+        ids = omni.generate(messages, max_new_tokens=20, stop_ids=()).token_ids
+        said, wrong = Continuation(context, ids), Continuation(context, [*ids[:-1], (ids[-1] + 1) % 100])
+        assert [one.greedy for one in log_likelihoods(omni, [said, wrong])] == [True, False]
+    with pytest.raises(InputError, match="context"):
+        log_likelihoods(omni, [Continuation(asked[0].context, [1] * 10**6)])
+
+
+def test_generate_scores_replies_and_goes_on_after_an_interrupt(
+    omnis: Callable[[str], Omni], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    omni, texts = omnis("small"), [f"Question {'and ' * n}{n}?" for n in range(5)]
+    want = [omni.generate(user(text), max_new_tokens=NEW, stop_ids=None) for text in texts]
+    rows = [{"prompt": t, "reference": [r.text, "x"][i % 2]} for i, (t, r) in enumerate(zip(texts, want, strict=True))]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    data = write(tmp_path / "rows.jsonl", *rows, {"prompt": "?", "image": "broken.png", "reference": "x", "id": "bad"})
+
+    add, count = run.Results.add, 0
+
+    def interrupted(self: run.Results, result: dict) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        add(self, result)
+
+    monkeypatch.setattr(run.Results, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(omni, model, data, tmp_path / "out")
+    assert len(read_all(tmp_path / "out")) == 2 and not (tmp_path / "out" / "report.md").exists()
+    monkeypatch.setattr(run.Results, "add", add)
+    summary = score(omni, model, data, tmp_path / "out")
+    assert len(read_all(tmp_path / "out")) == 6 and summary["failed"] == 1
+    assert summary["scores"] == {"exact": 3 / 5, "exact_normalised": 3 / 5}
+    got = results(tmp_path / "out")
+    assert "broken.png" in got["bad"]["error"]
+    for i, reply in enumerate(want):
+        (turn,) = got[str(i)]["turns"]
+        assert turn["text"] == reply.text and turn["token_ids"] == reply.token_ids
+    with pytest.raises(InputError, match="max_new_tokens was 6, is 7"):
+        score(omni, model, data, tmp_path / "out", max_new_tokens=7)
+    with pytest.raises(InputError, match="sample bad"):
+        score(omni, model, data, tmp_path / "strict", fatal=True)
+
+
+def test_both_turns_are_said_and_drafters_compared(
+    omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path], model: Path, tmp_path: Path
+) -> None:
+    omni = omnis("small")
+    rows = [{"question_id": 80 + i, "category": "ab"[i % 2], "turns": [f"Write {i}.", "Again."]} for i in range(3)]
+    data = write(tmp_path / "questions.jsonl", *rows)
+    chain, tree = drafters("eagle3", "small"), drafters("dflash", "small")
+    summary = score(omni, model, data, tmp_path / "out", drafter=(chain, tree), draft_tokens=2)
+    plain = score(omni, model, data, tmp_path / "plain")
+    assert plain["task"] == "mt-bench" and plain["replies"]["replies"] == 6 and plain["scores"] == {}
+    for i in range(3):
+        first = omni.generate(user(f"Write {i}."), max_new_tokens=NEW)
+        history = [*user(f"Write {i}."), {"role": "assistant", "content": first.text}, *user("Again.")]
+        second = omni.generate(history, max_new_tokens=NEW)
+        for output in ("plain", f"out/{chain.name}", f"out/{tree.name}"):
+            said = [turn["token_ids"] for turn in results(tmp_path / output)[str(80 + i)]["turns"]]
+            assert said == [first.token_ids, second.token_ids]
+    for name in (chain.name, tree.name):
+        micro = summary[name]["drafting"]["accepted_length_micro"]
+        turns = [t["stats"] for r in read_all(tmp_path / "out" / name) for t in r["turns"]]
+        assert micro == pytest.approx(sum(t["new_tokens"] - 1 for t in turns) / sum(t["rounds"] for t in turns))
+        assert f"{micro:.4g}" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_choices_and_references_are_weighed(omnis: Callable[[str], Omni], model: Path, tmp_path: Path) -> None:
+    omni, choices = omnis("small"), ["yes", "perhaps, who knows", "no"]
+    context = omni.prepare(user("Pick one."))
+    scored = log_likelihoods(omni, prepare_choices(omni, context, choices), rows=2)
+    best = int(np.argmax([one.log_likelihood for one in scored]))
+    rows = [{"prompt": "Pick one.", "choices": choices, "answer": i} for i in range(3)]
+    data = write(tmp_path / "choices.jsonl", *rows, {"prompt": "No answer.", "choices": choices})
+    summary = score(omni, model, data, tmp_path / "choices")
+    assert summary["task"] == "choice" and summary["rows_skipped"] == 1
+    got = results(tmp_path / "choices")
+    assert [got[str(i)]["scores"]["accuracy"] for i in range(3)] == [float(i == best) for i in range(3)]
+    assert got["0"]["log_likelihoods"] == pytest.approx([one.log_likelihood for one in scored], abs=1e-3)
+    with pytest.raises(InputError, match=r"sample 3: .*needs at least two"):
+        score(omni, model, data, tmp_path / "strict", fatal=True)
+
+    data = write(tmp_path / "texts.jsonl", *({"prompt": "Pick one.", "reference": text} for text in choices))
+    summary = score(omni, model, data, tmp_path / "texts", task="loglikelihood")
+    total, tokens = sum(one.log_likelihood for one in scored), sum(one.tokens for one in scored)
+    assert summary["scores"]["perplexity_per_token"] == pytest.approx(np.exp(-total / tokens), rel=1e-4)
+
+
+HEARD: list[tuple] = []
+
+
+def recognise(wave: np.ndarray, rate: int) -> str:
+    """A recogniser that hears one word too many."""
+    HEARD.append((wave.dtype, wave.ndim, rate))
+    return "spare"
+
+
+def test_speech_is_recognised(omnis: Callable[[str], Omni], model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jiwer")
+    omni, data = omnis("small"), write(tmp_path / "rows.jsonl", {"prompt": "Speak."})
+    settings = {"task": "speech", "max_frames": 4, "speech_temperature": 0.0}
+    summary = score(omni, model, data, tmp_path / "out", recogniser=f"{__name__}:recognise", **settings)
+    assert HEARD and HEARD[-1] == (np.dtype("float32"), 1, 24_000)
+    (turn,) = results(tmp_path / "out")["0"]["turns"]
+    assert results(tmp_path / "out")["0"]["heard"] == "spare" and summary["scores"]["wer"] > 0
+    stats = turn["stats"]
+    seconds = sum(stats[f"{part}_seconds"] for part in ("prefill", "decode", "talker", "vocoder"))
+    assert summary["speech"]["real_time_factor"] == pytest.approx(seconds / stats["audio_seconds"])
+    with pytest.raises(InputError, match="needs a --recogniser"):
+        score(omni, model, data, tmp_path / "other", **settings)
+
+
+def test_the_command_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(tmp_path / "rows.jsonl", {"prompt": "Hi", "reference": "x"}, {"prompt": ""})
+    asked = ["evaluate", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "out")]
+    asked += ["--max-new-tokens", "2", "--slots", "1", "--metric", "exact_number"]
+    main([*asked, "--json"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["scores"] == {"exact_number": 0} and "skipped rows.jsonl:2: 'prompt' is empty" in err
+    main(asked)
+    assert capsys.readouterr().out.startswith("# Evaluation: generate")
+
+    def interrupted(self: run.Results, result: dict) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.Results, "add", interrupted)
+        with pytest.raises(SystemExit, match="130"):
+            main([*asked, "--output", str(tmp_path / "other")])
+    assert "the same command goes on" in capsys.readouterr().err
+    for more, why in (
+        (["--fatal"], "rows.jsonl:2"),
+        (["--seed", "1"], "seed was 0, is 1"),
+        (["--task", "choice"], "leave out --metric"),
+        (["--draft-tokens", "2"], "need a --drafter"),
+    ):
+        with pytest.raises(SystemExit, match="3"):
+            main([*asked, *more])
+        assert why in capsys.readouterr().err
