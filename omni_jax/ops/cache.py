@@ -11,8 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from omni_jax.sharding import constrain
 
 SMALLEST = 256
+# Logical axes of keys and values.
+AXES = ("layers", "batch", "kv_heads", None, "head_dim")
 
 
 def slots_for(tokens: int) -> int:
@@ -33,6 +38,15 @@ class KVCache:
     def empty(cls, layers: int, rows: int, kv_heads: int, slots: int, head_dim: int, dtype: Any) -> "KVCache":
         shape = (layers, rows, kv_heads, slots, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows,), jnp.int32))
+
+    def laid_over(self, mesh: Mesh | None) -> "KVCache":
+        """The same cache, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
+        return replace(
+            self,
+            k=constrain(self.k, AXES, mesh),
+            v=constrain(self.v, AXES, mesh),
+            length=constrain(self.length, ("batch",), mesh),
+        )
 
     @property
     def slots(self) -> int:
