@@ -22,8 +22,9 @@ from omni_jax.config import OmniConfig
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.inputs.speech import speaker_ids
+from omni_jax.loading import default_dtype
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
-from omni_jax.omni import Event, Reply, default_dtype
+from omni_jax.omni import Event, Reply
 from omni_jax.ops.cache import slots_for
 from omni_jax.sound import check_sound_file, write_sound
 

@@ -7,7 +7,7 @@ and `constrain` leave open.
 A mesh is written "expert=4,data=2", or by part, on devices of its own each: "thinker:expert=4;talker:expert=2".
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -79,11 +79,15 @@ def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
-def mesh_name(mesh: Mesh | dict[str, int]) -> str:
+def mesh_name(mesh: Mesh | Mapping[str, int]) -> str:
     """A mesh as users write it: "expert=4,data=2"; "data=1" for a single device."""
-    sizes = dict(mesh.shape) if isinstance(mesh, Mesh) else mesh
+    sizes = _sizes(mesh)
     ordered = [axis for axis in ("expert", "tensor", "data", "fsdp") if sizes.get(axis, 1) > 1]
     return ",".join(f"{axis}={sizes[axis]}" for axis in ordered) or "data=1"
+
+
+def _sizes(mesh: Mesh | Mapping[str, int]) -> Mapping[str, int]:
+    return mesh.shape if isinstance(mesh, Mesh) else mesh
 
 
 def spec(axes: Axes) -> PartitionSpec:
@@ -96,12 +100,13 @@ def shardings(axes: dict, mesh: Mesh) -> dict:
     return jax.tree.map(lambda a: NamedSharding(mesh, spec(a)), axes, is_leaf=lambda a: isinstance(a, tuple))
 
 
-def split_over(axis: str | None, size: int, mesh: Mesh) -> tuple[str, ...]:
+def split_over(axis: str | None, size: int, mesh: Mesh | Mapping[str, int]) -> tuple[str, ...]:
     """The mesh axes over which a logical axis of `size` is split: the longest run of its rule that divides the size."""
+    sizes = _sizes(mesh)
     names = RULES.get(axis) if axis else None
     names = (names,) if isinstance(names, str) else names or ()
     runs = [names[:n] for n in range(len(names), 0, -1)]
-    return next((run for run in runs if size % prod(mesh.shape[name] for name in run) == 0), ())
+    return next((run for run in runs if size % prod(sizes.get(name, 1) for name in run) == 0), ())
 
 
 def fitted(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -113,6 +118,16 @@ def fitted(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 def constrain(x: jax.Array, axes: Axes, mesh: Mesh | None) -> jax.Array:
     """`x` with its logical axes laid over `mesh` where they divide, inside `jit`; `x` itself without a mesh."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, fitted(axes, x.shape, mesh))
+
+
+def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """`x` [B, ...] laid over `mesh` by its rows, inside `jit`; a number is everywhere."""
+    return constrain(x, ("batch", *[None] * (x.ndim - 1)) if x.ndim else (), mesh)
+
+
+def everywhere(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """`x` whole on every device of `mesh`, inside `jit`: for what every host reads."""
+    return constrain(x, (None,) * x.ndim, mesh)
 
 
 def place(x: Any, axes: Axes, mesh: Mesh | None) -> Any:
@@ -131,15 +146,26 @@ def check_mesh(declared: dict[str, tuple[dict, dict]], mesh: Mesh) -> None:
     declared: by part, its arrays' shapes and logical axes as nested dicts.
     """
     for part, (shapes, axes) in declared.items():
-        for path, shape, names in _leaves(shapes, axes):
-            for axis, size in zip(names, shape, strict=True):
-                over = RULES.get(axis) if axis else None
-                if isinstance(over, str) and size % mesh.shape[over]:
-                    raise InputError(
-                        f"mesh {mesh_name(mesh)}: {over}={mesh.shape[over]} does not divide the {part}'s "
-                        f"{CONFIG_NAMES.get(axis or '', axis)} {size} ({path}); choose a divisor, or give the {part} "
-                        f"a mesh of its own, as in thinker:expert=4;talker:expert=2"
-                    )
+        for path, axis, size, over in _undivided(shapes, axes, mesh.shape):
+            raise InputError(
+                f"mesh {mesh_name(mesh)}: {over}={mesh.shape[over]} does not divide the {part}'s "
+                f"{CONFIG_NAMES.get(axis, axis)} {size} ({path}); choose a divisor, or give the {part} a mesh of its "
+                "own, as in thinker:expert=4;talker:expert=2"
+            )
+
+
+def divides(declared: tuple[dict, dict], sizes: Mapping[str, int]) -> bool:
+    """Whether a mesh of these sizes divides every array that it splits, of shapes and logical axes as nested dicts."""
+    return next(_undivided(*declared, sizes), None) is None
+
+
+def _undivided(shapes: dict, axes: dict, sizes: Mapping[str, int]) -> Iterator[tuple[str, str, int, str]]:
+    """Path, logical axis, its size and the mesh axis wherever the latter does not divide."""
+    for path, shape, names in _leaves(shapes, axes):
+        for axis, size in zip(names, shape, strict=True):
+            over = RULES.get(axis) if axis else None
+            if axis and isinstance(over, str) and size % sizes.get(over, 1):
+                yield path, axis, size, over
 
 
 def _leaves(shapes: dict, axes: dict, prefix: str = "") -> Iterator[tuple[str, tuple[int, ...], Axes]]:
@@ -151,8 +177,8 @@ def _leaves(shapes: dict, axes: dict, prefix: str = "") -> Iterator[tuple[str, t
             yield f"{prefix}{name}", tuple(shape.shape), axes[name]
 
 
-def bytes_on_a_device(shape: tuple[int, ...], itemsize: int, axes: Axes, mesh: Mesh | dict[str, int]) -> int:
+def bytes_on_a_device(shape: tuple[int, ...], itemsize: int, axes: Axes, mesh: Mesh | Mapping[str, int]) -> int:
     """Bytes of one device's piece of an array of `shape`, of which the mesh divides what it splits."""
-    sizes = mesh.shape if isinstance(mesh, Mesh) else mesh
+    sizes = _sizes(mesh)
     over = (RULES.get(axis) if axis else None for axis in axes)
     return prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over if isinstance(name, str))

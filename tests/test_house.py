@@ -15,8 +15,8 @@ FLOORS = (
     ("config", "draft_config", "errors", "reader", "sharding"),
     ("ops", "inputs", "sound"),
     ("models",),
-    ("decode", "checkpoint", "drafter"),
-    ("train", "evaluate", "omni"),
+    ("decode", "checkpoint", "drafter", "placement"),
+    ("train", "evaluate", "loading", "omni"),
     ("cli",),
 )
 # Slow or optional to import: only inside the functions that need them.

@@ -27,6 +27,8 @@ from omni_jax.decode.sampling import Plan
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops.attention import tree_mask
+from omni_jax.ops.cache import lay_over
+from omni_jax.sharding import everywhere
 
 
 class Proposer(Protocol):
@@ -124,7 +126,7 @@ def begin(
     following = jnp.where(jnp.arange(T) == length[:, None] - 1, state.rows.token[:, None], following)
     memory = proposer.empty(params[1], B, slots, features.dtype)
     memory = proposer.remember(params[1], thinker, memory, Seen(ids, following, features, length))
-    return SpeculativeState(state, memory)
+    return lay_over(SpeculativeState(state, memory), graph.mesh)
 
 
 @partial(
@@ -174,7 +176,7 @@ def decode_rounds(
         return (i < rounds) & ~jnp.all(state.decode.rows.done)
 
     _, state, tokens = jax.lax.while_loop(going, step, (jnp.int32(0), state, tokens))
-    return jnp.swapaxes(tokens, 0, 1), state
+    return everywhere(jnp.swapaxes(tokens, 0, 1), graph.mesh), lay_over(state, graph.mesh)
 
 
 @partial(jax.jit, static_argnames=("proposer", "slots"))

@@ -144,9 +144,9 @@ def bind(graph: Graph, params: dict) -> Any:
     """
     module = nnx.merge(graph.graphdef, params)
     if graph.mesh is not None:
-        for _, part in nnx.iter_modules(module):
-            if hasattr(part, "mesh"):
-                part.mesh = graph.mesh
+        parts: list[Any] = [part for _, part in nnx.iter_modules(module) if hasattr(part, "mesh")]
+        for part in parts:
+            part.mesh = graph.mesh
     return module
 
 
