@@ -7,11 +7,12 @@ and `constrain` leave open.
 A mesh is written "expert=4,data=2", or by part, on devices of its own each: "thinker:expert=4;talker:expert=2".
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.errors import InputError
@@ -128,6 +129,19 @@ def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
 def everywhere(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """`x` whole on every device of `mesh`, inside `jit`: for what every host reads."""
     return constrain(x, (None,) * x.ndim, mesh)
+
+
+def on_pieces(function: Callable[..., jax.Array], mesh: Mesh | None, *args: tuple[Any, Axes]) -> jax.Array:
+    """function(*arrays) on every device's own pieces of the arrays; the result lies as the first of them.
+
+    args: each array with its logical axes. For functions that the compiler would make for whole arrays, moving pieces
+    that never need to move.
+    """
+    arrays = [jnp.asarray(x) for x, _ in args]
+    if mesh is None or mesh.size == 1:
+        return function(*arrays)
+    specs = tuple(fitted(axes, x.shape, mesh).spec for x, (_, axes) in zip(arrays, args, strict=True))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
 def place(x: Any, axes: Axes, mesh: Mesh | None) -> Any:

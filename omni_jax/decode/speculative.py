@@ -124,7 +124,7 @@ def begin(
     ids = jnp.asarray(token_ids)
     following = jnp.roll(ids, -1, axis=1)
     following = jnp.where(jnp.arange(T) == length[:, None] - 1, state.rows.token[:, None], following)
-    memory = proposer.empty(params[1], B, slots, features.dtype)
+    memory = lay_over(proposer.empty(params[1], B, slots, features.dtype), graph.mesh)
     memory = proposer.remember(params[1], thinker, memory, Seen(ids, following, features, length))
     return lay_over(SpeculativeState(state, memory), graph.mesh)
 

@@ -27,8 +27,7 @@ from omni_jax.models.param import RMSNorm, param, project
 from omni_jax.ops.attention import attend as attend_masked
 from omni_jax.ops.attention import causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
-from omni_jax.ops.expert_parallel import sharded_moe
-from omni_jax.ops.moe import route
+from omni_jax.ops.expert_parallel import sharded_moe, sharded_route
 from omni_jax.ops.rope import rotate
 from omni_jax.sharding import constrain, split_over
 
@@ -71,8 +70,9 @@ class Experts(nnx.Module):
         """[B, T, D] -> [B, T, D] through the experts of stack index `l`."""
         B, T, D = x.shape
         rows = x.reshape(B * T, D)
-        ids, weights = route(rows, self.router[...][l], self.config.experts_per_token, self.config.norm_topk_prob)
         split = () if self.mesh is None else split_over("batch", B, self.mesh)
+        chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
+        ids, weights = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
         return sharded_moe(rows, ids, weights, self.gate_up[...], self.down[...], l, self.mesh, split).reshape(B, T, D)
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from omni_jax.ops.moe import moe, partial_moe
+from omni_jax.ops.moe import moe, partial_moe, route
 from omni_jax.sharding import platform
 
 # Rows of a shard above which they are exchanged: below, a collective takes its start-up time (10 to 20 us, in which a
@@ -53,6 +53,17 @@ def sharded_moe(
     rows = x.shape[0] // prod(mesh.shape[axis] for axis in split)
     exchange = "expert" in split and ids.shape[1] < shards and rows > EXCHANGE_ROWS
     return (exchanged if exchange else replicated)(x, ids, weights, gate_up, down, l, mesh, split)
+
+
+def sharded_route(
+    x: jax.Array, router: jax.Array, experts_per_token: int, normalise: bool, mesh: Mesh | None, split: Split
+) -> tuple[jax.Array, jax.Array]:
+    """As `ops.moe.route`, each device for its own rows; left alone, the compiler would gather them all to sort them."""
+    choose = partial(route, experts_per_token=experts_per_token, normalise=normalise)
+    if mesh is None or mesh.size == 1:
+        return choose(x, router)
+    rows = P(split or None)
+    return jax.shard_map(choose, mesh=mesh, in_specs=(rows, P()), out_specs=(rows, rows), check_vma=False)(x, router)
 
 
 def replicated(
