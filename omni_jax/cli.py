@@ -22,10 +22,13 @@ from omni_jax.config import OmniConfig
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.inputs.speech import speaker_ids
-from omni_jax.loading import default_dtype
+from omni_jax.loading import default_dtype, described
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
-from omni_jax.omni import Event, Reply
+from omni_jax.models.param import declare
+from omni_jax.omni import PARTS, Event, Reply
 from omni_jax.ops.cache import slots_for
+from omni_jax.placement import parse_parts
+from omni_jax.sharding import check_mesh, mesh_name
 from omni_jax.sound import check_sound_file, write_sound
 
 
@@ -79,6 +82,8 @@ class Ask:
     """Levels and candidates of the tree that an EAGLE-3 drafter proposes; its authors take 7 10."""
     draft_sampling: bool = False
     """Draw the drafts too: more stand at high temperatures, and the answer is another one, drawn alike."""
+    mesh: str | None = None
+    """Devices: expert=4,data=2 or auto, or by part thinker:expert=4;talker:expert=2; by default the first alone."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Weights' type; by default the checkpoint's own, on CPU float32."""
     json: bool = False
@@ -107,6 +112,8 @@ class Inspect:
     """Tokens per conversation."""
     batch: int = 1
     """Conversations at once."""
+    mesh: str | None = None
+    """Tell what each device of such a mesh would hold; the devices need not be here."""
     json: bool = False
     """Machine-readable output."""
 
@@ -149,7 +156,9 @@ def _answer(ask: Ask) -> None:
     import omni_jax
 
     print(f"loading {ask.model}", file=sys.stderr)
-    omni = omni_jax.load(ask.model, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
+    omni = omni_jax.load(ask.model, mesh=ask.mesh, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
+    if omni.mesh_reason:
+        print(f"mesh {omni.mesh_reason}", file=sys.stderr)
     drafter = None
     if ask.drafter is not None:
         drafter = load_drafter(ask.drafter, dtype=ask.dtype or default_dtype())
@@ -275,6 +284,8 @@ def _inspect(command: Inspect) -> None:
         arrays = [(leaf.path, leaf.shape, dtype.name) for leaf, dtype in made.leaves]
         kind = "Hugging Face checkpoint"
     report = {"checkpoint": str(command.model), "kind": kind, **summarise(config, arrays, command)}
+    if command.mesh is not None:
+        report |= _on_devices(config, {path: dtype for path, _, dtype in arrays}, command.mesh, command)
     print(json.dumps(report) if command.json else _table(report))
 
 
@@ -312,6 +323,21 @@ def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]]
     }
 
 
+def _on_devices(config: OmniConfig, types: dict[str, str], mesh: str, command: Inspect) -> dict[str, Any]:
+    """What each device of a mesh would hold: bytes of weights by part, and of the Thinker's cache."""
+    present = [part for part in PARTS if getattr(config, part) is not None]
+    asked = parse_parts(mesh, present)
+    loaded, held, cache = command.dtype or default_dtype(), {}, 0
+    for name in present:
+        part = described(name, declare(PARTS[name], getattr(config, name)), config, types, loaded)
+        sizes = asked.get("") or asked.get(name) or asked["talker"]
+        check_mesh({name: part.declared}, sizes)
+        held[name] = {"mesh": mesh_name(sizes), "bytes": part.weight_bytes(sizes)}
+        if name == "thinker":
+            cache = part.cache_bytes(sizes, command.batch, command.context)
+    return {"mesh": mesh, "device_bytes": held, "device_cache_bytes": cache}
+
+
 def _table(report: dict[str, Any]) -> str:
     """The report as text for people."""
     lines = [f"{report['checkpoint']}: {report['kind']} in {report['stored_dtype']}, sizes in {report['dtype']}", ""]
@@ -327,6 +353,9 @@ def _table(report: dict[str, Any]) -> str:
         f"cache: {_size(report['cache_bytes_per_token'])} a token, {_size(report['cache_bytes'])} for this context",
         f"to answer in text: {_size(report['thinker_bytes'])} of weights and cache, beside working memory",
     ]
+    for name, held in report.get("device_bytes", {}).items():
+        more = f", and {_size(report['device_cache_bytes'])} of cache" if name == "thinker" else ""
+        lines.append(f"on each device of {held['mesh']}: {_size(held['bytes'])} of the {name}'s weights{more}")
     return "\n".join(lines)
 
 

@@ -25,11 +25,11 @@ def load(
     """Load a converted checkpoint directory onto the first device, or onto a mesh of devices.
 
     mesh: "expert=4,data=2" for all parts; "thinker:expert=4;talker:expert=2" for each its own devices (the vocoder with
-    the Talker unless named); "auto" for the smallest that fits, which `Omni.mesh_reason` explains; or meshes of
-    `sharding.make_mesh`. dtype: "float32" or "bfloat16"; by default as `default_dtype` says. parts: which of "thinker",
-    "talker" and "code2wav" to load, by default all that the checkpoint has; ("thinker",) is enough for text. Before any
-    array is read, raises CheckpointError for a directory that is not a complete converted checkpoint, whose arrays are
-    not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide them.
+    the Talker unless named); "auto" for experts over as few devices as hold them, which `Omni.mesh_reason` explains; or
+    meshes of `sharding.make_mesh`. dtype: "float32" or "bfloat16"; by default as `default_dtype` says. parts: which of
+    "thinker", "talker" and "code2wav" to load, by default all that the checkpoint has; ("thinker",) is enough for text.
+    Before any array is read, raises CheckpointError for a directory that is not a complete converted checkpoint, whose
+    arrays are not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide.
     """
     path = Path(path)
     if dtype not in (None, *DTYPES):

@@ -9,15 +9,15 @@ holds, weights and a cache, must fit its memory where that is known (GPUs state 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
 from omni_jax.errors import CheckpointError, InputError
-from omni_jax.ops.cache import AXES
+from omni_jax.ops.cache import AXES, slots_for
 from omni_jax.sharding import (
     Axes,
     bytes_on_a_device,
@@ -54,20 +54,21 @@ class Part:
 
     def bytes_on_a_device(self, sizes: Mapping[str, int]) -> int:
         """Bytes of weights and of the planned cache on one device of a mesh of these sizes."""
-        weights = sum(bytes_on_a_device(*array, sizes) for array in self.arrays.values())
-        return weights + self._cache_bytes(sizes)
+        return self.weight_bytes(sizes) + self.cache_bytes(sizes, PLANNED_ROWS, PLANNED_TOKENS)
 
-    def _cache_bytes(self, sizes: Mapping[str, int]) -> int:
+    def weight_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Bytes of weights on one device."""
+        return sum(bytes_on_a_device(*array, sizes) for array in self.arrays.values())
+
+    def cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
+        """Bytes on one device of a cache for `rows` conversations of `tokens` tokens, in the widest type of weights."""
         if self.text is None:
             return 0
-        c, tokens = self.text, min(PLANNED_TOKENS, self.text.max_position_embeddings)
+        c, slots = self.text, slots_for(min(tokens, self.text.max_position_embeddings))
+        shape = (c.num_layers, rows, c.num_kv_heads, slots, c.head_dim)
+        over = (name for axis, size in zip(AXES, shape, strict=True) for name in split_over(axis, size, sizes))
         itemsize = max(array[1] for array in self.arrays.values())
-        shape = (c.num_layers, PLANNED_ROWS, c.num_kv_heads, tokens, c.head_dim)
-        pieces = [
-            int(np.prod([sizes.get(name, 1) for name in split_over(axis, size, sizes)], dtype=np.int64))
-            for axis, size in zip(AXES, shape, strict=True)
-        ]
-        return 2 * int(np.prod(shape, dtype=np.int64)) * itemsize // int(np.prod(pieces))
+        return 2 * prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Placement:
 
 
 def settle(asked: MeshLike, parts: Sequence[Part], devices: Sequence[Any] | None = None) -> Placement:
-    """The meshes that were asked for, checked; with "auto", the smallest that fits.
+    """The meshes that were asked for, checked; with "auto", experts over the fewest devices that hold them.
 
     devices: those to take, by default all. Raises InputError for a mesh that does not divide the model or the devices,
     and CheckpointError where weights and cache do not fit, naming the smallest mesh that would.
@@ -138,7 +139,7 @@ def _meshes(asked: MeshLike, parts: Sequence[str], devices: Sequence[Any]) -> di
             raise InputError(f"no mesh is given for the {lost[0]}")
         return {part: asked[part] for part in parts}
     sizes = parse_parts(asked, parts)
-    counts = {part: int(np.prod(list(axes.values()))) for part, axes in sizes.items()}
+    counts = {part: prod(axes.values()) for part, axes in sizes.items()}
     needed = sum(counts.values())
     if needed > len(devices) or ("" in sizes and len(devices) % needed):
         wrong = "there are" if needed > len(devices) else "which does not divide the"
@@ -198,10 +199,10 @@ def _choose(parts: Sequence[Part], devices: Sequence[Any]) -> Placement:
     limit = min(limits, default=None)
     for sizes in _candidates(len(devices)):
         if _fits(sizes, parts, limit):
-            mesh = make_mesh(devices[: int(np.prod(list(sizes.values())))], **sizes)
+            mesh = make_mesh(devices[: prod(sizes.values())], **sizes)
             held = sum(part.bytes_on_a_device(sizes) for part in parts) / 1e9
             known = "devices do not tell their memory" if limit is None else f"of {limit / 1e9:.2f} GB usable"
-            reason = f"{mesh_name(sizes)}: the smallest mesh that fits, {held:.2f} GB on each device ({known})"
+            reason = f"{mesh_name(sizes)}: the fewest devices over which experts fit, {held:.2f} GB on each ({known})"
             return Placement(dict.fromkeys((part.name for part in parts), mesh), reason)
     assert limit is not None, "a model without a limit fits one device"
     raise CheckpointError(_does_not_fit(sum(part.bytes_on_a_device({}) for part in parts), limit, parts))

@@ -154,15 +154,16 @@ def place_rows(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda x: place(x, ("batch", *[None] * (x.ndim - 1)), mesh), tree)
 
 
-def check_mesh(declared: dict[str, tuple[dict, dict]], mesh: Mesh) -> None:
+def check_mesh(declared: dict[str, tuple[dict, dict]], mesh: Mesh | Mapping[str, int]) -> None:
     """Raise InputError, naming the number and the mesh axis, unless the mesh divides every array that it splits.
 
     declared: by part, its arrays' shapes and logical axes as nested dicts.
     """
+    sizes = _sizes(mesh)
     for part, (shapes, axes) in declared.items():
-        for path, axis, size, over in _undivided(shapes, axes, mesh.shape):
+        for path, axis, size, over in _undivided(shapes, axes, sizes):
             raise InputError(
-                f"mesh {mesh_name(mesh)}: {over}={mesh.shape[over]} does not divide the {part}'s "
+                f"mesh {mesh_name(sizes)}: {over}={sizes[over]} does not divide the {part}'s "
                 f"{CONFIG_NAMES.get(axis, axis)} {size} ({path}); choose a divisor, or give the {part} a mesh of its "
                 "own, as in thinker:expert=4;talker:expert=2"
             )
