@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from convert import convert_checkpoint, load_hf
 from omni_jax.decode.generate import decode_chunk, prefill
@@ -69,29 +70,29 @@ def test_rows_that_the_mesh_does_not_divide(on_mesh: Callable, said: list[list[i
 
 @pytest.fixture(scope="module")
 def spoken(omnis: Callable[[str], Omni]) -> list[Any]:
-    """What one device says to `MEDIA`, aloud."""
-    return omnis("tiny").generate(MEDIA, **ALOUD)
+    """What one device says to `HEARD`, aloud."""
+    return omnis("tiny").generate(HEARD, **ALOUD)
 
 
-ALOUD: dict[str, Any] = {
-    "max_new_tokens": 8,
-    "stop_ids": (),
-    "speech": True,
-    "speech_temperature": 0.0,
-    "max_frames": 5,
-}
+HEARD = [MEDIA[2], MEDIA[0]]
+SILENT: dict[str, Any] = {"max_new_tokens": 8, "stop_ids": ()}
+ALOUD: dict[str, Any] = {**SILENT, "speech": True, "speech_temperature": 0.0, "max_frames": 4}
 
 
 def check_speech(omni: Omni, spoken: list[Any]) -> None:
-    for got, want in zip(omni.generate(MEDIA, **ALOUD), spoken, strict=True):
+    for got, want in zip(omni.generate(HEARD, **ALOUD), spoken, strict=True):
         assert got.token_ids == want.token_ids
         np.testing.assert_array_equal(got.codes, want.codes)
         np.testing.assert_allclose(got.audio, want.audio, atol=1e-3)
 
 
-def test_media_and_speech(on_mesh: Callable, omnis: Callable, spoken: list[Any]) -> None:
+@pytest.mark.slow
+def test_speech(on_mesh: Callable, spoken: list[Any]) -> None:
+    check_speech(on_mesh("expert=2,tensor=2,data=2"), spoken)
+
+
+def test_media(on_mesh: Callable, omnis: Callable) -> None:
     omni = on_mesh("expert=4,tensor=2")
-    check_speech(omni, spoken)
     batch = omni.prepare(MEDIA)
     got, want = (np.asarray(o.logits(batch))[batch.mask] for o in (omni, omnis("tiny")))
     np.testing.assert_allclose(got, want, atol=5e-4, rtol=0)
@@ -113,9 +114,11 @@ def test_drafting(
 ) -> None:
     drafter = load_drafter(drafters(kind, "tiny"))
     asked: dict[str, Any] = {"max_new_tokens": 8, "stop_ids": (), "drafter": drafter, "draft_tree": tree}
-    got, want = (o.generate(WORDS[:4], **asked, draft_tokens=4) for o in (on_mesh("expert=4,tensor=2"), omnis("tiny")))
+    got = on_mesh("expert=4,tensor=2").generate(WORDS[:4], **asked, draft_tokens=4)
     assert [reply.token_ids for reply in got] == said[:4]
-    assert [reply.stats["rounds"] for reply in got] == [reply.stats["rounds"] for reply in want]
+    if tree:
+        want = omnis("tiny").generate(WORDS[:4], **asked, draft_tokens=4)
+        assert [reply.stats["rounds"] for reply in got] == [reply.stats["rounds"] for reply in want]
 
 
 def test_a_drafter_on_a_mesh_drafts_alike(drafters: Callable) -> None:
@@ -201,7 +204,9 @@ def test_meshes_by_name() -> None:
 def test_what_does_not_divide_stays_whole() -> None:
     mesh = make_mesh(data=2, expert=4)
     assert [split_over("batch", n, mesh) for n in (8, 4, 3)] == [("data", "fsdp", "expert"), ("data", "fsdp"), ()]
-    assert fitted(("batch", "kv_heads"), (4, 3), make_mesh(data=2, tensor=2)).spec == (("data", "fsdp", "expert"), None)
+    assert fitted(("batch", "kv_heads"), (4, 3), make_mesh(data=2, tensor=2)).spec == P(
+        ("data", "fsdp", "expert"), None
+    )
     x = jnp.ones((3, 2))
     assert constrain(x, ("batch", None), None) is x
     assert jax.jit(lambda x: constrain(x, ("batch", None), mesh))(x).sharding.is_fully_replicated
