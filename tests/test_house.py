@@ -15,7 +15,7 @@ FLOORS = (
     ("config", "draft_config", "errors", "reader", "sharding"),
     ("ops", "inputs", "sound"),
     ("models",),
-    ("decode", "checkpoint", "drafter", "placement"),
+    ("decode", "checkpoint", "drafter", "pieces", "placement"),
     ("train", "evaluate", "loading", "omni"),
     ("cli",),
 )
