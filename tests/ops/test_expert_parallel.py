@@ -59,6 +59,7 @@ ALL = ("data", "fsdp", "expert")
         ("expert=4,data=2", "replicated", 64, ("data",)),
         ("expert=4,data=2", "exchanged", 64, ALL),
         ("expert=2,tensor=2,data=2", "replicated", 64, ALL),
+        ("expert=2,tensor=2,data=2", "replicated", 8, ("data",)),
         ("expert=2,tensor=2,data=2", "exchanged", 16, ALL),
     ],
 )
