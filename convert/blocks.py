@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from convert.layout import Index, Leaf
+from convert.layout import Box, Index, Leaf
 from convert.source import SourceCheckpoint
 from omni_jax.errors import CheckpointError
 
@@ -38,14 +38,37 @@ def read_block(
             block = block if block.size else np.empty(leaf.block, dtype)
             leaf.put(block, place, tensor)
         stored = tensor if tensor.dtype == dtype else leaf.take(block, place)
-        bad = 0 if allow_nonfinite else count_nonfinite(stored)
-        if bad:
-            raise CheckpointError(
-                f"{source.tensors[name].file}: {name!r} holds {bad:,} NaN or infinite values in {dtype.name}; "
-                "the weights are damaged or overflow (or pass --allow-nonfinite)"
-            )
+        if not allow_nonfinite:
+            _refuse_nonfinite(source, name, stored)
         hashes[name] = hash_tensor(stored)
     return block, hashes
+
+
+def read_box(
+    source: SourceCheckpoint, leaf: Leaf, index: Index, box: Box, dtype: np.dtype, allow_nonfinite: bool = False
+) -> np.ndarray:
+    """The part of one block of a leaf that lies in a readable `box`, in `dtype`; other rows of tensors are not read.
+
+    Values that are not read are not checked either.
+    """
+    block = np.empty([stop - start for start, stop in box], dtype)
+    for name, place in leaf.placements(index):
+        rows, inside = leaf.part(place, box)
+        part = place.unpacked(source.read(name, rows), leaf.place_shape(place), rows)[inside]
+        with np.errstate(over="ignore"):
+            block[place.at] = part
+        if not allow_nonfinite:
+            _refuse_nonfinite(source, name, np.ascontiguousarray(block[place.at]))
+    return block
+
+
+def _refuse_nonfinite(source: SourceCheckpoint, name: str, stored: np.ndarray) -> None:
+    bad = count_nonfinite(stored)
+    if bad:
+        raise CheckpointError(
+            f"{source.tensors[name].file}: {name!r} holds {bad:,} NaN or infinite values in {stored.dtype.name}; "
+            "the weights are damaged or overflow (or pass --allow-nonfinite)"
+        )
 
 
 def hash_tensor(tensor: np.ndarray) -> str:

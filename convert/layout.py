@@ -20,6 +20,8 @@ from omni_jax.models.param import Axes
 Shape = tuple[int, ...]
 Index = tuple[int, ...]
 Placement = tuple[str, "Source"]
+# Start and stop along each axis of a block.
+Box = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,13 @@ class Source:
     shape: Shape
     at: tuple[int | slice, ...] = ()
     transposed: bool = False
+
+    def unpacked(self, tensor: np.ndarray, place: Shape, rows: tuple[int, int] | None) -> np.ndarray:
+        """A tensor as it is on disk, or those of its `rows` that were read, in the shape of its place."""
+        tensor = tensor.T if self.transposed else tensor
+        if rows is None:
+            return tensor.reshape(place)
+        return tensor if self.transposed else tensor.reshape(-1, *place[1:])
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,28 @@ class Leaf:
         place = block[source.at]
         with np.errstate(over="ignore"):  # Who casts, checks for infinities.
             place[...] = (tensor.T if source.transposed else tensor).reshape(place.shape)
+
+    def place_shape(self, source: Source) -> Shape:
+        """The shape of a source's place in the block."""
+        return np.broadcast_to(np.empty((), bool), self.block)[source.at].shape
+
+    def readable(self, box: Box) -> Box:
+        """The smallest box around `box` that can be read by itself: whole along axes that sources share."""
+        shared = {axis for s in self.sources for axis, i in enumerate(s.at) if i != slice(None)}
+        return tuple((0, n) if axis in shared else box[axis] for axis, n in enumerate(self.block))
+
+    def part(self, source: Source, box: Box) -> tuple[tuple[int, int] | None, tuple[slice, ...]]:
+        """What of a source's tensor lies in a readable `box`: its rows (None for all), and of what those unpack to."""
+        at = (*source.at, *[slice(None)] * (len(self.block) - len(source.at)))
+        axes = [axis for axis, i in enumerate(at) if not isinstance(i, int)]
+        inside = [slice(*box[axis]) if at[axis] == slice(None) else slice(None) for axis in axes]
+        shape, outer = self.place_shape(source), len(axes) - 1 if source.transposed else 0
+        if not shape or inside[outer] == slice(None) or source.shape[0] % shape[outer]:
+            return None, tuple(inside)
+        # Rows of the tensor that make one step along its outermost axis.
+        step, (start, stop) = source.shape[0] // shape[outer], box[axes[outer]]
+        inside[outer] = slice(None)
+        return (start * step, stop * step), tuple(inside)
 
     def take(self, block: np.ndarray, source: Source) -> np.ndarray:
         """The tensor as it is on disk, out of a filled block: the inverse of `put`."""

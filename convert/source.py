@@ -68,15 +68,17 @@ class SourceCheckpoint:
     config: dict[str, Any]
     tensors: dict[str, Tensor]
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor, in its own dtype and shape; CheckpointError if the file ends early."""
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """The tensor, or its `rows` from start to stop, in its own dtype; CheckpointError if the file ends early."""
         tensor = self.tensors[name]
         if tensor.file is None:
             raise CheckpointError(f"{self.directory}: only names and shapes are known here; there is no data to read")
         dtype = WEIGHT_DTYPES[tensor.dtype]
-        data = np.empty(prod(tensor.shape) * dtype.itemsize, np.uint8)
-        _read_into(tensor.file, tensor.start, data.data, name)
-        return data.view(dtype).reshape(tensor.shape)
+        start, stop = (0, tensor.shape[0]) if rows is None else rows
+        row_bytes = prod(tensor.shape[1:]) * dtype.itemsize
+        data = np.empty((stop - start) * row_bytes, np.uint8)
+        _read_into(tensor.file, tensor.start + start * row_bytes, data.data, name)
+        return data.view(dtype).reshape(stop - start, *tensor.shape[1:])
 
 
 def open_checkpoint(directory: str | Path) -> SourceCheckpoint:

@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 # What each public name is defined in. Resolved on first use, so that importing a part of the package stays light.
 _PUBLIC = {
-    "load": "omni_jax.omni",
+    "load": "omni_jax.loading",
     "Omni": "omni_jax.omni",
     "Reply": "omni_jax.omni",
     "Event": "omni_jax.omni",

@@ -26,12 +26,12 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError
+from omni_jax.pieces import piece_registry
 from omni_jax.sharding import RULES
 
 FORMAT = 1
 MANIFEST, PARAMS, MARKER = "manifest.json", "params", ".unfinished"
 CHUNK_BYTES = 8 << 20
-EXTRA_HOST_GIGABYTES = 4
 METADATA_SUFFIXES = (".json", ".jinja", ".txt")
 MAX_METADATA_BYTES = 64 << 20
 
@@ -146,18 +146,12 @@ def restore(
         )
     wanted = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(leaves, 0)), restore_args=nest(args), partial_restore=True)
     with explained(directory, unreadable(directory)):
-        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_host_gigabytes(leaves))
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=piece_registry())
         tree = ocp.Checkpointer(handler).restore(directory / PARAMS, args=wanted)
     for path, value in flatten(tree).items():
         if not isinstance(value, jax.Array):
             raise CheckpointError(f"{directory / PARAMS}: array {path!r} is missing; convert the checkpoint again")
     return tree
-
-
-def _host_gigabytes(leaves: dict[str, LeafRecord]) -> int:
-    """How much Orbax may hold on the host on its way to the devices: the largest array and a little more."""
-    largest = max(prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
-    return EXTRA_HOST_GIGABYTES + -(-largest // 10**9)
 
 
 def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
@@ -256,7 +250,7 @@ def select(manifest: Manifest, parts: tuple[str, ...] | None, directory: Path) -
 def sharding_of(shardings: Shardings, path: str, shape: tuple[int, ...]) -> Sharding:
     """The sharding of one array; CheckpointError when none is given for it or its devices do not divide it."""
     if shardings is None:
-        return SingleDeviceSharding(jax.devices()[0])
+        return SingleDeviceSharding(jax.local_devices()[0])
     found: Any = shardings
     if isinstance(shardings, dict):
         found = flatten(shardings).get(path)

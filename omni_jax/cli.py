@@ -5,33 +5,33 @@ interrupted. With `--json` stdout holds JSON only: one object, or for `stream` o
 """
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax.numpy as jnp
 import tyro
 from tqdm import tqdm
 
 from omni_jax import checkpoint
-from omni_jax.config import OmniConfig
+from omni_jax.distributed import Machines, is_first
 from omni_jax.drafter import check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
-from omni_jax.evaluate.processes import is_first
 from omni_jax.inputs.speech import speaker_ids
+from omni_jax.inspection import Inspect, inspect
+from omni_jax.loading import default_dtype
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
-from omni_jax.omni import Event, Omni, Reply, default_dtype
-from omni_jax.ops.cache import slots_for
+from omni_jax.omni import Event, Omni, Reply
 from omni_jax.sound import check_sound_file, write_sound
 
 
 @dataclass(frozen=True)
-class Ask:
+class Ask(Machines):
     """What to ask, and how to draw the answer."""
 
     model: Path
@@ -96,22 +96,6 @@ class Stream(Ask):
     """Answer like `generate`, printing the text as it is written."""
 
 
-@dataclass(frozen=True)
-class Inspect:
-    """Tell what a checkpoint holds and what memory it needs, from its headers alone."""
-
-    model: tyro.conf.Positional[Path]
-    """Converted checkpoint, or a Hugging Face directory."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Type to load the weights in; by default as loading on this machine would."""
-    context: int = 4096
-    """Tokens per conversation."""
-    batch: int = 1
-    """Conversations at once."""
-    json: bool = False
-    """Machine-readable output."""
-
-
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Stream, tyro.conf.subcommand("stream")]
@@ -131,8 +115,11 @@ def main(args: list[str] | None = None) -> None:
     )
     try:
         if isinstance(command, Inspect):
-            _inspect(command)
-        elif isinstance(command, Evaluate):
+            return inspect(command)
+        command.join()
+        if command.distributed:
+            _answer_alone()
+        if isinstance(command, Evaluate):
             _evaluate(command)
         else:
             _answer(command)
@@ -145,6 +132,20 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except Exception:
+        if not (isinstance(command, Machines) and command.distributed):
+            raise
+        # The others are lost, or wait for this one: leave without the farewell that needs them all.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _answer_alone() -> None:
+    """Of several processes only the first answers, and what libraries write to standard output goes to stderr."""
+    answers = os.dup(sys.stdout.fileno()) if is_first() else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = os.fdopen(answers, "w")
 
 
 def _answer(ask: Ask) -> None:
@@ -162,7 +163,11 @@ def _answer(ask: Ask) -> None:
     import omni_jax
 
     print(f"loading {ask.model}", file=sys.stderr)
-    omni = omni_jax.load(ask.model, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
+    # Several processes answer one question together.
+    mesh = "auto" if ask.mesh is None and ask.distributed else ask.mesh
+    omni = omni_jax.load(ask.model, mesh=mesh, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
+    if omni.mesh_reason:
+        print(f"mesh {omni.mesh_reason}", file=sys.stderr)
     events = omni.stream(
         messages,
         max_new_tokens=ask.max_new_tokens,
@@ -191,7 +196,7 @@ def _answer(ask: Ask) -> None:
         print(json.dumps(_plain(reply), ensure_ascii=False) if ask.json else reply.text)
     elif not ask.json:
         print()
-    if ask.speak is not None and reply.audio is not None:
+    if ask.speak is not None and reply.audio is not None and is_first():
         write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
     print(_summary(ask, reply.stats), file=sys.stderr)
 
@@ -199,11 +204,11 @@ def _answer(ask: Ask) -> None:
 def _follow(ask: Ask, events: Iterator[Event]) -> Reply:
     """Show a reply as it is made, text on stdout if it is streamed and progress on stderr, and return it."""
     live, reply = isinstance(ask, Stream), None
-    bar = partial(tqdm, file=sys.stderr, leave=False, disable=live or None)
+    bar = partial(tqdm, file=sys.stderr, leave=False, disable=live or not is_first() or None)
     spoken = partial(bar, desc="speech", unit="s", bar_format="{desc}: {n:.1f} s of audio in {elapsed}")
     with (
         bar(total=ask.max_new_tokens, unit="token") as written,
-        spoken(disable=live or ask.speak is None or None) as said,
+        spoken(disable=live or not is_first() or ask.speak is None or None) as said,
     ):
         for event in events:
             written.update(len(event.token_ids))
@@ -273,7 +278,7 @@ def _evaluate(command: Evaluate) -> None:
 
     def load(parts: tuple[str, ...] | None) -> Omni:
         print(f"loading {command.model}", file=sys.stderr)
-        return omni_jax.load(command.model, dtype=command.dtype, parts=parts)
+        return omni_jax.load(command.model, mesh=command.mesh, dtype=command.dtype, parts=parts)
 
     try:
         summary = evaluate(command, load)
@@ -282,84 +287,6 @@ def _evaluate(command: Evaluate) -> None:
         raise
     if is_first():
         print(json.dumps(summary) if command.json else (command.output / "report.md").read_text("utf-8"))
-
-
-def _inspect(command: Inspect) -> None:
-    if (command.model / checkpoint.MANIFEST).is_file():
-        config = checkpoint.read_config(command.model)
-        leaves = checkpoint.read_manifest(command.model).leaves
-        arrays = [(path, leaf.shape, leaf.dtype) for path, leaf in leaves.items()]
-        kind = "converted checkpoint"
-    else:
-        from convert.plan import plan
-        from convert.source import open_checkpoint
-
-        made = plan(open_checkpoint(command.model))
-        config = made.config
-        arrays = [(leaf.path, leaf.shape, dtype.name) for leaf, dtype in made.leaves]
-        kind = "Hugging Face checkpoint"
-    report = {"checkpoint": str(command.model), "kind": kind, **summarise(config, arrays, command)}
-    print(json.dumps(report) if command.json else _table(report))
-
-
-def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]], command: Inspect) -> dict[str, Any]:
-    """Parameters and bytes of each part, and the bytes of weights and cache that a run needs.
-
-    arrays: path, shape and dtype of every array. The cache is the Thinker's, in the weights' type.
-    """
-    loaded = command.dtype or default_dtype()
-    parts: dict[str, dict[str, int]] = {}
-    for path, shape, dtype in arrays:
-        part = parts.setdefault(path.split("/")[0], {"arrays": 0, "parameters": 0, "bytes": 0})
-        part["arrays"] += 1
-        part["parameters"] += prod(shape)
-        part["bytes"] += prod(shape) * jnp.dtype(loaded or dtype).itemsize
-    text = config.thinker.text
-    dtype = jnp.dtype(loaded or arrays[0][2])
-    per_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
-    cache = per_token * slots_for(min(command.context, text.max_position_embeddings)) * command.batch
-    return {
-        "stored_dtype": arrays[0][2],
-        "dtype": dtype.name,
-        "parts": parts,
-        "parameters": sum(part["parameters"] for part in parts.values()),
-        "bytes": sum(part["bytes"] for part in parts.values()),
-        "layers": text.num_layers,
-        "experts": text.num_experts,
-        "experts_per_token": text.experts_per_token,
-        "max_context": text.max_position_embeddings,
-        "speech": config.talker is not None,
-        "speakers": [name for name, _ in config.talker.speakers] if config.talker else [],
-        "cache_bytes_per_token": per_token,
-        "cache_bytes": cache,
-        "thinker_bytes": parts["thinker"]["bytes"] + cache,
-    }
-
-
-def _table(report: dict[str, Any]) -> str:
-    """The report as text for people."""
-    lines = [f"{report['checkpoint']}: {report['kind']} in {report['stored_dtype']}, sizes in {report['dtype']}", ""]
-    lines += [f"{'part':<10}{'arrays':>8}{'parameters':>18}{'size':>12}"]
-    rows = [*report["parts"].items(), ("all", {"arrays": sum(p["arrays"] for p in report["parts"].values()), **report})]
-    for name, part in rows:
-        lines.append(f"{name:<10}{part['arrays']:>8}{part['parameters']:>18,}{_size(part['bytes']):>12}")
-    lines += [
-        "",
-        f"text model: {report['layers']} layers, {report['experts']} experts of which {report['experts_per_token']} "
-        f"work on a token, context {report['max_context']:,}",
-        f"speakers: {', '.join(report['speakers']) or 'none (text only)'}",
-        f"cache: {_size(report['cache_bytes_per_token'])} a token, {_size(report['cache_bytes'])} for this context",
-        f"to answer in text: {_size(report['thinker_bytes'])} of weights and cache, beside working memory",
-    ]
-    return "\n".join(lines)
-
-
-def _size(count: int) -> str:
-    """Bytes for people: 1,500,000 -> '1.50 MB'."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count} B"
 
 
 if __name__ == "__main__":

@@ -5,12 +5,40 @@ numbers are enough. A process that is lost ends all others: those that wait for 
 within `LOST_SECONDS`.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import jax
+import numpy as np
 
 from omni_jax.errors import InputError
 
 # Seconds without a sign of life after which a process counts as lost, and that the last ones wait for each other.
 LOST_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """Flags of commands that may run on several devices and as several processes."""
+
+    mesh: str | None = None
+    """Devices to lay the model over: expert=4,data=2, by part thinker:expert=4;talker:expert=2, or auto."""
+    distributed: bool = False
+    """This is one of several processes: of a scheduler's (SLURM, Open MPI), or as the next three flags say."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which one this is, from 0."""
+
+    def join(self) -> None:
+        """Join the other processes, if there are any; InputError for flags that do not fit together."""
+        stated = (self.coordinator, self.processes, self.process)
+        if self.distributed:
+            start(*stated)
+        elif stated != (None, None, None):
+            raise InputError("--coordinator, --processes and --process need --distributed")
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -48,3 +76,11 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
 def is_first() -> bool:
     """Whether this process is the one that prints and writes."""
     return jax.process_index() == 0
+
+
+def agreed(numbers: Mapping[int, float]) -> dict[int, float]:
+    """The first process's numbers, for decisions that all must take alike; all must ask, for the same keys."""
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    values = broadcast_one_to_all(np.asarray(list(numbers.values()), np.float32))
+    return dict(zip(numbers, np.asarray(values).tolist(), strict=True))

@@ -12,14 +12,16 @@ tensor has a place and every place is filled.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.sharding import Mesh
 
+from omni_jax import sharding
 from omni_jax.checkpoint import flatten, nest
 from omni_jax.config import DecoderConfig, OmniConfig
 from omni_jax.draft_config import DFlashConfig, Eagle3Config, read_draft_config
@@ -78,6 +80,14 @@ class Drafter:
     def module(self) -> DFlash | Eagle3:
         """The drafter as an NNX module with its parameters in place."""
         return bind(self.graph, self.params)
+
+    def placed(self, mesh: Mesh | None) -> "Drafter":
+        """The same drafter laid over `mesh`, replicated where it does not divide; itself without a mesh."""
+        if mesh is None:
+            return self
+        axes = flatten(self.graph.axes)
+        params = {path: sharding.place(x, axes[path], mesh) for path, x in flatten(self.params).items()}
+        return replace(self, graph=replace(self.graph, mesh=mesh), params=nest(params))
 
     def taps(self, target_layers: int) -> tuple[int, ...]:
         """The hidden states that it reads of a Thinker of `target_layers` layers, by the numbers of `Thinker.extend`.

@@ -4,16 +4,16 @@ load -> prepare (NumPy) -> Session (encode media, prefill, decode in chunks) -> 
                               `-> SpeechSession (frames of codes) -> vocode (waveform) -'
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import cached_property
 from time import perf_counter
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
 from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.drafting import Drafting, Draftings
@@ -35,12 +35,12 @@ from omni_jax.models.code2wav import SAMPLES_PER_SECOND, Code2Wav
 from omni_jax.models.param import Graph, bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
+from omni_jax.sharding import place
 
 Messages = list[dict[str, Any]]
 # Tokens, and frames of speech, between two events of a stream.
 STREAM_STEPS = 8
 STREAM_FRAMES = 4
-DTYPES = ("float32", "bfloat16")
 PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
 
 
@@ -48,15 +48,21 @@ class Omni:
     """A loaded model; build one with `omni_jax.load`.
 
     params: nested dict of arrays, {"thinker": ..., "talker": ..., "code2wav": ...}, of the parts that are loaded.
-    graphs: the declarations of these parts, static under jit.
+    graphs: the declarations of these parts, static under jit. meshes: where each part lies, None for one device.
+    mesh_reason: what an automatic mesh was chosen for.
     """
 
-    def __init__(self, params: dict, config: OmniConfig, processor: Processor):
+    def __init__(
+        self, params: dict, config: OmniConfig, processor: Processor, mesh: Mesh | Mapping[str, Mesh] | None = None
+    ):
+        """mesh: where the parameters lie: one for all parts or one for each; None if all are on one device."""
         self.params = params
         self.config = config
         self.processor = processor
-        self._draftings = Draftings(config)
-        self.graphs = {part: declare(PARTS[part], getattr(config, part)) for part in params}
+        self.meshes = dict(mesh) if isinstance(mesh, Mapping) else dict.fromkeys(params, mesh)
+        self.mesh_reason = ""
+        self.graphs = {part: declare(PARTS[part], getattr(config, part), mesh=self.meshes[part]) for part in params}
+        self._draftings = Draftings(config, self.meshes.get("thinker"))
 
     @property
     def thinker(self) -> Thinker:
@@ -286,7 +292,13 @@ class Omni:
         if voice is None:
             return session, None
         graph, talker = self._part("talker")
-        return session, SpeechSession(talker, graph, params["embed"], self.config, batch, session, voice)
+        return session, SpeechSession(talker, graph, self._embed_for_talker, self.config, batch, session, voice)
+
+    @cached_property
+    def _embed_for_talker(self) -> jax.Array:
+        """The Thinker's token embeddings [V, D], on the Talker's devices."""
+        embed, mesh = self.params["thinker"]["embed"], self.meshes["talker"]
+        return embed if mesh == self.meshes["thinker"] else place(embed, ("vocab", "embed"), mesh)
 
     def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
         text = TextStream(self.processor.tokenizer)
@@ -349,32 +361,3 @@ def _with_speech(reply: Reply, codes: np.ndarray, audio: np.ndarray, cut: bool, 
         "vocoder_seconds": times[1],
     }
     return replace(reply, stats={**reply.stats, **stats}, audio=audio, codes=codes)
-
-
-def load(path: str | Path, *, dtype: str | None = None, parts: Sequence[str] | None = None) -> Omni:
-    """Load a converted checkpoint directory onto the first device.
-
-    dtype: "float32" or "bfloat16"; by default as `default_dtype` says. parts: which of "thinker", "talker" and
-    "code2wav" to load, by default all that the checkpoint has; ("thinker",) is enough for text. Raises CheckpointError
-    for a directory that is not a complete converted checkpoint or whose arrays are not those of its config.json, before
-    reading any of them.
-    """
-    path = Path(path)
-    if dtype not in (None, *DTYPES):
-        raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
-    config = checkpoint.read_config(path)
-    present = [part for part in PARTS if getattr(config, part) is not None]
-    parts = tuple(present if parts is None else parts)
-    if not parts or not set(parts) <= set(present):
-        raise InputError(f"parts {parts}; {path} has {present}")
-    processor = Processor.from_dir(path, config)
-    checkpoint.check_shapes(path, {part: declare(PARTS[part], getattr(config, part)).shapes for part in parts})
-    return Omni(checkpoint.restore(path, parts=parts, dtype=dtype or default_dtype()), config, processor)
-
-
-def default_dtype() -> str | None:
-    """The type that weights are held in unless told: None, as stored, on accelerators, and float32 on CPU.
-
-    There, half-precision experts would be widened again at every step.
-    """
-    return "float32" if sharding.platform() == "cpu" else None

@@ -1,30 +1,51 @@
-"""Where arrays live: the mesh, and one table from a parameter's logical axes to mesh axes.
+"""Where arrays live: the mesh, and one table from logical axes to mesh axes.
 
-Modules name their axes by meaning ("expert", "heads"); only `RULES` knows on which mesh axis a meaning is split, so a
+Modules name their axes by meaning ("expert", "heads"); only `RULES` knows on which mesh axes a meaning is split, so a
 new layout is an edit of this table. Every mesh is built here, with automatic axes: the compiler places what the rules
-leave open.
+and `constrain` leave open.
+
+A mesh is written "expert=4,data=2", or by part, on devices of its own each: "thinker:expert=4;talker:expert=2".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "expert", "tensor")
+from omni_jax.errors import InputError
 
-# Logical axis -> mesh axis. An axis that is not listed, or listed as None, is replicated.
-RULES: dict[str, str | None] = {
-    "batch": "data",
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+
+# Logical axis -> mesh axis, or several of which the first ones that divide are taken. An axis that is not listed, or
+# listed as None, is replicated. Devices that share the experts also share the rows of a batch: attention and cache need
+# no expert, so each would otherwise be there many times.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp", "expert"),
     "expert": "expert",
     "kv_heads": "tensor",
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
-    "embed": None,
+    "embed": "fsdp",
     "head_dim": None,
     "layers": None,
 }
+
+# What config.json calls the number that a logical axis holds.
+CONFIG_NAMES = {
+    "expert": "num_experts",
+    "kv_heads": "num_key_value_heads",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate size",
+    "vocab": "vocab_size",
+    "embed": "hidden_size",
+}
+
+Axes = tuple[str | None, ...]
 
 
 def platform() -> str:
@@ -33,17 +54,45 @@ def platform() -> str:
     return getattr(device, "platform", device) or jax.default_backend()
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+    """The sizes that "expert=4,data=2" gives; InputError for what is no mesh."""
+    sizes: dict[str, int] = {}
+    for entry in text.split(","):
+        axis, _, size = (word.strip() for word in entry.partition("="))
+        if axis not in MESH_AXES:
+            raise InputError(f"mesh {text!r}: no axis is called {axis!r}; choose from {', '.join(MESH_AXES)}")
+        if axis in sizes:
+            raise InputError(f"mesh {text!r} gives {axis} twice")
+        if not size.isascii() or not size.isdigit() or int(size) < 1:
+            raise InputError(f"mesh {text!r}: {axis} is {size!r}; give a whole number of at least 1, as in expert=4")
+        sizes[axis] = int(size)
+    return sizes
+
+
 def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
-    """A mesh over `devices` (default: the first one) with `sizes` per axis, 1 where not given."""
+    """A mesh over `devices` (default: the first ones) with `sizes` per axis, 1 where not given; InputError if wrong."""
     unknown = sorted(set(sizes) - set(MESH_AXES))
     if unknown:
-        raise ValueError(f"mesh axes {unknown} do not exist; choose from {list(MESH_AXES)}")
+        raise InputError(f"mesh axes {unknown} do not exist; choose from {list(MESH_AXES)}")
     shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
-    devices = jax.devices()[:1] if devices is None else devices
+    devices = jax.devices()[: prod(shape)] if devices is None else devices
+    if len(devices) != prod(shape):
+        raise InputError(f"mesh {mesh_name(sizes)} needs {prod(shape)} devices, there are {len(devices)}")
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
-def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+def mesh_name(mesh: Mesh | Mapping[str, int]) -> str:
+    """A mesh as users write it: "expert=4,data=2"; "data=1" for a single device."""
+    sizes = _sizes(mesh)
+    ordered = [axis for axis in ("expert", "tensor", "data", "fsdp") if sizes.get(axis, 1) > 1]
+    return ",".join(f"{axis}={sizes[axis]}" for axis in ordered) or "data=1"
+
+
+def _sizes(mesh: Mesh | Mapping[str, int]) -> Mapping[str, int]:
+    return mesh.shape if isinstance(mesh, Mesh) else mesh
+
+
+def spec(axes: Axes) -> PartitionSpec:
     """The partition of an array with these logical axes under `RULES`."""
     return PartitionSpec(*(RULES.get(axis) if axis else None for axis in axes))
 
@@ -51,3 +100,113 @@ def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
 def shardings(axes: dict, mesh: Mesh) -> dict:
     """A tree of logical axes (tuples) as a tree of NamedShardings on `mesh`."""
     return jax.tree.map(lambda a: NamedSharding(mesh, spec(a)), axes, is_leaf=lambda a: isinstance(a, tuple))
+
+
+def split_over(axis: str | None, size: int, mesh: Mesh | Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes over which a logical axis of `size` is split: the longest run of its rule that divides the size."""
+    sizes = _sizes(mesh)
+    names = RULES.get(axis) if axis else None
+    names = (names,) if isinstance(names, str) else names or ()
+    runs = [names[:n] for n in range(len(names), 0, -1)]
+    return next((run for run in runs if size % prod(sizes.get(name, 1) for name in run) == 0), ())
+
+
+def fitted(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """The sharding of an array of `shape` under `RULES`, replicated along axes that the mesh does not divide."""
+    parts = (split_over(axis, size, mesh) for axis, size in zip(axes, shape, strict=True))
+    return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
+
+
+def constrain(x: jax.Array, axes: Axes, mesh: Mesh | None) -> jax.Array:
+    """`x` with its logical axes laid over `mesh` where they divide, inside `jit`; `x` itself without a mesh."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, fitted(axes, x.shape, mesh))
+
+
+def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """`x` [B, ...] laid over `mesh` by its rows, inside `jit`; a number is everywhere."""
+    return constrain(x, ("batch", *[None] * (x.ndim - 1)) if x.ndim else (), mesh)
+
+
+def everywhere(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """`x` whole on every device of `mesh`, inside `jit`: for what every host reads."""
+    return constrain(x, (None,) * x.ndim, mesh)
+
+
+def on_pieces(function: Callable[..., jax.Array], mesh: Mesh | None, *args: tuple[Any, Axes]) -> jax.Array:
+    """function(*arrays) on every device's own pieces of the arrays; the result lies as the first of them.
+
+    args: each array with its logical axes. For functions that the compiler would make for whole arrays, moving pieces
+    that never need to move.
+    """
+    arrays = [jnp.asarray(x) for x, _ in args]
+    if mesh is None or mesh.size == 1:
+        return function(*arrays)
+    specs = tuple(fitted(axes, x.shape, mesh).spec for x, (_, axes) in zip(arrays, args, strict=True))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+
+def place(x: Any, axes: Axes, mesh: Mesh | None) -> Any:
+    """An array of the host or of other devices laid over `mesh` where it divides; `x` itself without a mesh."""
+    if mesh is None:
+        return x
+    sharding = fitted(axes, x.shape, mesh)
+    if not mesh.is_multi_process:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=sharding)(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        bits = place(jax.random.key_data(x), (*axes, None), mesh)
+        return jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(bits)
+    # Every process has the whole and gives its devices their pieces.
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def place_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays [B, ...] laid over `mesh` by their rows."""
+    return jax.tree.map(lambda x: place(x, ("batch", *[None] * (x.ndim - 1)), mesh), tree)
+
+
+def check_mesh(declared: dict[str, tuple[dict, dict]], mesh: Mesh | Mapping[str, int]) -> None:
+    """Raise InputError, naming the number and the mesh axis, unless the mesh divides every array that it splits.
+
+    declared: by part, its arrays' shapes and logical axes as nested dicts.
+    """
+    sizes = _sizes(mesh)
+    for part, (shapes, axes) in declared.items():
+        for path, axis, size, over in _undivided(shapes, axes, sizes):
+            raise InputError(
+                f"mesh {mesh_name(sizes)}: {over}={sizes[over]} does not divide the {part}'s "
+                f"{CONFIG_NAMES.get(axis, axis)} {size} ({path}); choose a divisor, or give the {part} a mesh of its "
+                "own, as in thinker:expert=4;talker:expert=2"
+            )
+
+
+def divides(declared: tuple[dict, dict], sizes: Mapping[str, int]) -> bool:
+    """Whether a mesh of these sizes divides every array that it splits, of shapes and logical axes as nested dicts."""
+    return next(_undivided(*declared, sizes), None) is None
+
+
+def _undivided(shapes: dict, axes: dict, sizes: Mapping[str, int]) -> Iterator[tuple[str, str, int, str]]:
+    """Path, logical axis, its size and the mesh axis wherever the latter does not divide."""
+    for path, shape, names in _leaves(shapes, axes):
+        for axis, size in zip(names, shape, strict=True):
+            over = RULES.get(axis) if axis else None
+            if axis and isinstance(over, str) and size % sizes.get(over, 1):
+                yield path, axis, size, over
+
+
+def _leaves(shapes: dict, axes: dict, prefix: str = "") -> Iterator[tuple[str, tuple[int, ...], Axes]]:
+    """Path, shape and axes of every array."""
+    for name, shape in shapes.items():
+        if isinstance(shape, dict):
+            yield from _leaves(shape, axes[name], f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", tuple(shape.shape), axes[name]
+
+
+def bytes_on_a_device(shape: tuple[int, ...], itemsize: int, axes: Axes, mesh: Mesh | Mapping[str, int]) -> int:
+    """Bytes of one device's piece of an array of `shape`, of which the mesh divides what it splits."""
+    sizes = _sizes(mesh)
+    over = (RULES.get(axis) if axis else None for axis in axes)
+    return prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over if isinstance(name, str))

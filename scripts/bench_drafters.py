@@ -28,9 +28,10 @@ from omni_jax.decode.speculative import SpeculativeState
 from omni_jax.decode.statistics import Rounds, conditional, interval, macro, micro, survival
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
+from omni_jax.loading import default_dtype
 from omni_jax.models.decoder import DecoderLayers
 from omni_jax.models.param import Graph, bind
-from omni_jax.omni import Omni, default_dtype
+from omni_jax.omni import Omni
 from omni_jax.ops.attention import attend, tree_mask
 from omni_jax.ops.moe import route
 

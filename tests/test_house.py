@@ -15,8 +15,8 @@ FLOORS = (
     ("config", "distributed", "draft_config", "errors", "reader", "sharding"),
     ("ops", "inputs", "sound"),
     ("models",),
-    ("decode", "checkpoint", "drafter"),
-    ("train", "evaluate", "omni"),
+    ("decode", "checkpoint", "drafter", "pieces", "placement"),
+    ("train", "evaluate", "inspection", "loading", "omni"),
     ("cli",),
 )
 # Slow or optional to import: only inside the functions that need them.

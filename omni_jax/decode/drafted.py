@@ -22,6 +22,7 @@ from omni_jax.decode.session import Session
 from omni_jax.decode.speculative import SpeculativeState, begin, decode_rounds, rounds_of
 from omni_jax.decode.statistics import Rounds
 from omni_jax.decode.width import WidthChooser
+from omni_jax.distributed import agreed
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Graph
 from omni_jax.ops.cache import slots_for
@@ -114,7 +115,10 @@ class DraftedSession(Session):
             cache = state.decode.cache
             measured, key = self.drafting.measured, (cache.rows, cache.slots)
             if key not in measured:
-                measured[key] = {width: self._seconds(state, width) for width in self.drafting.widths}
+                seconds = {width: self._seconds(state, width) for width in self.drafting.widths}
+                mesh = self.graph.mesh
+                # Processes that share a model must choose alike.
+                measured[key] = agreed(seconds) if mesh is not None and mesh.is_multi_process else seconds
             self.chooser = WidthChooser(measured[key])
 
     def grow(self, state: SpeculativeState, slots: int) -> SpeculativeState:

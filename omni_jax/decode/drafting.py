@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from jax.sharding import Mesh
+
 from omni_jax.config import OmniConfig
 from omni_jax.decode.proposers import check_tree, proposer_for
 from omni_jax.decode.session import is_whole
@@ -34,9 +36,11 @@ class Drafting:
 class Draftings:
     """What a model's drafters were found to be, so that each is checked, compiled and measured once."""
 
-    def __init__(self, config: OmniConfig):
-        self.config = config
+    def __init__(self, config: OmniConfig, mesh: Mesh | None = None):
+        """mesh: where the Thinker lies; drafters are laid over it too, replicated where it does not divide them."""
+        self.config, self.mesh = config, mesh
         self._known: dict[tuple[Drafter, Tree | None], Drafting] = {}
+        self._on_mesh: dict[Drafter, Drafter] = {}
 
     def settle(
         self, drafter: Drafter | None, tokens: int | Literal["auto"] | None, tree: Tree | None, drawn: bool
@@ -68,6 +72,12 @@ class Draftings:
         check_tree(tree)
         if (drafter, tree) not in self._known:
             check_drafter(drafter, self.config)
-            proposer = proposer_for(drafter, self.config.thinker.text.num_layers, tree)
-            self._known[drafter, tree] = Drafting(proposer, drafter.params, (proposer.usual + 1,))
+            placed = self._placed(drafter)
+            proposer = proposer_for(placed, self.config.thinker.text.num_layers, tree)
+            self._known[drafter, tree] = Drafting(proposer, placed.params, (proposer.usual + 1,))
         return self._known[drafter, tree]
+
+    def _placed(self, drafter: Drafter) -> Drafter:
+        if drafter not in self._on_mesh:
+            self._on_mesh[drafter] = drafter.placed(self.mesh)
+        return self._on_mesh[drafter]

@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from omni_jax.config import CODEC_MARKS
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.code_predictor import CodePredictor
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.talker import Talker
-from omni_jax.ops.cache import KVCache
+from omni_jax.ops.cache import KVCache, lay_over
+from omni_jax.sharding import everywhere, place, place_rows
 
 Array = jax.Array | np.ndarray
 
@@ -54,6 +56,12 @@ class TalkerPrompt:
     length: Array
     budget: Array
     keys: jax.Array
+
+    def placed(self, mesh: Mesh | None) -> "TalkerPrompt":
+        """The same prompts with their rows on the devices of `mesh` that will run them."""
+        names = ("text_ids", "hidden_index", "codec_ids", "rope_delta", "length", "budget", "keys")
+        rows = {name: place_rows(getattr(self, name), mesh) for name in names}
+        return replace(self, position_ids=place(self.position_ids, (None, "batch", None), mesh), **rows)
 
 
 @jax.tree_util.register_dataclass
@@ -111,7 +119,7 @@ def begin(
         seen=jnp.zeros((B, text.vocab_size if plan.first.penalised else 0), bool),
         keys=prompt.keys,
     )
-    return _draw(talker, state, values[0], plan.first)
+    return lay_over(_draw(talker, state, values[0], plan.first), graph.mesh)
 
 
 def _prompt_inputs(talker: Talker, embed: jax.Array, prompt: TalkerPrompt, hidden: jax.Array | None) -> jax.Array:
@@ -164,7 +172,7 @@ def speak(
         return (i < jnp.minimum(frames, N)) & ~jnp.all(state.done)
 
     _, state, codes = jax.lax.while_loop(going, step, (jnp.int32(0), state, codes))
-    return codes, state
+    return everywhere(codes, graph.mesh), lay_over(state, graph.mesh)
 
 
 @partial(jax.jit, static_argnames="slots")

@@ -13,11 +13,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Media
-from omni_jax.ops.cache import KVCache
+from omni_jax.ops.cache import KVCache, lay_over
+from omni_jax.sharding import everywhere, place, place_rows
 
 Array = jax.Array | np.ndarray
 
@@ -74,6 +76,12 @@ class Request:
     stop_ids: Array
     values: dict
 
+    def placed(self, mesh: Mesh | None) -> "Request":
+        """The same request with its rows on the devices of `mesh` that will run them."""
+        names = ("token_ids", "length", "rope_delta", "budget", "keys")
+        rows = {name: place_rows(getattr(self, name), mesh) for name in names}
+        return replace(self, position_ids=place(self.position_ids, (None, "batch", None), mesh), **rows)
+
 
 @partial(jax.jit, static_argnames=("graph", "plan", "slots", "taps"))
 def prefill(
@@ -107,7 +115,8 @@ def prefill(
         keys=request.keys,
     )
     token, rows = draw(thinker.logits(last), rows, length, request.stop_ids, request.values, plan)
-    return token, DecodeState(replace(cache, length=length), jnp.asarray(request.rope_delta), rows), tapped
+    state = DecodeState(replace(cache, length=length), jnp.asarray(request.rope_delta), rows)
+    return everywhere(token, graph.mesh), lay_over(state, graph.mesh), tapped
 
 
 @partial(jax.jit, static_argnames=("graph", "plan", "unroll"), donate_argnames="state")
@@ -146,7 +155,7 @@ def decode_chunk(
 
     enough = len(tokens) if until is None else until
     _, state, tokens = jax.lax.while_loop(going, step, (0, state, tokens))
-    return tokens, state
+    return everywhere(tokens, graph.mesh), lay_over(state, graph.mesh)
 
 
 @partial(jax.jit, static_argnames="graph")

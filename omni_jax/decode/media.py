@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Media
+from omni_jax.sharding import place, place_rows
 
 # Patches that the vision encoder takes at once; more rows go through a loop, so that videos need no more memory.
 MAX_PATCHES = 1 << 15
@@ -47,15 +48,23 @@ def encode_media(params: dict, batch: Batch, graph: Graph) -> Media | None:
     if not batch.vision and batch.audio is None:
         return None
     visual = deepstack = audio = None
+    mesh = graph.mesh
     if batch.vision:
-        groups = [encode_vision(params, rows.patches, rows.grid, graph=graph) for rows in batch.vision]
+        placed = [place_rows((rows.patches, rows.grid), mesh) for rows in batch.vision]
+        groups = [encode_vision(params, *rows, graph=graph) for rows in placed]
         tokens, features = zip(*groups, strict=True)
         size = bucket(sum(x.shape[0] for x in tokens))
         visual, deepstack = _join(tokens, axis=0, size=size), _join(features, axis=1, size=size)
     if batch.audio is not None:
-        heard = encode_audio(params, batch.audio.mel, batch.audio.frames, batch.audio.width, graph=graph)
+        windows = place_rows((batch.audio.mel, batch.audio.frames, batch.audio.width), mesh)
+        heard = encode_audio(params, *windows, graph=graph)
         audio = _join((heard,), axis=0, size=bucket(heard.shape[0]))
-    return Media(visual, deepstack, audio, jnp.asarray(batch.visual_index), jnp.asarray(batch.audio_index))
+    # Any row of a batch may hold any feature.
+    visual, deepstack, audio = (
+        x if x is None else place(x, (None,) * x.ndim, mesh) for x in (visual, deepstack, audio)
+    )
+    index = place_rows((jnp.asarray(batch.visual_index), jnp.asarray(batch.audio_index)), mesh)
+    return Media(visual, deepstack, audio, *index)
 
 
 @partial(jax.jit, static_argnames=("axis", "size"))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from omni_jax.decode.generate import Array
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Media
+from omni_jax.sharding import everywhere
 
 # Positions whose logits exist at the same time, over all rows.
 BLOCK = 256
@@ -45,4 +46,4 @@ def score(
 
     flat = (before.reshape(B * C, -1), targets.reshape(B * C))
     likely, best = jax.lax.map(one, flat, batch_size=BLOCK)
-    return likely.reshape(B, C), best.reshape(B, C)
+    return everywhere(likely.reshape(B, C), graph.mesh), everywhere(best.reshape(B, C), graph.mesh)

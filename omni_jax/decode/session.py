@@ -133,7 +133,7 @@ class Session:
             keys=self.keys,
             stop_ids=self.stop_ids,
             values=self.values,
-        )
+        ).placed(self.graph.mesh)
         slots = max(slots_for(batch.token_ids.shape[1]), self.room(CHUNK))
         token, state, self.tapped = prefill(
             self.params, request, media, graph=self.graph, plan=self.plan, slots=slots, taps=self.taps

@@ -26,7 +26,7 @@ from omni_jax.decode.generate import CHUNK, Rows
 from omni_jax.decode.session import Session, is_whole
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
-from omni_jax.ops.cache import KVCache
+from omni_jax.ops.cache import KVCache, lay_over
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def idle(state: Any, *, rows: int) -> Any:
         return replace(leaf, done=jnp.ones((rows,), bool)) if isinstance(leaf, Rows) else leaf
 
     repeated = jax.tree.map(repeat, state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
-    return jax.tree.map(finish, repeated, is_leaf=lambda leaf: isinstance(leaf, Rows))
+    return _laid(jax.tree.map(finish, repeated, is_leaf=lambda leaf: isinstance(leaf, Rows)))
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -88,7 +88,7 @@ def insert(state: Any, row: Any, b: jax.Array | int) -> Any:
     def put(leaf: Any, new: Any) -> Any:
         return leaf.insert(new, b) if isinstance(leaf, KVCache) else leaf.at[b].set(new[0])
 
-    return jax.tree.map(put, state, row, is_leaf=lambda leaf: isinstance(leaf, KVCache))
+    return _laid(jax.tree.map(put, state, row, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -98,7 +98,7 @@ def retire(state: Any, b: jax.Array | int) -> Any:
     def finish(leaf: Any) -> Any:
         return replace(leaf, done=leaf.done.at[b].set(True)) if isinstance(leaf, Rows) else leaf
 
-    return jax.tree.map(finish, state, is_leaf=lambda leaf: isinstance(leaf, Rows))
+    return _laid(jax.tree.map(finish, state, is_leaf=lambda leaf: isinstance(leaf, Rows)))
 
 
 class Slots:
@@ -205,5 +205,14 @@ class Slots:
 
 def _slots(state: Any) -> int:
     """The slots of the largest cache of a state."""
+    return max(cache.slots for cache in _caches(state))
+
+
+def _laid(state: Any) -> Any:
+    """The state on the devices of its caches' mesh, inside `jit`."""
+    return lay_over(state, _caches(state)[0].mesh)
+
+
+def _caches(state: Any) -> list[KVCache]:
     leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
-    return max(leaf.slots for leaf in leaves if isinstance(leaf, KVCache))
+    return [leaf for leaf in leaves if isinstance(leaf, KVCache)]

@@ -27,6 +27,8 @@ from omni_jax.decode.sampling import Plan
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops.attention import tree_mask
+from omni_jax.ops.cache import lay_over
+from omni_jax.sharding import everywhere
 
 
 class Proposer(Protocol):
@@ -127,9 +129,9 @@ def begin(
     ids = jnp.asarray(token_ids)
     following = jnp.roll(ids, -1, axis=1)
     following = jnp.where(jnp.arange(T) == length[:, None] - 1, state.rows.token[:, None], following)
-    memory = proposer.empty(params[1], B, slots, features.dtype)
+    memory = lay_over(proposer.empty(params[1], B, slots, features.dtype), graph.mesh)
     memory = proposer.remember(params[1], thinker, memory, Seen(ids, following, features, length))
-    return SpeculativeState(state, memory)
+    return lay_over(SpeculativeState(state, memory), graph.mesh)
 
 
 @partial(
@@ -182,7 +184,7 @@ def decode_rounds(
 
     enough = B if until is None else until
     _, state, tokens = jax.lax.while_loop(going, step, (jnp.int32(0), state, tokens))
-    return jnp.swapaxes(tokens, 0, 1), state
+    return everywhere(jnp.swapaxes(tokens, 0, 1), graph.mesh), lay_over(state, graph.mesh)
 
 
 @partial(jax.jit, static_argnames=("proposer", "slots"))

@@ -25,6 +25,7 @@ from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.speech import SpeechPrompt, speaker_ids, speech_prompt
 from omni_jax.models.param import Graph
 from omni_jax.ops.cache import slots_for
+from omni_jax.sharding import place
 
 FRAMES = 32
 # How the reference draws the codes behind the first when it samples.
@@ -71,7 +72,7 @@ class SpeechSession:
         thinker: Session,
         voice: Voice,
     ):
-        """params and graph: the Talker's. embed [V, D]: the Thinker's token embeddings."""
+        """params and graph: the Talker's. embed [V, D]: the Thinker's token embeddings, on the Talker's devices."""
         assert config.talker is not None
         self.params, self.graph, self.embed, self.config, self.talker = params, graph, embed, config, config.talker
         self.batch, self.thinker, self.voice = batch, thinker, voice
@@ -143,13 +144,20 @@ class SpeechSession:
         self.state = begin(
             self.params,
             self.embed,
-            TalkerPrompt(**columns, budget=self.budget, keys=keys),
-            self.thinker.give_tapped(self.talker.accept_hidden_layer) if self.hears else None,
+            TalkerPrompt(**columns, budget=self.budget, keys=keys).placed(self.graph.mesh),
+            self._heard(),
             self.values,
             graph=self.graph,
             plan=self.plan,
             slots=slots_for(prompt.text_ids.shape[1]),
         )
+
+    def _heard(self) -> jax.Array | None:
+        """What the Thinker made of the prompts' media, on the Talker's devices."""
+        if not self.hears:
+            return None
+        hidden = self.thinker.give_tapped(self.talker.accept_hidden_layer)
+        return place(hidden, ("batch", None, None), self.graph.mesh)
 
     def _speak(self, frames: int) -> np.ndarray:
         """The next frames, none if the text is not there yet."""

@@ -18,6 +18,7 @@ from omni_jax.config import Code2WavConfig
 from omni_jax.errors import InputError
 from omni_jax.models.code2wav import VocoderState
 from omni_jax.models.param import Graph, bind
+from omni_jax.sharding import everywhere
 
 # Frames of a chunk, and the most that a program takes over all rows: in the public model 64 frames are 5 s of sound,
 # and its widest array takes 0.74 MB a frame in float32.
@@ -28,7 +29,7 @@ MAX_FRAMES = 256
 @partial(jax.jit, static_argnames=("rows", "graph"))
 def start(params: dict, *, rows: int, graph: Graph) -> VocoderState:
     """The state of `rows` rows before their first frame."""
-    return bind(graph, params).start(rows)
+    return bind(graph, params).start(rows).laid_over(graph.mesh)
 
 
 @partial(jax.jit, static_argnames="graph", donate_argnames="state")
@@ -39,7 +40,8 @@ def vocode_chunk(
 
     The samples lag by `lost_samples`: as many, the first that a row gives, lie before its beginning.
     """
-    return bind(graph, params)(codes, state, count)
+    wave, state = bind(graph, params)(codes, state, count)
+    return everywhere(wave, graph.mesh), state.laid_over(graph.mesh)
 
 
 def samples_of(config: Code2WavConfig, frames: int) -> int:

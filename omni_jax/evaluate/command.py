@@ -15,6 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from omni_jax import checkpoint
+from omni_jax.distributed import Machines
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
@@ -23,14 +24,15 @@ from omni_jax.evaluate.processes import meet, share_of
 from omni_jax.evaluate.report import Summary, summary_of, write_comparison, write_report
 from omni_jax.evaluate.run import Results, read_all, run, settings_of
 from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
-from omni_jax.omni import Omni, default_dtype
+from omni_jax.loading import default_dtype
+from omni_jax.omni import Omni
 
 # Loads the model with these parts, all by default.
 Load = Callable[[tuple[str, ...] | None], Omni]
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Machines):
     """Score a model on a dataset; a run that was stopped goes on where it was."""
 
     model: Path

@@ -29,11 +29,6 @@ class Share:
         return list(samples[self.first :: self.step])
 
 
-def is_first() -> bool:
-    """Whether this process speaks for all."""
-    return jax.process_index() == 0
-
-
 def share(process: int, processes: int, own_model: bool) -> Share:
     """The part of process number `process` of `processes`; own_model: whether each holds a whole model."""
     if own_model:

@@ -21,14 +21,16 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from omni_jax.config import Code2WavConfig
 from omni_jax.models.decoder import DecoderLayers
 from omni_jax.models.encoder import gelu_exact
 from omni_jax.models.param import LayerNorm, Linear, RMSNorm, param, project
-from omni_jax.ops.cache import KVCache
+from omni_jax.ops.cache import AXES, KVCache
 from omni_jax.ops.conv import causal_conv, conv_to_mono, conv_transpose, depthwise_conv, snake
 from omni_jax.ops.rope import rope
+from omni_jax.sharding import constrain, constrain_rows
 
 # Constants of the architecture: no config.json states them.
 SAMPLES_PER_SECOND = 24_000
@@ -51,6 +53,11 @@ class VocoderState:
     k: jax.Array
     v: jax.Array
     tails: tuple[jax.Array, ...]
+
+    def laid_over(self, mesh: Mesh | None) -> "VocoderState":
+        """The same state, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
+        tails = tuple(constrain_rows(tail, mesh) for tail in self.tails)
+        return replace(self, k=constrain(self.k, AXES, mesh), v=constrain(self.v, AXES, mesh), tails=tails)
 
 
 @dataclass(frozen=True)

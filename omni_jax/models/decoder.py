@@ -20,14 +20,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
 from omni_jax.models.param import RMSNorm, param, project
 from omni_jax.ops.attention import attend as attend_masked
 from omni_jax.ops.attention import causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
-from omni_jax.ops.moe import moe, route
+from omni_jax.ops.expert_parallel import sharded_moe, sharded_route
 from omni_jax.ops.rope import rotate
+from omni_jax.sharding import constrain, split_over
 
 
 @jax.tree_util.register_dataclass
@@ -62,13 +64,16 @@ class Experts(nnx.Module):
         self.gate_up = param(rngs, (layers, E, D, 2, F), ("layers", "expert", "embed", None, "mlp"), scale=D**-0.5)
         self.down = param(rngs, (layers, E, F, D), ("layers", "expert", "mlp", "embed"), scale=F**-0.5)
         self.config = config
+        self.mesh: Mesh | None = None
 
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D] through the experts of stack index `l`."""
         B, T, D = x.shape
         rows = x.reshape(B * T, D)
-        ids, weights = route(rows, self.router[...][l], self.config.experts_per_token, self.config.norm_topk_prob)
-        return moe(rows, ids, weights, self.gate_up[...], self.down[...], l).reshape(B, T, D)
+        split = () if self.mesh is None else split_over("batch", B, self.mesh)
+        chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
+        ids, weights = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
+        return sharded_moe(rows, ids, weights, self.gate_up[...], self.down[...], l, self.mesh, split).reshape(B, T, D)
 
 
 class MLP(nnx.Module):
@@ -109,6 +114,7 @@ class DecoderLayers(nnx.Module):
             config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         )  # fmt: skip
         self.config = config
+        self.mesh: Mesh | None = None
         self.attention_norm = RMSNorm(rngs, D, config.rms_norm_eps, layers=L)
         self.qkv = param(
             rngs, (L, K, N // K + 2, H, D), ("layers", "kv_heads", None, "head_dim", "embed"), scale=D**-0.5
@@ -204,12 +210,12 @@ class DecoderLayers(nnx.Module):
                 tapped = _tap(tapped, x, slots[l + 1])
             if deepstack is not None:
                 x = deepstack.add(x, l)
-            return (l + 1, x, cache, tapped), None
+            return (l + 1, self._by_rows(x), cache, tapped), None
 
         if 0 in taps:
             tapped = tapped.at[taps.index(0)].set(x)
         # The index is a counter in the carry: read from a scanned array, XLA on GPU would copy each layer's experts.
-        carry = (jnp.int32(0), x, cache, tapped)
+        carry = (jnp.int32(0), self._by_rows(x), cache.laid_over(self.mesh) if cache is not None else None, tapped)
         (_, x, cache, tapped), _ = jax.lax.scan(layer, carry, None, length=L, unroll=unroll)
         return x, cache.advance(x.shape[1]) if cache is not None else None, tapped
 
@@ -224,7 +230,7 @@ class DecoderLayers(nnx.Module):
             q, k = self.q_norm(q, l), self.k_norm(k, l)
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
-            cache = cache.write(l, k, v)
+            cache = cache.write(l, k, v).laid_over(self.mesh)
         out = attend(q, k, v, cache, l).reshape(B, T, config.num_heads, config.head_dim)
         return project(out, self.out[...][l], contracted=2).astype(x.dtype), cache
 
@@ -237,6 +243,10 @@ class DecoderLayers(nnx.Module):
         is_dense = jnp.asarray([i in dense for i in range(self.config.num_layers)])
         before = jnp.cumsum(is_dense) - is_dense
         return jax.lax.cond(is_dense[l], lambda: self.mlp(x, before[l]), lambda: self._experts(x, l - before[l]))
+
+    def _by_rows(self, x: jax.Array) -> jax.Array:
+        """x [B, T, D] with its rows on the devices that hold them, and whole there."""
+        return constrain(x, ("batch", None, None), self.mesh)
 
     def _experts(self, x: jax.Array, l: jax.Array) -> jax.Array:
         routed = self.moe(x, l)

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from omni_jax.sharding import platform
 
@@ -114,16 +115,18 @@ class RMSNorm(nnx.Module):
 class Graph:
     """A declared module: its static structure, and its parameters' shapes and logical axes as nested dicts.
 
+    mesh: the devices that its parameters lie on, for modules that compute on their own pieces; None for one device.
     Compared by identity, so that it can be a static argument of a compiled function.
     """
 
     graphdef: Any
     shapes: dict
     axes: dict
+    mesh: Mesh | None = None
 
 
-def declare(module: Callable[..., nnx.Module], *args: Any) -> Graph:
-    """Declare `module(rngs, *args)` without allocating anything."""
+def declare(module: Callable[..., nnx.Module], *args: Any, mesh: Mesh | None = None) -> Graph:
+    """Declare `module(rngs, *args)` on `mesh` without allocating anything."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: module(nnx.Rngs(0), *args)))
     axes: dict = {}
     for path, variable in nnx.to_flat_state(state):
@@ -131,12 +134,20 @@ def declare(module: Callable[..., nnx.Module], *args: Any) -> Graph:
         for name in path[:-1]:
             node = node.setdefault(name, {})
         node[path[-1]] = variable.get_metadata()["axes"]
-    return Graph(graphdef, nnx.to_pure_dict(state), axes)
+    return Graph(graphdef, nnx.to_pure_dict(state), axes, mesh)
 
 
 def bind(graph: Graph, params: dict) -> Any:
-    """The module with `params` (a plain nested dict) in place; call it inside `jit`."""
-    return nnx.merge(graph.graphdef, params)
+    """The module with `params` (a plain nested dict) in place; call it inside `jit`.
+
+    Submodules that have an attribute `mesh` are given the graph's.
+    """
+    module = nnx.merge(graph.graphdef, params)
+    if graph.mesh is not None:
+        parts: list[Any] = [part for _, part in nnx.iter_modules(module) if hasattr(part, "mesh")]
+        for part in parts:
+            part.mesh = graph.mesh
+    return module
 
 
 def init_params(module: Callable[..., nnx.Module], *args: Any, seed: int = 0, dtype: Any = jnp.float32) -> dict:

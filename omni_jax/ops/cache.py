@@ -6,13 +6,18 @@ per head, which is the order that attention reads. The cache travels in a scan's
 in place.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from omni_jax.sharding import constrain, constrain_rows, on_pieces
 
 SMALLEST = 256
+# Logical axes of keys and values.
+AXES = ("layers", "batch", "kv_heads", None, "head_dim")
 
 
 def slots_for(tokens: int) -> int:
@@ -23,16 +28,27 @@ def slots_for(tokens: int) -> int:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """k and v: [L, B, K, S, H]; length: int32 [B], tokens that each row holds."""
+    """k and v: [L, B, K, S, H]; length: int32 [B], tokens that each row holds; mesh: what it is laid over, if any."""
 
     k: jax.Array
     v: jax.Array
     length: jax.Array
+    mesh: Mesh | None = field(default=None, metadata={"static": True})
 
     @classmethod
     def empty(cls, layers: int, rows: int, kv_heads: int, slots: int, head_dim: int, dtype: Any) -> "KVCache":
         shape = (layers, rows, kv_heads, slots, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows,), jnp.int32))
+
+    def laid_over(self, mesh: Mesh | None) -> "KVCache":
+        """The same cache, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
+        return replace(
+            self,
+            k=constrain(self.k, AXES, mesh),
+            v=constrain(self.v, AXES, mesh),
+            length=constrain(self.length, ("batch",), mesh),
+            mesh=mesh,
+        )
 
     @property
     def rows(self) -> int:
@@ -44,7 +60,12 @@ class KVCache:
 
     def write(self, l: Any, k: jax.Array, v: jax.Array) -> "KVCache":
         """Put keys and values [B, T, K, H] of layer `l` into the T slots after each row's length (not advancing it)."""
-        return replace(self, k=_write(self.k, l, k, self.length), v=_write(self.v, l, v, self.length))
+
+        def written(buffer: jax.Array, new: jax.Array) -> jax.Array:
+            new_axes = ("batch", None, "kv_heads", "head_dim")
+            return on_pieces(_write, self.mesh, (buffer, AXES), (l, ()), (new, new_axes), (self.length, ("batch",)))
+
+        return replace(self, k=written(self.k, k), v=written(self.v, v))
 
     def advance(self, tokens: jax.Array | int) -> "KVCache":
         """Count `tokens` (int32 [B] or one number) more slots as valid."""
@@ -52,13 +73,9 @@ class KVCache:
 
     def pick(self, nodes: jax.Array) -> "KVCache":
         """Keep of the slots behind each row's length only some, in order: those numbered `nodes` int32 [B, T]."""
-        slot = self.length[:, None] + nodes
 
         def picked(buffer: jax.Array) -> jax.Array:
-            kept = jnp.take_along_axis(buffer, slot[None, :, None, :, None], axis=3)
-            for b in range(len(nodes)):
-                buffer = jax.lax.dynamic_update_slice(buffer, kept[:, b : b + 1], (0, b, 0, self.length[b], 0))
-            return buffer
+            return on_pieces(_pick, self.mesh, (buffer, AXES), (nodes, ("batch", None)), (self.length, ("batch",)))
 
         return replace(self, k=picked(self.k), v=picked(self.v))
 
@@ -82,6 +99,26 @@ class KVCache:
         """The same content in `slots` slots."""
         pad = [(0, 0)] * 3 + [(0, slots - self.slots), (0, 0)]
         return replace(self, k=jnp.pad(self.k, pad), v=jnp.pad(self.v, pad))
+
+
+def lay_over(tree: Any, mesh: Mesh | None) -> Any:
+    """A decoding state on the devices of `mesh`, inside `jit`: its caches, and all other arrays [B, ...] by rows.
+
+    A program that gives its state so takes it so the next time, without copies or another compilation.
+    """
+
+    def laid(x: Any) -> Any:
+        return x.laid_over(mesh) if isinstance(x, KVCache) else constrain_rows(x, mesh)
+
+    return tree if mesh is None else jax.tree.map(laid, tree, is_leaf=lambda x: isinstance(x, KVCache))
+
+
+def _pick(buffer: jax.Array, nodes: jax.Array, length: jax.Array) -> jax.Array:
+    slot = length[:, None] + nodes
+    kept = jnp.take_along_axis(buffer, slot[None, :, None, :, None], axis=3)
+    for b in range(len(nodes)):
+        buffer = jax.lax.dynamic_update_slice(buffer, kept[:, b : b + 1], (0, b, 0, length[b], 0))
+    return buffer
 
 
 def _write(buffer: jax.Array, l: Any, new: jax.Array, length: jax.Array) -> jax.Array:

@@ -47,40 +47,84 @@ def moe(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, do
 
     x [R, D], ids int32 [R, A], weights [R, A], gate_up [L, E, D, 2, F], down [L, E, F, D], layer `l`; returns [R, D].
     """
+    return partial_moe(x, ids, weights, gate_up, down, l).astype(x.dtype)
+
+
+def partial_moe(
+    x: jax.Array,
+    ids: jax.Array,
+    weights: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    l: Any,
+    total: int | None = None,
+) -> jax.Array:
+    """As `moe`, float32, of those experts that are here: an id of E belongs to an expert elsewhere and adds nothing.
+
+    total: the number of experts everywhere, by default the E that are here. All backends take these arguments.
+    """
     if platform() == "cpu":
         backend = pairwise if x.shape[0] <= PAIR_ROWS else tiled
     else:
         backend = gathered if x.shape[0] <= GPU_GATHER_ROWS else grouped
-    return backend(x, ids, weights, gate_up, down, l)
+    return backend(x, ids, weights, gate_up, down, l, total)
 
 
 def pairwise(
-    x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any
+    x: jax.Array,
+    ids: jax.Array,
+    weights: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    l: Any,
+    total: int | None = None,
 ) -> jax.Array:
     """One (row, expert) pair after the other: reads just the chosen experts, for a few rows on CPU."""
     R, A = ids.shape
+    E = gate_up.shape[1]
     gate_up, down, first = _flat(gate_up, down, l)
 
     def pair(y: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         row, choice = i // A, i % A
-        out = _expert(jax.lax.dynamic_slice_in_dim(x, row, 1), gate_up, down, first + ids[row, choice])
-        return y.at[row].add(out[0] * weights[row, choice]), None
 
-    return jax.lax.scan(pair, jnp.zeros(x.shape, jnp.float32), jnp.arange(R * A))[0].astype(x.dtype)
+        def add(y: jax.Array) -> jax.Array:
+            out = _expert(jax.lax.dynamic_slice_in_dim(x, row, 1), gate_up, down, first + ids[row, choice])
+            return y.at[row].add(out[0] * weights[row, choice])
+
+        # Where all experts are here, no condition stands in the way.
+        return add(y) if total is None else jax.lax.cond(ids[row, choice] < E, add, lambda y: y, y), None
+
+    return jax.lax.scan(pair, jnp.zeros(x.shape, jnp.float32), jnp.arange(R * A))[0]
 
 
-def tiled(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any) -> jax.Array:
-    """Rows sorted by expert and cut into tiles that belong to one expert each: many rows, any platform."""
+def tiled(
+    x: jax.Array,
+    ids: jax.Array,
+    weights: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    l: Any,
+    total: int | None = None,
+) -> jax.Array:
+    """Rows sorted by expert and cut into tiles that belong to one expert each: many rows, any platform.
+
+    Pairs of experts elsewhere are sorted behind all others and lie in no tile.
+    """
     R, A = ids.shape
     E = gate_up.shape[1]
-    sizes = _tile_sizes(R, R * A // E)
+    sizes = _tile_sizes(R, R * A // (total or E))
     order, start, rows, expert = _tile_plan(ids, E, sizes[-1])
     gate_up, down, first = _flat(gate_up, down, l)
     # The last tile may reach beyond the last pair.
     source = jnp.pad(order // A, (0, sizes[-1]))
     out: Any = _tile_products(x[source], gate_up, down, (start, rows, first + expert), sizes)
     place = jnp.argsort(order).reshape(R, A)
-    return jnp.einsum("RAD,RA->RD", out[place], weights.astype(jnp.float32)).astype(x.dtype)
+    return jnp.einsum("RAD,RA->RD", _here(out[place], ids, E, total), weights.astype(jnp.float32))
+
+
+def _here(rows: jax.Array, ids: jax.Array, E: int, total: int | None) -> jax.Array:
+    """Rows [R, A, D] of pairs, zeros for those of experts elsewhere."""
+    return rows if total is None else jnp.where((ids < E)[..., None], rows, 0)
 
 
 # Tiles in the order of their rows: first row of each among the sorted pairs, rows (none or less: unused), expert.
@@ -163,25 +207,44 @@ def _each_tile(one: Callable, carry: Any, tiles: Tiles, sizes: tuple[int, ...]) 
 
 
 def gathered(
-    x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any
+    x: jax.Array,
+    ids: jax.Array,
+    weights: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    l: Any,
+    total: int | None = None,
 ) -> jax.Array:
-    """Gather, multiply and sum as one fusion with no temporary: one to three rows on GPU."""
-    F = down.shape[2]
+    """Gather, multiply and sum as one fusion with no temporary: one to three rows on GPU.
+
+    A pair of an expert elsewhere reads one that another pair reads too, which costs no memory traffic of its own.
+    """
+    E, F = gate_up.shape[1], down.shape[2]
     flat_gate_up, flat_down, first = _flat(gate_up, down, l)
+    if total is not None:
+        weights, ids = jnp.where(ids < E, weights, 0), jnp.where(ids < E, ids, jnp.min(ids) % E)
     rows = first + ids
     hidden = jnp.sum(x[:, None, :, None].astype(jnp.float32) * flat_gate_up[rows].astype(jnp.float32), axis=2)
     hidden = (jax.nn.silu(hidden[..., :F]) * hidden[..., F:]).astype(x.dtype)
     out = jnp.sum(hidden[..., None].astype(jnp.float32) * flat_down[rows].astype(jnp.float32), axis=2)
-    return jnp.sum(out * weights[..., None].astype(jnp.float32), axis=1).astype(x.dtype)
+    return jnp.sum(out * weights[..., None].astype(jnp.float32), axis=1)
 
 
-def grouped(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any) -> jax.Array:
+def grouped(
+    x: jax.Array,
+    ids: jax.Array,
+    weights: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    l: Any,
+    total: int | None = None,
+) -> jax.Array:
     """Grouped matrix products over rows sorted by expert: many rows on GPU; tiles where tokamax has no kernel."""
     R, A = ids.shape
     _, E, D, _, F = gate_up.shape
     half = x.dtype in (jnp.bfloat16, jnp.float16) and x.dtype == gate_up.dtype
     if find_spec("tokamax") is None or not half or D % GROUPED_MULTIPLE or F % GROUPED_MULTIPLE:
-        return tiled(x, ids, weights, gate_up, down, l)
+        return tiled(x, ids, weights, gate_up, down, l, total)
     import tokamax  # pyright: ignore[reportMissingImports]
 
     order = jnp.argsort(ids.reshape(-1), stable=True)
@@ -192,7 +255,8 @@ def grouped(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array
     out = dot(hidden, down[l])
     # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
     place = jnp.zeros(R * A, jnp.int32).at[order].set(jnp.arange(R * A, dtype=jnp.int32)).reshape(R, A)
-    return jnp.sum(out[place].astype(jnp.float32) * weights[..., None].astype(jnp.float32), axis=1).astype(x.dtype)
+    rows = _here(out[place], ids, E, total).astype(jnp.float32)
+    return jnp.sum(rows * weights[..., None].astype(jnp.float32), axis=1)
 
 
 def _flat(gate_up: jax.Array, down: jax.Array, l: Any) -> tuple[jax.Array, jax.Array, Any]:

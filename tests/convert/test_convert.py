@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 
 import convert.convert
+import convert.source
 from convert import MismatchError, convert_checkpoint, load_hf, reverse_checkpoint, verify_checkpoint
 from convert.blocks import count_nonfinite
 from convert.keymap import table
+from convert.plan import plan
 from convert.reverse import Entry, _shards, _write_at, _write_header, _write_index
 from convert.source import open_checkpoint
 from omni_jax import checkpoint
@@ -84,10 +87,10 @@ def test_loading_onto_a_mesh_reads_every_block_once(checkpoints, monkeypatch):
     """Devices that share experts share their reading, and a device reads no expert of another."""
     mesh = make_mesh(jax.devices()[:6], expert=3, data=2)
     reads, asked = [], []
-    real_block, real_gather = convert.load.read_block, convert.load._Reader._gather
-    monkeypatch.setattr(convert.load, "read_block", lambda *a: reads.append((a[1].path, a[2])) or real_block(*a))
+    real_box, real_group = convert.load.read_box, convert.load._Reader._group
+    monkeypatch.setattr(convert.load, "read_box", lambda *a: reads.append((a[1].path, a[2])) or real_box(*a))
     monkeypatch.setattr(
-        convert.load._Reader, "_gather", lambda r, x: asked.append((r.leaf.path, x)) or real_gather(r, x)
+        convert.load._Reader, "_group", lambda r, x, b: asked.append((r.leaf.path, x)) or real_group(r, x, b)
     )
     path = "thinker/layers/moe/down"
 
@@ -96,8 +99,47 @@ def test_loading_onto_a_mesh_reads_every_block_once(checkpoints, monkeypatch):
 
     params, _ = load_hf(checkpoints("small"), parts=("thinker",), shardings=place)
     assert len(reads) == len(set(reads))
-    assert [ranges[1] for p, ranges in asked if p == path] == [range(2), range(2, 4), range(4, 6)]
+    assert [ranges[1] for p, ranges in asked if p == path] == [(0, 2), (2, 4), (4, 6)]
     assert {s.data.shape[1] for s in params["thinker"]["layers"]["moe"]["down"].addressable_shards} == {2}
+
+
+def test_loading_onto_every_axis_equals_loading_onto_one_device(checkpoints):
+    whole, _ = load_hf(checkpoints("tiny"))
+    params, _ = load_hf(checkpoints("tiny"), mesh="expert=2,tensor=2,fsdp=2")
+    assert_same(params, whole)
+    experts = params["thinker"]["layers"]["moe"]
+    for name, parts in (("gate_up", 8), ("down", 8), ("router", 2)):
+        assert {s.data.nbytes * parts for s in experts[name].addressable_shards} == {experts[name].nbytes}
+    assert params["talker"]["layers"]["qkv"].addressable_shards[0].data.shape[1] == 1
+
+
+@pytest.mark.parametrize(
+    "path, axis, read",
+    [
+        ("layers/moe/gate_up", 4, 1),
+        ("layers/moe/down", 2, 2),
+        ("layers/qkv", 1, 1),
+        ("layers/out", 2, 2),
+        ("embed", 0, 1),
+        ("vision/blocks/qkv/weight", 2, 2),
+        ("layers/qkv", 2, 2),
+    ],
+)
+def test_half_a_tensor_is_read_for_half_an_array(checkpoints, monkeypatch, path, axis, read):
+    """Where the half is contiguous on disk, by rows; by columns, and of an axis that tensors share, all are read."""
+    source = open_checkpoint(checkpoints("tiny"))
+    leaf, kind = next(row for row in plan(source).leaves if row[0].path == f"thinker/{path}")
+    count, real = [], convert.source._read_into
+    monkeypatch.setattr(convert.source, "_read_into", lambda *a: count.append(len(a[2])) or real(*a))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    whole = np.asarray(convert.load._Reader(source, leaf, kind, ThreadPoolExecutor(1), False).read(sharding))
+    count.clear()
+    half = [(0, n) if i != axis else (n // 2, n) for i, n in enumerate(leaf.shape)]
+    depth = len(leaf.stack)
+    reader = convert.load._Reader(source, leaf, kind, ThreadPoolExecutor(1), False)
+    (piece,) = reader._group(tuple(half[:depth]), {tuple(half[depth:]): [jax.devices()[3]]})
+    np.testing.assert_array_equal(piece, whole[tuple(slice(*span) for span in half)])
+    assert sum(count) == read * piece.nbytes
 
 
 @pytest.mark.parametrize("dtype, kind", [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)])

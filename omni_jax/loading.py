@@ -1,0 +1,70 @@
+"""A converted checkpoint to an `Omni`: what is asked for is checked and placed before any weight is read.
+
+config.json, manifest -> parts, meshes (placement) -> restore, each device its own pieces -> Omni
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from omni_jax import checkpoint, sharding
+from omni_jax.config import OmniConfig
+from omni_jax.errors import InputError
+from omni_jax.inputs.processor import Processor
+from omni_jax.models.param import Graph, declare
+from omni_jax.omni import PARTS, Omni
+from omni_jax.placement import MeshLike, Part, settle
+
+DTYPES = ("float32", "bfloat16")
+
+
+def load(
+    path: str | Path, *, mesh: MeshLike = None, dtype: str | None = None, parts: Sequence[str] | None = None
+) -> Omni:
+    """Load a converted checkpoint directory onto the first device, or onto a mesh of devices.
+
+    mesh: "expert=4,data=2" for all parts; "thinker:expert=4;talker:expert=2" for each its own devices (the vocoder with
+    the Talker unless named); "auto" for experts over as few devices as hold them, which `Omni.mesh_reason` explains; or
+    meshes of `sharding.make_mesh`. dtype: "float32" or "bfloat16"; by default as `default_dtype` says. parts: which of
+    "thinker", "talker" and "code2wav" to load, by default all that the checkpoint has; ("thinker",) is enough for text.
+    Before any array is read, raises CheckpointError for a directory that is not a complete converted checkpoint, whose
+    arrays are not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide.
+    """
+    path = Path(path)
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
+    config = checkpoint.read_config(path)
+    present = [part for part in PARTS if getattr(config, part) is not None]
+    parts = tuple(present if parts is None else parts)
+    if not parts or not set(parts) <= set(present):
+        raise InputError(f"parts {parts}; {path} has {present}")
+    processor = Processor.from_dir(path, config)
+    graphs = {part: declare(PARTS[part], getattr(config, part)) for part in parts}
+    checkpoint.check_shapes(path, {part: graph.shapes for part, graph in graphs.items()})
+    dtype = dtype or default_dtype()
+    types = {name: leaf.dtype for name, leaf in checkpoint.read_manifest(path).leaves.items()}
+    placement = settle(mesh, [described(part, graphs[part], config, types, dtype) for part in parts])
+    if jax.process_count() > 1 and len(set(placement.meshes.values())) > 1:
+        raise InputError(f"mesh {mesh!r}: several processes share one mesh; leave out the parts' names")
+    placed = {part: sharding.shardings(graphs[part].axes, on) for part, on in placement.meshes.items()}
+    omni = Omni(checkpoint.restore(path, parts, placed or None, dtype), config, processor, placement.meshes or None)
+    omni.mesh_reason = placement.reason
+    return omni
+
+
+def described(part: str, graph: Graph, config: OmniConfig, types: Mapping[str, str], dtype: str | None) -> Part:
+    """What placing a part needs to know; `types`: the stored type by path, which `dtype` replaces if given."""
+    shapes, axes = (checkpoint.flatten(tree, f"{part}/") for tree in (graph.shapes, graph.axes))
+    arrays = {path: (tuple(s.shape), np.dtype(dtype or types[path]).itemsize, axes[path]) for path, s in shapes.items()}
+    text = {"thinker": config.thinker.text, "talker": config.talker and config.talker.text}.get(part)
+    return Part(part, arrays, (graph.shapes, graph.axes), text)
+
+
+def default_dtype() -> str | None:
+    """The type that weights are held in unless told: None, as stored, on accelerators, and float32 on CPU.
+
+    There, half-precision experts would be widened again at every step.
+    """
+    return "float32" if sharding.platform() == "cpu" else None

@@ -1,0 +1,166 @@
+"""Which mesh a model gets, what that weighs, and what is refused before a weight is read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+from tiny_configs import config_dict
+
+import omni_jax as oj
+from convert import convert_checkpoint, load_hf
+from omni_jax import checkpoint, placement
+from omni_jax.cli import main
+from omni_jax.config import OmniConfig
+from omni_jax.errors import CheckpointError, InputError
+from omni_jax.loading import described
+from omni_jax.models.param import declare
+from omni_jax.omni import PARTS
+from omni_jax.placement import Part, parse_parts, settle
+from omni_jax.sharding import make_mesh
+
+
+def parts_of(variant: str, *names: str) -> list[Part]:
+    """What placing the parts of a variant needs to know, in bfloat16."""
+    config = OmniConfig.from_hf(config_dict(variant))
+    graphs = {name: declare(PARTS[name], getattr(config, name)) for name in names or PARTS}
+    return [described(name, graph, config, {}, "bfloat16") for name, graph in graphs.items()]
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float | None) -> None:
+    limit = None if gigabytes is None else int(gigabytes * 1e9)
+    monkeypatch.setattr(placement, "memory_limit", lambda device: limit)
+
+
+@pytest.mark.parametrize(
+    "gigabytes, chosen",
+    [(None, "data=1"), (141, "data=1"), (80, "expert=2"), (40, "expert=4"), (24, "expert=8")],
+)
+def test_the_smallest_mesh_that_fits_the_public_model(
+    gigabytes: float | None, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, gigabytes)
+    placed = settle("auto", parts_of("full"))
+    assert placed.reason.startswith(f"{chosen}: the fewest devices") and set(placed.meshes) == set(PARTS)
+    assert ("do not tell" in placed.reason) == (gigabytes is None)
+    assert placed.meshes["thinker"].size == int(chosen[-1])
+
+
+def test_an_automatic_mesh_takes_data_when_experts_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = parts_of("full", "thinker")
+    four = jax.devices()[:4]
+    monkeypatch.setattr(placement, "AUTO_EXPERT", 2)
+    need = [parts[0].bytes_on_a_device(sizes) / 1e9 for sizes in ({"expert": 2}, {"expert": 2, "data": 2})]
+    assert need[1] < need[0]
+    with_memory(monkeypatch, (need[0] + need[1]) / 2 / 0.9)
+    assert dict(settle("auto", parts, four).meshes["thinker"].shape)["data"] == 2
+
+
+def test_what_does_not_fit_is_said_with_the_mesh_that_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_memory(monkeypatch, 24)
+    for asked, held in ((None, "74.41"), ("expert=2,data=4", "39.00"), (make_mesh(expert=4), "2")):
+        with pytest.raises(CheckpointError, match=rf"hold {held}.* GB .* of 21.60 GB .* fits is expert=2,tensor=2"):
+            settle(asked, parts_of("full"))
+    with_memory(monkeypatch, 0.5)
+    for asked in ("auto", "expert=8"):
+        with pytest.raises(CheckpointError, match="no mesh makes it fit; load fewer parts"):
+            settle(asked, parts_of("full"))
+
+
+def test_bytes_of_the_public_thinker() -> None:
+    (thinker,) = parts_of("full", "thinker")
+    experts = 48 * 128 * 3 * 2048 * 768 * 2
+    whole, eighth = (thinker.bytes_on_a_device(sizes) for sizes in ({}, {"expert": 8}))
+    cache = 2 * 48 * 8 * 4 * 4096 * 128 * 2
+    assert whole - eighth == (experts + cache) * 7 // 8
+    assert whole > experts + cache
+
+
+@pytest.mark.parametrize(
+    "variant, mesh, complaint",
+    [
+        ("small", "expert=4", "expert=4 does not divide the thinker's num_experts 6"),
+        ("small", "expert=2", "expert=2 does not divide the talker's num_experts 5"),
+        ("tiny", "tensor=4", "tensor=4 does not divide the thinker's num_key_value_heads 2"),
+        ("tiny", "tensor=2;", "tensor is '2;'"),
+        ("tiny", "expert=3", "takes 3 devices, which does not divide the 8"),
+        ("tiny", "expert=4,data=4", "takes 16 devices, there are 8"),
+        ("tiny", "thinker:expert=8;talker:expert=2", "takes 10 devices, there are 8"),
+        ("tiny", "thinker:expert=4", "says nothing of the talker"),
+        ("tiny", "thinker:expert=4;thinker:expert=2", "gives thinker twice"),
+        ("tiny", "speaker:expert=4", "no part is called 'speaker'"),
+    ],
+)
+def test_meshes_that_are_refused(variant: str, mesh: str, complaint: str, checkpoints: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match=complaint):
+        load_hf(checkpoints(variant), mesh=mesh)
+
+
+def test_a_mesh_for_each_part_must_be_given_for_each() -> None:
+    mesh = make_mesh(expert=2)
+    assert settle({"thinker": mesh, "talker": mesh}, parts_of("tiny", "thinker")).meshes == {"thinker": mesh}
+    with pytest.raises(InputError, match="no mesh is given for the code2wav"):
+        settle({"thinker": mesh, "talker": mesh}, parts_of("tiny"))
+    assert parse_parts("thinker:expert=2;talker:data=2", ("thinker",))["talker"] == {"data": 2}
+
+
+def test_a_mesh_and_shardings_exclude_each_other(checkpoints: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match="not both"):
+        load_hf(checkpoints("tiny"), mesh="expert=2", shardings={})
+
+
+def test_memory_that_a_device_does_not_tell() -> None:
+    assert placement.memory_limit(jax.devices()[0]) is None
+    assert placement.memory_limit(SimpleNamespace(memory_stats=lambda: {"bytes_limit": 7})) == 7
+    assert placement.memory_limit(SimpleNamespace()) is None
+
+
+@pytest.fixture(scope="module")
+def ours(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Thinker of "tiny", converted."""
+    directory = tmp_path_factory.mktemp("placement") / "ours"
+    convert_checkpoint(checkpoints("tiny"), directory)
+    return directory
+
+
+def test_refused_before_any_array_is_read(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "restore", lambda *args: pytest.fail("the arrays were read"))
+    with pytest.raises(InputError, match="does not divide the thinker's num_experts 16"):
+        oj.load(ours, mesh=make_mesh(jax.devices()[:3], expert=3))
+    with_memory(monkeypatch, 0.001)
+    with pytest.raises(CheckpointError, match="each device would hold"):
+        oj.load(ours)
+
+
+def test_an_automatic_mesh_says_why(ours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    need = parts_of("tiny", "thinker")[0].bytes_on_a_device({"expert": 4}) * 2 / 1e9
+    with_memory(monkeypatch, need * 1.01 / 0.9)
+    omni = oj.load(ours, mesh="auto", parts=("thinker",))
+    assert omni.mesh_reason.startswith("expert=4: ") and omni.meshes["thinker"].size == 4
+    assert len(omni.params["thinker"]["layers"]["moe"]["down"].devices()) == 4
+
+
+def test_inspect_tells_what_a_mesh_weighs(ours: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["inspect", str(ours), "--mesh", "expert=4,data=2"])
+    shown = capsys.readouterr().out
+    main(["inspect", str(ours), "--mesh", "expert=8", "--json"])
+    told = capsys.readouterr().out
+    (thinker,) = parts_of("tiny", "thinker")
+    held = json.loads(told)["device_bytes"]["thinker"]
+    assert held == {"mesh": "expert=8", "bytes": 2 * thinker.weight_bytes({"expert": 8})}
+    assert "on each device of expert=4,data=2: " in shown and "of the talker's weights" in shown
+    with pytest.raises(SystemExit):
+        main(["inspect", str(ours), "--mesh", "expert=3"])
+    assert "does not divide the thinker's num_experts 16" in capsys.readouterr().err
+
+
+def test_the_command_line_answers_on_a_mesh(ours: Path, capsys: pytest.CaptureFixture) -> None:
+    ask = ["generate", "--model", str(ours), "--text", "Why?", "--max-new-tokens", "4", "--json"]
+    main(ask)
+    alone = json.loads(capsys.readouterr().out)["token_ids"]
+    main([*ask, "--mesh", "auto"])
+    assert "mesh data=1: the fewest devices" in capsys.readouterr().err
+    main([*ask, "--mesh", "expert=4"])
+    assert json.loads(capsys.readouterr().out)["token_ids"] == alone
