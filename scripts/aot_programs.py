@@ -1,83 +1,134 @@
 """The programs that `aot_report.py` compiles: the real entry points, lowered with shapes alone.
 
-So the full 30B-A3B model needs neither its weights nor memory for them. Arrays are placed on an H200 that exists as a
-description only, `h200_target_config.textproto`.
+So the full 30B-A3B model needs neither its weights nor memory for them. Arrays are placed on H200s that exist as a
+description only, `h200_target_config.textproto`; on several, they are laid over a mesh as `load` would.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from tiny_configs import config_dict
+from tiny_configs import PUBLIC_DFLASH, config_dict
 
 from omni_jax.config import DecoderConfig, OmniConfig
 from omni_jax.decode.frames import TalkerPrompt, begin, speak
 from omni_jax.decode.generate import DecodeState, Request, Rows, decode_chunk, prefill
 from omni_jax.decode.media import encode_audio, encode_vision
+from omni_jax.decode.proposers import proposer_for
 from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.speculative import SpeculativeState, decode_rounds
 from omni_jax.decode.speech import FRAMES, Voice
 from omni_jax.decode.vocode import start, vocode_chunk
+from omni_jax.draft_config import read_draft_config
+from omni_jax.drafter import Drafter, declare_drafter
 from omni_jax.models.param import Graph, declare, init_params
 from omni_jax.omni import PARTS
-from omni_jax.ops.cache import KVCache, slots_for
+from omni_jax.ops.cache import AXES as CACHE_AXES
+from omni_jax.ops.cache import KVCache, lay_over, slots_for
+from omni_jax.sharding import MESH_AXES, Axes, fitted
 
 DESCRIPTION = Path(__file__).resolve().parent / "h200_target_config.textproto"
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a program is lowered for: the model, and arrays that exist in shape only, on the described GPU."""
+    """What a program is lowered for: the model, and arrays that exist in shape only, on the described GPUs."""
 
     config: OmniConfig
     graphs: dict[str, Graph]
     device: Any
-    sharding: NamedSharding
+    mesh: Mesh
     dtype: Any
 
-    def array(self, *shape: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharding)
+    def array(self, *shape: int, dtype: Any = jnp.float32, axes: Axes | None = None) -> Any:
+        """An array with these logical axes; by default every device has it whole."""
+        sharding = fitted(axes or (None,) * len(shape), shape, self.mesh)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def rows(self, *shape: int, dtype: Any = jnp.int32) -> Any:
+        """An array [B, ...] whose rows lie where they are computed."""
+        return self.array(*shape, dtype=dtype, axes=("batch", *[None] * (len(shape) - 1)))
 
     def params(self, part: str) -> dict:
-        return jax.tree.map(lambda p: self.array(*p.shape, dtype=self.dtype), self.graphs[part].shapes)
+        return self.laid_params(self.graphs[part])
+
+    def laid_params(self, graph: Graph) -> dict:
+        """The parameters of a declared module."""
+        return jax.tree.map(lambda p, axes: self.array(*p.shape, dtype=self.dtype, axes=axes), graph.shapes, graph.axes)
+
+    def cache(self, layers: int, rows: int, kv_heads: int, slots: int, head_dim: int) -> KVCache:
+        kv = self.array(layers, rows, kv_heads, slots, head_dim, dtype=self.dtype, axes=CACHE_AXES)
+        return KVCache(kv, kv, self.rows(rows), self.graphs["thinker"].mesh)
 
     def keys(self, rows: int) -> Any:
-        return self.array(rows, dtype=jax.random.key(0).dtype)
+        return self.rows(rows, dtype=jax.random.key(0).dtype)
 
     def values(self) -> dict:
         return {name: self.array() for name in Sampling().values()}
 
     def result(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The shapes that a function returns, as arrays of this target."""
-        return jax.tree.map(lambda a: self.array(*a.shape, dtype=a.dtype), jax.eval_shape(function, *args))
+        """The shapes that a function returns, as arrays of this target: caches, and others by their rows."""
+
+        def laid(x: Any) -> Any:
+            if isinstance(x, KVCache):
+                k = self.array(*x.k.shape, dtype=x.k.dtype, axes=CACHE_AXES)
+                return KVCache(k, k, self.rows(*x.length.shape), x.mesh)
+            return self.rows(*x.shape, dtype=x.dtype) if x.ndim else self.array(dtype=x.dtype)
+
+        return jax.tree.map(laid, jax.eval_shape(function, *args), is_leaf=lambda x: isinstance(x, KVCache))
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program's name, the part it runs, whether it has experts, its cache as (rows, slots), and how it is lowered."""
+    """A program's name, the part it runs, whether it has experts, its cache as (rows, slots), and how it is lowered.
+
+    tokens: how many tokens, or frames, one turn of it makes or reads.
+    """
 
     name: str
     part: str
     routed: bool
     cache: tuple[int, int] | None
     lower: Callable[[], Any]
+    tokens: int = 1
 
 
-def h200(shape: str, dtype: Any) -> Target:
-    """One H200 as the compiler sees it, and the model of configuration `shape`."""
+def h200(shape: str, dtype: Any, sizes: dict[str, int] | None = None) -> Target:
+    """H200s as the compiler sees them, a mesh of `sizes` or one alone, and the model of configuration `shape`."""
+    layout = tuple((sizes or {}).get(axis, 1) for axis in MESH_AXES)
+    name = f"1x1x{prod(layout)}"
     topology: Any = topologies.get_topology_desc(
-        platform="cuda", topology_name="1x1x1", target_config=DESCRIPTION.read_text(), topology="1x1x1"
+        platform="cuda", topology_name=name, target_config=DESCRIPTION.read_text(), topology=name
     )
-    mesh = topologies.make_mesh(topology, (1,), ("data",))
-    mesh = Mesh(mesh.devices, ("data",), axis_types=(AxisType.Auto,))
+    devices = np.array(topology.devices).reshape(layout)
+    mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     config = OmniConfig.from_hf(config_dict(shape))
-    graphs = {part: declare(module, getattr(config, part)) for part, module in PARTS.items()}
-    return Target(config, graphs, topology.devices[0], NamedSharding(mesh, PartitionSpec()), jnp.dtype(dtype))
+    used = mesh if prod(layout) > 1 else None
+    graphs = {part: declare(module, getattr(config, part), mesh=used) for part, module in PARTS.items()}
+    return Target(config, graphs, topology.devices[0], mesh, jnp.dtype(dtype))
+
+
+def mesh_programs(target: Target) -> Iterator[Program]:
+    """The programs reported for several devices: a prompt, a step, a drafted round and a frame of speech."""
+    for rows, tokens in ((1, 4096), (8, 4096)):
+        lower = partial(lower_prefill, target, rows, tokens)
+        yield Program(f"prefill {rows}x{tokens}", "thinker", True, (rows, slots_for(tokens)), lower, rows * tokens)
+    for rows, slots in ((8, 4096), (64, 4096)):
+        lower = partial(lower_decode, target, rows, slots, 1)
+        yield Program(f"decode {rows}, {slots} slots", "thinker", True, (rows, slots), lower, rows)
+    for rows in (8, 64):
+        lower = partial(lower_round, target, rows, 4096, 8)
+        yield Program(f"verify {rows}x8, 4096 slots", "thinker", True, (rows, 4096), lower, 8 * rows)
+    lower = partial(lower_speak, target, 8, 1024, 1)
+    yield Program("speech frames 8, 1024 slots", "talker", True, (8, 1024), lower, 8)
 
 
 def programs(target: Target) -> Iterator[Program]:
@@ -127,37 +178,59 @@ def _talker_text(target: Target) -> DecoderConfig:
 
 def lower_prefill(target: Target, rows: int, tokens: int) -> Any:
     """The prompt's program, [rows, tokens]."""
-    i32 = jnp.int32
     request = Request(
-        token_ids=target.array(rows, tokens, dtype=i32),
-        length=target.array(rows, dtype=i32),
-        position_ids=target.array(3, rows, tokens),
-        rope_delta=target.array(rows),
-        budget=target.array(rows, dtype=i32),
+        token_ids=target.rows(rows, tokens),
+        length=target.rows(rows),
+        position_ids=target.array(3, rows, tokens, axes=(None, "batch", None)),
+        rope_delta=target.rows(rows, dtype=jnp.float32),
+        budget=target.rows(rows),
         keys=target.keys(rows),
-        stop_ids=target.array(1, dtype=i32),
+        stop_ids=target.array(1, dtype=jnp.int32),
         values=target.values(),
     )
     plan, graph = Sampling().plan(target.config.thinker.text.vocab_size), target.graphs["thinker"]
     return prefill.lower(target.params("thinker"), request, None, graph=graph, plan=plan, slots=slots_for(tokens))
 
 
-def lower_decode(target: Target, rows: int, slots: int, unroll: int) -> Any:
-    """A chunk of decode steps for `rows` rows with `slots` cache slots."""
-    text, i32 = target.config.thinker.text, jnp.int32
-    kv = target.array(text.num_layers, rows, text.num_kv_heads, slots, text.head_dim, dtype=target.dtype)
-    standing = Rows(
-        token=target.array(rows, dtype=i32),
-        done=target.array(rows, dtype=jnp.bool_),
-        remaining=target.array(rows, dtype=i32),
-        seen=target.array(rows, 0, dtype=jnp.bool_),
+def standing(target: Target, rows: int, slots: int) -> DecodeState:
+    """The state of `rows` rows with `slots` cache slots."""
+    text = target.config.thinker.text
+    state = Rows(
+        token=target.rows(rows),
+        done=target.rows(rows, dtype=jnp.bool_),
+        remaining=target.rows(rows),
+        seen=target.rows(rows, 0, dtype=jnp.bool_),
         keys=target.keys(rows),
     )
-    state = DecodeState(KVCache(kv, kv, target.array(rows, dtype=i32)), target.array(rows), standing)
-    steps, stop_ids = target.array(dtype=i32), target.array(1, dtype=i32)
-    plan, graph = Sampling().plan(text.vocab_size), target.graphs["thinker"]
+    cache = target.cache(text.num_layers, rows, text.num_kv_heads, slots, text.head_dim)
+    return DecodeState(cache, target.rows(rows, dtype=jnp.float32), state)
+
+
+def lower_decode(target: Target, rows: int, slots: int, unroll: int) -> Any:
+    """A chunk of decode steps for `rows` rows with `slots` cache slots."""
+    steps, stop_ids = target.array(dtype=jnp.int32), target.array(1, dtype=jnp.int32)
+    plan, graph = Sampling().plan(target.config.thinker.text.vocab_size), target.graphs["thinker"]
+    state = standing(target, rows, slots)
     return decode_chunk.lower(
         target.params("thinker"), state, steps, stop_ids, target.values(), graph=graph, plan=plan, unroll=unroll
+    )
+
+
+def lower_round(target: Target, rows: int, slots: int, width: int) -> Any:
+    """Rounds that draft with the public DFlash drafter's shape and verify `width` tokens."""
+    config = read_draft_config(PUBLIC_DFLASH)
+    drafter = Drafter("dflash", config, declare_drafter(config)[1], {}, PUBLIC_DFLASH, {})
+    proposer = proposer_for(drafter, target.config.thinker.text.num_layers)
+    params = (target.params("thinker"), target.laid_params(drafter.graph))
+    graph, plan = target.graphs["thinker"], Sampling().plan(target.config.thinker.text.vocab_size)
+
+    def memory(params: dict) -> Any:
+        return lay_over(proposer.empty(params, rows, slots, target.dtype), graph.mesh)
+
+    state = SpeculativeState(standing(target, rows, slots), target.result(memory, params[1]))
+    count, stop_ids = target.array(dtype=jnp.int32), target.array(1, dtype=jnp.int32)
+    return decode_rounds.lower(
+        params, state, count, stop_ids, target.values(), proposer=proposer, graph=graph, plan=plan, width=width
     )
 
 
@@ -179,24 +252,24 @@ def lower_audio(target: Target, windows: int) -> Any:
 def lower_init(target: Target) -> Any:
     """Random weights, made on the device."""
     make = partial(init_params, PARTS["thinker"], target.config.thinker, dtype=target.dtype)
-    return jax.jit(make, out_shardings=target.sharding).lower()
+    return jax.jit(make, out_shardings=NamedSharding(target.mesh, PartitionSpec())).lower()
 
 
 def _speech_settings(target: Target, rows: int, columns: int) -> tuple[Any, Any, tuple, TalkerPrompt]:
     """The Thinker's embeddings, the plan and values of drawing as users do, and a prompt [rows, columns]."""
     assert target.config.talker is not None
-    i32, text = jnp.int32, target.config.thinker.text
-    embed = target.array(text.vocab_size, text.hidden_size, dtype=target.dtype)
+    text = target.config.thinker.text
+    embed = target.array(text.vocab_size, text.hidden_size, dtype=target.dtype, axes=("vocab", "embed"))
     voice = Voice("ethan", Sampling(0.9, 50, repetition_penalty=1.05), FRAMES)
-    ids = target.array(rows, columns, dtype=i32)
+    ids = target.rows(rows, columns)
     prompt = TalkerPrompt(
         text_ids=ids,
         hidden_index=ids,
         codec_ids=ids,
-        position_ids=target.array(3, rows, columns),
-        rope_delta=target.array(rows),
-        length=target.array(rows, dtype=i32),
-        budget=target.array(rows, dtype=i32),
+        position_ids=target.array(3, rows, columns, axes=(None, "batch", None)),
+        rope_delta=target.rows(rows, dtype=jnp.float32),
+        length=target.rows(rows),
+        budget=target.rows(rows),
         keys=target.keys(rows),
     )
     return embed, voice.plan(target.config.talker), (target.values(), target.values()), prompt
@@ -205,7 +278,7 @@ def _speech_settings(target: Target, rows: int, columns: int) -> tuple[Any, Any,
 def lower_begin(target: Target, rows: int, columns: int) -> Any:
     """The Talker's prompt, [rows, columns], with media."""
     embed, plan, values, prompt = _speech_settings(target, rows, columns)
-    hidden = target.array(rows, columns, target.config.thinker.text.hidden_size, dtype=target.dtype)
+    hidden = target.rows(rows, columns, target.config.thinker.text.hidden_size, dtype=target.dtype)
     graph, slots = target.graphs["talker"], slots_for(columns)
     return begin.lower(target.params("talker"), embed, prompt, hidden, values, graph=graph, plan=plan, slots=slots)
 
@@ -213,9 +286,9 @@ def lower_begin(target: Target, rows: int, columns: int) -> Any:
 def lower_speak(target: Target, rows: int, slots: int, unroll: int) -> Any:
     """A chunk of whole frames for `rows` rows with `slots` cache slots."""
     embed, plan, values, prompt = _speech_settings(target, rows, 128)
-    params, graph, i32 = target.params("talker"), target.graphs["talker"], jnp.int32
+    params, graph = target.params("talker"), target.graphs["talker"]
     state = target.result(partial(begin, graph=graph, plan=plan, slots=slots), params, embed, prompt, None, values)
-    text_ids, frames = target.array(rows, FRAMES, dtype=i32), target.array(dtype=i32)
+    text_ids, frames = target.rows(rows, FRAMES), target.array(dtype=jnp.int32)
     return speak.lower(params, embed, state, text_ids, frames, values, graph=graph, plan=plan, unroll=unroll)
 
 

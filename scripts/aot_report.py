@@ -4,6 +4,7 @@
     pip install tokamax                                # or leave it out: then experts run as tiles, as they would there
     python scripts/aot_report.py --json report.json
     python scripts/aot_report.py --only speech         # Talker and Code2Wav alone
+    python scripts/aot_report.py --mesh expert=4       # for four of them: sizes of one, and what travels between them
 
 `aot_programs.py` lists the programs. Per program: compile seconds, gigabytes of arguments and temporaries, the largest
 array that a launch writes anew, kernels in the program, launches (those in loops of known length counted every time; a
@@ -33,10 +34,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import jax
-from aot_programs import Program, Target, h200, programs
+from aot_programs import Program, Target, h200, mesh_programs, programs
 from hlo_report import Module
 
 from omni_jax.ops import moe
+from omni_jax.sharding import parse_mesh
 
 WHEELS = {
     "jax_cuda13_plugin": "jax-cuda13-plugin",
@@ -61,6 +63,8 @@ class Row:
     kernels: int = 0
     launches: int = 0
     copies: dict[str, int] = field(default_factory=dict)
+    collectives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    tokens: int = 1
     error: str = ""
 
 
@@ -106,6 +110,8 @@ def compiled_row(target: Target, program: Program, experts: str, dump: Path | No
         kernels=module.kernels(),
         launches=module.launches(),
         copies=module.copies(watched(target, program)),
+        collectives=module.collectives(),
+        tokens=program.tokens,
     )
 
 
@@ -159,11 +165,29 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def mesh_table(rows: list[Row]) -> str:
+    """The rows of several devices as Markdown: all sizes are of one device."""
+    titles = ("program", "arguments GB", "temporaries GB", "largest array GB", "launches", "collectives", "kB a token")
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for r in rows:
+        if r.error:
+            lines.append(f"| {r.program} | {r.error.replace('|', '/')} |" + " |" * 5)
+            continue
+        moved = ", ".join(f"{count} {kind}" for kind, (count, _) in r.collectives.items()) or "none"
+        kilobytes = sum(size for _, size in r.collectives.values()) / r.tokens / 1e3
+        lines.append(
+            f"| {r.program} | {r.argument_gb:.1f} | {r.temp_gb:.3f} | {r.largest_gb:.3f} {r.largest_op} "
+            f"| {r.launches} | {moved} | {kilobytes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Compile what the command line asks for, print the table, and fail if anything did not compile."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="full", help="configuration of scripts/tiny_configs.py")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--mesh", default="", help="compile for several H200s, such as expert=4,data=2")
     parser.add_argument("--only", default="", help="programs whose name contains this")
     parser.add_argument("--experts", choices=("both", "tokamax", "tiled"), default="both")
     parser.add_argument("--json", type=Path, help="write the rows here too")
@@ -176,15 +200,15 @@ def main() -> int:
     if "tokamax" in backends and not _importable("tokamax"):
         print("tokamax is not installed (pip install tokamax): left out", file=sys.stderr)
         backends = tuple(b for b in backends if b != "tokamax")
-    target = h200(options.shape, options.dtype)
+    target = h200(options.shape, options.dtype, parse_mesh(options.mesh) if options.mesh else None)
     print(f"jax {jax.__version__}, {options.shape}, {options.dtype}", file=sys.stderr)
     rows = []
-    for program in programs(target):
+    for program in mesh_programs(target) if options.mesh else programs(target):
         if options.only in program.name:
             for experts in backends if program.routed else ("",):
                 rows.append(compiled_row(target, program, experts, options.dump))
                 print(json.dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
-    print(table(rows))
+    print(mesh_table(rows) if options.mesh else table(rows))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return int(any(row.error for row in rows))

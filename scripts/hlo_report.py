@@ -6,7 +6,7 @@ branches); what is inside a fusion is one kernel.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,6 +18,9 @@ FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "add-dependency opt-barrier".split()
 )
+COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute"
+)  # fmt: skip
 # What moves an array or a part of it and computes nothing.
 MOVES = frozenset("copy copy-start transpose slice dynamic-slice concatenate pad".split())
 # What writes into an array that exists.
@@ -46,6 +49,18 @@ class Op:
         return self.opcode not in FREE and not self.opcode.endswith("-done")
 
     @property
+    def collective(self) -> str:
+        """What kind of collective it starts, or nothing."""
+        kind = self.opcode.removesuffix("-start")
+        return kind if kind in COLLECTIVES else ""
+
+    @property
+    def moved(self) -> int:
+        """Bytes of all its arrays; what starts also names its operands, which are as large or smaller."""
+        sizes = [_bytes(kind, dims) for kind, dims in ARRAY.findall(self.result)]
+        return sum(sizes[len(sizes) // 2 :]) if self.opcode.endswith("-start") else sum(sizes)
+
+    @property
     def called(self) -> list[str]:
         """Computations that it runs."""
         names = CALLED.findall(self.text)
@@ -63,13 +78,15 @@ class Op:
     def size(self) -> int:
         """Bytes of its (first) array."""
         found = ARRAY.search(self.result)
-        if not found:
-            return 0
-        return BYTES.get(found[1], 1) * prod(int(dim) for dim in found[2].split(",") if dim)
+        return _bytes(found[1], found[2]) if found else 0
 
     def __str__(self) -> str:
         found = ARRAY.search(self.result)
         return f"{self.opcode} {found[0]}" if found else self.opcode
+
+
+def _bytes(kind: str, dims: str) -> int:
+    return BYTES.get(kind, 1) * prod(int(dim) for dim in dims.split(",") if dim)
 
 
 class Module:
@@ -111,20 +128,33 @@ class Module:
         """Launching instructions in the text."""
         return sum(1 for _ in self._launching())
 
-    def launches(self, name: str | None = None) -> int:
-        """Launches when the program runs; a loop of unknown length counts as one turn, a branch as its longest arm."""
+    def launches(self) -> int:
+        """Launches when the program runs."""
+        return self._total(lambda op: op.launches)
+
+    def collectives(self) -> dict[str, tuple[int, int]]:
+        """How often each kind of collective runs, and the bytes of its results on a device, all together."""
+        found = {}
+        for kind in COLLECTIVES:
+            count = self._total(lambda op, kind=kind: op.collective == kind)
+            if count:
+                found[kind] = (count, self._total(lambda op, kind=kind: op.moved if op.collective == kind else 0))
+        return found
+
+    def _total(self, of: Callable[[Op], int], name: str | None = None) -> int:
+        """The sum over what runs; a loop of unknown length counts as one turn, a branch as its longest arm."""
         total = 0
         for op in self.computations[name or self.entry]:
-            inner = [self.launches(c) for c in op.called if c in self.computations]
+            inner = [self._total(of, c) for c in op.called if c in self.computations]
             if op.opcode == "while":
                 trips = TRIPS.search(op.text)
                 total += sum(inner) * (int(trips[1]) if trips else 1)
             elif op.opcode == "conditional":
                 total += max(inner, default=0)
-            elif op.opcode == "call":
-                total += sum(inner)
+            elif op.opcode in ("call", "async-start"):
+                total += sum(inner) + of(op)
             else:
-                total += op.launches
+                total += of(op)
         return total
 
     def _written(self, op: Op) -> list[Op]:

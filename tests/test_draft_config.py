@@ -4,19 +4,10 @@ from typing import Any
 
 import pytest
 from make_tiny_drafter import draft_config_dict
+from tiny_configs import PUBLIC_DFLASH
 
 from omni_jax.draft_config import DFlashConfig, Eagle3Config, read_draft_config
 from omni_jax.errors import ConfigError
-
-# What the public block-8 draft for Qwen3-Omni states.
-PUBLIC_DFLASH: dict[str, Any] = {
-    "architectures": ["DFlashDraftModel"], "attention_bias": False, "block_size": 8, "head_dim": 128,
-    "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 8192,
-    "num_attention_heads": 16, "num_hidden_layers": 5, "num_key_value_heads": 8, "num_target_layers": 48,
-    "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1000000, "vocab_size": 152064, "use_cache": True,
-    "use_sliding_window": False, "sliding_window": None, "tie_word_embeddings": False,
-    "dflash_config": {"mask_token_id": 151662, "target_layer_ids": [1, 12, 23, 34, 45]},
-}  # fmt: skip
 
 
 def dflash(**changes: Any) -> DFlashConfig:

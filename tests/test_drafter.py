@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from make_tiny_drafter import make_drafter
 from safetensors.numpy import load_file, save_file
-from tiny_configs import config_dict
+from tiny_configs import PUBLIC_DFLASH, config_dict
 
 import omni_jax
 from convert import load_hf
@@ -24,7 +24,6 @@ from omni_jax.drafter import INDEX, Drafter, check_drafter, declare_drafter, loa
 from omni_jax.errors import CheckpointError, ConfigError, InputError
 from omni_jax.models.param import bind, declare
 from omni_jax.models.thinker import Thinker
-from tests.test_draft_config import PUBLIC_DFLASH
 
 VARIANTS = ("tiny", "small", "odd")
 KINDS = ("dflash", "eagle3")
