@@ -37,14 +37,17 @@ import jax
 from aot_programs import Program, Target, h200, mesh_programs, programs
 from hlo_report import Module
 
+from omni_jax.loading import described
 from omni_jax.ops import moe
-from omni_jax.sharding import parse_mesh
+from omni_jax.sharding import mesh_name, parse_mesh
 
 WHEELS = {
     "jax_cuda13_plugin": "jax-cuda13-plugin",
     "jax_plugins.xla_cuda13": "jax-cuda13-pjrt",
     "nvidia.cu13": "nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-nvvm",
 }
+# What an H200 holds, and the lengths of conversations, prompt and reply, for which room is planned.
+DEVICE_BYTES, PLANNED_TOKENS = 141e9, (4096, 16384, 65536)
 # Bytes from which a layer's weight is worth watching.
 SMALLEST_WATCHED = 1 << 22
 
@@ -182,6 +185,29 @@ def mesh_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def plan(target: Target, sizes: dict[str, int], temporaries: float) -> str:
+    """A line of Markdown: what a device of a mesh holds, and how many conversations all devices have room for.
+
+    temporaries: gigabytes that the largest program takes beside; a tenth of the device stays free.
+    """
+    parts = []
+    for name, graph in target.graphs.items():
+        parts.append(described(name, graph, target.config, {}, str(target.dtype)))
+    weights = sum(part.weight_bytes(sizes) for part in parts)
+    room = 0.9 * DEVICE_BYTES - weights - temporaries * 1e9
+    fitting = []
+    for tokens in PLANNED_TOKENS:
+        rows = 0
+        while sum(part.cache_bytes(sizes, rows + _devices(sizes), tokens) for part in parts) < room:
+            rows += _devices(sizes)
+        fitting.append(str(rows))
+    return f"| {mesh_name(sizes)} | {_devices(sizes)} | {weights / 1e9:.1f} | {' | '.join(fitting)} |"
+
+
+def _devices(sizes: dict[str, int]) -> int:
+    return prod(sizes.values())
+
+
 def main() -> int:
     """Compile what the command line asks for, print the table, and fail if anything did not compile."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,6 +235,10 @@ def main() -> int:
                 rows.append(compiled_row(target, program, experts, options.dump))
                 print(json.dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
     print(mesh_table(rows) if options.mesh else table(rows))
+    if options.mesh:
+        lengths = " | ".join(f"conversations of {tokens} tokens" for tokens in PLANNED_TOKENS)
+        print(f"\n| mesh | H200s | weights, GB a device | {lengths} |\n" + "|---" * (3 + len(PLANNED_TOKENS)) + "|")
+        print(plan(target, parse_mesh(options.mesh), max((row.temp_gb for row in rows), default=0.0)))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return int(any(row.error for row in rows))

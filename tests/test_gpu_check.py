@@ -156,6 +156,7 @@ HLO = """HloModule m
   %i = s32[] get-tuple-element(%t), index=0
   %w = f32[4,8,16]{2,1,0} get-tuple-element(%t), index=1
   %one = f32[1,8,16]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%fused_slice
+  %sum = f32[8,16]{1,0} all-reduce(%one), to_apply=%add
   %next = s32[] add(%i, %i)
   ROOT %out = (s32[], f32[4,8,16]{2,1,0}) tuple(%next, %w)
 }
@@ -163,6 +164,8 @@ HLO = """HloModule m
 ENTRY %main (w: f32[4,8,16]) -> f32[4,8,16] {
   %w = f32[4,8,16]{2,1,0} parameter(0)
   %c = f32[4,8,16]{2,1,0} copy(%w)
+  %begun = (f32[2,8]{1,0}, f32[4,8]{1,0}) all-gather-start(%c), dimensions={0}
+  %ended = f32[4,8]{1,0} all-gather-done(%begun)
   %zero = s32[] constant(0)
   %t = (s32[], f32[4,8,16]{2,1,0}) tuple(%zero, %c)
   %loop = (s32[], f32[4,8,16]{2,1,0}) while(%t), body=%body, backend_config={"known_trip_count":{"n":"4"}}
@@ -173,7 +176,8 @@ ENTRY %main (w: f32[4,8,16]) -> f32[4,8,16] {
 
 def test_launches_and_copies_are_read_from_a_program() -> None:
     module = hlo_report.Module(HLO)
-    assert module.kernels() == 3
-    assert module.launches() == 1 + 4 * 2
+    assert module.kernels() == 5
+    assert module.launches() == 2 + 4 * 3
+    assert module.collectives() == {"all-reduce": (4, 4 * 8 * 16 * 4), "all-gather": (1, 4 * 8 * 4)}
     assert module.largest() == (4 * 8 * 16 * 4, "copy f32[4,8,16]")
     assert module.copies({8 * 16 * 4: "layer", 4 * 8 * 16 * 4: "all"}) == {"layer": 1, "all": 1}
