@@ -5,7 +5,7 @@ description only, `h200_target_config.textproto`; on several, they are laid over
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -219,7 +219,8 @@ def lower_decode(target: Target, rows: int, slots: int, unroll: int) -> Any:
 def lower_round(target: Target, rows: int, slots: int, width: int) -> Any:
     """Rounds that draft with the public DFlash drafter's shape and verify `width` tokens."""
     config = read_draft_config(PUBLIC_DFLASH)
-    drafter = Drafter("dflash", config, declare_drafter(config)[1], {}, PUBLIC_DFLASH, {})
+    declared = replace(declare_drafter(config)[1], mesh=target.graphs["thinker"].mesh)
+    drafter = Drafter("dflash", config, declared, {}, PUBLIC_DFLASH, {})
     proposer = proposer_for(drafter, target.config.thinker.text.num_layers)
     params = (target.params("thinker"), target.laid_params(drafter.graph))
     graph, plan = target.graphs["thinker"], Sampling().plan(target.config.thinker.text.vocab_size)
