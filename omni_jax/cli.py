@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from omni_jax import checkpoint
 from omni_jax.distributed import Machines, is_first
-from omni_jax.drafter import check_drafter, load_drafter
+from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.inputs.speech import speaker_ids
@@ -154,12 +154,7 @@ def _answer(ask: Ask) -> None:
         # Before the weights are read, which may take minutes.
         check_sound_file(ask.speak)
         speaker_ids(ask.speaker, 1, checkpoint.read_config(ask.model))
-    drafter = None
-    if ask.drafter is not None:
-        drafter = load_drafter(ask.drafter, dtype=ask.dtype or default_dtype())
-        check_drafter(drafter, checkpoint.read_config(ask.model))
-    elif ask.draft_tokens is not None or ask.draft_tree is not None or ask.draft_sampling:
-        raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
+    drafter = _drafter(ask)
     import omni_jax
 
     print(f"loading {ask.model}", file=sys.stderr)
@@ -199,6 +194,17 @@ def _answer(ask: Ask) -> None:
     if ask.speak is not None and reply.audio is not None and is_first():
         write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
     print(_summary(ask, reply.stats), file=sys.stderr)
+
+
+def _drafter(ask: Ask) -> Drafter | None:
+    """The drafter that the flags name, made for the model."""
+    if ask.drafter is None:
+        if ask.draft_tokens is not None or ask.draft_tree is not None or ask.draft_sampling:
+            raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
+        return None
+    drafter = load_drafter(ask.drafter, dtype=ask.dtype or default_dtype())
+    check_drafter(drafter, checkpoint.read_config(ask.model))
+    return drafter
 
 
 def _follow(ask: Ask, events: Iterator[Event]) -> Reply:

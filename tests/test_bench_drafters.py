@@ -17,8 +17,8 @@ from omni_jax.decode.drafting import Draftings
 from omni_jax.decode.sampling import Sampling
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
-from omni_jax.models import decoder
 from omni_jax.omni import Omni
+from omni_jax.ops import expert_parallel
 from tests.parity import user
 
 NEW = 30
@@ -41,7 +41,7 @@ def compared(
         drafter=(str(drafters("dflash", "small")), str(drafters("eagle3", "small")), "oracle:0.2"),
         prompts=folder / "prompts.jsonl",
         new=NEW,
-        batch=2,
+        batch=3,
         plot=folder / "plot.png",
         json=folder / "figures.json",
     )
@@ -80,8 +80,8 @@ def test_table_json_and_plot(
 def watched(route: Callable, used: list[int]) -> Callable:
     """`route`, writing down how many experts were chosen."""
 
-    def watching(*given: Any) -> Any:
-        ids, weights = route(*given)
+    def watching(*given: Any, **settings: Any) -> Any:
+        ids, weights = route(*given, **settings)
         jax.debug.callback(lambda ids: used.append(len(np.unique(ids))), ids, ordered=True)
         return ids, weights
 
@@ -110,7 +110,7 @@ def test_experts_are_those_that_the_round_used(
         session = DraftedSession(*asked, drafting)
         counted = bench_drafters.count_experts(session)
         used: list[int] = []
-        monkeypatch.setattr(decoder, "route", watched(decoder.route, used))
+        monkeypatch.setattr(expert_parallel, "route", watched(expert_parallel.route, used))
         _, state = session.begin()
         jax.clear_caches()
         used.clear()

@@ -111,7 +111,7 @@ def test_greedy_tokens_equal_the_reference(
     assert certain >= 8 and got[:certain] == want[:certain]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["tiny", "odd"])
 def test_cached_decoding_equals_teacher_forcing(variant: str, omnis: Callable[[str], Omni]) -> None:
     omni = omnis(variant)
     conversations, _ = PROMPTS["mixed"]

@@ -150,7 +150,7 @@ def test_only_rows_travel(mesh: str, on_mesh: Callable) -> None:
     omni, text = on_mesh(mesh), on_mesh(mesh).config.thinker.text
     asked = (omni.params["thinker"], omni.graphs["thinker"], text, omni.prepare(WORDS), Sampling(), 8, 0, ())
     session = Session(*asked)
-    _, state = session._prefill()
+    _, state = session.begin()
     # Rows lie over the expert shards, heads over the tensor axis.
     shape = state.cache.k.sharding.shard_shape(state.cache.k.shape)
     sizes = parse_mesh(mesh)

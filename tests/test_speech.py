@@ -129,7 +129,7 @@ def ending_at(omni: Omni, model: Any, code: int) -> Iterator[Omni]:
             weight[eos] = kept
 
 
-@pytest.mark.parametrize("variant", ["small", "odd"])
+@pytest.mark.parametrize("variant", ["odd"])
 def test_rows_that_end_early_equal_the_reference_alone(
     variant: str, omnis: Callable[[str], Omni], reference: Callable[[str], Any]
 ) -> None:

@@ -20,19 +20,11 @@ from tests.parity import user
 WORKER = """
 import os, signal, sys
 import jax
-port, process, dies, weights, *asked = sys.argv[1:]
+port, process, dies, *asked = sys.argv[1:]
 waits = {"initialization_timeout": 60, "heartbeat_timeout_seconds": 10}
 jax.distributed.initialize(f"localhost:{port}", 2, int(process), **waits)
-import omni_jax
-from convert import load_hf
 from omni_jax import cli
 from omni_jax.evaluate import run
-from omni_jax.inputs.processor import Processor
-from omni_jax.omni import Omni
-def load(path, dtype=None, parts=None):
-    params, config = load_hf(weights, shardings=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    return Omni(params, config, Processor.from_dir(weights, config))
-omni_jax.load = load
 add, count = run.Results.add, 0
 def dying(self, result):
     global count
@@ -46,9 +38,9 @@ cli.main(asked)
 TEXTS = [f"Question {'and ' * n}{n}?" for n in range(7)]
 
 
-def start(process: int, port: int, dies: int, weights: Path, asked: list[str]) -> subprocess.Popen:
+def start(process: int, port: int, dies: int, asked: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    command = [sys.executable, "-c", WORKER, str(port), str(process), str(dies), str(weights), *asked]
+    command = [sys.executable, "-c", WORKER, str(port), str(process), str(dies), *asked]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -69,7 +61,7 @@ def test_two_processes_share_the_samples(
     asked += ["--max-new-tokens", "4", "--slots", "2", "--json"]
 
     port = free_port()
-    workers = [start(process, port, dies, checkpoints("small"), asked) for process, dies in enumerate((0, 2))]
+    workers = [start(process, port, dies, asked) for process, dies in enumerate((0, 2))]
     try:
         assert workers[1].wait(timeout=120) == -9
         # The other one has done its share, and does not wait for ever.
@@ -82,7 +74,7 @@ def test_two_processes_share_the_samples(
     assert len(before) == 5 and not (tmp_path / "out" / "report.md").exists()
 
     port = free_port()
-    workers = [start(process, port, 0, checkpoints("small"), asked) for process in range(2)]
+    workers = [start(process, port, 0, asked) for process in range(2)]
     outputs = [worker.communicate(timeout=240) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     assert json.loads(outputs[0][0].splitlines()[-1])["scored"] == len(TEXTS)

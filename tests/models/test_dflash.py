@@ -61,7 +61,7 @@ def test_rounds_equal_the_statement(variant: str, drafters: Callable[[str, str],
             close(cache.v[i, b, :, : len(v)].swapaxes(0, 1), v)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["odd"])
 def test_a_row_alone_equals_the_batch(variant: str, drafters: Callable[[str, str], Path]) -> None:
     drafter = load_drafter(drafters("dflash", variant))
     module, W = drafter.module, drafter.config.block_size
