@@ -86,7 +86,7 @@ _SMALL = {
             "hidden_size": 80, "num_hidden_layers": 2, "num_attention_heads": 9, "num_key_value_heads": 3,
             "head_dim": 16, "intermediate_size": 104, "num_experts": 5, "num_experts_per_tok": 2,
             "moe_intermediate_size": 36, "shared_expert_intermediate_size": 44, "vocab_size": 1144,
-            "max_position_embeddings": 2048, "rms_norm_eps": 2e-3, "rope_theta": 20000.0, "norm_topk_prob": False,
+            "max_position_embeddings": 1024, "rms_norm_eps": 2e-3, "rope_theta": 20000.0, "norm_topk_prob": False,
             "rope_scaling": {"mrope_section": [4, 2, 2]},
         },
         "code_predictor_config": {
@@ -118,7 +118,7 @@ _ODD = {
         },
         "vision_config": {
             "depth": 5, "hidden_size": 60, "num_heads": 5, "intermediate_size": 76, "num_position_embeddings": 49,
-            "deepstack_visual_indexes": [1, 2, 3, 4], "out_hidden_size": 120, "patch_size": 8, "spatial_patch_size": 8,
+            "deepstack_visual_indexes": [1, 2, 3, 4], "out_hidden_size": 120, "patch_size": 12, "spatial_patch_size": 12,
             "spatial_merge_size": 4, "temporal_patch_size": 1,
         },
         "audio_config": {

@@ -278,15 +278,15 @@ def test_residual_codes_are_drawn_as_the_reference_draws_them(
 
 def test_prompts_that_the_talker_cannot_hold(omnis: Callable[[str], Omni]) -> None:
     omni = omnis("small")
-    assert omni.config.talker is not None and omni.config.talker.text.max_position_embeddings == 2048
-    long = user("word " * 480)
+    assert omni.config.talker is not None and omni.config.talker.text.max_position_embeddings == 1024
+    long = user("word " * 240)
     columns = omni.prepare(long).token_ids.shape[1]
     for ask in (omni.generate, omni.stream):
-        with pytest.raises(InputError, match="Talker's context of 2048"):
-            ask(user("word " * 600), speech=True, max_new_tokens=4)
+        with pytest.raises(InputError, match="Talker's context of 1024"):
+            ask(user("word " * 300), speech=True, max_new_tokens=4)
     both = omni.generate([long, user("Hi")], speech=True, max_new_tokens=3, stop_ids=(), max_frames=10**12)
     frames = [reply.stats["frames"] for reply in both]
-    assert columns < 2048 and frames[0] <= 2048 - columns and frames[0] < frames[1] <= 2048
+    assert columns < 1024 and frames[0] <= 1024 - columns and frames[0] < frames[1] <= 1024
 
 
 def test_short_replies(omnis: Callable[[str], Omni], reference: Callable[[str], Any]) -> None:
