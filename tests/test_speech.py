@@ -14,7 +14,7 @@ from omni_jax.decode.speech import RESIDUAL, SpeechSession, Voice
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part
-from tests.test_omni import PROMPTS, VARIANTS
+from tests.test_omni import PROMPTS
 
 WAVE_ATOL = 1e-3
 NEW, FRAMES = 9, 20
@@ -64,7 +64,7 @@ def reference_speech(
 
 
 KINDS = ("text", "images", "audio", "video", "audio in video", "mixed")
-CASES = [*(("odd", kind) for kind in KINDS), *((v, kind) for v in ("tiny", "small") for kind in ("text", "mixed"))]
+CASES = [*(("odd", kind) for kind in KINDS), ("tiny", "mixed"), ("small", "mixed")]
 
 
 @pytest.mark.parametrize("variant, prompt", CASES)
@@ -100,12 +100,9 @@ TURNS = [
 ROWS = [user("Just words, rather more of them than in the others."), TURNS, user(video_part(4, 64, 64, 2.0, 6))]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_many_turns_equal_the_reference(
-    variant: str, omnis: Callable[[str], Omni], reference: Callable[[str], Any]
-) -> None:
-    want = reference_speech(reference(variant), omnis(variant), [TURNS], "ethan")
-    np.testing.assert_array_equal(omnis(variant).generate(TURNS, **GREEDY).codes, want.codes[0])
+def test_many_turns_equal_the_reference(omnis: Callable[[str], Omni], reference: Callable[[str], Any]) -> None:
+    want = reference_speech(reference("small"), omnis("small"), [TURNS], "ethan")
+    np.testing.assert_array_equal(omnis("small").generate(TURNS, **GREEDY).codes, want.codes[0])
 
 
 @contextmanager
@@ -151,9 +148,10 @@ def test_rows_that_end_early_equal_the_reference_alone(
 
 def test_a_row_speaks_alike_alone_and_in_a_batch(omnis: Callable[[str], Omni]) -> None:
     omni, names = omnis("odd"), ["mo", "ethan", "una"]
+    rows = [ROWS[0], user("Why?"), user("And then?")]
     drawn = {"speech": True, "temperature": 1.0, "max_new_tokens": 12, "max_frames": 14}
-    together = omni.generate(ROWS, speaker=names, seed=[5, 6, 7], **drawn)
-    for reply, row, name, seed in zip(together, ROWS, names, (5, 6, 7), strict=True):
+    together = omni.generate(rows, speaker=names, seed=[5, 6, 7], **drawn)
+    for reply, row, name, seed in zip(together, rows, names, (5, 6, 7), strict=True):
         alone = omni.generate(row, speaker=name, seed=seed, **drawn)
         same(reply, alone)
 
@@ -291,17 +289,17 @@ def test_prompts_that_the_talker_cannot_hold(omnis: Callable[[str], Omni]) -> No
 
 def test_short_replies(omnis: Callable[[str], Omni], reference: Callable[[str], Any]) -> None:
     """A reply of which nothing is spoken gives silence of no length (the reference fails); one token is spoken."""
-    omni, question = omnis("tiny"), user("Say it.")
+    omni, question = omnis("small"), user("Say it.")
     plain = omni.generate(question, max_new_tokens=2, stop_ids=())
     for settings in ({"max_new_tokens": 1, "stop_ids": ()}, {"stop_ids": plain.token_ids[:1]}):
         reply = omni.generate(question, speech=True, **settings)
-        assert reply.codes is not None and reply.codes.shape == (16, 0) and reply.audio is not None
+        assert reply.codes is not None and reply.codes.shape == (5, 0) and reply.audio is not None
         assert reply.audio.dtype == np.float32 and reply.audio.shape == (0,)
         assert reply.stats["frames"] == 0 and reply.stats["speech_finish_reason"] == "stop"
         assert list(omni.stream(question, speech=True, **settings))[-1].reply.stats["frames"] == 0  # type: ignore
     import torch
 
-    model, batch = reference("tiny"), omni.prepare(question)
+    model, batch = reference("small"), omni.prepare(question)
     with torch.no_grad():
         _, audio = model.generate(
             **reference_inputs(omni.processor, [question], batch), speaker="ethan", thinker_eos_token_id=-1,
@@ -319,7 +317,7 @@ def test_short_replies(omnis: Callable[[str], Omni], reference: Callable[[str], 
 
 
 def test_seeds_decide_what_is_said(omnis: Callable[[str], Omni]) -> None:
-    omni = omnis("tiny")
+    omni = omnis("small")
     said = [
         omni.generate(user("Sing."), speech=True, max_new_tokens=6, stop_ids=(), max_frames=6, seed=seed).codes
         for seed in (1, 1, 2)
@@ -329,7 +327,7 @@ def test_seeds_decide_what_is_said(omnis: Callable[[str], Omni]) -> None:
 
 
 def test_text_is_the_same_with_and_without_speech(omnis: Callable[[str], Omni]) -> None:
-    omni = omnis("tiny")
+    omni = omnis("small")
     drawn = {"temperature": 1.0, "seed": 11, "max_new_tokens": 10}
     silent = omni.generate(user("Sing."), **drawn)
     assert silent.audio is None and silent.codes is None
