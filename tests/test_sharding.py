@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from convert import convert_checkpoint, load_hf
-from omni_jax.decode.generate import decode_chunk, prefill
+from omni_jax.decode.generate import decode_chunk, forward, prefill
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
 from omni_jax.drafter import load_drafter
@@ -21,6 +21,7 @@ from omni_jax.inputs.processor import Processor
 from omni_jax.loading import load
 from omni_jax.models.param import Graph, bind
 from omni_jax.omni import Omni
+from omni_jax.ops import expert_parallel
 from omni_jax.ops.cache import lay_over
 from omni_jax.sharding import constrain, fitted, make_mesh, mesh_name, parse_mesh, split_over
 from tests.ops.test_expert_parallel import collectives
@@ -68,57 +69,74 @@ def test_rows_that_the_mesh_does_not_divide(on_mesh: Callable, said: list[list[i
     assert omni.generate(WORDS[0], max_new_tokens=8, stop_ids=()).token_ids == said[0]
 
 
+HEARD = [*MEDIA, *WORDS[:4]]
+ALOUD: dict[str, Any] = {
+    "max_new_tokens": 6,
+    "stop_ids": (),
+    "speech": True,
+    "speech_temperature": 0.0,
+    "max_frames": 3,
+}
+
+
 @pytest.fixture(scope="module")
-def spoken(omnis: Callable[[str], Omni]) -> list[Any]:
-    """What one device says to `HEARD`, aloud."""
-    return omnis("tiny").generate(HEARD, **ALOUD)
+def heard(omnis: Callable[[str], Omni]) -> tuple[np.ndarray, list[Any]]:
+    """What one device thinks of `HEARD`, logits of what is no padding, and what it says, aloud."""
+    omni = omnis("tiny")
+    batch = omni.prepare(HEARD)
+    return np.asarray(omni.logits(batch))[batch.mask], omni.generate(HEARD, **ALOUD)
 
 
-HEARD = [MEDIA[2], MEDIA[0]]
-SILENT: dict[str, Any] = {"max_new_tokens": 8, "stop_ids": ()}
-ALOUD: dict[str, Any] = {**SILENT, "speech": True, "speech_temperature": 0.0, "max_frames": 4}
+def same_speech(got: list[Any], want: list[Any]) -> None:
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        np.testing.assert_array_equal(ours.codes, theirs.codes)
+        np.testing.assert_allclose(ours.audio, theirs.audio, atol=1e-3)
 
 
-def check_speech(omni: Omni, spoken: list[Any]) -> None:
-    for got, want in zip(omni.generate(HEARD, **ALOUD), spoken, strict=True):
-        assert got.token_ids == want.token_ids
-        np.testing.assert_array_equal(got.codes, want.codes)
-        np.testing.assert_allclose(got.audio, want.audio, atol=1e-3)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_part_says_what_it_says_on_one_device(
+    mesh: str, on_mesh: Callable, drafters: Callable, heard: tuple, said: list[list[int]]
+) -> None:
+    """Thinker with all media, Talker and vocoder, DFlash in a spoken reply, EAGLE-3 in a written one."""
+    omni, (logits, spoken) = on_mesh(mesh), heard
+    batch = omni.prepare(HEARD)
+    np.testing.assert_allclose(np.asarray(omni.logits(batch))[batch.mask], logits, atol=5e-4, rtol=0)
+    dflash, eagle3 = (load_drafter(drafters(kind, "tiny")) for kind in ("dflash", "eagle3"))
+    same_speech(omni.generate(HEARD, drafter=dflash, draft_tokens=3, **ALOUD), spoken)
+    chain = omni.generate(WORDS, max_new_tokens=8, stop_ids=(), drafter=eagle3, draft_tokens=3)
+    assert [reply.token_ids for reply in chain] == said
 
 
-@pytest.mark.slow
-def test_speech(on_mesh: Callable, spoken: list[Any]) -> None:
-    check_speech(on_mesh("expert=2,tensor=2,data=2"), spoken)
+def test_rows_that_are_exchanged(on_mesh: Callable, heard: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As larger batches are: rows travel to the shards of their experts."""
+    omni, ways = on_mesh("expert=8"), []
+    exchange = expert_parallel.exchanged
+    monkeypatch.setattr(expert_parallel, "EXCHANGE_ROWS", 0)
+    monkeypatch.setattr(expert_parallel, "exchanged", lambda *a: ways.append(a[0].shape) or exchange(*a))
+    forward.clear_cache()
+    batch = omni.prepare(HEARD)
+    np.testing.assert_allclose(np.asarray(omni.logits(batch))[batch.mask], heard[0], atol=5e-4, rtol=0)
+    forward.clear_cache()
+    assert ways
 
 
-def test_media(on_mesh: Callable, omnis: Callable) -> None:
-    omni = on_mesh("expert=4,tensor=2")
-    batch = omni.prepare(MEDIA)
-    got, want = (np.asarray(o.logits(batch))[batch.mask] for o in (omni, omnis("tiny")))
-    np.testing.assert_allclose(got, want, atol=5e-4, rtol=0)
-
-
-def test_parts_on_devices_of_their_own(checkpoints: Callable, tmp_path: Path, spoken: list[Any]) -> None:
+def test_parts_on_devices_of_their_own(checkpoints: Callable, tmp_path: Path, heard: tuple) -> None:
     convert_checkpoint(checkpoints("tiny"), tmp_path / "ours")
     omni = load(tmp_path / "ours", mesh="thinker:expert=4;talker:expert=2,tensor=2")
     where = {part: [d.id for d in omni.meshes[part].devices.flat] for part in omni.meshes}
     assert where == {"thinker": [0, 1, 2, 3], "talker": [4, 5, 6, 7], "code2wav": [4, 5, 6, 7]}
     for part, params in omni.params.items():
         assert {d.id for x in jax.tree.leaves(params) for d in x.devices()} == set(where[part])
-    check_speech(omni, spoken)
+    same_speech(omni.generate(HEARD, **ALOUD), heard[1])
 
 
-@pytest.mark.parametrize("kind, tree", [("dflash", None), ("eagle3", None), ("eagle3", (2, 3))])
-def test_drafting(
-    kind: str, tree: tuple[int, int] | None, on_mesh: Callable, omnis: Callable, drafters: Callable, said: list
-) -> None:
-    drafter = load_drafter(drafters(kind, "tiny"))
-    asked: dict[str, Any] = {"max_new_tokens": 8, "stop_ids": (), "drafter": drafter, "draft_tree": tree}
-    got = on_mesh("expert=4,tensor=2").generate(WORDS[:4], **asked, draft_tokens=4)
+def test_trees(on_mesh: Callable, omnis: Callable, drafters: Callable, said: list) -> None:
+    asked: dict[str, Any] = {"max_new_tokens": 8, "stop_ids": (), "draft_tree": (2, 3), "draft_tokens": 4}
+    asked["drafter"] = load_drafter(drafters("eagle3", "tiny"))
+    got, want = (omni.generate(WORDS[:4], **asked) for omni in (on_mesh("expert=4,tensor=2"), omnis("tiny")))
     assert [reply.token_ids for reply in got] == said[:4]
-    if tree:
-        want = omnis("tiny").generate(WORDS[:4], **asked, draft_tokens=4)
-        assert [reply.stats["rounds"] for reply in got] == [reply.stats["rounds"] for reply in want]
+    assert [reply.stats["rounds"] for reply in got] == [reply.stats["rounds"] for reply in want]
 
 
 def test_a_drafter_on_a_mesh_drafts_alike(drafters: Callable) -> None:
@@ -145,11 +163,12 @@ def test_a_drafter_on_a_mesh_drafts_alike(drafters: Callable) -> None:
 
 
 @pytest.mark.parametrize("mesh", ["expert=4,tensor=2", "expert=8"])
-def test_only_rows_travel(mesh: str, on_mesh: Callable) -> None:
+def test_only_rows_travel(mesh: str, on_mesh: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled steps hold the collectives of their layout, and no weights, no experts and no cache move."""
     omni, text = on_mesh(mesh), on_mesh(mesh).config.thinker.text
     asked = (omni.params["thinker"], omni.graphs["thinker"], text, omni.prepare(WORDS), Sampling(), 8, 0, ())
-    session = Session(*asked)
+    session, prompted = Session(*asked), []
+    monkeypatch.setattr("omni_jax.decode.session.prefill", lambda *a, **k: prompted.append((a, k)) or prefill(*a, **k))
     _, state = session.begin()
     # Rows lie over the expert shards, heads over the tensor axis.
     shape = state.cache.k.sharding.shard_shape(state.cache.k.shape)
@@ -162,6 +181,12 @@ def test_only_rows_travel(mesh: str, on_mesh: Callable) -> None:
     one_expert = text.hidden_size * text.moe_intermediate_size // sizes.get("tensor", 1)
     one_layer_of_cache = int(np.prod(shape[1:]))
     assert max(found.values()) < min(one_expert, one_layer_of_cache) // 4
+    ((arguments, settings),) = prompted
+    found = collectives(prefill.lower(*arguments, **settings).compile())
+    rows = arguments[1].token_ids.size * text.hidden_size
+    assert {"all-reduce", "reduce-scatter", "all-gather"} <= set(found) and max(found.values()) <= rows
+    # What a device holds of a layer's experts is more than all that ever moves.
+    assert rows < text.num_experts // sizes["expert"] * 3 * one_expert
 
 
 def test_steps_are_compiled_once(on_mesh: Callable, said: list[list[int]]) -> None:
