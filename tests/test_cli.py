@@ -86,9 +86,14 @@ def test_a_drafter_changes_nothing_in_the_answer(
 ) -> None:
     main(["generate", *ask(model, new=12)])
     plain = capsys.readouterr().out
-    main(["generate", *ask(model, "--drafter", str(drafters("dflash", "tiny")), "--draft-tokens", "3", new=12)])
+    block, chain = (["--drafter", str(drafters(kind, "tiny")), "--draft-tokens"] for kind in ("dflash", "eagle3"))
+    for flags in ([*block, "3"], [*block, "auto"], [*chain, "5", "--draft-tree", "2", "3"]):
+        main(["generate", *ask(model, *flags, new=12)])
+        out, err = capsys.readouterr()
+        assert out == plain and "rounds of drafting" in err
+    main(["generate", *ask(model, *block, "3", "--draft-sampling", "--temperature", "1.5", new=12)])
     out, err = capsys.readouterr()
-    assert out == plain and "rounds of drafting" in err
+    assert out not in ("", plain) and "rounds of drafting" in err
     with pytest.raises(SystemExit, match="3"):
         main(["generate", *ask(model, "--draft-tokens", "3")])
     assert "--drafter" in capsys.readouterr().err
