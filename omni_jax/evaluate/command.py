@@ -3,7 +3,6 @@
 Everything that can be checked is checked before the weights are read.
 """
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ from omni_jax import checkpoint
 from omni_jax.distributed import Machines
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
-from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
+from omni_jax.evaluate.data import Dataset, Problem, Sample, digest_of, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser
 from omni_jax.evaluate.processes import meet, share_of
 from omni_jax.evaluate.report import Summary, summary_of, write_comparison, write_report
@@ -185,16 +184,13 @@ def _settings(command: Evaluate, task: str, metrics: tuple[MetricName, ...]) -> 
 
 
 def _model_digest(model: Path, dtype: str | None) -> str:
-    """Of the files that say which model this is: the manifest knows all arrays."""
-    files = [model / checkpoint.MANIFEST, *sorted(checkpoint.metadata_files(model))]
-    digest = hashlib.sha256(str(dtype or default_dtype()).encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    """Of the files that say which model this is: the manifest holds the arrays' hashes, or else the arrays count."""
+    files = [model / checkpoint.MANIFEST, *checkpoint.metadata_files(model)]
+    if not all(leaf.sha256 for leaf in checkpoint.read_manifest(model).leaves.values()):
+        # Several processes wrote it, none of which saw an array whole.
+        files += sorted(file for file in (model / checkpoint.PARAMS).rglob("*") if file.is_file())
+    return f"{dtype or default_dtype() or 'stored'}:{digest_of(files)}"
 
 
 def _drafter_digest(drafter: Path) -> str:
-    digest = hashlib.sha256((drafter / "config.json").read_bytes())
-    for file in sorted(drafter.glob("*.safetensors")):
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-    return digest.hexdigest()
+    return digest_of([drafter / "config.json", *sorted(drafter.glob("*.safetensors"))])

@@ -81,7 +81,7 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
     if not samples:
         why = f"; the first of {len(problems)}: {problems[0].where}: {problems[0].why}" if problems else ""
         raise InputError(f"{path} has no row that can be used{why}")
-    return Dataset(samples, problems, _digest(files))
+    return Dataset(samples, problems, digest_of(files))
 
 
 def read_row(row: Any, folder: Path, name: str) -> Sample:
@@ -264,7 +264,8 @@ def _arrow(pa: Any, source: Any) -> list[Any]:
         return pa.ipc.open_file(source).read_all().to_batches()
 
 
-def _digest(files: Iterable[Path]) -> str:
+def digest_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' bytes, one after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as data:
