@@ -8,6 +8,7 @@ A result holds id, category, scores and what was made; or an error instead of th
 length prove to be unusable only when its turn has come.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ TASKS = ("generate", "choice", "loglikelihood", "speech", "mt-bench")
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a result depends on, beside the sample and the model."""
+    """All that a result depends on, beside sample and model. seed: of the run; `seed_of` gives each sample's."""
 
     task: str
     metrics: tuple[MetricName, ...]
@@ -50,6 +51,7 @@ class Settings:
     seed: int
     use_audio_in_video: bool
     fps: float | None
+    recogniser: str | None
     speaker: str
     speech_temperature: float
     max_frames: int
@@ -67,6 +69,15 @@ class Means:
     slots: int
     drafter: Drafter | None = None
     recogniser: Recogniser | None = None
+
+
+def seed_of(seed: int, *what: str | int) -> int:
+    """The seed of one sample of a run, for `Prompt`: the first 63 bits of SHA-256 of the run's seed and of `what`.
+
+    So equal prompts draw each for themselves, and a sample draws alike whatever the samples beside it.
+    """
+    digest = hashlib.sha256(repr((seed, *what)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def choose_task(samples: Sequence[Sample]) -> str:
@@ -130,7 +141,7 @@ class _Talks:
                 continue
             talk = self.waiting.popleft()
             try:
-                prompt = self._prompt(talk.messages)
+                prompt = self._prompt(talk)
             except InputError as error:
                 self.failed.append(_failure(talk.sample, error))
                 continue
@@ -158,12 +169,12 @@ class _Talks:
         failed, self.failed = self.failed, []
         return failed
 
-    def _prompt(self, messages: Messages) -> Prompt:
+    def _prompt(self, talk: _Talk) -> Prompt:
         omni, settings = self.means.omni, self.means.settings
-        batch = omni.prepare(messages, use_audio_in_video=settings.use_audio_in_video, fps=settings.fps)
+        batch = omni.prepare(talk.messages, use_audio_in_video=settings.use_audio_in_video, fps=settings.fps)
         limit = omni.config.thinker.text.max_position_embeddings
         check_context(batch.token_ids.shape[1], settings.max_new_tokens, limit)
-        return Prompt(batch, settings.seed, settings.max_new_tokens)
+        return Prompt(batch, seed_of(settings.seed, talk.sample.id), settings.max_new_tokens)
 
 
 def _generated(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
@@ -262,7 +273,7 @@ def _say(means: Means, sample: Sample) -> Reply:
         top_p=settings.top_p,
         min_p=settings.min_p,
         repetition_penalty=settings.repetition_penalty,
-        seed=settings.seed,
+        seed=seed_of(settings.seed, sample.id),
         use_audio_in_video=settings.use_audio_in_video,
         fps=settings.fps,
         speech=True,

@@ -153,6 +153,9 @@ def test_generation_ends_at_stop_strings_and_draws_as_told(
         {"max_gen_toks": 3},
     )
     assert cut == whole[: whole.index(stop)] and again == whole != warm and whole.startswith(short) and short != whole
+    repeated = ask(*[{"max_gen_toks": 8, "do_sample": True, "temperature": 1.5}] * 4)
+    assert len(set(repeated)) == 4, "a task's repeats draw each for themselves"
+    assert len(set(ask(*[{"max_gen_toks": 8}] * 3))) == 1
     with pytest.raises(InputError, match="num_return_sequences"):
         ask({"num_return_sequences": 2})
     with pytest.raises(InputError, match="batch_size 'auto'"):

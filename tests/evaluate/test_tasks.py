@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-import convert
 from omni_jax.cli import main
 from omni_jax.errors import InputError
 from omni_jax.evaluate import run
@@ -20,13 +19,6 @@ from omni_jax.omni import Omni
 from tests.parity import image_part, user
 
 NEW = 6
-
-
-@pytest.fixture(scope="module")
-def model(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    destination = tmp_path_factory.mktemp("converted") / "small"
-    convert.convert_checkpoint(checkpoints("small"), destination, progress=False)
-    return destination
 
 
 def write(path: Path, *rows: dict) -> Path:
