@@ -193,7 +193,7 @@ def test_the_command_line(
         (["--fatal"], "rows.jsonl:2"),
         (["--seed", "1"], "seed was 0, is 1"),
         (["--task", "choice"], "leave out --metric"),
-        (["--draft-tokens", "2"], "need a --drafter"),
+        (["--draft-tokens", "2"], "need a drafter"),
     ):
         with pytest.raises(SystemExit, match="3"):
             main([*asked, *more])
