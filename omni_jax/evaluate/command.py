@@ -22,7 +22,7 @@ from omni_jax.evaluate.checks import check_drafting, check_settings
 from omni_jax.evaluate.data import Dataset, Problem, Sample, digest_of, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser
 from omni_jax.evaluate.processes import meet, share_of
-from omni_jax.evaluate.report import Summary, summary_of, write_comparison, write_report
+from omni_jax.evaluate.report import Summary, found_of, summary_of, write_comparison, write_report
 from omni_jax.evaluate.run import Results, read_all, run, settings_of, try_directory
 from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
 from omni_jax.loading import default_dtype
@@ -155,10 +155,10 @@ def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summa
                 if tokens:
                     bar.set_postfix_str(f"{tokens / (perf_counter() - start):.1f} token/s")
         meet("done")
-        held = read_all(one.output)
-        summary = summary_of(means.settings.task, dataset, held)
+        found = found_of(dataset, read_all(one.output))
+        summary = summary_of(means.settings.task, dataset, found)
         if share.reports:
-            write_report(one.output, summary, dataset, held, one.depends)
+            write_report(one.output, summary, dataset, found, one.depends)
     return summary
 
 

@@ -122,6 +122,13 @@ def read_results(file: Path) -> Iterator[Result]:
         yield result
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or, where this is interrupted, as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    part.write_text(text, "utf-8")
+    os.replace(part, path)
+
+
 def settings_of(settings: Settings, model: str, dataset: str, drafter: str | None) -> dict[str, Any]:
     """What the results depend on, as plain JSON values. model, dataset: their digests."""
     return json.loads(json.dumps({**asdict(settings), "model": model, "dataset": dataset, "drafter": drafter}))
@@ -136,9 +143,7 @@ def _state(directory: Path, depends: dict[str, Any]) -> None:
     path = directory / "run.json"
     if path.exists():
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    part.write_text(json.dumps(depends, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(depends, indent=2, ensure_ascii=False) + "\n")
 
 
 def _lock(descriptor: int, path: Path) -> None:

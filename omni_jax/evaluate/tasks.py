@@ -91,8 +91,12 @@ def lacks(sample: Sample, task: str, metrics: Sequence[str]) -> str | None:
     """What a sample lacks for a task, if anything."""
     if task == "choice" and (len(sample.choices) < 2 or sample.answer is None):
         return "the task 'choice' needs at least two 'choices' and the 'answer'"
+    if task == "choice" and not all(sample.choices):
+        return f"choice {sample.choices.index('')} is empty, and nothing is always likely"
     if task == "loglikelihood" and not sample.references:
         return "the task 'loglikelihood' needs a 'reference'"
+    if task == "loglikelihood" and not sample.references[0]:
+        return "the 'reference' is empty, and nothing is always likely"
     if task == "mt-bench" and not sample.turns:
         return "the task 'mt-bench' needs 'turns', two questions"
     if task in ("choice", "loglikelihood", "speech") and sample.turns:

@@ -13,8 +13,10 @@ from omni_jax.cli import main
 from omni_jax.errors import InputError
 from omni_jax.evaluate import run
 from omni_jax.evaluate.command import Evaluate, evaluate
+from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
 from omni_jax.evaluate.run import read_all
+from omni_jax.evaluate.tasks import lacks
 from omni_jax.omni import Omni
 from tests.parity import image_part, user
 
@@ -60,6 +62,15 @@ def test_log_likelihoods_are_those_of_the_logits(omnis: Callable[[str], Omni]) -
         assert [one.greedy for one in log_likelihoods(omni, [said, wrong])] == [True, False]
     with pytest.raises(InputError, match="context"):
         log_likelihoods(omni, [Continuation(asked[0].context, [1] * 10**6)])
+
+
+def test_what_samples_lack() -> None:
+    def lacking(task: str, **fields: Any) -> str:
+        return lacks(Sample("0", [], **fields), task, ()) or ""
+
+    assert "choice 1 is empty" in lacking("choice", choices=("a", ""), answer=0), "nothing is likelier than nothing"
+    assert "the 'reference' is empty" in lacking("loglikelihood", references=("", "b"))
+    assert not lacking("choice", choices=("a", " "), answer=0) and not lacking("loglikelihood", references=("b", ""))
 
 
 def test_generate_scores_replies_and_goes_on_after_an_interrupt(
