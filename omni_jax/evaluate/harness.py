@@ -1,6 +1,6 @@
 """lm-evaluation-harness, with our model: its tasks, its metrics and its command line.
 
-    python -m omni_jax.evaluate.harness run --model omni_jax --model_args path=ckpt/ --tasks arc_easy
+    python -m omni_jax.evaluate.harness run --model omni_jax --model_args path=ckpt/,mesh=expert=4 --tasks arc_easy
 
 or, in Python, import this module and call `lm_eval.simple_evaluate(model="omni_jax", ...)`. The harness finds models by
 name once their module is imported; it has no other way to find one of another package. Only this module imports it:
@@ -61,19 +61,21 @@ class OmniLM(TemplateLM):
         max_length: int | None = None,
         max_gen_toks: int = 256,
         dtype: str | None = None,
+        mesh: str | None = None,
         seed: int = 0,
         device: str | None = None,
         max_batch_size: int | None = None,
     ):
         """path: a converted checkpoint, or a loaded model. max_length: tokens of context, by default the model's.
 
+        mesh: as for `omni_jax.load`, with + for the comma, at which --model_args would be split: expert=4+data=2.
         seed: the run's; a request's own follows from it, from the context and from how often the request came before.
         device and max_batch_size are the harness's own and stand for nothing here.
         """
         super().__init__()
         if isinstance(batch_size, str) and not batch_size.isdecimal():
             raise InputError(f"batch_size {batch_size!r}; give a number, such as 8")
-        self.omni = path if isinstance(path, Omni) else omni_jax.load(path, dtype=dtype, parts=("thinker",))
+        self.omni = path if isinstance(path, Omni) else _load(path, mesh, dtype)
         self.path = "omni_jax" if isinstance(path, Omni) else path
         self.batch_size, self.max_gen_toks, self.seed = int(batch_size), max_gen_toks, seed
         limit = self.omni.config.thinker.text.max_position_embeddings
@@ -190,6 +192,10 @@ class OmniLM(TemplateLM):
     def _stops(self, gen_kwargs: dict) -> list[str]:
         stops = handle_stop_sequences(_settings(gen_kwargs, self.max_gen_toks)["until"], eos=None)
         return [stop for stop in stops if stop]
+
+
+def _load(path: str, mesh: str | None, dtype: str | None) -> Omni:
+    return omni_jax.load(path, mesh=mesh and mesh.replace("+", ","), dtype=dtype, parts=("thinker",))
 
 
 def _settings(gen_kwargs: dict, max_gen_toks: int) -> dict[str, Any]:
