@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from omni_jax.decode.statistics import Rounds, macro, micro
 from omni_jax.errors import InputError
 
 # A recogniser hears float32 samples [n] at a rate and says what was said.
@@ -106,23 +107,21 @@ def accepted_length(stats: Sequence[dict[str, Any]]) -> Scores:
 
     stats: those of replies; empty if none was drafted.
     """
-    drafted = [s for s in stats if s.get("rounds")]
-    if not drafted:
-        return {}
-    rounds = sum(s["rounds"] for s in drafted)
-    tokens = sum(s["rounds"] * s["tokens_per_round"] for s in drafted)
-    macro = float(np.mean([s["tokens_per_round"] for s in drafted]))
-    return {"accepted_length_micro": tokens / rounds, "accepted_length_macro": macro}
+    drafted = [Rounds(np.asarray(s["round_tokens"]), np.asarray(s["round_most"])) for s in stats if s.get("rounds")]
+    return {"accepted_length_micro": micro(drafted), "accepted_length_macro": macro(drafted)} if drafted else {}
 
 
 def real_time_factor(stats: Sequence[dict[str, Any]]) -> Scores:
-    """Seconds that it took to make a second of speech, text included; empty if nothing was said."""
+    """Seconds that it took to make a second of speech, text included; empty if nothing was said.
+
+    Replies during which a program was compiled are not timed but counted: once it is, such a reply takes a fraction.
+    """
     spoken = [s for s in stats if s.get("audio_seconds")]
-    if not spoken:
-        return {}
+    timed = [s for s in spoken if not s["compiled"]]
     names = ("prefill_seconds", "decode_seconds", "talker_seconds", "vocoder_seconds")
-    seconds = sum(s[name] for s in spoken for name in names)
-    return {"real_time_factor": seconds / sum(s["audio_seconds"] for s in spoken)}
+    seconds, audio = sum(s[name] for s in timed for name in names), sum(s["audio_seconds"] for s in timed)
+    factor = {"real_time_factor": seconds / audio} if timed else {}
+    return factor | {"replies_not_timed": len(spoken) - len(timed)} if spoken else {}
 
 
 def load_recogniser(name: str) -> Recogniser:

@@ -11,8 +11,11 @@ length prove to be unusable only when its turn has come.
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import jax
 
 from omni_jax.decode.session import check_context
 from omni_jax.decode.slots import Prompt
@@ -257,14 +260,32 @@ def _spoken(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
     assert means.recogniser is not None
     for sample in samples:
         try:
-            reply = _say(means, sample)
+            with _compilations() as compiled:
+                reply = _say(means, sample)
         except InputError as error:
             yield _failure(sample, error)
             continue
+        reply = replace(reply, stats={**reply.stats, "compiled": len(compiled)})
         assert reply.audio is not None
         heard = means.recogniser(reply.audio, SAMPLES_PER_SECOND) if len(reply.audio) else ""
         scores = word_errors(heard, [reply.text]) | character_errors(heard, [reply.text])
         yield _result(sample, scores, [reply]) | {"heard": heard}
+
+
+@contextmanager
+def _compilations() -> Iterator[list[str]]:
+    """A list that grows by every program that is compiled inside the block."""
+    compiled = []
+
+    def hear(event: str, duration_secs: float, **more: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
 
 
 def _say(means: Means, sample: Sample) -> Reply:

@@ -167,12 +167,13 @@ def recognise(wave: np.ndarray, rate: int) -> str:
 
 def test_speech_is_recognised(omnis: Callable[[str], Omni], model: Path, tmp_path: Path) -> None:
     pytest.importorskip("jiwer")
-    omni, data = omnis("small"), write(tmp_path / "rows.jsonl", {"prompt": "Speak."})
+    omni, data = omnis("small"), write(tmp_path / "rows.jsonl", *[{"prompt": "Speak."}] * 2)
     settings = {"task": "speech", "max_frames": 4, "speech_temperature": 0.0}
     summary = score(omni, model, data, tmp_path / "out", recogniser=f"{__name__}:recognise", **settings)
     assert HEARD and HEARD[-1] == (np.dtype("float32"), 1, 24_000)
-    (turn,) = results(tmp_path / "out")["0"]["turns"]
-    assert results(tmp_path / "out")["0"]["heard"] == "spare" and summary["scores"]["wer"] > 0
+    (cold,), (turn,) = (result["turns"] for _, result in sorted(results(tmp_path / "out").items()))
+    assert cold["stats"]["compiled"] > 0 == turn["stats"]["compiled"] and summary["speech"]["replies_not_timed"] == 1
+    assert read_all(tmp_path / "out")[1]["heard"] == "spare" and summary["scores"]["wer"] > 0
     stats = turn["stats"]
     seconds = sum(stats[f"{part}_seconds"] for part in ("prefill", "decode", "talker", "vocoder"))
     assert summary["speech"]["real_time_factor"] == pytest.approx(seconds / stats["audio_seconds"])
