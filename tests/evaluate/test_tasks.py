@@ -11,7 +11,7 @@ import pytest
 
 from omni_jax.cli import main
 from omni_jax.errors import InputError
-from omni_jax.evaluate import run
+from omni_jax.evaluate import loglikelihood, run
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
@@ -64,6 +64,26 @@ def test_log_likelihoods_are_those_of_the_logits(omnis: Callable[[str], Omni]) -
         log_likelihoods(omni, [Continuation(asked[0].context, [1] * 10**6)])
 
 
+def test_a_forward_has_so_many_tokens_and_no_more(
+    omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    omni, ran = omnis("small"), []
+    contexts = (omni.prepare(user("word " * n)) for n in (1, 30, 9, 2, 9, 1))
+    asked = [one for context in contexts for one in prepare_choices(omni, context, ["yes"])]
+    want = log_likelihoods(omni, asked, rows=3)
+
+    def counted(params: dict, token_ids: np.ndarray, *more: Any, **settings: Any) -> Any:
+        ran.append(token_ids.shape)
+        return score_tokens(params, token_ids, *more, **settings)
+
+    score_tokens = loglikelihood.score
+    monkeypatch.setattr(loglikelihood, "score", counted)
+    monkeypatch.setattr(loglikelihood, "TOKENS", 128)
+    got = log_likelihoods(omni, asked, rows=3)
+    assert [one.log_likelihood for one in got] == pytest.approx([one.log_likelihood for one in want], abs=1e-3)
+    assert all(B * T <= 128 or B == 1 for B, T in ran) and {B for B, _ in ran} == {1, 2, 3}, ran
+
+
 def test_what_samples_lack() -> None:
     def lacking(task: str, **fields: Any) -> str:
         return lacks(Sample("0", [], **fields), task, ()) or ""
@@ -103,7 +123,7 @@ def test_generate_scores_replies_and_goes_on_after_an_interrupt(
     got = results(tmp_path / "out")
     assert "broken.png" in got["bad"]["error"]
     for i, reply in enumerate(want):
-        (turn,) = got[str(i)]["turns"]
+        (turn,) = got[f"#{i}"]["turns"]
         assert turn["text"] == reply.text and turn["token_ids"] == reply.token_ids
     with pytest.raises(InputError, match="max_new_tokens was 6, is 7"):
         score(omni, model, data, tmp_path / "out", max_new_tokens=7)
@@ -145,9 +165,9 @@ def test_choices_and_references_are_weighed(omnis: Callable[[str], Omni], model:
     summary = score(omni, model, data, tmp_path / "choices")
     assert summary["task"] == "choice" and summary["rows_skipped"] == 1
     got = results(tmp_path / "choices")
-    assert [got[str(i)]["scores"]["accuracy"] for i in range(3)] == [float(i == best) for i in range(3)]
-    assert got["0"]["log_likelihoods"] == pytest.approx([one.log_likelihood for one in scored], abs=1e-3)
-    with pytest.raises(InputError, match=r"sample 3: .*needs at least two"):
+    assert [got[f"#{i}"]["scores"]["accuracy"] for i in range(3)] == [float(i == best) for i in range(3)]
+    assert got["#0"]["log_likelihoods"] == pytest.approx([one.log_likelihood for one in scored], abs=1e-3)
+    with pytest.raises(InputError, match=r"sample #3: .*needs at least two"):
         score(omni, model, data, tmp_path / "strict", fatal=True)
 
     data = write(tmp_path / "texts.jsonl", *({"prompt": "Pick one.", "reference": text} for text in choices))
