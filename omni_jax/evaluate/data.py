@@ -4,9 +4,10 @@ A row is a JSON object (or a row of a Parquet or Arrow table) with
 
     messages | prompt | turns    a conversation, one question, or questions said one after the other
     system, image, audio, video  beside a prompt or turns: what stands before the first question; media one or a list
-    reference(s)                 the right answer, or several
+    reference(s)                 the right answer, or several; beside turns, `reference` as a list holds one for each,
+                                 and `references` several for the last
     choices, answer              what to choose from, and which is right: its number, its letter or itself
-    id | question_id, category   a name, by default the row's number, and a group for the report
+    id | question_id, category   a name, by default "#" and the row's number from 0, and a group for the report
 
 Paths of media are relative to the file that names them; tables may hold media themselves, as {"bytes", "path"}. A row
 that cannot be used is a `Problem` that says where it stands; the others are read.
@@ -20,6 +21,7 @@ import string
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +69,13 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
     limit: rows that are read.
     InputError if there is no such file, or no row that can be used.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; read at least one row")
     files = _files(Path(path), split)
     samples, problems, names = [], [], set[str]()
-    for number, (where, folder, row) in enumerate(_rows(files)):
-        if number == limit:
-            break
+    for number, (where, folder, row) in enumerate(islice(_rows(files), limit)):
         try:
-            sample = read_row(row, folder, str(number))
+            sample = read_row(row, folder, f"#{number}")
             if sample.id in names:
                 raise InputError(f"the id {sample.id!r} was used before")
         except InputError as error:
@@ -100,7 +102,7 @@ def read_row(row: Any, folder: Path, name: str) -> Sample:
     messages, turns = _conversation(row, folder)
     read_conversation(messages)
     choices = _strings(row, "choices", several=True)
-    references = _strings(row, "references") or _strings(row, "reference")
+    references = _strings(row, "references") or _reference(row, turns)
     given = row.get("id", row.get("question_id", name))
     return Sample(str(given), messages, turns, references, choices, _answer(row, choices), str(row.get("category", "")))
 
@@ -115,6 +117,8 @@ def _conversation(row: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any
         if extra:
             raise InputError(f"{extra[0]!r} stands beside 'messages'; put it into them")
         return [_with_media(message, folder) for message in _list(row["messages"], "messages")], ()
+    if isinstance(row.get("prompt"), list):
+        raise InputError("'prompt' is a list; give 'turns' for questions one after the other")
     first, *turns = _strings(row, forms[0], several=forms == ["turns"]) or ("",)
     if not first:
         raise InputError(f"{forms[0]!r} is empty")
@@ -151,6 +155,16 @@ def _found(part: Any, folder: Path) -> Any:
     if not there:
         raise InputError(f"{path} does not exist; paths of media are relative to the dataset's file")
     return {**part, key: str(path)}
+
+
+def _reference(row: dict[str, Any], turns: tuple[str, ...]) -> tuple[str, ...]:
+    """The right answers to the last question; a list beside several turns holds one for each, as FastChat's do."""
+    references = _strings(row, "reference")
+    if not turns or not isinstance(row.get("reference"), list):
+        return references
+    if len(references) != 1 + len(turns):
+        raise InputError(f"'reference' is a list of {len(references)} for {1 + len(turns)} turns; give one for each")
+    return references[-1:]
 
 
 def _answer(row: dict[str, Any], choices: tuple[str, ...]) -> int | None:

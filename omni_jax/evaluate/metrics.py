@@ -6,7 +6,7 @@ characters are kept as counts, so that a corpus is scored as a whole: errors of 
 Normalisations, applied to both sides: `exact` drops space at the ends; `exact_normalised` is SQuAD's (lower case, no
 punctuation, no articles, single spaces); `exact_number` compares the last numbers in the texts, as for GSM8K. `wer`
 and `cer` count, through jiwer, in Unicode's compatibility form (NFKC) in lower case, with spaces for punctuation and
-symbols (apostrophes stay) and single spaces.
+symbols (apostrophes inside words stay) and single spaces.
 """
 
 import importlib
@@ -25,6 +25,7 @@ from omni_jax.errors import InputError
 Recogniser = Callable[[np.ndarray, int], str]
 Scores = dict[str, float]
 
+_APOSTROPHES = re.compile("[\u2018\u2019\u02bc]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -140,9 +141,9 @@ def load_recogniser(name: str) -> Recogniser:
 
 def spoken_form(text: str) -> str:
     """What counts of a text for errors in words and characters, as the module says."""
-    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
-    kept = (c if c == "'" or unicodedata.category(c)[0] not in "PS" else " " for c in text)
-    return " ".join("".join(kept).split())
+    text = _APOSTROPHES.sub("'", unicodedata.normalize("NFKC", text).lower())
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] not in "PS" else " " for c in text)
+    return " ".join(word for word in (word.strip("'") for word in kept.split()) if word)
 
 
 def _squad(text: str) -> str:

@@ -36,7 +36,7 @@ def test_the_forms_of_a_row(tmp_path: Path) -> None:
     a, b, c, d = read_dataset(path).samples
     assert a.id == "x" and a.references == ("me",)
     assert a.messages[0]["content"][0] == {"type": "audio", "audio": str(tmp_path / "sounds/a.flac")}
-    assert b.id == "1" and b.references == ("a", "2") and b.messages[0] == {"role": "system", "content": "Be brief."}
+    assert b.id == "#1" and b.references == ("a", "2") and b.messages[0] == {"role": "system", "content": "Be brief."}
     assert [part["type"] for part in b.messages[1]["content"]] == ["audio", "audio", "text"]
     assert c.id == "81" and c.category == "writing" and c.turns == ("Two?",)
     assert c.messages == [{"role": "user", "content": "One?"}]
@@ -81,6 +81,8 @@ def test_the_answer_among_numbers(choices: list, answer: Any, index: Any, tmp_pa
         ([1], "of type list"),
         ({"reference": "x"}, "no question"),
         ({"prompt": "a", "turns": ["b"]}, "give one of"),
+        ({"prompt": ["a", "b"]}, "'prompt' is a list; give 'turns'"),
+        ({"turns": ["a", "b"], "reference": ["x"]}, "'reference' is a list of 1 for 2 turns"),
         ({"prompt": ""}, "'prompt' is empty"),
         ({"turns": "one"}, "give a list"),
         ({"messages": [{"role": "user"}]}, "message 0 has no 'content'"),
@@ -105,6 +107,27 @@ def test_rows_that_cannot_be_used_are_told_with_their_line(row: Any, why: str, t
     assert len(dataset.samples) == 2
     (problem,) = dataset.problems
     assert problem.where == "rows.jsonl:2" and why in problem.why
+
+
+def test_references_of_turns(tmp_path: Path) -> None:
+    """FastChat's rows hold one for each turn; the last reply is the one that is scored."""
+    forms = ({"reference": ["one", "two"]}, {"reference": "two"}, {"references": ["two", "2"]}, {"references": ["x"]})
+    dataset = read_dataset(write(tmp_path / "rows.jsonl", *({"turns": ["a", "b"], **form} for form in forms)))
+    assert [sample.references for sample in dataset.samples] == [("two",), ("two",), ("two", "2"), ("x",)]
+    dataset = read_dataset(write(tmp_path / "one.jsonl", {"turns": ["a"], "reference": ["one", "two"]}))
+    assert dataset.samples[0].references == ("one", "two")
+
+
+def test_rows_without_an_id_take_no_id_from_others(tmp_path: Path) -> None:
+    rows = [{"prompt": "a"}, {"prompt": "b", "id": 0}, {"prompt": "c", "id": "3"}, {"prompt": "d"}]
+    dataset = read_dataset(write(tmp_path / "rows.jsonl", *rows))
+    assert [sample.id for sample in dataset.samples] == ["#0", "0", "3", "#3"] and not dataset.problems
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_that_is_none(limit: int, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"limit is {limit}"):
+        read_dataset(write(tmp_path / "rows.jsonl", {"prompt": "a"}), limit=limit)
 
 
 def test_files_and_directories(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def test_exact_matches(metric: str, text: str, references: list[str], score: int
 def test_errors_in_words_and_characters() -> None:
     pytest.importorskip("jiwer")
     assert spoken_form("Don’t — well-known, ＡＢＣ!  $5") == "don't well known abc 5"
+    # Quotation marks are none of the word's, whichever they are; apostrophes inside are.
+    assert spoken_form("‘hello’ 'hello' don‘t rock ʼn’ roll '") == "hello hello don't rock n roll"
     wer, cer = METRICS["wer"], METRICS["cer"]
     assert wer("The cat sat.", ["the cat sat"]) == {"word_errors": 0, "words": 3}
     assert wer("a cat sat down", ["the cat sat"]) == {"word_errors": 2, "words": 3}
