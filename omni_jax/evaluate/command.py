@@ -3,7 +3,6 @@
 Everything that can be checked is checked before the weights are read.
 """
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -15,14 +14,16 @@ import tyro
 from tqdm import tqdm
 
 from omni_jax import checkpoint
+from omni_jax.config import OmniConfig
 from omni_jax.distributed import Machines
-from omni_jax.drafter import load_drafter
+from omni_jax.drafter import Drafter, load_drafter
 from omni_jax.errors import InputError
-from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
+from omni_jax.evaluate.checks import check_drafting, check_settings
+from omni_jax.evaluate.data import Dataset, Problem, Sample, digest_of, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser
 from omni_jax.evaluate.processes import meet, share_of
-from omni_jax.evaluate.report import Summary, summary_of, write_comparison, write_report
-from omni_jax.evaluate.run import Results, read_all, run, settings_of
+from omni_jax.evaluate.report import Summary, found_of, summary_of, write_comparison, write_report
+from omni_jax.evaluate.run import Results, read_all, run, settings_of, try_directory
 from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
 from omni_jax.loading import default_dtype
 from omni_jax.omni import Omni
@@ -99,19 +100,16 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     dataset = _fitting(dataset, task, metrics)
     _tell(dataset.problems, command.fatal)
     recogniser = _recogniser(command, task)
-    names = [path.resolve().name for path in command.drafter]
-    if len(set(names)) < len(names):
-        raise InputError(f"drafters {names}; their directories need different names to be told apart")
-    if not names and (command.draft_tokens is not None or command.draft_tree is not None or command.draft_sampling):
-        raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
-    drafters = [load_drafter(path, dtype=command.dtype or default_dtype()) for path in command.drafter]
-    settings = _settings(command, task, metrics)
+    settings, config = _settings(command, task, metrics), checkpoint.read_config(command.model)
+    check_settings(settings, command.slots, config)
+    runs = _runs(command, settings, dataset, config)
+    for one in runs:
+        try_directory(one.output, one.depends)
     omni = load(None if task == "speech" else ("thinker",))
     summaries = {}
-    for path, drafter in zip(command.drafter or (None,), drafters or [None], strict=True):
-        output = command.output / path.resolve().name if path and len(drafters) > 1 else command.output
-        means = Means(omni, settings, command.slots, drafter, recogniser)
-        summaries[path.resolve().name if path else ""] = _run(means, dataset, output, command, path)
+    for one in runs:
+        means = Means(omni, settings, command.slots, one.drafter, recogniser)
+        summaries[one.name] = _summarised(one, means, dataset, command.fatal)
     if len(summaries) == 1:
         return next(iter(summaries.values()))
     if share_of(omni.params).reports:
@@ -119,25 +117,48 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     return summaries
 
 
-def _run(means: Means, dataset: Dataset, output: Path, command: Evaluate, drafter: Path | None) -> Summary:
-    """One run: the samples that are left, and the report of all."""
-    model = _model_digest(command.model, command.dtype)
-    depends = settings_of(means, model, dataset.digest, None if drafter is None else _drafter_digest(drafter))
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One of the command's runs: its drafter's name, "" without one, and where its results go."""
+
+    name: str
+    drafter: Drafter | None
+    output: Path
+    depends: dict[str, Any]
+
+
+def _runs(command: Evaluate, settings: Settings, dataset: Dataset, config: OmniConfig) -> list[_Run]:
+    """One run, or one for each drafter; InputError for drafters that do not draft for this model as told."""
+    names = [path.resolve().name for path in command.drafter]
+    if len(set(names)) < len(names):
+        raise InputError(f"drafters {names}; their directories need different names to be told apart")
+    model, runs = _model_digest(command.model, command.dtype), []
+    for name, path in zip(names or ("",), command.drafter or (None,), strict=True):
+        drafter = load_drafter(path, dtype=command.dtype or default_dtype()) if path else None
+        check_drafting(settings, drafter, config)
+        output = command.output / name if len(names) > 1 else command.output
+        depends = settings_of(settings, model, dataset.digest, _drafter_digest(path) if path else None)
+        runs.append(_Run(name, drafter, output, depends))
+    return runs
+
+
+def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summary:
+    """Do the samples that are left of a run, and write the report of all."""
     share = share_of(means.omni.params)
-    with Results(output, depends, share) as written:
+    with Results(one.output, one.depends, share) as written:
         left = written.left(dataset.samples)
         start, tokens = perf_counter(), 0
         with tqdm(total=len(left), unit="sample", file=sys.stderr, disable=None if share.reports else True) as bar:
-            for result in run(means, left, written, command.fatal):
+            for result in run(means, left, written, fatal):
                 tokens += sum(turn["stats"]["new_tokens"] for turn in result.get("turns", ()))
                 bar.update()
                 if tokens:
                     bar.set_postfix_str(f"{tokens / (perf_counter() - start):.1f} token/s")
         meet("done")
-        held = read_all(output)
-        summary = summary_of(means.settings.task, dataset, held)
+        found = found_of(dataset, read_all(one.output))
+        summary = summary_of(means.settings.task, dataset, found)
         if share.reports:
-            write_report(output, summary, dataset, held, depends)
+            write_report(one.output, summary, dataset, found, one.depends)
     return summary
 
 
@@ -149,7 +170,8 @@ def _metrics(command: Evaluate, task: str, dataset: Dataset) -> tuple[MetricName
         return check_metrics(("wer", "cer"))
     if command.metric:
         return check_metrics(command.metric)
-    usual = task == "generate" and all(sample.references for sample in dataset.samples)
+    # Rows without one are told of, as everything that a row lacks.
+    usual = task == "generate" and any(sample.references for sample in dataset.samples)
     return ("exact", "exact_normalised") if usual else ()
 
 
@@ -185,16 +207,13 @@ def _settings(command: Evaluate, task: str, metrics: tuple[MetricName, ...]) -> 
 
 
 def _model_digest(model: Path, dtype: str | None) -> str:
-    """Of the files that say which model this is: the manifest knows all arrays."""
-    files = [model / checkpoint.MANIFEST, *sorted(checkpoint.metadata_files(model))]
-    digest = hashlib.sha256(str(dtype or default_dtype()).encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    """Of the files that say which model this is: the manifest holds the arrays' hashes, or else the arrays count."""
+    files = [model / checkpoint.MANIFEST, *checkpoint.metadata_files(model)]
+    if not all(leaf.sha256 for leaf in checkpoint.read_manifest(model).leaves.values()):
+        # Several processes wrote it, none of which saw an array whole.
+        files += sorted(file for file in (model / checkpoint.PARAMS).rglob("*") if file.is_file())
+    return f"{dtype or default_dtype() or 'stored'}:{digest_of(files)}"
 
 
 def _drafter_digest(drafter: Path) -> str:
-    digest = hashlib.sha256((drafter / "config.json").read_bytes())
-    for file in sorted(drafter.glob("*.safetensors")):
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-    return digest.hexdigest()
+    return digest_of([drafter / "config.json", *sorted(drafter.glob("*.safetensors"))])

@@ -4,9 +4,10 @@ A row is a JSON object (or a row of a Parquet or Arrow table) with
 
     messages | prompt | turns    a conversation, one question, or questions said one after the other
     system, image, audio, video  beside a prompt or turns: what stands before the first question; media one or a list
-    reference(s)                 the right answer, or several
+    reference(s)                 the right answer, or several; beside turns, `reference` as a list holds one for each,
+                                 and `references` several for the last
     choices, answer              what to choose from, and which is right: its number, its letter or itself
-    id | question_id, category   a name, by default the row's number, and a group for the report
+    id | question_id, category   a name, by default "#" and the row's number from 0, and a group for the report
 
 Paths of media are relative to the file that names them; tables may hold media themselves, as {"bytes", "path"}. A row
 that cannot be used is a `Problem` that says where it stands; the others are read.
@@ -15,9 +16,12 @@ that cannot be used is a `Problem` that says where it stands; the others are rea
 import gzip
 import hashlib
 import json
+import re
 import string
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +65,17 @@ class Dataset:
 def read_dataset(path: str | Path, *, split: str | None = None, limit: int | None = None) -> Dataset:
     """Read a file (.jsonl, .jsonl.gz, .json, .parquet, .arrow) or a directory of them.
 
-    split: of a directory, only files whose name begins with it or whose folder has its name. limit: rows that are read.
+    split: of a directory, only files whose name is it up to the first "-" or "." behind, or whose folder has its name.
+    limit: rows that are read.
     InputError if there is no such file, or no row that can be used.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; read at least one row")
     files = _files(Path(path), split)
     samples, problems, names = [], [], set[str]()
-    for number, (where, folder, row) in enumerate(_rows(files)):
-        if number == limit:
-            break
+    for number, (where, folder, row) in enumerate(islice(_rows(files), limit)):
         try:
-            sample = read_row(row, folder, str(number))
+            sample = read_row(row, folder, f"#{number}")
             if sample.id in names:
                 raise InputError(f"the id {sample.id!r} was used before")
         except InputError as error:
@@ -81,7 +86,7 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
     if not samples:
         why = f"; the first of {len(problems)}: {problems[0].where}: {problems[0].why}" if problems else ""
         raise InputError(f"{path} has no row that can be used{why}")
-    return Dataset(samples, problems, _digest(files))
+    return Dataset(samples, problems, digest_of(files))
 
 
 def read_row(row: Any, folder: Path, name: str) -> Sample:
@@ -90,12 +95,14 @@ def read_row(row: Any, folder: Path, name: str) -> Sample:
         raise row
     if not isinstance(row, dict):
         raise InputError(f"the row is of type {type(row).__name__}; write a JSON object")
-    # Tables fill absent fields with null, at any depth.
-    row = _without_null(row)
+    try:
+        row = _plain(row)
+    except RecursionError as error:
+        raise InputError("the row is nested too deeply") from error
     messages, turns = _conversation(row, folder)
     read_conversation(messages)
     choices = _strings(row, "choices", several=True)
-    references = _strings(row, "references") or _strings(row, "reference")
+    references = _strings(row, "references") or _reference(row, turns)
     given = row.get("id", row.get("question_id", name))
     return Sample(str(given), messages, turns, references, choices, _answer(row, choices), str(row.get("category", "")))
 
@@ -110,6 +117,8 @@ def _conversation(row: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any
         if extra:
             raise InputError(f"{extra[0]!r} stands beside 'messages'; put it into them")
         return [_with_media(message, folder) for message in _list(row["messages"], "messages")], ()
+    if isinstance(row.get("prompt"), list):
+        raise InputError("'prompt' is a list; give 'turns' for questions one after the other")
     first, *turns = _strings(row, forms[0], several=forms == ["turns"]) or ("",)
     if not first:
         raise InputError(f"{forms[0]!r} is empty")
@@ -138,24 +147,45 @@ def _found(part: Any, folder: Path) -> Any:
     if ":" in source[2:]:  # data: and file: URLs; the colon of C:\clip.mp4 comes before
         return part
     path = folder / source
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        remedy = "write base64 as data:image/png;base64,..."
+        raise InputError(f"{source[:40]!r}... is no path ({error.strerror}); {remedy}") from error
+    if not there:
         raise InputError(f"{path} does not exist; paths of media are relative to the dataset's file")
     return {**part, key: str(path)}
 
 
+def _reference(row: dict[str, Any], turns: tuple[str, ...]) -> tuple[str, ...]:
+    """The right answers to the last question; a list beside several turns holds one for each, as FastChat's do."""
+    references = _strings(row, "reference")
+    if not turns or not isinstance(row.get("reference"), list):
+        return references
+    if len(references) != 1 + len(turns):
+        raise InputError(f"'reference' is a list of {len(references)} for {1 + len(turns)} turns; give one for each")
+    return references[-1:]
+
+
 def _answer(row: dict[str, Any], choices: tuple[str, ...]) -> int | None:
-    """The index of the right choice."""
+    """The index of the right choice. A text is a choice, else a letter or a number; a number must fit one choice."""
     answer = row.get("answer")
     if not choices or answer is None:
         return None
-    letters = string.ascii_uppercase[: len(choices)]
     if isinstance(answer, str):
         if answer in choices:
             return choices.index(answer)
-        if len(answer.strip()) == 1 and answer.strip().upper() in letters:
-            return letters.index(answer.strip().upper())
-    elif isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
-        return answer
+        marks = dict(zip(string.ascii_uppercase, range(len(choices)), strict=False))
+        marks |= {str(i): i for i in range(len(choices))}
+        if answer.strip().upper() in marks:
+            return marks[answer.strip().upper()]
+    elif isinstance(answer, int | float) and not isinstance(answer, bool):
+        # Its number, or itself among choices that are numbers; digits in quotes are none.
+        meant = [i for i, choice in enumerate(row["choices"]) if answer in (i, choice)]
+        if len(meant) == 1:
+            return meant[0]
+        if meant:
+            raise InputError(f"'answer' is {answer}, which fits several choices; give a letter")
     raise InputError(f"'answer' is {answer!r}; give a choice, its letter, or its number from 0")
 
 
@@ -180,10 +210,16 @@ def _list(value: Any, key: str) -> list[Any]:
     return value
 
 
-def _without_null(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """A value without null, with which tables fill absent fields; InputError for text that cannot be written again."""
     if isinstance(value, dict):
-        return {key: _without_null(item) for key, item in value.items() if item is not None}
-    return [_without_null(item) for item in value] if isinstance(value, list) else value
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{value[:40]!r} is no text: it holds half of a surrogate pair") from error
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _files(path: Path, split: str | None) -> list[Path]:
@@ -197,7 +233,8 @@ def _files(path: Path, split: str | None) -> list[Path]:
         raise InputError(f"{path} does not exist; name a dataset's file or directory")
     found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith((*LINES, *TABLES)))
     parts = {file: (file.relative_to(path).parts[:-1], file.name) for file in found}
-    chosen = [f for f, (folders, name) in parts.items() if split is None or name.startswith(split) or split in folders]
+    named = re.compile(rf"{re.escape(split or '')}[-.]")
+    chosen = [f for f, (folders, name) in parts.items() if split is None or named.match(name) or split in folders]
     if not chosen:
         known = sorted({str(file.relative_to(path)) for file in found})
         raise InputError(f"{path} has no data files{f' of the split {split!r}' if split else ''}; it holds {known[:8]}")
@@ -207,14 +244,11 @@ def _files(path: Path, split: str | None) -> list[Path]:
 def _rows(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
     """Where each row stands, the folder of its file, and the row; an InputError in place of a row that is no JSON."""
     for file in files:
-        if file.name.endswith(LINES):
-            rows = _lines(file)
-        elif file.name.endswith(TABLES):
-            rows = enumerate(_table(file), start=1)
-        else:
-            rows = enumerate(_whole(file), start=1)
-        for number, row in rows:
-            yield f"{file.name}:{number}", file.parent, row
+        try:
+            for number, row in _lines(file) if file.name.endswith(LINES) else enumerate(_whole(file), start=1):
+                yield f"{file.name}:{number}", file.parent, row
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{file} cannot be read ({error}); is it complete?") from error
 
 
 def _lines(file: Path) -> Iterator[tuple[int, Any]]:
@@ -225,14 +259,16 @@ def _lines(file: Path) -> Iterator[tuple[int, Any]]:
                 continue
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield number, InputError(f"the line is no JSON ({error})")
 
 
-def _whole(file: Path) -> list[Any]:
+def _whole(file: Path) -> Iterable[Any]:
+    if file.name.endswith(TABLES):
+        return _table(file)
     try:
         rows = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON ({error})") from error
     return _list(rows, str(file))
 
@@ -251,7 +287,7 @@ def _table(file: Path) -> Iterator[Any]:
                 batches = _arrow(pa, source)
         for batch in batches:
             yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{file} cannot be read as a table ({error})") from error
 
 
@@ -264,7 +300,8 @@ def _arrow(pa: Any, source: Any) -> list[Any]:
         return pa.ipc.open_file(source).read_all().to_batches()
 
 
-def _digest(files: Iterable[Path]) -> str:
+def digest_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' bytes, one after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as data:

@@ -1,6 +1,6 @@
 """lm-evaluation-harness, with our model: its tasks, its metrics and its command line.
 
-    python -m omni_jax.evaluate.harness run --model omni_jax --model_args path=ckpt/ --tasks arc_easy
+    python -m omni_jax.evaluate.harness run --model omni_jax --model_args path=ckpt/,mesh=expert=4 --tasks arc_easy
 
 or, in Python, import this module and call `lm_eval.simple_evaluate(model="omni_jax", ...)`. The harness finds models by
 name once their module is imported; it has no other way to find one of another package. Only this module imports it:
@@ -15,9 +15,10 @@ truncation these are. Deliberate difference: nothing is truncated on the right, 
 loses its beginning as there.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -30,6 +31,7 @@ import omni_jax
 from omni_jax.decode.slots import Prompt
 from omni_jax.errors import InputError
 from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, text_context
+from omni_jax.evaluate.tasks import seed_of
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.omni import Omni
 
@@ -37,6 +39,15 @@ from omni_jax.omni import Omni
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 # What says nothing beside them.
 IGNORED = ("do_sample", "until", "max_gen_toks", "num_beams", "use_cache")
+
+
+class _Asked(NamedTuple):
+    """A request to write on behind a context, by its number among all."""
+
+    number: int
+    context: str
+    gen_kwargs: dict
+    seed: int
 
 
 @register_model("omni_jax")
@@ -50,18 +61,21 @@ class OmniLM(TemplateLM):
         max_length: int | None = None,
         max_gen_toks: int = 256,
         dtype: str | None = None,
+        mesh: str | None = None,
         seed: int = 0,
         device: str | None = None,
         max_batch_size: int | None = None,
     ):
         """path: a converted checkpoint, or a loaded model. max_length: tokens of context, by default the model's.
 
+        mesh: as for `omni_jax.load`, with + for the comma, at which --model_args would be split: expert=4+data=2.
+        seed: the run's; a request's own follows from it, from the context and from how often the request came before.
         device and max_batch_size are the harness's own and stand for nothing here.
         """
         super().__init__()
         if isinstance(batch_size, str) and not batch_size.isdecimal():
             raise InputError(f"batch_size {batch_size!r}; give a number, such as 8")
-        self.omni = path if isinstance(path, Omni) else omni_jax.load(path, dtype=dtype, parts=("thinker",))
+        self.omni = path if isinstance(path, Omni) else _load(path, mesh, dtype)
         self.path = "omni_jax" if isinstance(path, Omni) else path
         self.batch_size, self.max_gen_toks, self.seed = int(batch_size), max_gen_toks, seed
         limit = self.omni.config.thinker.text.max_position_embeddings
@@ -131,10 +145,10 @@ class OmniLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes behind each context, up to a stop string."""
-        asked = [(number, *cast(tuple[str, dict], request.args)) for number, request in enumerate(requests)]
+        asked = self._seeded([cast(tuple[str, dict], request.args) for request in requests])
         answers: dict[int, str] = {}
         with tqdm(total=len(asked), desc="replies", disable=disable_tqdm) as bar:
-            # All requests in slots at the same time draw alike.
+            # All requests in slots at the same time draw with the same settings.
             for _, group in groupby(sorted(asked, key=_drawn), key=_drawn):
                 for number, answer in self._generated(list(group)):
                     answers[number] = answer
@@ -142,33 +156,46 @@ class OmniLM(TemplateLM):
                     bar.update()
         return [answers[number] for number in range(len(requests))]
 
-    def _generated(self, asked: list[tuple[int, str, dict]]) -> Iterator[tuple[int, str]]:
-        settings = _settings(asked[0][2], self.max_gen_toks)
+    def _seeded(self, requests: Sequence[tuple[str, dict]]) -> list[_Asked]:
+        """Requests with seeds: the harness asks for a task's repeats by giving the same request several times."""
+        met: Counter[str] = Counter()
+        asked = []
+        for number, (context, gen_kwargs) in enumerate(requests):
+            request = repr((context, gen_kwargs))
+            asked.append(_Asked(number, context, gen_kwargs, seed_of(self.seed, context, met[request])))
+            met[request] += 1
+        return asked
+
+    def _generated(self, asked: list[_Asked]) -> Iterator[tuple[int, str]]:
+        settings = _settings(asked[0].gen_kwargs, self.max_gen_toks)
         unknown = [name for name in settings if name not in (*SAMPLING, *IGNORED)]
         if unknown:
             raise InputError(f"generation setting {unknown[0]!r} is unknown; there are {', '.join(SAMPLING)}")
         sampling = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
-        prompts = (self._prompt(context, settings) for _, context, settings in asked)
+        prompts = (self._prompt(one) for one in asked)
         for i, reply in self.omni.generate_many(prompts, slots=self.batch_size, **sampling):
-            number, _, asked_for = asked[i]
-            yield number, postprocess_generated_text(reply.text, self._stops(asked_for), None)
+            yield asked[i].number, postprocess_generated_text(reply.text, self._stops(asked[i].gen_kwargs), None)
 
-    def _prompt(self, context: str, gen_kwargs: dict) -> Prompt:
-        new = _settings(gen_kwargs, self.max_gen_toks)["max_gen_toks"]
+    def _prompt(self, asked: _Asked) -> Prompt:
+        new = _settings(asked.gen_kwargs, self.max_gen_toks)["max_gen_toks"]
         if new >= self.max_length:
             raise InputError(f"max_gen_toks is {new}, all of a context of {self.max_length}; ask for fewer")
-        ids = self.tok_encode(context)[-(self.max_length - new) :]
-        stops = self._stops(gen_kwargs)
+        ids = self.tok_encode(asked.context)[-(self.max_length - new) :]
+        stops = self._stops(asked.gen_kwargs)
 
         def ends(written: list[int]) -> bool:
             text = self._tokens.decode(written)
             return any(stop in text for stop in stops)
 
-        return Prompt(text_context(ids or [self.prefix_token_id]), self.seed, new, ends)
+        return Prompt(text_context(ids or [self.prefix_token_id]), asked.seed, new, ends)
 
     def _stops(self, gen_kwargs: dict) -> list[str]:
         stops = handle_stop_sequences(_settings(gen_kwargs, self.max_gen_toks)["until"], eos=None)
         return [stop for stop in stops if stop]
+
+
+def _load(path: str, mesh: str | None, dtype: str | None) -> Omni:
+    return omni_jax.load(path, mesh=mesh and mesh.replace("+", ","), dtype=dtype, parts=("thinker",))
 
 
 def _settings(gen_kwargs: dict, max_gen_toks: int) -> dict[str, Any]:
@@ -176,9 +203,9 @@ def _settings(gen_kwargs: dict, max_gen_toks: int) -> dict[str, Any]:
     return dict(normalize_gen_kwargs(gen_kwargs, max_gen_toks))
 
 
-def _drawn(asked: tuple[int, str, dict]) -> str:
+def _drawn(asked: _Asked) -> str:
     """What must be equal for requests to run together."""
-    settings = _settings(asked[2], 0)
+    settings = _settings(asked.gen_kwargs, 0)
     return repr([settings.get(name) for name in SAMPLING])
 
 

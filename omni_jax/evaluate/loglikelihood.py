@@ -20,6 +20,10 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.omni import Omni
 
+# Tokens of one forward, padding included, with which its temporary arrays grow: eight rows of 4096, with which the rest
+# of the package reckons too. A longer row runs alone.
+TOKENS = 8 * 4096
+
 
 class Scored(NamedTuple):
     """A continuation's log-likelihood, whether greedy decoding would write it, and its tokens."""
@@ -73,7 +77,10 @@ def log_likelihoods(
     rows: int = 8,
     seen: Callable[[int, Scored], None] = lambda number, scored: None,
 ) -> list[Scored]:
-    """Score every continuation, `rows` at a time; `seen` is told each as it is known. InputError for what cannot be."""
+    """Score every continuation, up to `rows` at a time and fewer if they are long; `seen` is told each as it is known.
+
+    InputError for what cannot be scored.
+    """
     limit = omni.config.thinker.text.max_position_embeddings
     for one in asked:
         if not one.context.token_ids.shape[1]:
@@ -81,19 +88,22 @@ def log_likelihoods(
         # The last token is predicted, and none behind it.
         check_context(one.context.token_ids.shape[1], len(one.token_ids) - 1, limit)
     results: dict[int, Scored] = {}
-    for group in _groups(asked, rows):
-        for number, scored in zip(group, _score(omni, [asked[i] for i in group], rows), strict=True):
+    for group, n in _groups(asked, rows):
+        for number, scored in zip(group, _score(omni, [asked[i] for i in group], n), strict=True):
             results[number] = scored
             seen(number, scored)
     return [results[i] for i in range(len(asked))]
 
 
-def _groups(asked: Sequence[Continuation], rows: int) -> Iterator[list[int]]:
-    """Numbers of requests to run together: of about one length, and those with media alone."""
+def _groups(asked: Sequence[Continuation], rows: int) -> Iterator[tuple[list[int], int]]:
+    """Numbers of requests to run together, and in how many rows: of about one length, and those with media alone."""
     order = sorted(range(len(asked)), key=lambda i: -asked[i].length)
     plain = [i for i in order if not asked[i].context.vision and asked[i].context.audio is None]
-    yield from (plain[start : start + rows] for start in range(0, len(plain), rows))
-    yield from ([i] for i in order if asked[i].context.vision or asked[i].context.audio is not None)
+    while plain:
+        n = min(rows, max(1, TOKENS // bucket(asked[plain[0]].length)))
+        yield plain[:n], n
+        plain = plain[n:]
+    yield from (([i], 1) for i in order if asked[i].context.vision or asked[i].context.audio is not None)
 
 
 def _score(omni: Omni, group: Sequence[Continuation], rows: int) -> list[Scored]:
@@ -102,9 +112,8 @@ def _score(omni: Omni, group: Sequence[Continuation], rows: int) -> list[Scored]
     T = bucket(max(one.length for one in group))
     whole = [pad_length(one.whole(), T) for one in group]
     media = encode_media(params, whole[0], graph)
-    if media is None:
-        # The number of rows is the program's: the last group is filled up with its first request.
-        whole += whole[:1] * (rows - len(whole))
+    # The number of rows is the program's: the last group is filled up with its first request.
+    whole += whole[:1] * (rows - len(whole))
     C = bucket(max(1, *(len(one.token_ids) for one in group)))
     at = np.ones((len(whole), C), np.int32)
     for row, one in zip(at, group, strict=False):

@@ -6,7 +6,7 @@ characters are kept as counts, so that a corpus is scored as a whole: errors of 
 Normalisations, applied to both sides: `exact` drops space at the ends; `exact_normalised` is SQuAD's (lower case, no
 punctuation, no articles, single spaces); `exact_number` compares the last numbers in the texts, as for GSM8K. `wer`
 and `cer` count, through jiwer, in Unicode's compatibility form (NFKC) in lower case, with spaces for punctuation and
-symbols (apostrophes stay) and single spaces.
+symbols (apostrophes inside words stay) and single spaces.
 """
 
 import importlib
@@ -18,12 +18,14 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from omni_jax.decode.statistics import Rounds, macro, micro
 from omni_jax.errors import InputError
 
 # A recogniser hears float32 samples [n] at a rate and says what was said.
 Recogniser = Callable[[np.ndarray, int], str]
 Scores = dict[str, float]
 
+_APOSTROPHES = re.compile("[\u2018\u2019\u02bc]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -106,23 +108,21 @@ def accepted_length(stats: Sequence[dict[str, Any]]) -> Scores:
 
     stats: those of replies; empty if none was drafted.
     """
-    drafted = [s for s in stats if s.get("rounds")]
-    if not drafted:
-        return {}
-    rounds = sum(s["rounds"] for s in drafted)
-    tokens = sum(s["rounds"] * s["tokens_per_round"] for s in drafted)
-    macro = float(np.mean([s["tokens_per_round"] for s in drafted]))
-    return {"accepted_length_micro": tokens / rounds, "accepted_length_macro": macro}
+    drafted = [Rounds(np.asarray(s["round_tokens"]), np.asarray(s["round_most"])) for s in stats if s.get("rounds")]
+    return {"accepted_length_micro": micro(drafted), "accepted_length_macro": macro(drafted)} if drafted else {}
 
 
 def real_time_factor(stats: Sequence[dict[str, Any]]) -> Scores:
-    """Seconds that it took to make a second of speech, text included; empty if nothing was said."""
+    """Seconds that it took to make a second of speech, text included; empty if nothing was said.
+
+    Replies during which a program was compiled are not timed but counted: once it is, such a reply takes a fraction.
+    """
     spoken = [s for s in stats if s.get("audio_seconds")]
-    if not spoken:
-        return {}
+    timed = [s for s in spoken if not s["compiled"]]
     names = ("prefill_seconds", "decode_seconds", "talker_seconds", "vocoder_seconds")
-    seconds = sum(s[name] for s in spoken for name in names)
-    return {"real_time_factor": seconds / sum(s["audio_seconds"] for s in spoken)}
+    seconds, audio = sum(s[name] for s in timed for name in names), sum(s["audio_seconds"] for s in timed)
+    factor = {"real_time_factor": seconds / audio} if timed else {}
+    return factor | {"replies_not_timed": len(spoken) - len(timed)} if spoken else {}
 
 
 def load_recogniser(name: str) -> Recogniser:
@@ -141,9 +141,9 @@ def load_recogniser(name: str) -> Recogniser:
 
 def spoken_form(text: str) -> str:
     """What counts of a text for errors in words and characters, as the module says."""
-    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
-    kept = (c if c == "'" or unicodedata.category(c)[0] not in "PS" else " " for c in text)
-    return " ".join("".join(kept).split())
+    text = _APOSTROPHES.sub("'", unicodedata.normalize("NFKC", text).lower())
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] not in "PS" else " " for c in text)
+    return " ".join(word for word in (word.strip("'") for word in kept.split()) if word)
 
 
 def _squad(text: str) -> str:

@@ -6,7 +6,7 @@ have reported at once. Plots need matplotlib and are left out without it.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,20 @@ import numpy as np
 
 from omni_jax.evaluate.data import Dataset
 from omni_jax.evaluate.metrics import accepted_length, real_time_factor, summarise
+from omni_jax.evaluate.run import write_whole
 from omni_jax.evaluate.tasks import Result
 
 Summary = dict[str, Any]
 
 
-def summary_of(task: str, dataset: Dataset, results: Sequence[Result]) -> Summary:
-    """What the results of a dataset's samples say together."""
+def found_of(dataset: Dataset, results: Iterable[Result]) -> list[Result]:
+    """The results of a dataset's samples, in its order, whatever else a directory holds."""
     by_id = {result["id"]: result for result in results}
-    found = [by_id[sample.id] for sample in dataset.samples if sample.id in by_id]
+    return [by_id[sample.id] for sample in dataset.samples if sample.id in by_id]
+
+
+def summary_of(task: str, dataset: Dataset, found: Sequence[Result]) -> Summary:
+    """What the results of a dataset's samples, as from `found_of`, say together."""
     used = [result for result in found if "error" not in result]
     stats = _stats(used)
     summary: Summary = {
@@ -59,11 +64,11 @@ def summary_of(task: str, dataset: Dataset, results: Sequence[Result]) -> Summar
 
 
 def write_report(
-    directory: Path, summary: Summary, dataset: Dataset, results: Sequence[Result], depends: dict[str, Any]
+    directory: Path, summary: Summary, dataset: Dataset, found: Sequence[Result], depends: dict[str, Any]
 ) -> None:
-    """Write report.md, summary.json and the plots."""
-    used = [result for result in results if "error" not in result]
-    failed = [result for result in results if "error" in result]
+    """Write report.md, summary.json and the plots of the results of a dataset's samples, as from `found_of`."""
+    used = [result for result in found if "error" not in result]
+    failed = [result for result in found if "error" in result]
     lines = [f"# Evaluation: {summary['task']}", ""]
     lines += [f"{summary['scored']} of {summary['samples']} samples scored"]
     lines[-1] += f", {summary['failed']} failed, {summary['rows_skipped']} rows of the dataset skipped."
@@ -78,8 +83,7 @@ def write_report(
     if problems:
         lines += ["## What could not be used", "", *_table(("where", "why"), problems)]
     lines += ["## Settings", "", *_table(("setting", "value"), _flat(depends))]
-    (directory / "report.md").write_text("\n".join(lines).rstrip() + "\n", "utf-8")
-    (directory / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    _write(directory, lines, summary)
 
 
 def write_comparison(directory: Path, summaries: dict[str, Summary]) -> None:
@@ -90,8 +94,12 @@ def write_comparison(directory: Path, summaries: dict[str, Summary]) -> None:
         for name, summary in summaries.items()
     ]
     lines = ["# Evaluation of several drafters", "", *_table(("drafter", *names), rows)]
-    (directory / "report.md").write_text("\n".join(lines).rstrip() + "\n", "utf-8")
-    (directory / "summary.json").write_text(json.dumps(summaries, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    _write(directory, lines, summaries)
+
+
+def _write(directory: Path, lines: Sequence[str], summary: dict[str, Any]) -> None:
+    write_whole(directory / "report.md", "\n".join(lines).rstrip() + "\n")
+    write_whole(directory / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def _stats(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -14,12 +14,27 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import Share, meet
-from omni_jax.evaluate.tasks import Means, Result, results
+from omni_jax.evaluate.tasks import Means, Result, Settings, results
+
+
+def try_directory(directory: Path, depends: dict[str, Any]) -> None:
+    """Make a directory unless it is there; InputError if it cannot be written or holds the results of another run."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    if (directory / "run.json").exists():
+        _check_same(directory / "run.json", depends)
+    elif any(directory.glob("results-*.jsonl")):
+        raise InputError(f"{directory} has results but no run.json to say of what; choose another directory")
 
 
 class Results:
@@ -36,8 +51,8 @@ class Results:
         self.descriptor: int | None = None
 
     def __enter__(self) -> "Results":
+        try_directory(self.directory, self.depends)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
             if self.share.reports:
                 _state(self.directory, self.depends)
             meet("stated")
@@ -47,7 +62,7 @@ class Results:
                 _lock(self.descriptor, self.path)
                 _mend(self.path)
         except OSError as error:
-            raise InputError(f"{self.directory} cannot be written ({error}); choose another directory") from error
+            raise _unwritable(self.directory, error) from error
         meet("mended")
         self.held = read_all(self.directory)
         meet("read")
@@ -107,9 +122,20 @@ def read_results(file: Path) -> Iterator[Result]:
         yield result
 
 
-def settings_of(means: Means, model: str, dataset: str, drafter: str | None) -> dict[str, Any]:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or, where this is interrupted, as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    part.write_text(text, "utf-8")
+    os.replace(part, path)
+
+
+def settings_of(settings: Settings, model: str, dataset: str, drafter: str | None) -> dict[str, Any]:
     """What the results depend on, as plain JSON values. model, dataset: their digests."""
-    return json.loads(json.dumps({**asdict(means.settings), "model": model, "dataset": dataset, "drafter": drafter}))
+    return json.loads(json.dumps({**asdict(settings), "model": model, "dataset": dataset, "drafter": drafter}))
+
+
+def _unwritable(directory: Path, error: OSError) -> InputError:
+    return InputError(f"{directory} cannot be written ({error}); choose another directory")
 
 
 def _state(directory: Path, depends: dict[str, Any]) -> None:
@@ -117,11 +143,7 @@ def _state(directory: Path, depends: dict[str, Any]) -> None:
     path = directory / "run.json"
     if path.exists():
         return
-    if any(directory.glob("results-*.jsonl")):
-        raise InputError(f"{directory} has results but no run.json to say of what; choose another directory")
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    part.write_text(json.dumps(depends, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(depends, indent=2, ensure_ascii=False) + "\n")
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -8,10 +8,14 @@ A result holds id, category, scores and what was made; or an error instead of th
 length prove to be unusable only when its turn has come.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import jax
 
 from omni_jax.decode.session import check_context
 from omni_jax.decode.slots import Prompt
@@ -37,7 +41,7 @@ TASKS = ("generate", "choice", "loglikelihood", "speech", "mt-bench")
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a result depends on, beside the sample and the model."""
+    """All that a result depends on, beside sample and model. seed: of the run; `seed_of` gives each sample's."""
 
     task: str
     metrics: tuple[MetricName, ...]
@@ -50,6 +54,7 @@ class Settings:
     seed: int
     use_audio_in_video: bool
     fps: float | None
+    recogniser: str | None
     speaker: str
     speech_temperature: float
     max_frames: int
@@ -69,6 +74,15 @@ class Means:
     recogniser: Recogniser | None = None
 
 
+def seed_of(seed: int, *what: str | int) -> int:
+    """The seed of one sample of a run, for `Prompt`: the first 63 bits of SHA-256 of the run's seed and of `what`.
+
+    So equal prompts draw each for themselves, and a sample draws alike whatever the samples beside it.
+    """
+    digest = hashlib.sha256(repr((seed, *what)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 def choose_task(samples: Sequence[Sample]) -> str:
     """The task that the rows' fields ask for."""
     if all(sample.choices for sample in samples):
@@ -80,8 +94,12 @@ def lacks(sample: Sample, task: str, metrics: Sequence[str]) -> str | None:
     """What a sample lacks for a task, if anything."""
     if task == "choice" and (len(sample.choices) < 2 or sample.answer is None):
         return "the task 'choice' needs at least two 'choices' and the 'answer'"
+    if task == "choice" and not all(sample.choices):
+        return f"choice {sample.choices.index('')} is empty, and nothing is always likely"
     if task == "loglikelihood" and not sample.references:
         return "the task 'loglikelihood' needs a 'reference'"
+    if task == "loglikelihood" and not sample.references[0]:
+        return "the 'reference' is empty, and nothing is always likely"
     if task == "mt-bench" and not sample.turns:
         return "the task 'mt-bench' needs 'turns', two questions"
     if task in ("choice", "loglikelihood", "speech") and sample.turns:
@@ -130,7 +148,7 @@ class _Talks:
                 continue
             talk = self.waiting.popleft()
             try:
-                prompt = self._prompt(talk.messages)
+                prompt = self._prompt(talk)
             except InputError as error:
                 self.failed.append(_failure(talk.sample, error))
                 continue
@@ -158,12 +176,12 @@ class _Talks:
         failed, self.failed = self.failed, []
         return failed
 
-    def _prompt(self, messages: Messages) -> Prompt:
+    def _prompt(self, talk: _Talk) -> Prompt:
         omni, settings = self.means.omni, self.means.settings
-        batch = omni.prepare(messages, use_audio_in_video=settings.use_audio_in_video, fps=settings.fps)
+        batch = omni.prepare(talk.messages, use_audio_in_video=settings.use_audio_in_video, fps=settings.fps)
         limit = omni.config.thinker.text.max_position_embeddings
         check_context(batch.token_ids.shape[1], settings.max_new_tokens, limit)
-        return Prompt(batch, settings.seed, settings.max_new_tokens)
+        return Prompt(batch, seed_of(settings.seed, talk.sample.id), settings.max_new_tokens)
 
 
 def _generated(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
@@ -242,14 +260,32 @@ def _spoken(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
     assert means.recogniser is not None
     for sample in samples:
         try:
-            reply = _say(means, sample)
+            with _compilations() as compiled:
+                reply = _say(means, sample)
         except InputError as error:
             yield _failure(sample, error)
             continue
+        reply = replace(reply, stats={**reply.stats, "compiled": len(compiled)})
         assert reply.audio is not None
         heard = means.recogniser(reply.audio, SAMPLES_PER_SECOND) if len(reply.audio) else ""
         scores = word_errors(heard, [reply.text]) | character_errors(heard, [reply.text])
         yield _result(sample, scores, [reply]) | {"heard": heard}
+
+
+@contextmanager
+def _compilations() -> Iterator[list[str]]:
+    """A list that grows by every program that is compiled inside the block."""
+    compiled = []
+
+    def hear(event: str, duration_secs: float, **more: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
 
 
 def _say(means: Means, sample: Sample) -> Reply:
@@ -262,7 +298,7 @@ def _say(means: Means, sample: Sample) -> Reply:
         top_p=settings.top_p,
         min_p=settings.min_p,
         repetition_penalty=settings.repetition_penalty,
-        seed=settings.seed,
+        seed=seed_of(settings.seed, sample.id),
         use_audio_in_video=settings.use_audio_in_video,
         fps=settings.fps,
         speech=True,

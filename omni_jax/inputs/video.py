@@ -57,6 +57,12 @@ class Video:
     duration: float
 
 
+def check_fps(fps: float | None) -> None:
+    """Raise InputError unless `fps` is a rate at which a video can be sampled, or None for the settings' own."""
+    if fps is not None and not (isinstance(fps, int | float | np.number) and MIN_RATE <= fps <= MAX_RATE):
+        raise InputError(f"video fps {fps}; give frames per second between {MIN_RATE:.3f} and {MAX_RATE:.0f}")
+
+
 def load_video(
     source: Source | np.ndarray, settings: VideoSettings, fps: float | None = None, limits: VideoLimits = VideoLimits()
 ) -> Video:
@@ -65,8 +71,7 @@ def load_video(
     An array is uint8 [T, H, W, 3], already sampled at its `fps`. Frames of a file come resized to whole merged tokens,
     so that a long one fits in memory. Raises InputError for what cannot be read, is damaged, or exceeds `limits`.
     """
-    if fps is not None and not (isinstance(fps, int | float | np.number) and MIN_RATE <= fps <= MAX_RATE):
-        raise InputError(f"video fps {fps}; give frames per second between {MIN_RATE:.3f} and {MAX_RATE:.0f}")
+    check_fps(fps)
     if isinstance(source, np.ndarray):
         if fps is None:
             raise InputError("video array without fps; give the rate at which its frames were sampled")

@@ -9,6 +9,7 @@ import pytest
 
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
+from omni_jax.sharding import mesh_name
 
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("accelerate")
@@ -153,6 +154,9 @@ def test_generation_ends_at_stop_strings_and_draws_as_told(
         {"max_gen_toks": 3},
     )
     assert cut == whole[: whole.index(stop)] and again == whole != warm and whole.startswith(short) and short != whole
+    repeated = ask(*[{"max_gen_toks": 8, "do_sample": True, "temperature": 1.5}] * 4)
+    assert len(set(repeated)) == 4, "a task's repeats draw each for themselves"
+    assert len(set(ask(*[{"max_gen_toks": 8}] * 3))) == 1
     with pytest.raises(InputError, match="num_return_sequences"):
         ask({"num_return_sequences": 2})
     with pytest.raises(InputError, match="batch_size 'auto'"):
@@ -161,18 +165,32 @@ def test_generation_ends_at_stop_strings_and_draws_as_told(
 
 
 def test_the_harness_finds_the_model_by_name(
-    checkpoints: Callable[[str], Path], tasks: Path, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+    model: Path, tasks: Path, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own command line, as `python -m omni_jax.evaluate.harness` runs it."""
+    """Its own command line, as `python -m omni_jax.evaluate.harness` runs it, on several devices."""
     from lm_eval.__main__ import cli_evaluate
 
-    import convert
-    import omni_jax.evaluate.harness  # noqa: F401
+    import omni_jax.evaluate.harness
 
-    convert.convert_checkpoint(checkpoints("small"), tmp_path / "small", progress=False)
-    asked = ["lm_eval", "run", "--model", "omni_jax", "--model_args", f"path={tmp_path / 'small'},max_length=48"]
+    load, meshes = omni_jax.load, []
+
+    def told(*asked: Any, **settings: Any) -> Omni:
+        omni = load(*asked, **settings)
+        meshes.append(omni.meshes["thinker"])
+        return omni
+
+    monkeypatch.setattr(omni_jax, "load", told)
+    asked = [
+        "lm_eval",
+        "run",
+        "--model",
+        "omni_jax",
+        "--model_args",
+        f"path={model},mesh=expert=2+data=2,max_length=48",
+    ]
     asked += ["--tasks", "local_choices", "--include_path", str(tasks), "--output_path", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", [*asked, "--batch_size", "4", "--limit", "2"])
     cli_evaluate()
     (results,) = (tmp_path / "out").rglob("results_*.json")
     assert json.loads(results.read_text())["n-samples"]["local_choices"]["effective"] == 2
+    assert [mesh_name(mesh) for mesh in meshes] == ["expert=2,data=2"]

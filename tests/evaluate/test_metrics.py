@@ -35,6 +35,8 @@ def test_exact_matches(metric: str, text: str, references: list[str], score: int
 def test_errors_in_words_and_characters() -> None:
     pytest.importorskip("jiwer")
     assert spoken_form("Don’t — well-known, ＡＢＣ!  $5") == "don't well known abc 5"
+    # Quotation marks are none of the word's, whichever they are; apostrophes inside are.
+    assert spoken_form("‘hello’ 'hello' don‘t rock ʼn’ roll '") == "hello hello don't rock n roll"
     wer, cer = METRICS["wer"], METRICS["cer"]
     assert wer("The cat sat.", ["the cat sat"]) == {"word_errors": 0, "words": 3}
     assert wer("a cat sat down", ["the cat sat"]) == {"word_errors": 2, "words": 3}
@@ -58,11 +60,16 @@ def test_choices_and_log_likelihoods() -> None:
 
 
 def test_accepted_length_and_real_time_factor() -> None:
-    stats = [{"rounds": 1, "tokens_per_round": 4.0}, {"rounds": 3, "tokens_per_round": 2.0}, {"rounds": 0}]
+    given = ([4], [1, 2, 3], [])
+    stats = [{"rounds": len(n), "round_tokens": n, "round_most": [4] * len(n)} for n in given]
     assert accepted_length(stats) == {"accepted_length_micro": 2.5, "accepted_length_macro": 3.0}
     assert accepted_length([{}]) == {} == real_time_factor([{}])
     said = {"prefill_seconds": 1, "decode_seconds": 2, "talker_seconds": 3, "vocoder_seconds": 4}
-    assert real_time_factor([said | {"audio_seconds": 15}, said | {"audio_seconds": 5}]) == {"real_time_factor": 1.0}
+    replies = [said | {"audio_seconds": 15, "compiled": 0}, said | {"audio_seconds": 5, "compiled": 0}]
+    assert real_time_factor(replies) == {"real_time_factor": 1.0, "replies_not_timed": 0}
+    compiling = said | {"audio_seconds": 1, "compiled": 3, "talker_seconds": 300}
+    assert real_time_factor([compiling, *replies]) == {"real_time_factor": 1.0, "replies_not_timed": 1}
+    assert real_time_factor([compiling]) == {"replies_not_timed": 1}
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_two_processes_share_the_samples(
     assert json.loads(outputs[0][0].splitlines()[-1])["scored"] == len(TEXTS)
     assert "{" not in outputs[1][0], "the first speaks for all"
     after = read_all(tmp_path / "out")
-    assert sorted(result["id"] for result in after) == [str(i) for i in range(len(TEXTS))]
+    assert sorted(result["id"] for result in after) == [f"#{i}" for i in range(len(TEXTS))]
     for result in after:
         assert before.get(result["id"], result) == result
-        want = omnis("small").generate(user(TEXTS[int(result["id"])]), max_new_tokens=4).token_ids
+        want = omnis("small").generate(user(TEXTS[int(result["id"][1:])]), max_new_tokens=4).token_ids
         assert result["turns"][0]["token_ids"] == want

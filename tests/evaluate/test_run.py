@@ -11,7 +11,7 @@ import pytest
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Dataset, Problem, Sample
 from omni_jax.evaluate.processes import Share, share
-from omni_jax.evaluate.report import summary_of, write_report
+from omni_jax.evaluate.report import found_of, summary_of, write_report
 from omni_jax.evaluate.run import Results, read_all
 
 ALONE = share(0, 1, own_model=True)
@@ -35,6 +35,7 @@ with Results(Path(sys.argv[1]), {"task": "t"}, share(0, 1, own_model=True)) as w
 
 def result(sample: Sample) -> dict:
     stats = {"new_tokens": int(sample.id), "finish_reason": "stop", "rounds": 2, "tokens_per_round": 1.5}
+    stats |= {"round_tokens": [1, 2], "round_most": [4, 4]}
     turns = [{"text": WORDS, "token_ids": [], "stats": stats}]
     return {"id": sample.id, "category": sample.category, "scores": {"exact": int(sample.id) % 3 / 2}, "turns": turns}
 
@@ -70,8 +71,8 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_a_sample(tmp_path: Pat
     assert file.read_bytes() == (whole / "results-00000.jsonl").read_bytes()
     dataset = Dataset(SAMPLES, [Problem("f:3", "no | JSON")], "0")
     for path in (directory, whole):
-        held = read_all(path)
-        write_report(path, summary_of("t", dataset, held), dataset, held, {"task": "t"})
+        found = found_of(dataset, read_all(path))
+        write_report(path, summary_of("t", dataset, found), dataset, found, {"task": "t"})
     assert (directory / "report.md").read_text() == (whole / "report.md").read_text()
     assert (directory / "summary.json").read_text() == (whole / "summary.json").read_text()
 
@@ -80,17 +81,47 @@ def test_a_report_says_what_the_results_say(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     dataset = Dataset(SAMPLES, [Problem("f:3", "no | JSON")], "0")
     held = [*map(result, SAMPLES[:0:-1]), {"id": "0", "category": "a", "scores": {}, "error": "silent"}]
-    summary = summary_of("t", dataset, held)
+    found = found_of(dataset, held)
+    summary = summary_of("t", dataset, found)
     assert (summary["scored"], summary["failed"], summary["rows_skipped"]) == (11, 1, 1)
     assert summary["scores"]["exact"] == pytest.approx(6 / 11)
     assert summary["replies"]["new_tokens"] == sum(range(12)) and summary["categories"]["b"]["samples"] == 6
     assert summary["drafting"]["accepted_length_micro"] == 1.5
-    write_report(tmp_path, summary, dataset, held, {"task": "t", "seed": 3})
+    write_report(tmp_path, summary, dataset, found, {"task": "t", "seed": 3})
     report = (tmp_path / "report.md").read_text()
     for words in ("11 of 12 samples", "| exact | 0.5455 |", "no \\| JSON", "sample 0 | silent", "| seed | 3 |"):
         assert words in report
     plots = {path.name for path in tmp_path.glob("*.png")}
     assert plots == {"lengths.png", "accepted.png", "categories.png"} and all(name in report for name in plots)
+
+
+def test_reports_are_of_the_dataset_in_its_order(tmp_path: Path) -> None:
+    """Whatever the order in which samples ended, and whatever else the directory holds."""
+    failed = [{"id": str(i), "category": "a", "scores": {}, "error": f"wrong {i}"} for i in (1, 0, 11)]
+    held = [*failed, *map(result, SAMPLES[10:1:-1])]
+    fewer = Dataset(SAMPLES[:4], [], "0")
+    found = found_of(fewer, held)
+    assert [one["id"] for one in found] == ["0", "1", "2", "3"]
+    write_report(tmp_path, summary_of("t", fewer, found), fewer, found, {"task": "t"})
+    report = (tmp_path / "report.md").read_text()
+    assert "2 failed" in report and report.index("wrong 0") < report.index("wrong 1") and "wrong 11" not in report
+    assert list(summary_of("t", fewer, found)["categories"]) == ["a", "b"]
+
+
+def test_reports_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset(SAMPLES, [], "0")
+    found = found_of(dataset, map(result, SAMPLES))
+    write_report(tmp_path, summary_of("t", dataset, found), dataset, found, {"task": "t"})
+    before = {name: (tmp_path / name).read_text() for name in ("report.md", "summary.json")}
+
+    def interrupted(self: Path, *args: str) -> int:
+        self.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(OSError, match="full"):
+        write_report(tmp_path, summary_of("t", dataset, found[:3]), dataset, found[:3], {"task": "t"})
+    assert before == {name: (tmp_path / name).read_text() for name in before}
 
 
 def test_directories_that_are_refused(tmp_path: Path) -> None:

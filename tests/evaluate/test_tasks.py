@@ -9,24 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-import convert
 from omni_jax.cli import main
 from omni_jax.errors import InputError
-from omni_jax.evaluate import run
+from omni_jax.evaluate import loglikelihood, run
 from omni_jax.evaluate.command import Evaluate, evaluate
+from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
 from omni_jax.evaluate.run import read_all
+from omni_jax.evaluate.tasks import lacks
 from omni_jax.omni import Omni
 from tests.parity import image_part, user
 
 NEW = 6
-
-
-@pytest.fixture(scope="module")
-def model(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    destination = tmp_path_factory.mktemp("converted") / "small"
-    convert.convert_checkpoint(checkpoints("small"), destination, progress=False)
-    return destination
 
 
 def write(path: Path, *rows: dict) -> Path:
@@ -70,6 +64,35 @@ def test_log_likelihoods_are_those_of_the_logits(omnis: Callable[[str], Omni]) -
         log_likelihoods(omni, [Continuation(asked[0].context, [1] * 10**6)])
 
 
+def test_a_forward_has_so_many_tokens_and_no_more(
+    omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    omni, ran = omnis("small"), []
+    contexts = (omni.prepare(user("word " * n)) for n in (1, 30, 9, 2, 9, 1))
+    asked = [one for context in contexts for one in prepare_choices(omni, context, ["yes"])]
+    want = log_likelihoods(omni, asked, rows=3)
+
+    def counted(params: dict, token_ids: np.ndarray, *more: Any, **settings: Any) -> Any:
+        ran.append(token_ids.shape)
+        return score_tokens(params, token_ids, *more, **settings)
+
+    score_tokens = loglikelihood.score
+    monkeypatch.setattr(loglikelihood, "score", counted)
+    monkeypatch.setattr(loglikelihood, "TOKENS", 128)
+    got = log_likelihoods(omni, asked, rows=3)
+    assert [one.log_likelihood for one in got] == pytest.approx([one.log_likelihood for one in want], abs=1e-3)
+    assert all(B * T <= 128 or B == 1 for B, T in ran) and {B for B, _ in ran} == {1, 2, 3}, ran
+
+
+def test_what_samples_lack() -> None:
+    def lacking(task: str, **fields: Any) -> str:
+        return lacks(Sample("0", [], **fields), task, ()) or ""
+
+    assert "choice 1 is empty" in lacking("choice", choices=("a", ""), answer=0), "nothing is likelier than nothing"
+    assert "the 'reference' is empty" in lacking("loglikelihood", references=("", "b"))
+    assert not lacking("choice", choices=("a", " "), answer=0) and not lacking("loglikelihood", references=("b", ""))
+
+
 def test_generate_scores_replies_and_goes_on_after_an_interrupt(
     omnis: Callable[[str], Omni], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +123,7 @@ def test_generate_scores_replies_and_goes_on_after_an_interrupt(
     got = results(tmp_path / "out")
     assert "broken.png" in got["bad"]["error"]
     for i, reply in enumerate(want):
-        (turn,) = got[str(i)]["turns"]
+        (turn,) = got[f"#{i}"]["turns"]
         assert turn["text"] == reply.text and turn["token_ids"] == reply.token_ids
     with pytest.raises(InputError, match="max_new_tokens was 6, is 7"):
         score(omni, model, data, tmp_path / "out", max_new_tokens=7)
@@ -142,9 +165,9 @@ def test_choices_and_references_are_weighed(omnis: Callable[[str], Omni], model:
     summary = score(omni, model, data, tmp_path / "choices")
     assert summary["task"] == "choice" and summary["rows_skipped"] == 1
     got = results(tmp_path / "choices")
-    assert [got[str(i)]["scores"]["accuracy"] for i in range(3)] == [float(i == best) for i in range(3)]
-    assert got["0"]["log_likelihoods"] == pytest.approx([one.log_likelihood for one in scored], abs=1e-3)
-    with pytest.raises(InputError, match=r"sample 3: .*needs at least two"):
+    assert [got[f"#{i}"]["scores"]["accuracy"] for i in range(3)] == [float(i == best) for i in range(3)]
+    assert got["#0"]["log_likelihoods"] == pytest.approx([one.log_likelihood for one in scored], abs=1e-3)
+    with pytest.raises(InputError, match=r"sample #3: .*needs at least two"):
         score(omni, model, data, tmp_path / "strict", fatal=True)
 
     data = write(tmp_path / "texts.jsonl", *({"prompt": "Pick one.", "reference": text} for text in choices))
@@ -164,12 +187,13 @@ def recognise(wave: np.ndarray, rate: int) -> str:
 
 def test_speech_is_recognised(omnis: Callable[[str], Omni], model: Path, tmp_path: Path) -> None:
     pytest.importorskip("jiwer")
-    omni, data = omnis("small"), write(tmp_path / "rows.jsonl", {"prompt": "Speak."})
+    omni, data = omnis("small"), write(tmp_path / "rows.jsonl", *[{"prompt": "Speak."}] * 2)
     settings = {"task": "speech", "max_frames": 4, "speech_temperature": 0.0}
     summary = score(omni, model, data, tmp_path / "out", recogniser=f"{__name__}:recognise", **settings)
     assert HEARD and HEARD[-1] == (np.dtype("float32"), 1, 24_000)
-    (turn,) = results(tmp_path / "out")["0"]["turns"]
-    assert results(tmp_path / "out")["0"]["heard"] == "spare" and summary["scores"]["wer"] > 0
+    (cold,), (turn,) = (result["turns"] for _, result in sorted(results(tmp_path / "out").items()))
+    assert cold["stats"]["compiled"] > 0 == turn["stats"]["compiled"] and summary["speech"]["replies_not_timed"] == 1
+    assert read_all(tmp_path / "out")[1]["heard"] == "spare" and summary["scores"]["wer"] > 0
     stats = turn["stats"]
     seconds = sum(stats[f"{part}_seconds"] for part in ("prefill", "decode", "talker", "vocoder"))
     assert summary["speech"]["real_time_factor"] == pytest.approx(seconds / stats["audio_seconds"])
@@ -201,7 +225,7 @@ def test_the_command_line(
         (["--fatal"], "rows.jsonl:2"),
         (["--seed", "1"], "seed was 0, is 1"),
         (["--task", "choice"], "leave out --metric"),
-        (["--draft-tokens", "2"], "need a --drafter"),
+        (["--draft-tokens", "2"], "need a drafter"),
     ):
         with pytest.raises(SystemExit, match="3"):
             main([*asked, *more])
