@@ -15,12 +15,12 @@ import tyro
 from tqdm import tqdm
 
 from omni_jax import checkpoint
-from omni_jax.distributed import Machines
+from omni_jax.distributed import Machines, meet
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser
-from omni_jax.evaluate.processes import meet, share_of
+from omni_jax.evaluate.processes import share_of
 from omni_jax.evaluate.report import Summary, summary_of, write_comparison, write_report
 from omni_jax.evaluate.run import Results, read_all, run, settings_of
 from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
