@@ -116,9 +116,10 @@ def main(args: list[str] | None = None) -> None:
     try:
         if isinstance(command, Inspect):
             return inspect(command)
-        command.join()
         if command.distributed:
-            _answer_alone()
+            _join(command)
+        else:
+            command.join()
         if isinstance(command, Evaluate):
             _evaluate(command)
         else:
@@ -146,10 +147,14 @@ def _exit(command: Command, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _answer_alone() -> None:
-    """Of several processes only the first answers, and what libraries write to standard output goes to stderr."""
-    answers = os.dup(sys.stdout.fileno()) if is_first() else os.open(os.devnull, os.O_WRONLY)
+def _join(command: Machines) -> None:
+    """Join the others; only the first answers, and what libraries write to standard output goes to stderr."""
+    answers = os.dup(sys.stdout.fileno())
+    # Joining already connects the processes, of which XLA tells on standard output.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    command.join()
+    if not is_first():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), answers)
     sys.stdout = os.fdopen(answers, "w")
 
 
