@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from omni_jax import checkpoint
-from omni_jax.distributed import Machines, is_first, leave
+from omni_jax.distributed import START_SECONDS, Machines, is_first, leave
 from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
@@ -152,6 +152,7 @@ def _join(command: Machines) -> None:
     answers = os.dup(sys.stdout.fileno())
     # Joining already connects the processes, of which XLA tells on standard output.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    print(f"joining the other processes, for which this one waits {START_SECONDS} s at most", file=sys.stderr)
     command.join()
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), answers)

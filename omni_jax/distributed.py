@@ -4,11 +4,12 @@ JAX's own runtime does the work. A scheduler that it knows (SLURM, Open MPI, Kub
 tells it everything; anywhere else three numbers are enough. A process that is lost ends all others: those that wait for
 it in a collective fail there, the rest within `LOST_SECONDS`.
 
-On CPU, processes must come to the first collective of all within 30 seconds, in which they connect; behind that they
-may wait for each other as long as they need. So they meet as soon as they know each other, before anything is loaded.
+On CPU, processes must come to the first collective of all within 30 seconds, in which they connect; behind it they may
+wait for each other as long as they need. So they meet as soon as they know each other, before anything is loaded.
 """
 
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -64,10 +65,12 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         raise InputError(f"{', '.join(missing)} missing: give coordinator, processes and process, or none of them")
     if coordinator is not None and processes is not None and process is not None:
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdecimal() or int(port) > 65535:
             raise InputError(f"coordinator {coordinator!r}; it must be HOST:PORT, such as node0:12345")
         if not 0 <= process < processes:
             raise InputError(f"process is {process} of {processes} processes; they are numbered from 0")
+        if process == 0:
+            _check_free(int(port))
     try:
         jax.distributed.initialize(
             coordinator,
@@ -85,6 +88,21 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             remedy += ", or give coordinator, processes and process"
             raise InputError(f"no scheduler that JAX knows started this process; {remedy}") from error
         raise InputError(f"the processes did not come together: {str(error)[:1000]}") from error
+
+
+def _check_free(port: int) -> None:
+    """InputError if a program listens on the port.
+
+    JAX would listen there too, and each process would reach one of both: those of two runs would mix, and hang.
+    """
+    with socket.socket() as probe:
+        # Only who listens is in the way, not what is left of connections that are closed.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            remedy = "an earlier run may not have ended: wait for it, or choose another port"
+            raise InputError(f"port {port} of the coordinator cannot be used ({error.strerror}); {remedy}") from error
 
 
 def meet(where: str) -> None:

@@ -151,8 +151,22 @@ def test_processes_meet_before_they_load(monkeypatch: pytest.MonkeyPatch) -> Non
     done = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **waits: done.append(waits))
     monkeypatch.setattr(distributed, "meet", done.append)
-    start("node:1", 2, 0)
+    start("node:1", 2, 1)
     assert done[0]["initialization_timeout"] >= 300 and done[1:] == ["joined"]
+
+
+def test_a_port_that_an_earlier_run_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX would take it too, and processes of both runs would meet each other."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **waits: None)
+    with socket.socket() as earlier:
+        earlier.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        earlier.bind(("", 0))
+        earlier.listen()
+        port = earlier.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} of the coordinator cannot be used .*; an earlier run"):
+            start(f"127.0.0.1:{port}", 2, 0)
+        start(f"127.0.0.1:{port}", 2, 1)
+    start(f"127.0.0.1:{port}", 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +174,7 @@ def test_processes_meet_before_they_load(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (("node:1", 2, None), "process missing"),
         (("node", 2, 0), "HOST:PORT"),
+        (("node:65536", 2, 0), "HOST:PORT"),
         (("node:1", 2, 2), "numbered from 0"),
     ],
 )
