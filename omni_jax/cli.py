@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 from tqdm import tqdm
 
 from omni_jax import checkpoint
-from omni_jax.distributed import Machines, is_first
+from omni_jax.distributed import START_SECONDS, Machines, is_first, leave
 from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
@@ -116,35 +116,46 @@ def main(args: list[str] | None = None) -> None:
     try:
         if isinstance(command, Inspect):
             return inspect(command)
-        command.join()
         if command.distributed:
-            _answer_alone()
+            _join(command)
+        else:
+            command.join()
         if isinstance(command, Evaluate):
             _evaluate(command)
         else:
             _answer(command)
     except OmniError as error:
         print(f"omni-jax: {error}", file=sys.stderr)
-        sys.exit(3)
+        _exit(command, 3)
     except KeyboardInterrupt:
         print("omni-jax: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _exit(command, 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except Exception:
         if not (isinstance(command, Machines) and command.distributed):
             raise
-        # The others are lost, or wait for this one: leave without the farewell that needs them all.
         traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+        leave(1)
 
 
-def _answer_alone() -> None:
-    """Of several processes only the first answers, and what libraries write to standard output goes to stderr."""
-    answers = os.dup(sys.stdout.fileno()) if is_first() else os.open(os.devnull, os.O_WRONLY)
+def _exit(command: Command, status: int) -> NoReturn:
+    """End with a status; of several processes, the others are lost or wait for this one."""
+    if isinstance(command, Machines) and command.distributed:
+        leave(status)
+    sys.exit(status)
+
+
+def _join(command: Machines) -> None:
+    """Join the others; only the first answers, and what libraries write to standard output goes to stderr."""
+    answers = os.dup(sys.stdout.fileno())
+    # Joining already connects the processes, of which XLA tells on standard output.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    print(f"joining the other processes, for which this one waits {START_SECONDS} s at most", file=sys.stderr)
+    command.join()
+    if not is_first():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), answers)
     sys.stdout = os.fdopen(answers, "w")
 
 
@@ -161,8 +172,7 @@ def _answer(ask: Ask) -> None:
     # Several processes answer one question together.
     mesh = "auto" if ask.mesh is None and ask.distributed else ask.mesh
     omni = omni_jax.load(ask.model, mesh=mesh, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
-    if omni.mesh_reason:
-        print(f"mesh {omni.mesh_reason}", file=sys.stderr)
+    _tell_mesh(omni)
     events = omni.stream(
         messages,
         max_new_tokens=ask.max_new_tokens,
@@ -194,6 +204,12 @@ def _answer(ask: Ask) -> None:
     if ask.speak is not None and reply.audio is not None and is_first():
         write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
     print(_summary(ask, reply.stats), file=sys.stderr)
+
+
+def _tell_mesh(omni: Omni) -> None:
+    """Say which mesh was chosen, if it was, and why."""
+    if omni.mesh_reason and is_first():
+        print(f"mesh {omni.mesh_reason}", file=sys.stderr)
 
 
 def _drafter(ask: Ask) -> Drafter | None:
@@ -284,7 +300,9 @@ def _evaluate(command: Evaluate) -> None:
 
     def load(parts: tuple[str, ...] | None) -> Omni:
         print(f"loading {command.model}", file=sys.stderr)
-        return omni_jax.load(command.model, mesh=command.mesh, dtype=command.dtype, parts=parts)
+        omni = omni_jax.load(command.model, mesh=command.mesh, dtype=command.dtype, parts=parts)
+        _tell_mesh(omni)
+        return omni
 
     try:
         summary = evaluate(command, load)

@@ -1,20 +1,32 @@
 """Several processes as one program: every process runs the same commands, and together they hold one mesh.
 
-JAX's own runtime does the work. A scheduler that it knows (SLURM, Open MPI) tells it everything; anywhere else three
-numbers are enough. A process that is lost ends all others: those that wait for it in a collective fail there, the rest
-within `LOST_SECONDS`.
+JAX's own runtime does the work. A scheduler that it knows (SLURM, Open MPI, Kubernetes with the package `kubernetes`)
+tells it everything; anywhere else three numbers are enough. A process that is lost ends all others: those that wait for
+it in a collective fail there, the rest within `LOST_SECONDS`.
+
+On CPU, processes must come to the first collective of all within 30 seconds, in which they connect; behind it they may
+wait for each other as long as they need. So they meet as soon as they know each other, before anything is loaded.
 """
 
+import os
+import socket
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 import jax
 import numpy as np
 
 from omni_jax.errors import InputError
 
+# Seconds in which all processes must have been started; a node may have to fetch an image before.
+START_SECONDS = 600
 # Seconds without a sign of life after which a process counts as lost, and that the last ones wait for each other.
 LOST_SECONDS = 30
+# Seconds that a process which gives up waits for others that do so too. When the first one goes it takes all with it.
+LEAVE_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +36,7 @@ class Machines:
     mesh: str | None = None
     """Devices to lay the model over: expert=4,data=2, by part thinker:expert=4;talker:expert=2, or auto."""
     distributed: bool = False
-    """This is one of several processes: of a scheduler's (SLURM, Open MPI), or as the next three flags say."""
+    """This is one of several processes: a scheduler's (SLURM, Open MPI, Kubernetes), or as the next three flags say."""
     coordinator: str | None = None
     """HOST:PORT of process 0."""
     processes: int | None = None
@@ -53,24 +65,69 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         raise InputError(f"{', '.join(missing)} missing: give coordinator, processes and process, or none of them")
     if coordinator is not None and processes is not None and process is not None:
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdecimal() or int(port) > 65535:
             raise InputError(f"coordinator {coordinator!r}; it must be HOST:PORT, such as node0:12345")
         if not 0 <= process < processes:
             raise InputError(f"process is {process} of {processes} processes; they are numbered from 0")
+        if process == 0:
+            _check_free(int(port))
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
-            initialization_timeout=120,
+            initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=LOST_SECONDS,
             shutdown_timeout_seconds=LOST_SECONDS,
         )
-    except (ValueError, RuntimeError) as error:
+        meet("joined")
+    # What asks a scheduler may raise anything: it reads files, resolves names and talks to servers.
+    except Exception as error:
         if "must be defined" in str(error) or "should be defined" in str(error):
-            remedy = "start it with srun or mpirun, or give coordinator, processes and process"
+            remedy = "start it with srun or mpirun, or in Kubernetes as an indexed job with omni_jax[k8s] installed"
+            remedy += ", or give coordinator, processes and process"
             raise InputError(f"no scheduler that JAX knows started this process; {remedy}") from error
-        raise InputError(f"the processes did not come together: {str(error)[:300]}") from error
+        raise InputError(f"the processes did not come together: {str(error)[:1000]}") from error
+
+
+def _check_free(port: int) -> None:
+    """InputError if a program listens on the port.
+
+    JAX would listen there too, and each process would reach one of both: those of two runs would mix, and hang.
+    """
+    with socket.socket() as probe:
+        # Only who listens is in the way, not what is left of connections that are closed.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            remedy = "an earlier run may not have ended: wait for it, or choose another port"
+            raise InputError(f"port {port} of the coordinator cannot be used ({error.strerror}); {remedy}") from error
+
+
+def meet(where: str) -> None:
+    """Wait until all processes are at this place; alone, there is nothing to wait for."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(where)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process of several with a status, and without JAX's farewell: that waits for all, and aborts in vain.
+
+    Others that give up too are waited for shortly, so that each can say why.
+    """
+    with suppress(Exception):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    with suppress(Exception):
+        from orbax.checkpoint.multihost import get_barrier_sync_fn
+
+        get_barrier_sync_fn()(key="leave", timeout_ms=1000 * LEAVE_SECONDS)
+    os._exit(status)
 
 
 def is_first() -> bool:

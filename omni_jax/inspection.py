@@ -15,7 +15,7 @@ from omni_jax.loading import default_dtype, described
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
 from omni_jax.ops.cache import slots_for
-from omni_jax.placement import parse_parts
+from omni_jax.placement import AUTO, Placement, parse_parts, settle
 from omni_jax.sharding import check_mesh, mesh_name
 
 
@@ -32,7 +32,7 @@ class Inspect:
     batch: int = 1
     """Conversations at once."""
     mesh: str | None = None
-    """Tell what each device of such a mesh would hold; the devices need not be here."""
+    """Tell what each device of such a mesh would hold; the devices need not be here, but for auto."""
     json: bool = False
     """Machine-readable output."""
 
@@ -95,16 +95,17 @@ def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]]
 def _on_devices(config: OmniConfig, types: dict[str, str], mesh: str, command: Inspect) -> dict[str, Any]:
     """What each device of a mesh would hold: bytes of weights by part, and of the Thinker's cache."""
     present = [part for part in PARTS if getattr(config, part) is not None]
-    asked = parse_parts(mesh, present)
     loaded, held, cache = command.dtype or default_dtype(), {}, 0
-    for name in present:
-        part = described(name, declare(PARTS[name], getattr(config, name)), config, types, loaded)
-        sizes = asked.get("") or asked.get(name) or asked["talker"]
-        check_mesh({name: part.declared}, sizes)
-        held[name] = {"mesh": mesh_name(sizes), "bytes": part.weight_bytes(sizes)}
-        if name == "thinker":
+    parts = [described(name, declare(PARTS[name], getattr(config, name)), config, types, loaded) for name in present]
+    chosen = settle(AUTO, parts) if mesh == AUTO else Placement({})
+    asked = {name: on.shape for name, on in chosen.meshes.items()} or parse_parts(mesh, present)
+    for part in parts:
+        sizes = asked.get("") or asked.get(part.name) or asked["talker"]
+        check_mesh({part.name: part.declared}, sizes)
+        held[part.name] = {"mesh": mesh_name(sizes), "bytes": part.weight_bytes(sizes)}
+        if part.name == "thinker":
             cache = part.cache_bytes(sizes, command.batch, command.context)
-    return {"mesh": mesh, "device_bytes": held, "device_cache_bytes": cache}
+    return {"mesh": mesh, "mesh_reason": chosen.reason, "device_bytes": held, "device_cache_bytes": cache}
 
 
 def _table(report: dict[str, Any]) -> str:
@@ -122,6 +123,8 @@ def _table(report: dict[str, Any]) -> str:
         f"cache: {_size(report['cache_bytes_per_token'])} a token, {_size(report['cache_bytes'])} for this context",
         f"to answer in text: {_size(report['thinker_bytes'])} of weights and cache, beside working memory",
     ]
+    if report.get("mesh_reason"):
+        lines.append(f"mesh {report['mesh_reason']}")
     for name, held in report.get("device_bytes", {}).items():
         more = f", and {_size(report['device_cache_bytes'])} of cache" if name == "thinker" else ""
         lines.append(f"on each device of {held['mesh']}: {_size(held['bytes'])} of the {name}'s weights{more}")

@@ -6,7 +6,6 @@ config.json, manifest -> parts, meshes (placement) -> restore, each device its o
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from omni_jax import checkpoint, sharding
@@ -26,9 +25,11 @@ def load(
     """Load a converted checkpoint directory onto the first device, or onto a mesh of devices.
 
     mesh: "expert=4,data=2" for all parts; "thinker:expert=4;talker:expert=2" for each its own devices (the vocoder with
-    the Talker unless named); "auto" for experts over as few devices as hold them, which `Omni.mesh_reason` explains; or
-    meshes of `sharding.make_mesh`. dtype: "float32" or "bfloat16"; by default as `default_dtype` says. parts: which of
-    "thinker", "talker" and "code2wav" to load, by default all that the checkpoint has; ("thinker",) is enough for text.
+    the Talker unless named; in one process only); "auto" for a model over as few devices as hold it, and copies on the
+    others, which `Omni.mesh_reason` explains; or meshes of `sharding.make_mesh`. Several processes with a mesh share
+    it, each with all its devices; without one, each has a model of its own. dtype: "float32" or "bfloat16"; by default
+    as `default_dtype` says. parts: which of "thinker", "talker" and "code2wav" to load, by default all that the
+    checkpoint has; ("thinker",) is enough for text.
     Before any array is read, raises CheckpointError for a directory that is not a complete converted checkpoint, whose
     arrays are not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide.
     """
@@ -46,8 +47,6 @@ def load(
     dtype = dtype or default_dtype()
     types = {name: leaf.dtype for name, leaf in checkpoint.read_manifest(path).leaves.items()}
     placement = settle(mesh, [described(part, graphs[part], config, types, dtype) for part in parts])
-    if jax.process_count() > 1 and len(set(placement.meshes.values())) > 1:
-        raise InputError(f"mesh {mesh!r}: several processes share one mesh; leave out the parts' names")
     placed = {part: sharding.shardings(graphs[part].axes, on) for part, on in placement.meshes.items()}
     omni = Omni(checkpoint.restore(path, parts, placed or None, dtype), config, processor, placement.meshes or None)
     omni.mesh_reason = placement.reason

@@ -108,7 +108,10 @@ class Omni:
         )
 
     def logits(self, batch: Batch) -> jax.Array:
-        """Teacher-forced Thinker logits of a prepared batch, float32 [B, T, V]; rows at padding mean nothing."""
+        """Teacher-forced Thinker logits of a prepared batch, float32 [B, T, V]; rows at padding mean nothing.
+
+        Where several processes share the model, all must ask, and each can read all.
+        """
         graph, params = self._part("thinker")
         T = batch.token_ids.shape[1]
         batch = pad_length(batch, bucket(T))
@@ -198,10 +201,11 @@ class Omni:
     ) -> Iterator[tuple[int, Reply]]:
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
 
-        They are taken from the iterable as slots come free, and each reply is what `generate` makes of it alone.
-        Arguments as there; a `Prompt` instead of messages is prepared already and has a seed and a limit of its own,
-        and None, which is not counted, stands for "none at the moment, ask again when a reply is out". Bad settings are
-        raised at the call, a conversation that cannot be used when its turn has come.
+        They are taken from the iterable as slots come free, and each reply is what `generate` makes of it alone. There
+        are as many more slots as make a mesh divide them. Arguments as there; a `Prompt` instead of messages is
+        prepared already and has a seed and a limit of its own, and None, which is not counted, stands for "none at the
+        moment, ask again when a reply is out". Bad settings are raised at the call, a conversation that cannot be used
+        when its turn has come.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
@@ -217,7 +221,7 @@ class Omni:
             own = (prompt.batch, sampling, prompt.max_new_tokens, prompt.seed)
             return self._sessions(*own, stop_ids, None, drafting)[0]
 
-        return self._finished(Slots(prepared(), session, slots))
+        return self._finished(Slots(prepared(), session, slots, self.meshes.get("thinker")))
 
     def stream(
         self,

@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
+from omni_jax.distributed import agreed
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.ops.cache import AXES, slots_for
 from omni_jax.sharding import (
@@ -27,14 +28,17 @@ from omni_jax.sharding import (
     mesh_name,
     parse_mesh,
     split_over,
+    whole_rows,
 )
 
 # What a cache is planned for: so many conversations of so many tokens. Whoever asks for more finds out at run time.
 PLANNED_ROWS, PLANNED_TOKENS = 8, 4096
 # The share of a device's memory that is left to intermediate results.
 WORKING_SHARE = 0.1
-# Devices that an automatic mesh splits the experts over at most: those of one host, as usually built.
+# Devices that an automatic mesh splits experts over at most, those of one host as usually built, and then the rest of
+# the model.
 AUTO_EXPERT = 8
+AUTO_TENSOR = (1, 2, 4)
 
 AUTO = "auto"
 MeshLike = str | Mesh | Mapping[str, Mesh] | None
@@ -54,7 +58,7 @@ class Part:
 
     def bytes_on_a_device(self, sizes: Mapping[str, int]) -> int:
         """Bytes of weights and of the planned cache on one device of a mesh of these sizes."""
-        return self.weight_bytes(sizes) + self.cache_bytes(sizes, PLANNED_ROWS, PLANNED_TOKENS)
+        return self.weight_bytes(sizes) + self.cache_bytes(sizes, whole_rows(PLANNED_ROWS, sizes), PLANNED_TOKENS)
 
     def weight_bytes(self, sizes: Mapping[str, int]) -> int:
         """Bytes of weights on one device."""
@@ -80,15 +84,18 @@ class Placement:
 
 
 def settle(asked: MeshLike, parts: Sequence[Part], devices: Sequence[Any] | None = None) -> Placement:
-    """The meshes that were asked for, checked; with "auto", experts over the fewest devices that hold them.
+    """The meshes that were asked for, checked; with "auto", the model over the fewest devices that hold it.
 
-    devices: those to take, by default all. Raises InputError for a mesh that does not divide the model or the devices,
-    and CheckpointError where weights and cache do not fit, naming the smallest mesh that would.
+    Devices that are left over then hold it again, for more rows, if their memory is known or several processes need a
+    part each. devices: those to take, by default all. Raises InputError for a mesh that does not divide the model or
+    the devices, or leaves a process without any, and CheckpointError where weights and cache do not fit, naming the
+    smallest mesh that would.
     """
     devices = jax.devices() if devices is None else devices
     if asked == AUTO:
         return _choose(parts, devices)
     meshes = _meshes(asked, [part.name for part in parts], devices)
+    _check_processes(meshes, devices)
     for part in parts:
         if part.name in meshes:
             check_mesh({part.name: part.declared}, meshes[part.name])
@@ -152,13 +159,38 @@ def _meshes(asked: MeshLike, parts: Sequence[str], devices: Sequence[Any]) -> di
     return {part: shared or made.get(part) or made["talker"] for part in parts}
 
 
+def _check_processes(meshes: Mapping[str, Mesh], devices: Sequence[Any]) -> None:
+    """InputError unless every process has devices of the one mesh: one without any holds nothing and can run nothing.
+
+    Without a mesh each process has a model of its own.
+    """
+    if not meshes or not _several(devices):
+        return
+    mesh, *others = set(meshes.values())
+    if others:
+        raise InputError("several processes share one mesh for all parts: leave out the parts' names")
+    idle = {device.process_index for device in devices} - {device.process_index for device in mesh.devices.flat}
+    if idle:
+        more = {**mesh.shape, "data": mesh.shape.get("data", 1) * (len(devices) // mesh.size)}
+        raise InputError(
+            f"mesh {mesh_name(mesh)} takes {mesh.size} of {len(devices)} devices, which leaves process {min(idle)} "
+            f"without any; let it take all, as {mesh_name(more)} does, or auto"
+        )
+
+
+def _several(devices: Sequence[Any]) -> bool:
+    """Whether the devices are those of several processes."""
+    return len({device.process_index for device in devices}) > 1
+
+
 def _check_memory(meshes: Mapping[str, Mesh], parts: Sequence[Part], devices: Sequence[Any]) -> None:
     """CheckpointError unless each device that says how much it holds can hold its pieces."""
     held: dict[Any, int] = {}
+    first = [device for device in devices if device.process_index == jax.process_index()][:1]
     for part in parts:
         mesh = meshes.get(part.name)
         sizes = {} if mesh is None else mesh.shape
-        for device in devices[:1] if mesh is None else mesh.devices.flat:
+        for device in first if mesh is None else mesh.devices.flat:
             held[device] = held.get(device, 0) + part.bytes_on_a_device(sizes)
     for device, count in held.items():
         limit = _usable(device)
@@ -194,27 +226,41 @@ def _fits(sizes: dict[str, int], parts: Sequence[Part], limit: int | None) -> bo
 
 
 def _choose(parts: Sequence[Part], devices: Sequence[Any]) -> Placement:
-    """The smallest mesh that fits: experts over up to eight devices first, then the rows of a batch."""
-    limits = [limit for limit in map(_usable, devices) if limit is not None]
-    limit = min(limits, default=None)
-    for sizes in _candidates(len(devices)):
-        if _fits(sizes, parts, limit):
+    """The first candidate that fits, and why: copies of a model over as few devices as hold it."""
+    limit, several = min(filter(None, map(_usable, devices)), default=None), _several(devices)
+    if several:
+        # All must choose alike, and a process knows its own devices only.
+        limit = int(agreed({0: limit or 0})[0]) or None
+    # One process that knows nothing of memory takes one device; the others may not even be real ones.
+    count = len(devices) if several or limit is not None else 1
+    for over in _candidates(count):
+        # Each copy has room for the planned rows: how many there are does not change which fits.
+        copies = count // prod(over.values())
+        if _fits(over, parts, limit) and not (several and copies * prod(over.values()) < count):
+            sizes = {**over, "data": copies}
             mesh = make_mesh(devices[: prod(sizes.values())], **sizes)
-            held = sum(part.bytes_on_a_device(sizes) for part in parts) / 1e9
-            known = "devices do not tell their memory" if limit is None else f"of {limit / 1e9:.2f} GB usable"
-            reason = f"{mesh_name(sizes)}: the fewest devices over which experts fit, {held:.2f} GB on each ({known})"
-            return Placement(dict.fromkeys((part.name for part in parts), mesh), reason)
+            held = sum(part.bytes_on_a_device(over) for part in parts)
+            return Placement(dict.fromkeys((part.name for part in parts), mesh), _reason(sizes, count, held, limit))
     assert limit is not None, "a model without a limit fits one device"
     raise CheckpointError(_does_not_fit(sum(part.bytes_on_a_device({}) for part in parts), limit, parts))
 
 
 def _candidates(devices: int) -> Iterator[dict[str, int]]:
-    """Sizes of meshes on at most so many devices, in the order in which they are tried."""
-    expert = 1
-    while expert <= min(AUTO_EXPERT, devices):
-        yield {"expert": expert}
-        expert *= 2
-    data, expert = 2, expert // 2
-    while data * expert <= devices:
-        yield {"expert": expert, "data": data}
-        data *= 2
+    """Sizes of meshes on at most so many devices in the order in which they are tried.
+
+    Experts are split first, which moves the least, and heads and widths only where that is not enough.
+    """
+    for tensor in AUTO_TENSOR:
+        for expert in range(1, min(AUTO_EXPERT, devices // tensor) + 1):
+            yield {"expert": expert, "tensor": tensor}
+
+
+def _reason(sizes: Mapping[str, int], devices: int, held: int, limit: int | None) -> str:
+    """What an automatic mesh is, and why."""
+    over, copies = sizes["expert"] * sizes["tensor"], sizes["data"]
+    known = "devices do not tell their memory" if limit is None else f"of {limit / 1e9:.2f} GB usable"
+    text = f"{mesh_name(sizes)}: the model over {over} device{'s' * (over > 1)}, the fewest that hold it"
+    text += " (experts alone are not enough)" * (sizes["tensor"] > 1)
+    text += f", {copies} times for more rows" * (copies > 1)
+    text += f", {devices - over * copies} left over" * (devices > over * copies)
+    return f"{text}; {held / 1e9:.2f} GB on each ({known})"

@@ -104,11 +104,22 @@ def shardings(axes: dict, mesh: Mesh) -> dict:
 
 def split_over(axis: str | None, size: int, mesh: Mesh | Mapping[str, int]) -> tuple[str, ...]:
     """The mesh axes over which a logical axis of `size` is split: the longest run of its rule that divides the size."""
-    sizes = _sizes(mesh)
-    names = RULES.get(axis) if axis else None
-    names = (names,) if isinstance(names, str) else names or ()
+    sizes, names = _sizes(mesh), _rule(axis)
     runs = [names[:n] for n in range(len(names), 0, -1)]
     return next((run for run in runs if size % prod(sizes.get(name, 1) for name in run) == 0), ())
+
+
+def whole_rows(rows: int, mesh: Mesh | Mapping[str, int] | None) -> int:
+    """The next number of rows that the mesh divides; of a number that it does not, each device would hold all rows."""
+    sizes = {} if mesh is None else _sizes(mesh)
+    shards = prod(sizes.get(name, 1) for name in _rule("batch"))
+    return -(-rows // shards) * shards
+
+
+def _rule(axis: str | None) -> tuple[str, ...]:
+    """The mesh axes over which a logical axis may be split."""
+    names = RULES.get(axis) if axis else None
+    return (names,) if isinstance(names, str) else names or ()
 
 
 def fitted(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -130,6 +141,14 @@ def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
 def everywhere(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """`x` whole on every device of `mesh`, inside `jit`: for what every host reads."""
     return constrain(x, (None,) * x.ndim, mesh)
+
+
+def readable(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """`x`, inside `jit`, where the host can read all of it: whole on every device if the mesh is of several processes.
+
+    A process reads its own devices only; alone, it reads pieces from wherever they lie.
+    """
+    return everywhere(x, mesh) if mesh is not None and mesh.is_multi_process else x
 
 
 def on_pieces(function: Callable[..., jax.Array], mesh: Mesh | None, *args: tuple[Any, Axes]) -> jax.Array:

@@ -19,7 +19,7 @@ from omni_jax.loading import described
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
 from omni_jax.placement import Part, parse_parts, settle
-from omni_jax.sharding import make_mesh
+from omni_jax.sharding import make_mesh, mesh_name
 
 
 def parts_of(variant: str, *names: str) -> list[Part]:
@@ -35,27 +35,73 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float | None) -> Non
 
 
 @pytest.mark.parametrize(
-    "gigabytes, chosen",
-    [(None, "data=1"), (141, "data=1"), (80, "expert=2"), (40, "expert=4"), (24, "expert=8")],
+    "gigabytes, chosen, devices, why",
+    [
+        (
+            None,
+            "data=1",
+            8,
+            "data=1: the model over 1 device, the fewest that hold it; 74.41 GB on each (devices do not",
+        ),
+        (141, "data=8", 8, "1 device, the fewest that hold it, 8 times for more rows; 74.41 GB on each (of 126.90 GB"),
+        (80, "expert=2,data=4", 8, "over 2 devices, the fewest that hold it, 4 times for more rows"),
+        (40, "expert=4,data=2", 8, "over 4 devices, the fewest that hold it, 2 times for more rows"),
+        (40, "expert=4", 6, "over 4 devices, the fewest that hold it, 2 left over"),
+        (24, "expert=8", 8, "over 8 devices, the fewest that hold it; 14.99 GB on each"),
+        (24, "expert=2,tensor=2", 4, "over 4 devices, the fewest that hold it (experts alone are not enough); 2"),
+    ],
 )
-def test_the_smallest_mesh_that_fits_the_public_model(
-    gigabytes: float | None, chosen: str, monkeypatch: pytest.MonkeyPatch
+def test_automatic_meshes_of_the_public_model(
+    gigabytes: float | None, chosen: str, devices: int, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_memory(monkeypatch, gigabytes)
-    placed = settle("auto", parts_of("full"))
-    assert placed.reason.startswith(f"{chosen}: the fewest devices") and set(placed.meshes) == set(PARTS)
-    assert ("do not tell" in placed.reason) == (gigabytes is None)
-    assert placed.meshes["thinker"].size == int(chosen[-1])
+    placed = settle("auto", parts_of("full"), jax.devices()[:devices])
+    assert placed.reason.startswith(f"{chosen}: the model over") and why in placed.reason
+    assert set(placed.meshes) == set(PARTS) and mesh_name(placed.meshes["thinker"]) == chosen
 
 
-def test_an_automatic_mesh_takes_data_when_experts_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = parts_of("full", "thinker")
-    four = jax.devices()[:4]
-    monkeypatch.setattr(placement, "AUTO_EXPERT", 2)
-    need = [parts[0].bytes_on_a_device(sizes) / 1e9 for sizes in ({"expert": 2}, {"expert": 2, "data": 2})]
-    assert need[1] < need[0]
-    with_memory(monkeypatch, (need[0] + need[1]) / 2 / 0.9)
-    assert dict(settle("auto", parts, four).meshes["thinker"].shape)["data"] == 2
+def test_an_automatic_mesh_takes_as_many_experts_as_divide_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = parts_of("small", "thinker")
+    with_memory(monkeypatch, parts[0].bytes_on_a_device({"expert": 3}) / 0.9 / 1e9 + 1e-6)
+    assert mesh_name(settle("auto", parts).meshes["thinker"]) == "expert=3,data=2", "of 6 experts"
+
+
+def test_a_batch_is_planned_with_the_rows_that_its_slots_have() -> None:
+    (thinker,) = parts_of("full", "thinker")
+    cache = 2 * 48 * 4 * 4096 * 128 * 2
+    for sizes, rows in (({"data": 8}, 1), ({"data": 16}, 1), ({"data": 6}, 2)):
+        assert thinker.bytes_on_a_device(sizes) - thinker.weight_bytes(sizes) == rows * cache
+
+
+class OfTwoProcesses:
+    """A device of the second of two processes, as far as placing looks."""
+
+    process_index = 1
+    platform = "cpu"
+
+
+def test_each_process_needs_devices_of_the_mesh() -> None:
+    devices = [*jax.devices()[:4], *[OfTwoProcesses()] * 4]
+    parts = parts_of("tiny", "thinker")
+    for asked, complaint in (
+        ("expert=4", "mesh expert=4 takes 4 of 8 devices, which leaves process 1 without any; .* as expert=4,data=2"),
+        ("data=2", "leaves process 1 without any; .* as data=8"),
+        (make_mesh(expert=2), "leaves process 1 without any; .* as expert=2,data=4"),
+        ({"thinker": make_mesh(expert=2), "talker": make_mesh(expert=4)}, "as expert=2,data=4"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            settle(asked, parts, devices)
+    assert settle(None, parts, devices).meshes == {}, "a model in each process"
+    both = {"thinker": make_mesh(expert=2), "talker": make_mesh(expert=4), "code2wav": make_mesh(expert=4)}
+    with pytest.raises(InputError, match="several processes share one mesh for all parts: leave out the parts' names"):
+        settle(both, parts_of("tiny"), devices)
+
+
+def test_memory_is_asked_of_devices_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    far, near = OfTwoProcesses(), jax.devices()[0]
+    monkeypatch.setattr(placement, "memory_limit", lambda device: 1 if device is near else None)
+    with pytest.raises(CheckpointError, match="each device would hold"):
+        settle(None, parts_of("tiny"), [far, near])
 
 
 def test_what_does_not_fit_is_said_with_the_mesh_that_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +184,11 @@ def test_an_automatic_mesh_says_why(ours: Path, monkeypatch: pytest.MonkeyPatch,
     need = parts_of("tiny", "thinker")[0].bytes_on_a_device({"expert": 4}) * 2 / 1e9
     with_memory(monkeypatch, need * 1.01 / 0.9)
     omni = oj.load(ours, mesh="auto", parts=("thinker",))
-    assert omni.mesh_reason.startswith("expert=4: ") and omni.meshes["thinker"].size == 4
-    assert len(omni.params["thinker"]["layers"]["moe"]["down"].devices()) == 4
+    assert omni.mesh_reason.startswith("expert=4,data=2: ") and omni.meshes["thinker"].size == 8
+    assert len(omni.params["thinker"]["layers"]["moe"]["down"].devices()) == 8
+    with_memory(monkeypatch, 141)
+    main(["inspect", str(ours), "--mesh", "auto"])
+    assert "mesh data=8: the model over 1 device, " in capsys.readouterr().out
 
 
 def test_inspect_tells_what_a_mesh_weighs(ours: Path, capsys: pytest.CaptureFixture) -> None:
@@ -161,6 +210,6 @@ def test_the_command_line_answers_on_a_mesh(ours: Path, capsys: pytest.CaptureFi
     main(ask)
     alone = json.loads(capsys.readouterr().out)["token_ids"]
     main([*ask, "--mesh", "auto"])
-    assert "mesh data=1: the fewest devices" in capsys.readouterr().err
+    assert "mesh data=1: the model over 1 device" in capsys.readouterr().err
     main([*ask, "--mesh", "expert=4"])
     assert json.loads(capsys.readouterr().out)["token_ids"] == alone

@@ -15,6 +15,7 @@ from convert import convert_checkpoint, load_hf
 from omni_jax.decode.generate import decode_chunk, forward, prefill
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
+from omni_jax.decode.slots import Prompt, Slots, insert
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
 from omni_jax.inputs.processor import Processor
@@ -67,6 +68,28 @@ def test_rows_that_the_mesh_does_not_divide(on_mesh: Callable, said: list[list[i
     got = omni.generate(WORDS[2:5], max_new_tokens=8, stop_ids=(), temperature=0.0)
     assert [reply.token_ids for reply in got] == said[2:5]
     assert omni.generate(WORDS[0], max_new_tokens=8, stop_ids=()).token_ids == said[0]
+
+
+def test_slots_that_the_mesh_does_not_divide(on_mesh: Callable, said: list[list[int]]) -> None:
+    omni, row = on_mesh("expert=8"), []
+
+    def session(prompt: Prompt) -> Session:
+        asked = (prompt.batch, Sampling(), prompt.max_new_tokens, prompt.seed)
+        row.append(omni._sessions(*asked, (), None, None)[0])
+        return row[-1]
+
+    slots = Slots((Prompt(omni.prepare(one), 0, 8) for one in WORDS), session, 12, omni.meshes["thinker"])
+    got = {taken.number: taken.session.rows[0] for taken in slots.finished()}
+    assert [got[i] for i in range(len(WORDS))] == said
+    text, cache = omni.config.thinker.text, slots.state.cache
+    one = text.num_layers * text.num_kv_heads * cache.slots * text.head_dim * 4
+    for buffer in (cache.k, cache.v):
+        assert [shard.data.nbytes for shard in buffer.addressable_shards] == [2 * one] * 8, "16 rows over 8 devices"
+    # Writing a prompt's row moves no cache between devices, nor copies it.
+    _, alone = row[0].begin()
+    writing = insert.lower(slots.state, alone, np.int32(3)).compile()
+    assert max([0, *collectives(writing).values()]) < one
+    assert writing.memory_analysis().temp_size_in_bytes < one
 
 
 HEARD = [*MEDIA, *WORDS[:4]]

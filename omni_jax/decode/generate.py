@@ -19,7 +19,7 @@ from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Media
 from omni_jax.ops.cache import KVCache, lay_over
-from omni_jax.sharding import everywhere, place, place_rows
+from omni_jax.sharding import everywhere, place, place_rows, readable
 
 Array = jax.Array | np.ndarray
 
@@ -162,11 +162,14 @@ def decode_chunk(
 def forward(
     params: dict, token_ids: jax.Array, position_ids: jax.Array, first: jax.Array, media: Media | None, *, graph: Graph
 ) -> jax.Array:
-    """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first` [B] on."""
+    """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first` [B] on.
+
+    Every process can read them.
+    """
     thinker = bind(graph, params)
     x = thinker.embed_tokens(token_ids, media)
     hidden, _, _ = thinker.whole(x, position_ids, first=first, media=media)
-    return thinker.logits(hidden)
+    return readable(thinker.logits(hidden), graph.mesh)
 
 
 @partial(jax.jit, static_argnames="slots")

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.generate import CHUNK, Rows
@@ -27,6 +28,7 @@ from omni_jax.decode.session import Session, is_whole
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
 from omni_jax.ops.cache import KVCache, lay_over
+from omni_jax.sharding import whole_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +107,21 @@ class Slots:
     """Runs prompts in a number of slots; iterate over `finished`.
 
     prompts: taken as slots come free, one ahead; None stands for "none at the moment, ask again when a reply is out".
-    session: makes the session of one prompt; all draw and draft alike. Raises InputError for a number that is none.
+    session: makes the session of one prompt; all draw and draft alike. slots: at least so many, and as many more as
+    make the `mesh` that the sessions run on divide them. Raises InputError for a number that is none.
     """
 
-    def __init__(self, prompts: Iterable[Prompt | None], session: Callable[[Prompt], Session], slots: int):
+    def __init__(
+        self,
+        prompts: Iterable[Prompt | None],
+        session: Callable[[Prompt], Session],
+        slots: int,
+        mesh: Mesh | None = None,
+    ):
         if not is_whole(slots) or slots < 1:
             raise InputError(f"slots is {slots!r}; have at least one")
         self.prompts, self.session = iter(prompts), session
-        self.taken: list[Taken | None] = [None] * slots
+        self.taken: list[Taken | None] = [None] * whole_rows(slots, mesh)
         self.state: Any = None
         self.lead: Session | None = None
         self._next: Prompt | None = None

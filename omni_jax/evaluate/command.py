@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
-from omni_jax.distributed import Machines
+from omni_jax.distributed import Machines, meet
 from omni_jax.drafter import Drafter, load_drafter
 from omni_jax.errors import InputError
 from omni_jax.evaluate.checks import check_drafting, check_settings
 from omni_jax.evaluate.data import Dataset, Problem, Sample, digest_of, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser
-from omni_jax.evaluate.processes import meet, share_of
+from omni_jax.evaluate.processes import share_of
 from omni_jax.evaluate.report import Summary, found_of, summary_of, write_comparison, write_report
 from omni_jax.evaluate.run import Results, read_all, run, settings_of, try_directory
 from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks

@@ -40,11 +40,3 @@ def share_of(params: Any) -> Share:
     """The part of this process, which holds these parameters, or some of them."""
     own_model = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array))
     return share(jax.process_index(), jax.process_count(), own_model)
-
-
-def meet(where: str) -> None:
-    """Wait until all processes are at this place; alone, there is nothing to wait for."""
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import sync_global_devices
-
-        sync_global_devices(f"evaluate: {where}")

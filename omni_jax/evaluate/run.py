@@ -17,9 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from omni_jax.distributed import meet
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
-from omni_jax.evaluate.processes import Share, meet
+from omni_jax.evaluate.processes import Share
 from omni_jax.evaluate.tasks import Means, Result, Settings, results
 
 
