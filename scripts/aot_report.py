@@ -10,7 +10,8 @@
 array that a launch writes anew, kernels in the program, launches (those in loops of known length counted every time; a
 chunk of decode counts one step, one of speech one frame), and how many kernels do nothing but copy as many bytes as a
 weight (a layer's, of stacked ones), a layer's cache or a whole cache holds. Of a branch, the longer arm counts, so
-launches of tiles are an upper bound.
+launches of tiles are an upper bound. For several devices: what one device sends, had every collective a ring of the
+devices that take part in it, by token that these devices make together.
 
 Nothing is timed. The compiler neither autotunes without a device nor can it use cuDNN, so kernels that depend on
 either differ on the machine itself.
@@ -39,7 +40,7 @@ from hlo_report import Module
 
 from omni_jax.loading import described
 from omni_jax.ops import moe
-from omni_jax.sharding import mesh_name, parse_mesh
+from omni_jax.sharding import mesh_name, parse_mesh, split_over
 
 WHEELS = {
     "jax_cuda13_plugin": "jax-cuda13-plugin",
@@ -66,7 +67,9 @@ class Row:
     kernels: int = 0
     launches: int = 0
     copies: dict[str, int] = field(default_factory=dict)
+    # How often each kind runs, and the bytes that one device sends for it.
     collectives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # What the devices that exchange with each other make together.
     tokens: int = 1
     error: str = ""
 
@@ -114,8 +117,15 @@ def compiled_row(target: Target, program: Program, experts: str, dump: Path | No
         launches=module.launches(),
         copies=module.copies(watched(target, program)),
         collectives=module.collectives(),
-        tokens=program.tokens,
+        tokens=program.tokens // groups(target, program),
     )
+
+
+def groups(target: Target, program: Program) -> int:
+    """How many groups of devices each run their own rows of a program: what travels does so within a group."""
+    sizes = target.mesh.shape
+    rows = split_over("batch", program.cache[0], sizes) if program.cache else ()
+    return prod(sizes[axis] for axis in rows if axis not in ("expert", "tensor"))
 
 
 def watched(target: Target, program: Program) -> dict[int, str]:
@@ -170,13 +180,15 @@ def table(rows: list[Row]) -> str:
 
 def mesh_table(rows: list[Row]) -> str:
     """The rows of several devices as Markdown: all sizes are of one device."""
-    titles = ("program", "arguments GB", "temporaries GB", "largest array GB", "launches", "collectives", "kB a token")
+    titles = ("program", "arguments GB", "temporaries GB", "largest array GB", "launches", "collectives")
+    titles = (*titles, "kB sent, a token")
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for r in rows:
         if r.error:
             lines.append(f"| {r.program} | {r.error.replace('|', '/')} |" + " |" * 5)
             continue
         moved = ", ".join(f"{count} {kind}" for kind, (count, _) in r.collectives.items()) or "none"
+        # What one device sends, over the tokens that all devices which exchange with it make together.
         kilobytes = sum(size for _, size in r.collectives.values()) / r.tokens / 1e3
         lines.append(
             f"| {r.program} | {r.argument_gb:.1f} | {r.temp_gb:.3f} | {r.largest_gb:.3f} {r.largest_op} "
