@@ -23,13 +23,15 @@ from typing import Any, Literal
 class Bench:
     """Measure generation speed with random weights."""
 
-    shape: Literal["tiny", "medium", "full"] = "tiny"
+    shape: Literal["tiny", "medium", "large", "full"] = "tiny"
     against: Literal["hf"] | None = None
     """Measure transformers too."""
     speech: bool = False
     """Measure spoken replies instead of text."""
     speculative: bool = False
     """Measure drafting: with an oracle's drafts, or with drafters on prompts."""
+    load: bool = False
+    """Measure what a host holds while it loads a checkpoint onto a mesh; --shape large has 2.3 GB."""
     drafter: tuple[str, ...] = ()
     """With --speculative: a drafter's directory, or oracle:0.3; repeat the flag to compare."""
     model: Path | None = None
@@ -61,8 +63,10 @@ class Bench:
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {minimum}")
-        if self.speech and self.speculative:
-            raise ValueError("measure either speech or drafting")
+        if sum((self.speech, self.speculative, self.load)) > 1:
+            raise ValueError("measure one of speech, drafting and loading")
+        if self.load and (self.against or self.shape == "full"):
+            raise ValueError("loading is measured of ours alone, and of a shape that can be written")
         if self.drafter and not (self.speculative and self.model and self.prompts):
             raise ValueError("--drafter needs --speculative, --model and --prompts")
 
