@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from omni_jax.sharding import constrain, constrain_rows, on_pieces
+from omni_jax.sharding import constrain, constrain_rows, on_pieces, platform
 
 SMALLEST = 256
 # Logical axes of keys and values.
@@ -65,7 +65,7 @@ class KVCache:
             new_axes = ("batch", None, "kv_heads", "head_dim")
             return on_pieces(_write, self.mesh, (buffer, AXES), (l, ()), (new, new_axes), (self.length, ("batch",)))
 
-        return replace(self, k=written(self.k, k), v=written(self.v, v))
+        return replace(self, k=_in_order(written(self.k, k)), v=_in_order(written(self.v, v)))
 
     def advance(self, tokens: jax.Array | int) -> "KVCache":
         """Count `tokens` (int32 [B] or one number) more slots as valid."""
@@ -111,6 +111,19 @@ def lay_over(tree: Any, mesh: Mesh | None) -> Any:
         return x.laid_over(mesh) if isinstance(x, KVCache) else constrain_rows(x, mesh)
 
     return tree if mesh is None else jax.tree.map(laid, tree, is_leaf=lambda x: isinstance(x, KVCache))
+
+
+def _in_order(buffer: jax.Array) -> jax.Array:
+    """The same buffer, kept in memory in the order of its axes.
+
+    XLA on GPU would rather have the slots of one row's keys innermost, which suits the product with several queries,
+    and transposes the whole cache to that order and back around every loop.
+    """
+    if platform() == "cpu":
+        return buffer
+    from jax.experimental.layout import Layout, with_layout_constraint
+
+    return with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
 
 
 def _pick(buffer: jax.Array, nodes: jax.Array, length: jax.Array) -> jax.Array:

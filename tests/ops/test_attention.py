@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.ops import attention
+from omni_jax.ops import cache as cache_module
 from omni_jax.ops.cache import KVCache, slots_for
 
 
@@ -106,3 +107,20 @@ def test_growing_keeps_the_content() -> None:
     assert grown.slots == 16
     np.testing.assert_array_equal(grown.k[:, :, :, :4], cache.k)
     assert [slots_for(n) for n in (1, 256, 257, 5000)] == [256, 256, 512, 8192]
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_the_cache_keeps_its_order_on_gpu(B: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA on GPU transposes it to suit a product unless told; here, that it is told and that nothing else changes."""
+
+    def written() -> tuple[str, KVCache]:
+        cache = KVCache.empty(2, B, 2, 10, 4, jnp.float32)
+        new = jnp.arange(B * 24.0).reshape(B, 3, 2, 4)
+        write = jax.jit(lambda cache: cache.write(1, new, -new))
+        return write.lower(cache).as_text(), write(cache)
+
+    text, want = written()
+    monkeypatch.setattr(cache_module, "platform", lambda: "gpu")
+    told, got = written()
+    assert "LayoutConstraint" not in text and told.count("@LayoutConstraint") == 2
+    jax.tree.map(np.testing.assert_array_equal, got, want)
