@@ -169,9 +169,8 @@ def forward(
     return thinker.logits(hidden)
 
 
-@partial(jax.jit, static_argnames="slots")
 def grow(state: DecodeState, *, slots: int) -> DecodeState:
-    """The same state with a cache of `slots` slots."""
+    """The same state with a cache of `slots` slots; the one given is given up."""
     return replace(state, cache=state.cache.grow(slots))
 
 

@@ -7,6 +7,7 @@ in place.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -96,9 +97,14 @@ class KVCache:
         return replace(self, k=put(self.k, row.k), v=put(self.v, row.v), length=self.length.at[b].set(row.length[0]))
 
     def grow(self, slots: int) -> "KVCache":
-        """The same content in `slots` slots."""
-        pad = [(0, 0)] * 3 + [(0, slots - self.slots), (0, 0)]
-        return replace(self, k=jnp.pad(self.k, pad), v=jnp.pad(self.v, pad))
+        """The same content in `slots` slots, outside `jit`; this cache is given up.
+
+        A buffer cannot become larger in place, so keys and values move one after the other. Where the slots double, a
+        device then holds at most 5/4 of what the new cache takes; both at once would take 6/4.
+        """
+        if slots == self.slots:
+            return self
+        return replace(self, k=_moved(self.k, slots, self.mesh), v=_moved(self.v, slots, self.mesh))
 
 
 def lay_over(tree: Any, mesh: Mesh | None) -> Any:
@@ -111,6 +117,19 @@ def lay_over(tree: Any, mesh: Mesh | None) -> Any:
         return x.laid_over(mesh) if isinstance(x, KVCache) else constrain_rows(x, mesh)
 
     return tree if mesh is None else jax.tree.map(laid, tree, is_leaf=lambda x: isinstance(x, KVCache))
+
+
+@partial(jax.jit, static_argnames=("slots", "mesh"))
+def lengthen(buffer: jax.Array, *, slots: int, mesh: Mesh | None) -> jax.Array:
+    """Keys or values [L, B, K, S, H] with `slots` slots."""
+    return constrain(jnp.pad(buffer, [(0, 0)] * 3 + [(0, slots - buffer.shape[3]), (0, 0)]), AXES, mesh)
+
+
+def _moved(buffer: jax.Array, slots: int, mesh: Mesh | None) -> jax.Array:
+    """A longer copy, once it is there; the buffer's memory is free then."""
+    longer = jax.block_until_ready(lengthen(buffer, slots=slots, mesh=mesh))
+    buffer.delete()
+    return longer
 
 
 def _in_order(buffer: jax.Array) -> jax.Array:
