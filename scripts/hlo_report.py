@@ -68,9 +68,9 @@ class Op:
 
     def sent(self, devices: int) -> int:
         """Bytes that each device of its group sends, in a ring; a group is all `devices` unless it says otherwise."""
-        # What starts names its operands before its results, except the start of an all-reduce.
-        names_operands = self.opcode.endswith("-start") and self.collective != "all-reduce"
-        results = _elements(self.result)[1] if names_operands else self.result
+        # What starts names its operands before its results; older starts of all-reduces name results alone.
+        starts = self.opcode.endswith("-start") and (self.collective != "all-reduce" or self.result.startswith("(("))
+        results = _elements(self.result)[1] if starts else self.result
         size = sum(_bytes(kind, dims) for kind, dims in ARRAY.findall(results))
         return int(size * RING[self.collective](self.group(devices)))
 

@@ -75,6 +75,8 @@ def test_groups_are_read_in_every_form(groups: str, size: int) -> None:
         ("all-gather-start", "(f32[2,8]{1,0}, f32[8,8]{1,0})", 3 * 64),
         ("all-gather-start", "((f32[2,8], bf16[2,4]), (f32[8,8], bf16[8,4]))", 3 * 64 + 3 * 16),
         ("all-reduce-start", "(f32[8,8], f32[2,8])", 2 * 3 * (64 + 16)),
+        ("all-reduce-start", "((f32[8,8]{1,0}), f32[8,8]{1,0})", 2 * 3 * 64),
+        ("all-reduce-start", "f32[8,8]{1,0}", 2 * 3 * 64),
         ("reduce-scatter-start", "((f32[8,8]{1,0}), f32[2,8]{1,0})", 3 * 64),
         ("collective-permute-start", "(f32[8,8]{1,0}, f32[8,8]{1,0}, u32[], u32[])", 4 * 64),
         ("all-to-all-start", "((f32[8,8]), f32[8,8]{1,0}, u32[])", 3 * 64),
