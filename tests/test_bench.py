@@ -87,8 +87,14 @@ def test_settings_that_give_no_figures_are_refused(wrong: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"speech": True, "load": True}, {"load": True, "against": "hf"}, {"load": True, "shape": "full"}]
+    "wrong",
+    [
+        {"speech": True, "load": True},
+        {"load": True, "against": "hf"},
+        {"load": True, "shape": "full"},
+        {"scaling": True, "load": True},
+    ],
 )
 def test_kinds_that_do_not_go_together_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"one of|alone"):
+    with pytest.raises(ValueError, match=r"one of|alone|choose large"):
         Bench(**wrong)

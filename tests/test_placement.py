@@ -78,7 +78,9 @@ def test_bytes_of_the_public_thinker() -> None:
     most = cache * 5 // 4
     assert whole - eighth == (experts + most) * 7 // 8
     assert whole > experts + most + cache // 8
-    assert [thinker.cache_bytes({"expert": 8}, rows, 4096) for rows in (1, 8, 12)] == [cache // 8] * 2 + [cache * 3 // 2]
+    assert [thinker.cache_bytes({"expert": 8}, rows, 4096) for rows in (1, 8, 12)] == [cache // 8] * 2 + [
+        cache * 3 // 2
+    ]
 
 
 @pytest.mark.parametrize(
