@@ -77,7 +77,8 @@ def test_bytes_of_the_public_thinker() -> None:
     # Meanwhile a quarter more of it, and a ninth conversation, which every device holds whole.
     most = cache * 5 // 4
     assert whole - eighth == (experts + most) * 7 // 8
-    assert whole > experts + most + cache // 8
+    assert thinker.most_cache_bytes({}, 8, 4096) == most + cache // 8
+    assert thinker.most_cache_bytes({"expert": 8}, 8, 4096) == most // 8 + cache // 8
     assert [thinker.cache_bytes({"expert": 8}, rows, 4096) for rows in (1, 8, 12)] == [cache // 8] * 2 + [
         cache * 3 // 2
     ]
