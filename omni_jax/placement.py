@@ -33,8 +33,11 @@ from omni_jax.sharding import (
 
 # What a cache is planned for: so many conversations of so many tokens. Whoever asks for more finds out at run time.
 PLANNED_ROWS, PLANNED_TOKENS = 8, 4096
-# The share of a device's memory that is left to intermediate results.
+# The share left to intermediate results, of what a device says it holds. On GPU that is JAX's pool: three quarters of
+# the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 WORKING_SHARE = 0.1
+# A cache whose slots double is held so many times over meanwhile: new keys and values beside the old values.
+GROWTH = 5 / 4
 # Devices that an automatic mesh splits experts over at most, those of one host as usually built, and then the rest of
 # the model.
 AUTO_EXPERT = 8
@@ -58,7 +61,7 @@ class Part:
 
     def bytes_on_a_device(self, sizes: Mapping[str, int]) -> int:
         """Bytes of weights and of the planned cache on one device of a mesh of these sizes."""
-        return self.weight_bytes(sizes) + self.cache_bytes(sizes, whole_rows(PLANNED_ROWS, sizes), PLANNED_TOKENS)
+        return self.weight_bytes(sizes) + self.most_cache_bytes(sizes, whole_rows(PLANNED_ROWS, sizes), PLANNED_TOKENS)
 
     def weight_bytes(self, sizes: Mapping[str, int]) -> int:
         """Bytes of weights on one device."""
@@ -73,6 +76,13 @@ class Part:
         over = (name for axis, size in zip(AXES, shape, strict=True) for name in split_over(axis, size, sizes))
         itemsize = max(array[1] for array in self.arrays.values())
         return 2 * prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over)
+
+    def most_cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
+        """The same at most: while the cache grows to that size, with one more conversation behind its prompt.
+
+        A single row is not split over the devices that share a batch: it lies whole on each.
+        """
+        return int(GROWTH * self.cache_bytes(sizes, rows, tokens)) + self.cache_bytes(sizes, 1, tokens)
 
 
 @dataclass(frozen=True)

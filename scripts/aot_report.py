@@ -10,7 +10,8 @@
 array that a launch writes anew, kernels in the program, launches (those in loops of known length counted every time; a
 chunk of decode counts one step, one of speech one frame), and how many kernels do nothing but copy as many bytes as a
 weight (a layer's, of stacked ones), a layer's cache or a whole cache holds. Of a branch, the longer arm counts, so
-launches of tiles are an upper bound.
+launches of tiles are an upper bound. For several devices: what one device sends, had every collective a ring of the
+devices that take part in it, by token that these devices make together.
 
 Nothing is timed. The compiler neither autotunes without a device nor can it use cuDNN, so kernels that depend on
 either differ on the machine itself.
@@ -39,7 +40,8 @@ from hlo_report import Module
 
 from omni_jax.loading import described
 from omni_jax.ops import moe
-from omni_jax.sharding import mesh_name, parse_mesh
+from omni_jax.ops.cache import slots_for
+from omni_jax.sharding import mesh_name, parse_mesh, split_over
 
 WHEELS = {
     "jax_cuda13_plugin": "jax-cuda13-plugin",
@@ -48,6 +50,10 @@ WHEELS = {
 }
 # What an H200 holds, and the lengths of conversations, prompt and reply, for which room is planned.
 DEVICE_BYTES, PLANNED_TOKENS = 141e9, (4096, 16384, 65536)
+# The share of it that JAX takes by default, and one to be had with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9.
+POOL_SHARES = (0.75, 0.9)
+# The programs that answer conversations, by the first word of their names.
+TEXT_KINDS = ("prefill", "decode", "verify")
 # Bytes from which a layer's weight is worth watching.
 SMALLEST_WATCHED = 1 << 22
 
@@ -66,8 +72,12 @@ class Row:
     kernels: int = 0
     launches: int = 0
     copies: dict[str, int] = field(default_factory=dict)
+    # How often each kind runs, and the bytes that one device sends for it.
     collectives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # What the devices that exchange with each other make together.
     tokens: int = 1
+    # Rows and slots of its cache.
+    cache: tuple[int, int] | None = None
     error: str = ""
 
 
@@ -114,8 +124,16 @@ def compiled_row(target: Target, program: Program, experts: str, dump: Path | No
         launches=module.launches(),
         copies=module.copies(watched(target, program)),
         collectives=module.collectives(),
-        tokens=program.tokens,
+        tokens=program.tokens // groups(target, program),
+        cache=program.cache,
     )
+
+
+def groups(target: Target, program: Program) -> int:
+    """How many groups of devices each run their own rows of a program: what travels does so within a group."""
+    sizes = dict(target.mesh.shape)
+    rows = split_over("batch", program.cache[0], sizes) if program.cache else ()
+    return prod(sizes[axis] for axis in rows if axis not in ("expert", "tensor"))
 
 
 def watched(target: Target, program: Program) -> dict[int, str]:
@@ -170,13 +188,15 @@ def table(rows: list[Row]) -> str:
 
 def mesh_table(rows: list[Row]) -> str:
     """The rows of several devices as Markdown: all sizes are of one device."""
-    titles = ("program", "arguments GB", "temporaries GB", "largest array GB", "launches", "collectives", "kB a token")
+    titles = ("program", "arguments GB", "temporaries GB", "largest array GB", "launches", "collectives")
+    titles = (*titles, "kB sent, a token")
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for r in rows:
         if r.error:
             lines.append(f"| {r.program} | {r.error.replace('|', '/')} |" + " |" * 5)
             continue
         moved = ", ".join(f"{count} {kind}" for kind, (count, _) in r.collectives.items()) or "none"
+        # What one device sends, over the tokens that all devices which exchange with it make together.
         kilobytes = sum(size for _, size in r.collectives.values()) / r.tokens / 1e3
         lines.append(
             f"| {r.program} | {r.argument_gb:.1f} | {r.temp_gb:.3f} | {r.largest_gb:.3f} {r.largest_op} "
@@ -185,23 +205,44 @@ def mesh_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def plan(target: Target, sizes: dict[str, int], temporaries: float) -> str:
+def plan(target: Target, sizes: dict[str, int], rows: list[Row]) -> str:
     """A line of Markdown: what a device of a mesh holds, and how many conversations all devices have room for.
 
-    temporaries: gigabytes that the largest program takes beside; a tenth of the device stays free.
+    Beside the weights: the cache while it grows, one prompt in flight (whole on each device), and temporaries of the
+    programs `rows`. Two numbers each: with JAX's usual share of the memory, and with the larger one.
     """
-    parts = []
-    for name, graph in target.graphs.items():
-        parts.append(described(name, graph, target.config, {}, str(target.dtype)))
+    parts = [described(name, graph, target.config, {}, str(target.dtype)) for name, graph in target.graphs.items()]
     weights = sum(part.weight_bytes(sizes) for part in parts)
-    room = 0.9 * DEVICE_BYTES - weights - temporaries * 1e9
-    fitting = []
-    for tokens in PLANNED_TOKENS:
-        rows = 0
-        while sum(part.cache_bytes(sizes, rows + _devices(sizes), tokens) for part in parts) < room:
-            rows += _devices(sizes)
-        fitting.append(str(rows))
-    return f"| {mesh_name(sizes)} | {_devices(sizes)} | {weights / 1e9:.1f} | {' | '.join(fitting)} |"
+
+    def needed(count: int, tokens: int) -> float:
+        cache = sum(part.most_cache_bytes(sizes, count, tokens) for part in parts)
+        return weights + cache + temporaries(rows, count, slots_for(tokens))
+
+    def fitting(tokens: int, share: float) -> int:
+        count = 0
+        while needed(count + _devices(sizes), tokens) <= share * DEVICE_BYTES:
+            count += _devices(sizes)
+        return count
+
+    cells = (" / ".join(str(fitting(tokens, share)) for share in POOL_SHARES) for tokens in PLANNED_TOKENS)
+    return f"| {mesh_name(sizes)} | {_devices(sizes)} | {weights / 1e9:.1f} | {' | '.join(cells)} |"
+
+
+def temporaries(rows: list[Row], count: int, slots: int) -> float:
+    """Bytes of temporaries on a device that no program of `rows` exceeds for `count` conversations of `slots` slots.
+
+    Nothing grows faster than rows times slots, so every program that was compiled for fewer bounds the larger one, and
+    of a kind the tightest bound counts. A prompt is prefilled alone; speech is not made of so many at once.
+    """
+    bounds: dict[str, float] = {}
+    for row in rows:
+        kind = row.program.split()[0]
+        prompt = kind == "prefill"
+        if kind not in TEXT_KINDS or row.error or row.cache is None or (prompt and row.cache[0] > 1):
+            continue
+        growth = (1 if prompt else count) * slots / (row.cache[0] * row.cache[1])
+        bounds[kind] = min(bounds.get(kind, float("inf")), row.temp_gb * 1e9 * max(1.0, growth))
+    return max(bounds.values(), default=0.0)
 
 
 def _devices(sizes: dict[str, int]) -> int:
@@ -238,7 +279,7 @@ def main() -> int:
     if options.mesh:
         lengths = " | ".join(f"conversations of {tokens} tokens" for tokens in PLANNED_TOKENS)
         print(f"\n| mesh | H200s | weights, GB a device | {lengths} |\n" + "|---" * (3 + len(PLANNED_TOKENS)) + "|")
-        print(plan(target, parse_mesh(options.mesh), max((row.temp_gb for row in rows), default=0.0)))
+        print(plan(target, parse_mesh(options.mesh), rows))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return int(any(row.error for row in rows))

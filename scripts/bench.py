@@ -1,9 +1,11 @@
-"""Measure text, speech or drafting with random weights: speed, first output, compile time, memory; and transformers.
+"""Measure text, speech, drafting, loading or scaling with random weights; and transformers beside the first three.
 
     python scripts/bench.py --shape medium --against hf
     python scripts/bench.py --speech --batch 8 --against hf
     python scripts/bench.py --speculative --new 129 --against hf
     python scripts/bench.py --speculative --model ckpt --drafter dflash --drafter eagle3 --prompts question.jsonl
+    python scripts/bench.py --load --shape large
+    python scripts/bench.py --scaling
 
 Every system runs in a process of its own, and where both fit, they are measured in turn: one repetition of ours, one of
 theirs, so that whatever else the machine does falls on both. For tiny and medium both load the same checkpoint in the
@@ -13,6 +15,7 @@ values are not.
 Figures are medians over the repetitions after one warm-up, which also compiles: the compile time is the warm-up less
 the median repetition. `bench_text.py`, `bench_speech.py` and `bench_speculative.py` say what a repetition is, and what
 their figures mean; drafters given by name are compared by `bench_drafters.py`, on prompts instead of repetitions.
+`bench_load.py` measures what a host holds while it loads, `bench_scaling.py` meshes of more and more devices.
 """
 
 import json
@@ -21,6 +24,7 @@ import platform
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -71,13 +75,14 @@ def main() -> None:
     import tyro  # here, because gpu_check.py uses the rest where only jax and flax are installed
 
     bench = tyro.cli(Bench, description=__doc__, config=(tyro.conf.UseAppendAction,))
-    if bench.drafter:
-        from bench_drafters import report
-
+    asked = {"bench_drafters": bench.drafter, "bench_load": bench.load, "bench_scaling": bench.scaling}
+    if name := next((name for name, is_asked in asked.items() if is_asked), None):
+        # Before JAX is imported: it may need other settings.
+        module = import_module(name)
         from omni_jax.errors import OmniError
 
         try:
-            return report(bench)
+            return module.report(bench)
         except OmniError as error:
             sys.exit(f"bench.py: {error}")
     figures = run(bench)

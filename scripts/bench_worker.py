@@ -23,13 +23,17 @@ from typing import Any, Literal
 class Bench:
     """Measure generation speed with random weights."""
 
-    shape: Literal["tiny", "medium", "full"] = "tiny"
+    shape: Literal["tiny", "medium", "large", "full"] = "tiny"
     against: Literal["hf"] | None = None
     """Measure transformers too."""
     speech: bool = False
     """Measure spoken replies instead of text."""
     speculative: bool = False
     """Measure drafting: with an oracle's drafts, or with drafters on prompts."""
+    load: bool = False
+    """Measure what a host holds while it loads a checkpoint onto a mesh; --shape large has 2.3 GB."""
+    scaling: bool = False
+    """Measure a fixed batch on meshes of more and more devices, and one that grows with them (--batch rows on each)."""
     drafter: tuple[str, ...] = ()
     """With --speculative: a drafter's directory, or oracle:0.3; repeat the flag to compare."""
     model: Path | None = None
@@ -61,8 +65,12 @@ class Bench:
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {minimum}")
-        if self.speech and self.speculative:
-            raise ValueError("measure either speech or drafting")
+        if sum((self.speech, self.speculative, self.load, self.scaling)) > 1:
+            raise ValueError("measure one of speech, drafting, loading and scaling")
+        if (self.load or self.scaling) and self.against:
+            raise ValueError("loading and scaling are measured of ours alone")
+        if self.load and self.shape == "full":
+            raise ValueError("loading is measured of a shape that can be written: choose large")
         if self.drafter and not (self.speculative and self.model and self.prompts):
             raise ValueError("--drafter needs --speculative, --model and --prompts")
 

@@ -8,7 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from fractions import Fraction
+from functools import cached_property, partial
 from math import prod
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
@@ -18,9 +19,15 @@ FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "add-dependency opt-barrier".split()
 )
-COLLECTIVES = (
-    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute"
-)  # fmt: skip
+# What each of the n devices of a ring sends for every byte of its result. A ragged one sends less: only what counts.
+RING: dict[str, Callable[[int], Fraction]] = {
+    "all-reduce": lambda n: Fraction(2 * (n - 1), n),
+    "all-gather": lambda n: Fraction(n - 1, n),
+    "reduce-scatter": lambda n: Fraction(n - 1),
+    "all-to-all": lambda n: Fraction(n - 1, n),
+    "ragged-all-to-all": lambda n: Fraction(n - 1, n),
+    "collective-permute": lambda n: Fraction(1),
+}
 # What moves an array or a part of it and computes nothing.
 MOVES = frozenset("copy copy-start transpose slice dynamic-slice concatenate pad".split())
 # What writes into an array that exists.
@@ -32,6 +39,11 @@ OPCODE = re.compile(r"(?:^|[\])} ])([a-z][a-z0-9\-]*)\(")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+# Who takes part: listed, as an iota ("[2,4]<=[8]": two groups of four), or by axes of a mesh that is stated before.
+LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=")
+AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+DEVICES = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
 
 
 @dataclass(frozen=True)
@@ -52,13 +64,26 @@ class Op:
     def collective(self) -> str:
         """What kind of collective it starts, or nothing."""
         kind = self.opcode.removesuffix("-start")
-        return kind if kind in COLLECTIVES else ""
+        return kind if kind in RING else ""
 
-    @property
-    def moved(self) -> int:
-        """Bytes of all its arrays; what starts also names its operands, which are as large or smaller."""
-        sizes = [_bytes(kind, dims) for kind, dims in ARRAY.findall(self.result)]
-        return sum(sizes[len(sizes) // 2 :]) if self.opcode.endswith("-start") else sum(sizes)
+    def sent(self, devices: int) -> int:
+        """Bytes that each device of its group sends, in a ring; a group is all `devices` unless it says otherwise."""
+        # What starts names its operands before its results; older starts of all-reduces name results alone.
+        starts = self.opcode.endswith("-start") and (self.collective != "all-reduce" or self.result.startswith("(("))
+        results = _elements(self.result)[1] if starts else self.result
+        size = sum(_bytes(kind, dims) for kind, dims in ARRAY.findall(results))
+        return int(size * RING[self.collective](self.group(devices)))
+
+    def group(self, devices: int) -> int:
+        """How many devices take part in it together."""
+        if listed := LISTED.search(self.text):
+            return len(listed[1].split(","))
+        if iota := IOTA.search(self.text):
+            return int(iota[1].split(",")[-1])
+        if axes := AXES.search(self.text):
+            sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+            return prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
+        return devices
 
     @property
     def called(self) -> list[str]:
@@ -85,6 +110,18 @@ class Op:
         return f"{self.opcode} {found[0]}" if found else self.opcode
 
 
+def _elements(result: str) -> list[str]:
+    """The elements of a tuple type."""
+    parts, depth = [""], 0
+    for letter in result.strip()[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
 def _bytes(kind: str, dims: str) -> int:
     return BYTES.get(kind, 1) * prod(int(dim) for dim in dims.split(",") if dim)
 
@@ -96,6 +133,7 @@ class Module:
         self.computations: dict[str, list[Op]] = {}
         current: list[Op] = []
         self.entry = ""
+        self.devices = max(map(int, DEVICES.findall(text.partition("\n")[0])), default=1)
         for line in text.splitlines():
             if head := HEAD.match(line):
                 current = self.computations.setdefault(head[2], [])
@@ -133,12 +171,15 @@ class Module:
         return self._total(lambda op: op.launches)
 
     def collectives(self) -> dict[str, tuple[int, int]]:
-        """How often each kind of collective runs, and the bytes of its results on a device, all together."""
+        """How often each kind of collective runs, and the bytes that one device sends for them, all together."""
+
+        def sent(op: Op, kind: str) -> int:
+            return op.sent(self.devices) if op.collective == kind else 0
+
         found = {}
-        for kind in COLLECTIVES:
-            count = self._total(lambda op, kind=kind: op.collective == kind)
-            if count:
-                found[kind] = (count, self._total(lambda op, kind=kind: op.moved if op.collective == kind else 0))
+        for kind in RING:
+            if count := self._total(lambda op, kind=kind: op.collective == kind):
+                found[kind] = (count, self._total(partial(sent, kind=kind)))
         return found
 
     def _total(self, of: Callable[[Op], int], name: str | None = None) -> int:

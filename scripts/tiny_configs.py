@@ -1,9 +1,10 @@
 """The configurations of the small random checkpoints: the public one with other numbers.
 
-"tiny" is the demo's, "medium" the benchmark's. "small" and "odd" exist for tests: they differ from "tiny", from the
-public values and from each other in every size, so that a constant hidden in the code cannot pass. "odd" also takes the
-roads that the public checkpoint does not: tied embeddings, some layers without experts, unnormalised routing weights,
-and the rotary base written as `rope_parameters`. "full" is the public configuration itself, for shapes only.
+"tiny" is the demo's, "medium" the benchmark's, "large" (2.3 GB in float32) is there to be loaded. "small" and "odd"
+exist for tests: they differ from "tiny", from the public values and from each other in every size, so that a constant
+hidden in the code cannot pass. "odd" also takes the roads that the public checkpoint does not: tied embeddings, some
+layers without experts, unnormalised routing weights, and the rotary base written as `rope_parameters`. "full" is the
+public configuration itself, for shapes only.
 
 Token ids come from the tokenizer: `config_dict` fills in whatever ids it gives the special tokens.
 """
@@ -16,7 +17,7 @@ from typing import Any
 from tiny_tokenizer import build_tokenizer, token_ids
 
 PUBLIC_CONFIG = Path(__file__).resolve().parent.parent / "tests" / "data" / "public_config.json"
-VARIANTS = ("tiny", "small", "odd", "medium")
+VARIANTS = ("tiny", "small", "odd", "medium", "large")
 ABSENT = object()
 
 _TINY = {
@@ -193,14 +194,22 @@ _MEDIUM = {
     },
 }  # fmt: skip
 
-_OVERRIDES = {"tiny": _TINY, "small": _SMALL, "odd": _ODD, "medium": _MEDIUM, "full": {}}
+# Four times the experts.
+_LARGE = {"thinker_config": {"text_config": {"num_experts": 64}}}
+
+# What each variant changes in the public configuration, in this order.
+_CHANGES: dict[str, tuple[dict, ...]] = {
+    "tiny": (_TINY,), "small": (_SMALL,), "odd": (_ODD,), "medium": (_MEDIUM,), "large": (_MEDIUM, _LARGE), "full": ()
+}  # fmt: skip
 
 
 def config_dict(variant: str, tokenizer: Any = None) -> dict:
     """The Hugging Face config of a variant or of "full", with the token ids of `tokenizer` (default: the variant's)."""
-    if variant not in _OVERRIDES:
-        raise ValueError(f"variant {variant!r} does not exist; choose from {sorted(_OVERRIDES)}")
-    config = _merge(json.loads(PUBLIC_CONFIG.read_text()), _OVERRIDES[variant])
+    if variant not in _CHANGES:
+        raise ValueError(f"variant {variant!r} does not exist; choose from {sorted(_CHANGES)}")
+    config = json.loads(PUBLIC_CONFIG.read_text())
+    for changes in _CHANGES[variant]:
+        config = _merge(config, changes)
     if variant == "full":
         return config
     tokenizer = build_tokenizer(variant) if tokenizer is None else tokenizer

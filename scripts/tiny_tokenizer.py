@@ -59,7 +59,10 @@ _SENTENCES = (
 )
 # Tokens before the special ones, how often the training text repeats the role names (which moves their ids), and
 # whether the special tokens come in reverse order.
-_SHAPES = {"tiny": (460, 50, False), "medium": (460, 50, False), "small": (420, 6, False), "odd": (400, 3, True)}
+_SHAPES = {
+    "tiny": (460, 50, False), "medium": (460, 50, False), "large": (460, 50, False), "small": (420, 6, False),
+    "odd": (400, 3, True),
+}  # fmt: skip
 
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}

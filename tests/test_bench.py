@@ -84,3 +84,17 @@ def test_a_measured_process_that_fails_fails_the_run(tmp_path: Path) -> None:
 def test_settings_that_give_no_figures_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give at least"):
         Bench(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"speech": True, "load": True},
+        {"load": True, "against": "hf"},
+        {"load": True, "shape": "full"},
+        {"scaling": True, "load": True},
+    ],
+)
+def test_kinds_that_do_not_go_together_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"one of|alone|choose large"):
+        Bench(**wrong)

@@ -143,7 +143,7 @@ def test_summary_names_failures() -> None:
     assert "**kernels failed:** boom" in text and "| 1 | x/y |" in text
 
 
-HLO = """HloModule m
+HLO = """HloModule m, num_partitions=4
 %fused_slice (p: f32[4,8,16], i: s32[]) -> f32[1,8,16] {
   %p = f32[4,8,16]{2,1,0} parameter(0)
   %i = s32[] parameter(1)
@@ -178,6 +178,6 @@ def test_launches_and_copies_are_read_from_a_program() -> None:
     module = hlo_report.Module(HLO)
     assert module.kernels() == 5
     assert module.launches() == 2 + 4 * 3
-    assert module.collectives() == {"all-reduce": (4, 4 * 8 * 16 * 4), "all-gather": (1, 4 * 8 * 4)}
+    assert module.collectives() == {"all-reduce": (4, 2 * 3 * 4 * 8 * 16), "all-gather": (1, 3 * 4 * 8)}
     assert module.largest() == (4 * 8 * 16 * 4, "copy f32[4,8,16]")
     assert module.copies({8 * 16 * 4: "layer", 4 * 8 * 16 * 4: "all"}) == {"layer": 1, "all": 1}

@@ -16,13 +16,13 @@ import omni_jax as oj
 from convert import convert_checkpoint
 from omni_jax.config import OmniConfig
 from omni_jax.decode import media
-from omni_jax.decode.generate import forward, grow, prefill
+from omni_jax.decode.generate import forward, prefill
 from omni_jax.decode.media import encode_media
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import bind
 from omni_jax.omni import Omni
-from omni_jax.ops.cache import KVCache
+from omni_jax.ops.cache import KVCache, lengthen
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part
 
 VARIANTS = ("tiny", "small", "odd")
@@ -328,9 +328,9 @@ def test_many_frames_are_encoded_a_few_at_a_time(omnis: Callable[[str], Omni], m
 def test_the_cache_holds_exactly_what_is_asked(omnis: Callable[[str], Omni]) -> None:
     omni, messages = omnis("small"), user("Fill it.")
     n = omni.prepare(messages).token_ids.shape[1]
-    before = grow._cache_size()
+    before = lengthen._cache_size()
     reply = omni.generate(messages, max_new_tokens=256 - n, stop_ids=())
-    assert len(reply.token_ids) == 256 - n and grow._cache_size() == before
+    assert len(reply.token_ids) == 256 - n and lengthen._cache_size() == before
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_memory_is_asked_of_devices_of_this_process(monkeypatch: pytest.MonkeyPa
 
 def test_what_does_not_fit_is_said_with_the_mesh_that_would(monkeypatch: pytest.MonkeyPatch) -> None:
     with_memory(monkeypatch, 24)
-    for asked, held in ((None, "74.41"), ("expert=2,data=4", "39.00"), (make_mesh(expert=4), "2")):
+    for asked, held in ((None, "75.87"), ("expert=2,data=4", "39.60"), (make_mesh(expert=4), "2")):
         with pytest.raises(CheckpointError, match=rf"hold {held}.* GB .* of 21.60 GB .* fits is expert=2,tensor=2"):
             settle(asked, parts_of("full"))
     with_memory(monkeypatch, 0.5)
@@ -120,8 +120,14 @@ def test_bytes_of_the_public_thinker() -> None:
     experts = 48 * 128 * 3 * 2048 * 768 * 2
     whole, eighth = (thinker.bytes_on_a_device(sizes) for sizes in ({}, {"expert": 8}))
     cache = 2 * 48 * 8 * 4 * 4096 * 128 * 2
-    assert whole - eighth == (experts + cache) * 7 // 8
-    assert whole > experts + cache
+    # Meanwhile a quarter more of it, and a ninth conversation, which every device holds whole.
+    most = cache * 5 // 4
+    assert whole - eighth == (experts + most) * 7 // 8
+    assert thinker.most_cache_bytes({}, 8, 4096) == most + cache // 8
+    assert thinker.most_cache_bytes({"expert": 8}, 8, 4096) == most // 8 + cache // 8
+    assert [thinker.cache_bytes({"expert": 8}, rows, 4096) for rows in (1, 8, 12)] == [cache // 8] * 2 + [
+        cache * 3 // 2
+    ]
 
 
 @pytest.mark.parametrize(

@@ -175,9 +175,8 @@ def speak(
     return everywhere(codes, graph.mesh), lay_over(state, graph.mesh)
 
 
-@partial(jax.jit, static_argnames="slots")
 def grow(state: SpeechState, *, slots: int) -> SpeechState:
-    """The same state with a cache of `slots` slots."""
+    """The same state with a cache of `slots` slots; the one given is given up."""
     return replace(state, cache=state.cache.grow(slots))
 
 

@@ -172,9 +172,8 @@ def forward(
     return readable(thinker.logits(hidden), graph.mesh)
 
 
-@partial(jax.jit, static_argnames="slots")
 def grow(state: DecodeState, *, slots: int) -> DecodeState:
-    """The same state with a cache of `slots` slots."""
+    """The same state with a cache of `slots` slots; the one given is given up."""
     return replace(state, cache=state.cache.grow(slots))
 
 

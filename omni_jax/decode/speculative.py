@@ -54,7 +54,7 @@ class Proposer(Protocol):
         ...
 
     def grow(self, memory: Any, slots: int) -> Any:
-        """The same memory for `slots` tokens."""
+        """The same memory for `slots` tokens, outside `jit`; the one given is given up."""
         ...
 
     def remember(self, params: Any, thinker: Thinker, memory: Any, seen: "Seen") -> Any:
@@ -187,9 +187,8 @@ def decode_rounds(
     return everywhere(jnp.swapaxes(tokens, 0, 1), graph.mesh), lay_over(state, graph.mesh)
 
 
-@partial(jax.jit, static_argnames=("proposer", "slots"))
 def grow(state: SpeculativeState, *, proposer: Proposer, slots: int) -> SpeculativeState:
-    """The same state with caches of `slots` slots."""
+    """The same state with caches of `slots` slots; the one given is given up."""
     decode = replace(state.decode, cache=state.decode.cache.grow(slots))
     return replace(state, decode=decode, memory=proposer.grow(state.memory, slots))
 

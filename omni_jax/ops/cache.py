@@ -7,13 +7,14 @@ in place.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from omni_jax.sharding import constrain, constrain_rows, on_pieces
+from omni_jax.sharding import constrain, constrain_rows, on_pieces, platform
 
 SMALLEST = 256
 # Logical axes of keys and values.
@@ -65,7 +66,7 @@ class KVCache:
             new_axes = ("batch", None, "kv_heads", "head_dim")
             return on_pieces(_write, self.mesh, (buffer, AXES), (l, ()), (new, new_axes), (self.length, ("batch",)))
 
-        return replace(self, k=written(self.k, k), v=written(self.v, v))
+        return replace(self, k=_in_order(written(self.k, k)), v=_in_order(written(self.v, v)))
 
     def advance(self, tokens: jax.Array | int) -> "KVCache":
         """Count `tokens` (int32 [B] or one number) more slots as valid."""
@@ -96,9 +97,14 @@ class KVCache:
         return replace(self, k=put(self.k, row.k), v=put(self.v, row.v), length=self.length.at[b].set(row.length[0]))
 
     def grow(self, slots: int) -> "KVCache":
-        """The same content in `slots` slots."""
-        pad = [(0, 0)] * 3 + [(0, slots - self.slots), (0, 0)]
-        return replace(self, k=jnp.pad(self.k, pad), v=jnp.pad(self.v, pad))
+        """The same content in `slots` slots, outside `jit`; this cache is given up.
+
+        A buffer cannot become larger in place, so keys and values move one after the other. Where the slots double, a
+        device then holds at most 5/4 of what the new cache takes; both at once would take 6/4.
+        """
+        if slots == self.slots:
+            return self
+        return replace(self, k=_moved(self.k, slots, self.mesh), v=_moved(self.v, slots, self.mesh))
 
 
 def lay_over(tree: Any, mesh: Mesh | None) -> Any:
@@ -111,6 +117,32 @@ def lay_over(tree: Any, mesh: Mesh | None) -> Any:
         return x.laid_over(mesh) if isinstance(x, KVCache) else constrain_rows(x, mesh)
 
     return tree if mesh is None else jax.tree.map(laid, tree, is_leaf=lambda x: isinstance(x, KVCache))
+
+
+@partial(jax.jit, static_argnames=("slots", "mesh"))
+def lengthen(buffer: jax.Array, *, slots: int, mesh: Mesh | None) -> jax.Array:
+    """Keys or values [L, B, K, S, H] with `slots` slots."""
+    return constrain(jnp.pad(buffer, [(0, 0)] * 3 + [(0, slots - buffer.shape[3]), (0, 0)]), AXES, mesh)
+
+
+def _moved(buffer: jax.Array, slots: int, mesh: Mesh | None) -> jax.Array:
+    """A longer copy, once it is there; the buffer's memory is free then."""
+    longer = jax.block_until_ready(lengthen(buffer, slots=slots, mesh=mesh))
+    buffer.delete()
+    return longer
+
+
+def _in_order(buffer: jax.Array) -> jax.Array:
+    """The same buffer, kept in memory in the order of its axes.
+
+    XLA on GPU would rather have the slots of one row's keys innermost, which suits the product with several queries,
+    and transposes the whole cache to that order and back around every loop.
+    """
+    if platform() == "cpu":
+        return buffer
+    from jax.experimental.layout import Layout, with_layout_constraint
+
+    return with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
 
 
 def _pick(buffer: jax.Array, nodes: jax.Array, length: jax.Array) -> jax.Array:

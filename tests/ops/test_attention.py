@@ -1,11 +1,14 @@
 """Causal attention against hand-written masks, chunking, and the cache that it reads."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from omni_jax.ops import attention
+from omni_jax.ops import cache as cache_module
 from omni_jax.ops.cache import KVCache, slots_for
 
 
@@ -102,7 +105,44 @@ def test_the_cache_writes_behind_each_rows_length(B: int) -> None:
 
 def test_growing_keeps_the_content() -> None:
     cache = KVCache.empty(1, 2, 2, 4, 4, jnp.float32).write(0, jnp.ones((2, 3, 2, 4)), jnp.ones((2, 3, 2, 4)))
+    assert cache.grow(4) is cache
+    k, v = np.asarray(cache.k), np.asarray(cache.v) + 1
+    cache = replace(cache, v=jnp.asarray(v))
     grown = cache.grow(16)
     assert grown.slots == 16
-    np.testing.assert_array_equal(grown.k[:, :, :, :4], cache.k)
+    for longer, old in ((grown.k, k), (grown.v, v)):
+        np.testing.assert_array_equal(longer[:, :, :, :4], old)
+        assert not np.any(longer[:, :, :, 4:])
     assert [slots_for(n) for n in (1, 256, 257, 5000)] == [256, 256, 512, 8192]
+
+
+def test_growing_never_holds_more_than_five_quarters(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = KVCache.empty(2, 3, 2, 8, 4, jnp.float32)
+    arrays, held, real = [cache.k, cache.v], [], cache_module.lengthen
+
+    def watched(buffer: jax.Array, **settings: int) -> jax.Array:
+        arrays.append(real(buffer, **settings))
+        held.append(sum(array.nbytes for array in arrays if not array.is_deleted()))
+        return arrays[-1]
+
+    monkeypatch.setattr(cache_module, "lengthen", watched)
+    grown = cache.grow(16)
+    whole = grown.k.nbytes + grown.v.nbytes
+    assert [4 * held_then / whole for held_then in held] == [4, 5] and cache.k.is_deleted() and cache.v.is_deleted()
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_the_cache_keeps_its_order_on_gpu(B: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA on GPU transposes it to suit a product unless told; here, that it is told and that nothing else changes."""
+
+    def written() -> tuple[str, KVCache]:
+        cache = KVCache.empty(2, B, 2, 10, 4, jnp.float32)
+        new = jnp.arange(B * 24.0).reshape(B, 3, 2, 4)
+        write = jax.jit(lambda cache: cache.write(1, new, -new))
+        return write.lower(cache).as_text(), write(cache)
+
+    text, want = written()
+    monkeypatch.setattr(cache_module, "platform", lambda: "gpu")
+    told, got = written()
+    assert "LayoutConstraint" not in text and told.count("@LayoutConstraint") == 2
+    jax.tree.map(np.testing.assert_array_equal, got, want)

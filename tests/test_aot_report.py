@@ -1,0 +1,46 @@
+"""How memory is planned from programs that were compiled for fewer rows. Nothing is compiled here."""
+
+from types import SimpleNamespace
+
+import pytest
+from aot_programs import Program
+from aot_report import Row, groups, temporaries
+
+
+def row(program: str, temp_gb: float, rows: int, slots: int) -> Row:
+    return Row(program, "tokamax", temp_gb=temp_gb, cache=(rows, slots))
+
+
+COMPILED = [
+    row("prefill 1x4096", 0.3, 1, 4096),
+    row("prefill 8x4096", 2.0, 8, 4096),
+    row("verify 8x8, 4096 slots", 0.2, 8, 4096),
+    row("verify 64x8, 4096 slots", 0.8, 64, 4096),
+    row("speech frames 8, 1024 slots", 9.0, 8, 1024),
+]
+
+
+@pytest.mark.parametrize(
+    "count, slots, gigabytes",
+    [
+        (1, 256, 0.3),  # nothing shrinks below what was compiled
+        (8, 4096, 0.3),
+        (16, 4096, 0.4),  # twice the smaller program, less than the larger one
+        (64, 4096, 0.8),
+        (640, 4096, 8.0),
+        (4, 65536, 4.8),  # one prompt of 16 times the tokens is more than these steps need
+        (112, 65536, 22.4),
+    ],
+)
+def test_temporaries_grow_with_rows_and_tokens(count: int, slots: int, gigabytes: float) -> None:
+    assert temporaries(COMPILED, count, slots) == pytest.approx(gigabytes * 1e9)
+
+
+@pytest.mark.parametrize(
+    "sizes, rows, number",
+    [({"expert": 8}, 8, 1), ({"data": 2, "expert": 4}, 8, 2), ({"data": 2, "expert": 4}, 1, 1), ({"data": 2}, 4, 2)],
+)
+def test_devices_that_exchange_share_their_tokens(sizes: dict[str, int], rows: int, number: int) -> None:
+    target = SimpleNamespace(mesh=SimpleNamespace(shape={"data": 1, "fsdp": 1, "expert": 1, "tensor": 1, **sizes}))
+    program = Program("decode", "thinker", True, (rows, 4096), lambda: None, rows)
+    assert groups(target, program) == number  # pyright: ignore

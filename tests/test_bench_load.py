@@ -1,0 +1,44 @@
+"""What a host holds while it loads: measured in processes of their own, and bounded by its share and a shard."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import bench_load
+import numpy as np
+import pytest
+
+from convert import convert_checkpoint
+
+# What Python, Orbax and their threads take meanwhile: 25 to 45 MB were measured. The weights are 340 MB a process.
+ALLOWED = 100e6
+
+
+@pytest.mark.parametrize("how", ["oj.load", "convert.load_hf"])
+def test_a_host_holds_its_share_and_a_shard(how: str, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    directory = checkpoints("tiny")
+    if how == "oj.load":
+        directory = tmp_path / "converted"
+        convert_checkpoint(checkpoints("tiny"), directory)
+    (told,) = bench_load.measure(how, directory, "float32", 1)
+    assert told["share"] > 4 * told["weights"] > 3e8, "experts once, the rest on each of eight devices"
+    assert told["largest_shard"] < told["weights"] / 8
+    assert told["held"] > 0.95 * told["share"], "the share must lie in the memory that is measured"
+    assert told["largest_shard"] < told["above_share"] + ALLOWED < told["largest_shard"] + 2 * ALLOWED
+    assert told["above_share"] <= told["kernel_peak_above_share"] + 8e6
+    line = bench_load.table([told]).splitlines()[-1]
+    assert line.count("|") == len(bench_load.TITLES) + 1 and f"| {how} | 1 of 1 |" in line
+
+
+def test_peaks_that_are_over_are_seen() -> None:
+    with bench_load.watched() as peak:
+        before = bench_load.memory()["own"]
+        held = np.ones(40 << 20, np.uint8)
+        bench_load.time.sleep(0.05)
+        del held
+    assert bench_load.memory()["own"] - before < 10e6 < 35e6 < peak["own"] - before
+    assert peak["RssFile"] < 2e9
+
+
+def test_a_process_that_fails_to_load_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="loads with convert.load_hf failed"):
+        bench_load.measure("convert.load_hf", tmp_path, "float32", 1)

@@ -1,0 +1,41 @@
+"""Weak and strong scaling: which meshes are measured, what the figures mean, and that a mesh is measured at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bench_scaling
+import pytest
+from bench_worker import Bench
+
+
+def test_the_figures_compare_with_one_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """With rates that are known: data splits without a loss, experts lose half with each doubling."""
+    asked = []
+
+    def rate(bench: Bench, mesh: str, rows: int) -> float:
+        asked.append((mesh, rows))
+        axis, devices = mesh.split("=")
+        return 100.0 * (int(devices) if axis == "data" else 1)
+
+    monkeypatch.setattr(bench_scaling, "rate", rate)
+    monkeypatch.setenv("XLA_FLAGS", "")  # which the report changes
+    bench_scaling.report(Bench(scaling=True, batch=2, json=tmp_path / "figures.json"))
+    found = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert len(found) == 16 and len(asked) == len(set(asked)) == 12, "nothing is measured twice"
+    for told in found:
+        assert told["rows"] == (16 if told["scaling"] == "strong" else 2 * told["devices"])
+        data = told["mesh"].startswith("data")
+        assert told["efficiency"] == pytest.approx(1 if data else 1 / told["devices"])
+        assert told["of_one_device"] == pytest.approx(told["devices"] if data else 1)
+    printed = capsys.readouterr().out
+    assert "can show no speed-up" in printed
+    assert "| weak | expert=4 | 4 | 8 | 100.0 | 25.0 | 1.00 | 0.25 |" in printed
+
+
+def test_a_mesh_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(bench_scaling, "require", lambda what, drawn, asked: made.append((drawn, asked)))
+    bench = Bench(scaling=True, prompt=8, new=4, repetitions=1)
+    assert bench_scaling.rate(bench, "expert=2", 4) > 0
+    assert made == [(16, 16)] * 2
