@@ -132,7 +132,7 @@ def main(args: list[str] | None = None) -> None:
         _exit(command, 130)
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(0)
+        _exit(command, 0)
     except Exception:
         if not (isinstance(command, Machines) and command.distributed):
             raise

@@ -8,9 +8,11 @@ On CPU, processes must come to the first collective of all within 30 seconds, in
 wait for each other as long as they need. So they meet as soon as they know each other, before anything is loaded.
 """
 
+import errno
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -65,12 +67,14 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         raise InputError(f"{', '.join(missing)} missing: give coordinator, processes and process, or none of them")
     if coordinator is not None and processes is not None and process is not None:
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise InputError(f"coordinator {coordinator!r}; it must be HOST:PORT, such as node0:12345")
         if not 0 <= process < processes:
             raise InputError(f"process is {process} of {processes} processes; they are numbered from 0")
         if process == 0:
             _check_free(int(port))
+        else:
+            _wait_for(host, int(port))
     try:
         jax.distributed.initialize(
             coordinator,
@@ -101,8 +105,24 @@ def _check_free(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            remedy = "an earlier run may not have ended: wait for it, or choose another port"
+            remedy = "choose another port"
+            if error.errno == errno.EADDRINUSE:
+                remedy = "an earlier run may not have ended: wait for it, or choose another port"
             raise InputError(f"port {port} of the coordinator cannot be used ({error.strerror}); {remedy}") from error
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Wait until process 0 listens; InputError if it does not in time: JAX would end the process without a word."""
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=LOST_SECONDS):
+                return
+        except OSError as error:
+            if time.monotonic() > until:
+                remedy = "start process 0 in time, and name its host and port to all"
+                raise InputError(f"nobody listens at {host}:{port} ({error}); {remedy}") from error
+        time.sleep(1)
 
 
 def meet(where: str) -> None:
@@ -118,12 +138,12 @@ def leave(status: int) -> NoReturn:
 
     Others that give up too are waited for shortly, so that each can say why.
     """
-    with suppress(Exception):
-        sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
     if not jax.distributed.is_initialized():
         sys.exit(status)
-    with suppress(Exception):
+    with suppress(BaseException):
         from orbax.checkpoint.multihost import get_barrier_sync_fn
 
         get_barrier_sync_fn()(key="leave", timeout_ms=1000 * LEAVE_SECONDS)
@@ -133,6 +153,13 @@ def leave(status: int) -> NoReturn:
 def is_first() -> bool:
     """Whether this process is the one that prints and writes."""
     return jax.process_index() == 0
+
+
+def least(number: int) -> int:
+    """The smallest of all processes' numbers; all must ask."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    return int(np.min(process_allgather(np.float64(number))))
 
 
 def agreed(numbers: Mapping[int, float]) -> dict[int, float]:

@@ -6,6 +6,7 @@ one is read. Only `checkpoint.restore` uses this; Orbax itself finds the arrays 
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import jax
@@ -22,14 +23,17 @@ def piece_registry() -> Any:
         """Restores each array as its ArrayRestoreArgs say: sharding, dtype, and the shape that is expected."""
 
         async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> Sequence[jax.Array]:
-            arrays = []
-            for info, wanted in zip(infos, args or (), strict=True):
+            arrays: dict[int, jax.Array] = {}
+            asked = list(zip(infos, args or (), strict=True))
+            # The largest first: what it takes beside its devices' pieces is taken while these are few.
+            for i in sorted(range(len(asked)), key=lambda i: -prod(asked[i][1].global_shape)):
+                info, wanted = asked[i]
                 spec = ts.Spec(type_handlers.get_json_tspec_read(info, use_ocdbt=True))
                 store = await ts.open(spec, open=True, context=info.ts_context or ts.Context())
                 if tuple(store.shape) != tuple(wanted.global_shape):
                     raise ValueError(f"{info.name} has shape {list(store.shape)}, not {list(wanted.global_shape)}")
-                arrays.append(await read_pieces(store, wanted.sharding, wanted.dtype))
-            return arrays
+                arrays[i] = await read_pieces(store, wanted.sharding, wanted.dtype)
+            return [arrays[i] for i in range(len(asked))]
 
     return type_handlers.create_type_handler_registry((jax.Array, Pieces()))
 

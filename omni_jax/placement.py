@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
-from omni_jax.distributed import agreed
+from omni_jax.distributed import least
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.ops.cache import AXES, slots_for
 from omni_jax.sharding import (
@@ -236,11 +236,11 @@ def _fits(sizes: dict[str, int], parts: Sequence[Part], limit: int | None) -> bo
 
 
 def _choose(parts: Sequence[Part], devices: Sequence[Any]) -> Placement:
-    """The first candidate that fits, and why: copies of a model over as few devices as hold it."""
+    """The first candidate that fits, and why: copies of a model whose experts lie over as few devices as hold it."""
     limit, several = min(filter(None, map(_usable, devices)), default=None), _several(devices)
     if several:
         # All must choose alike, and a process knows its own devices only.
-        limit = int(agreed({0: limit or 0})[0]) or None
+        limit = least(limit or 0) or None
     # One process that knows nothing of memory takes one device; the others may not even be real ones.
     count = len(devices) if several or limit is not None else 1
     for over in _candidates(count):
@@ -269,8 +269,8 @@ def _reason(sizes: Mapping[str, int], devices: int, held: int, limit: int | None
     """What an automatic mesh is, and why."""
     over, copies = sizes["expert"] * sizes["tensor"], sizes["data"]
     known = "devices do not tell their memory" if limit is None else f"of {limit / 1e9:.2f} GB usable"
-    text = f"{mesh_name(sizes)}: the model over {over} device{'s' * (over > 1)}, the fewest that hold it"
-    text += " (experts alone are not enough)" * (sizes["tensor"] > 1)
+    text = f"{mesh_name(sizes)}: the model over {over} device{'s' * (over > 1)}, the fewest that hold it by "
+    text += "experts and heads" if sizes["tensor"] > 1 else "experts"
     text += f", {copies} times for more rows" * (copies > 1)
     text += f", {devices - over * copies} left over" * (devices > over * copies)
     return f"{text}; {held / 1e9:.2f} GB on each ({known})"

@@ -41,14 +41,19 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float | None) -> Non
             None,
             "data=1",
             8,
-            "data=1: the model over 1 device, the fewest that hold it; 74.41 GB on each (devices do not",
+            "data=1: the model over 1 device, the fewest that hold it by experts; 75.87 GB on each (devices do not",
         ),
-        (141, "data=8", 8, "1 device, the fewest that hold it, 8 times for more rows; 74.41 GB on each (of 126.90 GB"),
-        (80, "expert=2,data=4", 8, "over 2 devices, the fewest that hold it, 4 times for more rows"),
-        (40, "expert=4,data=2", 8, "over 4 devices, the fewest that hold it, 2 times for more rows"),
-        (40, "expert=4", 6, "over 4 devices, the fewest that hold it, 2 left over"),
-        (24, "expert=8", 8, "over 8 devices, the fewest that hold it; 14.99 GB on each"),
-        (24, "expert=2,tensor=2", 4, "over 4 devices, the fewest that hold it (experts alone are not enough); 2"),
+        (
+            141,
+            "data=8",
+            8,
+            "1 device, the fewest that hold it by experts, 8 times for more rows; 75.87 GB on each (of 126.90 GB",
+        ),
+        (80, "expert=2,data=4", 8, "over 2 devices, the fewest that hold it by experts, 4 times for more rows"),
+        (40, "expert=4,data=2", 8, "over 4 devices, the fewest that hold it by experts, 2 times for more rows"),
+        (40, "expert=4", 6, "over 4 devices, the fewest that hold it by experts, 2 left over"),
+        (24, "expert=8", 8, "over 8 devices, the fewest that hold it by experts; 15.60 GB on each"),
+        (24, "expert=2,tensor=2", 4, "over 4 devices, the fewest that hold it by experts and heads; 2"),
     ],
 )
 def test_automatic_meshes_of_the_public_model(
@@ -70,7 +75,9 @@ def test_a_batch_is_planned_with_the_rows_that_its_slots_have() -> None:
     (thinker,) = parts_of("full", "thinker")
     cache = 2 * 48 * 4 * 4096 * 128 * 2
     for sizes, rows in (({"data": 8}, 1), ({"data": 16}, 1), ({"data": 6}, 2)):
-        assert thinker.bytes_on_a_device(sizes) - thinker.weight_bytes(sizes) == rows * cache
+        # While it doubles, and with a prompt in flight.
+        held = rows * cache * 5 // 4 + cache
+        assert thinker.bytes_on_a_device(sizes) - thinker.weight_bytes(sizes) == held
 
 
 class OfTwoProcesses:

@@ -164,7 +164,8 @@ def _reference(row: dict[str, Any], turns: tuple[str, ...]) -> tuple[str, ...]:
         return references
     if len(references) != 1 + len(turns):
         raise InputError(f"'reference' is a list of {len(references)} for {1 + len(turns)} turns; give one for each")
-    return references[-1:]
+    # An empty one is none: some of FastChat's second turns have no right answer.
+    return references[-1:] if references[-1] else ()
 
 
 def _answer(row: dict[str, Any], choices: tuple[str, ...]) -> int | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.score import score
@@ -19,9 +20,10 @@ from omni_jax.decode.session import check_context, pad_length
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.omni import Omni
+from omni_jax.sharding import whole_rows
 
-# Tokens of one forward, padding included, with which its temporary arrays grow: eight rows of 4096, with which the rest
-# of the package reckons too. A longer row runs alone.
+# Tokens of one forward on a device, padding included, with which its temporary arrays grow: eight rows of 4096, with
+# which the rest of the package reckons too. A longer row runs alone.
 TOKENS = 8 * 4096
 
 
@@ -88,19 +90,23 @@ def log_likelihoods(
         # The last token is predicted, and none behind it.
         check_context(one.context.token_ids.shape[1], len(one.token_ids) - 1, limit)
     results: dict[int, Scored] = {}
-    for group, n in _groups(asked, rows):
+    for group, n in _groups(asked, rows, omni.meshes["thinker"]):
         for number, scored in zip(group, _score(omni, [asked[i] for i in group], n), strict=True):
             results[number] = scored
             seen(number, scored)
     return [results[i] for i in range(len(asked))]
 
 
-def _groups(asked: Sequence[Continuation], rows: int) -> Iterator[tuple[list[int], int]]:
-    """Numbers of requests to run together, and in how many rows: of about one length, and those with media alone."""
+def _groups(asked: Sequence[Continuation], rows: int, mesh: Mesh | None) -> Iterator[tuple[list[int], int]]:
+    """Numbers of requests to run together, and in how many rows: of about one length, and those with media alone.
+
+    The rows are as many as the mesh divides: each device would run all of them otherwise.
+    """
+    shards = whole_rows(1, mesh)
     order = sorted(range(len(asked)), key=lambda i: -asked[i].length)
     plain = [i for i in order if not asked[i].context.vision and asked[i].context.audio is None]
     while plain:
-        n = min(rows, max(1, TOKENS // bucket(asked[plain[0]].length)))
+        n = whole_rows(min(rows, max(1, shards * TOKENS // bucket(asked[plain[0]].length))), mesh)
         yield plain[:n], n
         plain = plain[n:]
     yield from (([i], 1) for i in order if asked[i].context.vision or asked[i].context.audio is not None)

@@ -150,22 +150,24 @@ def _plots(directory: Path, results: Sequence[Result]) -> list[tuple[str, str]]:
         ("accepted.png", "Tokens that a round of drafting gave, by reply", accepted),
     ):
         if values:
-            _draw(directory / name, title, lambda axes, values=values: axes.hist(values, bins=min(30, len(values))))
+            bins = min(30, len(values))
+            _draw(directory / name, title, "Replies", lambda axes, values=values, bins=bins: axes.hist(values, bins))
             drawn.append((name, title))
     categories = {name: summarise([r["scores"] for r in some]) for name, some in _by_category(results).items()}
     score = next((name for values in categories.values() for name in values), None)
     if score is not None and len(categories) > 1:
         heights = [values.get(score, 0.0) for values in categories.values()]
-        _draw(directory / "categories.png", score, lambda axes: axes.barh(list(categories), heights))
+        _draw(directory / "categories.png", score, "Category", lambda axes: axes.barh(list(categories), heights))
         drawn.append(("categories.png", f"{score} by category"))
     return drawn
 
 
-def _draw(path: Path, title: str, plot: Callable[[Any], Any]) -> None:
+def _draw(path: Path, across: str, up: str, plot: Callable[[Any], Any]) -> None:
+    """Draw with what the two axes show."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     plot(axes)
-    axes.set_title(title)
+    axes.set(xlabel=across, ylabel=up)
     figure.savefig(path, dpi=150)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
+from time import monotonic, sleep
 from typing import Any
 
 from omni_jax.distributed import meet
@@ -22,6 +23,9 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import Share
 from omni_jax.evaluate.tasks import Means, Result, Settings, results
+
+# Seconds until every host sees a new file; NFS remembers for a minute, unless told otherwise, that none was there.
+SEEN_SECONDS = 90
 
 
 def try_directory(directory: Path, depends: dict[str, Any]) -> None:
@@ -159,6 +163,13 @@ def _lock(descriptor: int, path: Path) -> None:
         return
 
 
+def _wait_for(path: Path) -> None:
+    """Give a file that another host has written time to be seen here: shared file systems remember what was missing."""
+    until = monotonic() + SEEN_SECONDS
+    while not path.exists() and monotonic() < until:
+        sleep(0.5)
+
+
 def _mend(file: Path) -> None:
     """Cut off a last line without an end."""
     content = file.read_bytes()
@@ -168,6 +179,7 @@ def _mend(file: Path) -> None:
 
 
 def _check_same(path: Path, depends: dict[str, Any]) -> None:
+    _wait_for(path)
     try:
         before = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
