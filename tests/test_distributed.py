@@ -151,8 +151,17 @@ def test_processes_meet_before_they_load(monkeypatch: pytest.MonkeyPatch) -> Non
     done = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **waits: done.append(waits))
     monkeypatch.setattr(distributed, "meet", done.append)
-    start("node:1", 2, 1)
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        start(f"127.0.0.1:{first.getsockname()[1]}", 2, 1)
     assert done[0]["initialization_timeout"] >= 300 and done[1:] == ["joined"]
+
+
+def test_a_first_process_that_never_comes_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "START_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    with pytest.raises(InputError, match=f"nobody listens at 127.0.0.1:{port} .*; start process 0 in time"):
+        start(f"127.0.0.1:{port}", 2, 1)
 
 
 def test_a_port_that_an_earlier_run_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from omni_jax.decode.session import Session
 from omni_jax.decode.slots import Prompt, Slots, insert
 from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
+from omni_jax.evaluate import loglikelihood
+from omni_jax.evaluate.loglikelihood import log_likelihoods, prepare_choices
 from omni_jax.inputs.processor import Processor
 from omni_jax.loading import load
 from omni_jax.models.param import Graph, bind
@@ -183,6 +185,19 @@ def test_a_drafter_on_a_mesh_drafts_alike(drafters: Callable) -> None:
     # The head of 300 tokens is not divided by 8 and stays whole.
     wide = load_drafter(drafters("eagle3", "tiny")).placed(make_mesh(tensor=8))
     assert wide.params["lm_head"].is_fully_replicated and wide.params["midlayer"]["qkv"].is_fully_replicated
+
+
+def test_log_likelihoods_are_computed_once(on_mesh: Callable, omnis: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3 rows, which expert=8 does not divide, every device would compute all."""
+    ran: list[tuple[int, ...]] = []
+    score = loglikelihood.score
+    monkeypatch.setattr(loglikelihood, "score", lambda p, ids, *a, **k: ran.append(ids.shape) or score(p, ids, *a, **k))
+    got, want = (
+        log_likelihoods(omni, prepare_choices(omni, omni.prepare(WORDS[0]), ["yes", "no", "no, never"]), rows=3)
+        for omni in (on_mesh("expert=8"), omnis("tiny"))
+    )
+    assert [shape[0] for shape in ran] == [8, 3]
+    assert [one.log_likelihood for one in got] == pytest.approx([one.log_likelihood for one in want], abs=1e-3)
 
 
 @pytest.mark.parametrize("mesh", ["expert=4,tensor=2", "expert=8"])

@@ -116,6 +116,8 @@ def test_references_of_turns(tmp_path: Path) -> None:
     assert [sample.references for sample in dataset.samples] == [("two",), ("two",), ("two", "2"), ("x",)]
     dataset = read_dataset(write(tmp_path / "one.jsonl", {"turns": ["a"], "reference": ["one", "two"]}))
     assert dataset.samples[0].references == ("one", "two")
+    dataset = read_dataset(write(tmp_path / "none.jsonl", {"turns": ["a", "b"], "reference": ["one", ""]}))
+    assert dataset.samples[0].references == (), "no right answer to the second question"
 
 
 def test_rows_without_an_id_take_no_id_from_others(tmp_path: Path) -> None:
