@@ -216,7 +216,7 @@ def _usable(device: Any) -> int | None:
 def _does_not_fit(count: int, limit: int, parts: Sequence[Part]) -> str:
     """What is too large, and the remedy."""
     most = next((part.text.num_experts for part in parts if part.text and part.text.num_experts), 1)
-    wider = ({"expert": e, "tensor": t} for t in (1, 2, 4) for e in range(1, most + 1))
+    wider = ({"expert": e, "tensor": t} for t in AUTO_TENSOR for e in range(1, most + 1))
     fitting = [sizes for sizes in wider if _fits(sizes, parts, limit)]
     remedy = "no mesh makes it fit; load fewer parts, or in bfloat16"
     if fitting:
