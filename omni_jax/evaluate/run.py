@@ -61,6 +61,7 @@ class Results:
             if self.share.reports:
                 _state(self.directory, self.depends)
             meet("stated")
+            _wait_for(self.directory / "run.json")
             _check_same(self.directory / "run.json", self.depends)
             if self.share.writes:
                 self.descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -179,7 +180,6 @@ def _mend(file: Path) -> None:
 
 
 def _check_same(path: Path, depends: dict[str, Any]) -> None:
-    _wait_for(path)
     try:
         before = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
