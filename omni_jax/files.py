@@ -1,0 +1,167 @@
+"""Files that nobody vouches for: paths as users type them, bytes within a bound, JSON within bounds.
+
+Everything that the project reads as text or JSON comes through here, so that a missing file, a pipe, an endless device,
+a byte-order mark, UTF-16, a number of a thousand digits or a hundred thousand brackets end in one sentence that names
+the file and the remedy. What the JSON means is checked by those who asked for it (`reader` for configuration files).
+"""
+
+import codecs
+import gzip
+import json
+import os
+import re
+import stat
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+from omni_jax.errors import CheckpointError, InputError, OmniError
+
+MAX_JSON_BYTES = 64_000_000
+MAX_DEPTH = 100  # of lists and objects within each other; no honest configuration or conversation comes near
+MAX_DIGITS = 320  # of a number; a float64 with all its digits has 309 before the point
+STDIN = "-"
+
+# By the first bytes of a text. UTF-32 first: its little-endian mark begins like that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+# JSON begins with two ASCII characters, so zeros between them tell an encoding without a mark.
+_ZEROS = ((b"\0\0\0", "utf-32-be"), (b"\0", "utf-16-be"))
+
+
+def user_path(value: Any, what: str) -> Path:
+    """The path that a user gave as text or path object, with `~` expanded; InputError names `what` otherwise."""
+    if not isinstance(value, str | os.PathLike) or isinstance(text := os.fspath(value), bytes):
+        raise InputError(f"{what} is of type {type(value).__name__}; give a path")
+    if not text:
+        raise InputError(f"{what} is an empty path; name a file or directory")
+    if "\0" in text:
+        raise InputError(f"{what} {text[:80]!r} holds a null character; no path does")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{what} {text[:80]!r}: there is no such home directory; write the path out") from None
+
+
+def reason_of(error: BaseException) -> str:
+    """Why an operation failed, in words and without a number or an object's address."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error)).strip().splitlines()
+    return said[0][:200] if said else type(error).__name__
+
+
+def read_bytes(
+    path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
+) -> bytes:
+    """The bytes of a regular file of at most `most` bytes, unpacked if its name ends in .gz; `error` says why not.
+
+    remedy: what a user should do about a file that is missing or damaged. Path("-") is standard input, if the error
+    is an InputError.
+    """
+    remedy = f"; {remedy}" if remedy else ""
+    if str(path) == STDIN and issubclass(error, InputError):
+        return _bounded(sys.stdin.buffer.read(most + 1), "standard input", most, error)
+    try:
+        # Non-blocking, so that a pipe without a writer is refused below instead of waited for.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise error(f"{path}: not a regular file{remedy}")
+        with os.fdopen(descriptor, "rb") as file, gzip.open(file) if path.suffix == ".gz" else file as stream:
+            return _bounded(stream.read(most + 1), str(path), most, error)
+    except FileNotFoundError:
+        raise error(f"{path}: there is no such file{remedy}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as damage:
+        raise error(f"{path}: damaged ({reason_of(damage)}){remedy}") from None
+    except OSError as failure:
+        raise error(f"{path}: cannot be read ({reason_of(failure)}){remedy}") from None
+
+
+def read_text(
+    path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
+) -> str:
+    """The text of a file, as `read_bytes`: UTF-8, or UTF-16 or UTF-32 that says so by its first bytes."""
+    return decode_text(read_bytes(path, most=most, error=error, remedy=remedy), str(path), error=error)
+
+
+def read_json(
+    path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
+) -> Any:
+    """What a JSON file holds, as `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, most=most, error=error, remedy=remedy), str(path), error=error, remedy=remedy)
+
+
+def read_object(
+    path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
+) -> dict[str, Any]:
+    """What a JSON file holds that must be an object of names and values, as `read_json`."""
+    values = read_json(path, most=most, error=error, remedy=remedy)
+    if not isinstance(values, dict):
+        raise error(f"{path}: holds no JSON object of names and values{f'; {remedy}' if remedy else ''}")
+    return values
+
+
+def parse_json(data: bytes | str, where: str, *, error: type[OmniError] = CheckpointError, remedy: str = "") -> Any:
+    """The value of a JSON text; `error` for what is none, is nested too deep, or repeats a name.
+
+    NaN and Infinity, which Python's writer makes, are read; whoever needs a number checks its range.
+    """
+    remedy = f"; {remedy}" if remedy else ""
+    text = decode_text(data, where, error=error) if isinstance(data, bytes) else data
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise error(f"{where}: the name {twice[:80]!r} occurs twice in one object{remedy}")
+        return values
+
+    def short(number: str) -> int:
+        if len(number) > MAX_DIGITS:
+            raise error(f"{where}: holds a number of {len(number)} digits, which nothing here can need{remedy}")
+        return int(number)
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_int=short)
+    except RecursionError:
+        raise error(f"{where}: nested too deep; at most {MAX_DEPTH} levels are read{remedy}") from None
+    except ValueError as wrong:
+        if isinstance(wrong, OmniError):
+            raise
+        raise error(f"{where}: no valid JSON ({reason_of(wrong)}){remedy}") from None
+    if depth_of(value) > MAX_DEPTH:
+        raise error(f"{where}: nested too deep; at most {MAX_DEPTH} levels are read{remedy}")
+    return value
+
+
+def depth_of(value: Any) -> int:
+    """How many lists and dicts lie within each other, found without recursion; it stops beyond MAX_DEPTH."""
+    depth, level = 0, [value]
+    while (level := [v for v in level if isinstance(v, dict | list | tuple)]) and depth <= MAX_DEPTH:
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth
+
+
+def decode_text(data: bytes, where: str, *, error: type[OmniError] = CheckpointError) -> str:
+    """The text of bytes in UTF-8, UTF-16 or UTF-32, without its byte-order mark."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if encoding is None:
+        encoding = next((name for zeros, name in _ZEROS if data.startswith(zeros)), "utf-8")
+    if encoding == "utf-8" and data[1:2] == b"\0":
+        encoding = "utf-32-le" if data[2:4] == b"\0\0" else "utf-16-le"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as wrong:
+        raise error(f"{where}: byte {wrong.start} is no {encoding.upper()} text; save the file as UTF-8") from None
+
+
+def _bounded(data: bytes, where: str, most: int, error: type[OmniError]) -> bytes:
+    if len(data) > most:
+        raise error(f"{where}: more than {most:,} bytes; no honest file of its kind is so large")
+    return data
