@@ -124,3 +124,12 @@ def test_routing_normalises_only_when_told() -> None:
     np.testing.assert_array_equal(ids, same)
     np.testing.assert_allclose(raw, np.sort(probabilities, axis=-1)[:, ::-1][:, :3], rtol=1e-5)
     np.testing.assert_allclose(normalised, raw / raw.sum(-1, keepdims=True), rtol=1e-6)
+
+
+def test_routing_is_decided_in_float32_whatever_the_type_of_the_rows() -> None:
+    """Logits of 0.25 + k / 512 differ in bfloat16; their softmax, rounded to it, would tie."""
+    E = 64
+    router = jnp.asarray(0.25 + np.arange(E) / 512, jnp.bfloat16)[:, None]
+    assert len(np.unique(np.asarray(router, np.float32))) == E
+    ids, scale = moe.route(jnp.ones((1, 1), jnp.bfloat16), router, E, False)
+    assert ids[0].tolist() == list(range(E))[::-1] and scale.dtype == jnp.bfloat16
