@@ -115,6 +115,16 @@ def test_arrays_of_every_sample_type(dtype, scale):
     np.testing.assert_allclose(unsigned, wave, atol=1 / 128)
 
 
+@pytest.mark.parametrize("dtype", [">i2", ">i4", ">f4", ">f8", "<i2"])
+@pytest.mark.parametrize("rate", [np.int64(RATE), np.float32(RATE), np.uint16(RATE), float(RATE)], ids=repr)
+def test_numbers_of_numpy_are_numbers_in_either_byte_order(dtype, rate):
+    wave = np.clip(noise(0.1), -0.9, 0.9)
+    scale = 1 if "f" in dtype else -float(np.iinfo(dtype).min)
+    samples = load_audio((wave * scale).astype(dtype), rate)
+    assert samples.dtype == np.float32 and samples.dtype.isnative
+    np.testing.assert_allclose(samples, wave, atol=2**-15)
+
+
 def test_the_channels_of_an_array_are_mixed_whichever_axis_they_are_on():
     left, right = noise(0.2, 8000), noise(0.4, 8000)[1600:]
     expected = load_audio((left + right) / 2, 8000)
@@ -142,6 +152,16 @@ def test_a_cover_picture_is_no_obstacle():
     picture = b"\0\0\0\3" + b"\0\0\0\x09image/png" + bytes(20) + b"\0\0\0\0"
     block = bytes([6]) + len(picture).to_bytes(3, "big") + picture
     assert load_audio(flac[:42] + block + flac[42:]).size == 8000
+
+
+@pytest.mark.parametrize("name, samples", [("cover.mp3", 16_000), ("cover.m4a", 16_384), ("audio_first.mp4", 16_384)])
+def test_sound_before_other_streams_is_read_to_its_end(data_dir, name, samples):
+    assert load_audio(data_dir / name).size == samples
+
+
+def test_a_title_in_an_older_encoding_is_no_obstacle(data_dir):
+    tag = b"TIT2" + (6).to_bytes(4, "big") + b"\0\0" + b"\3caf\xe9s"  # says UTF-8, is Latin-1
+    assert load_audio(b"ID3\3\0\0" + bytes([0, 0, 0, len(tag)]) + tag + (data_dir / "cover.mp3").read_bytes()).size
 
 
 def wav_with(offset: int, value: int, size: int) -> bytes:
@@ -216,6 +236,14 @@ def test_bad_files_have_named_errors(case):
         (np.zeros((100, 100)), RATE, "shape"),
         (np.zeros((1, 2, 1000)), RATE, "shape"),
         (np.float32(0.0) * np.zeros(()), RATE, "shape"),
+        (noise(1), True, "sampling_rate"),
+        (noise(1), np.complex64(RATE), "sampling_rate"),
+        (noise(1), 10**400, "a rate of more than 1e12"),
+        (np.full(1000, 1e300), RATE, "infinite"),
+        (np.array([0.5] * 1000, object), RATE, "dtype object"),
+        (np.zeros(1000, [("left", "f4"), ("right", "f4")]), RATE, "dtype .*left"),
+        (np.lib.stride_tricks.as_strided(noise(1), (10**11,), (0,)), RATE, "longer than 3600 s"),
+        (np.lib.stride_tricks.as_strided(noise(1), (32, 10**10), (0, 0)), RATE, "longer than 3600 s"),
     ],
 )
 def test_bad_arrays_have_named_errors(array, rate, message):
