@@ -10,7 +10,6 @@ sound among sounding ones stays a plain video; seconds per grid step are measure
 model's context is an error.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.errors import CheckpointError, ConfigError, InputError
+from omni_jax.errors import ConfigError, InputError
+from omni_jax.files import read_object
 from omni_jax.inputs.audio import load_audio, log_mel, token_count
 from omni_jax.inputs.batch import Batch, pack_audio, pack_vision
 from omni_jax.inputs.image import load_image, patchify_image
@@ -79,10 +79,7 @@ class Processor:
     def from_dir(cls, directory: str | Path, config: OmniConfig) -> "Processor":
         """Read tokenizer.json, the chat template and preprocessor_config.json of a checkpoint directory."""
         path = Path(directory) / "preprocessor_config.json"
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); copy it from the original checkpoint") from error
+        values = read_object(path, remedy="copy it from the original checkpoint")
         return cls(Tokenizer(directory), ChatTemplate.from_dir(directory), values, config)
 
     def prepare(

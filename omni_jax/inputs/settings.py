@@ -2,16 +2,16 @@
 
 The file describes images and audio; the reference's processor class adds the size limits and the sampling of videos,
 which stand here as named constants because no file states them. Whatever the file does state has no default: a missing
-key is an error.
+key is an error. The types of the fields state keys and ranges, `from_hf` how the numbers must fit each other.
 
 Source: transformers `Qwen2VLImageProcessor`, `Qwen2VLVideoProcessor`, `WhisperFeatureExtractor`, and the class
 attributes of `Qwen3OmniMoeProcessor`; the two frames per second are the official recipe's (qwen-omni-utils).
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from omni_jax.errors import ConfigError
-from omni_jax.reader import Reader
+from omni_jax.reader import Range, Reader, Size
 
 SAMPLING_RATE = 16_000  # samples per second; the encoder was trained on nothing else
 CHANNELS = 3
@@ -26,24 +26,17 @@ def _reader(values: dict) -> Reader:
     return Reader(values, "", "preprocessor_config.json")
 
 
-def _channels(r: Reader, name: str) -> tuple[float, ...]:
-    numbers = r.get(name, (list, tuple))
-    if len(numbers) != CHANNELS or not all(isinstance(x, (int, float)) for x in numbers):
-        raise ConfigError(f"{r.where(name)} is {numbers!r}, not {CHANNELS} numbers")
-    return tuple(float(x) for x in numbers)
-
-
 @dataclass(frozen=True)
 class ImageSettings:
     """Size limits (pixels of a resized picture), normalisation (per channel, on values of 0 to 1) and patch sizes."""
 
-    min_pixels: int
-    max_pixels: int
-    patch_size: int
-    temporal_patch_size: int
-    merge_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    min_pixels: Annotated[int, Range(1, 10**8)]
+    max_pixels: Annotated[int, Range(1, 10**9)]
+    patch_size: Size
+    temporal_patch_size: Size
+    merge_size: Size
+    mean: Annotated[tuple[float, float, float], Range(-100, 100), "image_mean"]
+    std: Annotated[tuple[float, float, float], Range(0.001, 1_000), "image_std"]
 
     @property
     def factor(self) -> int:
@@ -59,19 +52,16 @@ class ImageSettings:
     def from_hf(cls, values: dict) -> "ImageSettings":
         """Read a parsed `preprocessor_config.json`; raise ConfigError naming the key that is missing or unsupported."""
         r = _reader(values)
-        for name, allowed in (("do_resize", True), ("do_rescale", True), ("do_normalize", True), ("resample", 3)):
-            r.expect(name, allowed)
-        settings = cls(
-            min_pixels=r.count("min_pixels"),
-            max_pixels=r.count("max_pixels"),
-            patch_size=r.count("patch_size"),
-            temporal_patch_size=r.count("temporal_patch_size"),
-            merge_size=r.count("merge_size"),
-            mean=_channels(r, "image_mean"),
-            std=_channels(r, "image_std"),
+        for name in ("do_resize", "do_rescale", "do_normalize"):
+            r.expect(name, True)
+        r.expect("resample", 3)
+        r.expect("rescale_factor", 1 / 255)
+        settings = cls(**r.fields(cls))
+        least, most, token = settings.min_pixels, settings.max_pixels, settings.factor**2
+        r.require(
+            (least <= most, f"min_pixels {least} exceeds max_pixels {most}"),
+            (token <= most, f"max_pixels {most} is less than one token of {token} pixels (patch_size x merge_size)"),
         )
-        if 0.0 in settings.std:
-            raise ConfigError(f"{r.where('image_std')} holds a zero")
         return settings
 
 
@@ -95,9 +85,9 @@ class VideoSettings:
 class AudioSettings:
     """The log-mel spectrogram: mel bins, and the Fourier window and its hop in samples at 16 kHz."""
 
-    mel_bins: int
-    n_fft: int
-    hop_samples: int
+    mel_bins: Annotated[int, Range(1, 2_000), "feature_size"]
+    n_fft: Annotated[int, Range(2, 10_000)]
+    hop_samples: Annotated[int, Range(1, 10_000), "hop_length"]
 
     @classmethod
     def from_hf(cls, values: dict) -> "AudioSettings":
@@ -105,8 +95,10 @@ class AudioSettings:
         r = _reader(values)
         for name, allowed in (("sampling_rate", SAMPLING_RATE), ("dither", 0.0), ("padding_value", 0.0)):
             r.expect(name, allowed)
-        return cls(
-            mel_bins=r.count("feature_size"),
-            n_fft=r.count("n_fft"),
-            hop_samples=r.count("hop_length"),
+        settings = cls(**r.fields(cls))
+        bins, window, hop = settings.mel_bins, settings.n_fft, settings.hop_samples
+        r.require(
+            (bins <= window // 2, f"n_fft {window} gives too few frequencies for feature_size {bins}"),
+            (hop <= window, f"hop_length {hop} exceeds n_fft {window}, so samples between two windows are lost"),
         )
+        return settings
