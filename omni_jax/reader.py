@@ -13,6 +13,7 @@ How numbers must fit each other is the dataclass's own affair; it says so throug
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from omni_jax.errors import ConfigError
@@ -72,12 +73,7 @@ class Reader:
 
     def fields(self, described: type) -> dict[str, Any]:
         """The fields of a dataclass whose types are `Annotated` with a range, and with the key where it differs."""
-        values = {}
-        for field, hint in get_type_hints(described, include_extras=True).items():
-            if get_origin(hint) is Annotated:
-                _, _, *key = get_args(hint)
-                values[field] = self.read(key[0] if key else field, hint)
-        return values
+        return {field: self.read(key, kind) for field, key, kind in _keys(described)}
 
     def read(self, name: str, kind: Any, absent: Any = None) -> Any:
         """A number or list of numbers as `kind` says, `Annotated` with its range; `absent` where that may be."""
@@ -131,6 +127,13 @@ class Reader:
         for holds, sentence in relations:
             if not holds:
                 raise ConfigError(f"{self.file}: {self.path}: {sentence}" if self.path else f"{self.file}: {sentence}")
+
+
+@cache
+def _keys(described: type) -> list[tuple[str, str, Any]]:
+    """Field, key and type of each number that a dataclass describes."""
+    hints = get_type_hints(described, include_extras=True).items()
+    return [(field, (*get_args(kind)[2:], field)[0], kind) for field, kind in hints if get_origin(kind) is Annotated]
 
 
 def is_one_of(value: Any, allowed: Iterable[Any]) -> bool:

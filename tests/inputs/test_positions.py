@@ -27,10 +27,8 @@ class Row:
     variant: str
 
     def __post_init__(self):
-        self.values, self.config = (
-            CONFIGS[self.variant],
-            ThinkerConfig.from_hf(Reader(CONFIGS[self.variant], "thinker_config")),
-        )
+        self.values = CONFIGS[self.variant]
+        self.config = ThinkerConfig.from_hf(Reader(self.values, "thinker_config"))
         self.ids, self.items, self.mel_frames = [], [], []
 
     def mark(self, *names):
