@@ -16,7 +16,7 @@ from math import isqrt, prod
 from typing import Annotated
 
 from omni_jax.decoder_config import DecoderConfig
-from omni_jax.reader import Heads, LayerIds, Layers, Length, Range, Reader, Size, Vocabulary, Width, shown
+from omni_jax.reader import Heads, LayerIds, Layers, Length, Range, Reader, Size, Vocabulary, Width, is_one_of, shown
 
 MODEL_TYPE = "qwen3_omni_moe"
 # Codec ids at the end of the Talker's vocabulary that are marks, not sounds.
@@ -171,9 +171,13 @@ class TalkerConfig:
             code_predictor=DecoderConfig.from_hf(predictor),
             speakers=_speakers(r.section("speaker_id")),
         )
-        predictor.expect("num_code_groups", config.num_code_groups)
+        _check_repeated(predictor, {"num_code_groups": config.num_code_groups})
         sliding = set(predictor.names("layer_types")) - {"full_attention"}
         predictor.require((not sliding, f"layer_types {shown(sorted(sliding))} are not implemented"))
+        r.require(
+            (config.text.rope.mrope_section is not None, "'text_config.rope_scaling.mrope_section' is missing"),
+            (config.text.num_experts > 0, "'text_config.num_experts' is missing, but all layers of a Talker have some"),
+        )
         return config
 
 
@@ -220,7 +224,7 @@ class Code2WavConfig:
 
     @classmethod
     def from_hf(cls, r: Reader) -> "Code2WavConfig":
-        window = r.read("sliding_window", Length)
+        window = r.read("sliding_window", Annotated[int, Range(1, 5_000)])
         transformer = DecoderConfig.from_hf(r, vocab_size=0, qk_norm=False, layer_scale=True, sliding_window=window)
         config = cls(**r.fields(cls), transformer=transformer)
         halves, most = len(config.upsample_rates), f"{MAX_UPSAMPLE:,}"
@@ -278,10 +282,17 @@ def _check_token_ids(r: Reader, config: OmniConfig) -> None:
     ids = {f"thinker_config.{name}" if hasattr(thinker, name) else name: i for name, i in config.token_ids.items()}
     _check_ids(r, ids.items(), range(thinker.text.vocab_size), "the Thinker's vocabulary")
     for section in ["thinker_config", *(["talker_config"] if config.talker else [])]:
-        for name, value in config.token_ids.items():
-            r.section(section).expect(name, value)
+        _check_repeated(r.section(section), config.token_ids)
     if config.talker:
-        r.section("talker_config").expect("spatial_merge_size", thinker.vision.spatial_merge_size)
+        _check_repeated(r.section("talker_config"), {"spatial_merge_size": thinker.vision.spatial_merge_size})
+
+
+def _check_repeated(r: Reader, values: dict[str, int]) -> None:
+    for name, value in values.items():
+        stated = r.values.get(name, value)
+        r.require(
+            (is_one_of(stated, [value]), f"{name} is {shown(stated)}, but {value} where the file states it first")
+        )
 
 
 def _check_ids(r: Reader, ids: Iterable[tuple[str, int]], allowed: range, of: str) -> None:

@@ -35,8 +35,8 @@ class ImageSettings:
     patch_size: Size
     temporal_patch_size: Size
     merge_size: Size
-    mean: Annotated[tuple[float, float, float], Range(-100, 100), "image_mean"]
-    std: Annotated[tuple[float, float, float], Range(0.001, 1_000), "image_std"]
+    mean: Annotated[tuple[float, float, float], Range(-5, 5), "image_mean"]
+    std: Annotated[tuple[float, float, float], Range(0.01, 10), "image_std"]
 
     @property
     def factor(self) -> int:
@@ -87,7 +87,7 @@ class AudioSettings:
 
     mel_bins: Annotated[int, Range(1, 2_000), "feature_size"]
     n_fft: Annotated[int, Range(2, 10_000)]
-    hop_samples: Annotated[int, Range(1, 10_000), "hop_length"]
+    hop_samples: Annotated[int, Range(40, 10_000), "hop_length"]
 
     @classmethod
     def from_hf(cls, values: dict) -> "AudioSettings":
