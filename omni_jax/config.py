@@ -171,7 +171,6 @@ class TalkerConfig:
             code_predictor=DecoderConfig.from_hf(predictor),
             speakers=_speakers(r.section("speaker_id")),
         )
-        _check_repeated(predictor, {"num_code_groups": config.num_code_groups})
         sliding = set(predictor.names("layer_types")) - {"full_attention"}
         predictor.require((not sliding, f"layer_types {shown(sorted(sliding))} are not implemented"))
         r.require(
@@ -290,9 +289,7 @@ def _check_token_ids(r: Reader, config: OmniConfig) -> None:
 def _check_repeated(r: Reader, values: dict[str, int]) -> None:
     for name, value in values.items():
         stated = r.values.get(name, value)
-        r.require(
-            (is_one_of(stated, [value]), f"{name} is {shown(stated)}, but {value} where the file states it first")
-        )
+        r.require((is_one_of(stated, [value]), f"{name} is {shown(stated)}, but {value} elsewhere in the file"))
 
 
 def _check_ids(r: Reader, ids: Iterable[tuple[str, int]], allowed: range, of: str) -> None:
@@ -321,6 +318,9 @@ def _check_speech(r: Reader, thinker: DecoderConfig, talker: TalkerConfig, code2
         ("code_predictor_config.vocab_size", predictor.vocab_size, size),
     ):
         r.require((stated <= most, f"talker_config.{name} is {stated}; the rest of the model allows {most}"))
+    _check_repeated(
+        r.section("talker_config").section("code_predictor_config"), {"num_code_groups": talker.num_code_groups}
+    )
     V = talker.text.vocab_size
     r.require((V > CODEC_MARKS, f"talker_config.text_config.vocab_size is {V}, of which {CODEC_MARKS} are no sounds"))
     marks = [(name.replace("eos_id", "eos_token_id"), i) for name, i in vars(talker).items() if name[:6] == "codec_"]
