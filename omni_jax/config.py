@@ -55,6 +55,8 @@ class VisionConfig:
     @classmethod
     def from_hf(cls, r: Reader) -> "VisionConfig":
         r.expect("hidden_act", "gelu_pytorch_tanh")
+        if r.has("rope_parameters"):
+            r.section("rope_parameters").expect("rope_theta", 10_000)
         config = cls(**r.fields(cls))
         L, taps, table = config.num_layers, config.deepstack_layers, config.num_position_embeddings
         divides = config.hidden_size % (4 * config.num_heads) == 0

@@ -4,17 +4,23 @@ The file describes images and audio; the reference's processor class adds the si
 which stand here as named constants because no file states them. Whatever the file does state has no default: a missing
 key is an error. The types of the fields state keys and ranges, `from_hf` how the numbers must fit each other.
 
+Checkpoints that transformers 5 has saved again have `processor_config.json` instead, with a section for each medium and
+the limits as `size`.
+
 Source: transformers `Qwen2VLImageProcessor`, `Qwen2VLVideoProcessor`, `WhisperFeatureExtractor`, and the class
 attributes of `Qwen3OmniMoeProcessor`; the two frames per second are the official recipe's (qwen-omni-utils).
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
+from omni_jax.files import read_object
 from omni_jax.reader import Range, Reader, Size
 
 SAMPLING_RATE = 16_000  # samples per second; the encoder was trained on nothing else
 CHANNELS = 3
+FILE, SAVED = "preprocessor_config.json", "processor_config.json"
 
 # Qwen3OmniMoeProcessor.videos_kwargs["size"]: the area of a resized frame, in pixels.
 VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 128 * 32 * 32, 768 * 32 * 32
@@ -22,8 +28,16 @@ VIDEO_FRAMES_PER_SECOND = 2.0
 VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES = 4, 768
 
 
-def _reader(values: dict) -> Reader:
-    return Reader(values, "", "preprocessor_config.json")
+def read_settings(directory: Path) -> tuple[dict[str, Any], str]:
+    """What a checkpoint states about media, parsed but not checked, and the name of the file that does."""
+    name = SAVED if (directory / SAVED).is_file() and not (directory / FILE).is_file() else FILE
+    values = read_object(directory / name, remedy="copy it from the original checkpoint")
+    if name == SAVED:
+        r = Reader(values, "", name)
+        # The sound's section repeats limits of pictures from before they were saved; the picture's own count.
+        limits = {"min_pixels": None, "max_pixels": None}
+        values = {**r.section("feature_extractor").values, **limits, **r.section("image_processor").values}
+    return values, name
 
 
 @dataclass(frozen=True)
@@ -49,9 +63,12 @@ class ImageSettings:
         return CHANNELS * self.temporal_patch_size * self.patch_size**2
 
     @classmethod
-    def from_hf(cls, values: dict) -> "ImageSettings":
+    def from_hf(cls, values: dict, file: str = FILE) -> "ImageSettings":
         """Read a parsed `preprocessor_config.json`; raise ConfigError naming the key that is missing or unsupported."""
-        r = _reader(values)
+        r = Reader(values, "", file)
+        if r.has("size") and not r.has("min_pixels"):
+            least, most = (r.section("size").get(name, int) for name in ("shortest_edge", "longest_edge"))
+            r = Reader({**values, "min_pixels": least, "max_pixels": most}, "", file)
         for name in ("do_resize", "do_rescale", "do_normalize"):
             r.expect(name, True)
         r.expect("resample", 3)
@@ -75,9 +92,9 @@ class VideoSettings:
     max_frames: int
 
     @classmethod
-    def from_hf(cls, values: dict) -> "VideoSettings":
+    def from_hf(cls, values: dict, file: str = FILE) -> "VideoSettings":
         """Read a parsed `preprocessor_config.json`; the video's size limits and sampling are the processor class's."""
-        frame = replace(ImageSettings.from_hf(values), min_pixels=VIDEO_MIN_PIXELS, max_pixels=VIDEO_MAX_PIXELS)
+        frame = replace(ImageSettings.from_hf(values, file), min_pixels=VIDEO_MIN_PIXELS, max_pixels=VIDEO_MAX_PIXELS)
         return cls(frame, VIDEO_FRAMES_PER_SECOND, VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES)
 
 
@@ -90,9 +107,9 @@ class AudioSettings:
     hop_samples: Annotated[int, Range(40, 10_000), "hop_length"]
 
     @classmethod
-    def from_hf(cls, values: dict) -> "AudioSettings":
+    def from_hf(cls, values: dict, file: str = FILE) -> "AudioSettings":
         """Read a parsed `preprocessor_config.json`; raise ConfigError naming the key that is missing or unsupported."""
-        r = _reader(values)
+        r = Reader(values, "", file)
         for name, allowed in (("sampling_rate", SAMPLING_RATE), ("dither", 0.0), ("padding_value", 0.0)):
             r.expect(name, allowed)
         settings = cls(**r.fields(cls))
