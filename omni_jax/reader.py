@@ -146,7 +146,7 @@ def shown(value: Any) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, or lists thousands deep
-        return f"a {type(value).__name__} too large to show"
+        return f"a value of type {type(value).__name__}, too large to show"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
