@@ -263,6 +263,15 @@ def test_wrong_indices_are_named(edit: Callable, match: str, copy: Callable[[str
         load_drafter(directory)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_configs_in_other_encodings(encoding: str, copy: Callable[[str, str], Path]) -> None:
+    directory = copy("dflash", "small")
+    expected = load_drafter(directory).config
+    for name in ("config.json", INDEX):
+        (directory / name).write_bytes((directory / name).read_text().encode(encoding))
+    assert load_drafter(directory).config == expected
+
+
 def test_wrong_configs_are_named(copy: Callable[[str, str], Path]) -> None:
     directory = copy("dflash", "tiny")
     edit_config(directory, lambda values: values.update(block_size=1))

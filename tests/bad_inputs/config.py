@@ -122,6 +122,7 @@ CASES = [
     _model("audio width and heads", {f"{AUDIO}.encoder_attention_heads": 19}, AUDIO, "1280", "19 heads"),
     _model("audio without positions", {f"{AUDIO}.max_source_positions": 12}, "max_source_positions", "13"),
     _model("four channels", {f"{VISION}.in_channels": 4}, f"{VISION}.in_channels", "from 3 to 3"),
+    _model("pictures turned otherwise", {f"{VISION}.rope_parameters": {"rope_theta": 100}}, "rope_theta", "10000"),
     _model("a Talker without experts", {f"{TALKER}.text_config.num_experts": 0}, "num_experts", "missing"),
     _model("a window in the code predictor", {f"{PREDICTOR}.layer_types": ["sliding_attention"]}, "layer_types"),
     _model("an image token beyond", {"thinker_config.image_token_id": 152064}, "image_token_id", "0 to 152063"),
