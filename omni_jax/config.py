@@ -1,139 +1,51 @@
 """Hyperparameters of every sub-model, read from a Hugging Face `config.json`.
 
-One frozen dataclass per sub-model; each has `from_hf(dict)`. Nothing else in the project has hyperparameter defaults,
-and here there are none either: a key that the checkpoint does not state is an error, because the reference's class
-defaults describe another model (3,584 vocabulary rows instead of 152,064). Both ways of writing the rotary base are
-read (`rope_theta` with `rope_scaling`, or `rope_parameters`).
+One frozen dataclass per sub-model describes its section: the types of its fields state keys, types and ranges, and
+`from_hf` how the numbers must fit each other. Nothing else in the project has hyperparameter defaults, and here there
+are none either: a key that the checkpoint does not state is an error, because the reference's class defaults describe
+another model (3,584 vocabulary rows instead of 152,064). Both ways of writing the rotary base are read (`rope_theta`
+with `rope_scaling`, or `rope_parameters`).
 
 Source: transformers `configuration_qwen3_omni_moe.py`.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import prod
+from math import isqrt, prod
+from typing import Annotated
 
-from omni_jax.errors import ConfigError
-from omni_jax.reader import Reader
+from omni_jax.decoder_config import DecoderConfig
+from omni_jax.reader import Heads, LayerIds, Layers, Length, Range, Reader, Size, Vocabulary, Width, is_one_of, shown
 
 MODEL_TYPE = "qwen3_omni_moe"
 # Codec ids at the end of the Talker's vocabulary that are marks, not sounds.
 CODEC_MARKS = 1024
+CHUNK_TOKENS, CHUNK_WINDOWS = 13, range(49, 53)  # tokens of a chunk of audio, and the n_window that give so many
 
+MAX_UPSAMPLE = 100_000  # samples of a frame
 
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary embedding: base and, for multimodal positions, how many frequencies follow time, height and width."""
-
-    theta: float
-    mrope_section: tuple[int, int, int] | None
-
-    @classmethod
-    def from_hf(cls, r: Reader) -> "RopeConfig":
-        scaling = r.values.get("rope_parameters") or r.values.get("rope_scaling") or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind != "default":
-            raise ConfigError(f"config.json: rope type {kind!r} in '{r.path}' is not supported; only 'default' is")
-        theta = scaling.get("rope_theta", r.values.get("rope_theta"))
-        if theta is None:
-            raise ConfigError(f"config.json: neither '{r.path}.rope_theta' nor '{r.path}.rope_parameters.rope_theta'")
-        section = scaling.get("mrope_section")
-        return cls(theta=float(theta), mrope_section=tuple(section) if section else None)
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """A causal transformer stack: the Thinker's and Talker's text models, the code predictor, Code2Wav's transformer.
-
-    num_experts: 0 for a stack of plain MLPs. dense_layers: the layers that hold an MLP although the stack has experts.
-    shared_expert_intermediate_size: 0 without a shared expert. layer_scale: what a layer adds is scaled by channel.
-    sliding_window: keys that a query sees, itself included; None for all.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope: RopeConfig
-    max_position_embeddings: int
-    num_experts: int
-    experts_per_token: int
-    moe_intermediate_size: int
-    shared_expert_intermediate_size: int
-    norm_topk_prob: bool
-    dense_layers: tuple[int, ...]
-    tie_word_embeddings: bool
-    qk_norm: bool
-    layer_scale: bool
-    sliding_window: int | None
-
-    @classmethod
-    def from_hf(
-        cls, values: dict, path: str = "text_config", *, qk_norm: bool = True, layer_scale: bool = False
-    ) -> "DecoderConfig":
-        r = Reader(values, path)
-        r.expect("attention_bias", False)
-        r.expect("hidden_act", "silu")
-        r.expect("use_sliding_window", False)
-        experts = next((r.count(k) for k in ("num_experts", "num_local_experts") if r.has(k)), 0)
-        layers, heads, hidden = r.count("num_hidden_layers"), r.count("num_attention_heads"), r.count("hidden_size")
-        config = cls(
-            vocab_size=r.count("vocab_size") if r.has("vocab_size") else 0,
-            hidden_size=hidden,
-            intermediate_size=r.count("intermediate_size"),
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=r.count("num_key_value_heads"),
-            head_dim=r.count("head_dim") if r.has("head_dim") else hidden // heads,
-            rms_norm_eps=r.number("rms_norm_eps"),
-            rope=RopeConfig.from_hf(r),
-            max_position_embeddings=r.count("max_position_embeddings"),
-            num_experts=experts,
-            experts_per_token=r.count("num_experts_per_tok") if experts else 0,
-            moe_intermediate_size=r.count("moe_intermediate_size") if experts else 0,
-            shared_expert_intermediate_size=r.values.get("shared_expert_intermediate_size") or 0,
-            norm_topk_prob=r.get("norm_topk_prob", bool) if experts else False,
-            dense_layers=_dense_layers(r, layers) if experts else tuple(range(layers)),
-            tie_word_embeddings=bool(r.values.get("tie_word_embeddings", False)),
-            qk_norm=qk_norm,
-            layer_scale=layer_scale,
-            sliding_window=r.values.get("sliding_window"),
-        )
-        config._check(path)
-        return config
-
-    def _check(self, path: str) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise ConfigError(f"config.json: {path}: {self.num_heads} heads do not divide into {self.num_kv_heads}")
-        if self.experts_per_token > self.num_experts:
-            raise ConfigError(f"config.json: {path}: {self.experts_per_token} experts per token of {self.num_experts}")
-        if self.rope.mrope_section and sum(self.rope.mrope_section) != self.head_dim // 2:
-            section = self.rope.mrope_section
-            raise ConfigError(f"config.json: {path}: mrope_section {section} does not sum to {self.head_dim // 2}")
-
-
-def _dense_layers(r: Reader, layers: int) -> tuple[int, ...]:
-    mlp_only, step = r.counts("mlp_only_layers"), r.count("decoder_sparse_step")
-    return tuple(i for i in range(layers) if i in mlp_only or (i + 1) % step)
+TokenId = Annotated[int, Range(0, 10**7)]
+Codebooks = Annotated[int, Range(2, 500)]
+Rates = Annotated[tuple[int, ...], Range(1, 1_000)]
+PositionRate = Annotated[float, Range(0.1, 1_000)]
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """The vision encoder: one segment per frame, 2-D rotary positions, deepstack taps after `deepstack_layers`."""
 
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    intermediate_size: int
-    in_channels: int
-    patch_size: int
-    temporal_patch_size: int
-    spatial_merge_size: int
-    num_position_embeddings: int
-    out_hidden_size: int
-    deepstack_layers: tuple[int, ...]
+    num_layers: Annotated[Layers, "depth"]
+    hidden_size: Width
+    num_heads: Heads
+    intermediate_size: Width
+    in_channels: Annotated[int, Range(3, 3)]
+    patch_size: Size
+    temporal_patch_size: Size
+    spatial_merge_size: Size
+    num_position_embeddings: Annotated[int, Range(1, 10**6)]
+    out_hidden_size: Width
+    deepstack_layers: Annotated[LayerIds, "deepstack_visual_indexes"]
 
     @property
     def patch_dim(self) -> int:
@@ -141,28 +53,19 @@ class VisionConfig:
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @classmethod
-    def from_hf(cls, values: dict, path: str = "vision_config") -> "VisionConfig":
-        r = Reader(values, path)
+    def from_hf(cls, r: Reader) -> "VisionConfig":
         r.expect("hidden_act", "gelu_pytorch_tanh")
-        config = cls(
-            num_layers=r.count("depth"),
-            hidden_size=r.count("hidden_size"),
-            num_heads=r.count("num_heads"),
-            intermediate_size=r.count("intermediate_size"),
-            in_channels=r.count("in_channels"),
-            patch_size=r.count("patch_size"),
-            temporal_patch_size=r.count("temporal_patch_size"),
-            spatial_merge_size=r.count("spatial_merge_size"),
-            num_position_embeddings=r.count("num_position_embeddings"),
-            out_hidden_size=r.count("out_hidden_size"),
-            deepstack_layers=r.counts("deepstack_visual_indexes"),
+        if r.has("rope_parameters"):
+            r.section("rope_parameters").expect("rope_theta", 10_000)
+        config = cls(**r.fields(cls))
+        L, taps, table = config.num_layers, config.deepstack_layers, config.num_position_embeddings
+        divides = config.hidden_size % (4 * config.num_heads) == 0
+        r.require(
+            (isqrt(table) ** 2 == table, f"num_position_embeddings {table} is not a square"),
+            (divides, f"each of {config.num_heads} heads needs a width that 4 divides, of {config.hidden_size}"),
+            (all(i < L for i in taps), f"deepstack_visual_indexes {shown(taps)} name layers beyond {L}"),
+            (len(set(taps)) == len(taps), f"deepstack_visual_indexes {shown(taps)} name a layer twice"),
         )
-        if round(config.num_position_embeddings**0.5) ** 2 != config.num_position_embeddings:
-            raise ConfigError(f"config.json: {path}.num_position_embeddings is not a square")
-        if config.hidden_size % (4 * config.num_heads):
-            raise ConfigError(f"config.json: {path}: a head of {config.num_heads} needs a width that 4 divides")
-        if any(i < 0 or i >= config.num_layers for i in config.deepstack_layers):
-            raise ConfigError(f"config.json: {path}.deepstack_visual_indexes name layers beyond {config.num_layers}")
         return config
 
 
@@ -170,16 +73,16 @@ class VisionConfig:
 class AudioConfig:
     """The audio encoder. `n_window`: half a convolution chunk, in mel frames; `n_window_infer`: an attention window."""
 
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    intermediate_size: int
-    conv_channels: int
-    mel_bins: int
-    max_source_positions: int
-    n_window: int
-    n_window_infer: int
-    out_hidden_size: int
+    num_layers: Annotated[Layers, "encoder_layers"]
+    hidden_size: Annotated[Width, "d_model"]
+    num_heads: Annotated[Heads, "encoder_attention_heads"]
+    intermediate_size: Annotated[Width, "encoder_ffn_dim"]
+    conv_channels: Annotated[Width, "downsample_hidden_size"]
+    mel_bins: Annotated[int, Range(1, 2_000), "num_mel_bins"]
+    max_source_positions: Length
+    n_window: Length
+    n_window_infer: Length
+    out_hidden_size: Annotated[Width, "output_dim"]
 
     @property
     def chunk_frames(self) -> int:
@@ -192,27 +95,20 @@ class AudioConfig:
         return self.n_window_infer // self.chunk_frames
 
     @classmethod
-    def from_hf(cls, values: dict, path: str = "audio_config") -> "AudioConfig":
-        r = Reader(values, path)
+    def from_hf(cls, r: Reader) -> "AudioConfig":
         r.expect("activation_function", "gelu")
-        config = cls(
-            num_layers=r.count("encoder_layers"),
-            hidden_size=r.count("d_model"),
-            num_heads=r.count("encoder_attention_heads"),
-            intermediate_size=r.count("encoder_ffn_dim"),
-            conv_channels=r.count("downsample_hidden_size"),
-            mel_bins=r.count("num_mel_bins"),
-            max_source_positions=r.count("max_source_positions"),
-            n_window=r.count("n_window"),
-            n_window_infer=r.count("n_window_infer"),
-            out_hidden_size=r.count("output_dim"),
+        config = cls(**r.fields(cls))
+        D, N, half = config.hidden_size, config.num_heads, config.n_window
+        tokens = (
+            f"n_window is {half}; a chunk must give {CHUNK_TOKENS} tokens ({CHUNK_WINDOWS[0]} to {CHUNK_WINDOWS[-1]})"
         )
-        if not 49 <= config.n_window <= 52:
-            raise ConfigError(
-                f"config.json: {path}.n_window is {config.n_window}; a chunk must give 13 tokens (49 to 52)"
-            )
-        if config.n_window_infer < config.chunk_frames:
-            raise ConfigError(f"config.json: {path}.n_window_infer is shorter than a chunk of {config.chunk_frames}")
+        r.require(
+            (half in CHUNK_WINDOWS, tokens),
+            (config.n_window_infer >= 2 * half, f"n_window_infer is shorter than a chunk of {2 * half}"),
+            (config.max_source_positions >= CHUNK_TOKENS, f"max_source_positions is less than {CHUNK_TOKENS}"),
+            (D % N == 0, f"a width of {D} does not divide into {N} heads"),
+            (D >= 4 and D % 2 == 0, f"a width of {D} has no sinusoidal positions; they need an even one from 4 on"),
+        )
         return config
 
 
@@ -223,35 +119,29 @@ class ThinkerConfig:
     text: DecoderConfig
     vision: VisionConfig
     audio: AudioConfig
-    image_token_id: int
-    video_token_id: int
-    audio_token_id: int
-    vision_start_token_id: int
-    audio_start_token_id: int
-    position_id_per_seconds: float
+    image_token_id: TokenId
+    video_token_id: TokenId
+    audio_token_id: TokenId
+    vision_start_token_id: TokenId
+    audio_start_token_id: TokenId
+    position_id_per_seconds: PositionRate
 
     @classmethod
-    def from_hf(cls, values: dict, path: str = "thinker_config") -> "ThinkerConfig":
-        r = Reader(values, path)
+    def from_hf(cls, r: Reader) -> "ThinkerConfig":
         config = cls(
-            text=DecoderConfig.from_hf(r.section("text_config").values, f"{path}.text_config"),
-            vision=VisionConfig.from_hf(r.section("vision_config").values, f"{path}.vision_config"),
-            audio=AudioConfig.from_hf(r.section("audio_config").values, f"{path}.audio_config"),
-            image_token_id=r.count("image_token_id"),
-            video_token_id=r.count("video_token_id"),
-            audio_token_id=r.count("audio_token_id"),
-            vision_start_token_id=r.count("vision_start_token_id"),
-            audio_start_token_id=r.count("audio_start_token_id"),
-            position_id_per_seconds=r.number("position_id_per_seconds"),
+            **r.fields(cls),
+            text=DecoderConfig.from_hf(r.section("text_config")),
+            vision=VisionConfig.from_hf(r.section("vision_config")),
+            audio=AudioConfig.from_hf(r.section("audio_config")),
         )
-        for name, encoder in (("vision", config.vision), ("audio", config.audio)):
-            if encoder.out_hidden_size != config.text.hidden_size:
-                raise ConfigError(
-                    f"config.json: {path}: the {name} encoder gives {encoder.out_hidden_size} values "
-                    f"a token, the text model takes {config.text.hidden_size}"
-                )
-        if config.text.rope.mrope_section is None:
-            raise ConfigError(f"config.json: '{path}.text_config.rope_scaling.mrope_section' is missing")
+        text, taps = config.text, len(config.vision.deepstack_layers)
+        for name, gives in (("vision", config.vision.out_hidden_size), ("audio", config.audio.out_hidden_size)):
+            widths = f"the {name} encoder gives {gives} values a token, the text model takes {text.hidden_size}"
+            r.require((gives == text.hidden_size, widths))
+        r.require(
+            (text.rope.mrope_section is not None, "'text_config.rope_scaling.mrope_section' is missing"),
+            (taps <= text.num_layers, f"{taps} deepstack_visual_indexes for a text model of {text.num_layers} layers"),
+        )
         return config
 
 
@@ -261,41 +151,46 @@ class TalkerConfig:
 
     text: DecoderConfig
     code_predictor: DecoderConfig
-    thinker_hidden_size: int
-    num_code_groups: int
-    accept_hidden_layer: int
-    codec_pad_id: int
-    codec_bos_id: int
-    codec_eos_id: int
-    codec_nothink_id: int
-    codec_think_bos_id: int
-    codec_think_eos_id: int
+    thinker_hidden_size: Width
+    num_code_groups: Codebooks
+    accept_hidden_layer: Layers
+    codec_pad_id: TokenId
+    codec_bos_id: TokenId
+    codec_eos_id: Annotated[TokenId, "codec_eos_token_id"]
+    codec_nothink_id: TokenId
+    codec_think_bos_id: TokenId
+    codec_think_eos_id: TokenId
     speakers: tuple[tuple[str, int], ...]
-    position_id_per_seconds: float
+    position_id_per_seconds: PositionRate
 
     @classmethod
-    def from_hf(cls, values: dict, path: str = "talker_config") -> "TalkerConfig":
-        r = Reader(values, path)
-        speakers = r.get("speaker_id", dict)
-        text = DecoderConfig.from_hf(r.section("text_config").values, f"{path}.text_config")
-        return cls(
+    def from_hf(cls, r: Reader) -> "TalkerConfig":
+        predictor = r.section("code_predictor_config")
+        config = cls(
+            **r.fields(cls),
             # The reference gives every Talker layer experts, whatever mlp_only_layers says.
-            text=replace(text, dense_layers=()),
-            code_predictor=DecoderConfig.from_hf(
-                r.section("code_predictor_config").values, f"{path}.code_predictor_config"
-            ),
-            thinker_hidden_size=r.count("thinker_hidden_size"),
-            num_code_groups=r.count("num_code_groups"),
-            accept_hidden_layer=r.count("accept_hidden_layer"),
-            codec_pad_id=r.count("codec_pad_id"),
-            codec_bos_id=r.count("codec_bos_id"),
-            codec_eos_id=r.count("codec_eos_token_id"),
-            codec_nothink_id=r.count("codec_nothink_id"),
-            codec_think_bos_id=r.count("codec_think_bos_id"),
-            codec_think_eos_id=r.count("codec_think_eos_id"),
-            speakers=tuple(sorted((str(name), int(i)) for name, i in speakers.items())),
-            position_id_per_seconds=r.number("position_id_per_seconds"),
+            text=replace(DecoderConfig.from_hf(r.section("text_config")), dense_layers=()),
+            code_predictor=DecoderConfig.from_hf(predictor),
+            speakers=_speakers(r.section("speaker_id")),
         )
+        sliding = set(predictor.names("layer_types")) - {"full_attention"}
+        predictor.require((not sliding, f"layer_types {shown(sorted(sliding))} are not implemented"))
+        r.require(
+            (config.text.rope.mrope_section is not None, "'text_config.rope_scaling.mrope_section' is missing"),
+            (config.text.num_experts > 0, "'text_config.num_experts' is missing, but all layers of a Talker have some"),
+        )
+        return config
+
+
+def _speakers(r: Reader) -> tuple[tuple[str, int], ...]:
+    """The codec id of each voice, by name; users may write a name in any case."""
+    (name, times), *_ = Counter(name.strip().lower() for name in r.values).most_common(1) or [("", 0)]
+    r.require(
+        (times > 0, "names no voice"),
+        (times == 1, f"names the voice {shown(name)} {times} times; case does not count"),
+        (all(name.strip() for name in r.values), "names a voice without a name"),
+    )
+    return tuple(sorted((name, r.read(name, Vocabulary)) for name in r.values))
 
 
 @dataclass(frozen=True)
@@ -303,11 +198,11 @@ class Code2WavConfig:
     """The vocoder: a sliding-window transformer over summed code embeddings, then upsampling convolutions."""
 
     transformer: DecoderConfig
-    codebook_size: int
-    num_quantizers: int
-    decoder_dim: int
-    upsample_rates: tuple[int, ...]
-    upsampling_ratios: tuple[int, ...]
+    codebook_size: Annotated[int, Range(1, 10**6)]
+    num_quantizers: Codebooks
+    decoder_dim: Width
+    upsample_rates: Rates
+    upsampling_ratios: Rates
 
     @property
     def sliding_window(self) -> int:
@@ -329,17 +224,16 @@ class Code2WavConfig:
         return lost
 
     @classmethod
-    def from_hf(cls, values: dict, path: str = "code2wav_config") -> "Code2WavConfig":
-        r = Reader(values, path)
-        r.count("sliding_window")
-        return cls(
-            transformer=DecoderConfig.from_hf(values, path, qk_norm=False, layer_scale=True),
-            codebook_size=r.count("codebook_size"),
-            num_quantizers=r.count("num_quantizers"),
-            decoder_dim=r.count("decoder_dim"),
-            upsample_rates=r.counts("upsample_rates"),
-            upsampling_ratios=r.counts("upsampling_ratios"),
+    def from_hf(cls, r: Reader) -> "Code2WavConfig":
+        window = r.read("sliding_window", Annotated[int, Range(1, 5_000)])
+        transformer = DecoderConfig.from_hf(r, vocab_size=0, qk_norm=False, layer_scale=True, sliding_window=window)
+        config = cls(**r.fields(cls), transformer=transformer)
+        halves, most = len(config.upsample_rates), f"{MAX_UPSAMPLE:,}"
+        r.require(
+            (config.decoder_dim >> halves > 0, f"decoder_dim {config.decoder_dim} cannot be halved {halves} times"),
+            (config.total_upsample <= MAX_UPSAMPLE, f"upsample_rates and ratios give more than {most} samples a frame"),
         )
+        return config
 
 
 @dataclass(frozen=True)
@@ -349,35 +243,69 @@ class OmniConfig:
     thinker: ThinkerConfig
     talker: TalkerConfig | None
     code2wav: Code2WavConfig | None
-    im_start_token_id: int
-    im_end_token_id: int
-    system_token_id: int
-    user_token_id: int
-    assistant_token_id: int
-    tts_pad_token_id: int
-    tts_bos_token_id: int
-    tts_eos_token_id: int
+    im_start_token_id: TokenId
+    im_end_token_id: TokenId
+    system_token_id: TokenId
+    user_token_id: TokenId
+    assistant_token_id: TokenId
+    tts_pad_token_id: TokenId
+    tts_bos_token_id: TokenId
+    tts_eos_token_id: TokenId
+
+    @property
+    def token_ids(self) -> dict[str, int]:
+        """Every token id that the file states, by its key."""
+        stated = {**vars(self), **vars(self.thinker)}
+        return {name: value for name, value in stated.items() if name.endswith("_token_id")}
 
     @classmethod
-    def from_hf(cls, values: dict) -> "OmniConfig":
+    def from_hf(cls, values: dict, file: str = "config.json") -> "OmniConfig":
         """Read a parsed `config.json`; raise ConfigError naming the key that is missing, wrong or unsupported."""
-        r = Reader(values, "")
-        if values.get("model_type") != MODEL_TYPE:
-            raise ConfigError(f"config.json: model_type is {values.get('model_type')!r}, not {MODEL_TYPE!r}")
+        r = Reader(values, "", file)
+        kind = values.get("model_type")
+        r.require((kind == MODEL_TYPE, f"model_type is {shown(kind)}, not {MODEL_TYPE!r}"))
         speech = r.get("enable_audio_output", bool)
-        ids = ("im_start", "im_end", "system", "user", "assistant", "tts_pad", "tts_bos", "tts_eos")
         config = cls(
-            thinker=ThinkerConfig.from_hf(r.section("thinker_config").values),
-            talker=TalkerConfig.from_hf(r.section("talker_config").values) if speech else None,
-            code2wav=Code2WavConfig.from_hf(r.section("code2wav_config").values) if speech else None,
-            **{f"{name}_token_id": r.count(f"{name}_token_id") for name in ids},
+            **r.fields(cls),
+            thinker=ThinkerConfig.from_hf(r.section("thinker_config")),
+            talker=TalkerConfig.from_hf(r.section("talker_config")) if speech else None,
+            code2wav=Code2WavConfig.from_hf(r.section("code2wav_config")) if speech else None,
         )
+        _check_token_ids(r, config)
         if config.talker and config.code2wav:
-            _check_speech(config.thinker.text, config.talker, config.code2wav)
+            _check_speech(r, config.thinker.text, config.talker, config.code2wav)
         return config
 
 
-def _check_speech(thinker: DecoderConfig, talker: TalkerConfig, code2wav: Code2WavConfig) -> None:
+def _check_token_ids(r: Reader, config: OmniConfig) -> None:
+    """Whether the Thinker knows all ids, and whether sections that repeat one state the same."""
+    thinker = config.thinker
+    ids = {f"thinker_config.{name}" if hasattr(thinker, name) else name: i for name, i in config.token_ids.items()}
+    _check_ids(r, ids.items(), range(thinker.text.vocab_size), "the Thinker's vocabulary")
+    for section in ["thinker_config", *(["talker_config"] if config.talker else [])]:
+        _check_repeated(r.section(section), config.token_ids)
+    if config.talker:
+        _check_repeated(r.section("talker_config"), {"spatial_merge_size": thinker.vision.spatial_merge_size})
+
+
+def _check_repeated(r: Reader, values: dict[str, int]) -> None:
+    for name, value in values.items():
+        stated = r.values.get(name, value)
+        r.require((is_one_of(stated, [value]), f"{name} is {shown(stated)}, but {value} elsewhere in the file"))
+
+
+def _check_ids(r: Reader, ids: Iterable[tuple[str, int]], allowed: range, of: str) -> None:
+    """Ids that mean different things must differ, and be among those that `of` has."""
+    taken: dict[int, str] = {}
+    for name, i in ids:
+        r.require(
+            (i in allowed, f"{name} is {i}, outside {of} ({allowed.start} to {allowed.stop - 1})"),
+            (i not in taken, f"{name} and {taken.get(i)} are both {i}; each needs an id of its own"),
+        )
+        taken[i] = name
+
+
+def _check_speech(r: Reader, thinker: DecoderConfig, talker: TalkerConfig, code2wav: Code2WavConfig) -> None:
     """Whether the parts of speech fit each other; each is checked by itself before."""
     predictor, size = talker.code_predictor, code2wav.codebook_size
     for name, stated, fits, expected in (
@@ -385,12 +313,20 @@ def _check_speech(thinker: DecoderConfig, talker: TalkerConfig, code2wav: Code2W
         ("num_code_groups", talker.num_code_groups, code2wav.num_quantizers, "the vocoder's quantizers are"),
         ("code_predictor_config.hidden_size", predictor.hidden_size, talker.text.hidden_size, "the Talker's width is"),
     ):
-        if stated != fits:
-            raise ConfigError(f"config.json: talker_config.{name} is {stated}, {expected} {fits}")
+        r.require((stated == fits, f"talker_config.{name} is {stated}, {expected} {fits}"))
     for name, stated, most in (
         ("accept_hidden_layer", talker.accept_hidden_layer, thinker.num_layers),
         ("text_config.vocab_size", talker.text.vocab_size, size + CODEC_MARKS),
         ("code_predictor_config.vocab_size", predictor.vocab_size, size),
     ):
-        if stated > most:
-            raise ConfigError(f"config.json: talker_config.{name} is {stated}; the rest of the model allows {most}")
+        r.require((stated <= most, f"talker_config.{name} is {stated}; the rest of the model allows {most}"))
+    _check_repeated(
+        r.section("talker_config").section("code_predictor_config"), {"num_code_groups": talker.num_code_groups}
+    )
+    V = talker.text.vocab_size
+    r.require((V > CODEC_MARKS, f"talker_config.text_config.vocab_size is {V}, of which {CODEC_MARKS} are no sounds"))
+    marks = [(name.replace("eos_id", "eos_token_id"), i) for name, i in vars(talker).items() if name[:6] == "codec_"]
+    # Two names with one id are a voice and its alias.
+    voices = {i: f"speaker_id.{name}" for name, i in talker.speakers}
+    ids = [*marks, *((name, i) for i, name in voices.items())]
+    _check_ids(r.section("talker_config"), ids, range(V - CODEC_MARKS, V), "the ids that are no sounds")

@@ -18,16 +18,17 @@ Source: z-lab `DFlashDraftModel`, SpecForge `DFlashDraftModel` (layer types), EA
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from omni_jax.config import DecoderConfig
+from omni_jax.decoder_config import DecoderConfig
 from omni_jax.errors import ConfigError
-from omni_jax.reader import Reader
+from omni_jax.reader import LayerIds, Layers, Length, Range, Reader, is_one_of, shown
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 DFLASH = ("DFlashDraftModel",)
 EAGLE3 = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "EAGLE3LlamaForCausalLM", "LlamaForCausalLM")
 EAGLE3_FEATURES = 3
+Block = Annotated[int, Range(2, 1_000)]  # tokens: the one at hand and at least one draft
 
 # Options of relatives of these drafters, with the values that leave a drafter as it is implemented here. null, false
 # and an absent key always do.
@@ -36,10 +37,12 @@ DFLASH_OPTIONS: dict[str, tuple[Any, ...]] = {
     "conv_group_size": (), "attention_sink_bias": (), "attention_value_scale": (1,), "final_logit_softcapping": (0,),
     "sample_from_anchor": (), "output_multiplier": (1,), "input_embedding_scale": (1,), "attention_mode": ("gqa",),
     "attention_modes": (), "draft_vocab_size": (), "num_experts": (0,), "num_local_experts": (0,),
+    "partial_rotary_factor": (1,),
 }  # fmt: skip
 EAGLE3_OPTIONS: dict[str, tuple[Any, ...]] = {
     "fc_norm": (), "norm_output": (), "norm_before_residual": (), "norm_before_fc": (), "mlp_bias": (), "bias": (),
     "parallel_drafting": (), "logit_scale": (1,), "num_experts": (0,), "num_local_experts": (0,),
+    "partial_rotary_factor": (1,),
 }  # fmt: skip
 
 
@@ -64,30 +67,28 @@ class DFlashConfig:
         return tuple(j + 1 for j in self.target_layer_ids)
 
     @classmethod
-    def from_hf(cls, values: dict) -> "DFlashConfig":
+    def from_hf(cls, values: dict, file: str = "config.json") -> "DFlashConfig":
         """Read a parsed `config.json`; raise ConfigError naming the key that is missing, wrong or unsupported."""
-        r = Reader(values, "")
-        inner = r.section("dflash_config") if r.has("dflash_config") else Reader({}, "dflash_config")
+        r = Reader(values, "", file)
+        inner = r.section("dflash_config") if r.has("dflash_config") else Reader({}, "dflash_config", file)
         _expect_architecture(r, DFLASH)
         for place in (r, inner):
             _refuse(place, DFLASH_OPTIONS)
-        layers = _decoder(values, qk_norm=True)
-        target_layers = r.count("num_target_layers") if r.has("num_target_layers") else None
+        layers = _decoder(r, qk_norm=True)
+        target_layers = r.read("num_target_layers", Layers) if r.has("num_target_layers") else None
         types = _layer_types(r, layers.num_layers)
-        window = r.count("sliding_window") if SLIDING in types else None
+        window = r.read("sliding_window", Length) if SLIDING in types else None
         stated = r.get("is_causal", bool) if r.has("is_causal") else None
-        config = cls(
+        mask = _either(inner, r, "mask_token_id").read("mask_token_id", Annotated[int, Range(0, layers.vocab_size - 1)])
+        return cls(
             layers=layers,
-            block_size=_either(inner, r, "block_size").count("block_size"),
-            mask_token_id=_either(inner, r, "mask_token_id").get("mask_token_id", int),
+            block_size=_either(inner, r, "block_size").read("block_size", Block),
+            mask_token_id=mask,
             target_layer_ids=_target_layers(_either(inner, r, "target_layer_ids"), layers.num_layers, target_layers),
             num_target_layers=target_layers,
             windows=tuple(window if kind == SLIDING else None for kind in types),
             causal=tuple(kind == SLIDING if stated is None else stated for kind in types),
         )
-        if config.block_size < 2:
-            raise ConfigError("config.json: 'block_size' is 1; a block holds the token at hand and at least one draft")
-        return config
 
 
 @dataclass(frozen=True)
@@ -113,36 +114,33 @@ class Eagle3Config:
         return (2, target_layers // 2, target_layers - 3)
 
     @classmethod
-    def from_hf(cls, values: dict) -> "Eagle3Config":
+    def from_hf(cls, values: dict, file: str = "config.json") -> "Eagle3Config":
         """Read a parsed `config.json`; raise ConfigError naming the key that is missing, wrong or unsupported."""
-        r = Reader(values, "")
+        r = Reader(values, "", file)
         _expect_architecture(r, EAGLE3)
         _refuse(r, EAGLE3_OPTIONS)
         r.expect("num_hidden_layers", 1)
         r.expect("target_hidden_size", None, values.get("hidden_size"))
-        if r.values.get("use_sliding_window"):
-            raise ConfigError("config.json: 'use_sliding_window' is not implemented for this drafter")
-        layer = _decoder(values, qk_norm=False)
+        r.expect("use_sliding_window", None, False)
+        layer = _decoder(r, qk_norm=False)
         config = cls(
             layer=layer,
-            draft_vocab_size=r.count("draft_vocab_size") if r.has("draft_vocab_size") else layer.vocab_size,
+            draft_vocab_size=r.read("draft_vocab_size", Annotated[int, Range(1, layer.vocab_size)], layer.vocab_size),
             hidden_states=_hidden_states(r),
         )
-        if config.draft_vocab_size > layer.vocab_size:
-            raise ConfigError(f"config.json: 'draft_vocab_size' exceeds the vocabulary of {layer.vocab_size}")
         r.expect("num_aux_hidden_states", None, config.features)
         return config
 
 
-def read_draft_config(values: dict) -> DFlashConfig | Eagle3Config:
-    """The configuration of a drafter of either kind; ConfigError for a file that is of neither."""
-    names = " ".join(Reader(values, "").names("architectures"))
+def read_draft_config(values: dict, file: str = "config.json") -> DFlashConfig | Eagle3Config:
+    """The configuration of a drafter of either kind; ConfigError, naming `file`, for one that is of neither."""
+    names = " ".join(Reader(values, "", file).names("architectures"))
     if "dflash_config" in values or "flash" in names.lower():
-        return DFlashConfig.from_hf(values)
+        return DFlashConfig.from_hf(values, file)
     if "draft_vocab_size" in values or "eagle" in names.lower():
-        return Eagle3Config.from_hf(values)
+        return Eagle3Config.from_hf(values, file)
     raise ConfigError(
-        f"config.json: architecture {names or 'unknown'!r} is no drafter that is implemented; "
+        f"{file}: architecture {shown(names or 'unknown')} is no drafter that is implemented; "
         "supported: DFlash (with 'dflash_config') and EAGLE-3 (with 'draft_vocab_size')"
     )
 
@@ -150,33 +148,25 @@ def read_draft_config(values: dict) -> DFlashConfig | Eagle3Config:
 def _expect_architecture(r: Reader, supported: tuple[str, ...]) -> None:
     for name in r.names("architectures"):
         if name not in supported:
-            raise ConfigError(f"{r.where('architectures')} names {name!r}; supported: {list(supported)}")
+            raise ConfigError(f"{r.where('architectures')} names {shown(name)}; supported: {list(supported)}")
 
 
 def _refuse(r: Reader, options: dict[str, tuple[Any, ...]]) -> None:
     for name, neutral in options.items():
         value = r.values.get(name)
-        if value is not None and value is not False and value not in neutral:
-            raise ConfigError(f"{r.where(name)} is {value!r}: this option is not implemented")
+        if not is_one_of(value, (None, False, *neutral)):
+            raise ConfigError(f"{r.where(name)} is {shown(value)}: this option is not implemented")
 
 
-def _decoder(values: dict, qk_norm: bool) -> DecoderConfig:
+def _decoder(r: Reader, qk_norm: bool) -> DecoderConfig:
     """The layers as a plain stack: windows are the drafter's own affair, and positions are plain."""
-    r = Reader(values, "")
-    r.count("vocab_size")
     section = next((name for name in ("rope_parameters", "rope_scaling") if r.has(name)), None)
     scaling = dict(r.section(section).values) if section else {}
-    if not r.has("rope_theta") and scaling.get("rope_theta") is None:
-        raise ConfigError(
-            "config.json: 'rope_theta' is missing; add the one that the drafter was trained with (files that leave it "
-            "out mean 10000)"
-        )
-    heads, kv_heads = r.count("num_attention_heads"), r.count("num_key_value_heads")
-    if heads % kv_heads:
-        raise ConfigError(f"config.json: {heads} attention heads do not divide into {kv_heads} key-value heads")
-    scaling.pop("mrope_section", None)
-    plain = {"rope_parameters": scaling, "rope_scaling": None, "use_sliding_window": False, "sliding_window": None}
-    return DecoderConfig.from_hf({**values, **plain}, "", qk_norm=qk_norm)
+    missing = "'rope_theta' is missing; add the one that the drafter was trained with (files without it mean 10000)"
+    r.require((r.has("rope_theta") or scaling.get("rope_theta") is not None, missing))
+    plain = {"rope_parameters": {**scaling, "mrope_section": None}, "rope_scaling": None, "use_sliding_window": False}
+    plain |= {"num_experts": None, "num_local_experts": None}
+    return DecoderConfig.from_hf(Reader({**r.values, **plain}, r.path, r.file), qk_norm=qk_norm)
 
 
 def _either(inner: Reader, outer: Reader, name: str) -> Reader:
@@ -185,44 +175,44 @@ def _either(inner: Reader, outer: Reader, name: str) -> Reader:
 
 
 def _layer_types(r: Reader, layers: int) -> tuple[str, ...]:
-    if not r.has("layer_types"):
-        if r.values.get("use_sliding_window"):
-            raise ConfigError("config.json: 'use_sliding_window' is true; 'layer_types' must say which layers slide")
-        return (FULL,) * layers
-    types = r.names("layer_types")
-    if len(types) != layers or set(types) - {FULL, SLIDING}:
-        raise ConfigError(f"config.json: 'layer_types' must be {FULL!r} or {SLIDING!r} for each of {layers} layers")
-    if SLIDING in types and not r.values.get("use_sliding_window"):
-        raise ConfigError("config.json: 'layer_types' has sliding layers, but 'use_sliding_window' is not true")
+    slides = r.flag("use_sliding_window", absent=False)
+    types = r.names("layer_types") if r.has("layer_types") else (FULL,) * layers
+    known = len(types) == layers and not set(types) - {FULL, SLIDING}
+    r.require(
+        (r.has("layer_types") or not slides, "'use_sliding_window' is true; 'layer_types' must say which layers slide"),
+        (known, f"'layer_types' must be {FULL!r} or {SLIDING!r} for each of {layers} layers"),
+        (slides or SLIDING not in types, "'layer_types' has sliding layers, but 'use_sliding_window' is not true"),
+    )
     return types
 
 
 def _target_layers(r: Reader, layers: int, target_layers: int | None) -> tuple[int, ...]:
     """The stated layers, or as many as the drafter has, spread evenly, where a file leaves the choice to its class."""
-    if r.has("target_layer_ids"):
-        return _distinct(r, "target_layer_ids", r.counts("target_layer_ids"))
+    name = "target_layer_ids"
+    if r.has(name):
+        return _distinct(r, name, r.read(name, LayerIds), target_layers)
     if target_layers is None:
-        raise ConfigError(f"{r.where('target_layer_ids')} is missing, and 'num_target_layers' to derive it from too")
+        raise ConfigError(f"{r.where(name)} is missing, and 'num_target_layers' to derive it from too")
     if layers == 1:
         return (target_layers // 2,)
     # Halves are rounded to even, as the drafters were trained.
     spread = tuple(round(1 + i * (target_layers - 4) / (layers - 1)) for i in range(layers))
-    return _distinct(r, "target_layer_ids", spread)
+    return _distinct(r, name, spread, target_layers)
 
 
 def _hidden_states(r: Reader) -> tuple[int, ...] | None:
     name = "eagle_aux_hidden_state_layer_ids"
     if r.has("eagle_config"):
         inner = r.section("eagle_config")
-        if inner.values.get("use_aux_hidden_state") is False:
-            raise ConfigError(f"{inner.where('use_aux_hidden_state')} is false: this option is not implemented")
+        inner.expect("use_aux_hidden_state", None, True)
         if inner.has(name):
-            ids = _distinct(inner, name, inner.counts(name))
+            ids = _distinct(inner, name, inner.read(name, LayerIds))
             return tuple(j + 1 for j in ids) if ids[0] == 1 else ids
-    return _distinct(r, name, r.counts(name)) if r.has(name) else None
+    return _distinct(r, name, r.read(name, LayerIds)) if r.has(name) else None
 
 
-def _distinct(r: Reader, name: str, ids: tuple[int, ...]) -> tuple[int, ...]:
-    if not ids or len(set(ids)) < len(ids) or min(ids) < 0:
-        raise ConfigError(f"{r.where(name)} is {list(ids)}; expected different layers, counted from 0")
+def _distinct(r: Reader, name: str, ids: tuple[int, ...], layers: int | None = None) -> tuple[int, ...]:
+    if not ids or len(set(ids)) < len(ids) or min(ids) < 0 or layers is not None and max(ids) >= layers:
+        among = "" if layers is None else f" among the {layers} of its model"
+        raise ConfigError(f"{r.where(name)} is {shown(list(ids))}; expected different layers{among}, counted from 0")
     return ids

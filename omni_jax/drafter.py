@@ -10,7 +10,7 @@ A drafter decides how fast a reply comes and never what it says; all the same, n
 tensor has a place and every place is filled.
 """
 
-import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from omni_jax.checkpoint import flatten, nest
 from omni_jax.config import DecoderConfig, OmniConfig
 from omni_jax.draft_config import DFlashConfig, Eagle3Config, read_draft_config
 from omni_jax.errors import CheckpointError, ConfigError, InputError
+from omni_jax.files import read_object, reason_of, user_path
 from omni_jax.models.dflash import DFlash
 from omni_jax.models.eagle3 import Eagle3
 from omni_jax.models.param import Graph, bind, declare
@@ -102,11 +103,12 @@ def load_drafter(directory: str | Path, dtype: str | None = None) -> Drafter:
 
     ConfigError or CheckpointError, naming the key, tensor or file and the remedy, for anything that is not complete.
     """
-    directory = Path(directory)
+    directory = user_path(directory, "the drafter")
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
-    values = _read_json(directory / "config.json")
-    config = read_draft_config(values)
+    path = directory / "config.json"
+    values = read_object(path, error=ConfigError, remedy="take it from the drafter's own directory")
+    config = read_draft_config(values, str(path))
     tensors, stored = _canonical(directory, _read_tensors(directory), config)
     kind, graph = declare_drafter(config, own_embedding=EMBED in tensors)
     others = {TO_TARGET: _take_vocabulary(directory, tensors, config)} if isinstance(config, Eagle3Config) else {}
@@ -153,12 +155,7 @@ def _check_mask(mask: int, config: OmniConfig) -> None:
     thinker = config.thinker
     if not 0 <= mask < thinker.text.vocab_size:
         raise InputError(f"the drafter's mask_token_id {mask} is outside the vocabulary of {thinker.text.vocab_size:,}")
-    taken = {
-        name.removesuffix("_token_id"): value
-        for part in (config, thinker)
-        for name, value in vars(part).items()
-        if name.endswith("_token_id")
-    }
+    taken = {name.removesuffix("_token_id"): value for name, value in config.token_ids.items()}
     # The marks that close a medium are stated nowhere; in the vocabulary they follow those that open it.
     taken |= {f"{name}_end": taken[f"{name}_start"] + 1 for name in ("vision", "audio")}
     for name, value in taken.items():
@@ -287,19 +284,6 @@ def _fill(directory: Path, tensors: Tensors, rows: list[Row], graph: Graph, dtyp
     return arrays
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ConfigError where it is missing or something else."""
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing; take it from the drafter's own directory")
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({str(error)[:100]}); download it again") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: not a JSON object")
-    return values
-
-
 def _read_tensors(directory: Path) -> Tensors:
     """All tensors of a directory by name; CheckpointError naming the file that is missing or damaged."""
     weight_map = _weight_map(directory)
@@ -318,12 +302,15 @@ def _read_tensors(directory: Path) -> Tensors:
 def _weight_map(directory: Path) -> dict[str, str]:
     """Tensor name -> file name; for weights in one file, its name under ''."""
     if (directory / INDEX).is_file():
-        weight_map = _read_json(directory / INDEX).get("weight_map")
+        weight_map = read_object(directory / INDEX, remedy="download it again").get("weight_map")
         names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
         if not all(isinstance(n, str) and n.endswith(".safetensors") and n == Path(n).name for n in names):
             raise CheckpointError(f"{directory / INDEX}: 'weight_map' must name safetensors files of this directory")
         return dict(weight_map or {})
-    files = sorted(path.name for path in directory.iterdir())
+    try:
+        files = sorted(path.name for path in directory.iterdir())
+    except OSError as failure:
+        raise CheckpointError(f"{directory}: cannot be listed ({reason_of(failure)})") from None
     weights = [name for name in files if name.endswith(".safetensors")]
     if len(weights) == 1:
         return {"": weights[0]}
@@ -337,12 +324,12 @@ def _weight_map(directory: Path) -> dict[str, str]:
 def _read_file(path: Path) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # which, unlike a path's own, takes a name that is too long
         raise CheckpointError(f"{path} is missing; download the drafter completely")
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: damaged or no safetensors file ({str(error)[:100]}); download it again"
-        ) from error
+            f"{path}: damaged or no safetensors file ({reason_of(error)}); download it again"
+        ) from None

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_configs import config_dict
 
-from omni_jax.config import OmniConfig, RopeConfig, ThinkerConfig
+from omni_jax.config import OmniConfig, ThinkerConfig
 from omni_jax.decode.generate import CHUNK, Request, decode_chunk, prefill
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import row_keys
+from omni_jax.decoder_config import RopeConfig
 from omni_jax.models.param import Graph, bind, declare
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops import moe

@@ -25,12 +25,13 @@ from gpu_correct import (
 )
 from tiny_configs import config_dict
 
-from omni_jax.config import CODEC_MARKS, Code2WavConfig, OmniConfig, RopeConfig, TalkerConfig
+from omni_jax.config import CODEC_MARKS, Code2WavConfig, OmniConfig, TalkerConfig
 from omni_jax.decode.frames import TalkerPrompt, begin, speak
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import row_keys
 from omni_jax.decode.speech import Voice
 from omni_jax.decode.vocode import Vocoder, vocode
+from omni_jax.decoder_config import RopeConfig
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Graph, bind, declare
 from omni_jax.models.talker import Talker

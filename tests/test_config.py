@@ -74,6 +74,36 @@ def test_layers_without_experts() -> None:
     assert 0 < len(text.dense_layers) < text.num_layers
 
 
+def test_a_window_that_the_reference_does_not_apply_is_ignored(public: dict) -> None:
+    for section in ("thinker_config.text_config", "talker_config.text_config", "talker_config.code_predictor_config"):
+        assert OmniConfig.from_hf(change(public, f"{section}.sliding_window", 4096)) == OmniConfig.from_hf(public)
+
+
+def test_a_voice_may_have_two_names_and_a_token_the_first_id(public: dict) -> None:
+    config = OmniConfig.from_hf(change(change(public, "talker_config.speaker_id.Omar", 2302), "tts_pad_token_id", 0))
+    assert config.talker and dict(config.talker.speakers) == {
+        "Omar": 2302,
+        "ethan": 2302,
+        "chelsie": 2301,
+        "aiden": 2303,
+    }
+    assert config.token_ids["tts_pad_token_id"] == 0 and len(config.token_ids) == 13
+
+
+def test_a_model_ten_times_as_large(public: dict) -> None:
+    text, vision = public["thinker_config"]["text_config"], public["thinker_config"]["vision_config"]
+    for section, names in (
+        (text, ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "rope_theta")),
+        (text, ("num_experts_per_tok", "moe_intermediate_size", "intermediate_size", "max_position_embeddings")),
+        (vision, ("depth", "hidden_size", "num_heads", "intermediate_size")),
+        (public["talker_config"]["text_config"], ("num_hidden_layers", "intermediate_size", "moe_intermediate_size")),
+        (public["code2wav_config"], ("sliding_window", "decoder_dim", "num_hidden_layers", "max_position_embeddings")),
+    ):
+        section.update({name: 10 * section[name] for name in names})
+    text["num_experts"] = 1000
+    assert OmniConfig.from_hf(public).thinker.text.num_layers == 480
+
+
 THINKER = "thinker_config"
 WRONG: list[tuple[Callable[[dict], dict], str]] = [
     (lambda v: {}, "model_type"),

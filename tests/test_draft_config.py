@@ -114,7 +114,7 @@ def test_a_drafter_may_know_the_whole_vocabulary() -> None:
         ({"block_size": 1}, "block_size"),
         ({"dflash_config": {"target_layer_ids": [1]}}, "mask_token_id.*missing"),
         ({"dflash_config": {"mask_token_id": 3, "target_layer_ids": [1, 1]}}, "different layers"),
-        ({"dflash_config": {"mask_token_id": 3, "target_layer_ids": [-1]}}, "different layers"),
+        ({"dflash_config": {"mask_token_id": 3, "target_layer_ids": [-1]}}, "numbers from 0 to"),
         ({"dflash_config": {"mask_token_id": 3}, "num_target_layers": None}, "target_layer_ids"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"layer_types": ["linear_attention"] * 5}, "layer_types"),

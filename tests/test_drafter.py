@@ -263,16 +263,25 @@ def test_wrong_indices_are_named(edit: Callable, match: str, copy: Callable[[str
         load_drafter(directory)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_configs_in_other_encodings(encoding: str, copy: Callable[[str, str], Path]) -> None:
+    directory = copy("dflash", "small")
+    expected = load_drafter(directory).config
+    for name in ("config.json", INDEX):
+        (directory / name).write_bytes((directory / name).read_text().encode(encoding))
+    assert load_drafter(directory).config == expected
+
+
 def test_wrong_configs_are_named(copy: Callable[[str, str], Path]) -> None:
     directory = copy("dflash", "tiny")
     edit_config(directory, lambda values: values.update(block_size=1))
     with pytest.raises(ConfigError, match="block_size"):
         load_drafter(directory)
     (directory / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="not valid JSON"):
+    with pytest.raises(ConfigError, match="no valid JSON"):
         load_drafter(directory)
     (directory / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"config.json is missing"):
+    with pytest.raises(ConfigError, match=r"config.json: there is no such file; take it from the drafter"):
         load_drafter(directory)
     with pytest.raises(InputError, match="int4"):
         load_drafter(directory, dtype="int4")

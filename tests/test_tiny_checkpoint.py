@@ -165,6 +165,18 @@ def test_transformers_loads_it_whole(variant, checkpoints):
     assert chat == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.parametrize("variant", ["tiny", "odd", "full"])
+def test_a_config_means_the_same_as_transformers_saves_it(variant, tmp_path):
+    from transformers import AutoConfig
+
+    values = config_dict(variant)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert "rope_theta" not in saved["code2wav_config"]
+    assert OmniConfig.from_hf(saved) == OmniConfig.from_hf(values)
+
+
 @pytest.mark.parametrize("variant", ["tiny", "small", "odd"])
 def test_every_structure_moves_the_text_logits(variant, reference):
     torch = pytest.importorskip("torch")

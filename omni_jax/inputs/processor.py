@@ -10,7 +10,6 @@ sound among sounding ones stays a plain video; seconds per grid step are measure
 model's context is an error.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.errors import CheckpointError, ConfigError, InputError
+from omni_jax.errors import ConfigError, InputError
 from omni_jax.inputs.audio import load_audio, log_mel, token_count
 from omni_jax.inputs.batch import Batch, pack_audio, pack_vision
 from omni_jax.inputs.image import load_image, patchify_image
 from omni_jax.inputs.messages import Media, is_conversation, read_conversation
 from omni_jax.inputs.positions import MediaItem, rope_positions
 from omni_jax.inputs.prompt import ChatTemplate, expand, prompt_ids
-from omni_jax.inputs.settings import AudioSettings, ImageSettings, VideoSettings
+from omni_jax.inputs.settings import FILE, AudioSettings, ImageSettings, VideoSettings, read_settings
 from omni_jax.inputs.source import is_source
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inputs.video import load_video, patchify_video, video_audio
@@ -55,12 +54,14 @@ class _Row:
 class Processor:
     """Prepares batches with the tokenizer, chat template and media settings of one checkpoint."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, preprocessor: dict, config: OmniConfig):
-        """`preprocessor` is a parsed preprocessor_config.json; ConfigError where it contradicts `config`."""
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, preprocessor: dict, config: OmniConfig, file: str = FILE
+    ):
+        """`preprocessor`: what `file` holds, preprocessor_config.json; ConfigError where it contradicts `config`."""
         self.tokenizer, self.template, self.config = tokenizer, template, config
-        self.image_settings = ImageSettings.from_hf(preprocessor)
-        self.video_settings = VideoSettings.from_hf(preprocessor)
-        self.audio_settings = AudioSettings.from_hf(preprocessor)
+        self.image_settings = ImageSettings.from_hf(preprocessor, file)
+        self.video_settings = VideoSettings.from_hf(preprocessor, file)
+        self.audio_settings = AudioSettings.from_hf(preprocessor, file)
         tokenizer.check_rows(config.thinker.text.vocab_size)
         tokenizer.check_ids(config)
         vision, settings = config.thinker.vision, self.image_settings
@@ -72,19 +73,15 @@ class Processor:
         ):
             if stated != expected:
                 raise ConfigError(
-                    f"preprocessor_config.json: '{name}' is {stated}, config.json says {expected}; "
+                    f"{file}: '{name}' is {stated}, config.json says {expected}; "
                     "take both files from the same checkpoint"
                 )
 
     @classmethod
     def from_dir(cls, directory: str | Path, config: OmniConfig) -> "Processor":
         """Read tokenizer.json, the chat template and preprocessor_config.json of a checkpoint directory."""
-        path = Path(directory) / "preprocessor_config.json"
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); copy it from the original checkpoint") from error
-        return cls(Tokenizer(directory), ChatTemplate.from_dir(directory), values, config)
+        values, file = read_settings(Path(directory))
+        return cls(Tokenizer(directory), ChatTemplate.from_dir(directory), values, config, file)
 
     def prepare(
         self,

@@ -2,19 +2,25 @@
 
 The file describes images and audio; the reference's processor class adds the size limits and the sampling of videos,
 which stand here as named constants because no file states them. Whatever the file does state has no default: a missing
-key is an error.
+key is an error. The types of the fields state keys and ranges, `from_hf` how the numbers must fit each other.
+
+Checkpoints that transformers 5 has saved again have `processor_config.json` instead, with a section for each medium and
+the limits as `size`.
 
 Source: transformers `Qwen2VLImageProcessor`, `Qwen2VLVideoProcessor`, `WhisperFeatureExtractor`, and the class
 attributes of `Qwen3OmniMoeProcessor`; the two frames per second are the official recipe's (qwen-omni-utils).
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
-from omni_jax.errors import ConfigError
-from omni_jax.reader import Reader
+from omni_jax.files import read_object
+from omni_jax.reader import Range, Reader, Size
 
 SAMPLING_RATE = 16_000  # samples per second; the encoder was trained on nothing else
 CHANNELS = 3
+FILE, SAVED = "preprocessor_config.json", "processor_config.json"
 
 # Qwen3OmniMoeProcessor.videos_kwargs["size"]: the area of a resized frame, in pixels.
 VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 128 * 32 * 32, 768 * 32 * 32
@@ -22,28 +28,29 @@ VIDEO_FRAMES_PER_SECOND = 2.0
 VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES = 4, 768
 
 
-def _reader(values: dict) -> Reader:
-    return Reader(values, "", "preprocessor_config.json")
-
-
-def _channels(r: Reader, name: str) -> tuple[float, ...]:
-    numbers = r.get(name, (list, tuple))
-    if len(numbers) != CHANNELS or not all(isinstance(x, (int, float)) for x in numbers):
-        raise ConfigError(f"{r.where(name)} is {numbers!r}, not {CHANNELS} numbers")
-    return tuple(float(x) for x in numbers)
+def read_settings(directory: Path) -> tuple[dict[str, Any], str]:
+    """What a checkpoint states about media, parsed but not checked, and the name of the file that does."""
+    name = SAVED if (directory / SAVED).is_file() and not (directory / FILE).is_file() else FILE
+    values = read_object(directory / name, remedy="copy it from the original checkpoint")
+    if name == SAVED:
+        r = Reader(values, "", name)
+        # The sound's section repeats limits of pictures from before they were saved; the picture's own count.
+        limits = {"min_pixels": None, "max_pixels": None}
+        values = {**r.section("feature_extractor").values, **limits, **r.section("image_processor").values}
+    return values, name
 
 
 @dataclass(frozen=True)
 class ImageSettings:
     """Size limits (pixels of a resized picture), normalisation (per channel, on values of 0 to 1) and patch sizes."""
 
-    min_pixels: int
-    max_pixels: int
-    patch_size: int
-    temporal_patch_size: int
-    merge_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    min_pixels: Annotated[int, Range(1, 10**8)]
+    max_pixels: Annotated[int, Range(1, 10**9)]
+    patch_size: Size
+    temporal_patch_size: Size
+    merge_size: Size
+    mean: Annotated[tuple[float, float, float], Range(-5, 5), "image_mean"]
+    std: Annotated[tuple[float, float, float], Range(0.01, 10), "image_std"]
 
     @property
     def factor(self) -> int:
@@ -56,22 +63,22 @@ class ImageSettings:
         return CHANNELS * self.temporal_patch_size * self.patch_size**2
 
     @classmethod
-    def from_hf(cls, values: dict) -> "ImageSettings":
+    def from_hf(cls, values: dict, file: str = FILE) -> "ImageSettings":
         """Read a parsed `preprocessor_config.json`; raise ConfigError naming the key that is missing or unsupported."""
-        r = _reader(values)
-        for name, allowed in (("do_resize", True), ("do_rescale", True), ("do_normalize", True), ("resample", 3)):
-            r.expect(name, allowed)
-        settings = cls(
-            min_pixels=r.count("min_pixels"),
-            max_pixels=r.count("max_pixels"),
-            patch_size=r.count("patch_size"),
-            temporal_patch_size=r.count("temporal_patch_size"),
-            merge_size=r.count("merge_size"),
-            mean=_channels(r, "image_mean"),
-            std=_channels(r, "image_std"),
+        r = Reader(values, "", file)
+        if r.has("size") and not r.has("min_pixels"):
+            least, most = (r.section("size").get(name, int) for name in ("shortest_edge", "longest_edge"))
+            r = Reader({**values, "min_pixels": least, "max_pixels": most}, "", file)
+        for name in ("do_resize", "do_rescale", "do_normalize"):
+            r.expect(name, True)
+        r.expect("resample", 3)
+        r.expect("rescale_factor", 1 / 255)
+        settings = cls(**r.fields(cls))
+        least, most, token = settings.min_pixels, settings.max_pixels, settings.factor**2
+        r.require(
+            (least <= most, f"min_pixels {least} exceeds max_pixels {most}"),
+            (token <= most, f"max_pixels {most} is less than one token of {token} pixels (patch_size x merge_size)"),
         )
-        if 0.0 in settings.std:
-            raise ConfigError(f"{r.where('image_std')} holds a zero")
         return settings
 
 
@@ -85,9 +92,9 @@ class VideoSettings:
     max_frames: int
 
     @classmethod
-    def from_hf(cls, values: dict) -> "VideoSettings":
+    def from_hf(cls, values: dict, file: str = FILE) -> "VideoSettings":
         """Read a parsed `preprocessor_config.json`; the video's size limits and sampling are the processor class's."""
-        frame = replace(ImageSettings.from_hf(values), min_pixels=VIDEO_MIN_PIXELS, max_pixels=VIDEO_MAX_PIXELS)
+        frame = replace(ImageSettings.from_hf(values, file), min_pixels=VIDEO_MIN_PIXELS, max_pixels=VIDEO_MAX_PIXELS)
         return cls(frame, VIDEO_FRAMES_PER_SECOND, VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES)
 
 
@@ -95,18 +102,20 @@ class VideoSettings:
 class AudioSettings:
     """The log-mel spectrogram: mel bins, and the Fourier window and its hop in samples at 16 kHz."""
 
-    mel_bins: int
-    n_fft: int
-    hop_samples: int
+    mel_bins: Annotated[int, Range(1, 2_000), "feature_size"]
+    n_fft: Annotated[int, Range(2, 10_000)]
+    hop_samples: Annotated[int, Range(40, 10_000), "hop_length"]
 
     @classmethod
-    def from_hf(cls, values: dict) -> "AudioSettings":
+    def from_hf(cls, values: dict, file: str = FILE) -> "AudioSettings":
         """Read a parsed `preprocessor_config.json`; raise ConfigError naming the key that is missing or unsupported."""
-        r = _reader(values)
+        r = Reader(values, "", file)
         for name, allowed in (("sampling_rate", SAMPLING_RATE), ("dither", 0.0), ("padding_value", 0.0)):
             r.expect(name, allowed)
-        return cls(
-            mel_bins=r.count("feature_size"),
-            n_fft=r.count("n_fft"),
-            hop_samples=r.count("hop_length"),
+        settings = cls(**r.fields(cls))
+        bins, window, hop = settings.mel_bins, settings.n_fft, settings.hop_samples
+        r.require(
+            (bins <= window // 2, f"n_fft {window} gives too few frequencies for feature_size {bins}"),
+            (hop <= window, f"hop_length {hop} exceeds n_fft {window}, so samples between two windows are lost"),
         )
+        return settings

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omni_jax.config import RopeConfig
+from omni_jax.decoder_config import RopeConfig
 
 
 def frequencies(head_dim: int, theta: float) -> np.ndarray:

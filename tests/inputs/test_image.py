@@ -255,7 +255,7 @@ def test_the_pixel_limit_can_be_set(china):
         ({"patch_size": None}, "patch_size"),
         ({"merge_size": 0}, "not a positive count"),
         ({"image_mean": [0.5]}, "not 3 numbers"),
-        ({"image_std": [0.5, 0, 0.5]}, "zero"),
+        ({"image_std": [0.5, 0, 0.5]}, "not 3 numbers from 0.01"),
         ({"do_resize": False}, "do_resize"),
         ({"resample": 2}, "resample"),
     ],

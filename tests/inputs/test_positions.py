@@ -12,6 +12,7 @@ from omni_jax.config import ThinkerConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import token_count
 from omni_jax.inputs.positions import MediaItem, rope_positions
+from omni_jax.reader import Reader
 from tests.inputs.rope_reference import rope_index
 
 VARIANTS = ("tiny", "small", "odd")  # 13, 25 and 10 positions a second; merges of 2, 3 and 4; chunks of 100, 102 and 98
@@ -26,7 +27,8 @@ class Row:
     variant: str
 
     def __post_init__(self):
-        self.values, self.config = CONFIGS[self.variant], ThinkerConfig.from_hf(CONFIGS[self.variant])
+        self.values = CONFIGS[self.variant]
+        self.config = ThinkerConfig.from_hf(Reader(self.values, "thinker_config"))
         self.ids, self.items, self.mel_frames = [], [], []
 
     def mark(self, *names):

@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import WhisperFeatureExtractor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, ConfigError, InputError
@@ -426,7 +428,36 @@ def copy(checkpoints, tmp_path):
 def test_unreadable_settings(copy, config_of, content):
     path = copy / "preprocessor_config.json"
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(CheckpointError, match="preprocessor_config.json cannot be read"):
+    with pytest.raises(CheckpointError, match="preprocessor_config.json: .*copy it from the original checkpoint"):
+        Processor.from_dir(copy, OmniConfig.from_hf(config_of("tiny")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+def test_settings_in_other_encodings(copy, config_of, processor_of, encoding):
+    path = copy / "preprocessor_config.json"
+    path.write_bytes(path.read_text().encode(encoding))
+    processor = Processor.from_dir(copy, OmniConfig.from_hf(config_of("tiny")))
+    assert processor.image_settings == processor_of("tiny").image_settings
+
+
+def test_settings_as_transformers_saves_them(copy, config_of, processor_of):
+    path = copy / "preprocessor_config.json"
+    values = json.loads(path.read_text())
+    saved = {
+        "processor_class": "Qwen3OmniMoeProcessor",
+        "image_processor": json.loads(Qwen2VLImageProcessorPil.from_dict(values).to_json_string()),
+        "feature_extractor": WhisperFeatureExtractor.from_dict(values).to_dict(),
+    }
+    assert "min_pixels" not in saved["image_processor"]
+    saved["feature_extractor"]["min_pixels"] = 1
+    (copy / "processor_config.json").write_text(json.dumps(saved))
+    path.unlink()
+    processor, expected = Processor.from_dir(copy, OmniConfig.from_hf(config_of("tiny"))), processor_of("tiny")
+    assert processor.image_settings == expected.image_settings
+    assert processor.audio_settings == expected.audio_settings
+    saved["image_processor"]["image_std"] = [0.5, 0.5]
+    (copy / "processor_config.json").write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=r"^processor_config.json: 'image_std'"):
         Processor.from_dir(copy, OmniConfig.from_hf(config_of("tiny")))
 
 
@@ -440,7 +471,7 @@ def test_settings_of_another_model(copy, config_of, name):
 
 
 def test_a_tokenizer_of_another_model(copy, config_of):
-    config = json.loads(json.dumps(config_of("tiny")))
-    config["thinker_config"]["text_config"]["vocab_size"] = 300
+    config = OmniConfig.from_hf(config_of("tiny"))
+    text = replace(config.thinker.text, vocab_size=300)
     with pytest.raises(CheckpointError, match="300 rows"):
-        Processor.from_dir(copy, OmniConfig.from_hf(config))
+        Processor.from_dir(copy, replace(config, thinker=replace(config.thinker, text=text)))

@@ -16,6 +16,7 @@ from omni_jax.inputs.messages import read_conversation
 from omni_jax.inputs.positions import MediaItem
 from omni_jax.inputs.prompt import ChatTemplate, expand, prompt_ids
 from omni_jax.inputs.tokenizer import Tokenizer
+from omni_jax.reader import Reader
 
 DATA = Path(__file__).parent.parent / "data"
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -359,7 +360,7 @@ def test_templates_know_the_date(tmp_path):
 @pytest.fixture(scope="module")
 def tiny(checkpoints):
     values = config_dict("tiny")["thinker_config"]
-    return Tokenizer(checkpoints("tiny")), ThinkerConfig.from_hf(values)
+    return Tokenizer(checkpoints("tiny")), ThinkerConfig.from_hf(Reader(values, "thinker_config"))
 
 
 def test_expansion(tiny):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omni_jax.config import RopeConfig
+from omni_jax.decoder_config import RopeConfig
 from omni_jax.ops.rope import rope, rotate
 
 
