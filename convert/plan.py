@@ -72,8 +72,7 @@ class Plan:
 def plan(source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: str | None = None) -> Plan:
     """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: the source's)."""
     _refuse_thinker_alone(source)
-    held = f"{source.directory}: the checkpoint has {len(source.tensors):,} tensors"
-    check_counts(source.config, len(source.tensors), held)
+    check_counts(source.config, source.tensors, len(source.tensors), source.directory)
     config = OmniConfig.from_hf(source.config)
     rows = table(config)
     _check_number(source, rows)

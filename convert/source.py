@@ -86,9 +86,10 @@ def open_checkpoint(directory: str | Path) -> SourceCheckpoint:
         raise CheckpointError(f"{directory}: no such directory")
     if os.path.lexists(directory / MANIFEST):
         raise CheckpointError(f"{directory}: is converted already; load it with omni_jax")
+    names = _listed(directory)
     config = read_config(directory / "config.json")
     check_inside(directory / "config.json", directory.resolve())
-    weight_map = _weight_map(directory)
+    weight_map = _weight_map(directory, names)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
         for name, tensor in read_header(_safe_file(directory, file)).items():
@@ -188,13 +189,16 @@ def _check_tiling(path: Path, spans: dict[str, tuple[int, int]], size: int) -> N
         raise CheckpointError(f"{path}: {size - at:,} bytes follow the last tensor; the file is damaged")
 
 
-def _weight_map(directory: Path) -> dict[str, str]:
-    """Tensor name -> file name; for a checkpoint in one file, its name under ''."""
+def _listed(directory: Path) -> list[str]:
+    """The names in a directory but for hidden ones, which a Mac leaves beside each file ("._model.safetensors")."""
     try:
-        # What a Mac leaves beside each file ("._model.safetensors") is hidden, and is no tensor.
-        names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+        return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
+
+
+def _weight_map(directory: Path, names: list[str]) -> dict[str, str]:
+    """Tensor name -> file name; for a checkpoint in one file, its name under ''. names: what the directory holds."""
     files = [name for name in names if name.endswith(".safetensors")]
     if INDEX not in names:
         if len(files) == 1:

@@ -89,7 +89,8 @@ def rows_of(directory: Path, manifest: Manifest) -> list[Leaf]:
         path = differing[0]
         raise MismatchError(
             f"{directory}: {len(differing)} arrays differ between config.json and the manifest, first {path}: "
-            f"{expected.get(path, 'absent')} and {recorded.get(path, 'absent')}"
+            f"{expected.get(path, 'absent')} and {recorded.get(path, 'absent')}; restore the config.json that it was "
+            "converted with"
         )
     return rows
 

@@ -13,7 +13,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -55,8 +55,8 @@ COUNTS = (
     *(f"talker_config.{x}" for x in ("text_config.num_hidden_layers", "text_config.num_experts", "num_code_groups")),
     *("talker_config.code_predictor_config.num_hidden_layers", "code2wav_config.num_hidden_layers"),
     *("thinker_config.vision_config.deepstack_visual_indexes", "thinker_config.text_config.mlp_only_layers"),
-    *("code2wav_config.upsample_rates", "code2wav_config.upsampling_ratios"),
 )
+STAGES = ("code2wav_config.upsample_rates", "code2wav_config.upsampling_ratios")
 
 Shardings = dict | Sharding | Callable[[str], Sharding] | None
 
@@ -76,24 +76,28 @@ def read_config(directory: str | Path) -> OmniConfig:
             raise CheckpointError(f"{directory / name}: was not there when the checkpoint was written; move it away")
     values = read_object(directory / "config.json", remedy=AGAIN)
     longest = max((n for leaf in manifest.leaves.values() for n in leaf.shape), default=0)
-    check_counts(values, longest, f"{directory}: the longest axis of its arrays has {longest:,} entries")
+    check_counts(values, manifest.leaves, longest, directory)
     config = OmniConfig.from_hf(values)
     return replace(config, **{part: None for part in ("talker", "code2wav") if part not in manifest.parts})
 
 
-def check_counts(values: dict, most: int, held: str) -> None:
-    """CheckpointError if config.json counts more than `most` layers, experts or stages; nothing is built from them yet.
+def check_counts(values: dict, names: Iterable[str], most: int, directory: Path) -> None:
+    """CheckpointError if config.json counts more layers, experts or stages than a checkpoint can hold.
 
-    held: what the checkpoint holds instead, in words.
+    names: of its tensors or arrays; `most` of what is counted can be in them. Called before anything is built from
+    these counts.
     """
-    for name in COUNTS:
+    stages = len({tuple(re.split("[./]", name)[:3]) for name in names if name.startswith("code2wav")})
+    for name in (*COUNTS, *STAGES):
         found: Any = values
         for key in name.split("."):
             found = found.get(key) if isinstance(found, dict) else None
         found = len(found) if isinstance(found, list) else found
-        if isinstance(found, int) and found > most:
+        limit = stages if name in STAGES and stages else most
+        if isinstance(found, int) and found > limit:
             raise CheckpointError(
-                f"{held}, its config.json counts {str(found)[:20]} in {name}; take the config.json of these weights"
+                f"{directory}: its config.json counts {str(found)[:20]} in {name}, the weights beside it can be of at "
+                f"most {limit:,}; take the config.json that belongs to them"
             )
 
 

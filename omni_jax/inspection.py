@@ -42,7 +42,11 @@ class Inspect:
 def inspect(command: Inspect) -> None:
     """Print what the checkpoint holds."""
     if os.path.lexists(command.model / MANIFEST):
-        config, leaves = checkpoint.read_config(command.model), read_manifest(command.model).leaves
+        from convert.verify import rows_of
+
+        config, manifest = checkpoint.read_config(command.model), read_manifest(command.model)
+        rows_of(command.model, manifest)
+        leaves = manifest.leaves
         arrays = [(path, leaf.shape, leaf.dtype) for path, leaf in leaves.items()]
         kind = "converted checkpoint"
     else:

@@ -10,8 +10,8 @@ import numpy as np
 
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
-from omni_jax.errors import InputError
-from omni_jax.files import user_path
+from omni_jax.errors import CheckpointError, InputError
+from omni_jax.files import reason_of, user_path
 from omni_jax.inputs.processor import Processor
 from omni_jax.manifest import read_manifest
 from omni_jax.models.param import Graph, declare
@@ -41,7 +41,7 @@ def load(
     config, manifest = checkpoint.read_config(path), read_manifest(path)
     parts = _chosen(path, manifest.parts, parts)
     processor = Processor.from_dir(path, config)
-    graphs = {part: declare(PARTS[part], getattr(config, part)) for part in parts}
+    graphs = {part: _declared(path, part, config) for part in parts}
     checkpoint.check_shapes(path, {part: graph.shapes for part, graph in graphs.items()})
     dtype = dtype or default_dtype()
     types = {name: leaf.dtype for name, leaf in manifest.leaves.items()}
@@ -59,6 +59,17 @@ def _chosen(path: Path, present: Sequence[str], parts: Sequence[str] | None) -> 
     if not parts or not set(parts) <= set(held):
         raise InputError(f"parts {parts}: {path} holds {held}; choose from these, or convert the model with more parts")
     return parts
+
+
+def _declared(path: Path, part: str, config: OmniConfig) -> Graph:
+    """The declaration of a part; CheckpointError for sizes of which there is no model."""
+    try:
+        return declare(PARTS[part], getattr(config, part))
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / 'config.json'}: there is no {part} of these sizes ({reason_of(error)}); restore the config.json "
+            "that it was converted with"
+        ) from error
 
 
 def described(part: str, graph: Graph, config: OmniConfig, types: Mapping[str, str], dtype: str | None) -> Part:

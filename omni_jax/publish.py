@@ -24,6 +24,8 @@ from omni_jax.manifest import MANIFEST, MARKER, PARTIAL
 LONGEST_NAME = 200
 # What is written below the destination has paths of up to so many bytes.
 INNER_PATH_BYTES = 120
+# What a file system keeps in its root, which counts as empty all the same.
+OF_THE_DISK = ("lost+found",)
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,12 @@ def _check_free(place: Place, overwrite: bool) -> None:
         raise CheckpointError(f"{final} is a file; choose another name")
     if partial.exists() and any(partial.iterdir()) and not (partial / MARKER).exists():
         raise CheckpointError(f"{partial} exists and is not an interrupted conversion; remove or rename it")
-    if not final.is_dir() or not [path for path in final.iterdir() if path != partial]:
+    if not final.is_dir() or not [p for p in final.iterdir() if p != partial and p.name not in OF_THE_DISK]:
         return
+    if not (final / MANIFEST).is_file():
+        raise CheckpointError(f"{final} exists and is not a checkpoint of omni_jax; choose another name")
     if not overwrite:
         raise CheckpointError(f"{final} exists; choose another name, or overwrite it with --overwrite")
-    if not (final / MANIFEST).is_file():
-        raise CheckpointError(f"{final} exists and is not a checkpoint of omni_jax; it is left alone")
     if os.path.ismount(final):
         raise CheckpointError(f"{final} is a mount point and cannot be replaced; empty it, or choose a name below it")
 
