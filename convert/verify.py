@@ -48,6 +48,7 @@ def verify_checkpoint(directory: str | Path, progress: bool = False) -> int:
     manifest = read_manifest(directory)
     _check(directory, "files", differences(directory, manifest.small_files(), inf))
     _check(directory, "files", differences(directory, manifest.array_files(), 0))
+    _check(directory, "files", ((name, "was not written with it") for name in surplus(directory, manifest)))
     checked, wrong = 0, []
     try:
         for taken in take_all(directory, manifest, progress, "verify"):
@@ -59,7 +60,6 @@ def verify_checkpoint(directory: str | Path, progress: bool = False) -> int:
         raise
     _check(directory, f"of {checked:,} tensors", wrong)
     _check(directory, "files", differences(directory, manifest.files, inf))
-    _check(directory, "files", ((name, "was not written with it") for name in surplus(directory, manifest)))
     return checked
 
 
