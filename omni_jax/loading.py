@@ -10,8 +10,10 @@ import numpy as np
 
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
-from omni_jax.errors import InputError
+from omni_jax.errors import CheckpointError, InputError
+from omni_jax.files import reason_of, user_path
 from omni_jax.inputs.processor import Processor
+from omni_jax.manifest import read_manifest
 from omni_jax.models.param import Graph, declare
 from omni_jax.omni import PARTS, Omni
 from omni_jax.placement import MeshLike, Part, settle
@@ -33,24 +35,41 @@ def load(
     Before any array is read, raises CheckpointError for a directory that is not a complete converted checkpoint, whose
     arrays are not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide.
     """
-    path = Path(path)
+    path = user_path(path, "the model")
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
-    config = checkpoint.read_config(path)
-    present = [part for part in PARTS if getattr(config, part) is not None]
-    parts = tuple(present if parts is None else parts)
-    if not parts or not set(parts) <= set(present):
-        raise InputError(f"parts {parts}; {path} has {present}")
+    config, manifest = checkpoint.read_config(path), read_manifest(path)
+    parts = _chosen(path, manifest.parts, parts)
     processor = Processor.from_dir(path, config)
-    graphs = {part: declare(PARTS[part], getattr(config, part)) for part in parts}
+    graphs = {part: _declared(path, part, config) for part in parts}
     checkpoint.check_shapes(path, {part: graph.shapes for part, graph in graphs.items()})
     dtype = dtype or default_dtype()
-    types = {name: leaf.dtype for name, leaf in checkpoint.read_manifest(path).leaves.items()}
+    types = {name: leaf.dtype for name, leaf in manifest.leaves.items()}
     placement = settle(mesh, [described(part, graphs[part], config, types, dtype) for part in parts])
     placed = {part: sharding.shardings(graphs[part].axes, on) for part, on in placement.meshes.items()}
     omni = Omni(checkpoint.restore(path, parts, placed or None, dtype), config, processor, placement.meshes or None)
     omni.mesh_reason = placement.reason
     return omni
+
+
+def _chosen(path: Path, present: Sequence[str], parts: Sequence[str] | None) -> tuple[str, ...]:
+    """The parts to load, by default all that were converted; InputError for one that was not."""
+    held = [part for part in PARTS if part in present]
+    parts = tuple(held if parts is None else parts)
+    if not parts or not set(parts) <= set(held):
+        raise InputError(f"parts {parts}: {path} holds {held}; choose from these, or convert the model with more parts")
+    return parts
+
+
+def _declared(path: Path, part: str, config: OmniConfig) -> Graph:
+    """The declaration of a part; CheckpointError for sizes of which there is no model."""
+    try:
+        return declare(PARTS[part], getattr(config, part))
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / 'config.json'}: there is no {part} of these sizes ({reason_of(error)}); restore the config.json "
+            "that it was converted with"
+        ) from error
 
 
 def described(part: str, graph: Graph, config: OmniConfig, types: Mapping[str, str], dtype: str | None) -> Part:
