@@ -16,19 +16,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from omni_jax.inputs.limits import (
-    FILTER_CHECKS,
-    LimitError,
-    check_method,
-    check_operator,
-    joined,
-    listed,
-    made,
-    metered,
-    nested,
-    spend,
-    text_of,
-)
+from omni_jax.inputs.limits import LimitError, joined, made, nested, spend, text_of
+from omni_jax.inputs.operations import FILTER_CHECKS, check_method, check_operator, listed, metered
 
 MAX_SOURCE = 100_000  # characters of a template; the longest known have a quarter of it
 MAX_BLOCKS = 50  # `if`, `for`, `macro` and their like within each other
