@@ -49,6 +49,15 @@ def test_where_a_template_is_found(tmp_path, files, expected):
     assert ChatTemplate.from_dir(tmp_path).render([], None, add_generation_prompt=True) == "first"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_template_of_any_unicode_encoding(tmp_path, encoding):
+    """Editors of other systems add byte-order marks or write UTF-16."""
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "Ü", "chat_template": "{{ eos_token }}é"}', encoding)
+    assert ChatTemplate.from_dir(tmp_path).render([], None, add_generation_prompt=True) == "Üé"
+    (tmp_path / "chat_template.jinja").write_text("{{ eos_token }}語", encoding)
+    assert ChatTemplate.from_dir(tmp_path).render([], None, add_generation_prompt=True) == "Ü語"
+
+
 @pytest.mark.parametrize(
     "files, message",
     [
