@@ -94,6 +94,7 @@ def _last(model: dict) -> str:
     return max(model["vocab"], key=model["vocab"].get)
 
 
+_MANY = range(99_999)
 _WORDS = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
 _REGEX = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
 _GROW = {"type": "Replace", "pattern": {"String": ""}, "content": "x" * 1000}
@@ -172,8 +173,8 @@ TOKENIZERS = [
     _saved("an added token whose id is text", _flag("<think>", id="5"), "added token"),
     _saved("a flag that is text", _flag("<think>", lstrip="no"), "'<think>'", "boolean"),
     _saved("added tokens that are a number", lambda v: v.update(added_tokens=5), "'added_tokens'"),
-    _saved("100,000 added tokens",
-           lambda v: v.update(added_tokens=[{"content": f"<{i}>", "id": i} for i in range(99_999)]), "99,999 added tokens", "1,000"),
+    _saved("100,000 added tokens", lambda v: v.update(added_tokens=[{"content": f"<{i}>", "id": i} for i in _MANY]),
+           "99,999 added tokens", "1,000"),
     _saved("a token of a million letters", lambda v: _rename(v["model"]["vocab"], "er", "a" * 10**6), "1,000,000"),
     _part("missing", TOKENS, lambda _: None, "no tokenizer", TOKENS, "copy it from the published checkpoint"),
     _part("missing", MERGES, lambda _: None, "no tokenizer", MERGES, "published"),
