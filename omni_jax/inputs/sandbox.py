@@ -68,7 +68,6 @@ def _counting() -> Any:
             node = self.generic_visit(node)
             # Output, even of nothing, is counted.
             node.body.insert(0, nodes.Output([nodes.Const("", lineno=node.lineno)], lineno=node.lineno))
-            node.test = node.test and call("made", [node.test])
             return node
 
         def visit_TemplateData(self, node: Any) -> Any:

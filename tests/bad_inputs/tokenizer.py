@@ -130,6 +130,7 @@ def _rendered(name: str, source: str, *words: str, big: bool = False) -> Case:
 
 _BIG = "{% set big = 'a' * 16777216 %}"
 _LOOP = "{% set ns = namespace(x=[1, 2], t='ab') %}{% for i in range(100) %}"
+_LIST = "{% set r = range(99999) | list %}"
 _END = "{% endfor %}{{ ns.x }}{{ ns.t }}"
 _VALUE, _HELD, _TIME = "value of more than 32,000,000", "holds more than 256,000,000", "runs for more than"
 _BITS, _FIELD, _DEEP = "number of more than 10,000 bits", "field of more than 999", "60 calls within each other"
@@ -239,13 +240,12 @@ TEMPLATES = [
     _rendered("a tuple multiplied", "{{ (0, 1) * 10000000000 }}", _HELD),
     _rendered("10**12 passes", "{% for i in range(10**12) %}{% endfor %}", "Range too big"),
     _rendered("two loops", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", _TIME),
-    _rendered("a filtered loop",
-              "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor %}{% endfor %}", _TIME),
+    _rendered("two loops over a list", _LIST + "{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}", _TIME),
+    _rendered("a filtered loop", _LIST + "{% for a in r %}{% for b in r if b < 0 %}{% endfor %}{% endfor %}", _TIME),
     _rendered("a loop that writes", "{% for a in range(99999) %}{% for b in range(99999) %}" + "x" * 9999
               + "{% endfor %}{% endfor %}", _HELD),
     _rendered("a loop in a filter", "{{ range(99999) | select('in', range(99999) | list) | list }}", _TIME),
-    _rendered("long comparisons", "{% set b = big ~ '' %}{% for i in range(99999) %}{{ b == big }}{% endfor %}",
-              _TIME, big=True),
+    _rendered("long comparisons", "{% set b = big ~ '' %}" + "{% if b == big %}{% endif %}" * 3000, _TIME, big=True),
     _rendered("a text doubled by ~", _LOOP + "{% set ns.t = ns.t ~ ns.t %}" + _END, _VALUE),
     _rendered("a text doubled by +", _LOOP + "{% set ns.t = ns.t + ns.t %}" + _END, _VALUE),
     _rendered("a text doubled by join", _LOOP + "{% set ns.t = [ns.t, ns.t] | join %}" + _END, _VALUE),
@@ -256,8 +256,11 @@ TEMPLATES = [
               + "{% set ns.t = m(ns.t) %}" + _END, _VALUE),
     _rendered("a list doubled by +", _LOOP + "{% set ns.x = ns.x + ns.x %}" + _END, _VALUE),
     _rendered("a list that holds itself twice", _LOOP + "{% set ns.x = [ns.x, ns.x] %}" + _END, _VALUE),
+    _rendered("a dict literal that holds itself twice", _LOOP + "{% set ns.x = {'a': ns.x, 1: ns.x} %}" + _END, _VALUE),
     _rendered("a dict that holds itself twice", _LOOP + "{% set ns.x = dict(a=ns.x, b=ns.x) %}" + _END, _VALUE),
     _rendered("hundreds of large texts", "".join(f"{{% set a{i} = big ~ {i} %}}" for i in range(99)), _HELD, big=True),
+    _rendered("hundreds of large slices", "".join(f"{{% set a{i} = big[{i}:] %}}" for i in range(1, 99)), _HELD,
+              big=True),
     _rendered("x | center(10**10)", "{{ 'x' | center(10**10) }}", _HELD),
     _rendered("center of a constant", "{{ 'x' | center(10000000000) }}", _HELD),
     _rendered("ljust", "{{ 'x'.ljust(10**10) }}", _HELD),
@@ -272,6 +275,7 @@ TEMPLATES = [
     _rendered("replace nothing by much", "{{ big | replace('', big) }}", _HELD, big=True),
     _rendered("replace each by much", "{{ big.replace('a', big) }}", _HELD, big=True),
     _rendered("join with much", "{{ range(99999) | join(big) }}", _HELD, big=True),
+    _rendered("join by much", "{{ big.join(['a'] * 9999) }}", _HELD, big=True),
     _rendered("JSON indented by much", "{{ [1] | tojson(indent=10**9) }}", _HELD),
     _rendered("JSON with long separators", "{{ ([0] * 99999) | tojson(separators=(big, ':')) }}", _HELD, big=True),
     _rendered("JSON 300 deep", _LOOP + "{% for j in range(3) %}{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}"
