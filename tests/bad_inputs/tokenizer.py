@@ -13,6 +13,7 @@ from tiny_tokenizer import publish
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs import limits
+from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.template import JINJA, ChatTemplate
 from omni_jax.inputs.template import REMEDY as REMEDY_TEMPLATE
 from omni_jax.inputs.tokenizer import Tokenizer
@@ -135,7 +136,20 @@ _END = "{% endfor %}{{ ns.x }}{{ ns.t }}"
 _VALUE, _HELD, _TIME = "value of more than 32,000,000", "holds more than 256,000,000", "runs for more than"
 _BITS, _FIELD, _DEEP = "number of more than 10,000 bits", "field of more than 999", "60 calls within each other"
 
+
+def _load_processor(folder: Path, world: Any) -> None:
+    """A checkpoint whose tokenizer has two control tokens exchanged, through the door that every model comes by."""
+    for path in world.hf.glob("*.j*"):
+        shutil.copyfile(path, folder / path.name)
+    values = json.loads((folder / SAVED).read_text())
+    _exchange("<|image_pad|>", "<|video_pad|>")(values)
+    (folder / SAVED).write_text(json.dumps(values))
+    Processor.from_dir(folder, OmniConfig.from_hf(json.loads((folder / "config.json").read_text())))
+
+
 TOKENIZERS = [
+    Case("tokenizer: another one than the model's", _load_processor,
+         ("'<|image_pad|>'", "thinker_config.image_token_id", SAVED, "config.json"), CheckpointError),
     _saved("a list", lambda _: [], "byte-level", "same checkpoint"),
     _saved("a number", lambda _: 5, "byte-level"),
     _saved("100 levels deep in the decoder", lambda v: v.update(decoder=json.loads("[" * 101 + "]" * 101)), "too deep"),
