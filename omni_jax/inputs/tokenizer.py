@@ -17,8 +17,8 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs.vocabulary import build_tokenizer, byte_alphabet, read_vocabulary
 
-# Of one text; several times what the longest context holds, and half a minute at most.
-MAX_CHARACTERS = 16_000_000
+# Of one text, more than the longest context can hold. Encoding needs about 450 bytes per token meanwhile.
+MAX_CHARACTERS = 10_000_000
 # Tokens with a meaning of their own -> the id in config.json that must be theirs. They are the literals of the public
 # tokenizer_config.json; those with None are written by templates and the expansion of media.
 _CONTROL = {

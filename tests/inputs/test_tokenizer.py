@@ -175,7 +175,7 @@ def test_unknown_token_name(tokenizer):
     "content, message",
     [
         (None, "no tokenizer: neither tokenizer.json nor"),
-        ("version https://git-lfs.github.com/spec/v1\n", "tokenizer.json: no valid JSON"),
+        ("version https://git-lfs.github.com/spec/v1\n", "tokenizer.json: a Git LFS pointer"),
         ('{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}', "byte-level"),
     ],
 )
@@ -249,6 +249,22 @@ def test_an_older_export_with_added_tokens_json(published, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     ours = same_as_transformers(tmp_path, 200)
     assert "<|im_end|>" in ours.special and "<think>" not in ours.special
+
+
+def test_flags_of_added_tokens_are_those_of_transformers(published, tmp_path):
+    """Flags that are missing have the library's defaults, and a token with a role is special whatever its flags say."""
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    added = settings["added_tokens_decoder"]
+    added["151645"] |= {"special": False, "lstrip": True}  # <|im_end|>, which ends a text
+    added["151657"] = {"content": "<tool_call>"}
+    added["151667"] |= {"lstrip": True, "rstrip": True}
+    added["151659"] |= {"single_word": True, "normalized": True}
+    settings["mask_token"] = "<mask>"  # a role whose token is in no list
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = same_as_transformers(tmp_path, 300)
+    assert ours.encode("a <think> b") != Tokenizer(published).encode("a <think> b")
+    assert ours.token_id("<mask>") == 151_676
 
 
 def test_tokenizer_json_goes_before_the_parts(published, directory, tmp_path):
