@@ -384,6 +384,8 @@ def write_large(directory: Path, public: dict, shard_bytes: int) -> tuple[int, i
         encoder_layers=2, d_model=256, encoder_attention_heads=4, encoder_ffn_dim=512, output_dim=512
     )
     config["enable_audio_output"] = False
+    for section in (config, config["thinker_config"]):
+        section.update({name: i % text["vocab_size"] for name, i in section.items() if name.endswith("_token_id")})
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     bf16, rng = np.dtype(ml_dtypes.bfloat16), np.random.default_rng(0)
