@@ -188,7 +188,7 @@ def _speakers(r: Reader) -> tuple[tuple[str, int], ...]:
     r.require(
         (times > 0, "names no voice"),
         (times == 1, f"names the voice {shown(name)} {times} times; case does not count"),
-        (all(name.strip() for name in r.values), "names a voice without a name"),
+        (all(name.strip() and name.isprintable() for name in r.values), "names a voice that nobody can write"),
     )
     return tuple(sorted((name, r.read(name, Vocabulary)) for name in r.values))
 

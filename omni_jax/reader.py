@@ -60,8 +60,7 @@ class Reader:
 
     def where(self, name: str) -> str:
         """The file and the key, for messages."""
-        name = name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
-        return f"{self.file}: '{self.path}.{name}'" if self.path else f"{self.file}: '{name}'"
+        return f"{self.file}: {shown(f'{self.path}.{name}' if self.path else name)}"
 
     def section(self, name: str) -> "Reader":
         """The object under `name`."""

@@ -272,6 +272,12 @@ def test_configs_in_other_encodings(encoding: str, copy: Callable[[str, str], Pa
     assert load_drafter(directory).config == expected
 
 
+def test_a_path_from_home(copy: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = copy("dflash", "tiny")
+    monkeypatch.setenv("HOME", str(directory.parent))
+    assert load_drafter(f"~/{directory.name}").kind == "dflash"
+
+
 def test_wrong_configs_are_named(copy: Callable[[str, str], Path]) -> None:
     directory = copy("dflash", "tiny")
     edit_config(directory, lambda values: values.update(block_size=1))

@@ -26,7 +26,7 @@ ABSENT = object()
 NASTY = (
     ABSENT, None, True, 0, 1, -1, 7, 24.0, 1.5, 1e-320, 1e300, nan, -inf, 10**9, 10**400, "", "yarn", "x" * 10**5,
     [], ["a"], [0, 0, 0], [1.5, True, None], [24, 20, 20, 0], [-8, 16, 24], [10**400] * 3,
-    {}, {"a": {"b": None}}, {"Ethan": 2302, "ethan": 2302},
+    {}, {"a\n\x1b": {"b": None}}, {"Ethan": 2302, "ethan": 2302},
 )  # fmt: skip
 MOST = 10**9
 

@@ -12,6 +12,7 @@ attributes of `Qwen3OmniMoeProcessor`; the two frames per second are the officia
 """
 
 from dataclasses import dataclass, replace
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES = 4, 768
 
 def read_settings(directory: Path) -> tuple[dict[str, Any], str]:
     """What a checkpoint states about media, parsed but not checked, and the name of the file that does."""
-    name = SAVED if (directory / SAVED).is_file() and not (directory / FILE).is_file() else FILE
+    name = SAVED if isfile(directory / SAVED) and not isfile(directory / FILE) else FILE
     values = read_object(directory / name, remedy="copy it from the original checkpoint")
     if name == SAVED:
         r = Reader(values, "", name)
