@@ -87,6 +87,8 @@ def open_checkpoint(directory: str | Path) -> SourceCheckpoint:
     if os.path.lexists(directory / MANIFEST):
         raise CheckpointError(f"{directory}: is converted already; load it with omni_jax")
     names = _listed(directory)
+    if "snapshots" in names and "config.json" not in names:
+        raise CheckpointError(f"{directory}: a folder of the Hugging Face cache; name one of those in its 'snapshots'")
     config = read_config(directory / "config.json")
     check_inside(directory / "config.json", directory.resolve())
     weight_map = _weight_map(directory, names)
@@ -225,8 +227,6 @@ def _without_index(names: list[str], files: list[str]) -> str:
         return f"only pickle files ({pickles[0]}), which can run code when they are opened; save it with safetensors"
     if any(name.endswith(".gguf") for name in names):
         return "only GGUF files; take the safetensors release of the model"
-    if "snapshots" in names:
-        return "a folder of the Hugging Face cache; name the folder of the model below its 'snapshots'"
     return f"neither {INDEX} nor a .safetensors file is here; download the checkpoint completely"
 
 
