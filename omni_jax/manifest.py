@@ -241,7 +241,9 @@ def _texts(values: Any) -> dict[str, str]:
 def _diagnosis(directory: Path) -> str:
     """Why a directory without a manifest is not a checkpoint of ours, and what to do."""
     if not os.path.isdir(directory):
-        return "no such directory"
+        return (
+            "not a directory; name the one that the file is in" if os.path.lexists(directory) else "no such directory"
+        )
     try:
         names = [path.name for path in directory.iterdir()]
     except OSError as error:
