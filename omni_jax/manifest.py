@@ -149,7 +149,10 @@ def surplus(directory: Path, manifest: Manifest) -> list[str]:
 def identity(directory: Path) -> str:
     """A hash that says which model a checkpoint is: equal for two conversions of the same files, not of others."""
     manifest = read_manifest(directory)
-    files = manifest.files or record_files(directory)
+    try:
+        files = manifest.files or record_files(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
     if all(leaf.sha256 for leaf in manifest.leaves.values()):
         # Where several processes wrote a checkpoint, none saw its arrays whole: then the files count.
         files = {name: record for name, record in files.items() if not name.startswith(f"{PARAMS}/")}
