@@ -357,6 +357,14 @@ def test_missing_and_foreign_configs(source, tmp_path):
     refused(source, tmp_path, "config.json is missing", ConfigError)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+def test_other_encodings_are_read(source, encoding):
+    before = open_checkpoint(source)
+    for name in ("config.json", INDEX):
+        (source / name).write_text((source / name).read_text(), encoding)
+    assert open_checkpoint(source) == before
+
+
 def test_damaged_manifests_of_names(source, tmp_path, data_dir):
     packed = (data_dir / "tensor_manifest.json.gz").read_bytes()
     for content, what in ((packed[:5000], "damaged"), (b"{}", "damaged"), (packed[:100] + packed[200:], "damaged")):
