@@ -161,9 +161,13 @@ def identity(directory: Path) -> str:
 
 def metadata_files(directory: Path) -> list[Path]:
     """The small JSON, template and text files of a model; never weights, indices, manifests, code or hidden files."""
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
     return [
         path
-        for path in sorted(directory.iterdir())
+        for path in paths
         if path.suffix in METADATA_SUFFIXES
         and not path.name.startswith(".")
         and not path.name.endswith(".safetensors.index.json")
