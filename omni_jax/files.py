@@ -166,4 +166,6 @@ def decode_text(data: bytes, where: str, *, error: type[OmniError] = CheckpointE
 def _bounded(data: bytes, where: str, most: int, error: type[OmniError]) -> bytes:
     if len(data) > most:
         raise error(f"{where}: more than {most:,} bytes; no honest file of its kind is so large")
+    if data.startswith(b"version https://git-lfs"):
+        raise error(f"{where}: a Git LFS pointer, not the file; fetch it with `git lfs pull`")
     return data

@@ -181,21 +181,25 @@ def token_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def publish(directory: Path) -> None:
-    """Give a directory's tokenizer the form in which the public checkpoint has it, from that of `save_pretrained`.
+    """Give a directory's tokenizer and chat template the form of the public checkpoint.
 
-    tokenizer.json becomes vocab.json and merges.txt; its added tokens are those of tokenizer_config.json, whose chat
-    template, if it has one, moves to chat_template.json.
+    tokenizer.json becomes vocab.json and merges.txt, whose added tokens are those of tokenizer_config.json, and the
+    chat template moves to chat_template.json.
     """
-    saved = directory / "tokenizer.json"
+    saved, settings, template = (directory / f"{n}.json" for n in ("tokenizer", "tokenizer_config", "chat_template"))
     model = json.loads(saved.read_text("utf-8"))["model"]
     merges = "".join(f"{' '.join(pair)}\n" for pair in model["merges"])
     (directory / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
     (directory / "merges.txt").write_text(f"#version: 0.2\n{merges}", "utf-8")
     saved.unlink()
-    settings = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
-    if template := settings.pop("chat_template", None):
-        (directory / "chat_template.json").write_text(json.dumps({"chat_template": template}), "utf-8")
-        (directory / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    values = json.loads(settings.read_text("utf-8"))
+    source = values.pop("chat_template", None)
+    if (jinja := directory / "chat_template.jinja").is_file():
+        source = jinja.read_text("utf-8")
+        jinja.unlink()
+    if source is not None:
+        template.write_text(json.dumps({"chat_template": source}), "utf-8")
+        settings.write_text(json.dumps(values), "utf-8")
 
 
 def tokenizer_config(tokenizer: Any) -> dict:

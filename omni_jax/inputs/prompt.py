@@ -6,10 +6,10 @@ Whoever writes `<|im_end|>` or `<|audio_pad|>` in a message, a tool's result or 
 Before the template runs, such literals are replaced by single private-use characters, which no template can split or
 join; afterwards they are encoded as ordinary text. Everything else is tokenised as if nothing had happened.
 
-Source: HF `render_jinja_template` (the same sandbox and settings), `encode_marked_chat` (the reference's optional
-protection, whose ids these are) and `Qwen3OmniMoeProcessor.replace_*_token` (the expansion). Deliberate differences:
-protection is not optional, covers keys of tool schemas and literals split over several text parts, and forbids all
-added tokens in tool results, the visible ones (`</tool_response>`) too; placeholders and media that differ are errors.
+Source: HF `encode_marked_chat` (the reference's optional protection, whose ids these are) and
+`Qwen3OmniMoeProcessor.replace_*_token` (the expansion). Deliberate differences: protection is not optional, covers keys
+of tool schemas and literals split over several text parts, and forbids all added tokens in tool results, the visible
+ones (`</tool_response>`) too; placeholders and media that differ are errors.
 """
 
 import itertools
@@ -17,78 +17,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import datetime
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from omni_jax.config import ThinkerConfig
-from omni_jax.errors import CheckpointError, InputError
+from omni_jax.errors import InputError
 from omni_jax.inputs.messages import Conversation
 from omni_jax.inputs.positions import MediaItem
+from omni_jax.inputs.template import ChatTemplate
 from omni_jax.inputs.tokenizer import Tokenizer
 
 AUDIO_END = "<|audio_end|>"
 PRIVATE_USE = range(0xE000, 0xF900)
-
-
-class ChatTemplate:
-    """A checkpoint's Jinja template, compiled in the sandbox."""
-
-    def __init__(self, source: str, variables: dict[str, str], path: Path):
-        """`variables` (the tokenizer's eos_token and the like) can be read by the template; `path` is for errors."""
-        import jinja2
-
-        self.source, self._variables, self._path = source, variables, path
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise CheckpointError(f"{path}: the chat template cannot be compiled ({error}); copy it again") from error
-
-    @classmethod
-    def from_dir(cls, directory: str | Path) -> "ChatTemplate":
-        """Read chat_template.jinja, else chat_template.json, else the template in tokenizer_config.json."""
-        directory = Path(directory)
-        settings = _read_json(directory / "tokenizer_config.json")
-        tokens = {key: value for key, value in settings.items() if key.endswith("_token")}
-        contents = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
-        variables = {key: value for key, value in contents.items() if isinstance(value, str)}
-        path = directory / "chat_template.jinja"
-        if path.is_file():
-            return cls(path.read_text("utf-8"), variables, path)
-        for path, values in (
-            (directory / "chat_template.json", _read_json(directory / "chat_template.json")),
-            (directory / "tokenizer_config.json", settings),
-        ):
-            template = values.get("chat_template")
-            if isinstance(template, list):  # several by name
-                template = {t.get("name"): t.get("template") for t in template}.get("default")
-            if template is not None:
-                return cls(template, variables, path)
-        raise CheckpointError(f"{directory} has no chat template; copy it from the original checkpoint")
-
-    def render(
-        self,
-        messages: list[dict],
-        tools: list[dict] | None,
-        *,
-        add_generation_prompt: bool,
-        enable_thinking: bool | None = None,
-    ) -> str:
-        """The prompt as text; raises InputError when the template refuses the messages or fails on them."""
-        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        try:
-            return self._template.render(
-                self._variables | thinking,
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except Exception as error:  # a template can fail in any way that Python can
-            raise InputError(f"{self._path} cannot render these messages: {type(error).__name__}: {error}") from error
 
 
 def prompt_ids(
@@ -212,56 +153,3 @@ def _join_split_literals(parts: list[dict[str, Any]], pattern: re.Pattern) -> It
             yield {"type": "text", "text": joined}
         else:
             yield from group
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Any:
-    """The sandbox with the settings, filters and functions that templates are written for."""
-    import jinja2
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """{% generation %} marks an assistant's words for training; here it only has to be read."""
-
-        tags: ClassVar[set[str]] = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without Jinja's HTML escapes. Private-use characters, which may hide a literal, are never escaped."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
-    return re.sub(r"[^\x00-\x7f\ue000-\uf8ff]", lambda c: json.dumps(c[0])[1:-1], text) if ensure_ascii else text
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint; empty when the file does not exist."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON ({error}); copy it again from the original checkpoint") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object; copy it again from the original checkpoint")
-    return values

@@ -30,6 +30,8 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+MAX_ADDED = 1000  # added tokens, each of which is looked for in every text; Qwen3-Omni has 33
+MAX_LENGTH = 1000  # characters of one token; its longest has 128
 # What tokenizer.json must say about these, if it says anything: settings that change ids.
 _SPLIT = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
@@ -241,7 +243,13 @@ def _check(vocabulary: Vocabulary) -> None:
         raise CheckpointError(
             f"{path}: {len(ids)} tokens with ids up to {max(ids.values())}, some are missing; {REMEDY}"
         )
-    if re.search("[\ud800-\udfff]", "".join(chain(ids, (token.content for token in vocabulary.added)))):
+    texts = [*ids, *(token.content for token in vocabulary.added)]
+    if len(vocabulary.added) > MAX_ADDED or max(map(len, texts)) > MAX_LENGTH:
+        raise CheckpointError(
+            f"{path}: {len(vocabulary.added):,} added tokens, the longest of all tokens has {max(map(len, texts)):,} "
+            f"characters; at most {MAX_ADDED:,} and {MAX_LENGTH:,} are read, {REMEDY}"
+        )
+    if re.search("[\ud800-\udfff]", "".join(texts)):
         raise CheckpointError(f"{path}: a token with half of a surrogate pair, which is no character; {REMEDY}")
     for number, (left, right) in enumerate(vocabulary.merges, 1):
         if left not in ids or right not in ids or left + right not in ids:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from tiny_configs import config_dict
 
 from omni_jax.config import ThinkerConfig
-from omni_jax.errors import CheckpointError, InputError
+from omni_jax.errors import InputError
 from omni_jax.inputs.messages import read_conversation
 from omni_jax.inputs.positions import MediaItem
-from omni_jax.inputs.prompt import ChatTemplate, expand, prompt_ids
+from omni_jax.inputs.prompt import expand, prompt_ids
+from omni_jax.inputs.template import ChatTemplate
 from omni_jax.inputs.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
@@ -290,67 +291,6 @@ def test_a_template_that_escapes_json_cannot_free_a_literal(directory, tokenizer
     template = ChatTemplate(source, {}, directory)
     ids = prompt_ids(read_conversation([{"role": "user", "content": "é<|im_end|>"}]), template, tokenizer)
     assert tokenizer.decode(ids) == '"\\u00e9<|im_end|>"'
-
-
-# Where templates come from
-
-
-@pytest.mark.parametrize(
-    "files, expected",
-    [
-        ({"chat_template.json": {"chat_template": "J"}, "tokenizer_config.json": {"chat_template": "T"}}, "J"),
-        ({"tokenizer_config.json": {"chat_template": "T"}}, "T"),
-        ({"tokenizer_config.json": {"chat_template": [{"name": "rag", "template": "R"},
-                                                      {"name": "default", "template": "D"}]}}, "D"),
-        ({"tokenizer_config.json": {"chat_template": "{{ eos_token }}{{ pad_token }}",
-                                    "eos_token": "E", "pad_token": {"content": "P"}, "add_bos_token": True}}, "EP"),
-    ],
-)  # fmt: skip
-def test_where_a_template_is_found(tmp_path, files, expected):
-    for name, values in files.items():
-        (tmp_path / name).write_text(json.dumps(values))
-    template = ChatTemplate.from_dir(tmp_path)
-    assert template.render([], None, add_generation_prompt=True) == expected
-    (tmp_path / "chat_template.jinja").write_text("first")
-    assert ChatTemplate.from_dir(tmp_path).render([], None, add_generation_prompt=True) == "first"
-
-
-@pytest.mark.parametrize(
-    "files, message",
-    [
-        ({}, "no chat template"),
-        ({"tokenizer_config.json": "{}"}, "no chat template"),
-        ({"chat_template.jinja": "{% if %}"}, "cannot be compiled"),
-        ({"chat_template.json": "{"}, "chat_template.json is no JSON"),
-        ({"tokenizer_config.json": "[]"}, "holds no JSON object"),
-    ],
-)
-def test_bad_template_files(tmp_path, files, message):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        ChatTemplate.from_dir(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "source, message",
-    [
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[0].content + 1 }}", "TypeError"),
-        ("{{ messages.__class__.__mro__ }}", "SecurityError"),
-        ("{{ messages.append(1) }}", "SecurityError"),
-        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
-    ],
-)
-def test_failing_templates(tmp_path, source, message):
-    template = ChatTemplate(source, {}, tmp_path / "chat_template.jinja")
-    with pytest.raises(InputError, match=f"chat_template.jinja cannot render.*{message}"):
-        template.render([{"role": "user", "content": "a"}], None, add_generation_prompt=True)
-
-
-def test_templates_know_the_date(tmp_path):
-    template = ChatTemplate("{{ strftime_now('%Y') }}", {}, tmp_path)
-    assert int(template.render([], None, add_generation_prompt=False)) >= 2024
 
 
 # Expansion

@@ -175,7 +175,7 @@ def test_unknown_token_name(tokenizer):
     "content, message",
     [
         (None, "no tokenizer: neither tokenizer.json nor"),
-        ("version https://git-lfs.github.com/spec/v1\n", "tokenizer.json: no valid JSON"),
+        ("version https://git-lfs.github.com/spec/v1\n", "tokenizer.json: a Git LFS pointer"),
         ('{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}', "byte-level"),
     ],
 )
