@@ -64,7 +64,7 @@ Shardings = dict | Sharding | Callable[[str], Sharding] | None
 def read_config(directory: str | Path) -> OmniConfig:
     """The configuration of a checkpoint, without the parts that it does not hold, once its small files are checked.
 
-    CheckpointError if it is none of ours or a file is not the one that was converted, ConfigError if config.json is
+    CheckpointError if it is no converted checkpoint or a file has changed since, ConfigError if config.json is
     wrong.
     """
     directory = Path(directory)

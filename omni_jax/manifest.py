@@ -118,7 +118,7 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
 def differences(directory: Path, files: dict[str, FileRecord], most: float) -> Iterator[tuple[str, str]]:
     """Files of a checkpoint that are not what was recorded, each with what is wrong with it.
 
-    most: files of up to so many bytes are hashed; of larger ones only the size is compared.
+    most: the largest size, in bytes, of a file that is hashed; of larger ones only the size is compared.
     """
 
     def wrong(name: str) -> str | None:
@@ -246,7 +246,7 @@ def _texts(values: Any) -> dict[str, str]:
 
 
 def _diagnosis(directory: Path) -> str:
-    """Why a directory without a manifest is not a checkpoint of ours, and what to do."""
+    """Why a directory without a manifest is not a converted checkpoint, and what to do."""
     if not os.path.isdir(directory):
         return (
             "not a directory; name the one that the file is in" if os.path.lexists(directory) else "no such directory"
