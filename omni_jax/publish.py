@@ -166,8 +166,8 @@ def _finish(place: Place, overwrite: bool) -> None:
         if place.replaced.exists() and not place.final.exists():
             os.rename(place.replaced, place.final)
         raise CheckpointError(
-            f"{place.final}: everything is written, but cannot be given this name ({reason_of(error)}); it is complete in "
-            f"{place.partial}, move it from there"
+            f"{place.final}: everything is written, but cannot be given this name ({reason_of(error)}); it is "
+            f"complete in {place.partial}, move it from there"
         ) from error
     (place.final / MARKER).unlink()
     shutil.rmtree(place.replaced, ignore_errors=True)
