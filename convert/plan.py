@@ -18,7 +18,7 @@ from omni_jax.config import MODEL_TYPE, OmniConfig
 from omni_jax.errors import CheckpointError
 
 SHOWN = 10
-# So many more tensors than there are may be missing and still be listed.
+# Missing tensors are listed by name unless they are more than this.
 MOST_LISTED = 10_000
 DTYPES = {dtype.name: dtype for dtype in WEIGHT_DTYPES.values()}
 

@@ -83,10 +83,15 @@ def open_checkpoint(directory: str | Path) -> SourceCheckpoint:
     """Read the config and all headers of a checkpoint directory; raise CheckpointError naming what is wrong."""
     directory = user_path(directory, "the source")
     if not os.path.isdir(directory):
-        raise CheckpointError(f"{directory}: no such directory")
+        what = (
+            "not a directory; name the one that the file is in" if os.path.lexists(directory) else "no such directory"
+        )
+        raise CheckpointError(f"{directory}: {what}")
     if os.path.lexists(directory / MANIFEST):
         raise CheckpointError(f"{directory}: is converted already; load it with omni_jax")
     names = _listed(directory)
+    if "snapshots" in names and "config.json" not in names:
+        raise CheckpointError(f"{directory}: a folder of the Hugging Face cache; name one of those in its 'snapshots'")
     config = read_config(directory / "config.json")
     check_inside(directory / "config.json", directory.resolve())
     weight_map = _weight_map(directory, names)
@@ -109,7 +114,7 @@ def open_manifest(manifest: str | Path, config: str | Path | None = None) -> Sou
     manifest = user_path(manifest, "the manifest")
     values = read_json(manifest, remedy="name a directory, or a JSON file of tensor names and shapes")
     names = values.get("tensors", values) if isinstance(values, dict) else None
-    if not isinstance(names, dict) or not all(_is_shape(shape) for shape in names.values()):
+    if not isinstance(names, dict) or not names or not all(_is_shape(shape) for shape in names.values()):
         raise CheckpointError(f"{manifest}: not a mapping of tensor names to shapes")
     dtype = str(values.get("dtype", "bfloat16"))
     dtype = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(dtype, dtype)
@@ -225,8 +230,6 @@ def _without_index(names: list[str], files: list[str]) -> str:
         return f"only pickle files ({pickles[0]}), which can run code when they are opened; save it with safetensors"
     if any(name.endswith(".gguf") for name in names):
         return "only GGUF files; take the safetensors release of the model"
-    if "snapshots" in names:
-        return "a folder of the Hugging Face cache; name the folder of the model below its 'snapshots'"
     return f"neither {INDEX} nor a .safetensors file is here; download the checkpoint completely"
 
 

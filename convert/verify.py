@@ -1,4 +1,4 @@
-"""Read a checkpoint of ours back and compare every tensor and every file with the hash that was stored for it.
+"""Read a converted checkpoint back and compare every tensor and every file with the hash that was stored for it.
 
 Tensors are taken apart as for the way back to Hugging Face, so what is checked are the very bytes that were converted.
 Arrays that training saved carry one hash for the whole array instead.

@@ -64,7 +64,7 @@ Shardings = dict | Sharding | Callable[[str], Sharding] | None
 def read_config(directory: str | Path) -> OmniConfig:
     """The configuration of a checkpoint, without the parts that it does not hold, once its small files are checked.
 
-    CheckpointError if it is none of ours or a file is not the one that was converted, ConfigError if config.json is
+    CheckpointError if it is no converted checkpoint or a file has changed since, ConfigError if config.json is
     wrong.
     """
     directory = Path(directory)
@@ -128,13 +128,43 @@ def restore(
     default the first device. dtype: cast on the way, default as stored. CheckpointError if anything is missing,
     damaged or does not divide over the devices.
     """
-    import orbax.checkpoint as ocp
-
     directory = Path(directory).absolute()
     manifest = read_manifest(directory)
-    leaves = select(manifest, parts, directory)
     for name, what in differences(directory, manifest.array_files(), SMALL_BYTES):
         raise CheckpointError(f"{directory}: the parameters cannot be {unreadable(directory)} ({name} {what})")
+    return _read(directory, select(manifest, parts, directory), shardings, dtype)
+
+
+def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
+    """Write a nested dict of jax arrays as a checkpoint, with the small files of the directory `metadata_from`.
+
+    Arrays may be sharded over several processes, which must all call this. Hashes are stored of arrays that this
+    process sees whole. CheckpointError when the destination cannot be written, exists and is not ours to overwrite.
+    """
+    if jax.process_count() > 1 and MISREAD.search(str(Path(directory).absolute())):
+        raise CheckpointError(f"{directory}: several processes cannot write below [, \\ or a name that ends in a colon")
+    if not Path(metadata_from).is_dir():
+        raise CheckpointError(f"{metadata_from}: no such directory; name the checkpoint that the parameters began as")
+    with publish(directory, overwrite, sum(x.nbytes for x in flatten(params).values())) as partial:
+        leaves = {
+            path: LeafRecord(x.shape, str(x.dtype), {path: hash_array(x)} if x.is_fully_addressable else {})
+            for path, x in flatten(params).items()
+        }
+        _write(partial, params)
+        if jax.process_index():
+            return Manifest(leaves)
+        for path in metadata_files(Path(metadata_from)):
+            shutil.copyfile(path, partial / path.name)
+        manifest = write_manifest(partial, leaves)
+        if jax.process_count() == 1:
+            _sample(partial, manifest)
+        return manifest
+
+
+def _read(directory: Path, leaves: dict[str, LeafRecord], shardings: Shardings, dtype: str | None) -> dict:
+    """Some arrays of a checkpoint, as `restore`."""
+    import orbax.checkpoint as ocp
+
     args = {}
     for path, leaf in leaves.items():
         sharding = sharding_of(shardings, path, leaf.shape)
@@ -151,12 +181,8 @@ def restore(
     return tree
 
 
-def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
-    """Write a nested dict of jax arrays as a checkpoint, with the small files of the directory `metadata_from`.
-
-    Arrays may be sharded over several processes, which must all call this. Hashes are stored of arrays that this
-    process sees whole. CheckpointError when the destination exists and is not ours to overwrite.
-    """
+def _write(directory: Path, params: dict) -> None:
+    """Save arrays as the Orbax checkpoint of a directory."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint import type_handlers
 
@@ -165,23 +191,20 @@ def save(directory: str | Path, params: dict, metadata_from: str | Path, overwri
         (jax.Array, type_handlers.ArrayHandler(use_replica_parallel=False))
     )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
-    leaves = {
-        path: LeafRecord(x.shape, str(x.dtype), {path: hash_array(x)} if x.is_fully_addressable else {})
-        for path, x in flatten(params).items()
+    save_args = nest({path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for path in flatten(params)})
+    with explained(directory, UNWRITABLE, OSError), plain_path(directory) as plain:
+        ocp.Checkpointer(handler).save(plain / PARAMS, args=ocp.args.PyTreeSave(params, save_args=save_args))
+
+
+def _sample(directory: Path, manifest: Manifest) -> None:
+    """Read the smallest array of each part back; CheckpointError unless it is what was written."""
+    smallest = {
+        path.split("/")[0]: path for path in sorted(manifest.leaves, key=lambda p: -prod(manifest.leaves[p].shape))
     }
-    save_args = nest({path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for path in leaves})
-    if jax.process_count() > 1 and MISREAD.search(str(Path(directory).absolute())):
-        raise CheckpointError(f"{directory}: several processes cannot write below [, \\ or a name that ends in a colon")
-    if not Path(metadata_from).is_dir():
-        raise CheckpointError(f"{metadata_from}: no such directory; name the checkpoint that the parameters began as")
-    with publish(directory, overwrite, sum(x.nbytes for x in flatten(params).values())) as partial:
-        with explained(partial, UNWRITABLE, OSError), plain_path(partial) as plain:
-            ocp.Checkpointer(handler).save(plain / PARAMS, args=ocp.args.PyTreeSave(params, save_args=save_args))
-        if jax.process_index():
-            return Manifest(leaves)
-        for path in metadata_files(Path(metadata_from)):
-            shutil.copyfile(path, partial / path.name)
-        return write_manifest(partial, leaves)
+    read = flatten(_read(directory, {path: manifest.leaves[path] for path in smallest.values()}, None, None))
+    for path, array in read.items():
+        if manifest.leaves[path].sha256.get(path) not in (None, hash_array(array)):
+            raise CheckpointError(f"{directory}: {path} reads differently from what was written; is the disk faulty?")
 
 
 def hash_array(x: Any) -> str:

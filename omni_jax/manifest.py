@@ -118,7 +118,7 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
 def differences(directory: Path, files: dict[str, FileRecord], most: float) -> Iterator[tuple[str, str]]:
     """Files of a checkpoint that are not what was recorded, each with what is wrong with it.
 
-    most: files of up to so many bytes are hashed; of larger ones only the size is compared.
+    most: the largest size, in bytes, of a file that is hashed; of larger ones only the size is compared.
     """
 
     def wrong(name: str) -> str | None:
@@ -149,7 +149,10 @@ def surplus(directory: Path, manifest: Manifest) -> list[str]:
 def identity(directory: Path) -> str:
     """A hash that says which model a checkpoint is: equal for two conversions of the same files, not of others."""
     manifest = read_manifest(directory)
-    files = manifest.files or record_files(directory)
+    try:
+        files = manifest.files or record_files(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
     if all(leaf.sha256 for leaf in manifest.leaves.values()):
         # Where several processes wrote a checkpoint, none saw its arrays whole: then the files count.
         files = {name: record for name, record in files.items() if not name.startswith(f"{PARAMS}/")}
@@ -158,9 +161,13 @@ def identity(directory: Path) -> str:
 
 def metadata_files(directory: Path) -> list[Path]:
     """The small JSON, template and text files of a model; never weights, indices, manifests, code or hidden files."""
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
     return [
         path
-        for path in sorted(directory.iterdir())
+        for path in paths
         if path.suffix in METADATA_SUFFIXES
         and not path.name.startswith(".")
         and not path.name.endswith(".safetensors.index.json")
@@ -239,9 +246,11 @@ def _texts(values: Any) -> dict[str, str]:
 
 
 def _diagnosis(directory: Path) -> str:
-    """Why a directory without a manifest is not a checkpoint of ours, and what to do."""
+    """Why a directory without a manifest is not a converted checkpoint, and what to do."""
     if not os.path.isdir(directory):
-        return "no such directory"
+        return (
+            "not a directory; name the one that the file is in" if os.path.lexists(directory) else "no such directory"
+        )
     try:
         names = [path.name for path in directory.iterdir()]
     except OSError as error:

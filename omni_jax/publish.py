@@ -22,7 +22,7 @@ from omni_jax.manifest import MANIFEST, MARKER, PARTIAL
 
 # Longer names are hidden under a hash: a file system's limit is 255 bytes, and ours is longer by ".partial".
 LONGEST_NAME = 200
-# What is written below the destination has paths of up to so many bytes.
+# Room for the paths of the files below the destination.
 INNER_PATH_BYTES = 120
 # What a file system keeps in its root, which counts as empty all the same.
 OF_THE_DISK = ("lost+found",)
@@ -43,7 +43,7 @@ def publish(destination: str | Path, overwrite: bool = False, needed: int = 0) -
 
     needed: bytes that will be written. What an interrupted run left is removed. CheckpointError for a destination that
     cannot be written, has no room, is being written by another process, exists, or (with `overwrite`) is not a
-    checkpoint of ours.
+    converted checkpoint.
     """
     place = place_of(destination)
     primary = jax.process_index() == 0
@@ -166,8 +166,8 @@ def _finish(place: Place, overwrite: bool) -> None:
         if place.replaced.exists() and not place.final.exists():
             os.rename(place.replaced, place.final)
         raise CheckpointError(
-            f"{place.final}: everything is written, but cannot get this name ({reason_of(error)}); it is complete in "
-            f"{place.partial}, move it from there"
+            f"{place.final}: everything is written, but cannot be given this name ({reason_of(error)}); it is "
+            f"complete in {place.partial}, move it from there"
         ) from error
     (place.final / MARKER).unlink()
     shutil.rmtree(place.replaced, ignore_errors=True)

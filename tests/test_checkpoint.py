@@ -126,6 +126,18 @@ def test_saved_checkpoints_are_restored_verified_and_converted_back(ours, tmp_pa
     assert restore(tmp_path / "saved")["thinker"]["x"].shape == (3,)
 
 
+def test_what_was_saved_is_read_before_it_gets_its_name(ours, tmp_path, monkeypatch):
+    params = restore(ours, ("code2wav",))
+    monkeypatch.setattr(checkpoint, "_read", lambda *_: {"code2wav": {"decoder": {"alpha": np.zeros(3)}}})
+    manifest = checkpoint.read_manifest(ours)
+    assert "code2wav/decoder/alpha" in manifest.leaves
+    with pytest.raises(CheckpointError, match="code2wav/decoder/alpha reads differently"):
+        save(tmp_path / "saved", params, ours)
+    with pytest.raises(CheckpointError, match="nowhere: no such directory; name the checkpoint"):
+        save(tmp_path / "saved", params, tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
 def test_flipped_bits_of_saved_checkpoints_are_found(ours, tmp_path):
     from tests.convert.test_convert import flip
 

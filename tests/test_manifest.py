@@ -1,4 +1,4 @@
-"""A checkpoint knows its own files: every changed bit is noticed, and which model it is can be told."""
+"""A checkpoint knows its own files: every changed bit is noticed, and models are told apart."""
 
 import random
 import shutil

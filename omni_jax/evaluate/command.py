@@ -26,6 +26,7 @@ from omni_jax.evaluate.report import Summary, found_of, summary_of, write_compar
 from omni_jax.evaluate.run import Results, read_all, run, settings_of, try_directory
 from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
 from omni_jax.loading import default_dtype
+from omni_jax.manifest import identity
 from omni_jax.omni import Omni
 
 # Loads the model with these parts, all by default.
@@ -207,12 +208,8 @@ def _settings(command: Evaluate, task: str, metrics: tuple[MetricName, ...]) -> 
 
 
 def _model_digest(model: Path, dtype: str | None) -> str:
-    """Of the files that say which model this is: the manifest holds the arrays' hashes, or else the arrays count."""
-    files = [model / checkpoint.MANIFEST, *checkpoint.metadata_files(model)]
-    if not all(leaf.sha256 for leaf in checkpoint.read_manifest(model).leaves.values()):
-        # Several processes wrote it, none of which saw an array whole.
-        files += sorted(file for file in (model / checkpoint.PARAMS).rglob("*") if file.is_file())
-    return f"{dtype or default_dtype() or 'stored'}:{digest_of(files)}"
+    """Of the model, by its checkpoint's hashes, and of the type that its weights are held in."""
+    return f"{dtype or default_dtype() or 'stored'}:{identity(model)}"
 
 
 def _drafter_digest(drafter: Path) -> str:

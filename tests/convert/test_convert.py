@@ -327,6 +327,46 @@ def test_destinations_that_exist(checkpoints, converted, tmp_path):
     convert_checkpoint(checkpoints("small"), tmp_path / "empty", parts=("thinker",))
 
 
+@pytest.mark.parametrize(
+    "name", ["a[1]", "back\\slash", "a*b?{c,d}", "gs:", "line\nbreak", "100%25", "日本 ñ", "not\udcffUTF-8"], ids=ascii
+)
+def test_every_name_of_a_folder_is_written_and_read(checkpoints, converted, tmp_path, name):
+    """Libraries take some of these for patterns, separators or addresses."""
+    ours = tmp_path / name / "ours"
+    convert_checkpoint(checkpoints("small"), ours, parts=("code2wav",))
+    assert verify_checkpoint(ours) == 136
+    (tmp_path / name / name).mkdir()
+    ours = ours.rename(tmp_path / name / name / name)
+    assert_same(checkpoint.restore(ours), checkpoint.restore(converted, ("code2wav",)))
+    params = jax.tree.map(jax.numpy.asarray, checkpoint.restore(ours))
+    checkpoint.save(tmp_path / name / "saved", params, ours)
+    assert_same(checkpoint.restore(tmp_path / name / "saved"), params)
+    reverse_checkpoint(ours, tmp_path / name / "back")
+    assert (tmp_path / name / "back" / "model.safetensors").exists()
+
+
+def test_what_was_written_is_read_before_it_gets_its_name(checkpoints, tmp_path, monkeypatch):
+    """Bytes that change on their way to the disk, where the hashes were taken before."""
+    real = convert.convert.read_block
+
+    def read_block(*args):
+        block, hashes = real(*args)
+        return block + np.float32(args[1].path == "code2wav/embed"), hashes
+
+    monkeypatch.setattr(convert.convert, "read_block", read_block)
+    with pytest.raises(MismatchError, match="1 of the first tensors .*\n    code2wav.code_embedding.weight"):
+        convert_checkpoint(checkpoints("small"), tmp_path / "ours", parts=("code2wav",))
+    assert_nothing_left(tmp_path)
+
+
+def test_a_destination_around_the_source_is_left_alone(checkpoints, converted, tmp_path):
+    ours = Path(shutil.copytree(converted, tmp_path / "ours"))
+    source = Path(shutil.copytree(checkpoints("small"), ours / "hf"))
+    with pytest.raises(CheckpointError, match="holds the checkpoint that is to be converted"):
+        convert_checkpoint(source, ours, overwrite=True)
+    assert source.exists()
+
+
 def test_a_checkpoint_in_the_way_of_its_successor_is_put_back(checkpoints, converted, tmp_path):
     """Killed between the two renames of --overwrite, the old checkpoint is found again by the next run."""
     shutil.copytree(converted, tmp_path / ".ours.replaced")
