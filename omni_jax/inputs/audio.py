@@ -65,7 +65,7 @@ def load_audio(
         raise InputError(f"audio {name_of(source)}: a file states its own rate; leave out sampling_rate")
     else:
         samples, rate = _from_file(source, max_seconds)
-    what = f"audio {name_of(source)}"
+    what = f"audio {'array' if isinstance(source, np.ndarray) else name_of(source)}"
     check_samples(what, samples)
     samples = resample(samples, rate)
     if samples.size < MIN_SAMPLES:
@@ -79,7 +79,7 @@ def check_header(what: str, rate: float | np.number, channels: int, samples: int
         shown = f"{rate:.12g}" if abs(rate) < 1e12 or rate != rate else "more than 1e12"
         raise InputError(f"{what}: a rate of {shown} samples per second; {MIN_RATE} to {MAX_RATE} can be right")
     if not 1 <= channels <= MAX_CHANNELS:
-        raise InputError(f"{what}: {channels} channels; at most {MAX_CHANNELS} are mixed: pick some")
+        raise InputError(f"{what}: {channels} channels; 1 to {MAX_CHANNELS} can be mixed")
     if samples > max_seconds * rate:
         raise InputError(f"{what}: {samples / rate:.0f} s is longer than {max_seconds:.0f} s; cut it into parts")
     if samples > MAX_SAMPLES:

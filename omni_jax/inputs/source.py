@@ -69,7 +69,8 @@ def reading(source: object, kind: str, trouble: str = "damaged, or not a media f
         # What Python says of a decoder's oversight, or FFmpeg of an error without words, helps nobody.
         if isinstance(error, AttributeError | TypeError | LookupError | UnicodeError) or "error number" in reason:
             reason = ""
-        raise InputError(f"{kind} {name_of(source)}: {trouble}{reason and f' ({reason})'}") from error
+        said = f"{kind} {name_of(source)}: {trouble}{reason and f' ({reason})'}"
+        raise InputError(f"{said}; make it anew, or pass another") from error
 
 
 class MediaFile(io.RawIOBase, BinaryIO):
