@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_478_485  # of a decoded picture: PIL's own threshold for a suspected decompression bomb
 MAX_ASPECT = 200
 MAX_JPEG_PIXELS_PER_BYTE = 512  # a JPEG spends at least a bit on each block of 8 x 8
+MAX_JPEG_SCANS = 100  # each takes time for all pixels; progressive pictures have about ten
 STRIP_PIXELS = 1 << 22  # converted at a time, so that a picture is held twice, once with PIL and once as an array
 
 # Not PIL's whole list: some of its readers start other programs (EPS) or hold no picture of their own.
@@ -75,10 +76,12 @@ def _open(file: MediaFile, source: Source, max_pixels: int) -> "ImageFile":
             raise InputError(f"{what}: cannot be read; pass JPEG, PNG or WebP") from None
     width, height = picture.size
     _check_size(width, height, max_pixels, source)
-    if picture.format == "JPEG" and width * height > MAX_JPEG_PIXELS_PER_BYTE * size:
-        raise InputError(
-            f"{what}: damaged or cut short, {size} bytes cannot hold {width} x {height} pixels; make it anew"
-        )
+    if picture.format == "JPEG":
+        if width * height > MAX_JPEG_PIXELS_PER_BYTE * size:
+            raise InputError(f"{what}: damaged or cut short, {size} bytes cannot hold {width} x {height} pixels")
+        file.seek(0)
+        if file.read(1 << 26).count(b"\xff\xda") > MAX_JPEG_SCANS:
+            raise InputError(f"{what}: a JPEG of more than {MAX_JPEG_SCANS} scans; save it again")
     return picture
 
 

@@ -71,6 +71,7 @@ CASES = [
     _file("JPEG cut short", _encoded("JPEG")[:-300], "damaged or cut short"),
     _file("JPEG that claims 9400 x 9400", _jpeg(9400, 9400), "bytes cannot hold 9400 x 9400 pixels"),
     _file("JPEG that claims 65,500 x 65,500", _jpeg(65_500, 65_500), "too many pixels", "make it smaller"),
+    _file("JPEG of 300 scans", _encoded("JPEG")[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 300, "100 scans"),
     _file("PNG cut short", _encoded("PNG")[:-60], "damaged or cut short"),
     _file("PNG without pixels", _png(64, 64), "damaged or cut short"),
     _file("PNG with too few pixels", _png(64, 64, pixels=zlib.compress(bytes(999))), "damaged or cut short"),
