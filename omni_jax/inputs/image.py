@@ -76,7 +76,7 @@ def _open(file: MediaFile, source: Source, max_pixels: int) -> "ImageFile":
             raise InputError(f"{what}: cannot be read; pass JPEG, PNG or WebP") from None
     width, height = picture.size
     _check_size(width, height, max_pixels, source)
-    if picture.format == "JPEG":
+    if picture.format in ("JPEG", "MPO"):
         if width * height > MAX_JPEG_PIXELS_PER_BYTE * size:
             raise InputError(f"{what}: damaged or cut short, {size} bytes cannot hold {width} x {height} pixels")
         file.seek(0)
