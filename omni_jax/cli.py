@@ -1,7 +1,8 @@
 """The `omni-jax` command: generate, stream, inspect and evaluate.
 
-Answers go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, 3 bad input or checkpoint, 130
-interrupted. With `--json` stdout holds JSON only: one object, or for `stream` one per line.
+Answers go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, 3 bad input or checkpoint, 4
+evaluated but for some rows, 130 interrupted. With `--json` stdout holds JSON only: one object, or for `stream` one per
+line.
 """
 
 import json
@@ -22,6 +23,8 @@ from omni_jax.distributed import START_SECONDS, Machines, is_first, leave
 from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
+from omni_jax.evaluate.report import is_whole
+from omni_jax.files import user_path
 from omni_jax.inputs.speech import speaker_ids
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.loading import default_dtype
@@ -310,7 +313,10 @@ def _evaluate(command: Evaluate) -> None:
         print(f"stopped; the same command goes on with what {command.output} holds", file=sys.stderr)
         raise
     if is_first():
-        print(json.dumps(summary) if command.json else (command.output / "report.md").read_text("utf-8"))
+        report = user_path(command.output, "--output") / "report.md"
+        print(json.dumps(summary) if command.json else report.read_text("utf-8"))
+    if not is_whole(summary):
+        _exit(command, 4)
 
 
 if __name__ == "__main__":
