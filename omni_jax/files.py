@@ -50,7 +50,8 @@ def reason_of(error: BaseException) -> str:
     """Why an operation failed, in words and without a number or an object's address."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error)).strip().splitlines()
+    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error))
+    said = re.sub(r"( at)? 0x[0-9a-f]{6,}", "", said, flags=re.I).strip().splitlines()
     return said[0][:200] if said else type(error).__name__
 
 

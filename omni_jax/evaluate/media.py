@@ -37,6 +37,8 @@ class Library:
         digests: list[str] = []
 
         def found(source: Any, kind: str) -> Any:
+            if source is not None and not isinstance(source, str | bytes):
+                raise InputError(f"{kind} of type {type(source).__name__}; give a path or base64")
             path = _path(source, folder) if isinstance(source, str) else None
             if path is None:
                 return source

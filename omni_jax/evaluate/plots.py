@@ -2,6 +2,7 @@
 
 import io
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +51,9 @@ def _draw(path: Path, across: str, up: str, plot: Callable[[Any], Any], bars: in
         plot(axes)
         for label in (axes.set_xlabel(across), axes.set_ylabel(up)):
             label.set_parse_math(False)
-        figure.savefig(picture, format="png", dpi=150)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of letters that the font lacks, once for each
+            figure.savefig(picture, format="png", dpi=150)
     except Exception as error:
         print(f"{path.name} cannot be drawn ({reason_of(error)}) and is left out", file=sys.stderr)
         return False
