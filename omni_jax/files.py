@@ -48,8 +48,8 @@ def user_path(value: Any, what: str) -> Path:
 
 def reason_of(error: BaseException) -> str:
     """Why an operation failed, in words and without a number or an object's address."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+    if said := getattr(error, "strerror", None):  # of OSError, and of FFmpeg's errors
+        return str(said).lower()
     said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error))
     said = re.sub(r"( at)? 0x[0-9a-f]{6,}", "", said, flags=re.I).strip().splitlines()
     return said[0][:200] if said else type(error).__name__
