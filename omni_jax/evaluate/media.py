@@ -50,10 +50,12 @@ class Library:
 
     def _digest(self, path: Path, kind: str) -> str:
         if path not in self._digests:
+            if path.stat().st_size > MAX_MEDIA_BYTES:
+                raise InputError(f"{kind} {path}: more than {MAX_MEDIA_BYTES:,} bytes; cut it into parts")
             with open_source(path, kind) as file, reading(path, kind, "cannot be read"):
-                if os.fstat(file.fileno()).st_size > MAX_MEDIA_BYTES:
-                    raise InputError(f"{kind} {path}: more than {MAX_MEDIA_BYTES:,} bytes; cut it into parts")
-                self._digests[path] = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+                digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+            # Not before: an error while reading may be known only now.
+            self._digests[path] = digest
         return self._digests[path]
 
 
