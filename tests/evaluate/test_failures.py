@@ -51,10 +51,9 @@ def stub(model: Path, monkeypatch: pytest.MonkeyPatch) -> StubOmni:
 
 def status_of(asked: list[str]) -> int:
     try:
-        main(asked)
+        return main(asked) or 0
     except SystemExit as end:
         return int(end.code or 0)
-    return 0
 
 
 def results(asked: list[str]) -> dict[str, dict]:
