@@ -28,6 +28,7 @@ from omni_jax.checkpoint import (
     write_manifest,
 )
 from omni_jax.errors import CheckpointError
+from omni_jax.process import check, finishing
 
 
 def convert_checkpoint(
@@ -49,7 +50,7 @@ def convert_checkpoint(
     made = plan(opened, parts, dtype)
     destination = Path(destination)
     _check_space(destination, made.bytes)
-    with publish(destination, overwrite) as partial:
+    with finishing(), publish(destination, overwrite) as partial:
         for path in metadata_files(opened.directory):
             check_inside(path, opened.directory.resolve())
             shutil.copyfile(path, partial / path.name)
@@ -59,6 +60,7 @@ def convert_checkpoint(
             from convert.verify import verify_checkpoint
 
             verify_checkpoint(partial, progress)
+        check()
     return manifest
 
 

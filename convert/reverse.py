@@ -19,6 +19,7 @@ from convert.source import DTYPE_NAMES, INDEX
 from convert.verify import MismatchError, rows_of, take_all
 from omni_jax.checkpoint import metadata_files, publish, read_manifest
 from omni_jax.errors import CheckpointError
+from omni_jax.process import finishing
 
 SHARD_BYTES = 5_000_000_000
 
@@ -51,7 +52,7 @@ def reverse_checkpoint(
         for name, place in leaf.placements(index)
     }
     shards = _shards(entries, shard_bytes)
-    with publish(destination) as partial, ExitStack() as stack:
+    with finishing(), publish(destination) as partial, ExitStack() as stack:
         for path in metadata_files(source):
             shutil.copyfile(path, partial / path.name)
         places: dict[str, tuple[int, int]] = {}

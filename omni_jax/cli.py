@@ -1,36 +1,45 @@
 """The `omni-jax` command: generate, stream, inspect and evaluate.
 
-Answers go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, 3 bad input or checkpoint, 4
-evaluated but for some rows, 130 interrupted. With `--json` stdout holds JSON only: one object, or for `stream` one per
-line.
+Answers go to stdout, everything else to stderr. With `--json` stdout holds JSON only: one object, or for `stream` one
+per line. Exit status: 0 done; 1 a bug, with its traceback; 2 wrong usage; 3 bad input or checkpoint, too little memory,
+or an answer that could not be written; 4 evaluated, but not all rows could be scored; 130 interrupted; 141 whoever read
+the answer left before its end, as `head` may.
 """
+
+if __name__ == "__main__":
+    # Here rather than below the imports, which take time: an interrupt may fall into them too.
+    from omni_jax.process import enter
+
+    enter("omni-jax", "omni_jax.cli")
 
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tqdm import tqdm
 
-from omni_jax import checkpoint
-from omni_jax.distributed import START_SECONDS, Machines, is_first, leave
+from omni_jax import checkpoint, process
+from omni_jax.distributed import START_SECONDS, Machines, is_first
 from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.evaluate.report import is_whole
-from omni_jax.files import user_path
-from omni_jax.inputs.speech import speaker_ids
+from omni_jax.files import read_json, reason_of, user_path
 from omni_jax.inspection import Inspect, inspect
-from omni_jax.loading import default_dtype
+from omni_jax.loading import default_dtype, unread
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Event, Omni, Reply
+from omni_jax.sharding import platform
 from omni_jax.sound import check_sound_file, write_sound
+
+# The status of an evaluation that is done, but for rows that could not be scored.
+UNSCORED = 4
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,11 @@ Command = (
 )
 
 
+C = TypeVar("C", bound=Generate | Stream | Inspect | Evaluate)
+
+
 def main(args: list[str] | None = None) -> None:
-    """Run the command line `args` (default: the process's own) and exit with its status."""
+    """Run the command line `args` (default: the process's own); SystemExit with its status unless all went well."""
     command = tyro.cli(
         Command,
         prog="omni-jax",
@@ -117,37 +129,41 @@ def main(args: list[str] | None = None) -> None:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     try:
-        if isinstance(command, Inspect):
-            return inspect(command)
-        if command.distributed:
-            _join(command)
-        else:
-            command.join()
-        if isinstance(command, Evaluate):
-            _evaluate(command)
-        else:
-            _answer(command)
+        _run(_with_user_paths(command))
     except OmniError as error:
         print(f"omni-jax: {error}", file=sys.stderr)
-        _exit(command, 3)
-    except KeyboardInterrupt:
-        print("omni-jax: interrupted", file=sys.stderr)
-        _exit(command, 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        _exit(command, 0)
-    except Exception:
-        if not (isinstance(command, Machines) and command.distributed):
+        sys.exit(process.BAD_INPUT)
+    except Exception as error:
+        if not process.lacks_memory(error):
             raise
-        traceback.print_exc()
-        leave(1)
+        remedy = "ask for fewer tokens or smaller media, take --dtype bfloat16, or spread the model with --mesh"
+        print(f"omni-jax: there is too little memory ({reason_of(error)}); {remedy}", file=sys.stderr)
+        sys.exit(process.BAD_INPUT)
 
 
-def _exit(command: Command, status: int) -> NoReturn:
-    """End with a status; of several processes, the others are lost or wait for this one."""
-    if isinstance(command, Machines) and command.distributed:
-        leave(status)
-    sys.exit(status)
+def _run(command: Command) -> None:
+    if isinstance(command, Inspect):
+        return inspect(command)
+    if command.distributed:
+        _join(command)
+    else:
+        command.join()
+    platform()  # Before anything is read: are there such devices?
+    if isinstance(command, Evaluate):
+        _evaluate(command)
+    else:
+        _answer(command)
+
+
+def _with_user_paths(command: C) -> C:
+    """The command with `~` expanded in its paths, wherever the shell did not do so, as in --model=~/model."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(expanded, value))
+        return user_path(value, "a path") if isinstance(value, Path) else value
+
+    return replace(command, **{field.name: expanded(getattr(command, field.name)) for field in fields(command)})
 
 
 def _join(command: Machines) -> None:
@@ -159,23 +175,18 @@ def _join(command: Machines) -> None:
     command.join()
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), answers)
-    sys.stdout = os.fdopen(answers, "w")
+    process.answer_on(answers)
 
 
 def _answer(ask: Ask) -> None:
     messages = _messages(ask)
     if ask.speak is not None:
-        # Before the weights are read, which may take minutes.
         check_sound_file(ask.speak)
-        speaker_ids(ask.speaker, 1, checkpoint.read_config(ask.model))
     drafter = _drafter(ask)
-    import omni_jax
-
-    print(f"loading {ask.model}", file=sys.stderr)
     # Several processes answer one question together.
     mesh = "auto" if ask.mesh is None and ask.distributed else ask.mesh
-    omni = omni_jax.load(ask.model, mesh=mesh, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
-    _tell_mesh(omni)
+    omni, read = unread(ask.model, mesh=mesh, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
+    # Whatever is wrong with the request is said here, before the weights are read, which may take minutes.
     events = omni.stream(
         messages,
         max_new_tokens=ask.max_new_tokens,
@@ -199,13 +210,18 @@ def _answer(ask: Ask) -> None:
         draft_tree=ask.draft_tree,
         draft_sampling=ask.draft_sampling,
     )
+    print(f"loading {ask.model}", file=sys.stderr)
+    _tell_mesh(omni)
+    read()
     reply = _follow(ask, events)
     if not isinstance(ask, Stream):
-        print(json.dumps(_plain(reply), ensure_ascii=False) if ask.json else reply.text)
+        print(_json(_plain(reply)) if ask.json else reply.text)
     elif not ask.json:
         print()
     if ask.speak is not None and reply.audio is not None and is_first():
-        write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
+        # An interrupt here leaves no half of a file.
+        with process.finishing():
+            write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
     print(_summary(ask, reply.stats), file=sys.stderr)
 
 
@@ -239,12 +255,19 @@ def _follow(ask: Ask, events: Iterator[Event]) -> Reply:
             written.update(len(event.token_ids))
             said.update(0 if event.audio is None else len(event.audio) / SAMPLES_PER_SECOND)
             if live and ask.json:
-                print(json.dumps(_plain(event), ensure_ascii=False), flush=True)
+                print(_json(_plain(event)), flush=True)
             elif live:
                 print(event.text, end="", flush=True)
+            if process.unread() and ask.speak is None and not ask.distributed:
+                sys.exit()
             reply = event.reply
     assert reply is not None
     return reply
+
+
+def _json(values: dict[str, Any]) -> str:
+    """JSON in the letters that standard output knows; where it is not UTF-8, others are escaped."""
+    return json.dumps(values, ensure_ascii=sys.stdout.encoding.lower().replace("-", "") != "utf8")
 
 
 def _plain(made: Reply | Event) -> dict[str, Any]:
@@ -289,10 +312,9 @@ def _messages(ask: Ask) -> list[dict[str, Any]]:
 
 
 def _read_messages(path: Path) -> list[dict[str, Any]]:
-    try:
-        messages = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    """The messages of a file, a list or an object that holds one as OpenAI's requests do; "-" is standard input."""
+    values = read_json(path, error=InputError, remedy="a pipe goes to standard input, as in --messages -")
+    messages = values.get("messages") if isinstance(values, dict) else values
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise InputError(f"{path}: not a list of messages, each with a role and content")
     return messages
@@ -307,17 +329,8 @@ def _evaluate(command: Evaluate) -> None:
         _tell_mesh(omni)
         return omni
 
-    try:
-        summary = evaluate(command, load)
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on with what {command.output} holds", file=sys.stderr)
-        raise
+    summary = evaluate(command, load)
     if is_first():
-        report = user_path(command.output, "--output") / "report.md"
-        print(json.dumps(summary) if command.json else report.read_text("utf-8"))
+        print(json.dumps(summary) if command.json else (command.output / "report.md").read_text("utf-8"))
     if not is_whole(summary):
-        _exit(command, 4)
-
-
-if __name__ == "__main__":
-    main()
+        sys.exit(UNSCORED)

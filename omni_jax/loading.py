@@ -3,7 +3,7 @@
 config.json, manifest -> parts, meshes (placement) -> restore, each device its own pieces -> Omni
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,23 @@ def load(
     Before any array is read, raises CheckpointError for a directory that is not a complete converted checkpoint, whose
     arrays are not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide.
     """
+    omni, read = unread(path, mesh=mesh, dtype=dtype, parts=parts)
+    read()
+    return omni
+
+
+def unread(
+    path: str | Path, *, mesh: MeshLike = None, dtype: str | None = None, parts: Sequence[str] | None = None
+) -> tuple[Omni, Callable[[], None]]:
+    """A model without its weights, and what reads them into it; arguments and errors as in `load`.
+
+    Requests may be made of it at once, so that they are refused within a second if they are wrong. What they give may
+    be iterated over when the weights are there.
+    """
     path = Path(path)
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
+    usual = default_dtype()
     config = checkpoint.read_config(path)
     present = [part for part in PARTS if getattr(config, part) is not None]
     parts = tuple(present if parts is None else parts)
@@ -44,13 +58,18 @@ def load(
     processor = Processor.from_dir(path, config)
     graphs = {part: declare(PARTS[part], getattr(config, part)) for part in parts}
     checkpoint.check_shapes(path, {part: graph.shapes for part, graph in graphs.items()})
-    dtype = dtype or default_dtype()
+    dtype = dtype or usual
     types = {name: leaf.dtype for name, leaf in checkpoint.read_manifest(path).leaves.items()}
     placement = settle(mesh, [described(part, graphs[part], config, types, dtype) for part in parts])
     placed = {part: sharding.shardings(graphs[part].axes, on) for part, on in placement.meshes.items()}
-    omni = Omni(checkpoint.restore(path, parts, placed or None, dtype), config, processor, placement.meshes or None)
+    omni = Omni({part: {} for part in parts}, config, processor, placement.meshes or None)
     omni.mesh_reason = placement.reason
-    return omni
+
+    def read() -> None:
+        for part, arrays in checkpoint.restore(path, parts, placed or None, dtype).items():
+            omni.params[part].update(arrays)
+
+    return omni, read
 
 
 def described(part: str, graph: Graph, config: OmniConfig, types: Mapping[str, str], dtype: str | None) -> Part:

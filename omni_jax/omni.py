@@ -296,7 +296,7 @@ class Omni:
         if voice is None:
             return session, None
         graph, talker = self._part("talker")
-        return session, SpeechSession(talker, graph, self._embed_for_talker, self.config, batch, session, voice)
+        return session, SpeechSession(talker, graph, lambda: self._embed_for_talker, self.config, batch, session, voice)
 
     @cached_property
     def _embed_for_talker(self) -> jax.Array:

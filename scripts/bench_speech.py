@@ -158,7 +158,7 @@ class Ours:
 
         embed, voice = self.params["thinker"]["embed"], replace(self.voice, max_frames=frames)
         return SpeechSession(
-            self.params["talker"], self.graphs["talker"], embed, self.config, self.batch, session, voice
+            self.params["talker"], self.graphs["talker"], lambda: embed, self.config, self.batch, session, voice
         )
 
     def _require_samples(self, samples: int) -> None:

@@ -10,7 +10,7 @@ stream by itself, as it has alone; a reply without a spoken token gives no audio
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -66,13 +66,13 @@ class SpeechSession:
         self,
         params: dict,
         graph: Graph,
-        embed: jax.Array,
+        embed: Callable[[], jax.Array],
         config: OmniConfig,
         batch: Batch,
         thinker: Session,
         voice: Voice,
     ):
-        """params and graph: the Talker's. embed [V, D]: the Thinker's token embeddings, on the Talker's devices."""
+        """params and graph: the Talker's. embed() [V, D]: the Thinker's token embeddings, on the Talker's devices."""
         assert config.talker is not None
         self.params, self.graph, self.embed, self.config, self.talker = params, graph, embed, config, config.talker
         self.batch, self.thinker, self.voice = batch, thinker, voice
@@ -143,7 +143,7 @@ class SpeechSession:
         columns = {name: getattr(prompt, name) for name in SpeechPrompt.__dataclass_fields__}
         self.state = begin(
             self.params,
-            self.embed,
+            self.embed(),
             TalkerPrompt(**columns, budget=self.budget, keys=keys).placed(self.graph.mesh),
             self._heard(),
             self.values,
@@ -170,7 +170,7 @@ class SpeechSession:
             self.state = grow(self.state, slots=slots)
         codes, state = speak(
             self.params,
-            self.embed,
+            self.embed(),
             self.state,
             self._text(),
             np.int32(frames),

@@ -5,7 +5,7 @@ Everything that can be checked is checked before the weights are read.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -28,10 +28,10 @@ from omni_jax.evaluate.rows import digest_of
 from omni_jax.evaluate.run import Results, check_writable, run, safe_results, settings_of, try_directory
 from omni_jax.evaluate.stored import read_all
 from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
-from omni_jax.files import user_path
 from omni_jax.loading import default_dtype
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
+from omni_jax.process import finishing
 
 # Rows or samples of which the command says on stderr what is wrong with each.
 MAX_TOLD = 20
@@ -101,7 +101,6 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
 
     Raises InputError for data, settings or an output directory that cannot be used, and for samples if `fatal`.
     """
-    command = _with_homes(command)
     dataset = read_dataset(command.data, split=command.split, limit=command.limit)
     task = choose_task(dataset.samples) if command.task == "auto" else command.task
     metrics = _metrics(command, task, dataset)
@@ -159,7 +158,8 @@ def _runs(command: Evaluate, settings: Settings, dataset: Dataset, config: OmniC
 def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summary:
     """Do the samples that are left of a run, and write the report of all."""
     share = share_of(means.omni.params)
-    with Results(one.output, one.depends, share) as written:
+    note = f"the sample under way ends first, and the same command goes on with what {one.output} holds"
+    with finishing(note), Results(one.output, one.depends, share) as written:
         left = written.left(dataset.samples)
         if share.reports and (changed := written.changed(dataset.samples)):
             _tell(
@@ -211,12 +211,6 @@ def _tell(what: str, those: Sequence[tuple[str, str]]) -> None:
         print(f"{what} {where}: {why}", file=sys.stderr)
     if len(those) > MAX_TOLD:
         print(f"{what} {len(those) - MAX_TOLD} more; the report names all", file=sys.stderr)
-
-
-def _with_homes(command: Evaluate) -> Evaluate:
-    """The command with `~` in its paths expanded."""
-    paths = {name: user_path(getattr(command, name), f"--{name}") for name in ("model", "data", "output")}
-    return replace(command, **paths, drafter=tuple(user_path(path, "--drafter") for path in command.drafter))
 
 
 def _recogniser(command: Evaluate, task: str) -> Any:

@@ -26,6 +26,7 @@ from omni_jax.evaluate.processes import Share
 from omni_jax.evaluate.stored import Result, fits, read_all
 from omni_jax.evaluate.tasks import Means, Settings, results
 from omni_jax.files import read_object, reason_of
+from omni_jax.process import check
 
 # Seconds until every host sees a new file; NFS remembers for a minute, unless told otherwise, that none was there.
 SEEN_SECONDS = 90
@@ -135,7 +136,7 @@ class Results:
 
 
 def run(means: Means, samples: Sequence[Sample], written: Results, fatal: bool) -> Iterator[Result]:
-    """Run samples and write each result before it is yielded.
+    """Run samples and write each result before it is yielded; an interrupt ends the run between two of them.
 
     fatal: whether a sample that cannot be used ends the run, which raises InputError; it is written down otherwise.
     """
@@ -144,6 +145,7 @@ def run(means: Means, samples: Sequence[Sample], written: Results, fatal: bool) 
             raise InputError(f"sample {result['id']}: {result['error']}")
         written.add(result)
         yield result
+        check()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
