@@ -50,9 +50,9 @@ class Library:
 
     def _digest(self, path: Path, kind: str) -> str:
         if path not in self._digests:
-            if path.stat().st_size > MAX_MEDIA_BYTES:
-                raise InputError(f"{kind} {path}: more than {MAX_MEDIA_BYTES:,} bytes; cut it into parts")
-            with open_source(path, kind) as file, reading(path, kind, "cannot be read"):
+            with reading(path, kind, "cannot be read"), open_source(path, kind) as file:
+                if path.stat().st_size > MAX_MEDIA_BYTES:
+                    raise InputError(f"{kind} {path}: more than {MAX_MEDIA_BYTES:,} bytes; cut it into parts")
                 digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
             # Not before: an error while reading may be known only now.
             self._digests[path] = digest
