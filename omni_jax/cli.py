@@ -38,9 +38,6 @@ from omni_jax.omni import Event, Omni, Reply
 from omni_jax.sharding import platform
 from omni_jax.sound import check_sound_file, write_sound
 
-# The status of an evaluation that is done, but for rows that could not be scored.
-UNSCORED = 4
-
 
 @dataclass(frozen=True)
 class Ask(Machines):
@@ -333,4 +330,4 @@ def _evaluate(command: Evaluate) -> None:
     if is_first():
         print(json.dumps(summary) if command.json else (command.output / "report.md").read_text("utf-8"))
     if not is_whole(summary):
-        sys.exit(UNSCORED)
+        sys.exit(process.UNSCORED)

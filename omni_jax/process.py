@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import NoReturn
 
-FAILED, BAD_INPUT, INTERRUPTED, UNREAD = 1, 3, 130, 141
+FAILED, BAD_INPUT, UNSCORED, INTERRUPTED, UNREAD = 1, 3, 4, 130, 141
 # Seconds after which a process that is still finishing what it has begun says that it was interrupted.
 QUIET_SECONDS = 1.0
 
@@ -236,7 +236,7 @@ def _written(status: int) -> int:
     """The status, once all that was printed is out; a failure to print replaces success."""
     sys.stdout.flush()
     failure = sys.stdout.failure if isinstance(sys.stdout, Output) else None
-    if failure is not None and status == 0:
+    if failure is not None and status in (0, UNSCORED):
         status = UNREAD
         if not isinstance(failure, BrokenPipeError):
             reason = (failure.strerror or str(failure)).lower()
