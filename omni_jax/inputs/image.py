@@ -117,14 +117,18 @@ def _to_rgb(picture: "Image") -> "Image":
     return picture.convert("RGB")
 
 
-def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
-    """The (height, width) to resize to: multiples of `factor`, an area within the limits, and about the same aspect."""
+def smart_resize(height: int, width: int, settings: ImageSettings, fewest: int = 0) -> tuple[int, int]:
+    """The (height, width) to resize to: multiples of `factor`, an area within the limits, and about the same aspect.
+
+    fewest: what sides are rounded to at least, in factors, before the area is looked at: 1 in the official utilities.
+    """
     factor, area = settings.factor, height * width
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(
             f"a picture of {width} x {height} is longer than {MAX_ASPECT} times its width; crop or tile it"
         )
-    rows, columns = round(height / factor), round(width / factor)  # Python's rounding: halves to even
+    # Python's rounding: halves to even.
+    rows, columns = (max(fewest, round(side / factor)) for side in (height, width))
     if rows * columns * factor**2 > settings.max_pixels:
         shrink = math.sqrt(area / settings.max_pixels)
         rows, columns = (max(1, math.floor(side / shrink / factor)) for side in (height, width))

@@ -23,23 +23,24 @@ from omni_jax.inputs.settings import (
 def picture_size(shape: Sequence[int], settings: ImageSettings, options: Options) -> tuple[int, int]:
     """The (height, width) of a resized picture, from its shape (height, width, ...)."""
     if options.resized_height is not None and options.resized_width is not None:
-        return smart_resize(options.resized_height, options.resized_width, _stated_limits(settings))
+        return smart_resize(options.resized_height, options.resized_width, _stated_limits(settings), 1)
     if options.min_pixels is None and options.max_pixels is None:
         return smart_resize(shape[0], shape[1], settings)
     least = options.min_pixels or PICTURE_MIN_TOKENS * settings.factor**2
     most = options.max_pixels or max(settings.max_pixels, least)
-    return _within(shape, settings, least, most, "a picture")
+    return _within(shape, settings, least, most, 1)
 
 
 def frame_size(shape: Sequence[int], count: int, settings: VideoSettings, options: Options) -> tuple[int, int]:
     """The (height, width) of each of `count` resized frames; the most is an even share of the pixels of all."""
     if options.resized_height is not None and options.resized_width is not None:
-        return smart_resize(options.resized_height, options.resized_width, _stated_limits(settings.frame))
+        return smart_resize(options.resized_height, options.resized_width, _stated_limits(settings.frame), 1)
     frame = settings.frame
+    stated = options.min_pixels or options.max_pixels or options.total_pixels
     least = options.min_pixels or frame.min_pixels
     total = options.total_pixels or VIDEO_TOTAL_TOKENS * frame.factor**2
     most = max(min(frame.max_pixels, total / count * frame.temporal_patch_size), int(least * 1.05))
-    return _within(shape, frame, least, min(options.max_pixels or most, most), "a frame")
+    return _within(shape, frame, least, min(options.max_pixels or most, most), 1 if stated else 0)
 
 
 def listed_frame_size(shape: Sequence[int], count: int, settings: VideoSettings, options: Options) -> tuple[int, int]:
@@ -47,11 +48,11 @@ def listed_frame_size(shape: Sequence[int], count: int, settings: VideoSettings,
     frame = settings.frame
     twice = replace(frame, merge_size=2 * frame.merge_size)
     if options.resized_height is not None and options.resized_width is not None:
-        shape = smart_resize(options.resized_height, options.resized_width, _stated_limits(twice))
+        shape = smart_resize(options.resized_height, options.resized_width, _stated_limits(twice), 1)
     else:
         tokens = (PICTURE_MIN_TOKENS * twice.factor**2, PICTURE_MAX_TOKENS * twice.factor**2)
         least, most = options.min_pixels or tokens[0], options.max_pixels or tokens[1]
-        shape = _within(shape, twice, least, most, "a frame")
+        shape = _within(shape, twice, least, most, 1)
     return frame_size(shape, count, settings, options)
 
 
@@ -61,9 +62,9 @@ def _stated_limits(settings: ImageSettings) -> ImageSettings:
     return replace(settings, min_pixels=PICTURE_MIN_TOKENS * area, max_pixels=PICTURE_MAX_TOKENS * area)
 
 
-def _within(shape: Sequence[int], settings: ImageSettings, least: float, most: float, what: str) -> tuple[int, int]:
+def _within(shape: Sequence[int], settings: ImageSettings, least: float, most: float, fewest: int) -> tuple[int, int]:
     if least > most:
         raise InputError(
-            f"{what} has at least {least:g} pixels and 'max_pixels' is {most:g}; state a smaller 'min_pixels' too"
+            f"'max_pixels' is {most:g}, and there are at least {least:g}; state a smaller 'min_pixels' too"
         )
-    return smart_resize(shape[0], shape[1], replace(settings, min_pixels=least, max_pixels=most))
+    return smart_resize(shape[0], shape[1], replace(settings, min_pixels=least, max_pixels=most), fewest)

@@ -9,6 +9,7 @@ before its key frame) is done by decoding all from the start; the frames are the
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -203,15 +204,23 @@ def _stated_count(nframes: int, count: int, settings: VideoSettings, what: str) 
 def decode_at(
     container: "InputContainer", timeline: Timeline, choice: Choice, bounds: Bounds
 ) -> Iterator[tuple[int, "VideoFrame"]]:
-    """The frames on display at the chosen moments, each with its number among these, in any order."""
+    """The frames on display at the chosen moments, each with its number among these, in any order.
+
+    It ends early where it meets what it cannot do surely.
+    """
+    from av.video.frame import PictureType
+
     wanted = _on_display(timeline, choice.times)
-    stamps = timeline.stamps[wanted]
-    numbers: dict[int, list[int]] = {}
-    for number, stamp in enumerate(stamps.tolist()):
-        numbers.setdefault(stamp, []).append(number)
-    for frame in _decoded(container, timeline, wanted, bounds):
-        if not frame.is_corrupt and frame.pts in numbers:
-            yield from ((number, frame) for number in numbers.pop(frame.pts))
+    numbers = defaultdict[int | None, list[int]](list)
+    for number, stamp in enumerate(timeline.stamps[wanted].tolist()):
+        numbers[stamp].append(number)
+    begun = None
+    for frame, key in _decoded(container, timeline, wanted, bounds):
+        # Pictures that are refreshed piece by piece have "key frames" that are none.
+        if key != begun and (frame.pts != key or frame.pict_type != PictureType.I) or frame.is_corrupt:
+            return
+        begun = key
+        yield from ((number, frame) for number in numbers.get(frame.pts, ()))
 
 
 def _on_display(timeline: Timeline, times: np.ndarray) -> np.ndarray:
@@ -239,30 +248,28 @@ def needed_packets(timeline: Timeline, wanted: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _decoded(
-    container: "InputContainer",
-    timeline: Timeline,
-    wanted: np.ndarray,
-    bounds: Bounds,
-) -> Iterator["VideoFrame"]:
-    """What the needed packets decode to, as far as the decoder goes."""
+    container: "InputContainer", timeline: Timeline, wanted: np.ndarray, bounds: Bounds
+) -> Iterator[tuple["VideoFrame", int | None]]:
+    """What the needed packets decode to, and the stamp of the key frame with which decoding last began anew."""
     from av.error import FFmpegError
 
     stream = video_stream(container, bounds)
     codec, (needed, begins) = stream.codec_context, needed_packets(timeline, wanted)
     disposable = codec.name in _MARK_DISPOSABLE
-    last = int(np.flatnonzero(needed)[-1])
+    last, key = int(np.flatnonzero(needed)[-1]), None
     try:
         for number, packet in enumerate(p for p in container.demux(stream) if p.size):
             bounds.check_time()
             if begins[number]:
-                yield from codec.decode(None)
+                yield from ((frame, key) for frame in codec.decode(None))
                 codec.flush_buffers()
+                key = int(timeline.stamps[number])
             if needed[number]:
                 codec.skip_frame = "NONREF" if disposable and number not in wanted else "DEFAULT"
-                yield from codec.decode(packet)
+                yield from ((frame, key) for frame in codec.decode(packet))
             if number == last:
                 break
-        yield from codec.decode(None)
+        yield from ((frame, key) for frame in codec.decode(None))
     except FFmpegError:
         return
 

@@ -18,7 +18,10 @@ for options, the model's official utilities (see `sizes`). Deliberate difference
   have which are not taken goes unnoticed.
 """
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -165,18 +168,40 @@ def _decoded(
     """The frames on display at the chosen moments, upright and resized: uint8 [T, H, W, 3]."""
     count = len(choice.times)
     for decode in (decode_at, decode_all) if timeline.is_exact else (decode_all,):
-        frames, missing = None, set(range(count))
         with open_container(source, "video") as container:
-            for number, frame in decode(container, timeline, choice, bounds):
-                pixels = _upright(frame, bounds)
-                if frames is None:
-                    size = frame_size(pixels.shape, count, settings, options)
-                    frames = np.empty((count, *size, CHANNELS), np.uint8)
-                frames[number] = image.resize(pixels, frames.shape[1], frames.shape[2])
-                missing.discard(number)
-        if frames is not None and not missing:
+            upright = (
+                (number, _upright(frame, bounds)) for number, frame in decode(container, timeline, choice, bounds)
+            )
+            frames = _resized(upright, count, lambda shape: frame_size(shape, count, settings, options))
+        if frames is not None:
             return frames
     raise InputError(f"{bounds.what}: none of its frames could be decoded")
+
+
+def _resized(
+    numbered: Iterator[tuple[int, np.ndarray]], count: int, size_of: Callable[[Sequence[int]], tuple[int, int]]
+) -> np.ndarray | None:
+    """`count` frames, given with their numbers, resized as the first of them is; None if some are missing.
+
+    Resizing takes longer than decoding, so it runs in threads; few frames wait for it, because they are large.
+    """
+    frames, taken = np.empty(0, np.uint8), set[int]()
+    workers, running = os.cpu_count() or 1, deque[Future]()
+    with ThreadPoolExecutor(workers) as pool:
+        for number, pixels in numbered:
+            if not taken:
+                frames = np.empty((count, *size_of(pixels.shape), CHANNELS), np.uint8)
+            taken.add(number)
+            running.append(pool.submit(_put, frames, number, pixels))
+            if len(running) > workers:
+                running.popleft().result()
+        for left in running:
+            left.result()
+    return frames if len(taken) == count else None
+
+
+def _put(frames: np.ndarray, number: int, pixels: np.ndarray) -> None:
+    frames[number] = image.resize(pixels, frames.shape[1], frames.shape[2])
 
 
 def _upright(frame: "VideoFrame", bounds: Bounds) -> np.ndarray:
