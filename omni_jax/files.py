@@ -41,6 +41,10 @@ def user_path(value: Any, what: str) -> Path:
     if "\0" in text:
         raise InputError(f"{what} {text[:80]!r} holds a null character; no path does")
     try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InputError(f"{what} {text[:80]!r} holds half a character; no path does") from None
+    try:
         return Path(text).expanduser()
     except RuntimeError:
         raise InputError(f"{what} {text[:80]!r}: there is no such home directory; write the path out") from None
@@ -48,8 +52,8 @@ def user_path(value: Any, what: str) -> Path:
 
 def reason_of(error: BaseException) -> str:
     """Why an operation failed, in words and without a number or an object's address."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+    if said := getattr(error, "strerror", None):  # of OSError, and of FFmpeg's errors
+        return str(said).lower()
     said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error)).strip().splitlines()
     return said[0][:200] if said else type(error).__name__
 

@@ -210,8 +210,6 @@ class Processor:
     def _plan_image(self, medium: Media, options: Options, _: int) -> _Planned:
         settings = self.image_settings
         shape = image_shape(medium.source)
-        if shape is None:
-            shape = load_image(medium.source).shape
         height, width = picture_size(shape, settings, options)
 
         def load() -> _Loaded:
@@ -226,8 +224,7 @@ class Processor:
 
     def _plan_audio(self, medium: Media, options: Options, _: int) -> _Planned:
         start, end = options.audio_start or 0.0, options.audio_end
-        rate = None if medium.rate is None else round(medium.rate)
-        samples = load_audio(medium.source, rate, start=start, end=end)
+        samples = load_audio(medium.source, medium.rate, start=start, end=end)
         tokens = self._audio_tokens(samples)
 
         def load() -> _Loaded:

@@ -225,7 +225,7 @@ def _plan_frames(
     else:
         _check_count(len(frames), settings)
         size_of, fps = listed_frame_size, LIST_FPS if fps is None else fps
-        shape = image.image_shape(frames[0]) or image.load_image(frames[0]).shape
+        shape = image.image_shape(frames[0])
     count = len(frames)
     even = -(-count // settings.frame.temporal_patch_size) * settings.frame.temporal_patch_size
     size = size_of(shape, even, settings, options)
