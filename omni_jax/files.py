@@ -41,6 +41,10 @@ def user_path(value: Any, what: str) -> Path:
     if "\0" in text:
         raise InputError(f"{what} {text[:80]!r} holds a null character; no path does")
     try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InputError(f"{what} {text[:80]!r} holds half a character; no path does") from None
+    try:
         return Path(text).expanduser()
     except RuntimeError:
         raise InputError(f"{what} {text[:80]!r}: there is no such home directory; write the path out") from None

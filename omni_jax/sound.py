@@ -3,25 +3,39 @@
 WAV holds the samples as 16-bit integers, FLAC the same without loss and smaller. soundfile writes both.
 """
 
+import io
 import os
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from omni_jax.errors import InputError
+from omni_jax.files import reason_of, user_path
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+MAX_RATE = 655_350  # samples per second, the most that FLAC states
 
 
 def check_sound_file(path: str | Path) -> Path:
-    """`path` if speech can be written there; InputError for another kind of file or a folder that cannot be used."""
-    path = Path(path)
+    """`path` if speech can be written there, which is tried; InputError for another kind of file or a place without."""
+    path = user_path(path, "the sound file")
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: speech is written as {' or '.join(FORMATS)}; choose one of these endings")
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; name a file")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: its folder does not exist or cannot be written to")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a directory; name a file")
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist; make it, or choose another")
+        with suppress(FileNotFoundError):
+            path.lstat()  # for a name that is too long
+        _partial(path).touch()
+        _partial(path).unlink()
+    except OSError as error:
+        raise InputError(
+            f"{path}: no such file can be made ({reason_of(error)}); choose another name or folder"
+        ) from None
     return path
 
 
@@ -35,11 +49,24 @@ def write_sound(path: str | Path, samples: np.ndarray, samples_per_second: int =
             f"samples are {samples.dtype}{list(samples.shape)}; give floats [n], such as `reply.audio` of a reply that "
             "was made with speech=True"
         )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if not np.isfinite(samples).all():
+        raise InputError(f"{path}: samples that are NaN or infinite cannot be written; repair or cut them")
+    rate = samples_per_second
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not 1 <= rate <= MAX_RATE:
+        raise InputError(f"{path}: {str(rate)[:40]} samples per second; give a whole number from 1 to {MAX_RATE}")
+    # In memory first: libsndfile has no error for a full disk.
+    data, partial = io.BytesIO(), _partial(path)
+    kind = FORMATS[path.suffix.lower()]
     try:
-        soundfile.write(partial, samples, samples_per_second, subtype="PCM_16", format=FORMATS[path.suffix.lower()])
+        soundfile.write(data, samples.astype(np.float32), int(rate), subtype="PCM_16", format=kind)
+        partial.write_bytes(data.getbuffer())
         os.replace(partial, path)
     except (OSError, soundfile.LibsndfileError) as error:
-        raise InputError(f"{path}: could not be written ({error})") from error
+        raise InputError(f"{path}: could not be written ({reason_of(error)}); make room, or choose another") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """Where a file grows: beside it, under a name that is short however long its own is."""
+    return path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.partial")

@@ -8,6 +8,7 @@ Source: transformers `load_image` (rotation), `convert_to_rgb` (transparency ove
 8 bits, where PIL alone clips them to white; nothing is fetched; and sizes are limited before anything is decoded.
 """
 
+import io
 import math
 from typing import TYPE_CHECKING
 
@@ -15,23 +16,28 @@ import numpy as np
 
 from omni_jax.errors import InputError
 from omni_jax.inputs.settings import CHANNELS, ImageSettings
-from omni_jax.inputs.source import Source, is_source, name_of, open_source
+from omni_jax.inputs.source import MediaFile, Source, is_source, name_of, open_source, reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 MAX_PIXELS = 89_478_485  # of a decoded picture: PIL's own threshold for a suspected decompression bomb
 MAX_ASPECT = 200
+MAX_JPEG_PIXELS_PER_BYTE = 512  # a JPEG spends at least a bit on each block of 8 x 8
+STRIP_PIXELS = 1 << 22  # converted at a time, so that a picture is held twice, once with PIL and once as an array
 
 # Not PIL's whole list: some of its readers start other programs (EPS) or hold no picture of their own.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 
 
 def load_image(source: "Source | np.ndarray | Image", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Load a picture as upright RGB, uint8 [H, W, 3]: from a path, bytes, a PIL image or such an array.
 
-    Transparent pixels are laid over white. Raises InputError for what cannot be read, is damaged, or has more than
-    `max_pixels` pixels or an aspect above 200.
+    Transparent pixels are laid over white; of an animation, the first picture counts. Raises InputError for what cannot
+    be read, is damaged, or has more than `max_pixels` pixels or an aspect above 200.
     """
     from PIL import Image
 
@@ -45,15 +51,57 @@ def load_image(source: "Source | np.ndarray | Image", max_pixels: int = MAX_PIXE
     if not is_source(source):
         raise InputError(f"image {name_of(source)}: pass a path, bytes, a PIL image or a NumPy array uint8 [H, W, 3]")
     with open_source(source, "image") as file:
+        return _decode(_open(file, source, max_pixels), source)
+
+
+def _open(file: MediaFile, source: Source, max_pixels: int) -> "ImageFile":
+    """The picture in a file, of which PIL has read the header, and whose size is accepted."""
+    from PIL import Image, UnidentifiedImageError
+
+    what = f"image {name_of(source)}"
+    head, size = file.read(64), file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and b"avif" not in head:
+        _add_heif(what)
+    with reading(source, "image", "cannot be read"):
+        Image.init()
         try:
-            Image.init()
             picture = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
-        except Image.DecompressionBombError as error:
-            raise InputError(f"image {name_of(source)}: too many pixels ({error}); make it smaller") from None
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise InputError(f"image {name_of(source)}: cannot be read ({error}); pass JPEG, PNG or WebP") from None
-        _check_size(*picture.size, max_pixels, source)
-        return _decode(picture, source)
+        except Image.DecompressionBombError:
+            raise InputError(f"{what}: too many pixels; make it smaller") from None
+        except UnidentifiedImageError:
+            raise InputError(f"{what}: cannot be read; pass JPEG, PNG or WebP") from None
+    width, height = picture.size
+    _check_size(width, height, max_pixels, source)
+    if picture.format == "JPEG" and width * height > MAX_JPEG_PIXELS_PER_BYTE * size:
+        raise InputError(f"{what}: damaged or cut short, {size} bytes cannot hold {width} x {height} pixels")
+    return picture
+
+
+def _add_heif(what: str) -> None:
+    """Let PIL read the pictures of telephones."""
+    try:
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError(
+            f"{what}: a HEIC picture, which only pillow-heif reads: pip install 'omni_jax[heif]', or save it as JPEG"
+        ) from None
+    register_heif_opener()
+
+
+def image_shape(source: "Source | np.ndarray | Image") -> tuple[int, int]:
+    """The (height, width) of a picture before it is turned upright, from its header; errors as of `load_image`."""
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        _check_size(source.width, source.height, MAX_PIXELS, source)
+        return source.height, source.width
+    if not isinstance(source, Source):
+        height, width, _ = load_image(source).shape
+        return height, width
+    with open_source(source, "image") as file:
+        picture = _open(file, source, MAX_PIXELS)
+        return picture.height, picture.width
 
 
 def _check_array(image: np.ndarray) -> np.ndarray:
@@ -80,11 +128,16 @@ def _decode(picture: "Image", source: object) -> np.ndarray:
     """A PIL image as upright RGB, uint8 [H, W, 3]; this is where its pixels are read."""
     from PIL import ImageOps
 
-    try:
-        picture = ImageOps.exif_transpose(picture)
-        return np.array(_to_rgb(picture), np.uint8)
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        raise InputError(f"image {name_of(source)}: damaged or cut short ({error})") from None
+    with reading(source, "image", "damaged or cut short"):
+        if picture.getexif().get(_ORIENTATION, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        picture.load()
+        width, height = picture.size
+        pixels, rows = np.empty((height, width, CHANNELS), np.uint8), max(STRIP_PIXELS // width, 1)
+        for top in range(0, height, rows):
+            strip = picture.crop((0, top, width, min(top + rows, height)))
+            pixels[top : top + rows] = np.asarray(_to_rgb(strip))
+        return pixels
 
 
 def _to_rgb(picture: "Image") -> "Image":
@@ -93,21 +146,25 @@ def _to_rgb(picture: "Image") -> "Image":
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.array(picture, np.uint16) >> 8).astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no agreed range; save it with 8 bits a channel")
+        raise InputError("image: 32-bit pixels have no agreed range; save it with 8 bits a channel")
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
     return picture.convert("RGB")
 
 
-def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
-    """The (height, width) to resize to: multiples of `factor`, an area within the limits, and about the same aspect."""
+def smart_resize(height: int, width: int, settings: ImageSettings, fewest: int = 0) -> tuple[int, int]:
+    """The (height, width) to resize to: multiples of `factor`, an area within the limits, and about the same aspect.
+
+    fewest: what sides are rounded to at least, in factors, before the area is looked at: 1 in the official utilities.
+    """
     factor, area = settings.factor, height * width
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(
             f"a picture of {width} x {height} is longer than {MAX_ASPECT} times its width; crop or tile it"
         )
-    rows, columns = round(height / factor), round(width / factor)  # Python's rounding: halves to even
+    # Python's rounding: halves to even.
+    rows, columns = (max(fewest, round(side / factor)) for side in (height, width))
     if rows * columns * factor**2 > settings.max_pixels:
         shrink = math.sqrt(area / settings.max_pixels)
         rows, columns = (max(1, math.floor(side / shrink / factor)) for side in (height, width))

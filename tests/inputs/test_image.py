@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from omni_jax.errors import ConfigError, InputError
+from omni_jax.inputs import image
 from omni_jax.inputs.image import load_image, patchify_image, smart_resize
 from omni_jax.inputs.settings import ImageSettings
 
@@ -75,6 +77,22 @@ def test_sizes_equal_the_reference(height, width, patch, limits):
             smart_resize(height, width, ours)
     else:
         assert smart_resize(height, width, ours) == module.smart_resize(height, width, 2 * patch, *limits)
+
+
+@pytest.mark.parametrize(
+    "height, width, rounded, otherwise",
+    [
+        (73, 127, (64, 128), (64, 96)),  # 9,271 pixels are over the limit, 8,192 once rounded are not
+        (48, 145, (32, 160), (64, 160)),  # 6,960 are within it, 10,240 are not
+        (32, 112, (32, 128), (64, 128)),  # 3,584 are too few, 4,096 are not
+        (37, 111, (64, 128), (32, 96)),  # 4,107 suffice, 3,072 do not
+    ],
+)
+def test_the_limits_hold_for_the_rounded_size(height, width, rounded, otherwise):
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    limits = 4 * 1024, 9 * 1024
+    size = smart_resize(height, width, ImageSettings(*limits, 16, 2, 2, (0.5,) * 3, (0.5,) * 3))
+    assert size == module.smart_resize(height, width, 32, *limits) == rounded != otherwise
 
 
 def test_patches_are_bounded_and_repeat_the_frame(public, china):
@@ -143,6 +161,14 @@ def encoded(picture: Image.Image, kind: str) -> bytes:
     return data.getvalue()
 
 
+def claiming(width: int, height: int) -> bytes:
+    """A JPEG of a few hundred bytes that claims a size."""
+    data = bytearray(encoded(Image.new("RGB", (16, 16)), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
 BAD = {
     "url": ("https://example.com/a.png", "is a URL"),
     "file url": ("file:///etc/hostname", "is a URL"),
@@ -159,6 +185,7 @@ BAD = {
     "large": (png_header(10_000, 9_999), "more than 89478485 pixels"),
     "strip": (png_header(1, 100_000), "200 times"),
     "no pixels": (png_header(64, 64), "damaged or cut short"),
+    "jpeg that claims much": (claiming(9400, 9400), "bytes cannot hold 9400 x 9400 pixels"),
     "none": (None, "pass a path"),
     "list": ([[1, 2], [3, 4]], "pass a path"),
     "floats": (np.zeros((8, 8, 3)), "np.uint8"),
@@ -184,6 +211,37 @@ def test_cut_files_are_refused(china, kind):
     assert load_image(data).shape == (150, 200, 3)
     with pytest.raises(InputError, match="damaged or cut short|cannot be read"):
         load_image(data[: len(data) // 2])
+
+
+def test_a_flat_picture_is_no_bomb():
+    flat = Image.new("L", (4000, 3000), 200)
+    for kind in ("JPEG", "PNG"):
+        assert load_image(encoded(flat, kind)).shape == (3000, 4000, 3)
+
+
+def test_a_large_picture_is_converted_in_strips(monkeypatch, data_dir):
+    whole = [load_image(data_dir / name) for name in ("china.jpg", "chelsea.png")]
+    monkeypatch.setattr(image, "STRIP_PIXELS", 5000)
+    for pixels, name in zip(whole, ("china.jpg", "chelsea.png"), strict=True):
+        np.testing.assert_array_equal(load_image(data_dir / name), pixels)
+
+
+def test_a_picture_of_a_telephone_needs_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(InputError, match="a HEIC picture.* pip install 'omni_jax.heif.'"):
+        load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+def test_a_picture_of_a_telephone_is_read_upright(china):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = io.BytesIO()
+    china.resize((64, 32)).save(data, "HEIF", quality=95, exif=exif.tobytes())
+    pixels = load_image(data.getvalue())
+    expected = np.rot90(np.array(china.resize((64, 32))), -1)
+    assert pixels.shape == (64, 32, 3)
+    assert np.abs(pixels.astype(int) - expected).mean() < 8
 
 
 def test_the_pixel_limit_can_be_set(china):
