@@ -9,13 +9,13 @@ Source: transformers `load_image` (rotation), `convert_to_rgb` (transparency ove
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from omni_jax.errors import InputError
 from omni_jax.inputs.settings import CHANNELS, ImageSettings
-from omni_jax.inputs.source import Source, is_source, name_of, open_source
+from omni_jax.inputs.source import Source, is_source, name_of, open_source, reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,6 +54,23 @@ def load_image(source: "Source | np.ndarray | Image", max_pixels: int = MAX_PIXE
             raise InputError(f"image {name_of(source)}: cannot be read ({error}); pass JPEG, PNG or WebP") from None
         _check_size(*picture.size, max_pixels, source)
         return _decode(picture, source)
+
+
+def image_shape(source: Any) -> tuple[int, int] | None:
+    """The (height, width) of a picture before it is turned upright, from its header; None if it cannot be read."""
+    from PIL import Image
+
+    if isinstance(source, np.ndarray):
+        return (source.shape[0], source.shape[1]) if source.ndim == 3 and source.size else None
+    if isinstance(source, Image.Image):
+        return source.height, source.width
+    try:
+        with open_source(source, "image") as file, reading(source, "image"):
+            Image.init()
+            picture = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
+            return picture.height, picture.width
+    except InputError:
+        return None  # `load_image` says why
 
 
 def _check_array(image: np.ndarray) -> np.ndarray:

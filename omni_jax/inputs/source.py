@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from omni_jax.errors import InputError
+from omni_jax.errors import InputError, OmniError
+from omni_jax.files import reason_of, user_path
 
 if TYPE_CHECKING:
     from av import Packet
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike | bytes | bytearray | memoryview
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: C:\clip.mp4 is a path
+# Two letters at least, because C:\clip.mp4 is a path; and more than a colon, because note:12.png is one too.
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(?://|\\\\)|(data|file|blob|concatf?|subfile|pipe|fd|cache|crypto):", re.I)
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<!DOCTYPE", b"<html")
 # FFmpeg's names of the containers that hold media themselves; those that point elsewhere (hls, concat, dash) stay out.
 _CONTAINERS = (
@@ -36,9 +38,31 @@ _STATE_DURATION = ("mov", "matroska", "flv")
 _MISSING_SECONDS = 0.5  # a stated duration may be rounded, or count samples that the decoder drops
 
 
+def scheme_of(text: str) -> str:
+    """The scheme of an address, in lower case ("https", "data", "file"); "" for a path, which may hold colons too."""
+    found = _ADDRESS.match(text)
+    return (found[1] or found[2]).lower() if found else ""
+
+
 def is_source(value: object) -> bool:
     """Whether `value` is a path or bytes."""
     return isinstance(value, Source)
+
+
+@contextmanager
+def reading(source: object, kind: str, trouble: str = "damaged, or not a media file") -> Iterator[None]:
+    """Turn whatever a decoder raises in the block into one InputError that names the source, `trouble` and the reason.
+
+    Decoders of foreign files raise what they like: OSError, UnicodeDecodeError, AttributeError, RuntimeError, ...
+    """
+    try:
+        yield
+    except OmniError:
+        raise
+    except MemoryError:
+        raise InputError(f"{kind} {name_of(source)}: it needs more memory than there is; make it smaller") from None
+    except Exception as error:
+        raise InputError(f"{kind} {name_of(source)}: {trouble} ({reason_of(error)})") from error
 
 
 @contextmanager
@@ -48,8 +72,9 @@ def open_source(source: Source, kind: str) -> Iterator[BinaryIO]:
     Raises InputError for a URL, a playlist, an empty or missing file, and whatever is not a regular file.
     """
     with _open_path(source, kind) if isinstance(source, str | os.PathLike) else io.BytesIO(source) as file:
-        head = file.read(64)
-        file.seek(0)
+        with reading(source, kind, "cannot be read"):
+            head = file.read(64)
+            file.seek(0)
         if not head:
             raise InputError(f"{kind} {name_of(source)}: it is empty")
         if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(_PLAYLISTS):
@@ -57,17 +82,17 @@ def open_source(source: Source, kind: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def _open_path(path: str | os.PathLike, kind: str) -> BinaryIO:
-    if isinstance(path, str) and _URL.match(path):
-        raise InputError(f"{kind} {path[:80]!r} is a URL; nothing is fetched: pass a local path or bytes")
+def _open_path(given: str | os.PathLike, kind: str) -> BinaryIO:
+    if isinstance(given, str) and scheme_of(given):
+        raise InputError(f"{kind} {given[:80]!r} is a URL; nothing is fetched: pass a local path or bytes")
+    path = user_path(given, kind)
     try:
         # Non-blocking, so that a pipe without a writer is refused below instead of waited for.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise InputError(f"{kind} {name_of(path)}: there is no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{kind} {name_of(path)}: cannot be opened ({reason})") from None
+    except OSError as error:
+        raise InputError(f"{kind} {name_of(path)}: cannot be opened ({error.strerror})") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise InputError(f"{kind} {name_of(path)}: not a regular file; pass the media file itself")
@@ -87,14 +112,15 @@ def name_of(source: object) -> str:
 def open_container(source: Source, kind: str) -> Iterator["InputContainer"]:
     """Open a path or bytes as a media container; the decoder's errors, here and in the block, become InputError."""
     import av
-    from av.error import FFmpegError
 
-    with open_source(source, kind) as file:
-        try:
-            with av.open(file, mode="r", options={"format_whitelist": _CONTAINERS.replace("|", ",")}) as container:
-                yield container
-        except (FFmpegError, EOFError) as error:
-            raise InputError(f"{kind} {name_of(source)}: damaged, or not a media file ({error})") from None
+    options = {"format_whitelist": _CONTAINERS.replace("|", ",")}
+    with (
+        open_source(source, kind) as file,
+        reading(source, kind),
+        # Titles and other tags are often in some older encoding; nothing here needs them.
+        av.open(file, mode="r", options=options, metadata_errors="replace") as container,
+    ):
+        yield container
 
 
 def demux(container: "InputContainer", stream: "Stream", what: str) -> Iterator["Packet"]:
@@ -106,7 +132,7 @@ def demux(container: "InputContainer", stream: "Stream", what: str) -> Iterator[
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is not None:
             end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-        if packet.stream_index == stream.index:
+        if packet.stream.index == stream.index:  # its own stream_index is 0 where it only flushes
             yield packet
     stated = (container.duration or 0) / 1e6
     if container.format.name.startswith(_STATE_DURATION) and end < stated - _MISSING_SECONDS:

@@ -144,6 +144,16 @@ def test_a_cover_picture_is_no_obstacle():
     assert load_audio(flac[:42] + block + flac[42:]).size == 8000
 
 
+@pytest.mark.parametrize("name, samples", [("cover.mp3", 16_000), ("cover.m4a", 16_384), ("audio_first.mp4", 16_384)])
+def test_sound_before_other_streams_is_read_to_its_end(data_dir, name, samples):
+    assert load_audio(data_dir / name).size == samples
+
+
+def test_a_title_in_an_older_encoding_is_no_obstacle(data_dir):
+    tag = b"TIT2" + (6).to_bytes(4, "big") + b"\0\0" + b"\3caf\xe9s"  # says UTF-8, is Latin-1
+    assert load_audio(b"ID3\3\0\0" + bytes([0, 0, 0, len(tag)]) + tag + (data_dir / "cover.mp3").read_bytes()).size
+
+
 def wav_with(offset: int, value: int, size: int) -> bytes:
     """A WAV whose header lies."""
     data = bytearray(encode(noise(0.5)))

@@ -150,7 +150,7 @@ BAD = {
     "missing": ("no/such/picture.png", "no such file"),
     "directory": (Path(__file__).parent, "not a regular file"),
     "device": ("/dev/zero", "not a regular file"),
-    "null byte": ("a\0b.png", "cannot be opened"),
+    "null byte": ("a\0b.png", "null character"),
     "empty": (b"", "is empty"),
     "text": (b"this is not a picture at all", "cannot be read"),
     "web page": (b"<!DOCTYPE html><html></html>", "web page"),
