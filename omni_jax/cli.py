@@ -28,7 +28,8 @@ from omni_jax.distributed import START_SECONDS, Machines, is_first
 from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
-from omni_jax.files import read_json, reason_of, user_path
+from omni_jax.files import STDIN, read_json, reason_of, user_path
+from omni_jax.inputs.messages import with_base
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.loading import default_dtype, unread
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
@@ -54,7 +55,7 @@ class Ask(Machines):
     system: str | None = None
     """System prompt."""
     messages: Path | None = None
-    """JSON file with a whole conversation, in place of the question and its media."""
+    """JSON file with a whole conversation, in place of the question and its media; - is standard input."""
     use_audio_in_video: bool = False
     """Listen to the sound tracks of the videos, in step with their frames."""
     fps: float | None = None
@@ -131,7 +132,7 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         if not process.lacks_memory(error):
             raise
-        remedy = "ask for fewer tokens or smaller media, take --dtype bfloat16, or spread the model with --mesh"
+        remedy = "lower --max-new-tokens, send smaller media, take --dtype bfloat16, or spread the model with --mesh"
         print(f"omni-jax: there is too little memory ({reason_of(error)}); {remedy}", file=sys.stderr)
         sys.exit(process.BAD_INPUT)
 
@@ -287,7 +288,7 @@ def _summary(ask: Ask, stats: dict[str, Any]) -> str:
     return f"{text}\n{ask.speak}: {stats['audio_seconds']:.2f} s of speech, {seconds:.2f} s to make; ended by {ended}"
 
 
-def _messages(ask: Ask) -> list[dict[str, Any]]:
+def _messages(ask: Ask) -> Any:
     """The conversation that the flags describe."""
     parts = [
         {"type": kind, kind: str(path)}
@@ -306,13 +307,15 @@ def _messages(ask: Ask) -> list[dict[str, Any]]:
     return [*system, {"role": "user", "content": parts}]
 
 
-def _read_messages(path: Path) -> list[dict[str, Any]]:
-    """The messages of a file, a list or an object that holds one as OpenAI's requests do; "-" is standard input."""
-    values = read_json(path, error=InputError, remedy="a pipe goes to standard input, as in --messages -")
-    messages = values.get("messages") if isinstance(values, dict) else values
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise InputError(f"{path}: not a list of messages, each with a role and content")
-    return messages
+def _read_messages(path: Path) -> Any:
+    """The messages of a file, a list or {"messages": a list, "tools": ...}; "-" is standard input.
+
+    Paths of media are relative to the file.
+    """
+    messages = read_json(path, error=InputError, remedy="give a JSON file, or - for standard input")
+    if not isinstance(messages, list) and not (isinstance(messages, dict) and "messages" in messages):
+        raise InputError(f"{path}: not a list of messages, each with a role and content, nor an object that holds one")
+    return messages if str(path) == STDIN else with_base(messages, path.parent)
 
 
 def _evaluate(command: Evaluate) -> None:

@@ -63,7 +63,7 @@ def read_bytes(
     is an InputError.
     """
     remedy = f"; {remedy}" if remedy else ""
-    if str(path) == STDIN and issubclass(error, InputError):
+    if _is_stdin(path, error):
         return _bounded(sys.stdin.buffer.read(most + 1), "standard input", most, error)
     try:
         # Non-blocking, so that a pipe without a writer is refused below instead of waited for.
@@ -81,6 +81,10 @@ def read_bytes(
         raise error(f"{path}: cannot be read ({reason_of(failure)}){remedy}") from None
 
 
+def _is_stdin(path: Path, error: type[OmniError]) -> bool:
+    return str(path) == STDIN and issubclass(error, InputError)
+
+
 def read_text(
     path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
 ) -> str:
@@ -92,7 +96,8 @@ def read_json(
     path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
 ) -> Any:
     """What a JSON file holds, as `read_bytes` and `parse_json`."""
-    return parse_json(read_bytes(path, most=most, error=error, remedy=remedy), str(path), error=error, remedy=remedy)
+    where = "standard input" if _is_stdin(path, error) else str(path)
+    return parse_json(read_bytes(path, most=most, error=error, remedy=remedy), where, error=error, remedy=remedy)
 
 
 def read_object(
