@@ -2,7 +2,8 @@
 
 Answers go to stdout, everything else to stderr. With `--json` stdout holds JSON only: one object, or for `stream` one
 per line. Exit status: 0 done; 1 a bug, with its traceback; 2 wrong usage; 3 bad input or checkpoint, too little memory,
-or an answer that could not be written; 130 interrupted; 141 whoever read the answer left before its end, as `head` may.
+or an answer that could not be written; 4 evaluated, but not all rows could be scored; 130 interrupted; 141 whoever read
+the answer left before its end, as `head` may.
 """
 
 if __name__ == "__main__":
@@ -28,6 +29,7 @@ from omni_jax.distributed import START_SECONDS, Machines, is_first
 from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
+from omni_jax.evaluate.report import is_whole
 from omni_jax.files import STDIN, read_json, reason_of, user_path
 from omni_jax.inputs.messages import with_base
 from omni_jax.inspection import Inspect, inspect
@@ -36,6 +38,9 @@ from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Event, Omni, Reply
 from omni_jax.sharding import platform
 from omni_jax.sound import check_sound_file, write_sound
+
+# The status of an evaluation that is done, but for rows that could not be scored.
+UNSCORED = 4
 
 
 @dataclass(frozen=True)
@@ -330,3 +335,5 @@ def _evaluate(command: Evaluate) -> None:
     summary = evaluate(command, load)
     if is_first():
         print(json.dumps(summary) if command.json else (command.output / "report.md").read_text("utf-8"))
+    if not is_whole(summary):
+        sys.exit(UNSCORED)

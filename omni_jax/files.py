@@ -48,9 +48,10 @@ def user_path(value: Any, what: str) -> Path:
 
 def reason_of(error: BaseException) -> str:
     """Why an operation failed, in words and without a number or an object's address."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error)).strip().splitlines()
+    if said := getattr(error, "strerror", None):  # of OSError, and of FFmpeg's errors
+        return str(said).lower()
+    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error))
+    said = re.sub(r"( at)? 0x[0-9a-f]{6,}", "", said, flags=re.I).strip().splitlines()
     return said[0][:200] if said else type(error).__name__
 
 
@@ -155,15 +156,21 @@ def depth_of(value: Any) -> int:
 
 def decode_text(data: bytes, where: str, *, error: type[OmniError] = CheckpointError) -> str:
     """The text of bytes in UTF-8, UTF-16 or UTF-32, without its byte-order mark."""
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
-    if encoding is None:
-        encoding = next((name for zeros, name in _ZEROS if data.startswith(zeros)), "utf-8")
-    if encoding == "utf-8" and data[1:2] == b"\0":
-        encoding = "utf-32-le" if data[2:4] == b"\0\0" else "utf-16-le"
+    encoding = encoding_of(data[:4])
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as wrong:
         raise error(f"{where}: byte {wrong.start} is no {encoding.upper()} text; save the file as UTF-8") from None
+
+
+def encoding_of(head: bytes) -> str:
+    """Python's name of the encoding of a text that begins with these four bytes, JSON unless it has a mark."""
+    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if encoding is None:
+        encoding = next((name for zeros, name in _ZEROS if head.startswith(zeros)), "utf-8")
+    if encoding == "utf-8" and head[1:2] == b"\0":
+        encoding = "utf-32-le" if head[2:4] == b"\0\0" else "utf-16-le"
+    return encoding
 
 
 def _bounded(data: bytes, where: str, most: int, error: type[OmniError]) -> bytes:

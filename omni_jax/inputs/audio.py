@@ -10,7 +10,6 @@ what it could read; MP3 goes through PyAV, because libsndfile drops most of a fi
 has one, the samples are equal). A cut Ogg or MP3 file cannot be told from a shorter one.
 """
 
-import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omni_jax.errors import InputError
+from omni_jax.inputs.lengths import complete_length
 from omni_jax.inputs.settings import SAMPLING_RATE, AudioSettings
-from omni_jax.inputs.source import Source, demux, is_source, name_of, open_container, open_source
+from omni_jax.inputs.source import Source, container_in, demux, is_source, name_of, open_source, reading
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
 
 MAX_SECONDS = 3600.0
@@ -30,8 +31,6 @@ MIN_SAMPLES = 201  # at 16 kHz: the Fourier window reflects 200 samples at eithe
 MIN_RATE, MAX_RATE = 2_000, 768_000  # samples per second of a source; a header outside is damaged or malicious
 MAX_CHANNELS = 32
 UNKNOWN_LENGTH = 1 << 62  # libsndfile's figure for a FLAC stream that does not state its length is above this
-UNKNOWN_SIZE = 0xFFFFFF00  # a WAV that was written to a pipe states a chunk size above this
-_CHUNK_SIZES = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 MAX_LEVEL = 64.0  # full scale is 1; what is far above it was meant as integers
 
 TOKENS_PER_CHUNK = 13  # a full chunk of 97 to 104 mel frames after three halving convolutions
@@ -48,7 +47,7 @@ def token_count(frames: int, chunk_frames: int) -> int:
 
 def load_audio(
     source: Source | np.ndarray,
-    sampling_rate: int | None = None,
+    sampling_rate: float | np.number | None = None,
     max_seconds: float = MAX_SECONDS,
     start: float = 0.0,
     end: float | None = None,
@@ -60,9 +59,9 @@ def load_audio(
     Raises InputError for what cannot be read, is damaged or silent about its rate, or is too short or long.
     """
     if isinstance(source, np.ndarray):
-        if not isinstance(sampling_rate, int | float | np.number):
+        if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, int | float | np.integer | np.floating):
             raise InputError("audio array without a rate; give its sampling_rate in samples per second, a number")
-        samples, rate = _from_array(source), sampling_rate
+        samples, rate = _from_array(np.asarray(source), sampling_rate, max_seconds), float(sampling_rate)
     elif not is_source(source):
         raise InputError(f"audio {name_of(source)}: pass a path, bytes, or a NumPy array with its sampling_rate")
     elif sampling_rate is not None:
@@ -70,7 +69,6 @@ def load_audio(
     else:
         samples, rate = _from_file(source, max_seconds)
     what = f"audio {name_of(source)}"
-    check_header(what, rate, 1, samples.size, max_seconds)
     if start or end is not None:
         samples = _cut(samples, rate, start, end, source)
     check_samples(what, samples)
@@ -90,10 +88,11 @@ def _cut(samples: np.ndarray, rate: float, start: float, end: float | None, sour
     return samples[first : int(end * rate) if isinstance(source, np.ndarray) else first + int((end - start) * rate)]
 
 
-def check_header(what: str, rate: float, channels: int, samples: int, max_seconds: float) -> None:
+def check_header(what: str, rate: float | np.number, channels: int, samples: int, max_seconds: float) -> None:
     """Refuse a rate, channel count or length out of bounds, before anything of that size is allocated."""
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise InputError(f"{what}: a rate of {rate} samples per second; {MIN_RATE} to {MAX_RATE} can be right")
+        shown = f"{rate:.12g}" if abs(rate) < 1e12 or rate != rate else "more than 1e12"
+        raise InputError(f"{what}: a rate of {shown} samples per second; {MIN_RATE} to {MAX_RATE} can be right")
     if not 1 <= channels <= MAX_CHANNELS:
         raise InputError(f"{what}: {channels} channels; at most {MAX_CHANNELS} are mixed: pick some")
     if samples > max_seconds * rate:
@@ -106,7 +105,7 @@ def check_samples(what: str, samples: np.ndarray) -> None:
     """Refuse no samples, NaN, infinities, and levels that only integers have."""
     if not samples.size:
         raise InputError(f"{what}: it holds no samples")
-    level = float(np.max(np.abs(samples)))
+    level = float(max(np.max(samples), -np.min(samples)))
     if not np.isfinite(level):
         raise InputError(f"{what}: NaN or infinite samples; repair or cut them")
     if level > MAX_LEVEL:
@@ -115,20 +114,22 @@ def check_samples(what: str, samples: np.ndarray) -> None:
         )
 
 
-def _from_array(array: np.ndarray) -> np.ndarray:
-    """Any accepted array as mono float32 [samples]."""
-    if array.dtype == np.uint8:
-        array = (array.astype(np.float32) - 128) / 128
-    elif array.dtype in (np.int8, np.int16, np.int32):
-        array = array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
-    elif array.dtype.kind != "f":
-        raise InputError(f"audio array of dtype {array.dtype}; pass float, int16, int32 or uint8")
-    shape = array.shape
+def _from_array(array: np.ndarray, rate: float | np.number, max_seconds: float) -> np.ndarray:
+    """Any accepted array as mono float32 [samples]; its size is checked before any of it is copied."""
+    shape, dtype = array.shape, array.dtype.newbyteorder("=")
+    if dtype.kind != "f" and dtype not in (np.int8, np.int16, np.int32, np.uint8):
+        raise InputError(f"audio array of dtype {str(dtype)[:80]}; pass float, int16, int32 or uint8")
     if not (array.ndim == 1 or array.ndim == 2 and 1 <= min(shape) <= MAX_CHANNELS):
         raise InputError(f"audio array of shape {shape}; pass [samples], [channels, samples] or [samples, channels]")
-    if array.ndim == 2:
-        array = array.mean(axis=int(shape[1] < shape[0]))  # the shorter axis is the channels
-    return array.astype(np.float32)
+    check_header("audio array", rate, 1, max(shape), max_seconds)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 is refused as infinite
+        if array.ndim == 2:
+            axis = int(shape[1] < shape[0])  # the shorter axis is the channels
+            array = array.mean(axis, dtype=np.result_type(dtype, np.float32))
+        array = array.astype(np.float32)
+    if dtype.kind == "f":
+        return array
+    return (array - 128) / 128 if dtype == np.uint8 else array / -float(np.iinfo(dtype).min)
 
 
 def _from_file(source: Source, max_seconds: float) -> tuple[np.ndarray, int]:
@@ -136,18 +137,18 @@ def _from_file(source: Source, max_seconds: float) -> tuple[np.ndarray, int]:
     import soundfile
 
     what = f"audio {name_of(source)}"
-    with open_source(source, "audio") as file:
+    with open_source(source, "audio") as file, reading(source, "audio"):
+        complete_length(file, what)
         try:
             with soundfile.SoundFile(file) as sound:
                 # libsndfile guesses an MP3's length when no tag states it, and drops the rest.
-                if sound.frames < UNKNOWN_LENGTH and sound.format != "MP3":
+                if sound.frames < UNKNOWN_LENGTH and not sound.subtype.startswith("MPEG"):
                     return _read_sound(sound, what, max_seconds), sound.samplerate
         except soundfile.LibsndfileError:
             pass  # not a format of libsndfile's; errors while reading one are InputErrors by now
-    with open_container(source, "audio") as container:
-        if not container.streams.audio:
-            raise InputError(f"{what}: it holds no sound")
-        samples, rate, _ = read_track(container, what, max_seconds)
+        file.seek(0)
+        with container_in(file) as container:
+            samples, rate, _ = read_track(container, what, max_seconds)
     return samples, rate
 
 
@@ -156,9 +157,6 @@ def _read_sound(sound: Any, what: str, max_seconds: float) -> np.ndarray:
     import soundfile
 
     check_header(what, sound.samplerate, sound.channels, sound.frames, max_seconds)
-    for stated, present in _CHUNK_SIZES.findall(sound.extra_info):
-        if int(present) < int(stated) < UNKNOWN_SIZE:
-            raise InputError(f"{what}: cut short, {present} of {stated} bytes of sound are there")
     samples, filled = np.empty(sound.frames, np.float32), 0
     try:
         # Not sound.blocks: where a file ends early, that goes on with whatever its buffer held.
@@ -174,11 +172,11 @@ def _read_sound(sound: Any, what: str, max_seconds: float) -> np.ndarray:
 
 def read_track(container: "InputContainer", what: str, max_seconds: float) -> tuple[np.ndarray, int, float]:
     """Decode the first sound track of a container: mono float32 [samples], their rate, and the start in seconds."""
-    codec = container.streams.audio[0].codec_context
-    rate, channels = codec.sample_rate, codec.channels
+    stream = _sound_stream(container, what)
+    rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
     check_header(what, rate, channels, 0, max_seconds)
     blocks, count, start = [], 0, 0.0
-    for block, seconds in _decode_track(container, what, rate):
+    for block, seconds in _decode_track(container, stream, what, rate):
         start = start if blocks else seconds
         blocks.append(block)
         count += block.size
@@ -186,11 +184,23 @@ def read_track(container: "InputContainer", what: str, max_seconds: float) -> tu
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate, start
 
 
-def _decode_track(container: "InputContainer", what: str, rate: int) -> Iterator[tuple[np.ndarray, float]]:
-    """Mono float32 blocks of the first sound track, and the time of each in seconds."""
+def _sound_stream(container: "InputContainer", what: str) -> "AudioStream":
+    """The first sound track of a codec that FFmpeg knows."""
+    tracks = container.streams.audio
+    if not tracks:
+        raise InputError(f"{what}: it holds no sound")
+    known = [track for track in tracks if track.codec_context is not None]
+    if not known:
+        raise InputError(f"{what}: its sound is of a codec that FFmpeg does not know; convert it to FLAC")
+    return known[0]
+
+
+def _decode_track(
+    container: "InputContainer", stream: "AudioStream", what: str, rate: int
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Mono float32 blocks of a sound track, and the time of each in seconds."""
     from av import AudioResampler
 
-    stream = container.streams.audio[0]
     planar = AudioResampler(format="fltp")  # only another sample format: rate and channels stay
     for packet in demux(container, stream, what):
         for frame in stream.codec_context.decode(packet):
@@ -200,7 +210,7 @@ def _decode_track(container: "InputContainer", what: str, rate: int) -> Iterator
                 yield part.to_ndarray().mean(axis=0), frame.time or 0.0
 
 
-def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+def resample(samples: np.ndarray, rate: float) -> np.ndarray:
     """float32 [samples] at `rate` to 16 kHz, by soxr's high quality."""
     if rate == SAMPLING_RATE:
         return samples

@@ -9,10 +9,11 @@ import io
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omni_jax.errors import InputError, OmniError
 from omni_jax.files import reason_of, user_path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from av.stream import Stream
 
 Source = str | os.PathLike | bytes | bytearray | memoryview
+
+MAX_WALL_SECONDS = 600.0  # for one file, decoding included
 
 # Two letters at least, because C:\clip.mp4 is a path; and more than a colon, because note:12.png is one too.
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(?://|\\\\)|(data|file|blob|concatf?|subfile|pipe|fd|cache|crypto):", re.I)
@@ -65,21 +68,93 @@ def reading(source: object, kind: str, trouble: str = "damaged, or not a media f
         raise InputError(f"{kind} {name_of(source)}: {trouble} ({reason_of(error)})") from error
 
 
+class MediaFile(io.RawIOBase, BinaryIO):
+    """An open file for decoders in C, whose callbacks lose exceptions: the first one is kept, and ends the file.
+
+    Positions stay within the file. It also ends `MAX_WALL_SECONDS` after it was opened: whatever a decoder does with it
+    takes no longer.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.error: BaseException | None = None
+        self._file, self._size = file, file.seek(0, io.SEEK_END)
+        self._deadline = time.monotonic() + MAX_WALL_SECONDS
+        self._at, self._bytes = 0, b""
+        file.seek(0)
+
+    def mend(self, at: int, data: bytes) -> None:
+        """Let the bytes from `at` read as `data`."""
+        self._at, self._bytes = at, data
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of a file, but never beyond it."""
+        try:
+            origin = (0, self._file.tell(), self._size)[whence]
+            return self._file.seek(min(max(origin + offset, 0), self._size))
+        except BaseException as error:
+            self.error = self.error or error
+            return 0
+
+    def tell(self) -> int:
+        """As of a file."""
+        return self.seek(0, io.SEEK_CUR)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As of a file; nothing after an exception."""
+        try:
+            if time.monotonic() > self._deadline:
+                raise InputError(f"decoding takes more than {MAX_WALL_SECONDS:.0f} s; cut it into parts")
+            start = self._file.tell()
+            data = b"" if self.error else self._file.read(-1 if size is None else size) or b""
+        except BaseException as error:
+            self.error = self.error or error
+            return b""
+        begin, end = max(self._at - start, 0), self._at + len(self._bytes) - start
+        if end <= 0 or begin >= len(data):
+            return data
+        return (data[:begin] + self._bytes[max(start - self._at, 0) :] + data[end:])[: len(data)]
+
+    def readinto(self, buffer: Any) -> int:
+        """As of a file."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 @contextmanager
-def open_source(source: Source, kind: str) -> Iterator[BinaryIO]:
+def open_source(source: Source, kind: str) -> Iterator[MediaFile]:
     """Open a path or bytes for reading; `kind` ("audio", "image", "video") names it in errors.
 
-    Raises InputError for a URL, a playlist, an empty or missing file, and whatever is not a regular file.
+    Raises InputError for a URL, a playlist, an empty or missing file, whatever is not a regular file, and, at the end,
+    for an error while it was read.
     """
-    with _open_path(source, kind) if isinstance(source, str | os.PathLike) else io.BytesIO(source) as file:
+    with reading(source, kind, "cannot be read"):
+        opened = _open_path(source, kind) if isinstance(source, str | os.PathLike) else io.BytesIO(source)
+    with opened:
         with reading(source, kind, "cannot be read"):
+            file = MediaFile(opened)
             head = file.read(64)
             file.seek(0)
+            if file.error:
+                raise file.error
         if not head:
             raise InputError(f"{kind} {name_of(source)}: it is empty")
         if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(_PLAYLISTS):
             raise InputError(f"{kind} {name_of(source)}: a playlist or web page; pass the media file itself")
-        yield file
+        try:
+            yield file
+        finally:
+            if file.error:
+                with reading(source, kind, "cannot be read"):
+                    raise file.error
 
 
 def _open_path(given: str | os.PathLike, kind: str) -> BinaryIO:
@@ -104,22 +179,25 @@ def name_of(source: object) -> str:
     if isinstance(source, str | os.PathLike):
         return repr(str(Path(source)))[:200]
     if isinstance(source, bytes | bytearray | memoryview):
-        return f"of {len(source)} bytes"
+        return f"of {memoryview(source).nbytes} bytes"
     return f"of type {type(source).__name__}"
 
 
 @contextmanager
 def open_container(source: Source, kind: str) -> Iterator["InputContainer"]:
     """Open a path or bytes as a media container; the decoder's errors, here and in the block, become InputError."""
+    with open_source(source, kind) as file, reading(source, kind), container_in(file) as container:
+        yield container
+
+
+@contextmanager
+def container_in(file: MediaFile) -> Iterator["InputContainer"]:
+    """The media container that an open file holds."""
     import av
 
     options = {"format_whitelist": _CONTAINERS.replace("|", ",")}
-    with (
-        open_source(source, kind) as file,
-        reading(source, kind),
-        # Titles and other tags are often in some older encoding; nothing here needs them.
-        av.open(file, mode="r", options=options, metadata_errors="replace") as container,
-    ):
+    # Titles and other tags are often in some older encoding; nothing here needs them.
+    with av.open(file, mode="r", options=options, metadata_errors="replace") as container:
         yield container
 
 

@@ -115,6 +115,16 @@ def test_arrays_of_every_sample_type(dtype, scale):
     np.testing.assert_allclose(unsigned, wave, atol=1 / 128)
 
 
+@pytest.mark.parametrize("dtype", [">i2", ">i4", ">f4", ">f8", "<i2"])
+@pytest.mark.parametrize("rate", [np.int64(RATE), np.float32(RATE), np.uint16(RATE), float(RATE)], ids=repr)
+def test_numbers_of_numpy_are_numbers_in_either_byte_order(dtype, rate):
+    wave = np.clip(noise(0.1), -0.9, 0.9)
+    scale = 1 if "f" in dtype else -float(np.iinfo(dtype).min)
+    samples = load_audio((wave * scale).astype(dtype), rate)
+    assert samples.dtype == np.float32 and samples.dtype.isnative
+    np.testing.assert_allclose(samples, wave, atol=2**-15)
+
+
 def test_the_channels_of_an_array_are_mixed_whichever_axis_they_are_on():
     left, right = noise(0.2, 8000), noise(0.4, 8000)[1600:]
     expected = load_audio((left + right) / 2, 8000)
@@ -226,6 +236,14 @@ def test_bad_files_have_named_errors(case):
         (np.zeros((100, 100)), RATE, "shape"),
         (np.zeros((1, 2, 1000)), RATE, "shape"),
         (np.float32(0.0) * np.zeros(()), RATE, "shape"),
+        (noise(1), True, "sampling_rate"),
+        (noise(1), np.complex64(RATE), "sampling_rate"),
+        (noise(1), 10**400, "a rate of more than 1e12"),
+        (np.full(1000, 1e300), RATE, "infinite"),
+        (np.array([0.5] * 1000, object), RATE, "dtype object"),
+        (np.zeros(1000, [("left", "f4"), ("right", "f4")]), RATE, "dtype .*left"),
+        (np.lib.stride_tricks.as_strided(noise(1), (10**11,), (0,)), RATE, "longer than 3600 s"),
+        (np.lib.stride_tricks.as_strided(noise(1), (32, 10**10), (0, 0)), RATE, "longer than 3600 s"),
     ],
 )
 def test_bad_arrays_have_named_errors(array, rate, message):
