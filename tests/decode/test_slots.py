@@ -124,8 +124,8 @@ def test_a_slot_is_refilled_when_its_row_is_done(omnis: Callable[[str], Omni]) -
             return super()._read(tokens)
 
     def session(prompt: Prompt) -> Session:
-        own = (prompt.batch, Sampling(), prompt.max_new_tokens, prompt.seed)
-        return omni._sessions(*own, (), None, None)[0]
+        limits = omni._limits(prompt.max_new_tokens, None, ())
+        return omni._sessions(prompt.batch, Sampling(), limits, prompt.seed, None, None)[0]
 
     batch = omni.prepare(user("Hi"))
     asked = (Prompt(batch, 0, new) for new in (5, 30, 7, 4))
