@@ -1,4 +1,4 @@
-"""Every setting of every door reaches what it is for, and nothing else: keywords in Python, flags of the command line."""
+"""Every setting of every door reaches what it is for, and nothing else: keywords in Python, and flags."""
 
 import dataclasses
 import inspect

@@ -46,6 +46,10 @@ class Prompt:
     ends: Callable[[list[int]], bool] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.batch, Batch):
+            raise InputError(
+                f"a prompt takes a prepared batch, not a {type(self.batch).__name__}; use prepare(messages)"
+            )
         if len(self.batch.mask) != 1:
             raise InputError(f"a prompt of {len(self.batch.mask)} conversations; give them one by one")
 
