@@ -5,12 +5,16 @@ config.json, manifest -> parts, meshes (placement) -> restore, each device its o
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
+from omni_jax.decode.arguments import explained, listed, shown
 from omni_jax.errors import InputError
+from omni_jax.files import user_path
 from omni_jax.inputs.processor import Processor
 from omni_jax.models.param import Graph, declare
 from omni_jax.omni import PARTS, Omni
@@ -19,6 +23,7 @@ from omni_jax.placement import MeshLike, Part, settle
 DTYPES = ("float32", "bfloat16")
 
 
+@explained
 def load(
     path: str | Path, *, mesh: MeshLike = None, dtype: str | None = None, parts: Sequence[str] | None = None
 ) -> Omni:
@@ -46,9 +51,8 @@ def unread(
     Requests may be made of it at once, so that they are refused within a second if they are wrong. What they give may
     be iterated over when the weights are there.
     """
-    path = Path(path)
-    if dtype not in (None, *DTYPES):
-        raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
+    path = user_path(path, "the checkpoint")
+    _check_arguments(mesh, dtype, parts)
     usual = default_dtype()
     config = checkpoint.read_config(path)
     present = [part for part in PARTS if getattr(config, part) is not None]
@@ -70,6 +74,19 @@ def unread(
             omni.params[part].update(arrays)
 
     return omni, read
+
+
+def _check_arguments(mesh: Any, dtype: Any, parts: Any) -> None:
+    """Raise InputError, with what to give instead, for arguments of `load` of another type or an unknown dtype."""
+    if not isinstance(mesh, str | Mesh | Mapping | None):
+        raise InputError(f"mesh is {shown(mesh)}; give text such as 'expert=4,data=2', 'auto', or meshes")
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+        raise InputError(f"dtype is {shown(dtype)}; choose from {list(DTYPES)}")
+    if parts is not None:
+        remedy = f"give some of {tuple(PARTS)}, such as ('thinker',)"
+        for part in listed("parts", parts, remedy):
+            if not isinstance(part, str):
+                raise InputError(f"parts holds {shown(part)}; {remedy}")
 
 
 def described(part: str, graph: Graph, config: OmniConfig, types: Mapping[str, str], dtype: str | None) -> Part:
