@@ -257,17 +257,17 @@ class Omni:
         voice = self._voice(speaker, 1, drawing, max_frames) if flag("speech", speech) else None
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
         batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps, thinking=thinking)
-        session, speaking = self._sessions(batch, sampling, limits, seeds, voice, drafting)
-        if speaking is None:
-            return self._running(written_events(session, self.processor.tokenizer))
-        graph, params = self._part("code2wav")
-        assert self.config.code2wav is not None
-        vocoder = Vocoder(params, graph, self.config.code2wav)
-        return self._running(spoken_events(session, speaking, vocoder, self.processor.tokenizer))
+        return self._events(*self._sessions(batch, sampling, limits, seeds, voice, drafting))
 
-    def _running(self, events: Iterator[Event]) -> Iterator[Event]:
+    def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
         self.before_running()
-        yield from events
+        if speaking is None:
+            yield from written_events(session, self.processor.tokenizer)
+        else:
+            graph, params = self._part("code2wav")
+            assert self.config.code2wav is not None
+            vocoder = Vocoder(params, graph, self.config.code2wav)
+            yield from spoken_events(session, speaking, vocoder, self.processor.tokenizer)
 
     def _limits(self, max_new_tokens: int, stop: str | Sequence[str] | None, stop_ids: Sequence[int] | None) -> Limits:
         """Where replies end, checked; without stop ids at the end of the assistant's turn."""
