@@ -76,6 +76,8 @@ def read_bytes(
             return _bounded(stream.read(most + 1), str(path), most, error)
     except FileNotFoundError:
         raise error(f"{path}: there is no such file{remedy}") from None
+    except PermissionError:
+        raise error(f"{path}: cannot be read (permission denied); ask its owner to let you read it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as damage:
         raise error(f"{path}: damaged ({reason_of(damage)}){remedy}") from None
     except OSError as failure:

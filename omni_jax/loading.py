@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
 from omni_jax.decode.arguments import explained, listed, shown
-from omni_jax.errors import InputError
-from omni_jax.files import user_path
+from omni_jax.errors import CheckpointError, InputError
+from omni_jax.files import reason_of, user_path
 from omni_jax.inputs.processor import Processor
+from omni_jax.manifest import read_manifest
 from omni_jax.models.param import Graph, declare
 from omni_jax.omni import PARTS, Omni
 from omni_jax.placement import MeshLike, Part, settle
@@ -51,19 +52,16 @@ def unread(
     Requests may be made of it at once, so that they are refused within a second if they are wrong. What they give may
     be iterated over when the weights are there.
     """
-    path = user_path(path, "the checkpoint")
+    path = user_path(path, "the model")
     _check_arguments(mesh, dtype, parts)
     usual = default_dtype()
-    config = checkpoint.read_config(path)
-    present = [part for part in PARTS if getattr(config, part) is not None]
-    parts = tuple(present if parts is None else parts)
-    if not parts or not set(parts) <= set(present):
-        raise InputError(f"parts {parts}; {path} has {present}")
+    config, manifest = checkpoint.read_config(path), read_manifest(path)
+    parts = _chosen(path, manifest.parts, parts)
     processor = Processor.from_dir(path, config)
-    graphs = {part: declare(PARTS[part], getattr(config, part)) for part in parts}
+    graphs = {part: _declared(path, part, config) for part in parts}
     checkpoint.check_shapes(path, {part: graph.shapes for part, graph in graphs.items()})
     dtype = dtype or usual
-    types = {name: leaf.dtype for name, leaf in checkpoint.read_manifest(path).leaves.items()}
+    types = {name: leaf.dtype for name, leaf in manifest.leaves.items()}
     placement = settle(mesh, [described(part, graphs[part], config, types, dtype) for part in parts])
     placed = {part: sharding.shardings(graphs[part].axes, on) for part, on in placement.meshes.items()}
     omni = Omni({part: {} for part in parts}, config, processor, placement.meshes or None)
@@ -87,6 +85,26 @@ def _check_arguments(mesh: Any, dtype: Any, parts: Any) -> None:
         for part in listed("parts", parts, remedy):
             if not isinstance(part, str):
                 raise InputError(f"parts holds {shown(part)}; {remedy}")
+
+
+def _chosen(path: Path, present: Sequence[str], parts: Sequence[str] | None) -> tuple[str, ...]:
+    """The parts to load, by default all that were converted; InputError for one that was not."""
+    held = [part for part in PARTS if part in present]
+    parts = tuple(held if parts is None else parts)
+    if not parts or not set(parts) <= set(held):
+        raise InputError(f"parts {parts}: {path} holds {held}; choose from these, or convert the model with more parts")
+    return parts
+
+
+def _declared(path: Path, part: str, config: OmniConfig) -> Graph:
+    """The declaration of a part; CheckpointError for sizes of which there is no model."""
+    try:
+        return declare(PARTS[part], getattr(config, part))
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / 'config.json'}: there is no {part} of these sizes ({reason_of(error)}); restore the config.json "
+            "that it was converted with"
+        ) from error
 
 
 def described(part: str, graph: Graph, config: OmniConfig, types: Mapping[str, str], dtype: str | None) -> Part:

@@ -88,9 +88,11 @@ class Omni:
         """InputError, with the remedy, unless all these parts were loaded."""
         missing = [part for part in parts if part not in self.params]
         if any(getattr(self.config, part) is None for part in missing):
-            raise InputError(f"this checkpoint has no {' and '.join(missing)} (enable_audio_output is false)")
+            raise InputError(
+                f"this checkpoint holds no {' and '.join(missing)}; convert the whole model, with all its parts"
+            )
         if missing:
-            remedy = f"load it without `parts`, or with parts={(*self.params, *missing)}"
+            remedy = f"load it with parts={(*self.params, *missing)}, from a checkpoint that holds them"
             raise InputError(f"the model is loaded without its {' and '.join(missing)}; {remedy}")
 
     @explained

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,25 @@ ONE_LINE = "program: interrupted\n"
 READY = "from pathlib import Path\nfrom omni_jax import process\nimport gc, os, sys, time\n"
 
 
-def begin(folder: Path, source: str, *, closed: tuple[int, ...] = (), **options: Any) -> subprocess.Popen:
-    """A command whose module is `source`; it makes a file "ready" where it is to be interrupted."""
+def begin(folder: Path, source: str, *, closed: str = "", **options: Any) -> subprocess.Popen:
+    """A command whose module is `source`; it makes a file "ready" where it is to be interrupted.
+
+    closed: streams that are closed when it begins, as a shell writes it.
+    """
     (folder / "program.py").write_text(READY + source)
     code = "from omni_jax.process import enter; enter('program', 'program')"
-
-    def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        for descriptor in closed:
-            os.close(descriptor)
-
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, env=environment, text=True, preexec_fn=prepare, **pipes
-    )
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
+
+
+@pytest.fixture(autouse=True)
+def interrupts_are_not_ignored() -> Iterator[None]:
+    """As they would be in tests that a script runs beside it; processes inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -210,15 +214,8 @@ def main():
 
 
 def test_a_job_that_ignores_interrupts_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(
-        READY + "def main():\n    Path('ready').touch(); time.sleep(0.3); print('done')"
-    )
-    code = "from omni_jax.process import enter; enter('program', 'program')"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )  # fmt: skip
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = begin(tmp_path, "def main():\n    Path('ready').touch(); time.sleep(0.3); print('done')")
     interrupt(process, tmp_path)
     assert ended(process) == (0, "done\n", "")
 
@@ -292,8 +289,8 @@ def test_closed_streams(tmp_path: Path) -> None:
     source = (
         "def main():\n    print(os.open('a', os.O_CREAT) > 2, sys.stdin.read() == '')\n    print('x', file=sys.stderr)"
     )
-    assert ended(begin(tmp_path, source, closed=(0, 2))) == (0, "True True\n", "")
-    status, _, err = ended(begin(tmp_path, source, closed=(0, 1)))
+    assert ended(begin(tmp_path, source, closed="0<&- 2>&-")) == (0, "True True\n", "")
+    status, _, err = ended(begin(tmp_path, source, closed="0<&- 1>&-"))
     assert status == 3 and "standard output is closed; send it to a file, or to /dev/null" in err
 
 
