@@ -38,7 +38,7 @@ class Arguments:
 
     Back to safetensors, bit for bit: `python -m convert --reverse DST SRC`
 
-    Compare every tensor with its stored SHA-256: `python -m convert --verify DST`
+    Compare every tensor and file with its stored SHA-256: `python -m convert --verify DST`
 
     Read headers only, or a JSON manifest of names and shapes: `python -m convert --dry-run SRC`
     """

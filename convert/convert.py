@@ -18,17 +18,12 @@ from convert.blocks import THREADS, ahead, read_block
 from convert.layout import Index, Leaf
 from convert.plan import Plan, plan
 from convert.source import SourceCheckpoint, check_inside, open_checkpoint
-from omni_jax.checkpoint import (
-    PARAMS,
-    LeafRecord,
-    Manifest,
-    chunk_shape,
-    metadata_files,
-    publish,
-    write_manifest,
-)
+from omni_jax.checkpoint import chunk_shape
 from omni_jax.errors import CheckpointError
+from omni_jax.inputs.processor import Processor
+from omni_jax.manifest import LeafRecord, Manifest, metadata_files, write_manifest
 from omni_jax.process import check, finishing
+from omni_jax.publish import place_of, publish
 
 
 def convert_checkpoint(
@@ -44,29 +39,43 @@ def convert_checkpoint(
     """Convert the checkpoint directory `source` into `destination`, which appears complete or not at all.
 
     parts: sub-models to keep, default all. dtype: cast to it, default as in the source. verify: read everything back
-    and compare hashes before the destination appears. progress: a bar on stderr. CheckpointError names what is wrong.
+    and compare hashes before the destination appears; without it, the first block of each array. progress: a bar on
+    stderr. CheckpointError names what is wrong; all that can be known is checked before any tensor is read.
     """
+    from convert.verify import sample_checkpoint, verify_checkpoint
+
     opened = open_checkpoint(source)
     made = plan(opened, parts, dtype)
-    destination = Path(destination)
-    _check_space(destination, made.bytes)
-    with finishing(), publish(destination, overwrite) as partial:
-        for path in metadata_files(opened.directory):
-            check_inside(path, opened.directory.resolve())
+    small = _small_files(opened, made)
+    if place_of(destination).final in opened.directory.resolve().parents:
+        raise CheckpointError(f"{destination}: holds the checkpoint that is to be converted; choose another name")
+    # Orbax's own files take a hundredth of the arrays.
+    needed = made.bytes + made.bytes // 50 + sum(path.stat().st_size for path in small)
+    with finishing(), publish(destination, overwrite, needed) as partial:
+        for path in small:
             shutil.copyfile(path, partial / path.name)
-        manifest = _write_params(opened, made, partial / PARAMS, allow_nonfinite, progress)
-        write_manifest(partial, manifest)
+        leaves = _write_params(opened, made, partial, allow_nonfinite, progress)
+        manifest = write_manifest(partial, leaves)
         if verify:
-            from convert.verify import verify_checkpoint
-
             verify_checkpoint(partial, progress)
+        else:
+            sample_checkpoint(partial, manifest)
         check()
     return manifest
 
 
+def _small_files(source: SourceCheckpoint, made: Plan) -> list[Path]:
+    """The model's small files, once they were seen to be what loading needs."""
+    files = metadata_files(source.directory)
+    for path in files:
+        check_inside(path, source.directory.resolve())
+    Processor.from_dir(source.directory, made.config)
+    return files
+
+
 def _write_params(
     source: SourceCheckpoint, made: Plan, directory: Path, allow_nonfinite: bool, progress: bool
-) -> Manifest:
+) -> dict[str, LeafRecord]:
     """Stream all leaves into Orbax and return their records."""
     from convert.stream import StreamedLeaf, write_leaves
 
@@ -95,16 +104,4 @@ def _write_params(
                 leaf.shape, dtype, chunks, lambda leaf=leaf, dtype=dtype: blocks(leaf, dtype)
             )
         write_leaves(directory, leaves)
-    return Manifest({leaf.path: records[leaf.path] for leaf, _ in made.leaves})
-
-
-def _check_space(destination: Path, needed: int) -> None:
-    """Refuse before the first byte what cannot fit."""
-    parent = destination.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise CheckpointError(
-            f"{destination}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another disk"
-        )
+    return {leaf.path: records[leaf.path] for leaf, _ in made.leaves}

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from omni_jax.checkpoint import flatten, publish
+from omni_jax.checkpoint import flatten
 from omni_jax.draft_config import Eagle3Config
 from omni_jax.drafter import IN_DRAFT, TO_TARGET, Drafter, Stored, known_tokens, table
+from omni_jax.publish import publish
 
 FILE = "model.safetensors"
 
@@ -25,7 +26,7 @@ def write_drafter(drafter: Drafter, directory: str | Path) -> int:
     from safetensors.numpy import save_file
 
     tensors = drafter_tensors(drafter)
-    with publish(Path(directory)) as partial:
+    with publish(directory) as partial:
         (partial / "config.json").write_text(json.dumps(drafter.values, indent=2, ensure_ascii=False) + "\n")
         save_file(tensors, partial / FILE, metadata={"format": "pt"})
     return len(tensors)

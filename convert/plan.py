@@ -13,22 +13,36 @@ import numpy as np
 from convert.keymap import PARTS, table
 from convert.layout import Leaf
 from convert.source import WEIGHT_DTYPES, SourceCheckpoint, Tensor
-from omni_jax.config import OmniConfig
+from omni_jax.checkpoint import check_counts
+from omni_jax.config import MODEL_TYPE, OmniConfig
 from omni_jax.errors import CheckpointError
 
 SHOWN = 10
+# So many more tensors than there are may be missing and still be listed.
+MOST_LISTED = 10_000
 DTYPES = {dtype.name: dtype for dtype in WEIGHT_DTYPES.values()}
 
 # Parts of names that only modified checkpoints have, and what to do about them.
+ADAPTER = "adapters: merge them into the model and save it again"
+QUANTISED = "take the unquantised release"
+WRAPPED = "these are of a wrapped model: unwrap it (`model._orig_mod`, `model.module`) and save it again"
+BUFFER = "these are buffers that the model computes, not weights: leave them out when saving, as save_pretrained does"
 HINTS = (
-    ("lora_", "these are LoRA adapters: merge them into the model and save it again"),
-    ("modules_to_save", "these are adapters: merge them into the model and save it again"),
-    ("qweight", "this checkpoint is quantised (AWQ or GPTQ): take the unquantised release"),
-    ("qzeros", "this checkpoint is quantised (AWQ or GPTQ): take the unquantised release"),
-    ("scale_inv", "this checkpoint is quantised (FP8): take the unquantised release"),
-    ("thinker.lm_head.", "config.json ties it to the embedding: correct tie_word_embeddings, or remove the tensor"),
-    ("weight_scale", "this checkpoint is quantised: take the unquantised release"),
+    (("lora_",), f"these are LoRA {ADAPTER}"),
+    (("modules_to_save", "base_model.model."), f"these are {ADAPTER}"),
+    (("qweight", "qzeros", "g_idx"), f"this checkpoint is quantised (AWQ or GPTQ): {QUANTISED}"),
+    (("scale_inv",), f"this checkpoint is quantised (FP8): {QUANTISED}"),
+    (("absmax", "quant_map", "quant_state"), f"this checkpoint is quantised (bitsandbytes): {QUANTISED}"),
+    (
+        ("weight_scale", "weight_packed", "weight_zero_point", "input_scale"),
+        f"this checkpoint is quantised: {QUANTISED}",
+    ),
+    (("_orig_mod.", "_fsdp_wrapped_module.", "module.thinker.", "module.talker."), WRAPPED),
+    (("inv_freq", "num_batches_tracked", "position_ids", "positional_embedding", "code_offset"), BUFFER),
+    (("thinker.lm_head.",), "config.json ties it to the embedding: correct tie_word_embeddings, or remove the tensor"),
 )
+# The tensors of a Thinker that was saved by itself, and what begins the names of a whole model.
+ALONE, WHOLE = ("model.", "visual.", "audio_tower.", "lm_head."), ("thinker.", "talker.", "code2wav.")
 
 
 @dataclass(frozen=True)
@@ -57,8 +71,11 @@ class Plan:
 
 def plan(source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: str | None = None) -> Plan:
     """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: the source's)."""
+    _refuse_thinker_alone(source)
+    check_counts(source.config, source.tensors, len(source.tensors), source.directory)
     config = OmniConfig.from_hf(source.config)
     rows = table(config)
+    _check_number(source, rows)
     chosen = chosen_parts(rows, parts)
     _refuse_memory_names(source)
     kept = [leaf for leaf in rows if leaf.path.split("/")[0] in chosen]
@@ -78,7 +95,10 @@ def chosen_parts(rows: list[Leaf], parts: tuple[str, ...] | None) -> tuple[str, 
         if part not in PARTS:
             raise CheckpointError(f"part {part!r} does not exist; choose from {list(PARTS)}")
         if part not in present:
-            raise CheckpointError(f"this checkpoint has no {part}: its config.json sets enable_audio_output to false")
+            raise CheckpointError(
+                f"this checkpoint has no {part}, its config.json sets enable_audio_output to "
+                f"false; choose from {list(present)}"
+            )
     return tuple(part for part in present if parts is None or part in parts)
 
 
@@ -91,18 +111,53 @@ def _refuse_memory_names(source: SourceCheckpoint) -> None:
             )
 
 
+def _refuse_thinker_alone(source: SourceCheckpoint) -> None:
+    alone = [name for name in source.tensors if name.startswith(ALONE)]
+    kind = source.config.get("model_type")
+    if (
+        kind in (MODEL_TYPE, f"{MODEL_TYPE}_thinker")
+        and alone
+        and not any(name.startswith(WHOLE) for name in source.tensors)
+    ):
+        raise CheckpointError(
+            f"{source.directory}: {alone[0]!r} and others are a Thinker by itself, without its 'thinker.'; load them "
+            "into the `thinker` of the whole model in transformers, and convert what save_pretrained makes of that"
+        )
+
+
+def _check_number(source: SourceCheckpoint, rows: list[Leaf]) -> None:
+    """Compare how many tensors config.json asks for with how many there are, before they are listed."""
+    asked = sum(len(leaf.sources) * prod(len(stack.indices) for stack in leaf.stack) for leaf in rows)
+    if asked > 2 * len(source.tensors) + MOST_LISTED:
+        raise CheckpointError(
+            f"{source.directory}: its config.json asks for {asked:,} tensors, the checkpoint has "
+            f"{len(source.tensors):,}; take the config.json of these weights"
+        )
+
+
 def _unexpected(source: SourceCheckpoint, rows: list[Leaf]) -> list[str]:
+    """Tensors without a place, those of each cause by themselves."""
     known = {name for leaf in rows for index in leaf.indices() for name, _ in leaf.placements(index)}
-    extra = sorted(set(source.tensors) - known)
-    hint = next((f"; {hint}" for part, hint in HINTS if any(part in name for name in extra)), "")
-    if not hint and any(name.startswith(("talker.", "code2wav.")) for name in extra):
-        hint = "; does config.json set enable_audio_output as it should?"
-    return _listed("tensors have no place in the model", extra, hint)
+    causes: dict[str, list[str]] = {}
+    for name in sorted(set(source.tensors) - known):
+        cause = next((what for parts, what in HINTS if any(part in name for part in parts)), "")
+        if not cause and name.startswith(WHOLE[1:]):
+            cause = "does config.json set enable_audio_output as it should?"
+        causes.setdefault(cause, []).append(name)
+    what = "tensors have no place in the model"
+    return [x for cause, names in causes.items() for x in _listed(what, names, f"; {cause}" if cause else "")]
 
 
 def _missing(source: SourceCheckpoint, rows: list[Leaf]) -> list[str]:
     needed = [name for leaf in rows for index in leaf.indices() for name, _ in leaf.placements(index)]
-    return _listed("tensors are missing", [name for name in needed if name not in source.tensors])
+    missing = [name for name in needed if name not in source.tensors]
+    held = tuple(part for part in PARTS if any(name.startswith(f"{part}.") for name in source.tensors))
+    hint = ""
+    if held and all(not name.startswith(tuple(f"{part}." for part in held)) for name in missing):
+        hint = f"; to convert what is there, ask for --parts {' '.join(held)} (parts={held} in Python)"
+    elif missing == ["thinker.lm_head.weight"]:
+        hint = "; if the embedding serves as the head too, set tie_word_embeddings in config.json"
+    return _listed("tensors are missing", missing, hint)
 
 
 def _wrong(source: SourceCheckpoint, rows: list[Leaf]) -> list[str]:

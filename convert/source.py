@@ -8,10 +8,7 @@ the Hugging Face cache, in the `blobs` beside its `snapshots`.
 Data is read with `pread` at the offsets of the header, not mapped, so that resident memory is what we asked for.
 """
 
-import gzip
-import json
 import os
-import zlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,13 +17,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from omni_jax.checkpoint import MANIFEST
 from omni_jax.errors import CheckpointError, ConfigError
+from omni_jax.files import parse_json, read_json, read_object, reason_of, user_path
+from omni_jax.manifest import MANIFEST
 
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 200_000
-MAX_JSON_BYTES = 64_000_000
+AGAIN = "download it again"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 # Bits of one value for every dtype that safetensors knows, and the ones that can be weights here.
@@ -83,14 +81,20 @@ class SourceCheckpoint:
 
 def open_checkpoint(directory: str | Path) -> SourceCheckpoint:
     """Read the config and all headers of a checkpoint directory; raise CheckpointError naming what is wrong."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
-    if (directory / MANIFEST).exists():
+    directory = user_path(directory, "the source")
+    if not os.path.isdir(directory):
+        what = (
+            "not a directory; name the one that the file is in" if os.path.lexists(directory) else "no such directory"
+        )
+        raise CheckpointError(f"{directory}: {what}")
+    if os.path.lexists(directory / MANIFEST):
         raise CheckpointError(f"{directory}: is converted already; load it with omni_jax")
+    names = _listed(directory)
+    if "snapshots" in names and "config.json" not in names:
+        raise CheckpointError(f"{directory}: a folder of the Hugging Face cache; name one of those in its 'snapshots'")
     config = read_config(directory / "config.json")
     check_inside(directory / "config.json", directory.resolve())
-    weight_map = _weight_map(directory)
+    weight_map = _weight_map(directory, names)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
         for name, tensor in read_header(_safe_file(directory, file)).items():
@@ -107,10 +111,10 @@ def open_manifest(manifest: str | Path, config: str | Path | None = None) -> Sou
 
     The file is {"tensors": {name: shape}} or the inner mapping alone; its "dtype" is taken to be every tensor's.
     """
-    manifest = Path(manifest)
-    values = read_json(manifest)
+    manifest = user_path(manifest, "the manifest")
+    values = read_json(manifest, remedy="name a directory, or a JSON file of tensor names and shapes")
     names = values.get("tensors", values) if isinstance(values, dict) else None
-    if not isinstance(names, dict) or not all(_is_shape(shape) for shape in names.values()):
+    if not isinstance(names, dict) or not names or not all(_is_shape(shape) for shape in names.values()):
         raise CheckpointError(f"{manifest}: not a mapping of tensor names to shapes")
     dtype = str(values.get("dtype", "bfloat16"))
     dtype = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(dtype, dtype)
@@ -120,42 +124,29 @@ def open_manifest(manifest: str | Path, config: str | Path | None = None) -> Sou
 
 def read_config(path: Path) -> dict[str, Any]:
     """A parsed config.json; ConfigError where it is missing or not an object."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ConfigError(f"{path} is missing; take it from the checkpoint itself, the library's defaults differ")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: not a JSON object")
-    return config
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file, plain or gzipped, of bounded size and depth and without duplicate keys."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            data = stream.read(MAX_JSON_BYTES + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); download it again") from error
-    if len(data) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES:,} bytes")
-    return _parse(path, data)
+    return read_object(path, error=ConfigError, remedy=AGAIN)
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
     """Every tensor of one safetensors file; CheckpointError unless header and data agree to the byte."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(64)
-        length = int.from_bytes(start[:8], "little")
-        if not 8 + length <= size:
-            raise CheckpointError(f"{path}: {_impostor(start)}")
-        if length > MAX_HEADER_BYTES:
-            raise CheckpointError(f"{path}: a header of {length:,} bytes; more than {MAX_HEADER_BYTES:,} are refused")
-        stream.seek(8)
-        header = _parse(path, stream.read(length))
+    try:
+        with path.open("rb") as stream:
+            size, start = path.stat().st_size, stream.read(64)
+            length = int.from_bytes(start[:8], "little")
+            if not 8 + length <= size:
+                raise CheckpointError(f"{path}: {_impostor(start)}")
+            if length > MAX_HEADER_BYTES:
+                raise CheckpointError(f"{path}: a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read")
+            stream.seek(8)
+            header = parse_json(stream.read(length).decode(), str(path), remedy=AGAIN)
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: its header is no text; {AGAIN}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: its header is not a JSON object")
+        raise CheckpointError(f"{path}: its header is not a JSON object; {AGAIN}")
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{path}: {len(header):,} tensors in one file; more than {MAX_TENSORS:,} are refused")
@@ -180,7 +171,9 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
         if not _is_shape(shape) or not _is_shape([begin, end]) or not isinstance(dtype, str):
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header entry of {name!r} is malformed: {str(entry)[:200]}") from error
+        raise CheckpointError(
+            f"{path}: the header entry of {name!r} is malformed: {str(entry)[:200]}; {AGAIN}"
+        ) from error
     if dtype not in DTYPE_BITS:
         raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {dtype[:40]!r}")
     if (end - begin) * 8 != prod(shape) * DTYPE_BITS[dtype]:
@@ -201,31 +194,43 @@ def _check_tiling(path: Path, spans: dict[str, tuple[int, int]], size: int) -> N
         raise CheckpointError(f"{path}: {size - at:,} bytes follow the last tensor; the file is damaged")
 
 
-def _weight_map(directory: Path) -> dict[str, str]:
-    """Tensor name -> file name; for a checkpoint in one file, its name under ''."""
-    files = sorted(p.name for p in directory.iterdir() if p.suffix == ".safetensors")
-    if not (directory / INDEX).exists():
+def _listed(directory: Path) -> list[str]:
+    """The names in a directory but for hidden ones, which a Mac leaves beside each file ("._model.safetensors")."""
+    try:
+        return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
+
+
+def _weight_map(directory: Path, names: list[str]) -> dict[str, str]:
+    """Tensor name -> file name; for a checkpoint in one file, its name under ''. names: what the directory holds."""
+    files = [name for name in names if name.endswith(".safetensors")]
+    if INDEX not in names:
         if len(files) == 1:
             return {"": files[0]}
-        pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
-        if files:
-            raise CheckpointError(f"{directory}: {len(files)} safetensors files but no {INDEX}; add the index")
-        if pickles:
-            raise CheckpointError(
-                f"{directory}: only pickle files ({pickles[0]}), which can run code when they are opened; "
-                "save the model with safetensors"
-            )
-        raise CheckpointError(f"{directory}: neither {INDEX} nor a .safetensors file is here")
-    index = read_json(_safe_file(directory, INDEX))
+        raise CheckpointError(f"{directory}: {_without_index(names, files)}")
+    index = read_json(_safe_file(directory, INDEX), remedy=AGAIN)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()) or not weight_map:
-        raise CheckpointError(f"{directory / INDEX}: has no 'weight_map' of tensor names to file names")
+        raise CheckpointError(f"{directory / INDEX}: has no 'weight_map' of tensor names to file names; {AGAIN}")
     if len(weight_map) > MAX_TENSORS:
         raise CheckpointError(f"{directory / INDEX}: {len(weight_map):,} names; more than {MAX_TENSORS:,} are refused")
     unlisted = sorted(set(files) - set(weight_map.values()))
     if unlisted:
         raise CheckpointError(f"{directory}: {unlisted[0]} is not in {INDEX}; move it away or add it to the index")
     return weight_map
+
+
+def _without_index(names: list[str], files: list[str]) -> str:
+    """What is wrong with a directory without an index and not of one file, and what to do."""
+    if files:
+        return f"{len(files)} safetensors files but no {INDEX}; add the index"
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        return f"only pickle files ({pickles[0]}), which can run code when they are opened; save it with safetensors"
+    if any(name.endswith(".gguf") for name in names):
+        return "only GGUF files; take the safetensors release of the model"
+    return f"neither {INDEX} nor a .safetensors file is here; download the checkpoint completely"
 
 
 def _check_index(directory: Path, weight_map: dict[str, str], tensors: dict[str, Tensor]) -> None:
@@ -245,7 +250,7 @@ def _safe_file(directory: Path, name: str) -> Path:
     if name != INDEX and not name.endswith(".safetensors"):
         raise CheckpointError(f"{directory}: the index names {name!r}, which is not a .safetensors file")
     path, root = directory / name, directory.resolve()
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"{path} is missing; download the checkpoint completely")
     check_inside(path, root)
     return path
@@ -254,26 +259,11 @@ def _safe_file(directory: Path, name: str) -> Path:
 def check_inside(path: Path, root: Path) -> None:
     """CheckpointError unless `path`, links followed, is a regular file in `root` or in its hub cache's blobs."""
     real = path.resolve()
-    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    homes = [root]
+    if root.parent.name == "snapshots":
+        homes.append((root.parent.parent / "blobs").resolve())  # People move them to another disk and leave a link.
     if real.parent not in homes or not real.is_file():
         raise CheckpointError(f"{path}: leads to {real}, outside the checkpoint; copy the file into it")
-
-
-def _parse(path: Path, data: bytes) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in values:
-                raise CheckpointError(f"{path}: {name!r} occurs twice")
-            values[name] = value
-        return values
-
-    try:
-        return json.loads(data, object_pairs_hook=unique)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({str(error)[:120]}); download it again") from error
 
 
 def _is_shape(value: Any) -> bool:
@@ -281,13 +271,16 @@ def _is_shape(value: Any) -> bool:
 
 
 def _read_into(path: Path, offset: int, view: memoryview, name: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        done = 0
-        while done < len(view):
-            count = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
-            if count == 0:
-                raise CheckpointError(f"{path}: ended while reading {name!r}; it changed since its header was read")
-            done += count
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            done = 0
+            while done < len(view):
+                count = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
+                if count == 0:
+                    raise CheckpointError(f"{path}: ended while reading {name!r}; it changed since its header was read")
+                done += count
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {name!r} cannot be read ({reason_of(error)})") from error

@@ -7,6 +7,7 @@ checkpoint; anyone may restore it without this module.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +19,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
-from omni_jax.checkpoint import explained, flatten, nest, unreadable
+from omni_jax.checkpoint import UNWRITABLE, explained, flatten, nest, plain_path, unreadable
+from omni_jax.manifest import PARAMS
 
 BATCH_BYTES = 32 << 20
 
@@ -136,15 +138,18 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def write_leaves(directory: Path, leaves: dict[str, StreamedLeaf]) -> None:
-    """Save leaves, by path, as one Orbax checkpoint."""
-    with explained(directory, "written; is the disk full or read-only?"):
-        _checkpointer().save(directory, args=ocp.args.PyTreeSave(nest(leaves)))
+    """Save leaves, by path, as the Orbax checkpoint of a directory."""
+    with explained(directory, UNWRITABLE, OSError), plain_path(directory) as plain:
+        _checkpointer().save(plain / PARAMS, args=ocp.args.PyTreeSave(nest(leaves)))
 
 
-def open_leaves(directory: Path, paths: Sequence[str]) -> dict[str, OpenLeaf]:
-    """The arrays of an Orbax checkpoint by path, open for reading; what it does not hold is no OpenLeaf."""
+@contextmanager
+def open_leaves(directory: Path, paths: Sequence[str]) -> Iterator[dict[str, OpenLeaf]]:
+    """The arrays of a directory's Orbax checkpoint by path, open for reading; what it does not hold is no OpenLeaf."""
     item = nest(dict.fromkeys(paths, 0))
     args = nest({path: ocp.RestoreArgs(restore_type=StreamedLeaf) for path in paths})
-    with explained(directory.parent, unreadable(directory.parent)):
-        wanted = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
-        return flatten(_checkpointer().restore(directory, args=wanted))
+    wanted = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+    with plain_path(directory) as plain:
+        with explained(directory, unreadable(directory)):
+            leaves = flatten(_checkpointer().restore(plain / PARAMS, args=wanted))
+        yield leaves

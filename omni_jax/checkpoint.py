@@ -1,21 +1,21 @@
-"""A checkpoint of ours on disk, written once and restored in pieces onto any mesh.
+"""A converted checkpoint on disk: written once, restored in pieces onto any mesh.
 
     config.json, tokenizer.json, ...   the model's own small files, byte for byte
-    manifest.json                      format, shape and dtype of every array, SHA-256 of every tensor
+    manifest.json                      every array and file with its hash (`manifest`)
     params/                            Orbax: the plain parameter tree, chunked so that one expert can be read alone
 
 `convert` and training write it, `restore` reads it, and each device receives only its own pieces. Orbax guards its
-structure but not its data: single flipped bits load silently, hence the hashes. A checkpoint is built under a hidden
-name beside its destination and renamed when complete, so that nothing half-written ever bears the name.
+structure but not its data: single flipped bits load silently, hence the hashes. `publish` makes it appear complete or
+not at all.
 """
 
 import hashlib
-import json
-import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,71 +26,79 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError
+from omni_jax.files import read_object, reason_of
+from omni_jax.manifest import (
+    AGAIN,
+    MAX_METADATA_BYTES,
+    PARAMS,
+    SMALL_BYTES,
+    LeafRecord,
+    Manifest,
+    differences,
+    metadata_files,
+    read_manifest,
+    surplus,
+    write_manifest,
+)
 from omni_jax.pieces import piece_registry
+from omni_jax.publish import publish
 from omni_jax.sharding import RULES
 
-FORMAT = 1
-MANIFEST, PARAMS, MARKER = "manifest.json", "params", ".unfinished"
 CHUNK_BYTES = 8 << 20
-METADATA_SUFFIXES = (".json", ".jinja", ".txt")
-MAX_METADATA_BYTES = 64 << 20
+UNWRITABLE = "written; is the disk full or read-only?"
+# What Orbax or TensorStore takes for a pattern, a separator, an address or no text at all.
+MISREAD = re.compile(r"[\[\\\ud800-\udfff]|:/")
+# What config.json counts and a checkpoint holds one by one, each with arrays or tensors of its own.
+COUNTS = (
+    *(f"thinker_config.{x}" for x in ("text_config.num_hidden_layers", "text_config.num_experts")),
+    *(f"thinker_config.{x}" for x in ("vision_config.depth", "audio_config.encoder_layers")),
+    *(f"talker_config.{x}" for x in ("text_config.num_hidden_layers", "text_config.num_experts", "num_code_groups")),
+    *("talker_config.code_predictor_config.num_hidden_layers", "code2wav_config.num_hidden_layers"),
+    *("thinker_config.vision_config.deepstack_visual_indexes", "thinker_config.text_config.mlp_only_layers"),
+)
+STAGES = ("code2wav_config.upsample_rates", "code2wav_config.upsampling_ratios")
 
 Shardings = dict | Sharding | Callable[[str], Sharding] | None
 
 
-@dataclass(frozen=True)
-class LeafRecord:
-    """Shape and dtype of one array, and SHA-256 by tensor: of the tensors it was made of, or of itself by its path."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    sha256: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint holds: a record for every array, by its path ("thinker/layers/qkv")."""
-
-    leaves: dict[str, LeafRecord]
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The sub-models present, in the order of the file."""
-        return tuple(dict.fromkeys(path.split("/")[0] for path in self.leaves))
-
-
-def read_manifest(directory: str | Path) -> Manifest:
-    """The manifest of a checkpoint; CheckpointError, with the remedy, for anything that is not a complete one."""
-    directory = Path(directory)
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(f"{directory}: {_diagnosis(directory)}")
-    try:
-        values = json.loads(path.read_bytes())
-        if values["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {values['format']!r}, this version reads {FORMAT}; update omni_jax")
-        leaves = {
-            name: LeafRecord(tuple(int(n) for n in leaf["shape"]), str(np.dtype(leaf["dtype"])), dict(leaf["sha256"]))
-            for name, leaf in values["leaves"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: damaged ({str(error)[:100]}); convert the checkpoint again") from error
-    if not (directory / PARAMS).is_dir():
-        raise CheckpointError(f"{directory}: '{PARAMS}' is missing; copy the checkpoint completely or convert it again")
-    return Manifest(leaves)
-
-
 def read_config(directory: str | Path) -> OmniConfig:
-    """The configuration of a checkpoint; CheckpointError if it is none of ours, ConfigError if config.json is wrong."""
-    path = Path(directory) / "config.json"
-    if not (path.parent / MANIFEST).is_file():
-        raise CheckpointError(f"{directory}: {_diagnosis(path.parent)}")
-    try:
-        return OmniConfig.from_hf(json.loads(path.read_bytes()))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); convert the checkpoint again") from error
+    """The configuration of a checkpoint, without the parts that it does not hold, once its small files are checked.
+
+    CheckpointError if it is none of ours or a file is not the one that was converted, ConfigError if config.json is
+    wrong.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    for name, what in differences(directory, manifest.small_files(), MAX_METADATA_BYTES):
+        raise CheckpointError(f"{directory / name}: {what}; restore the file, or convert the checkpoint again")
+    for name in surplus(directory, manifest):
+        if not name.startswith(f"{PARAMS}/"):
+            raise CheckpointError(f"{directory / name}: was not there when the checkpoint was written; move it away")
+    values = read_object(directory / "config.json", remedy=AGAIN)
+    longest = max((n for leaf in manifest.leaves.values() for n in leaf.shape), default=0)
+    check_counts(values, manifest.leaves, longest, directory)
+    config = OmniConfig.from_hf(values)
+    return replace(config, **{part: None for part in ("talker", "code2wav") if part not in manifest.parts})
+
+
+def check_counts(values: dict, names: Iterable[str], most: int, directory: Path) -> None:
+    """CheckpointError if config.json counts more layers, experts or stages than a checkpoint can hold.
+
+    names: of its tensors or arrays; `most` of what is counted can be in them. Called before anything is built from
+    these counts.
+    """
+    stages = len({tuple(re.split("[./]", name)[:3]) for name in names if name.startswith("code2wav")})
+    for name in (*COUNTS, *STAGES):
+        found: Any = values
+        for key in name.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        found = len(found) if isinstance(found, list) else found
+        limit = stages if name in STAGES and stages else most
+        if isinstance(found, int) and found > limit:
+            raise CheckpointError(
+                f"{directory}: its config.json counts {str(found)[:20]} in {name}, the weights beside it can be of at "
+                f"most {limit:,}; take the config.json that belongs to them"
+            )
 
 
 def check_shapes(directory: str | Path, declared: dict) -> None:
@@ -108,20 +116,6 @@ def check_shapes(directory: str | Path, declared: dict) -> None:
             )
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write the manifest of a checkpoint whose other files are complete, and flush it to the disk."""
-    leaves = {
-        path: {"shape": list(leaf.shape), "dtype": leaf.dtype, "sha256": leaf.sha256}
-        for path, leaf in manifest.leaves.items()
-    }
-    from omni_jax import __version__
-
-    with (directory / MANIFEST).open("w") as stream:
-        json.dump({"format": FORMAT, "omni_jax": __version__, "leaves": leaves}, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def restore(
     directory: str | Path,
     parts: tuple[str, ...] | None = None,
@@ -134,10 +128,43 @@ def restore(
     default the first device. dtype: cast on the way, default as stored. CheckpointError if anything is missing,
     damaged or does not divide over the devices.
     """
+    directory = Path(directory).absolute()
+    manifest = read_manifest(directory)
+    for name, what in differences(directory, manifest.array_files(), SMALL_BYTES):
+        raise CheckpointError(f"{directory}: the parameters cannot be {unreadable(directory)} ({name} {what})")
+    return _read(directory, select(manifest, parts, directory), shardings, dtype)
+
+
+def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
+    """Write a nested dict of jax arrays as a checkpoint, with the small files of the directory `metadata_from`.
+
+    Arrays may be sharded over several processes, which must all call this. Hashes are stored of arrays that this
+    process sees whole. CheckpointError when the destination cannot be written, exists and is not ours to overwrite.
+    """
+    if jax.process_count() > 1 and MISREAD.search(str(Path(directory).absolute())):
+        raise CheckpointError(f"{directory}: several processes cannot write below [, \\ or a name that ends in a colon")
+    if not Path(metadata_from).is_dir():
+        raise CheckpointError(f"{metadata_from}: no such directory; name the checkpoint that the parameters began as")
+    with publish(directory, overwrite, sum(x.nbytes for x in flatten(params).values())) as partial:
+        leaves = {
+            path: LeafRecord(x.shape, str(x.dtype), {path: hash_array(x)} if x.is_fully_addressable else {})
+            for path, x in flatten(params).items()
+        }
+        _write(partial, params)
+        if jax.process_index():
+            return Manifest(leaves)
+        for path in metadata_files(Path(metadata_from)):
+            shutil.copyfile(path, partial / path.name)
+        manifest = write_manifest(partial, leaves)
+        if jax.process_count() == 1:
+            _sample(partial, manifest)
+        return manifest
+
+
+def _read(directory: Path, leaves: dict[str, LeafRecord], shardings: Shardings, dtype: str | None) -> dict:
+    """Some arrays of a checkpoint, as `restore`."""
     import orbax.checkpoint as ocp
 
-    directory = Path(directory).absolute()
-    leaves = select(read_manifest(directory), parts, directory)
     args = {}
     for path, leaf in leaves.items():
         sharding = sharding_of(shardings, path, leaf.shape)
@@ -145,21 +172,17 @@ def restore(
             restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape, dtype=np.dtype(dtype or leaf.dtype)
         )
     wanted = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(leaves, 0)), restore_args=nest(args), partial_restore=True)
-    with explained(directory, unreadable(directory)):
+    with explained(directory, unreadable(directory)), plain_path(directory) as plain:
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=piece_registry())
-        tree = ocp.Checkpointer(handler).restore(directory / PARAMS, args=wanted)
+        tree = ocp.Checkpointer(handler).restore(plain / PARAMS, args=wanted)
     for path, value in flatten(tree).items():
         if not isinstance(value, jax.Array):
             raise CheckpointError(f"{directory / PARAMS}: array {path!r} is missing; convert the checkpoint again")
     return tree
 
 
-def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
-    """Write a nested dict of jax arrays as a checkpoint, with the small files of the directory `metadata_from`.
-
-    Arrays may be sharded over several processes, which must all call this. Hashes are stored of arrays that this
-    process sees whole. CheckpointError when the destination exists and is not ours to overwrite.
-    """
+def _write(directory: Path, params: dict) -> None:
+    """Save arrays as the Orbax checkpoint of a directory."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint import type_handlers
 
@@ -168,66 +191,25 @@ def save(directory: str | Path, params: dict, metadata_from: str | Path, overwri
         (jax.Array, type_handlers.ArrayHandler(use_replica_parallel=False))
     )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
-    leaves = {
-        path: LeafRecord(x.shape, str(x.dtype), {path: hash_array(x)} if x.is_fully_addressable else {})
-        for path, x in flatten(params).items()
+    save_args = nest({path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for path in flatten(params)})
+    with explained(directory, UNWRITABLE, OSError), plain_path(directory) as plain:
+        ocp.Checkpointer(handler).save(plain / PARAMS, args=ocp.args.PyTreeSave(params, save_args=save_args))
+
+
+def _sample(directory: Path, manifest: Manifest) -> None:
+    """Read the smallest array of each part back; CheckpointError unless it is what was written."""
+    smallest = {
+        path.split("/")[0]: path for path in sorted(manifest.leaves, key=lambda p: -prod(manifest.leaves[p].shape))
     }
-    save_args = nest({path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for path in leaves})
-    with publish(Path(directory), overwrite) as partial:
-        with explained(partial, "written; is the disk full or read-only?"):
-            ocp.Checkpointer(handler).save(partial / PARAMS, args=ocp.args.PyTreeSave(params, save_args=save_args))
-        if jax.process_index() == 0:
-            for path in metadata_files(Path(metadata_from)):
-                shutil.copyfile(path, partial / path.name)
-            write_manifest(partial, Manifest(leaves))
-    return Manifest(leaves)
+    read = flatten(_read(directory, {path: manifest.leaves[path] for path in smallest.values()}, None, None))
+    for path, array in read.items():
+        if manifest.leaves[path].sha256.get(path) not in (None, hash_array(array)):
+            raise CheckpointError(f"{directory}: {path} reads differently from what was written; is the disk faulty?")
 
 
 def hash_array(x: Any) -> str:
     """SHA-256 of an array's bytes in row-major order."""
     return hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data).hexdigest()
-
-
-@contextmanager
-def publish(destination: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a hidden directory that becomes `destination` when the block succeeds and disappears when it fails.
-
-    What an interrupted run left behind is removed; a run in progress, a destination that exists, or (with `overwrite`)
-    one that is not a checkpoint of ours raises CheckpointError.
-    """
-    destination = destination.absolute()
-    partial = destination.parent / f".{destination.name}.partial"
-    primary = jax.process_index() == 0
-    lock = _claim(destination, partial, overwrite) if primary else None
-    _barrier(f"claimed {partial}")
-    try:
-        yield partial
-        _barrier(f"written {partial}")
-        if primary:
-            _rename(partial, destination)
-    except BaseException as error:
-        if primary:
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{destination}: could not be written ({error.strerror or error})") from error
-        raise
-    finally:
-        if lock is not None:
-            os.close(lock)
-    _barrier(f"published {partial}")
-
-
-def metadata_files(directory: Path) -> list[Path]:
-    """The small JSON, template and text files of a model; never weights, indices, manifests or code."""
-    return [
-        path
-        for path in sorted(directory.iterdir())
-        if path.suffix in METADATA_SUFFIXES
-        and not path.name.endswith(".safetensors.index.json")
-        and path.name != MANIFEST
-        and path.is_file()
-        and path.stat().st_size <= MAX_METADATA_BYTES
-    ]
 
 
 def chunk_shape(shape: tuple[int, ...], axes: tuple[str | None, ...], itemsize: int) -> tuple[int, ...]:
@@ -266,15 +248,28 @@ def sharding_of(shardings: Shardings, path: str, shape: tuple[int, ...]) -> Shar
 
 
 @contextmanager
-def explained(directory: Path, what: str) -> Iterator[None]:
-    """Turn what Orbax raises into "the parameters cannot be `what`"; errors that explain themselves pass."""
+def explained(directory: Path, what: str, *passing: type[Exception]) -> Iterator[None]:
+    """Turn what Orbax raises into "the parameters cannot be `what`"; `passing` and what explains itself pass."""
     try:
         yield
-    except (CheckpointError, MemoryError, OSError, jax.errors.JaxRuntimeError, TypeError, AttributeError):
+    except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError, *passing):
         raise
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{directory}: the parameters cannot be {what} ({reason[0][:300]})") from error
+        raise CheckpointError(
+            f"{directory}: the parameters cannot be {what} ({reason_of(error.__cause__ or error)})"
+        ) from error
+
+
+@contextmanager
+def plain_path(directory: Path) -> Iterator[Path]:
+    """A path of a directory that Orbax and TensorStore take for what it is: its own, or a link that lasts as long."""
+    if not MISREAD.search(str(directory)):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="omni_jax-") as folder:
+        link = Path(folder) / "checkpoint"
+        link.symlink_to(directory.absolute(), target_is_directory=True)
+        yield link
 
 
 def unreadable(directory: Path) -> str:
@@ -303,68 +298,3 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _claim(destination: Path, partial: Path, overwrite: bool) -> int:
-    """Make the hidden directory ours, exclusively, and return the lock's descriptor."""
-    import fcntl
-
-    replaced = _replaced(destination)
-    if replaced.exists() and not destination.exists():
-        os.rename(replaced, destination)
-    if destination.is_file():
-        raise CheckpointError(f"{destination} is a file; choose another name")
-    if destination.exists() and any(destination.iterdir()):
-        if not overwrite:
-            raise CheckpointError(f"{destination} exists; choose another name, or overwrite it with --overwrite")
-        if not (destination / MANIFEST).is_file():
-            raise CheckpointError(f"{destination} exists and is not a checkpoint of omni_jax; it is left alone")
-    if partial.exists() and any(partial.iterdir()) and not (partial / MARKER).exists():
-        raise CheckpointError(f"{partial} exists and is not an interrupted conversion; remove or rename it")
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial / MARKER, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.stat(partial / MARKER)  # Gone if the other process has just finished and renamed the directory.
-    except OSError as error:
-        os.close(lock)
-        raise CheckpointError(f"{destination} is being written by another process") from error
-    for path in partial.iterdir():
-        if path.name != MARKER:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return lock
-
-
-def _rename(partial: Path, destination: Path) -> None:
-    """Give a finished directory its name; a checkpoint that it replaces is moved aside first, and back if we die."""
-    replaced = _replaced(destination)
-    if destination.exists() and any(destination.iterdir()):
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.rename(destination, replaced)
-    os.rename(partial, destination)
-    (destination / MARKER).unlink()
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _replaced(destination: Path) -> Path:
-    return destination.parent / f".{destination.name}.replaced"
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def _diagnosis(directory: Path) -> str:
-    """Why a directory without a manifest is not a checkpoint of ours, and what to do."""
-    if not directory.is_dir():
-        return "no such directory"
-    if (directory / MARKER).exists():
-        return "an unfinished conversion; run it again"
-    if any(p.suffix == ".safetensors" for p in directory.iterdir()):
-        return f"a Hugging Face checkpoint; convert it with `python -m convert {directory} DST`, or use convert.load_hf"
-    if (directory / PARAMS).exists():
-        return f"'{MANIFEST}' is missing; copy the checkpoint completely or convert it again"
-    return f"not a converted checkpoint ('{MANIFEST}' is missing)"

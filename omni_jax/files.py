@@ -68,7 +68,7 @@ def read_bytes(
     is an InputError.
     """
     remedy = f"; {remedy}" if remedy else ""
-    if str(path) == STDIN and issubclass(error, InputError):
+    if _is_stdin(path, error):
         return _bounded(sys.stdin.buffer.read(most + 1), "standard input", most, error)
     try:
         # Non-blocking, so that a pipe without a writer is refused below instead of waited for.
@@ -80,10 +80,16 @@ def read_bytes(
             return _bounded(stream.read(most + 1), str(path), most, error)
     except FileNotFoundError:
         raise error(f"{path}: there is no such file{remedy}") from None
+    except PermissionError:
+        raise error(f"{path}: cannot be read (permission denied); ask its owner to let you read it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as damage:
         raise error(f"{path}: damaged ({reason_of(damage)}){remedy}") from None
     except OSError as failure:
         raise error(f"{path}: cannot be read ({reason_of(failure)}){remedy}") from None
+
+
+def _is_stdin(path: Path, error: type[OmniError]) -> bool:
+    return str(path) == STDIN and issubclass(error, InputError)
 
 
 def read_text(
@@ -97,7 +103,8 @@ def read_json(
     path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
 ) -> Any:
     """What a JSON file holds, as `read_bytes` and `parse_json`."""
-    return parse_json(read_bytes(path, most=most, error=error, remedy=remedy), str(path), error=error, remedy=remedy)
+    where = "standard input" if _is_stdin(path, error) else str(path)
+    return parse_json(read_bytes(path, most=most, error=error, remedy=remedy), where, error=error, remedy=remedy)
 
 
 def read_object(

@@ -1,6 +1,7 @@
 """`omni-jax inspect`: what a checkpoint holds and what memory it needs, from its headers alone."""
 
 import json
+import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,7 +12,9 @@ import tyro
 
 from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
+from omni_jax.decode.arguments import whole
 from omni_jax.loading import default_dtype, described
+from omni_jax.manifest import MANIFEST, read_manifest
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
 from omni_jax.ops.cache import slots_for
@@ -39,9 +42,14 @@ class Inspect:
 
 def inspect(command: Inspect) -> None:
     """Print what the checkpoint holds."""
-    if (command.model / checkpoint.MANIFEST).is_file():
-        config = checkpoint.read_config(command.model)
-        leaves = checkpoint.read_manifest(command.model).leaves
+    for name, value in (("--context", command.context), ("--batch", command.batch)):
+        whole(name, value, "give at least 1")
+    if os.path.lexists(command.model / MANIFEST):
+        from convert.verify import rows_of
+
+        config, manifest = checkpoint.read_config(command.model), read_manifest(command.model)
+        rows_of(command.model, manifest)
+        leaves = manifest.leaves
         arrays = [(path, leaf.shape, leaf.dtype) for path, leaf in leaves.items()]
         kind = "converted checkpoint"
     else:
@@ -70,7 +78,7 @@ def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]]
         part["arrays"] += 1
         part["parameters"] += prod(shape)
         part["bytes"] += prod(shape) * jnp.dtype(loaded or dtype).itemsize
-    text = config.thinker.text
+    text, speaks = config.thinker.text, set(PARTS) <= parts.keys()
     dtype = jnp.dtype(loaded or arrays[0][2])
     per_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
     cache = per_token * slots_for(min(command.context, text.max_position_embeddings)) * command.batch
@@ -84,17 +92,17 @@ def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]]
         "experts": text.num_experts,
         "experts_per_token": text.experts_per_token,
         "max_context": text.max_position_embeddings,
-        "speech": config.talker is not None,
-        "speakers": [name for name, _ in config.talker.speakers] if config.talker else [],
+        "speech": speaks,
+        "speakers": [name for name, _ in config.talker.speakers] if config.talker and speaks else [],
         "cache_bytes_per_token": per_token,
         "cache_bytes": cache,
-        "thinker_bytes": parts["thinker"]["bytes"] + cache,
+        "thinker_bytes": parts["thinker"]["bytes"] + cache if "thinker" in parts else None,
     }
 
 
 def _on_devices(config: OmniConfig, types: dict[str, str], mesh: str, command: Inspect) -> dict[str, Any]:
     """What each device of a mesh would hold: bytes of weights by part, and of the Thinker's cache."""
-    present = [part for part in PARTS if getattr(config, part) is not None]
+    present = [part for part in PARTS if any(path.startswith(f"{part}/") for path in types)]
     loaded, held, cache = command.dtype or default_dtype(), {}, 0
     parts = [described(name, declare(PARTS[name], getattr(config, name)), config, types, loaded) for name in present]
     chosen = settle(AUTO, parts) if mesh == AUTO else Placement({})
@@ -121,7 +129,7 @@ def _table(report: dict[str, Any]) -> str:
         f"work on a token, context {report['max_context']:,}",
         f"speakers: {', '.join(report['speakers']) or 'none (text only)'}",
         f"cache: {_size(report['cache_bytes_per_token'])} a token, {_size(report['cache_bytes'])} for this context",
-        f"to answer in text: {_size(report['thinker_bytes'])} of weights and cache, beside working memory",
+        f"to answer in text: {_needed(report['thinker_bytes'])}",
     ]
     if report.get("mesh_reason"):
         lines.append(f"mesh {report['mesh_reason']}")
@@ -129,6 +137,11 @@ def _table(report: dict[str, Any]) -> str:
         more = f", and {_size(report['device_cache_bytes'])} of cache" if name == "thinker" else ""
         lines.append(f"on each device of {held['mesh']}: {_size(held['bytes'])} of the {name}'s weights{more}")
     return "\n".join(lines)
+
+
+def _needed(count: int | None) -> str:
+    """What answering in text takes, if the Thinker is there."""
+    return "no Thinker is here" if count is None else f"{_size(count)} of weights and cache, beside working memory"
 
 
 def _size(count: int) -> str:

@@ -5,13 +5,18 @@ config.json, manifest -> parts, meshes (placement) -> restore, each device its o
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
-from omni_jax.errors import InputError
+from omni_jax.decode.arguments import explained, listed, shown
+from omni_jax.errors import CheckpointError, InputError
+from omni_jax.files import reason_of, user_path
 from omni_jax.inputs.processor import Processor
+from omni_jax.manifest import read_manifest
 from omni_jax.models.param import Graph, declare
 from omni_jax.omni import PARTS, Omni
 from omni_jax.placement import MeshLike, Part, settle
@@ -19,6 +24,7 @@ from omni_jax.placement import MeshLike, Part, settle
 DTYPES = ("float32", "bfloat16")
 
 
+@explained
 def load(
     path: str | Path, *, mesh: MeshLike = None, dtype: str | None = None, parts: Sequence[str] | None = None
 ) -> Omni:
@@ -46,20 +52,16 @@ def unread(
     Requests may be made of it at once, so that they are refused within a second if they are wrong. What they give may
     be iterated over when the weights are there.
     """
-    path = Path(path)
-    if dtype not in (None, *DTYPES):
-        raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
+    path = user_path(path, "the model")
+    _check_arguments(mesh, dtype, parts)
     usual = default_dtype()
-    config = checkpoint.read_config(path)
-    present = [part for part in PARTS if getattr(config, part) is not None]
-    parts = tuple(present if parts is None else parts)
-    if not parts or not set(parts) <= set(present):
-        raise InputError(f"parts {parts}; {path} has {present}")
+    config, manifest = checkpoint.read_config(path), read_manifest(path)
+    parts = _chosen(path, manifest.parts, parts)
     processor = Processor.from_dir(path, config)
-    graphs = {part: declare(PARTS[part], getattr(config, part)) for part in parts}
+    graphs = {part: _declared(path, part, config) for part in parts}
     checkpoint.check_shapes(path, {part: graph.shapes for part, graph in graphs.items()})
     dtype = dtype or usual
-    types = {name: leaf.dtype for name, leaf in checkpoint.read_manifest(path).leaves.items()}
+    types = {name: leaf.dtype for name, leaf in manifest.leaves.items()}
     placement = settle(mesh, [described(part, graphs[part], config, types, dtype) for part in parts])
     placed = {part: sharding.shardings(graphs[part].axes, on) for part, on in placement.meshes.items()}
     omni = Omni({part: {} for part in parts}, config, processor, placement.meshes or None)
@@ -70,6 +72,39 @@ def unread(
             omni.params[part].update(arrays)
 
     return omni, read
+
+
+def _check_arguments(mesh: Any, dtype: Any, parts: Any) -> None:
+    """Raise InputError, with what to give instead, for arguments of `load` of another type or an unknown dtype."""
+    if not isinstance(mesh, str | Mesh | Mapping | None):
+        raise InputError(f"mesh is {shown(mesh)}; give text such as 'expert=4,data=2', 'auto', or meshes")
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+        raise InputError(f"dtype is {shown(dtype)}; choose from {list(DTYPES)}")
+    if parts is not None:
+        remedy = f"give some of {tuple(PARTS)}, such as ('thinker',)"
+        for part in listed("parts", parts, remedy):
+            if not isinstance(part, str):
+                raise InputError(f"parts holds {shown(part)}; {remedy}")
+
+
+def _chosen(path: Path, present: Sequence[str], parts: Sequence[str] | None) -> tuple[str, ...]:
+    """The parts to load, by default all that were converted; InputError for one that was not."""
+    held = [part for part in PARTS if part in present]
+    parts = tuple(held if parts is None else parts)
+    if not parts or not set(parts) <= set(held):
+        raise InputError(f"parts {parts}: {path} holds {held}; choose from these, or convert the model with more parts")
+    return parts
+
+
+def _declared(path: Path, part: str, config: OmniConfig) -> Graph:
+    """The declaration of a part; CheckpointError for sizes of which there is no model."""
+    try:
+        return declare(PARTS[part], getattr(config, part))
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / 'config.json'}: there is no {part} of these sizes ({reason_of(error)}); restore the config.json "
+            "that it was converted with"
+        ) from error
 
 
 def described(part: str, graph: Graph, config: OmniConfig, types: Mapping[str, str], dtype: str | None) -> Part:

@@ -49,6 +49,8 @@ class Command:
 
 def run(arguments: list[str], seconds: float | None = None, again: float | None = None) -> Ended:
     """Run Python, interrupt it after `seconds` if given, and `again` seconds later."""
+    # A shell lets what it runs in the background ignore interrupts, and processes inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, *arguments],
         env=ENVIRONMENT,
@@ -56,8 +58,6 @@ def run(arguments: list[str], seconds: float | None = None, again: float | None 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell lets the processes that it starts beside it ignore interrupts, and they hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The thread that answers interrupts is the second.
     while process.poll() is None and len(os.listdir(f"/proc/{process.pid}/task")) < 2:

@@ -5,6 +5,8 @@ pre-tokenizer of the real one, followed by all of its special tokens. Their ids 
 id can hide as a constant.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 # The pre-tokenizer's pattern, as in the public tokenizer.json.
@@ -176,6 +178,24 @@ def token_ids(tokenizer: Any) -> dict[str, int]:
     if missing:
         raise ValueError(f"the tokenizer has no token {missing}; use a tokenizer.json of Qwen3-Omni")
     return ids
+
+
+def publish(directory: Path) -> None:
+    """Give a directory's tokenizer the form in which the public checkpoint has it, from that of `save_pretrained`.
+
+    tokenizer.json becomes vocab.json and merges.txt; its added tokens are those of tokenizer_config.json, whose chat
+    template, if it has one, moves to chat_template.json.
+    """
+    saved = directory / "tokenizer.json"
+    model = json.loads(saved.read_text("utf-8"))["model"]
+    merges = "".join(f"{' '.join(pair)}\n" for pair in model["merges"])
+    (directory / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+    (directory / "merges.txt").write_text(f"#version: 0.2\n{merges}", "utf-8")
+    saved.unlink()
+    settings = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
+    if template := settings.pop("chat_template", None):
+        (directory / "chat_template.json").write_text(json.dumps({"chat_template": template}), "utf-8")
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
 
 
 def tokenizer_config(tokenizer: Any) -> dict:

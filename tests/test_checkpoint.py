@@ -1,7 +1,6 @@
 """Restoring checkpoints onto devices, saving them, and every way in which a directory is not one."""
 
 import asyncio
-import json
 import os
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from omni_jax.checkpoint import chunk_shape, flatten, nest, restore, save
 from omni_jax.errors import CheckpointError, ConfigError
 from omni_jax.pieces import read_pieces
 from omni_jax.sharding import make_mesh, shardings
+from tests.convert.conftest import as_first_format, edit_manifest
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,18 @@ def test_saved_checkpoints_are_restored_verified_and_converted_back(ours, tmp_pa
     assert restore(tmp_path / "saved")["thinker"]["x"].shape == (3,)
 
 
+def test_what_was_saved_is_read_before_it_gets_its_name(ours, tmp_path, monkeypatch):
+    params = restore(ours, ("code2wav",))
+    monkeypatch.setattr(checkpoint, "_read", lambda *_: {"code2wav": {"decoder": {"alpha": np.zeros(3)}}})
+    manifest = checkpoint.read_manifest(ours)
+    assert "code2wav/decoder/alpha" in manifest.leaves
+    with pytest.raises(CheckpointError, match="code2wav/decoder/alpha reads differently"):
+        save(tmp_path / "saved", params, ours)
+    with pytest.raises(CheckpointError, match="nowhere: no such directory; name the checkpoint"):
+        save(tmp_path / "saved", params, tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
 def test_flipped_bits_of_saved_checkpoints_are_found(ours, tmp_path):
     from tests.convert.test_convert import flip
 
@@ -195,7 +207,8 @@ def test_directories_that_are_not_checkpoints(checkpoints, tmp_path, damaged):
         ('{"format": 1}', "damaged"),
         ('{"format": 1, "leaves": {"a": {}}}', "damaged"),
         ('{"format": 1, "leaves": {"a": {"shape": [1], "dtype": "float33", "sha256": {}}}}', "damaged"),
-        ('{"format": 2, "leaves": {}}', "format 2, this version reads 1; update omni_jax"),
+        ('{"format": 2, "leaves": {}}', "damaged"),
+        ('{"format": 3, "leaves": {}}', "format 3, this version reads 1 to 2; update omni_jax"),
     ],
 )
 def test_damaged_manifests(damaged, text, match):
@@ -205,9 +218,10 @@ def test_damaged_manifests(damaged, text, match):
 
 
 def edit_leaf(directory: Path, path: str, **changes: object) -> None:
-    values = json.loads((directory / "manifest.json").read_text())
-    values["leaves"].setdefault(path, {"shape": [2], "dtype": "float32", "sha256": {}}).update(changes)
-    (directory / "manifest.json").write_text(json.dumps(values))
+    def edit(values: dict) -> None:
+        values["leaves"].setdefault(path, {"shape": [2], "dtype": "float32", "sha256": {}}).update(changes)
+
+    edit_manifest(directory, edit)
 
 
 def test_missing_arrays_and_wrong_shapes(damaged):
@@ -241,10 +255,12 @@ def test_missing_and_truncated_files(damaged):
 def test_config_of_a_checkpoint(ours, damaged):
     assert checkpoint.read_config(ours).talker is not None
     (damaged / "config.json").write_text("{}")
-    with pytest.raises(ConfigError):
+    with pytest.raises(CheckpointError, match="config.json: has 2 bytes"):
         checkpoint.read_config(damaged)
+    with pytest.raises(ConfigError):
+        checkpoint.read_config(as_first_format(damaged))
     (damaged / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="config.json: cannot be read"):
+    with pytest.raises(CheckpointError, match="config.json: there is no such file"):
         checkpoint.read_config(damaged)
 
 

@@ -15,7 +15,7 @@ FLOORS = (
     ("config", "distributed", "draft_config", "errors", "files", "process", "reader", "sharding"),
     ("ops", "inputs", "sound"),
     ("models",),
-    ("decode", "checkpoint", "drafter", "pieces", "placement"),
+    ("decode", "checkpoint", "drafter", "manifest", "pieces", "placement", "publish"),
     ("train", "evaluate", "inspection", "loading", "omni"),
     ("cli",),
 )

@@ -23,6 +23,7 @@ from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import bind
 from omni_jax.omni import Omni
 from omni_jax.ops.cache import KVCache, lengthen
+from tests.convert.conftest import as_first_format
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part
 
 VARIANTS = ("tiny", "small", "odd")
@@ -282,8 +283,10 @@ def test_a_converted_checkpoint_loads_as_what_it_was(
     values = json.loads(original)
     values["thinker_config"]["text_config"]["num_hidden_layers"] -= 1
     (converted / "config.json").write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match=r"asks for .* the checkpoint holds"):
+    with pytest.raises(CheckpointError, match="config.json: .*restore the file"):
         oj.load(converted)
+    with pytest.raises(CheckpointError, match=r"asks for .* the checkpoint holds"):
+        oj.load(as_first_format(converted))
     with pytest.raises(InputError, match="int8"):
         oj.load(converted, dtype="int8")
 

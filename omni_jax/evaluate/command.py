@@ -29,6 +29,7 @@ from omni_jax.evaluate.run import Results, check_writable, run, safe_results, se
 from omni_jax.evaluate.stored import read_all
 from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
 from omni_jax.loading import default_dtype
+from omni_jax.manifest import identity
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
 from omni_jax.process import finishing
@@ -231,12 +232,8 @@ def _settings(command: Evaluate, task: str, metrics: tuple[MetricName, ...]) -> 
 
 
 def _model_digest(model: Path, dtype: str | None) -> str:
-    """Of the files that say which model this is: the manifest holds the arrays' hashes, or else the arrays count."""
-    files = [model / checkpoint.MANIFEST, *checkpoint.metadata_files(model)]
-    if not all(leaf.sha256 for leaf in checkpoint.read_manifest(model).leaves.values()):
-        # Several processes wrote it, none of which saw an array whole.
-        files += sorted(file for file in (model / checkpoint.PARAMS).rglob("*") if file.is_file())
-    return f"{dtype or default_dtype() or 'stored'}:{digest_of(files)}"
+    """Of the model, by its checkpoint's hashes, and of the type that its weights are held in."""
+    return f"{dtype or default_dtype() or 'stored'}:{identity(model)}"
 
 
 def _drafter_digest(drafter: Path) -> str:

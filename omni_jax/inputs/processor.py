@@ -108,6 +108,7 @@ class Processor:
         self.video_settings = VideoSettings.from_hf(preprocessor)
         self.audio_settings = AudioSettings.from_hf(preprocessor)
         tokenizer.check_rows(config.thinker.text.vocab_size)
+        tokenizer.check_ids(config)
         vision, settings = config.thinker.vision, self.image_settings
         for name, stated, expected in (
             ("patch_size", settings.patch_size, vision.patch_size),

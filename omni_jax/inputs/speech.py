@@ -107,8 +107,12 @@ def speaker_id(name: str, config: TalkerConfig) -> int:
 
 
 def _talker(config: OmniConfig) -> TalkerConfig:
-    if config.talker is None:
-        raise InputError("this checkpoint cannot speak (enable_audio_output is false); ask for text only")
+    missing = [part for part in ("talker", "code2wav") if getattr(config, part) is None]
+    if config.talker is None or missing:
+        raise InputError(
+            f"this checkpoint cannot speak, it holds no {' and '.join(missing)}; convert the whole model, with all its "
+            "parts, or ask for text only"
+        )
     return config.talker
 
 

@@ -1,21 +1,34 @@
-"""Text to token ids and back: a checkpoint's `tokenizer.json`, and decoding piece by piece.
+"""Text to token ids and back: a checkpoint's vocabulary, and decoding piece by piece.
 
 Second station of a prompt: `prompt.py` renders messages to text, this turns the text into ids; generated ids come back
 through `decode` or, while they are being made, through a `TextStream`. Encoding is the `tokenizers` library's. Decoding
 is a table of bytes per token, which makes a stream exact and linear: its pieces are the bytes of `decode`, cut where
-characters end.
+characters end. Encoding costs about a second per million characters, whatever they are, and takes `MAX_CHARACTERS`.
 
 Source: HF `PreTrainedTokenizerFast`. Deliberate differences: a text that is no valid Unicode, and a tokenizer that does
-not fit the model's embedding, are errors with a remedy.
+not fit the model's embedding or the ids in its configuration, are errors with a remedy.
 """
 
 import codecs
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
+from omni_jax.inputs.vocabulary import build_tokenizer, byte_alphabet, read_vocabulary
+
+# Of one text; several times what the longest context holds, and half a minute at most.
+MAX_CHARACTERS = 16_000_000
+# Tokens with a meaning of their own -> the id in config.json that must be theirs. They are the literals of the public
+# tokenizer_config.json; those with None are written by templates and the expansion of media.
+_CONTROL = {
+    "<|im_start|>": "im_start_token_id", "<|im_end|>": "im_end_token_id", "<tts_pad>": "tts_pad_token_id",
+    "<tts_text_bos>": "tts_bos_token_id", "<tts_text_eod>": "tts_eos_token_id",
+    "<|image_pad|>": "thinker_config.image_token_id", "<|video_pad|>": "thinker_config.video_token_id",
+    "<|audio_pad|>": "thinker_config.audio_token_id", "<|vision_start|>": "thinker_config.vision_start_token_id",
+    "<|audio_start|>": "thinker_config.audio_start_token_id", "<|vision_end|>": None, "<|audio_end|>": None,
+}  # fmt: skip
+_ROLES = ("system", "user", "assistant")
 
 
 class Tokenizer:
@@ -26,27 +39,47 @@ class Tokenizer:
     """
 
     def __init__(self, directory: str | Path):
-        self._backend = _load(Path(directory) / "tokenizer.json")
+        vocabulary = read_vocabulary(Path(directory))
+        self._file, self._backend = vocabulary.path, build_tokenizer(vocabulary)
         tokens = dict(self._backend.get_added_tokens_decoder())
         self._special_ids = frozenset(i for i, t in tokens.items() if t.special)
         self.added = tuple(sorted((t.content for t in tokens.values()), key=len, reverse=True))
         self.special = tuple(sorted((tokens[i].content for i in self._special_ids), key=len, reverse=True))
-        self.size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.size = self._backend.get_vocab_size(with_added_tokens=True)
         self._bytes: dict[int, bytes] = {}
 
     def check_rows(self, rows: int) -> None:
         """Raise CheckpointError if the embedding's `rows` do not hold every token; spare rows are legal."""
         if self.size > rows:
             raise CheckpointError(
-                f"tokenizer.json has token ids up to {self.size - 1}, the model's embedding has {rows} rows; "
+                f"{self._file} has token ids up to {self.size - 1}, the model's embedding has {rows} rows; "
                 "take both files from the same checkpoint"
             )
+
+    def check_ids(self, config: OmniConfig) -> None:
+        """Raise CheckpointError if a control token or role has another id than `config` states, or is ordinary text."""
+        where = f"{self._file.parent / 'config.json'}; take both files from the same checkpoint"
+        for literal in _CONTROL:
+            if literal not in self.special:
+                raise CheckpointError(
+                    f"{self._file}: {literal!r} is no special token of this tokenizer, as Qwen3-Omni's is; take the "
+                    "tokenizer's files from the same checkpoint as config.json"
+                )
+        for literal, name in (_CONTROL | {role: f"{role}_token_id" for role in _ROLES}).items():
+            if name is None:
+                continue
+            section, _, key = name.rpartition(".")
+            stated = getattr(config.thinker if section else config, key)
+            if self.token_id(literal) != stated:
+                raise CheckpointError(
+                    f"{self._file}: {literal!r} has the id {self.token_id(literal)}, but {name} is {stated} in {where}"
+                )
 
     def token_id(self, literal: str) -> int:
         """The id of one token given by its exact spelling, e.g. "<|im_end|>"; CheckpointError if there is none."""
         found = self._backend.token_to_id(literal)
         if found is None:
-            raise CheckpointError(f"tokenizer.json has no token {literal!r}; is this a Qwen3-Omni tokenizer?")
+            raise CheckpointError(f"{self._file} has no token {literal!r}; is this a Qwen3-Omni tokenizer?")
         return found
 
     def encode(self, text: str) -> list[int]:
@@ -55,11 +88,9 @@ class Tokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of `text` as ordinary text: literals of added tokens are spelled out."""
-        backend, text = self._backend, _checked(text)
-        if backend.normalizer is not None:
-            text = backend.normalizer.normalize_str(text)
-        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)] if backend.pre_tokenizer else [text]
-        return [token.id for word in words for token in backend.model.tokenize(word)]
+        backend = self._backend
+        words = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(_checked(text)))
+        return [token.id for word, _ in words for token in backend.model.tokenize(word)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids without a token become nothing."""
@@ -97,25 +128,9 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-def _load(path: Path) -> Any:
-    """The `tokenizers` object of a file, without the truncation and padding that the file may ask for."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers.decoders import ByteLevel
-
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; copy tokenizer.json from the original checkpoint")
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as e:  # the library raises bare Exception
-        raise CheckpointError(f"{path} is no tokenizer file ({e}); copy it again from the original checkpoint") from e
-    if not isinstance(backend.decoder, ByteLevel):
-        raise CheckpointError(f"{path} is no byte-level tokenizer; Qwen3-Omni's is")
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
 def _checked(text: str) -> str:
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"a text of {len(text):,} characters; at most {MAX_CHARACTERS:,} are tokenised, shorten it")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -126,20 +141,7 @@ def _checked(text: str) -> str:
     return text
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte: itself if printable, else the next from U+0100."""
-    printable = re.compile(r"[!-~\u00a1-\u00ac\u00ae-\u00ff]")
-    alphabet, free = {}, 0x100
-    for byte in range(256):
-        if printable.match(chr(byte)):
-            alphabet[chr(byte)] = byte
-        else:
-            alphabet[chr(free)] = byte
-            free += 1
-    return alphabet
-
-
-_ALPHABET = _byte_alphabet()
+_ALPHABET = byte_alphabet()
 
 
 def _spelling_to_bytes(spelling: str) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from convert import convert_checkpoint
+from omni_jax.manifest import MANIFEST, own_hash
 
 INDEX = "model.safetensors.index.json"
 
@@ -25,6 +26,22 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
 def edit_json(path: Path, edit: Callable[[Any], Any]) -> None:
     values = json.loads(path.read_text())
     path.write_text(json.dumps(edit(values) or values))
+
+
+def edit_manifest(directory: Path, edit: Callable[[Any], Any]) -> None:
+    """Change a converted checkpoint's manifest as if it had been written so."""
+
+    def signed(values: dict) -> dict:
+        values = edit(values) or values
+        return values | {"sha256": own_hash(values)}
+
+    edit_json(directory / MANIFEST, signed)
+
+
+def as_first_format(directory: Path) -> Path:
+    """Leave of a manifest what the first format holds: no files, and no hash of its own."""
+    edit_json(directory / MANIFEST, lambda values: {"format": 1, "omni_jax": "0.1.0", "leaves": values["leaves"]})
+    return directory
 
 
 def edit_header(path: Path, edit: Callable[[dict], dict | None]) -> None:

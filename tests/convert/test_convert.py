@@ -26,8 +26,9 @@ from convert.source import open_checkpoint
 from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError
+from omni_jax.manifest import MARKER, metadata_files
 from omni_jax.sharding import make_mesh
-from tests.convert.conftest import INDEX, read_tensors
+from tests.convert.conftest import INDEX, as_first_format, edit_manifest, read_tensors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -217,9 +218,7 @@ def test_a_flipped_bit_in_the_index_of_the_data_is_found(converted, tmp_path):
 
 def test_manifest_and_config_must_agree(converted, tmp_path):
     damaged = Path(shutil.copytree(converted, tmp_path / "damaged"))
-    values = json.loads((damaged / "manifest.json").read_text())
-    del values["leaves"]["thinker/norm/weight"]
-    (damaged / "manifest.json").write_text(json.dumps(values))
+    edit_manifest(damaged, lambda values: values["leaves"].pop("thinker/norm/weight") and None)
     with pytest.raises(MismatchError, match="1 arrays differ .* first thinker/norm/weight: .96,. and absent"):
         verify_checkpoint(damaged)
 
@@ -228,8 +227,10 @@ def test_truncated_data_is_found(converted, tmp_path):
     damaged = Path(shutil.copytree(converted, tmp_path / "damaged"))
     largest = max((damaged / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
-    with pytest.raises(MismatchError, match="cannot be read"):
+    with pytest.raises(MismatchError, match="bytes, .* were written"):
         verify_checkpoint(damaged)
+    with pytest.raises(MismatchError, match="cannot be read"):
+        verify_checkpoint(as_first_format(damaged))
 
 
 KILLED = """
@@ -326,6 +327,46 @@ def test_destinations_that_exist(checkpoints, converted, tmp_path):
     convert_checkpoint(checkpoints("small"), tmp_path / "empty", parts=("thinker",))
 
 
+@pytest.mark.parametrize(
+    "name", ["a[1]", "back\\slash", "a*b?{c,d}", "gs:", "line\nbreak", "100%25", "日本 ñ", "not\udcffUTF-8"], ids=ascii
+)
+def test_every_name_of_a_folder_is_written_and_read(checkpoints, converted, tmp_path, name):
+    """Libraries take some of these for patterns, separators or addresses."""
+    ours = tmp_path / name / "ours"
+    convert_checkpoint(checkpoints("small"), ours, parts=("code2wav",))
+    assert verify_checkpoint(ours) == 136
+    (tmp_path / name / name).mkdir()
+    ours = ours.rename(tmp_path / name / name / name)
+    assert_same(checkpoint.restore(ours), checkpoint.restore(converted, ("code2wav",)))
+    params = jax.tree.map(jax.numpy.asarray, checkpoint.restore(ours))
+    checkpoint.save(tmp_path / name / "saved", params, ours)
+    assert_same(checkpoint.restore(tmp_path / name / "saved"), params)
+    reverse_checkpoint(ours, tmp_path / name / "back")
+    assert (tmp_path / name / "back" / "model.safetensors").exists()
+
+
+def test_what_was_written_is_read_before_it_gets_its_name(checkpoints, tmp_path, monkeypatch):
+    """Bytes that change on their way to the disk, where the hashes were taken before."""
+    real = convert.convert.read_block
+
+    def read_block(*args):
+        block, hashes = real(*args)
+        return block + np.float32(args[1].path == "code2wav/embed"), hashes
+
+    monkeypatch.setattr(convert.convert, "read_block", read_block)
+    with pytest.raises(MismatchError, match="1 of the first tensors .*\n    code2wav.code_embedding.weight"):
+        convert_checkpoint(checkpoints("small"), tmp_path / "ours", parts=("code2wav",))
+    assert_nothing_left(tmp_path)
+
+
+def test_a_destination_around_the_source_is_left_alone(checkpoints, converted, tmp_path):
+    ours = Path(shutil.copytree(converted, tmp_path / "ours"))
+    source = Path(shutil.copytree(checkpoints("small"), ours / "hf"))
+    with pytest.raises(CheckpointError, match="holds the checkpoint that is to be converted"):
+        convert_checkpoint(source, ours, overwrite=True)
+    assert source.exists()
+
+
 def test_a_checkpoint_in_the_way_of_its_successor_is_put_back(checkpoints, converted, tmp_path):
     """Killed between the two renames of --overwrite, the old checkpoint is found again by the next run."""
     shutil.copytree(converted, tmp_path / ".ours.replaced")
@@ -337,7 +378,7 @@ def test_a_checkpoint_in_the_way_of_its_successor_is_put_back(checkpoints, conve
 def test_two_conversions_at_once(checkpoints, tmp_path):
     partial = tmp_path / ".ours.partial"
     partial.mkdir()
-    with (partial / checkpoint.MARKER).open("w") as lock:
+    with (partial / MARKER).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(CheckpointError, match="is being written by another process"):
             convert_checkpoint(checkpoints("small"), tmp_path / "ours")
@@ -371,11 +412,14 @@ print(peak() - before)
 """
 
 
-def write_large(directory: Path, public: dict, shard_bytes: int) -> tuple[int, int]:
-    """A bfloat16 checkpoint of 339 MB, half of it in one array; returns its size and the largest array's."""
-    config = json.loads(json.dumps(public))
+def write_large(directory: Path, small: Path, shard_bytes: int) -> tuple[int, int]:
+    """A bfloat16 checkpoint of 345 MB, half of it in one array; returns its size and the largest array's."""
+    directory.mkdir()
+    for path in metadata_files(small):
+        shutil.copyfile(path, directory / path.name)
+    config = json.loads((small / "config.json").read_text())
     text = config["thinker_config"]["text_config"]
-    text.update(hidden_size=512, num_hidden_layers=8, num_experts=16, moe_intermediate_size=640, vocab_size=20000)
+    text.update(hidden_size=512, num_hidden_layers=8, num_experts=16, moe_intermediate_size=640, vocab_size=36000)
     text.update(num_attention_heads=8, num_key_value_heads=2)
     config["thinker_config"]["vision_config"].update(
         depth=2, hidden_size=256, num_heads=4, intermediate_size=512, out_hidden_size=512, deepstack_visual_indexes=[0]
@@ -384,7 +428,6 @@ def write_large(directory: Path, public: dict, shard_bytes: int) -> tuple[int, i
         encoder_layers=2, d_model=256, encoder_attention_heads=4, encoder_ffn_dim=512, output_dim=512
     )
     config["enable_audio_output"] = False
-    directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     bf16, rng = np.dtype(ml_dtypes.bfloat16), np.random.default_rng(0)
     rows = table(OmniConfig.from_hf(config))
@@ -405,11 +448,10 @@ def write_large(directory: Path, public: dict, shard_bytes: int) -> tuple[int, i
     return sum(sizes), max(sizes)
 
 
-def test_peak_memory(tmp_path, data_dir):
+def test_peak_memory(tmp_path, checkpoints):
     """Converting holds less than the largest array and one shard more than the libraries themselves."""
-    public = json.loads((data_dir / "public_config.json").read_text())
     shard = 100_000_000
-    total, largest = write_large(tmp_path / "source", public, shard)
+    total, largest = write_large(tmp_path / "source", checkpoints("tiny"), shard)
     assert total > largest + shard + 50_000_000
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "source"), str(tmp_path / "ours")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from convert import convert_checkpoint
+from convert.plan import plan
 from convert.source import open_checkpoint, open_manifest, read_header
 from omni_jax.errors import CheckpointError, ConfigError
 from tests.convert.conftest import INDEX, edit_header, edit_json, edit_tensors, write_header
@@ -56,6 +57,27 @@ def test_hub_cache_layout_is_read(source, tmp_path):
         path.rename(blobs / f"blob-{path.name}")
         (snapshot / path.name).symlink_to(f"../../blobs/blob-{path.name}")
     assert len(open_checkpoint(snapshot).tensors) == 485
+
+
+def test_blobs_on_another_disk_are_read(source, tmp_path):
+    """People move the cache's large files and leave a link in their place."""
+    disk, cache = tmp_path / "disk", tmp_path / "hub" / "models--qwen"
+    disk.mkdir()
+    (cache / "snapshots" / "main").mkdir(parents=True)
+    (cache / "blobs").symlink_to(disk)
+    for path in source.iterdir():
+        path.rename(disk / f"blob-{path.name}")
+        (cache / "snapshots" / "main" / path.name).symlink_to(f"../../blobs/blob-{path.name}")
+    assert len(open_checkpoint(cache / "snapshots" / "main").tensors) == 485
+    with pytest.raises(CheckpointError, match="name one of those in its 'snapshots'"):
+        open_checkpoint(cache)
+
+
+def test_what_a_mac_leaves_is_ignored(source, tmp_path):
+    for name in ("._model.safetensors", f"._{SHARD}", "._config.json", "._chat_template.jinja", ".DS_Store"):
+        (source / name).write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    convert_checkpoint(source, tmp_path / "out", parts=("code2wav",))
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(
@@ -120,11 +142,11 @@ def test_absurd_header_sizes(tmp_path):
             "'b' starts at byte 2 of the data, not at 3",
         ),
         (b'{"a":{"dtype":[],"shape":[1],"data_offsets":[0,4]}}', "'a' is malformed"),
-        (b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}}' % (b"9" * 5000), "not valid JSON"),
+        (b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}}' % (b"9" * 5000), "5000 digits"),
         (b'["a"]', "not a JSON object"),
-        (b'{"a":', "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
+        (b'{"a":', "no valid JSON"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"\xff\xfe", "its header is no text"),
     ],
 )
 def test_wrong_headers(tmp_path, header, what):
@@ -175,7 +197,7 @@ def test_several_files_without_index(source, tmp_path):
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[", '{"a":1,"a":2}'])
 def test_wrong_index(source, tmp_path, index):
     (source / INDEX).write_text(index)
-    refused(source, tmp_path, "no 'weight_map'|not valid JSON|occurs twice")
+    refused(source, tmp_path, "no 'weight_map'|no valid JSON|occurs twice")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth"])
@@ -223,6 +245,44 @@ def test_missing_expert(source, tmp_path):
 def test_unexpected_tensors(source, tmp_path, name, hint):
     edit_tensors(source, lambda tensors: tensors.update({name: np.zeros(3, np.float32)}))
     refused(source, tmp_path, hint)
+
+
+def test_each_cause_is_named_by_its_own_tensors(source):
+    names = ("thinker.model.rotary_emb.inv_freq", "talker.model.layers.0.x.lora_A.weight", "thinker.model.extra")
+    edit_tensors(source, lambda tensors: tensors.update({name: np.zeros(3, np.float32) for name in names}))
+    with pytest.raises(CheckpointError) as caught:
+        plan(open_checkpoint(source))
+    said = str(caught.value)
+    assert "LoRA adapters: merge them into the model and save it again:\n    talker.model.layers.0.x.lora_A" in said
+    assert "1 tensors have no place in the model:\n    thinker.model.extra" in said
+    assert "leave them out when saving, as save_pretrained does:\n    thinker.model.rotary_emb.inv_freq" in said
+
+
+def test_speech_that_is_not_there(source, tmp_path):
+    """A config that promises speech over a checkpoint that holds none, and the remedy followed."""
+    for shard in (0, 1):
+        edit_tensors(
+            source, lambda t: [t.pop(name) for name in [*t] if not name.startswith("thinker.")] and None, shard
+        )
+    refused(source, tmp_path, r"tensors are missing; to convert what is there, ask for --parts thinker \(parts=")
+    assert convert_checkpoint(source, tmp_path / "out", parts=("thinker",)).parts == ("thinker",)
+
+
+def test_a_thinker_by_itself(source, tmp_path):
+    def rename(tensors):
+        for name in [*tensors]:
+            tensor = tensors.pop(name)
+            if name.startswith("thinker."):
+                tensors[name.removeprefix("thinker.")] = tensor
+
+    for shard in (0, 1):
+        edit_tensors(source, rename, shard)
+    refused(source, tmp_path, "are a Thinker by itself.*into the `thinker` of the whole model in transformers")
+    edit_json(source / "config.json", lambda config: config["thinker_config"])
+    edit_json(source / "config.json", lambda config: config.update(model_type="qwen3_omni_moe_thinker"))
+    refused(source, tmp_path, "are a Thinker by itself")
+    edit_json(source / "config.json", lambda config: config.update(model_type="qwen3_moe"))
+    refused(source, tmp_path, "model_type is 'qwen3_moe'", ConfigError)
 
 
 def test_speech_that_the_config_denies(source, tmp_path):
@@ -292,7 +352,7 @@ def test_missing_and_foreign_configs(source, tmp_path):
     edit_json(source / "config.json", lambda config: config.update(model_type="qwen2_5_omni"))
     refused(source, tmp_path, "model_type is 'qwen2_5_omni'", ConfigError)
     (source / "config.json").write_text("[]")
-    refused(source, tmp_path, "not a JSON object", ConfigError)
+    refused(source, tmp_path, "no JSON object", ConfigError)
     (source / "config.json").unlink()
     refused(source, tmp_path, "config.json is missing", ConfigError)
 

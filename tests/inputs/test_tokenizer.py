@@ -2,12 +2,18 @@
 
 import gzip
 import json
+import random
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_configs import config_dict
+from tiny_tokenizer import publish
 
+from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs.tokenizer import Tokenizer
 
@@ -33,6 +39,17 @@ def library(directory):
     import tokenizers
 
     return tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def published(directory, tmp_path_factory):
+    """The same tokenizer in the form of the public checkpoint: vocab.json, merges.txt and its tokenizer_config.json."""
+    path = tmp_path_factory.mktemp("published")
+    shutil.copy(directory / "tokenizer.json", path)
+    shutil.copy(DATA / "public_tokenizer_config.json", path / "tokenizer_config.json")
+    shutil.copy(DATA / "public_config.json", path / "config.json")
+    publish(path)
+    return path
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: repr(c["text"][:20]))
@@ -157,8 +174,8 @@ def test_unknown_token_name(tokenizer):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "does not exist"),
-        ("version https://git-lfs.github.com/spec/v1\n", "no tokenizer file"),
+        (None, "no tokenizer: neither tokenizer.json nor"),
+        ("version https://git-lfs.github.com/spec/v1\n", "tokenizer.json: no valid JSON"),
         ('{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}', "byte-level"),
     ],
 )
@@ -167,3 +184,124 @@ def test_bad_tokenizer_files(tmp_path, content, message):
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
         Tokenizer(tmp_path)
+
+
+# The form in which the model is published
+
+SCRIPTS = [
+    (0x41, 0x24F), (0x370, 0x3FF), (0x400, 0x52F), (0x591, 0x5F4), (0x600, 0x6FF), (0x900, 0x97F), (0xB82, 0xBFA),
+    (0xE01, 0xE5B), (0x10A0, 0x10FF), (0x3041, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1D400, 0x1D7FF),
+    (0x1F300, 0x1FAFF),
+]  # fmt: skip
+SPACES = [" ", "  ", "\t", "\n", "\r\n", "\n\n ", "   \n", "\u00a0", "\u3000", "\u2028", " " * 17]
+ODD = ["don't", "I'LL", "...", "!?", "<|", "|>", "\x00", "\x7f", "\ufeff", "\u200d", "\ue000", "👩‍👧‍👦", "e\u0301"]
+
+
+def strings(added, count):
+    """Mixed strings in 14 scripts, with whitespace, digits, combining marks, emoji and whole or cut control tokens."""
+    draw = random.Random(5)
+    makers = [
+        lambda low, high: "".join(chr(draw.randint(low, high)) for _ in range(draw.randint(1, 12))),
+        lambda *_: draw.choice(SPACES),
+        lambda *_: str(draw.randint(0, 10 ** draw.randint(1, 12))),
+        lambda *_: "".join(chr(draw.randint(0x300, 0x36F)) for _ in range(draw.randint(1, 6))),
+        lambda *_: draw.choice(ODD),
+        lambda *_: draw.choice(added),
+        lambda *_: draw.choice(added)[: draw.randint(1, 8)],
+    ]
+    for i in range(count):
+        pieces = draw.choices(makers, [5, 2, 1, 1, 1, 1, 1], k=draw.randint(1, 10))
+        yield "".join(make(*SCRIPTS[i % len(SCRIPTS)]) for make in pieces)
+
+
+def added_of(backend):
+    return {
+        i: (t.content, t.special, t.lstrip, t.rstrip, t.single_word, t.normalized)
+        for i, t in backend.get_added_tokens_decoder().items()
+    }
+
+
+def same_as_transformers(path, count):
+    reference = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(path)
+    ours = Tokenizer(path)
+    assert added_of(ours._backend) == added_of(reference._tokenizer)
+    for text in strings(ours.added, count):
+        ids = ours.encode(text)
+        assert ids == reference(text).input_ids, text
+        assert ours.decode(ids, skip_special=False) == reference.decode(ids), text
+    return ours
+
+
+def test_the_published_form_gives_the_ids_of_transformers(published, tokenizer):
+    ours = same_as_transformers(published, 2000)
+    assert (ours.size, ours.special, ours.added) == (tokenizer.size, tokenizer.special, tokenizer.added)
+
+
+def test_an_older_export_with_added_tokens_json(published, tmp_path):
+    """Which tokens are special stands in special_tokens_map.json there; the others are normalised before the search."""
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    added = settings.pop("added_tokens_decoder")
+    settings["pad_token"] = "<|endoftext|>"
+    (tmp_path / "added_tokens.json").write_text(json.dumps({t["content"]: int(i) for i, t in added.items()}))
+    extra = ["<|im_start|>", "<tts_pad>"]
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": extra}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = same_as_transformers(tmp_path, 200)
+    assert "<|im_end|>" in ours.special and "<think>" not in ours.special
+
+
+def test_tokenizer_json_goes_before_the_parts(published, directory, tmp_path):
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    shutil.copy(directory / "tokenizer.json", tmp_path)
+    (tmp_path / "merges.txt").write_text("no merges")
+    assert Tokenizer(tmp_path).encode("hello world") == Tokenizer(directory).encode("hello world")
+
+
+def test_a_published_files_marks_and_line_ends_do_not_matter(published, tokenizer, tmp_path):
+    """Editors of other systems add byte-order marks, write UTF-16, or end lines with a carriage return."""
+    for name in ("vocab.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((published / name).read_text("utf-8"), "utf-8-sig")
+    merges = (published / "merges.txt").read_text("utf-8").replace("\n", "\r\n")
+    (tmp_path / "merges.txt").write_bytes(merges.encode("utf-16"))
+    text = "Größe  見て\n\n<|im_end|>"
+    assert Tokenizer(tmp_path).encode(text) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("variant", ["tiny", "small", "odd", "full"])
+def test_ids_of_the_configuration_fit(checkpoints, published, variant):
+    path = published if variant == "full" else checkpoints(variant)
+    Tokenizer(path).check_ids(OmniConfig.from_hf(config_dict(variant)))
+
+
+@pytest.mark.parametrize("name", [
+    "im_start", "im_end", "system", "user", "assistant", "tts_pad", "tts_bos", "tts_eos", "thinker_config.image",
+    "thinker_config.video", "thinker_config.audio", "thinker_config.vision_start", "thinker_config.audio_start",
+])  # fmt: skip
+def test_every_id_of_the_configuration_is_compared(tokenizer, name):
+    """Another id than the tokenizer's is named with both files."""
+    values = config_dict("full")
+    section, _, key = name.rpartition(".")
+    (values[section] if section else values)[f"{key}_token_id"] = 77
+    with pytest.raises(
+        CheckpointError, match=rf"tokenizer.json: .* has the id \d+, but {name}_token_id is 77 in .*config.json"
+    ):
+        tokenizer.check_ids(OmniConfig.from_hf(values))
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 300_000, " " * 300_000 + "x", "\n " * 150_000, "e" + "\u0301" * 300_000, "!?" * 150_000]
+)
+def test_a_long_word_costs_no_more_than_words(tokenizer, text):
+    """Time grows with the length alone, whatever the characters: a merge of n letters is no n * n comparisons."""
+    start = time.perf_counter()
+    tokenizer.encode(text)
+    tokenizer.encode_plain(text)
+    assert time.perf_counter() - start < 10
+
+
+def test_a_text_beyond_the_limit_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr("omni_jax.inputs.tokenizer.MAX_CHARACTERS", 10)
+    assert tokenizer.encode("a" * 10)
+    with pytest.raises(InputError, match="11 characters; at most 10"):
+        tokenizer.encode("a" * 11)

@@ -1,0 +1,260 @@
+"""The manifest of a converted checkpoint: every array and every file of it with its hash, and a hash of itself.
+
+    format     2; 1, which has neither `files` nor `sha256`, is read too
+    leaves     shape, dtype and SHA-256 by tensor of every array, by its path
+    files      size and SHA-256 of every other file, by its path in the directory
+    sha256     of all of the above
+
+Hashes by tensor show that an array is the one that was converted; hashes by file show that a copy is complete.
+Loading compares the sizes of all files and the hashes of the small ones, `convert.verify` compares everything.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omni_jax.errors import CheckpointError
+from omni_jax.files import parse_json, read_bytes, reason_of
+
+FORMAT, FORMATS = 2, (1, 2)
+MANIFEST, PARAMS = "manifest.json", "params"
+MARKER, PARTIAL = (
+    ".unfinished",
+    ".partial",
+)  # in a directory that is being written, and such a one within its destination
+METADATA_SUFFIXES = (".json", ".jinja", ".txt")
+MAX_METADATA_BYTES = 64 << 20
+SMALL_BYTES = 1 << 20  # files up to this size are hashed whenever a checkpoint is loaded
+THREADS = 8
+AGAIN = "the checkpoint is damaged: copy it again, or convert it again"
+
+
+@dataclass(frozen=True)
+class LeafRecord:
+    """Shape and dtype of one array, and SHA-256 by tensor: of the tensors it was made of, or of itself by its path."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds: a record for every array, by its path ("thinker/layers/qkv"), and for every file."""
+
+    leaves: dict[str, LeafRecord]
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The sub-models present, in the order of the file."""
+        return tuple(dict.fromkeys(path.split("/")[0] for path in self.leaves))
+
+    def small_files(self) -> dict[str, FileRecord]:
+        """The model's own small files: configuration, tokenizer, template."""
+        return {name: record for name, record in self.files.items() if not name.startswith(f"{PARAMS}/")}
+
+    def array_files(self) -> dict[str, FileRecord]:
+        """The files that the arrays lie in."""
+        return {name: record for name, record in self.files.items() if name.startswith(f"{PARAMS}/")}
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """The manifest of a checkpoint; CheckpointError, with the remedy, for anything that is not a complete one."""
+    directory = Path(directory)
+    path = directory / MANIFEST
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{directory}: {_diagnosis(directory)}")
+    manifest = _parsed(read_bytes(path, remedy=AGAIN), path)
+    if not (directory / PARAMS).is_dir():
+        raise CheckpointError(f"{directory}: '{PARAMS}' is missing; copy the checkpoint completely or convert it again")
+    return manifest
+
+
+def write_manifest(directory: Path, leaves: dict[str, LeafRecord]) -> Manifest:
+    """Write and return the manifest of a directory whose other files are complete, and flush it to the disk."""
+    from omni_jax import __version__
+
+    manifest = Manifest(leaves, record_files(directory))
+    values: dict[str, Any] = {"format": FORMAT, "omni_jax": __version__, **asdict(manifest)}
+    values["sha256"] = own_hash(values)
+    with (directory / MANIFEST).open("w") as stream:
+        json.dump(values, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return manifest
+
+
+def own_hash(values: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's values but for the hash itself, whatever its spaces and order."""
+    rest = {name: value for name, value in values.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def record_files(directory: Path) -> dict[str, FileRecord]:
+    """Size and hash of every file of a checkpoint but for the manifest."""
+    names = sorted(_names(directory))
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = pool.map(lambda name: _hash(directory / name), names)
+        return {n: FileRecord((directory / n).stat().st_size, h) for n, h in zip(names, hashes, strict=True)}
+
+
+def differences(directory: Path, files: dict[str, FileRecord], most: float) -> Iterator[tuple[str, str]]:
+    """Files of a checkpoint that are not what was recorded, each with what is wrong with it.
+
+    most: files of up to so many bytes are hashed; of larger ones only the size is compared.
+    """
+
+    def wrong(name: str) -> str | None:
+        record = files[name]
+        try:
+            size = (directory / name).stat().st_size
+            if size != record.bytes:
+                return f"has {size:,} bytes, {record.bytes:,} were written"
+            return None if size > most or _hash(directory / name) == record.sha256 else "differs from what was written"
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read ({reason_of(error)})"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name, what in zip(files, pool.map(wrong, files), strict=True):
+            if what is not None:
+                yield name, what
+
+
+def surplus(directory: Path, manifest: Manifest) -> list[str]:
+    """Files that the manifest does not know, of the kinds that loading reads; none for a manifest without files."""
+    found = [p.relative_to(directory).as_posix() for p in metadata_files(directory)]
+    found += [name for name in _names(directory) if name.startswith(f"{PARAMS}/")]
+    return sorted(name for name in found if manifest.files and name not in manifest.files)
+
+
+def identity(directory: Path) -> str:
+    """A hash that says which model a checkpoint is: equal for two conversions of the same files, not of others."""
+    manifest = read_manifest(directory)
+    try:
+        files = manifest.files or record_files(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
+    if all(leaf.sha256 for leaf in manifest.leaves.values()):
+        # Where several processes wrote a checkpoint, none saw its arrays whole: then the files count.
+        files = {name: record for name, record in files.items() if not name.startswith(f"{PARAMS}/")}
+    return own_hash({"leaves": asdict(manifest)["leaves"], "files": {n: r.sha256 for n, r in files.items()}})
+
+
+def metadata_files(directory: Path) -> list[Path]:
+    """The small JSON, template and text files of a model; never weights, indices, manifests, code or hidden files."""
+    return [
+        path
+        for path in sorted(directory.iterdir())
+        if path.suffix in METADATA_SUFFIXES
+        and not path.name.startswith(".")
+        and not path.name.endswith(".safetensors.index.json")
+        and path.name != MANIFEST
+        and path.is_file()
+        and path.stat().st_size <= MAX_METADATA_BYTES
+    ]
+
+
+def _names(directory: Path) -> Iterator[str]:
+    """Relative paths of all files but the manifest and hidden ones."""
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory)
+        if name.as_posix() != MANIFEST and not any(part.startswith(".") for part in name.parts) and path.is_file():
+            yield name.as_posix()
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _parsed(data: bytes, path: Path) -> Manifest:
+    """A manifest out of its JSON; loading asks for it several times, and a large one takes a tenth of a second."""
+    values = parse_json(data, str(path), remedy=AGAIN)
+    try:
+        if _count(values["format"]) not in FORMATS:
+            text = f"format {values['format']}, this version reads {FORMATS[0]} to {FORMAT}; update omni_jax"
+            raise CheckpointError(f"{path}: {text}")
+        if values["format"] == FORMAT and values["sha256"] != own_hash(values):
+            raise CheckpointError(f"{path}: differs from what was written; {AGAIN}")
+        return Manifest(_leaves(values["leaves"]), _files(values["files"]) if values["format"] == FORMAT else {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: an entry is wrong ({reason_of(error)}); {AGAIN}") from None
+
+
+def _leaves(values: dict[str, Any]) -> dict[str, LeafRecord]:
+    leaves = {
+        path: LeafRecord(tuple(_count(n) for n in leaf["shape"]), _dtype(leaf["dtype"]), _texts(leaf["sha256"]))
+        for path, leaf in values.items()
+    }
+    for path in leaves:
+        names = path.split("/")
+        if "" in names or any("/".join(names[:i]) in leaves for i in range(1, len(names))):
+            raise ValueError(f"array {path[:80]!r}")
+    return leaves
+
+
+def _files(values: dict[str, Any]) -> dict[str, FileRecord]:
+    for name in values:
+        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise ValueError(f"file {name[:80]!r}")
+    return {name: FileRecord(_count(file["bytes"]), str(file["sha256"])) for name, file in values.items()}
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 48:
+        raise ValueError(f"{str(value)[:40]!r} is no size")
+    return value
+
+
+def _dtype(value: Any) -> str:
+    dtype = np.dtype(value)
+    if dtype.hasobject or dtype.shape or dtype.fields:
+        raise ValueError(f"dtype {str(value)[:40]!r}")
+    return str(dtype)
+
+
+def _texts(values: Any) -> dict[str, str]:
+    if not all(isinstance(text, str) for text in values.values()):
+        raise ValueError("a hash that is no text")
+    return dict(values)
+
+
+def _diagnosis(directory: Path) -> str:
+    """Why a directory without a manifest is not a checkpoint of ours, and what to do."""
+    if not os.path.isdir(directory):
+        return (
+            "not a directory; name the one that the file is in" if os.path.lexists(directory) else "no such directory"
+        )
+    try:
+        names = [path.name for path in directory.iterdir()]
+    except OSError as error:
+        return f"cannot be read ({reason_of(error)})"
+    if MARKER in names or os.path.exists(directory / PARTIAL / MARKER):
+        return "an unfinished conversion; run it again"
+    if any(name.endswith(".safetensors") for name in names):
+        return f"a Hugging Face checkpoint; convert it with `python -m convert {directory} DST`, or use convert.load_hf"
+    if PARAMS in names:
+        return f"'{MANIFEST}' is missing; copy the checkpoint completely or convert it again"
+    return f"not a converted checkpoint ('{MANIFEST}' is missing)"

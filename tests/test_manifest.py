@@ -1,0 +1,137 @@
+"""A checkpoint knows its own files: every changed bit is noticed, and which model it is can be told."""
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from convert import MismatchError, convert_checkpoint, verify_checkpoint
+from omni_jax import checkpoint
+from omni_jax.errors import CheckpointError
+from omni_jax.loading import load
+from omni_jax.manifest import MANIFEST, PARAMS, SMALL_BYTES, identity, read_manifest
+from tests.convert.conftest import as_first_format, edit_manifest
+
+FLIPS = 40
+
+
+@pytest.fixture(scope="module")
+def ours(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The "small" checkpoint converted, for reading only."""
+    directory = tmp_path_factory.mktemp("manifest") / "small"
+    convert_checkpoint(checkpoints("small"), directory)
+    return directory
+
+
+@pytest.fixture
+def damaged(ours: Path, tmp_path: Path) -> Path:
+    """A private copy."""
+    return Path(shutil.copytree(ours, tmp_path / "damaged"))
+
+
+def flips(directory: Path) -> Iterator[Path]:
+    """Flip bits, one at a time and undone afterwards, in all files in turn; yields the file."""
+    files, draw = sorted(path for path in directory.rglob("*") if path.is_file()), random.Random(11)
+    for i in range(FLIPS):
+        path = files[i % len(files)]
+        data = path.read_bytes()
+        bit = draw.randrange(8 * len(data))
+        path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
+        yield path
+        path.write_bytes(data)
+
+
+def test_every_flipped_bit_is_noticed(damaged: Path) -> None:
+    """By verification in any file, by loading in the small ones."""
+    kinds = set()
+    for path in flips(damaged):
+        with pytest.raises(CheckpointError):
+            verify_checkpoint(damaged)
+        if path.stat().st_size <= SMALL_BYTES:
+            with pytest.raises(CheckpointError, match=str(damaged)):
+                load(damaged, parts=("code2wav",))
+            kinds.add(path.parent)
+    assert len(kinds) >= 3
+    assert verify_checkpoint(damaged) == 485
+
+
+def test_every_file_is_recorded(ours: Path) -> None:
+    files = {path.relative_to(ours).as_posix() for path in ours.rglob("*") if path.is_file()}
+    manifest = read_manifest(ours)
+    assert manifest.files.keys() == files - {MANIFEST}
+    assert {*manifest.small_files()} | {*manifest.array_files()} == {*manifest.files}
+    assert {"config.json", "tokenizer.json"} < manifest.small_files().keys()
+    assert f"{PARAMS}/_METADATA" in manifest.array_files()
+
+
+def test_a_checkpoint_of_the_first_format_is_read(damaged: Path) -> None:
+    as_first_format(damaged)
+    assert read_manifest(damaged).files == {} and verify_checkpoint(damaged) == 485
+    assert set(checkpoint.restore(damaged, ("code2wav",))) == {"code2wav"}
+    (damaged / "notes.txt").write_text("mine")
+    assert load(damaged, parts=("code2wav",)).params.keys() == {"code2wav"}
+
+
+def test_arrays_of_another_checkpoint(damaged: Path, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_checkpoint(checkpoints("small"), tmp_path / "other", dtype="bfloat16")
+    shutil.rmtree(damaged / PARAMS)
+    (tmp_path / "other" / PARAMS).rename(damaged / PARAMS)
+    with pytest.raises(CheckpointError, match="cannot be read: .*params/"):
+        load(damaged)
+    with pytest.raises(MismatchError, match="files are not what was written"):
+        verify_checkpoint(damaged)
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"])
+def test_files_of_the_structure_that_are_gone(damaged: Path, name: str) -> None:
+    (damaged / PARAMS / name).unlink()
+    with pytest.raises(CheckpointError, match=f"cannot be read.*params/{name} is missing"):
+        load(damaged, parts=("code2wav",))
+    with pytest.raises(MismatchError, match=f"1 files are not what was written.*\n    params/{name} is missing"):
+        verify_checkpoint(damaged)
+
+
+def test_a_data_file_of_zeros(damaged: Path) -> None:
+    largest = max((damaged / PARAMS).rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(bytes(largest.stat().st_size))
+    with pytest.raises(MismatchError):
+        verify_checkpoint(damaged)
+
+
+def test_a_changed_manifest(damaged: Path) -> None:
+    text = (damaged / MANIFEST).read_text()
+    (damaged / MANIFEST).write_text(text.replace('"float32"', '"float16"', 1))
+    for act in (load, verify_checkpoint, identity):
+        with pytest.raises(CheckpointError, match=r"manifest.json: differs from what was written.*copy it again"):
+            act(damaged)
+    (damaged / MANIFEST).write_text(" ".join(text.split("\n")))  # As other programs write the same values.
+    assert verify_checkpoint(damaged) == 485
+
+
+def test_files_that_were_not_there(damaged: Path) -> None:
+    (damaged / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    with pytest.raises(CheckpointError, match="chat_template.json: was not there when .*; move it away"):
+        load(damaged)
+    with pytest.raises(MismatchError, match="\n    chat_template.json was not written with it"):
+        verify_checkpoint(damaged)
+    (damaged / "chat_template.json").unlink()
+    for name in ("._config.json", ".DS_Store", "README.md"):
+        (damaged / name).write_text("of a Mac")
+    assert verify_checkpoint(damaged) == 485
+    (damaged / PARAMS / "more").write_text("")
+    with pytest.raises(MismatchError, match="\n    params/more was not written with it"):
+        verify_checkpoint(damaged)
+
+
+def test_identity(ours: Path, damaged: Path, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    """Equal for two conversions, whose files have other names, and for the first format; not for another model."""
+    again = tmp_path / "again"
+    convert_checkpoint(checkpoints("small"), again)
+    assert {*read_manifest(again).files} != {*read_manifest(ours).files}
+    assert identity(again) == identity(ours) == identity(as_first_format(damaged))
+    edit_manifest(again, lambda values: values["leaves"]["talker/embed"]["sha256"].update(x="0"))
+    assert identity(again) != identity(ours)
+    (damaged / "chat_template.jinja").write_text("{{ messages }}")
+    assert identity(damaged) != identity(ours)
