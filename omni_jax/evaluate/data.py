@@ -23,7 +23,7 @@ from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.media import Library
 from omni_jax.evaluate.rows import MAX_LINES, data_files, digest_of, rows_of
 from omni_jax.files import reason_of, user_path
-from omni_jax.inputs.messages import KINDS, read_conversation
+from omni_jax.inputs.messages import KINDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,6 @@ def read_row(row: Any, folder: Path, name: str, library: Library) -> Sample:
         raise InputError("the row is nested too deeply") from error
     messages, turns = _conversation(row)
     messages, media = library.locate(messages, folder)
-    read_conversation(messages)
     choices = _strings(row, "choices", several=True)
     references = _strings(row, "references") or _reference(row, turns)
     given, category = str(row.get("id", row.get("question_id", name))), str(row.get("category", ""))

@@ -6,20 +6,15 @@ that goes on notices one that has changed.
 
 import errno
 import hashlib
-import os
-import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import unquote
 
 from omni_jax.errors import InputError
-from omni_jax.files import user_path
-from omni_jax.inputs.messages import KINDS
+from omni_jax.inputs.messages import KINDS, read_conversation, with_base
 from omni_jax.inputs.source import open_source, reading, scheme_of
 
 MAX_MEDIA_BYTES = 64_000_000_000  # of one file
-_URLS = {f"{kind}_url": kind for kind in KINDS}
 
 
 class Library:
@@ -29,27 +24,18 @@ class Library:
         self._digests: dict[Path, str] = {}
 
     def locate(self, messages: list[Any], folder: Path) -> tuple[list[Any], str]:
-        """The messages with the paths of their media made absolute, and a digest of what these files hold.
+        """The messages, checked, with the paths of their media made absolute, and a digest of what these files hold.
 
-        folder: that of the file with the row. The digest is hexadecimal, "" without files. Raises InputError for a
-        medium that is missing or cannot be read.
+        folder: that of the file with the row. The digest is hexadecimal, "" without files. Raises InputError for
+        messages that cannot be used, and for a medium that is missing or cannot be read.
         """
-        digests: list[str] = []
-
-        def found(source: Any, kind: str) -> Any:
-            if source is not None and not isinstance(source, str | bytes):
-                raise InputError(f"{kind} of type {type(source).__name__}; give a path or base64")
-            path = _path(source, folder) if isinstance(source, str) else None
-            if path is None:
-                return source
-            digests.append(self._digest(path, kind))
-            return str(path)
-
-        messages = [_with_media(message, found) for message in messages]
+        messages = with_base([_as_message(message) for message in messages], folder.absolute())
+        digests = [self._digest(path, kind) for path, kind in _files(messages)]
         return messages, hashlib.sha256("".join(digests).encode()).hexdigest() if digests else ""
 
     def _digest(self, path: Path, kind: str) -> str:
         if path not in self._digests:
+            _check_there(path)
             with reading(path, kind, "cannot be read"), open_source(path, kind) as file:
                 if path.stat().st_size > MAX_MEDIA_BYTES:
                     raise InputError(f"{kind} {path}: more than {MAX_MEDIA_BYTES:,} bytes; cut it into parts")
@@ -59,56 +45,43 @@ class Library:
         return self._digests[path]
 
 
-Found = Callable[[Any, str], Any]
+def _files(messages: list[Any]) -> Iterator[tuple[Path, str]]:
+    """The files that messages name, and of which kind each is; InputError for what can be no medium."""
+    for medium in read_conversation(messages).media:
+        frames = medium.kind == "video" and isinstance(medium.source, list)
+        for source in medium.source if frames else [medium.source]:
+            kind = "image" if frames else medium.kind
+            if isinstance(source, str):
+                yield Path(source), kind
+            elif not isinstance(source, bytes):
+                raise InputError(f"{medium.where}: {kind} of type {type(source).__name__}; give a path or base64")
 
 
-def _with_media(message: Any, found: Found) -> Any:
-    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        return message
-    return message | {"content": [_part(part, found) for part in message["content"]]}
-
-
-def _part(part: Any, found: Found) -> Any:
-    """A part with its sources replaced by what `found` makes of them; what is no medium stays as it is."""
-    form = part.get("type") if isinstance(part, dict) else None
-    if form in KINDS:
-        key = next((key for key in (form, "path", "url") if part.get(key) is not None), None)
-        return {**part, key: _source(part[key], form, found)} if key else part
-    if form in _URLS and isinstance(part.get(form), dict):
-        return {**part, form: {**part[form], "url": found(part[form].get("url"), _URLS[form])}}
-    if form in _URLS:
-        return {**part, form: found(part.get(form), _URLS[form])}
-    sound = part.get("input_audio") if form == "input_audio" else None
-    if isinstance(sound, dict) and scheme_of(str(sound.get("data"))) == "file":
-        return {"type": "audio", "audio": found(sound["data"], "audio")}
-    return part
-
-
-def _source(source: Any, kind: str, found: Found) -> Any:
-    """One medium, a table's {"bytes", "path"}, or the frames of a video as a list of pictures."""
-    if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path")
-    if isinstance(source, list):
-        return [found(frame, "image") for frame in source]
-    return found(source, kind)
-
-
-def _path(source: str, folder: Path) -> Path | None:
-    """The file that a source names; None if it is an address instead, or data. InputError if there is none."""
-    scheme = scheme_of(source)
-    if scheme == "file":
-        source = unquote(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "", source))
-    elif scheme or not source:
-        return None
-    path = folder.absolute() / source
-    if source.startswith("~") and not os.path.lexists(path):
-        path = user_path(source, "the medium")
+def _check_there(path: Path) -> None:
+    """InputError if there is no such file; whatever else is wrong with it shows when it is opened."""
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the name
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} does not exist; paths of media are relative to the dataset's file") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             remedy = "write base64 as data:image/png;base64,..."
-            raise InputError(f"{source[:40]!r}... is no path ({error.strerror}); {remedy}") from None
-    return path
+            raise InputError(f"{str(path)[:80]!r}... is no path ({error.strerror}); {remedy}") from None
+
+
+def _as_message(message: Any) -> Any:
+    """A message with its media as messages hold them; what is none stays as it is."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    return message | {"content": [_as_part(part) if isinstance(part, dict) else part for part in message["content"]]}
+
+
+def _as_part(part: dict) -> dict:
+    """A part whose medium is bytes or a path, where a table has both and OpenAI's form of a sound has an address."""
+    form = part.get("type")
+    if form in KINDS and isinstance(part.get(form), dict):
+        return part | {form: part[form].get("bytes") or part[form].get("path")}
+    sound = part.get("input_audio") if form == "input_audio" else None
+    if isinstance(sound, dict) and scheme_of(str(sound.get("data"))) == "file":
+        return {"type": "audio", "audio": sound["data"]}
+    return part

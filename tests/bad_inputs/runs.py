@@ -123,7 +123,7 @@ CASES = [
     _row("an address", {"prompt": "?", "image": "https://example.org/a.png"}, "nothing is fetched"),
     _row("a number as a picture", {"prompt": "?", "image": 5}, "image", "int", "path"),
     _row("base64 as a path", {"prompt": "?", "image": "iVBORw0KGgo" * 99}, "data:image/png;base64"),
-    _row("a null character", {"prompt": "?", "image": "a\0b"}, "does not exist"),
+    _row("a null character", {"prompt": "?", "image": "a\0b"}, "null character"),
     _row("a stranger's home", {"prompt": "?", "image": "~nobody-of-this-name/a.png"}, "home directory"),
     _row("an OpenAI part that is not there",
          {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "setup.py"}}]}]},

@@ -98,7 +98,7 @@ def test_the_answer_among_numbers(choices: list, answer: Any, index: Any, tmp_pa
         ({"prompt": "a", "choices": ["x", "y"], "answer": "z"}, "'answer' is 'z'"),
         ({"prompt": "a", "id": "1"}, "was used before"),
         ({"prompt": "a", "image": "iVBORw0KGgo" * 99}, "is no path"),
-        ({"prompt": "a", "image": "a\0b"}, "does not exist"),
+        ({"prompt": "a", "image": "a\0b"}, "null character"),
         ({"prompt": "a", "id": "\ud800"}, "no text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]}, "no text"),
         ('{"prompt": ' + "[" * 100_000, "nested too deep"),

@@ -90,8 +90,6 @@ def test_homes_and_absolute_paths(folder: Path, monkeypatch: pytest.MonkeyPatch)
     for source, where in (("~/a.png", "here/a.png"), (str(folder / "a.png"), "set/a.png"),
                           (f"file://{folder}/a.png", "set/a.png")):  # fmt: skip
         assert sources(read(folder, {"type": "image", "image": source})) == [str(folder.parent / where)]
-    (folder / "~b.png").write_text("a name that begins so")
-    assert sources(read(folder, {"type": "image", "image": "~b.png"})) == [str(folder / "~b.png")]
 
 
 def test_data_and_addresses_are_no_paths(folder: Path) -> None:
