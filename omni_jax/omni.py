@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 
 from omni_jax.config import OmniConfig
 from omni_jax.decode.answers import finished, repeated, spoken, spoken_events, written, written_events
-from omni_jax.decode.arguments import explained, flag
+from omni_jax.decode.arguments import explained, flag, whole
 from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.generate import forward
 from omni_jax.decode.limits import Limits, check_conversations, copies_of
 from omni_jax.decode.media import encode_media
+from omni_jax.decode.memory import Cache, check_memory
 from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, pad_length, seeds_of
@@ -36,7 +37,7 @@ from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Graph, bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
-from omni_jax.sharding import place
+from omni_jax.sharding import place, whole_rows
 
 Messages = list[dict[str, Any]]
 PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
@@ -209,6 +210,8 @@ class Omni:
         limits, (seed,) = self._limits(max_new_tokens, stop, stop_ids), seeds_of(seed, 1)
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
         check_conversations(conversations)
+        rows = whole_rows(whole("slots", slots, "have at least one"), self.meshes.get("thinker"))
+        self._check_memory(rows, 1, limits.max_new_tokens)
         thinking = None if thinking is None else flag("thinking", thinking)
 
         def prepared() -> Iterator[Prompt | None]:
@@ -219,6 +222,8 @@ class Omni:
                     yield Prompt(self.prepare(asked, thinking=thinking), seed, limits.max_new_tokens)
 
         def session(prompt: Prompt) -> Session:
+            # All slots become as long as the longest prompt, whatever is said.
+            self._check_memory(rows, prompt.batch.mask.shape[1], 1)
             own = replace(limits, max_new_tokens=prompt.max_new_tokens)
             return self._sessions(prompt.batch, sampling, own, prompt.seed, None, drafting)[0]
 
@@ -300,11 +305,21 @@ class Omni:
         asked = (params, graph, text, batch, sampling, limits.max_new_tokens, seed, limits.stop_ids, taps)
         more = (limits.stops, copies)
         session = Session(*asked, *more) if drafting is None else DraftedSession(*asked, drafting, *more)
+        self._check_memory(len(session.rows), session.longest, session.max_new_tokens, voice)
         if voice is None:
             return session, None
         graph, talker = self._part("talker")
         batch, voice = repeated(batch, copies), voice.repeated(copies)
         return session, SpeechSession(talker, graph, self._embed_for_talker, self.config, batch, session, voice)
+
+    def _check_memory(self, rows: int, prompt_tokens: int, max_new_tokens: int, voice: Voice | None = None) -> None:
+        """Raise InputError for a request whose caches would not fit, all rows as long as they may become."""
+        caches = [Cache("thinker", self.config.thinker.text, rows, prompt_tokens + max_new_tokens)]
+        remedy = "have fewer slots, conversations or replies at once, or lower max_new_tokens"
+        if voice is not None and self.config.talker is not None:
+            caches.append(Cache("talker", self.config.talker.text, rows, prompt_tokens + voice.max_frames))
+            remedy += " or max_frames"
+        check_memory(caches, self.params, self.meshes, remedy)
 
     @cached_property
     def _embed_for_talker(self) -> jax.Array:
