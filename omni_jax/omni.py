@@ -163,7 +163,7 @@ class Omni:
         n: several replies to each conversation, as a list; reply i of seed s is that of seed s + i alone. stop: texts
         that end a reply, which ends before the first of them. stop_ids: token ids that end one, by default the end of
         the assistant's turn. temperature 0 is greedy. seed: one for all rows or one per row; a row's reply depends on
-        its own seed and prompt alone. logprobs: report log-probabilities of the reply's tokens and of so many
+        its own seed and prompt alone. logprobs: report log-probabilities of the reply's tokens and of this many
         alternatives to each, 0 to 20. fps, thinking: as in `prepare`. speech: say the replies too, as `speaker` (one
         for all rows or one per row), for at most `max_frames` frames of 80 ms; the penalty is on codes said before,
         also when greedy. drafter: proposes `draft_tokens` tokens a round, by default as many as it was trained for;
@@ -248,8 +248,8 @@ class Omni:
 
         The pieces of text join to the text that `generate` returns, those of audio to its waveform, and the last event
         carries the whole reply. Speech begins while the text is still being written. No part of a stop string is ever
-        shown: text that may be its beginning waits for the tokens that tell. Bad input is raised at the call, not at
-        the first event.
+        shown: text that may be its beginning waits until tokens have decided it. Bad input is raised at the call, not
+        at the first event.
         """
         if not is_conversation(messages):
             raise InputError("stream takes one conversation (a list of messages); use generate for a batch")
@@ -269,9 +269,9 @@ class Omni:
 
     def _limits(self, max_new_tokens: int, stop: str | Sequence[str] | None, stop_ids: Sequence[int] | None) -> Limits:
         """Where replies end, checked; without stop ids at the end of the assistant's turn."""
+        self._check_loaded("thinker")
         ids = [self.config.im_end_token_id] if stop_ids is None else stop_ids
-        vocab_size = self.config.thinker.text.vocab_size
-        return Limits.read(max_new_tokens, stop, ids, vocab_size, self.processor.tokenizer)
+        return Limits.read(max_new_tokens, stop, ids, self.config.thinker.text, self.processor.tokenizer)
 
     def _voice(
         self, speaker: str | Sequence[str], rows: int, drawing: tuple[float, int, float, float], max_frames: int

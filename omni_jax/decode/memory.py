@@ -21,7 +21,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Cache:
-    """What a request fills: the cache of a part ("thinker", "talker") for so many rows of at most so many tokens."""
+    """What a request fills: the cache of a part ("thinker", "talker"), for rows of at most `tokens` tokens."""
 
     part: str
     text: DecoderConfig
