@@ -1,22 +1,18 @@
 """What can be told of a run's settings from the checkpoint's config.json alone, before any weight is read."""
 
-import os
-from contextlib import suppress
-
 import jax
 
 from omni_jax.config import OmniConfig
 from omni_jax.decode.drafting import Draftings
+from omni_jax.decode.memory import GB, available
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import is_whole, row_keys
 from omni_jax.decode.speech import Voice
 from omni_jax.drafter import Drafter
 from omni_jax.errors import InputError
 from omni_jax.evaluate.tasks import Settings
-from omni_jax.inputs.speech import speaker_ids
 from omni_jax.inputs.video import check_fps
-from omni_jax.ops.cache import slots_for
-from omni_jax.placement import memory_limit
+from omni_jax.placement import cache_bytes
 
 HALF = 2  # bytes of a number in half precision
 
@@ -26,7 +22,7 @@ def check_settings(settings: Settings, slots: int, config: OmniConfig) -> None:
     for name, value in (("slots", slots), ("max_new_tokens", settings.max_new_tokens)):
         if not is_whole(value) or value < 1:
             raise InputError(f"{name} is {value!r}; have at least one")
-    _check_memory(slots, config)
+    _check_slots(slots, config)
     limit = config.thinker.text.max_position_embeddings
     if settings.task in ("generate", "mt-bench", "speech") and settings.max_new_tokens >= limit:
         asked = f"max_new_tokens is {settings.max_new_tokens}"
@@ -35,32 +31,20 @@ def check_settings(settings: Settings, slots: int, config: OmniConfig) -> None:
     row_keys(settings.seed, 1)
     check_fps(settings.fps)
     if settings.task == "speech":
-        speaker_ids(settings.speaker, 1, config)
         try:
-            Voice(settings.speaker, Sampling(settings.speech_temperature), settings.max_frames)
+            Voice(settings.speaker, Sampling(settings.speech_temperature), settings.max_frames).check(1, config)
         except InputError as error:
             raise InputError(f"speech: {error}") from error
 
 
-def _check_memory(slots: int, config: OmniConfig) -> None:
-    """InputError if the smallest caches of all slots, in half precision, are more than all the memory there is."""
-    text, memory = config.thinker.text, _memory()
-    row = 2 * text.num_layers * text.num_kv_heads * slots_for(1) * text.head_dim * HALF
-    if memory is not None and slots * row > memory:
-        had = f"{slots * row / 1e9:.1f} GB, and there are {memory / 1e9:.1f}"
+def _check_slots(slots: int, config: OmniConfig) -> None:
+    """InputError if the smallest caches of all slots, in half precision, are more than all devices can hold."""
+    row, memory = cache_bytes(config.thinker.text, HALF, {}, 1, 1), available(None) * len(jax.devices())
+    if slots * row > memory:
+        had = f"{slots * row / GB:,.1f} GB, and there are {memory / GB:,.1f}"
         raise InputError(
             f"slots is {slots}: their caches alone would take {had}; ask for {memory // row // 2} or fewer"
         )
-
-
-def _memory() -> int | None:
-    """Bytes that all devices hold together or, where they do not say, the host; None where that does not say either."""
-    limits = [memory_limit(device) for device in jax.devices()]
-    if None not in limits:
-        return sum(limit for limit in limits if limit)
-    with suppress(AttributeError, OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
 
 
 def check_drafting(settings: Settings, drafter: Drafter | None, config: OmniConfig) -> None:

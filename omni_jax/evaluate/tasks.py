@@ -213,7 +213,7 @@ def _answered(means: Means, asked: Sequence[_Talk], slots: int) -> Iterator[Resu
                     yield result
         except Exception as error:
             under_way = talks.given_up()
-            if not under_way or shares_model(means.omni.params):
+            if not under_way or _is_anothers(error, means):
                 raise
             if len(asked) == 1:
                 yield _failure(under_way[0].sample, error)
@@ -286,7 +286,7 @@ def _weighed(
     try:
         scored = iter(log_likelihoods(means.omni, [one for _, several in asked for one in several], rows=means.slots))
     except Exception as error:
-        if shares_model(means.omni.params):
+        if _is_anothers(error, means):
             raise
         if len(asked) == 1:
             yield *asked[0], error
@@ -312,7 +312,7 @@ def _spoken(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
         try:
             yield _said(means, sample)
         except Exception as error:
-            if not isinstance(error, InputError) and shares_model(means.omni.params):
+            if _is_anothers(error, means):
                 raise
             yield _failure(sample, error)
 
@@ -368,6 +368,11 @@ def _say(means: Means, sample: Sample) -> Reply:
     )
     assert isinstance(reply, Reply)
     return reply
+
+
+def _is_anothers(error: Exception, means: Means) -> bool:
+    """Whether an error may be that of another process, of which this one cannot go on without."""
+    return not isinstance(error, InputError) and shares_model(means.omni.params)
 
 
 def _user(text: str) -> dict[str, Any]:

@@ -140,7 +140,7 @@ CASES = [
     _command("a thousand million slots", "slots is 1000000000", "GB", "ask for", slots=10**9),
     _command("no slots", "slots is 0", slots=0),
     _command("a million million tokens", "max_new_tokens is 1000000000000", "context", max_new_tokens=10**12),
-    _command("a negative seed", "seed -1", seed=-1, max_new_tokens=4),
+    _command("a negative seed", "seed is -1", seed=-1, max_new_tokens=4),
     _command("no rows", "limit is 0", limit=0),
     _command("a setting that fits no row", "no row fits", "turns", task="mt-bench"),
     _command("a metric for choices", "leave out --metric", row=ROW | {"choices": ["a", "b"], "answer": 0},
