@@ -169,11 +169,16 @@ def _await_interrupts() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGINT, _note)
     # System calls go on behind a signal, also those of libraries that do not expect one.
     signal.siginterrupt(signal.SIGINT, False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_answer_interrupts, args=(reading,), daemon=True).start()
+
+
+def _note(*_: object) -> None:
+    """What the main thread does: whatever the signal cut short there is not taken for the command's own end."""
+    _process.interrupted = True
 
 
 def _forget() -> None:
