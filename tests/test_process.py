@@ -152,7 +152,7 @@ def test_what_is_being_finished_ends_at_the_next_check(tmp_path: Path) -> None:
 
 
 def test_a_block_that_ends_by_itself_is_the_last(tmp_path: Path) -> None:
-    process = begin(tmp_path, FINISHES.format(note="", each="if _ == 30: break"))
+    process = begin(tmp_path, FINISHES.format(note="", each="if process._process.interrupted: break"))
     interrupt(process, tmp_path)
     assert ended(process) == (130, "", ONE_LINE)
     assert not (tmp_path / "half").exists() and not (tmp_path / "beyond").exists()
