@@ -60,8 +60,8 @@ class _Process:
         self.name = ""
         self.lock = threading.Lock()
         self.finishing: list[str] = []
-        self.interrupted = False
-        self.said = threading.Lock()
+        self.interrupted = self.said = False
+        self.saying, self.ending = threading.Lock(), threading.Lock()
         self.farewell: Callable[[], None] | None = None
 
 
@@ -169,11 +169,16 @@ def _await_interrupts() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGINT, _note)
     # System calls go on behind a signal, also those of libraries that do not expect one.
     signal.siginterrupt(signal.SIGINT, False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_answer_interrupts, args=(reading,), daemon=True).start()
+
+
+def _note(*_: object) -> None:
+    """What the main thread does: whatever the signal cut short there is not taken for the command's own end."""
+    _process.interrupted = True
 
 
 def _forget() -> None:
@@ -211,16 +216,21 @@ def _wait(reading: int, seconds: float | None = None) -> bool:
 
 def _say(*notes: str) -> None:
     """Say once that the process was interrupted. Straight to the descriptor: the main thread may hold the stream."""
-    if _process.said.acquire(blocking=False):
+    if not _process.saying.acquire(timeout=QUIET_SECONDS):
+        return  # Nobody reads what is being said.
+    if not _process.said:
+        _process.said = True
         bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
         begun = "\n" if len(bars) or os.isatty(2) else ""
         with suppress(OSError):
             os.write(2, f"{begun}{'; '.join([f'{_process.name}: interrupted', *notes])}\n".encode())
+    _process.saying.release()
 
 
 def _end(status: int) -> NoReturn:
     """Leave with a status, or another one where standard output was not written."""
     if status == INTERRUPTED:
+        _process.ending.acquire()  # Kept: of both threads the first does the rest.
         _say()
     if status and _process.farewell is not None:
         with suppress(BaseException):

@@ -129,7 +129,7 @@ CASES = [
     ),
     _model("prompt: messages", lambda _: Prompt(MESSAGES, 0, 5), "prepared batch"),  # type: ignore[arg-type]
     # Loading and looking.
-    Case("load: nothing", lambda *_: load(None), ("the checkpoint", "NoneType", "give a path"), InputError),  # type: ignore[arg-type]
+    Case("load: nothing", lambda *_: load(None), ("the model", "NoneType", "give a path"), InputError),  # type: ignore[arg-type]
     _loaded("a mesh of 4", {"mesh": 4}, "mesh is 4", "expert=4"),
     _loaded("5 parts", {"parts": 5}, "parts is 5", "('thinker',)"),
     _loaded("parts as text", {"parts": "thinker"}, "parts is 'thinker'", "('thinker',)"),

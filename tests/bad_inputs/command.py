@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -48,6 +49,14 @@ def _messages(name: str, content: bytes | Any, *words: str) -> Case:
     return _ask(
         f"messages, {name}", "--messages {at}/m.json", *words, before=lambda at: (at / "m.json").write_bytes(data)
     )
+
+
+def _from_stdin(name: str, data: bytes, *words: str) -> Case:
+    def act(_: Path, world: Any) -> None:
+        with patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(data))):
+            _refused(main, ["generate", "--model", str(world.converted), "--messages", "-"])
+
+    return Case(f"command: standard input, {name}", act, ("standard input", *words))
 
 
 def _convert(name: str, arguments: str, *words: str) -> Case:
@@ -108,6 +117,9 @@ CASES = [
     _messages("a message that is text", ["Hello"], "message 0"),
     _messages("a picture beside the file that is missing", [USER | {"content": [{"type": "image", "image": "n.png"}]}],
               "n.png", "no such file"),
+    _from_stdin("nothing", b"", "JSON"),
+    _from_stdin("text", b"Hello", "JSON"),
+    _from_stdin("more than a conversation can be", b"[" + b" " * 64_000_000 + b"]", "64,000,000 bytes"),
     _inspect("nothing there", "{at}/none", "none"),
     _inspect("an empty folder", "{at}", "config.json"),
     _convert("no source", "{at}/none {at}/made", "none", "no such directory"),
