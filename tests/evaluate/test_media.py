@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +128,31 @@ def test_a_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(read_dataset(folder / "rows.jsonl").samples) == 5 and opened == [folder / "a.png"]
 
 
-def test_a_file_that_is_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_every_rows_problem(folder: Path) -> None:
+    (folder / "broken.png").symlink_to("/proc/self/mem")
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "image": "broken.png"}\n' * 2 + '{"prompt": "b"}\n')
+    dataset = read_dataset(folder / "rows.jsonl")
+    assert len(dataset.problems) == 2 and all("cannot be read" in problem.why for problem in dataset.problems)
+
+
+def test_an_error_that_shows_at_the_end_of_reading_is_every_rows_problem(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_source = media.open_source
+
+    @contextmanager
+    def late(path: Path, kind: str) -> Iterator[Any]:
+        with open_source(path, kind) as file:
+            yield file
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(media, "open_source", late)
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "image": "a.png"}\n' * 2 + '{"prompt": "b"}\n')
+    problems = read_dataset(folder / "rows.jsonl").problems
+    assert len(problems) == 2 and all("a.png': cannot be read (input/output error)" in one.why for one in problems)
+
+
+def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
     os.truncate(folder / "c.mp4", 10**12)
     with pytest.raises(InputError, match=r"c\.mp4: more than 64,000,000,000 bytes"):
         read(folder, {"type": "video", "video": "c.mp4"})
