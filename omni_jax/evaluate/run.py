@@ -6,8 +6,8 @@ The output directory holds
     results-<n>.jsonl      one line a sample, of process n; each is written whole and reaches the disk before the next
     report.md, *.png, summary.json   when all samples are done (`report`)
 
-A line that was being written when the process died has no end and is cut off; its sample is done again. So is one that
-failed, and one whose media have changed since: the new result is one more line, and `report.found_of` says which counts.
+A line that was being written when the process died has no end and is cut off; its sample is done again. So is a sample
+that failed, and one whose media have changed since: its new result is one more line (`report.found_of` chooses).
 """
 
 import json
