@@ -3,7 +3,7 @@
 import io
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def draw_plots(directory: Path, stats: list[dict[str, Any]], categories: Mapping
             drawn.append((name, title))
     score = next((name for values in categories.values() for name in values), None)
     if score is not None and len(categories) > 1:
-        bars = {_label(name): values.get(score, 0.0) for name, values in [*categories.items()][:MAX_BARS]}
+        bars = [(_label(name), values.get(score, 0.0)) for name, values in [*categories.items()][:MAX_BARS]]
         if _draw(directory / "categories.png", score, "Category", lambda axes: _bars(axes, bars), len(bars)):
             drawn.append(("categories.png", f"{score} by category"))
     return drawn
@@ -46,13 +46,13 @@ def _draw(path: Path, across: str, up: str, plot: Callable[[Any], Any], bars: in
 
     picture = io.BytesIO()
     try:
-        figure = Figure(figsize=(6, max(3, _BAR_INCHES * bars)), layout="constrained")
-        axes = figure.subplots()
-        plot(axes)
-        for label in (axes.set_xlabel(across), axes.set_ylabel(up)):
-            label.set_parse_math(False)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of letters that the font lacks, once for each
+            warnings.simplefilter("ignore")  # of letters that the font lacks, once for each, and of NaN
+            figure = Figure(figsize=(6, max(3, _BAR_INCHES * bars)), layout="constrained")
+            axes = figure.subplots()
+            plot(axes)
+            for label in (axes.set_xlabel(across), axes.set_ylabel(up)):
+                label.set_parse_math(False)
             figure.savefig(picture, format="png", dpi=150)
     except Exception as error:
         print(f"{path.name} cannot be drawn ({reason_of(error)}) and is left out", file=sys.stderr)
@@ -61,10 +61,12 @@ def _draw(path: Path, across: str, up: str, plot: Callable[[Any], Any], bars: in
     return True
 
 
-def _bars(axes: Any, bars: Mapping[str, float]) -> None:
+def _bars(axes: Any, bars: Sequence[tuple[str, float]]) -> None:
     """A bar for each name, which is text: a dollar sign begins no formula."""
-    axes.barh(range(len(bars)), list(bars.values()))
-    for label in axes.set_yticks(range(len(bars)), labels=list(bars)) and axes.get_yticklabels():
+    labels, heights = zip(*bars, strict=True)
+    axes.barh(range(len(bars)), heights)
+    axes.set_yticks(range(len(bars)), labels=labels)
+    for label in axes.get_yticklabels():
         label.set_parse_math(False)
 
 

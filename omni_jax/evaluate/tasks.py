@@ -200,7 +200,7 @@ def _generated(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
 
 
 def _answered(means: Means, asked: Sequence[_Talk], slots: int) -> Iterator[Result]:
-    """The results of conversations, so many at a time; where that fails, those under way are asked one by one."""
+    """The results of conversations, `slots` at a time; where that fails, those under way are asked one by one."""
     talks = _Talks(means, asked)
     while talks.waiting:
         # Settings that are wrong for all are raised here.
@@ -215,7 +215,7 @@ def _answered(means: Means, asked: Sequence[_Talk], slots: int) -> Iterator[Resu
             under_way = talks.given_up()
             if not under_way or _is_anothers(error, means):
                 raise
-            if len(asked) == 1:
+            if len(asked) == slots == 1:
                 yield _failure(under_way[0].sample, error)
             else:
                 for talk in under_way:

@@ -14,6 +14,7 @@ import pytest
 import omni_jax
 from omni_jax import checkpoint
 from omni_jax.cli import main
+from omni_jax.errors import InputError
 from omni_jax.evaluate import metrics, tasks
 from omni_jax.evaluate.loglikelihood import Scored
 from omni_jax.evaluate.stored import read_all
@@ -216,6 +217,25 @@ def test_a_prompt_that_cannot_be_computed_is_found_among_those_beside_it(
     assert set(failed) == {"3", "5"} and "out of memory" in failed["3"] and not OPAQUE.search(err)
     # The others stay together: only those beside a failure are asked alone.
     assert [call["slots"] for call in stub.asked["generate_many"]].count(3) == 3
+
+
+def test_a_prompt_that_does_not_fit_beside_others_is_asked_alone(
+    asked: list[str], stub: StubOmni, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A single row too: more slots than it needs take memory."""
+    answers = stub._answers
+
+    def crowded(prompts: Any, slots: int) -> Any:
+        if slots > 1:
+            next(prompts)
+            raise InputError("this request would take 99 GB")
+        yield from answers(prompts, slots)
+
+    stub._answers = crowded  # type: ignore[method-assign]
+    for count in (1, 3):
+        data = write(tmp_path / f"{count}.jsonl", *[{"prompt": f"{i}"} for i in range(count)])
+        assert status_of([*asked, "--data", str(data), "--output", str(tmp_path / f"out{count}")]) == 0
+        assert json.loads(capsys.readouterr().out)["scored"] == count
 
 
 def test_texts_that_cannot_be_weighed_are_found_among_those_beside_them(

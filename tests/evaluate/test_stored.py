@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from omni_jax.errors import InputError
+from omni_jax.evaluate import plots
 from omni_jax.evaluate.data import Dataset, Sample
 from omni_jax.evaluate.report import found_of, summary_of, write_report
 from omni_jax.evaluate.run import Results, try_directory
@@ -167,6 +168,14 @@ def test_categories_of_any_name_are_drawn(name: str, tmp_path: Path, capsys: pyt
     write_report(tmp_path, summary_of("t", dataset, found), dataset, found, {"task": "t"})
     assert (tmp_path / "categories.png").stat().st_size > 1000 and not capsys.readouterr().err
     assert "by category" in (tmp_path / "report.md").read_text()
+
+
+def test_categories_whose_names_begin_alike_are_all_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    drawn, bars = [], plots._bars
+    monkeypatch.setattr(plots, "_bars", lambda axes, some: (drawn.extend(some), bars(axes, some)))
+    plots.draw_plots(tmp_path, [], {"x" * 90 + end: {"exact": float(end)} for end in "01"})
+    assert [height for _, height in drawn] == [0.0, 1.0]
 
 
 def test_many_categories_are_drawn_in_part(tmp_path: Path) -> None:
