@@ -167,12 +167,13 @@ def _run(command: Command) -> None:
 def _with_user_paths(command: C) -> C:
     """The command with `~` expanded in its paths, wherever the shell did not do so, as in --model=~/model."""
 
-    def expanded(value: Any) -> Any:
+    def expanded(value: Any, flag: str) -> Any:
         if isinstance(value, tuple):
-            return tuple(map(expanded, value))
-        return user_path(value, "a path") if isinstance(value, Path) else value
+            return tuple(expanded(one, flag) for one in value)
+        return user_path(value, flag) if isinstance(value, Path) else value
 
-    return replace(command, **{field.name: expanded(getattr(command, field.name)) for field in fields(command)})
+    names = [field.name for field in fields(command)]
+    return replace(command, **{name: expanded(getattr(command, name), f"--{name}") for name in names})
 
 
 def _join(command: Machines) -> None:

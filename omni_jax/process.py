@@ -1,14 +1,14 @@
 """A command as a process: how it begins and ends. The standard library only, imported before all that takes time.
 
-Interrupts. A thread waits for them, whatever the main thread does: it imports, compiles, computes or waits. Nothing is
-raised in the main thread, because an exception out of a callback or a destructor of a C++ library is swallowed there,
-or crashes. The first interrupt ends the process with one line and status 130, unless the main thread is in a block
-that is `finishing`: what it has begun then ends first, at the next `check`. The second ends it at once.
+Interrupts. A thread waits for them while the main thread imports, compiles or computes. Nothing is raised in the main
+thread: inside a callback or destructor of a C++ library an exception is swallowed, or crashes the process. The first
+interrupt ends the process with one line and status 130, unless the main thread is in a `finishing` block; then the
+process ends at the next `check`, or at the end of the block. The second interrupt ends it at once.
 
-Streams. Nothing that a command prints can fail: what a terminal cannot encode is replaced, and a stream that cannot be
-written swallows the rest and says so in the end, by the exit status. What was to go into files is thus always written.
+Streams. Printing never raises. Characters that a terminal cannot encode are replaced. A stream that cannot be written
+drops the rest, and the exit status reports it. So a broken pipe never keeps a command from writing its files.
 
-Ends. The process leaves without the interpreter's farewell, in which libraries with threads of their own may crash.
+Ends. The process leaves by `os._exit`: while the interpreter shuts down, libraries with threads of their own may crash.
 """
 
 import atexit
@@ -98,8 +98,8 @@ def enter(name: str, module: str) -> NoReturn:
 def finishing(note: str = "") -> Iterator[None]:
     """A block in which the first interrupt does not end a command: the next `check` does, or the end of the block.
 
-    note: what a user should know who waits for that, said together with the interrupt. Outside commands, where Python
-    raises KeyboardInterrupt, this does nothing.
+    note: printed at the interrupt, for a user who has to wait. Outside `enter`, where Python raises KeyboardInterrupt,
+    this does nothing.
     """
     with _process.lock:
         _process.finishing.append(note)
@@ -118,12 +118,12 @@ def check() -> None:
 
 
 def unread() -> bool:
-    """Whether what is printed reaches nobody any more, so that a command which does nothing else may end."""
+    """Whether standard output has failed, so that a command which only prints may end."""
     return isinstance(sys.stdout, Output) and sys.stdout.failure is not None
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: the host's, or that of a device, for which XLA has a word."""
+    """Whether an error means that the memory of the host or of a device ran out."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
@@ -163,21 +163,21 @@ def _stream(descriptor: int, errors: str, encoding: str | None) -> Output:
 
 
 def _await_interrupts() -> None:
-    """Start the thread that answers interrupts, unless they are ignored, as in a job that a script runs beside it."""
+    """Start the thread that answers interrupts, unless they are ignored, as in a script's background job."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, _note)
-    # System calls go on behind a signal, also those of libraries that do not expect one.
+    # Restart system calls after the signal, also in libraries that do not expect one.
     signal.siginterrupt(signal.SIGINT, False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_answer_interrupts, args=(reading,), daemon=True).start()
 
 
 def _note(*_: object) -> None:
-    """What the main thread does: whatever the signal cut short there is not taken for the command's own end."""
+    """Run by the main thread, so that an end which the signal caused there counts as an interrupt."""
     _process.interrupted = True
 
 
@@ -190,7 +190,7 @@ def _forget() -> None:
 def _answer_interrupts(reading: int) -> None:
     """The thread: end the process at the first interrupt or, while it is finishing something, at the second."""
     _wait(reading)
-    # Kept unless something is finishing: nothing begins any more.
+    # Held to the end unless something is finishing, so that no `finishing` block begins any more.
     _process.lock.acquire()
     _process.interrupted = True
     notes = [note for note in _process.finishing if note]
@@ -230,7 +230,7 @@ def _say(*notes: str) -> None:
 def _end(status: int) -> NoReturn:
     """Leave with a status, or another one where standard output was not written."""
     if status == INTERRUPTED:
-        _process.ending.acquire()  # Kept: of both threads the first does the rest.
+        _process.ending.acquire()  # Never released: only one thread ends the process.
         _say()
     if status and _process.farewell is not None:
         with suppress(BaseException):

@@ -83,8 +83,8 @@ def fault(ended: Ended) -> str | None:
 
 def commands(hf: Path, model: Path, data: Path) -> list[Command]:
     """All commands that take time, on a small checkpoint, its conversion, and a dataset of `SAMPLES` rows."""
-    ask = ["--model", str(model), "--text", "Say something", "--max-new-tokens", "24"]
-    speak = ["--max-frames", "8", "--speak"]
+    ask = ["--model", str(model), "--text", "Say something", "--max-new-tokens", "12"]
+    speak = ["--max-frames", "4", "--speak"]
     score = ["--model", str(model), "--data", str(data), "--slots", "2", "--max-new-tokens", "16", "--output"]
     omni = ["-m", "omni_jax"]
     return [

@@ -73,7 +73,7 @@ def _inspect(name: str, where: str, *words: str) -> Case:
 CASES = [
     _ask("nothing asked", "", "--text", "--messages"),
     _ask("no model there", "--text Hi --model {at}/none", "none", "no such directory"),
-    _ask("a model in a home that is none", "--text Hi --model=~nobody-of-this-name/m", "home directory"),
+    _ask("a model in a home that is none", "--text Hi --model=~nobody-of-this-name/m", "--model", "home directory"),
     _ask("a picture that is missing", "--text Hi --image {at}/none.png", "none.png", "no such file"),
     _ask("a sound that is missing", "--text Hi --audio {at}/none.wav", "none.wav", "no such file"),
     _ask("a video that is missing", "--text Hi --video {at}/none.mp4", "none.mp4", "no such file"),
