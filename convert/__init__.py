@@ -7,11 +7,15 @@ load_hf(SRC)                   safetensors -> arrays on devices, nothing written
 write_drafter(DRAFTER, DST)    a drafter in the layout that it was loaded from
 """
 
-from convert.convert import convert_checkpoint
-from convert.drafter import write_drafter
-from convert.load import load_hf
-from convert.reverse import reverse_checkpoint
-from convert.verify import MismatchError, verify_checkpoint
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convert.convert import convert_checkpoint
+    from convert.drafter import write_drafter
+    from convert.load import load_hf
+    from convert.reverse import reverse_checkpoint
+    from convert.verify import MismatchError, verify_checkpoint
 
 __all__ = [
     "MismatchError",
@@ -21,3 +25,19 @@ __all__ = [
     "verify_checkpoint",
     "write_drafter",
 ]
+
+# What each public name is defined in. Resolved on first use, so that the command answers at once.
+_PUBLIC = {
+    "MismatchError": "convert.verify",
+    "convert_checkpoint": "convert.convert",
+    "load_hf": "convert.load",
+    "reverse_checkpoint": "convert.reverse",
+    "verify_checkpoint": "convert.verify",
+    "write_drafter": "convert.drafter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'convert' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,24 +1,32 @@
 """Command line of the converter: `python -m convert SRC DST`, `--reverse DST SRC`, `--verify DST`, `--dry-run SRC`.
 
-Exit status: 0 done, 2 wrong usage, 3 an input that cannot be used, 4 data that differs from what was written.
+Exit status: 0 done; 1 a bug, with its traceback; 2 wrong usage; 3 an input that cannot be used, or a report that could
+not be written; 4 data that differs from what was written; 130 interrupted, and nothing is left behind; 141 whoever read
+the report left before its end.
 """
 
+if __name__ == "__main__":
+    # Here rather than below the imports: an interrupt may fall into them too.
+    import os
+
+    from omni_jax.process import enter
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # Converting needs no accelerator; do not take its memory.
+    enter("python -m convert", "convert.__main__")
+
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import tyro
 
-from convert import MismatchError, convert_checkpoint, reverse_checkpoint, verify_checkpoint
-from convert.plan import plan
-from convert.source import open_checkpoint, open_manifest
 from omni_jax.errors import OmniError
+from omni_jax.files import reason_of
+from omni_jax.process import BAD_INPUT, lacks_memory
 
-USAGE, BAD_INPUT, MISMATCH = 2, 3, 4
+USAGE, MISMATCH = 2, 4
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -61,6 +69,9 @@ class Arguments:
 
 def run(arguments: Arguments) -> dict:
     """Do what the arguments say and return what there is to report."""
+    # Imported where an option has been understood, so that --help is quick.
+    from convert import convert_checkpoint, reverse_checkpoint, verify_checkpoint
+
     paths, progress = arguments.paths, not arguments.json
     if arguments.dry_run:
         return _dry_run(paths[0], arguments)
@@ -84,6 +95,9 @@ def run(arguments: Arguments) -> dict:
 
 
 def _dry_run(path: Path, arguments: Arguments) -> dict:
+    from convert.plan import plan
+    from convert.source import open_checkpoint, open_manifest
+
     source = open_checkpoint(path) if path.is_dir() else open_manifest(path, arguments.config)
     made = plan(source, arguments.parts or None, arguments.dtype)
     name, size = made.largest
@@ -136,19 +150,17 @@ def main(argv: list[str] | None = None) -> int:
         report = run(arguments)
     except (OmniError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        from convert import MismatchError
+
         return MISMATCH if isinstance(error, MismatchError) else BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
-        return 130
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        print(f"error: there is too little memory ({reason_of(error)}); end other programs first", file=sys.stderr)
+        return BAD_INPUT
     if arguments.json:
         print(json.dumps(report))
     else:
         for name, value in report.items():
             print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
     return 0
-
-
-if __name__ == "__main__":
-    if "JAX_PLATFORMS" not in os.environ:
-        jax.config.update("jax_platforms", "cpu")  # Converting needs no accelerator; do not take its memory.
-    sys.exit(main())

@@ -12,6 +12,7 @@ import numpy as np
 from convert.layout import Box, Index, Leaf
 from convert.source import SourceCheckpoint
 from omni_jax.errors import CheckpointError
+from omni_jax.process import check
 
 THREADS = 8
 AHEAD_BYTES = 64 << 20
@@ -87,7 +88,10 @@ def count_nonfinite(tensor: np.ndarray) -> int:
 def ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], item_bytes: int
 ) -> Iterator[tuple[Item, Result]]:
-    """(item, function(item)) in order, computed by threads at most THREADS items and AHEAD_BYTES ahead."""
+    """(item, function(item)) in order, computed by threads at most THREADS items and AHEAD_BYTES ahead.
+
+    A command that was interrupted ends here, between two items.
+    """
     items, running = iter(items), deque[tuple[Item, Future[Result]]]()
     depth = max(1, min(THREADS, AHEAD_BYTES // max(1, item_bytes)))
     try:
@@ -96,6 +100,7 @@ def ahead(
                 running.append((item, pool.submit(function, item)))
             if not running:
                 return
+            check()
             item, future = running.popleft()
             yield item, future.result()
     finally:

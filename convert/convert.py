@@ -22,6 +22,7 @@ from omni_jax.checkpoint import chunk_shape
 from omni_jax.errors import CheckpointError
 from omni_jax.inputs.processor import Processor
 from omni_jax.manifest import LeafRecord, Manifest, metadata_files, write_manifest
+from omni_jax.process import check, finishing
 from omni_jax.publish import place_of, publish
 
 
@@ -50,7 +51,7 @@ def convert_checkpoint(
         raise CheckpointError(f"{destination}: holds the checkpoint that is to be converted; choose another name")
     # Orbax's own files take a hundredth of the arrays.
     needed = made.bytes + made.bytes // 50 + sum(path.stat().st_size for path in small)
-    with publish(destination, overwrite, needed) as partial:
+    with finishing(), publish(destination, overwrite, needed) as partial:
         for path in small:
             shutil.copyfile(path, partial / path.name)
         leaves = _write_params(opened, made, partial, allow_nonfinite, progress)
@@ -59,6 +60,7 @@ def convert_checkpoint(
             verify_checkpoint(partial, progress)
         else:
             sample_checkpoint(partial, manifest)
+        check()
     return manifest
 
 

@@ -19,6 +19,7 @@ from convert.source import DTYPE_NAMES, INDEX
 from convert.verify import MismatchError, rows_of, take_all
 from omni_jax.errors import CheckpointError
 from omni_jax.manifest import metadata_files, read_manifest
+from omni_jax.process import finishing
 from omni_jax.publish import publish
 
 SHARD_BYTES = 5_000_000_000
@@ -52,7 +53,8 @@ def reverse_checkpoint(
         for name, place in leaf.placements(index)
     }
     shards = _shards(entries, shard_bytes)
-    with publish(destination, needed=sum(entry.nbytes for entry in entries.values())) as partial, ExitStack() as stack:
+    needed = sum(entry.nbytes for entry in entries.values())
+    with finishing(), publish(destination, needed=needed) as partial, ExitStack() as stack:
         for path in metadata_files(source):
             shutil.copyfile(path, partial / path.name)
         places: dict[str, tuple[int, int]] = {}

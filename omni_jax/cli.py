@@ -1,32 +1,44 @@
 """The `omni-jax` command: generate, stream, inspect and evaluate.
 
-Answers go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, 3 bad input or checkpoint, 130
-interrupted. With `--json` stdout holds JSON only: one object, or for `stream` one per line.
+Answers go to stdout, everything else to stderr. With `--json` stdout holds JSON only: one object, or for `stream` one
+per line. Exit status: 0 done; 1 a bug, with its traceback; 2 wrong usage; 3 bad input or checkpoint, too little memory,
+or an answer that could not be written; 4 evaluated, but not all rows could be scored; 130 interrupted; 141 whoever read
+the answer left before its end, as `head` may.
 """
+
+if __name__ == "__main__":
+    # Here rather than below the imports, which take time: an interrupt may fall into them too.
+    from omni_jax.process import enter
+
+    enter("omni-jax", "omni_jax.cli")
 
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tqdm import tqdm
 
-from omni_jax import checkpoint
-from omni_jax.distributed import START_SECONDS, Machines, is_first, leave
+from omni_jax import checkpoint, process
+from omni_jax.decode.reply import Logprobs
+from omni_jax.distributed import START_SECONDS, Machines, is_first
 from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
-from omni_jax.inputs.speech import speaker_ids
+from omni_jax.evaluate.report import is_whole
+from omni_jax.files import STDIN, read_json, reason_of, user_path
+from omni_jax.inputs.messages import with_base
+from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inspection import Inspect, inspect
-from omni_jax.loading import default_dtype
+from omni_jax.loading import default_dtype, unread
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Event, Omni, Reply
+from omni_jax.sharding import platform
 from omni_jax.sound import check_sound_file, write_sound
 
 
@@ -47,12 +59,16 @@ class Ask(Machines):
     system: str | None = None
     """System prompt."""
     messages: Path | None = None
-    """JSON file with a whole conversation, in place of the question and its media."""
+    """JSON file with a whole conversation, in place of the question and its media; - is standard input."""
     use_audio_in_video: bool = False
     """Listen to the sound tracks of the videos, in step with their frames."""
     fps: float | None = None
     """Frames sampled per second of video."""
+    thinking: bool | None = None
+    """Let a model that can do both think first, or not; by default as its template has it."""
     max_new_tokens: int = 1024
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text that ends the answer, which does not show it; repeat the flag for more."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
@@ -61,6 +77,8 @@ class Ask(Machines):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    logprobs: int | None = None
+    """With --json: log-probabilities of the answer's tokens, and of this many alternatives to each."""
     speak: Path | None = None
     """Say the answer too, into this .wav or .flac file."""
     speaker: str = "ethan"
@@ -90,6 +108,9 @@ class Ask(Machines):
 class Generate(Ask):
     """Answer a question about text, pictures, sound and video."""
 
+    n: int | None = None
+    """Several answers; answer i is that of --seed plus i."""
+
 
 @dataclass(frozen=True)
 class Stream(Ask):
@@ -104,8 +125,11 @@ Command = (
 )
 
 
+C = TypeVar("C", bound=Generate | Stream | Inspect | Evaluate)
+
+
 def main(args: list[str] | None = None) -> None:
-    """Run the command line `args` (default: the process's own) and exit with its status."""
+    """Run the command line `args` (default: the process's own); SystemExit with its status unless all went well."""
     command = tyro.cli(
         Command,
         prog="omni-jax",
@@ -114,37 +138,42 @@ def main(args: list[str] | None = None) -> None:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     try:
-        if isinstance(command, Inspect):
-            return inspect(command)
-        if command.distributed:
-            _join(command)
-        else:
-            command.join()
-        if isinstance(command, Evaluate):
-            _evaluate(command)
-        else:
-            _answer(command)
+        _run(_with_user_paths(command))
     except OmniError as error:
         print(f"omni-jax: {error}", file=sys.stderr)
-        _exit(command, 3)
-    except KeyboardInterrupt:
-        print("omni-jax: interrupted", file=sys.stderr)
-        _exit(command, 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        _exit(command, 0)
-    except Exception:
-        if not (isinstance(command, Machines) and command.distributed):
+        sys.exit(process.BAD_INPUT)
+    except Exception as error:
+        if not process.lacks_memory(error):
             raise
-        traceback.print_exc()
-        leave(1)
+        remedy = "lower --max-new-tokens, send smaller media, take --dtype bfloat16, or spread the model with --mesh"
+        print(f"omni-jax: there is too little memory ({reason_of(error)}); {remedy}", file=sys.stderr)
+        sys.exit(process.BAD_INPUT)
 
 
-def _exit(command: Command, status: int) -> NoReturn:
-    """End with a status; of several processes, the others are lost or wait for this one."""
-    if isinstance(command, Machines) and command.distributed:
-        leave(status)
-    sys.exit(status)
+def _run(command: Command) -> None:
+    if isinstance(command, Inspect):
+        return inspect(command)
+    if command.distributed:
+        _join(command)
+    else:
+        command.join()
+    platform()  # Before anything is read: are there such devices?
+    if isinstance(command, Evaluate):
+        _evaluate(command)
+    else:
+        _answer(command)
+
+
+def _with_user_paths(command: C) -> C:
+    """The command with `~` expanded in its paths, wherever the shell did not do so, as in --model=~/model."""
+
+    def expanded(value: Any, flag: str) -> Any:
+        if isinstance(value, tuple):
+            return tuple(expanded(one, flag) for one in value)
+        return user_path(value, flag) if isinstance(value, Path) else value
+
+    names = [field.name for field in fields(command)]
+    return replace(command, **{name: expanded(getattr(command, name), f"--{name}") for name in names})
 
 
 def _join(command: Machines) -> None:
@@ -156,54 +185,62 @@ def _join(command: Machines) -> None:
     command.join()
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), answers)
-    sys.stdout = os.fdopen(answers, "w")
+    process.answer_on(answers)
 
 
 def _answer(ask: Ask) -> None:
     messages = _messages(ask)
     if ask.speak is not None:
-        # Before the weights are read, which may take minutes.
         check_sound_file(ask.speak)
-        speaker_ids(ask.speaker, 1, checkpoint.read_config(ask.model))
-    drafter = _drafter(ask)
-    import omni_jax
-
-    print(f"loading {ask.model}", file=sys.stderr)
+    settings = _settings(ask, _drafter(ask))
     # Several processes answer one question together.
     mesh = "auto" if ask.mesh is None and ask.distributed else ask.mesh
-    omni = omni_jax.load(ask.model, mesh=mesh, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
-    _tell_mesh(omni)
-    events = omni.stream(
-        messages,
-        max_new_tokens=ask.max_new_tokens,
-        temperature=ask.temperature,
-        top_k=ask.top_k,
-        top_p=ask.top_p,
-        min_p=ask.min_p,
-        repetition_penalty=ask.repetition_penalty,
-        seed=ask.seed,
-        use_audio_in_video=ask.use_audio_in_video,
-        fps=ask.fps,
-        speech=ask.speak is not None,
-        speaker=ask.speaker,
-        speech_temperature=ask.speech_temperature,
-        speech_top_k=ask.speech_top_k,
-        speech_top_p=ask.speech_top_p,
-        speech_repetition_penalty=ask.speech_repetition_penalty,
-        max_frames=ask.max_frames,
-        drafter=drafter,
-        draft_tokens=ask.draft_tokens,
-        draft_tree=ask.draft_tree,
-        draft_sampling=ask.draft_sampling,
-    )
-    reply = _follow(ask, events)
+    omni, read = unread(ask.model, mesh=mesh, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
+
+    def ready() -> None:
+        """By now nothing is wrong with the request: read the weights, which may take minutes."""
+        print(f"loading {ask.model}", file=sys.stderr)
+        _tell_mesh(omni)
+        read()
+
+    omni.before_running = ready
+    if isinstance(ask, Generate) and ask.n is not None:
+        return _show_all(ask, omni.generate(messages, n=ask.n, **settings), omni.processor.tokenizer)
+    events = omni.stream(messages, **settings)
+    reply = _follow(ask, events, omni.processor.tokenizer)
     if not isinstance(ask, Stream):
-        print(json.dumps(_plain(reply), ensure_ascii=False) if ask.json else reply.text)
+        print(_json(_plain(reply, omni.processor.tokenizer)) if ask.json else reply.text)
     elif not ask.json:
         print()
     if ask.speak is not None and reply.audio is not None and is_first():
-        write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
+        # An interrupt here leaves no half of a file.
+        with process.finishing():
+            write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
     print(_summary(ask, reply.stats), file=sys.stderr)
+
+
+def _settings(ask: Ask, drafter: Drafter | None) -> dict[str, Any]:
+    """How the flags want the answer to be made, for `Omni.stream` and `generate`."""
+    if ask.logprobs is not None and not ask.json:
+        raise InputError("--logprobs are shown in JSON only; add --json")
+    if isinstance(ask, Generate) and ask.n is not None and ask.speak is not None:
+        raise InputError("--speak says one answer; leave out --n")
+    names = (
+        *("max_new_tokens", "stop", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "logprobs"),
+        *("use_audio_in_video", "fps", "thinking", "speaker", "speech_temperature", "speech_top_k", "speech_top_p"),
+        *("speech_repetition_penalty", "max_frames", "draft_tokens", "draft_tree", "draft_sampling"),
+    )
+    return {name: getattr(ask, name) for name in names} | {"speech": ask.speak is not None, "drafter": drafter}
+
+
+def _show_all(ask: Ask, replies: Any, tokenizer: Tokenizer) -> None:
+    """Show several replies: as one JSON list, or below each other."""
+    if ask.json:
+        print(_json([_plain(reply, tokenizer) for reply in replies]))
+    else:
+        print("\n---\n".join(reply.text for reply in replies))
+    for reply in replies:
+        print(_summary(ask, reply.stats), file=sys.stderr)
 
 
 def _tell_mesh(omni: Omni) -> None:
@@ -223,7 +260,7 @@ def _drafter(ask: Ask) -> Drafter | None:
     return drafter
 
 
-def _follow(ask: Ask, events: Iterator[Event]) -> Reply:
+def _follow(ask: Ask, events: Iterator[Event], tokenizer: Tokenizer) -> Reply:
     """Show a reply as it is made, text on stdout if it is streamed and progress on stderr, and return it."""
     live, reply = isinstance(ask, Stream), None
     bar = partial(tqdm, file=sys.stderr, leave=False, disable=live or not is_first() or None)
@@ -236,27 +273,49 @@ def _follow(ask: Ask, events: Iterator[Event]) -> Reply:
             written.update(len(event.token_ids))
             said.update(0 if event.audio is None else len(event.audio) / SAMPLES_PER_SECOND)
             if live and ask.json:
-                print(json.dumps(_plain(event), ensure_ascii=False), flush=True)
+                print(_json(_plain(event, tokenizer)), flush=True)
             elif live:
                 print(event.text, end="", flush=True)
+            if process.unread() and ask.speak is None and not ask.distributed:
+                sys.exit()
             reply = event.reply
     assert reply is not None
     return reply
 
 
-def _plain(made: Reply | Event) -> dict[str, Any]:
+def _json(values: Any) -> str:
+    """JSON in the letters that standard output knows; where it is not UTF-8, others are escaped."""
+    return json.dumps(values, ensure_ascii=sys.stdout.encoding.lower().replace("-", "") != "utf8")
+
+
+def _plain(made: Reply | Event, tokenizer: Tokenizer) -> dict[str, Any]:
     """What JSON shows of a reply or an event: sound by its length only."""
-    values = {"text": made.text, "token_ids": made.token_ids}
+    values: dict[str, Any] = {"text": made.text, "token_ids": made.token_ids}
+    if made.logprobs is not None:
+        values["logprobs"] = _plain_logprobs(made.token_ids, made.logprobs, tokenizer)
     if isinstance(made, Reply):
         return values | {"stats": made.stats}
     seconds = 0.0 if made.audio is None else len(made.audio) / SAMPLES_PER_SECOND
-    return values | {"audio_seconds": seconds, "reply": _plain(made.reply) if made.reply else None}
+    return values | {"audio_seconds": seconds, "reply": _plain(made.reply, tokenizer) if made.reply else None}
+
+
+def _plain_logprobs(token_ids: list[int], logprobs: Logprobs, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """For each token its text, id and log-probability, and those of the likeliest in its place."""
+
+    def one(token_id: int, logprob: float) -> dict[str, Any]:
+        return {"token": tokenizer.decode([token_id], skip_special=False), "token_id": token_id, "logprob": logprob}
+
+    tops = zip(logprobs.top_ids.tolist(), logprobs.top.tolist(), strict=True)
+    likeliest = [[one(*pair) for pair in zip(*top, strict=True)] for top in tops]
+    own = map(one, token_ids, logprobs.token.tolist())
+    return [token | {"top_logprobs": top} for token, top in zip(own, likeliest, strict=True)]
 
 
 def _summary(ask: Ask, stats: dict[str, Any]) -> str:
     seconds = stats["prefill_seconds"] + stats["decode_seconds"]
     text = f"{stats['prompt_tokens']} prompt tokens, {stats['new_tokens']} new, {seconds:.2f} s with compilation"
-    text += f"; ended by {stats['finish_reason']}"
+    stop = stats.get("stop_string")
+    text += f"; ended by {stats['finish_reason']}" + (f" at {stop!r}" if stop is not None else "")
     if "rounds" in stats:
         text += f"\n{stats['rounds']} rounds of drafting, {stats['tokens_per_round']:.2f} tokens each"
     if ask.speak is None:
@@ -266,7 +325,7 @@ def _summary(ask: Ask, stats: dict[str, Any]) -> str:
     return f"{text}\n{ask.speak}: {stats['audio_seconds']:.2f} s of speech, {seconds:.2f} s to make; ended by {ended}"
 
 
-def _messages(ask: Ask) -> list[dict[str, Any]]:
+def _messages(ask: Ask) -> Any:
     """The conversation that the flags describe."""
     parts = [
         {"type": kind, kind: str(path)}
@@ -285,14 +344,15 @@ def _messages(ask: Ask) -> list[dict[str, Any]]:
     return [*system, {"role": "user", "content": parts}]
 
 
-def _read_messages(path: Path) -> list[dict[str, Any]]:
-    try:
-        messages = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise InputError(f"{path}: not a list of messages, each with a role and content")
-    return messages
+def _read_messages(path: Path) -> Any:
+    """The messages of a file, a list or {"messages": a list, "tools": ...}; "-" is standard input.
+
+    Paths of media are relative to the file.
+    """
+    messages = read_json(path, error=InputError, remedy="give a JSON file, or - for standard input")
+    if not isinstance(messages, list) and not (isinstance(messages, dict) and "messages" in messages):
+        raise InputError(f"{path}: not a list of messages, each with a role and content, nor an object that holds one")
+    return messages if str(path) == STDIN else with_base(messages, path.parent)
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -304,14 +364,8 @@ def _evaluate(command: Evaluate) -> None:
         _tell_mesh(omni)
         return omni
 
-    try:
-        summary = evaluate(command, load)
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on with what {command.output} holds", file=sys.stderr)
-        raise
+    summary = evaluate(command, load)
     if is_first():
         print(json.dumps(summary) if command.json else (command.output / "report.md").read_text("utf-8"))
-
-
-if __name__ == "__main__":
-    main()
+    if not is_whole(summary):
+        sys.exit(process.UNSCORED)

@@ -9,19 +9,16 @@ wait for each other as long as they need. So they meet as soon as they know each
 """
 
 import errno
-import os
 import socket
-import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn
 
 import jax
 import numpy as np
 
 from omni_jax.errors import InputError
+from omni_jax.process import before_failing
 
 # Seconds in which all processes must have been started; a node may have to fetch an image before.
 START_SECONDS = 600
@@ -84,6 +81,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             heartbeat_timeout_seconds=LOST_SECONDS,
             shutdown_timeout_seconds=LOST_SECONDS,
         )
+        before_failing(_wait_for_others)
         meet("joined")
     # What asks a scheduler may raise anything: it reads files, resolves names and talks to servers.
     except Exception as error:
@@ -133,21 +131,14 @@ def meet(where: str) -> None:
         sync_global_devices(where)
 
 
-def leave(status: int) -> NoReturn:
-    """End this process of several with a status, and without JAX's farewell: that waits for all, and aborts in vain.
+def _wait_for_others() -> None:
+    """Wait shortly for others that give up too, so that each can say why.
 
-    Others that give up too are waited for shortly, so that each can say why.
+    It takes the place of JAX's farewell, which waits for all and aborts in vain.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    if not jax.distributed.is_initialized():
-        sys.exit(status)
-    with suppress(BaseException):
-        from orbax.checkpoint.multihost import get_barrier_sync_fn
+    from orbax.checkpoint.multihost import get_barrier_sync_fn
 
-        get_barrier_sync_fn()(key="leave", timeout_ms=1000 * LEAVE_SECONDS)
-    os._exit(status)
+    get_barrier_sync_fn()(key="leave", timeout_ms=1000 * LEAVE_SECONDS)
 
 
 def is_first() -> bool:

@@ -54,7 +54,8 @@ def reason_of(error: BaseException) -> str:
     """Why an operation failed, in words and without a number or an object's address."""
     if said := getattr(error, "strerror", None):  # of OSError, and of FFmpeg's errors
         return str(said).lower()
-    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error)).strip().splitlines()
+    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error))
+    said = re.sub(r"( at)? 0x[0-9a-f]{6,}", "", said, flags=re.I).strip().splitlines()
     return said[0][:200] if said else type(error).__name__
 
 
@@ -67,7 +68,7 @@ def read_bytes(
     is an InputError.
     """
     remedy = f"; {remedy}" if remedy else ""
-    if str(path) == STDIN and issubclass(error, InputError):
+    if _is_stdin(path, error):
         return _bounded(sys.stdin.buffer.read(most + 1), "standard input", most, error)
     try:
         # Non-blocking, so that a pipe without a writer is refused below instead of waited for.
@@ -87,6 +88,10 @@ def read_bytes(
         raise error(f"{path}: cannot be read ({reason_of(failure)}){remedy}") from None
 
 
+def _is_stdin(path: Path, error: type[OmniError]) -> bool:
+    return str(path) == STDIN and issubclass(error, InputError)
+
+
 def read_text(
     path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
 ) -> str:
@@ -98,7 +103,8 @@ def read_json(
     path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
 ) -> Any:
     """What a JSON file holds, as `read_bytes` and `parse_json`."""
-    return parse_json(read_bytes(path, most=most, error=error, remedy=remedy), str(path), error=error, remedy=remedy)
+    where = "standard input" if _is_stdin(path, error) else str(path)
+    return parse_json(read_bytes(path, most=most, error=error, remedy=remedy), where, error=error, remedy=remedy)
 
 
 def read_object(
@@ -156,15 +162,21 @@ def depth_of(value: Any) -> int:
 
 def decode_text(data: bytes, where: str, *, error: type[OmniError] = CheckpointError) -> str:
     """The text of bytes in UTF-8, UTF-16 or UTF-32, without its byte-order mark."""
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
-    if encoding is None:
-        encoding = next((name for zeros, name in _ZEROS if data.startswith(zeros)), "utf-8")
-    if encoding == "utf-8" and data[1:2] == b"\0":
-        encoding = "utf-32-le" if data[2:4] == b"\0\0" else "utf-16-le"
+    encoding = encoding_of(data[:4])
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as wrong:
         raise error(f"{where}: byte {wrong.start} is no {encoding.upper()} text; save the file as UTF-8") from None
+
+
+def encoding_of(head: bytes) -> str:
+    """Python's name of the encoding of a text that begins with these four bytes, JSON unless it has a mark."""
+    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if encoding is None:
+        encoding = next((name for zeros, name in _ZEROS if head.startswith(zeros)), "utf-8")
+    if encoding == "utf-8" and head[1:2] == b"\0":
+        encoding = "utf-32-le" if head[2:4] == b"\0\0" else "utf-16-le"
+    return encoding
 
 
 def _bounded(data: bytes, where: str, most: int, error: type[OmniError]) -> bytes:

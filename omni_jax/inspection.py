@@ -12,6 +12,7 @@ import tyro
 
 from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
+from omni_jax.decode.arguments import whole
 from omni_jax.loading import default_dtype, described
 from omni_jax.manifest import MANIFEST, read_manifest
 from omni_jax.models.param import declare
@@ -41,6 +42,8 @@ class Inspect:
 
 def inspect(command: Inspect) -> None:
     """Print what the checkpoint holds."""
+    for name, value in (("--context", command.context), ("--batch", command.batch)):
+        whole(name, value, "give at least 1")
     if os.path.lexists(command.model / MANIFEST):
         from convert.verify import rows_of
 

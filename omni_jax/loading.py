@@ -3,13 +3,16 @@
 config.json, manifest -> parts, meshes (placement) -> restore, each device its own pieces -> Omni
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
+from omni_jax.decode.arguments import explained, listed, shown
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.files import reason_of, user_path
 from omni_jax.inputs.processor import Processor
@@ -21,6 +24,7 @@ from omni_jax.placement import MeshLike, Part, settle
 DTYPES = ("float32", "bfloat16")
 
 
+@explained
 def load(
     path: str | Path, *, mesh: MeshLike = None, dtype: str | None = None, parts: Sequence[str] | None = None
 ) -> Omni:
@@ -35,21 +39,52 @@ def load(
     Before any array is read, raises CheckpointError for a directory that is not a complete converted checkpoint, whose
     arrays are not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide.
     """
+    omni, read = unread(path, mesh=mesh, dtype=dtype, parts=parts)
+    read()
+    return omni
+
+
+def unread(
+    path: str | Path, *, mesh: MeshLike = None, dtype: str | None = None, parts: Sequence[str] | None = None
+) -> tuple[Omni, Callable[[], None]]:
+    """A model without its weights, and what reads them into it; arguments and errors as in `load`.
+
+    Requests may be made of it at once, so that they are refused within a second if they are wrong. What they give may
+    be iterated over when the weights are there.
+    """
     path = user_path(path, "the model")
-    if dtype not in (None, *DTYPES):
-        raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
+    _check_arguments(mesh, dtype, parts)
+    usual = default_dtype()
     config, manifest = checkpoint.read_config(path), read_manifest(path)
     parts = _chosen(path, manifest.parts, parts)
     processor = Processor.from_dir(path, config)
     graphs = {part: _declared(path, part, config) for part in parts}
     checkpoint.check_shapes(path, {part: graph.shapes for part, graph in graphs.items()})
-    dtype = dtype or default_dtype()
+    dtype = dtype or usual
     types = {name: leaf.dtype for name, leaf in manifest.leaves.items()}
     placement = settle(mesh, [described(part, graphs[part], config, types, dtype) for part in parts])
     placed = {part: sharding.shardings(graphs[part].axes, on) for part, on in placement.meshes.items()}
-    omni = Omni(checkpoint.restore(path, parts, placed or None, dtype), config, processor, placement.meshes or None)
+    omni = Omni({part: {} for part in parts}, config, processor, placement.meshes or None)
     omni.mesh_reason = placement.reason
-    return omni
+
+    def read() -> None:
+        for part, arrays in checkpoint.restore(path, parts, placed or None, dtype).items():
+            omni.params[part].update(arrays)
+
+    return omni, read
+
+
+def _check_arguments(mesh: Any, dtype: Any, parts: Any) -> None:
+    """Raise InputError, with what to give instead, for arguments of `load` of another type or an unknown dtype."""
+    if not isinstance(mesh, str | Mesh | Mapping | None):
+        raise InputError(f"mesh is {shown(mesh)}; give text such as 'expert=4,data=2', 'auto', or meshes")
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+        raise InputError(f"dtype is {shown(dtype)}; choose from {list(DTYPES)}")
+    if parts is not None:
+        remedy = f"give some of {tuple(PARTS)}, such as ('thinker',)"
+        for part in listed("parts", parts, remedy):
+            if not isinstance(part, str):
+                raise InputError(f"parts holds {shown(part)}; {remedy}")
 
 
 def _chosen(path: Path, present: Sequence[str], parts: Sequence[str] | None) -> tuple[str, ...]:

@@ -49,9 +49,21 @@ Axes = tuple[str | None, ...]
 
 
 def platform() -> str:
-    """Where programs traced now will run ("cpu", "gpu"): the default device's platform, else the default backend's."""
+    """Where programs traced now will run ("cpu", "gpu"): the default device's platform, else the default backend's.
+
+    InputError if the environment asks for devices that are not here.
+    """
     device = getattr(jax.config, "jax_default_device", None)
-    return getattr(device, "platform", device) or jax.default_backend()
+    try:
+        return getattr(device, "platform", device) or jax.default_backend()
+    # JAX asserts that its plugin for CUDA is there.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split(" (set JAX_PLATFORMS")[0][:200] or "JAX has no plugin for it"
+        asked = getattr(jax.config, "jax_platforms", None) or ""
+        raise InputError(
+            f"JAX_PLATFORMS={asked}: no such device can be used here ({reason}); unset it to take what there is, or "
+            "install omni_jax[cuda] for NVIDIA GPUs"
+        ) from error
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -121,10 +121,10 @@ class Ours:
         """Say a whole reply while it is written: seconds to the first audio, and the finished session."""
         import time
 
+        from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS
         from omni_jax.decode.sampling import Sampling
         from omni_jax.decode.session import Session
         from omni_jax.decode.vocode import Vocoder
-        from omni_jax.omni import STREAM_FRAMES, STREAM_STEPS
 
         assert self.config.talker is not None and self.config.code2wav is not None
         start, samples, first_audio = time.perf_counter(), 0, 0.0
@@ -158,7 +158,7 @@ class Ours:
 
         embed, voice = self.params["thinker"]["embed"], replace(self.voice, max_frames=frames)
         return SpeechSession(
-            self.params["talker"], self.graphs["talker"], embed, self.config, self.batch, session, voice
+            self.params["talker"], self.graphs["talker"], lambda: embed, self.config, self.batch, session, voice
         )
 
     def _require_samples(self, samples: int) -> None:

@@ -1,14 +1,25 @@
 """The command line, run in this process: answers on stdout, the rest on stderr, and exit statuses."""
 
+import io
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from interrupts import SAMPLES, commands, fault
+from interrupts import run as interrupted
 
 import convert
+from omni_jax import checkpoint, cli, process
 from omni_jax.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +119,47 @@ def test_a_conversation_from_a_file(model: Path, tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out == from_file
 
 
+@pytest.mark.parametrize("form", ["list", "object", "BOM", "UTF-16", "stdin"])
+def test_forms_of_a_conversation(
+    form: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messages: Any = [{"role": "user", "content": "What is this?"}]
+    text = json.dumps({"messages": messages, "tools": None} if form == "object" else messages)
+    data = text.encode({"BOM": "utf-8-sig", "UTF-16": "utf-16"}.get(form, "utf-8"))
+    (tmp_path / "m.json").write_bytes(data)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    main(
+        [
+            "generate",
+            "--model",
+            str(model),
+            "--max-new-tokens",
+            "5",
+            f"--messages={'-' if form == 'stdin' else '~/m.json'}",
+        ]
+    )
+    written = capsys.readouterr().out
+    main(["generate", *ask(model)])
+    assert capsys.readouterr().out == written
+
+
+def test_media_of_a_messages_file_are_beside_it(
+    model: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the current folder has a file of the same name."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+    (there / "a.png").symlink_to(data_dir / "chelsea.png")
+    (here / "a.png").write_text("another")
+    content = [{"type": "image", "image": "a.png"}, {"type": "image_url", "image_url": {"url": "a.png"}}]
+    (there / "m.json").write_text(json.dumps([{"role": "user", "content": content}]))
+    monkeypatch.chdir(here)
+    main(["generate", "--model", str(model), "--messages", "../there/m.json", "--max-new-tokens", "2", "--json"])
+    assert json.loads(capsys.readouterr().out)["stats"]["prompt_tokens"] > 200
+
+
 def test_inspect_counts_both_kinds_alike(
     model: Path, checkpoints: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,3 +214,110 @@ def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
             main(arguments)
         assert stop.value.code == 2
     capsys.readouterr()
+
+
+def test_speech_is_written_whoever_reads_the_text(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import soundfile
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with unread("/dev/full") as descriptor:
+        process.answer_on(descriptor)
+        main(["stream", *ask(model, "--speak", str(tmp_path / "a.wav"), "--max-frames", "6")])
+        assert isinstance(sys.stdout, process.Output) and isinstance(sys.stdout.failure, OSError)
+    assert soundfile.info(tmp_path / "a.wav").frames > 9000
+
+
+def test_a_text_that_nobody_reads_is_not_written_to_its_end(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with unread(None) as descriptor:
+        process.answer_on(descriptor)
+        with pytest.raises(SystemExit) as end:
+            main(["stream", *ask(model, new=100)])
+    assert end.value.code is None and "ended by" not in capsys.readouterr().err
+
+
+@contextmanager
+def unread(device: str | None) -> Iterator[int]:
+    """A descriptor to write to: of a device, or of a pipe that nobody reads."""
+    if device is None:
+        reading, descriptor = os.pipe()
+        os.close(reading)
+    else:
+        descriptor = os.open(device, os.O_WRONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def run(*command: str, **options: Any) -> subprocess.CompletedProcess:
+    """Python as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run([sys.executable, "-m", *command], env=environment, text=True, **pipes)
+
+
+def test_inspect_as_a_process(model: Path) -> None:
+    with unread(None) as pipe, unread("/dev/full") as full:
+        assert (done := run("omni_jax.cli", "inspect", str(model), stdout=pipe)).returncode == 141 and not done.stderr
+        done = run("omni_jax", "inspect", str(model), stdout=full)
+        assert done.returncode == 3 and "no space left" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_other_devices_than_there_are(model: Path) -> None:
+    for asked in ("cuda", "nonsense"):
+        done = run("omni_jax", "generate", *ask(model), env={"JAX_PLATFORMS": asked})
+        assert done.returncode == 3 and len(done.stderr.splitlines()) == 1
+        assert f"omni-jax: JAX_PLATFORMS={asked}: no such device" in done.stderr and "unset it" in done.stderr
+
+
+def test_a_terminal_without_unicode(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "modèle").symlink_to(model)
+    for asked, said in ((["--help"], "generate"), (["inspect", str(tmp_path / "modèle")], "mod?le")):
+        done = run("omni_jax", *asked, env={"PYTHONIOENCODING": "ascii"})
+        assert done.returncode == 0 and said in done.stdout
+
+
+def test_json_is_whole_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding, letters in (("utf-8", "音"), ("UTF8", "音"), ("ascii", "\\u97f3"), ("iso8859-1", "\\u97f3")):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+        assert cli._json({"text": "音"}) == f'{{"text": "{letters}"}}'
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nMore")]
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "restore", fail)
+    with pytest.raises(SystemExit, match="3"):
+        main(["generate", *ask(model)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("omni-jax: there is too little memory (") and "--max-new-tokens" in last
+
+
+def test_bugs_keep_their_traceback(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(checkpoint, "restore", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["generate", *ask(model)])
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_every_command(model: Path, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    """A few moments, imports among them; scripts/interrupts.py tries more."""
+    rows = [{"id": f"q{i}", "prompt": "word " * (i + 1), "reference": "x"} for i in range(SAMPLES)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tried = commands(checkpoints("tiny"), model, tmp_path / "data.jsonl")
+    for command, moments in zip(tried, ((0.05, 4.0), (0.5,), (0.1, 6.0), (2.0,)), strict=True):
+        for moment in moments:
+            at = tmp_path / f"{command.name}-{moment}"
+            at.mkdir()
+            ended = interrupted(command.arguments(at), moment)
+            assert fault(ended) is None and command.left(at) is None, (command.name, moment, ended)

@@ -87,7 +87,7 @@ def test_a_process_that_gives_up_says_why_at_once(model: Path, tmp_path: Path) -
     other = begin(*asked, "--text", "Hi", "--mesh", "expert=2", *first)
     wrong = begin(*asked, "--messages", str(tmp_path / "none.json"), *second)
     _, told = wrong.communicate(timeout=120)
-    assert wrong.returncode == 3 and "none.json: not a readable JSON file" in told and "    @     0x" not in told
+    assert wrong.returncode == 3 and "none.json: there is no such file" in told and "    @     0x" not in told
     assert other.communicate(timeout=60) and other.returncode != 0
 
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    ("config", "decoder_config", "distributed", "draft_config", "errors", "files", "reader", "sharding"),
+    ("config", "decoder_config", "distributed", "draft_config", "errors", "files", "process", "reader", "sharding"),
     ("ops", "inputs", "sound"),
     ("models",),
     ("decode", "checkpoint", "drafter", "manifest", "pieces", "placement", "publish"),

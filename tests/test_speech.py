@@ -205,7 +205,7 @@ def test_codes_do_not_depend_on_the_chunks(frames: int, omnis: Callable[[str], O
     said = []
     for step in (32, frames):
         voice = Voice("vera", Sampling(0.9, top_k=50), 290)
-        parts = (omni.params["talker"], omni.graphs["talker"], thinker["embed"], config)
+        parts = (omni.params["talker"], omni.graphs["talker"], lambda: thinker["embed"], config)
         speaking = SpeechSession(*parts, batch, session, voice)
         lengths = [codes.shape[2] for codes in speaking.chunks(step)]
         assert set(lengths[:-1]) <= {min(step, 32)} and sum(lengths) == speaking.codes[0].shape[1]

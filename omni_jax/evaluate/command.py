@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -19,16 +20,22 @@ from omni_jax.distributed import Machines, meet
 from omni_jax.drafter import Drafter, load_drafter
 from omni_jax.errors import InputError
 from omni_jax.evaluate.checks import check_drafting, check_settings
-from omni_jax.evaluate.data import Dataset, Problem, Sample, digest_of, read_dataset
-from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser
+from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
+from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser, recognise
 from omni_jax.evaluate.processes import share_of
 from omni_jax.evaluate.report import Summary, found_of, summary_of, write_comparison, write_report
-from omni_jax.evaluate.run import Results, read_all, run, settings_of, try_directory
+from omni_jax.evaluate.rows import digest_of
+from omni_jax.evaluate.run import Results, check_writable, run, safe_results, settings_of, try_directory
+from omni_jax.evaluate.stored import read_all
 from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
 from omni_jax.loading import default_dtype
 from omni_jax.manifest import identity
+from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
+from omni_jax.process import finishing
 
+# Rows or samples of which the command says on stderr what is wrong with each.
+MAX_TOLD = 20
 # Loads the model with these parts, all by default.
 Load = Callable[[tuple[str, ...] | None], Omni]
 
@@ -99,13 +106,18 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     task = choose_task(dataset.samples) if command.task == "auto" else command.task
     metrics = _metrics(command, task, dataset)
     dataset = _fitting(dataset, task, metrics)
-    _tell(dataset.problems, command.fatal)
+    if dataset.problems and command.fatal:
+        first = dataset.problems[0]
+        raise InputError(f"{first.where}: {first.why} ({len(dataset.problems)} such rows)")
+    _tell("skipped", [(problem.where, problem.why) for problem in dataset.problems])
     recogniser = _recogniser(command, task)
     settings, config = _settings(command, task, metrics), checkpoint.read_config(command.model)
     check_settings(settings, command.slots, config)
     runs = _runs(command, settings, dataset, config)
     for one in runs:
         try_directory(one.output, one.depends)
+    if len(runs) > 1:
+        check_writable(command.output)
     omni = load(None if task == "speech" else ("thinker",))
     summaries = {}
     for one in runs:
@@ -114,7 +126,8 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     if len(summaries) == 1:
         return next(iter(summaries.values()))
     if share_of(omni.params).reports:
-        write_comparison(command.output, summaries)
+        with safe_results(command.output):
+            write_comparison(command.output, summaries)
     return summaries
 
 
@@ -146,8 +159,13 @@ def _runs(command: Evaluate, settings: Settings, dataset: Dataset, config: OmniC
 def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summary:
     """Do the samples that are left of a run, and write the report of all."""
     share = share_of(means.omni.params)
-    with Results(one.output, one.depends, share) as written:
+    note = f"the sample under way ends first, and the same command goes on with what {one.output} holds"
+    with finishing(note), Results(one.output, one.depends, share) as written:
         left = written.left(dataset.samples)
+        if share.reports and (changed := written.changed(dataset.samples)):
+            _tell(
+                "again", [(f"sample {sample.id}", "its media have changed since it was scored") for sample in changed]
+            )
         start, tokens = perf_counter(), 0
         with tqdm(total=len(left), unit="sample", file=sys.stderr, disable=None if share.reports else True) as bar:
             for result in run(means, left, written, fatal):
@@ -159,7 +177,9 @@ def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summa
         found = found_of(dataset, read_all(one.output))
         summary = summary_of(means.settings.task, dataset, found)
         if share.reports:
-            write_report(one.output, summary, dataset, found, one.depends)
+            with safe_results(one.output):
+                write_report(one.output, summary, dataset, found, one.depends)
+            _tell("failed", [(f"sample {result['id']}", result["error"]) for result in found if "error" in result])
     return summary
 
 
@@ -186,11 +206,12 @@ def _fitting(dataset: Dataset, task: str, metrics: tuple[MetricName, ...]) -> Da
     return Dataset(samples, [*dataset.problems, *problems], dataset.digest)
 
 
-def _tell(problems: Sequence[Problem], fatal: bool) -> None:
-    if problems and fatal:
-        raise InputError(f"{problems[0].where}: {problems[0].why} ({len(problems)} such rows)")
-    for problem in problems:
-        print(f"skipped {problem.where}: {problem.why}", file=sys.stderr)
+def _tell(what: str, those: Sequence[tuple[str, str]]) -> None:
+    """Say of rows or samples where they stand and why; of many, the first ones."""
+    for where, why in those[:MAX_TOLD]:
+        print(f"{what} {where}: {why}", file=sys.stderr)
+    if len(those) > MAX_TOLD:
+        print(f"{what} {len(those) - MAX_TOLD} more; the report names all", file=sys.stderr)
 
 
 def _recogniser(command: Evaluate, task: str) -> Any:
@@ -198,7 +219,10 @@ def _recogniser(command: Evaluate, task: str) -> Any:
         return None
     if command.recogniser is None:
         raise InputError("the task 'speech' needs a --recogniser module:function")
-    return load_recogniser(command.recogniser)
+    recogniser = load_recogniser(command.recogniser)
+    # What it returns for a second of silence does not matter, but it is text.
+    recognise(recogniser, np.zeros(SAMPLES_PER_SECOND, np.float32), SAMPLES_PER_SECOND)
+    return recogniser
 
 
 def _settings(command: Evaluate, task: str, metrics: tuple[MetricName, ...]) -> Settings:

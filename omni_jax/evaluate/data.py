@@ -9,32 +9,29 @@ A row is a JSON object (or a row of a Parquet or Arrow table) with
     choices, answer              what to choose from, and which is right: its number, its letter or itself
     id | question_id, category   a name, by default "#" and the row's number from 0, and a group for the report
 
-Paths of media are relative to the file that names them; tables may hold media themselves, as {"bytes", "path"}. A row
-that cannot be used is a `Problem` that says where it stands; the others are read.
+Paths of media are relative to the file that names them, in every form of a part; tables may hold media themselves, as
+{"bytes", "path"}. A row that cannot be used is a `Problem` that says where it stands; the others are read.
 """
 
-import gzip
-import hashlib
-import json
-import re
 import string
-import zlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from omni_jax.errors import InputError
-from omni_jax.inputs.messages import KINDS, read_conversation
-
-LINES = (".jsonl", ".jsonl.gz")
-TABLES = (".parquet", ".arrow")
+from omni_jax.errors import InputError, OmniError
+from omni_jax.evaluate.media import Library
+from omni_jax.evaluate.rows import MAX_LINES, data_files, digest_of, rows_of
+from omni_jax.files import reason_of, user_path
+from omni_jax.inputs.messages import KINDS
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One row. messages: up to the first question. turns: further questions. answer: index of the right choice."""
+    """One row. messages: up to the first question. turns: further questions. answer: index of the right choice.
+
+    media: a digest of the files that the messages name, "" without.
+    """
 
     id: str
     messages: list[dict[str, Any]]
@@ -43,6 +40,7 @@ class Sample:
     choices: tuple[str, ...] = ()
     answer: int | None = None
     category: str = ""
+    media: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,21 +63,22 @@ class Dataset:
 def read_dataset(path: str | Path, *, split: str | None = None, limit: int | None = None) -> Dataset:
     """Read a file (.jsonl, .jsonl.gz, .json, .parquet, .arrow) or a directory of them.
 
-    split: of a directory, only files whose name is it up to the first "-" or "." behind, or whose folder has its name.
-    limit: rows that are read.
+    split: as in `data_files`. limit: rows that are read. All files of media that the rows name are read too.
     InputError if there is no such file, or no row that can be used.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; read at least one row")
-    files = _files(Path(path), split)
-    samples, problems, names = [], [], set[str]()
-    for number, (where, folder, row) in enumerate(islice(_rows(files), limit)):
+    files = data_files(user_path(path, "the dataset"), split)
+    samples, problems, names, library = [], [], set[str](), Library()
+    for number, (where, folder, row) in enumerate(islice(rows_of(files), limit)):
+        if number == MAX_LINES:
+            raise InputError(f"{path} has more than {MAX_LINES:,} rows; read a part of it with a limit")
         try:
-            sample = read_row(row, folder, f"#{number}")
+            sample = read_row(row, folder, f"#{number}", library)
             if sample.id in names:
                 raise InputError(f"the id {sample.id!r} was used before")
-        except InputError as error:
-            problems.append(Problem(where, str(error)))
+        except Exception as error:
+            problems.append(Problem(where, reason(error)))
             continue
         names.add(sample.id)
         samples.append(sample)
@@ -89,7 +88,14 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
     return Dataset(samples, problems, digest_of(files))
 
 
-def read_row(row: Any, folder: Path, name: str) -> Sample:
+def reason(error: Exception) -> str:
+    """Why a row cannot be used, in a sentence; whatever was raised, it is the row's failure and not the run's."""
+    if isinstance(error, OmniError):
+        return str(error)
+    return f"{reason_of(error)} ({type(error).__name__}); repair the row or its media, or leave it out"
+
+
+def read_row(row: Any, folder: Path, name: str, library: Library) -> Sample:
     """A sample from a row, whose media lie relative to `folder`; `name`: its id if it states none."""
     if isinstance(row, InputError):
         raise row
@@ -99,16 +105,16 @@ def read_row(row: Any, folder: Path, name: str) -> Sample:
         row = _plain(row)
     except RecursionError as error:
         raise InputError("the row is nested too deeply") from error
-    messages, turns = _conversation(row, folder)
-    read_conversation(messages)
+    messages, turns = _conversation(row)
+    messages, media = library.locate(messages, folder)
     choices = _strings(row, "choices", several=True)
     references = _strings(row, "references") or _reference(row, turns)
-    given = row.get("id", row.get("question_id", name))
-    return Sample(str(given), messages, turns, references, choices, _answer(row, choices), str(row.get("category", "")))
+    given, category = str(row.get("id", row.get("question_id", name))), str(row.get("category", ""))
+    return Sample(given, messages, turns, references, choices, _answer(row, choices), category, media)
 
 
-def _conversation(row: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """The messages up to the first question, and the questions behind it."""
+def _conversation(row: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The messages up to the first question, and the questions after it."""
     forms = [form for form in ("messages", "prompt", "turns") if form in row]
     if len(forms) != 1:
         raise InputError(f"the row has {forms or 'no question'}; give one of 'messages', 'prompt' and 'turns'")
@@ -116,7 +122,7 @@ def _conversation(row: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any
         extra = [key for key in ("system", *KINDS) if key in row]
         if extra:
             raise InputError(f"{extra[0]!r} stands beside 'messages'; put it into them")
-        return [_with_media(message, folder) for message in _list(row["messages"], "messages")], ()
+        return _list(row["messages"], "messages"), ()
     if isinstance(row.get("prompt"), list):
         raise InputError("'prompt' is a list; give 'turns' for questions one after the other")
     first, *turns = _strings(row, forms[0], several=forms == ["turns"]) or ("",)
@@ -125,36 +131,7 @@ def _conversation(row: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any
     media = [{"type": kind, kind: source} for kind in KINDS for source in _one_or_more(row.get(kind))]
     content = [*media, {"type": "text", "text": first}] if media else first
     system = [{"role": "system", "content": row["system"]}] if "system" in row else []
-    return [*system, _with_media({"role": "user", "content": content}, folder)], tuple(turns)
-
-
-def _with_media(message: Any, folder: Path) -> Any:
-    """A message whose media are found from anywhere."""
-    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        return message
-    return message | {"content": [_found(part, folder) for part in message["content"]]}
-
-
-def _found(part: Any, folder: Path) -> Any:
-    if not isinstance(part, dict) or part.get("type") not in KINDS:
-        return part
-    key = next((key for key in (part["type"], "path", "url") if key in part), None)
-    source = part.get(key) if key else None
-    if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path")
-    if not isinstance(source, str):
-        return part if source is None else {**part, key: source}
-    if ":" in source[2:]:  # data: and file: URLs; the colon of C:\clip.mp4 comes before
-        return part
-    path = folder / source
-    try:
-        there = path.is_file()
-    except OSError as error:
-        remedy = "write base64 as data:image/png;base64,..."
-        raise InputError(f"{source[:40]!r}... is no path ({error.strerror}); {remedy}") from error
-    if not there:
-        raise InputError(f"{path} does not exist; paths of media are relative to the dataset's file")
-    return {**part, key: str(path)}
+    return [*system, {"role": "user", "content": content}], tuple(turns)
 
 
 def _reference(row: dict[str, Any], turns: tuple[str, ...]) -> tuple[str, ...]:
@@ -221,90 +198,3 @@ def _plain(value: Any) -> Any:
         except UnicodeEncodeError as error:
             raise InputError(f"{value[:40]!r} is no text: it holds half of a surrogate pair") from error
     return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _files(path: Path, split: str | None) -> list[Path]:
-    """The data files of a path, in order."""
-    kinds = (*LINES, ".json", *TABLES)
-    if path.is_file():
-        if not path.name.endswith(kinds):
-            raise InputError(f"{path}: datasets are files of {', '.join(kinds)}, or directories of them")
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"{path} does not exist; name a dataset's file or directory")
-    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith((*LINES, *TABLES)))
-    parts = {file: (file.relative_to(path).parts[:-1], file.name) for file in found}
-    named = re.compile(rf"{re.escape(split or '')}[-.]")
-    chosen = [f for f, (folders, name) in parts.items() if split is None or named.match(name) or split in folders]
-    if not chosen:
-        known = sorted({str(file.relative_to(path)) for file in found})
-        raise InputError(f"{path} has no data files{f' of the split {split!r}' if split else ''}; it holds {known[:8]}")
-    return chosen
-
-
-def _rows(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
-    """Where each row stands, the folder of its file, and the row; an InputError in place of a row that is no JSON."""
-    for file in files:
-        try:
-            for number, row in _lines(file) if file.name.endswith(LINES) else enumerate(_whole(file), start=1):
-                yield f"{file.name}:{number}", file.parent, row
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{file} cannot be read ({error}); is it complete?") from error
-
-
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
-    opened = gzip.open if file.suffix == ".gz" else open
-    with opened(file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield number, InputError(f"the line is no JSON ({error})")
-
-
-def _whole(file: Path) -> Iterable[Any]:
-    if file.name.endswith(TABLES):
-        return _table(file)
-    try:
-        rows = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no JSON ({error})") from error
-    return _list(rows, str(file))
-
-
-def _table(file: Path) -> Iterator[Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise InputError(f"{file}: reading tables needs pyarrow; pip install 'omni_jax[evaluate]'") from error
-    try:
-        if file.suffix == ".parquet":
-            batches = pq.ParquetFile(file).iter_batches()
-        else:
-            with pa.memory_map(str(file)) as source:
-                batches = _arrow(pa, source)
-        for batch in batches:
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise InputError(f"{file} cannot be read as a table ({error})") from error
-
-
-def _arrow(pa: Any, source: Any) -> list[Any]:
-    """The batches of an Arrow file, as a stream (what `save_to_disk` writes) or with an index."""
-    try:
-        return list(pa.ipc.open_stream(source))
-    except pa.ArrowInvalid:
-        source.seek(0)
-        return pa.ipc.open_file(source).read_all().to_batches()
-
-
-def digest_of(files: Iterable[Path]) -> str:
-    """SHA-256 of the files' bytes, one after the other, in hexadecimal."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as data:
-            digest.update(hashlib.file_digest(data, "sha256").digest())
-    return digest.hexdigest()

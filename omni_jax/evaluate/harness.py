@@ -32,6 +32,7 @@ from omni_jax.decode.slots import Prompt
 from omni_jax.errors import InputError
 from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, text_context
 from omni_jax.evaluate.tasks import seed_of
+from omni_jax.files import user_path
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.omni import Omni
 
@@ -73,13 +74,13 @@ class OmniLM(TemplateLM):
         device and max_batch_size are the harness's own and stand for nothing here.
         """
         super().__init__()
-        if isinstance(batch_size, str) and not batch_size.isdecimal():
-            raise InputError(f"batch_size {batch_size!r}; give a number, such as 8")
+        self.batch_size, self.max_gen_toks = _whole("batch_size", batch_size), _whole("max_gen_toks", max_gen_toks)
+        self.seed = _whole("seed", seed, least=0)
+        length = None if max_length is None else _whole("max_length", max_length)
         self.omni = path if isinstance(path, Omni) else _load(path, mesh, dtype)
         self.path = "omni_jax" if isinstance(path, Omni) else path
-        self.batch_size, self.max_gen_toks, self.seed = int(batch_size), max_gen_toks, seed
         limit = self.omni.config.thinker.text.max_position_embeddings
-        self.max_length = min(max_length or limit, limit)
+        self.max_length = min(length or limit, limit)
 
     @property
     def _tokens(self) -> Tokenizer:
@@ -171,6 +172,8 @@ class OmniLM(TemplateLM):
         unknown = [name for name in settings if name not in (*SAMPLING, *IGNORED)]
         if unknown:
             raise InputError(f"generation setting {unknown[0]!r} is unknown; there are {', '.join(SAMPLING)}")
+        if settings.get("num_beams", 1) != 1:
+            raise InputError(f"num_beams is {settings['num_beams']}; replies are drawn or greedy: leave it out")
         sampling = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
         prompts = (self._prompt(one) for one in asked)
         for i, reply in self.omni.generate_many(prompts, slots=self.batch_size, **sampling):
@@ -195,7 +198,18 @@ class OmniLM(TemplateLM):
 
 
 def _load(path: str, mesh: str | None, dtype: str | None) -> Omni:
+    path = str(user_path(path, "path"))
+    if mesh is not None and not isinstance(mesh, str):
+        raise InputError(f"mesh is {mesh!r}; give text, such as expert=4+data=2")
     return omni_jax.load(path, mesh=mesh and mesh.replace("+", ","), dtype=dtype, parts=("thinker",))
+
+
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    """A setting that is a whole number, which --model_args may give as text."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise InputError(f"{name} {value!r}; give a whole number from {least} on, such as 8")
+    return number
 
 
 def _settings(gen_kwargs: dict, max_gen_toks: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from omni_jax.decode.statistics import Rounds, macro, micro
 from omni_jax.errors import InputError
+from omni_jax.files import reason_of
 
 # A recogniser hears float32 samples [n] at a rate and says what was said.
 Recogniser = Callable[[np.ndarray, int], str]
@@ -126,17 +127,30 @@ def real_time_factor(stats: Sequence[dict[str, Any]]) -> Scores:
 
 
 def load_recogniser(name: str) -> Recogniser:
-    """The recogniser "module:function"; InputError if there is none."""
+    """The recogniser "module:function", InputError if there is none."""
     module, colon, function = name.partition(":")
-    if not colon:
+    if not colon or not module or not function:
         raise InputError(f"recogniser {name!r}; name a function as module:function")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"recogniser {name!r} cannot be loaded ({error})") from error
+    except (Exception, SystemExit) as error:
+        # Somebody else's module may raise anything.
+        raise InputError(f"recogniser {name!r} cannot be loaded ({reason_of(error)}); is it installed?") from error
     if not callable(found):
         raise InputError(f"recogniser {name!r} is no function")
     return cast(Recogniser, found)
+
+
+def recognise(recogniser: Recogniser, wave: np.ndarray, rate: int) -> str:
+    """What a recogniser hears in float32 samples [n]; InputError if it raises anything or returns no text."""
+    try:
+        heard = recogniser(wave, rate)
+    except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {reason_of(error)}"
+        raise InputError(f"the recogniser failed ({why}); it is called with float32 samples and their rate") from error
+    if not isinstance(heard, str):
+        raise InputError(f"the recogniser returned a {type(heard).__name__}; it must return what it heard as text")
+    return heard
 
 
 def spoken_form(text: str) -> str:

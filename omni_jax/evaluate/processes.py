@@ -38,5 +38,9 @@ def share(process: int, processes: int, own_model: bool) -> Share:
 
 def share_of(params: Any) -> Share:
     """The part of this process, which holds these parameters, or some of them."""
-    own_model = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array))
-    return share(jax.process_index(), jax.process_count(), own_model)
+    return share(jax.process_index(), jax.process_count(), own_model=not shares_model(params))
+
+
+def shares_model(params: Any) -> bool:
+    """Whether several processes hold these parameters together, so that an error may be that of another process."""
+    return not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array))

@@ -6,8 +6,7 @@ have reported at once. Plots need matplotlib and are left out without it.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,26 @@ import numpy as np
 
 from omni_jax.evaluate.data import Dataset
 from omni_jax.evaluate.metrics import accepted_length, real_time_factor, summarise
+from omni_jax.evaluate.plots import draw_plots
 from omni_jax.evaluate.run import write_whole
-from omni_jax.evaluate.tasks import Result
+from omni_jax.evaluate.stored import Result, fits
 
 Summary = dict[str, Any]
+# Rows and samples that a summary names as not scored; the report names all.
+MAX_NAMED = 20
 
 
 def found_of(dataset: Dataset, results: Iterable[Result]) -> list[Result]:
-    """The results of a dataset's samples, in its order, whatever else a directory holds."""
-    by_id = {result["id"]: result for result in results}
-    return [by_id[sample.id] for sample in dataset.samples if sample.id in by_id]
+    """The results of a dataset's samples, in its order, whatever else a directory holds.
+
+    A score counts before a failure, later ones before earlier ones, and what was made of media that have changed since
+    does not count.
+    """
+    known = {sample.id: sample for sample in dataset.samples}
+    fitting = [one for one in results if one["id"] in known and fits(one, known[one["id"]])]
+    found = {one["id"]: one for one in fitting if "error" in one}
+    found |= {one["id"]: one for one in fitting if "error" not in one}
+    return [found[sample.id] for sample in dataset.samples if sample.id in found]
 
 
 def summary_of(task: str, dataset: Dataset, found: Sequence[Result]) -> Summary:
@@ -41,6 +50,8 @@ def summary_of(task: str, dataset: Dataset, found: Sequence[Result]) -> Summary:
         "drafting": accepted_length(stats),
         "speech": real_time_factor(stats),
     }
+    if missing := not_scored(dataset, found):
+        summary["not_scored"] = [{"where": where, "why": why} for where, why in missing[:MAX_NAMED]]
     if stats:
         tokens = [s["new_tokens"] for s in stats]
         reasons = Counter(s["finish_reason"] for s in stats)
@@ -63,12 +74,23 @@ def summary_of(task: str, dataset: Dataset, found: Sequence[Result]) -> Summary:
     return summary
 
 
+def not_scored(dataset: Dataset, found: Sequence[Result]) -> list[tuple[str, str]]:
+    """Where each row or sample stands that could not be used, and why: rows in the dataset's order, then samples."""
+    failed = [(f"sample {result['id']}", result["error"]) for result in found if "error" in result]
+    return [*((problem.where, problem.why) for problem in dataset.problems), *failed]
+
+
+def is_whole(summary: Summary) -> bool:
+    """Whether every row of the dataset was scored, by every drafter where a summary holds several."""
+    several = [summary] if isinstance(summary.get("task"), str) else summary.values()
+    return all(one["scored"] == one["samples"] and not one["rows_skipped"] for one in several)
+
+
 def write_report(
     directory: Path, summary: Summary, dataset: Dataset, found: Sequence[Result], depends: dict[str, Any]
 ) -> None:
     """Write report.md, summary.json and the plots of the results of a dataset's samples, as from `found_of`."""
     used = [result for result in found if "error" not in result]
-    failed = [result for result in found if "error" in result]
     lines = [f"# Evaluation: {summary['task']}", ""]
     lines += [f"{summary['scored']} of {summary['samples']} samples scored"]
     lines[-1] += f", {summary['failed']} failed, {summary['rows_skipped']} rows of the dataset skipped."
@@ -77,11 +99,10 @@ def write_report(
         lines += ["## Replies", "", *_table(("what", "value"), _flat(summary["replies"]))]
     if "categories" in summary:
         lines += ["## By category", "", *_category_table(summary["categories"])]
-    lines += [f"![{title}]({name})\n" for name, title in _plots(directory, used)]
-    problems = [(problem.where, problem.why) for problem in dataset.problems]
-    problems += [(f"sample {result['id']}", result["error"]) for result in failed]
-    if problems:
-        lines += ["## What could not be used", "", *_table(("where", "why"), problems)]
+    scores = {name: summarise([result["scores"] for result in some]) for name, some in _by_category(used).items()}
+    lines += [f"![{title}]({name})\n" for name, title in draw_plots(directory, _stats(used), scores)]
+    if missing := not_scored(dataset, found):
+        lines += ["## What could not be used", "", *_table(("where", "why"), missing)]
     lines += ["## Settings", "", *_table(("setting", "value"), _flat(depends))]
     _write(directory, lines, summary)
 
@@ -124,7 +145,7 @@ def _number(value: Any) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown, with an empty line behind it; nothing without rows."""
+    """A table in Markdown, with an empty line after it; nothing without rows."""
     if not rows:
         return []
     lines = [head, ["---"] * len(head), *rows]
@@ -136,38 +157,3 @@ def _category_table(categories: dict[str, dict[str, float]]) -> list[str]:
     columns = list(dict.fromkeys(name for values in categories.values() for name in values))
     rows = [(name, *(_number(values.get(column)) for column in columns)) for name, values in categories.items()]
     return _table(("category", *columns), rows)
-
-
-def _plots(directory: Path, results: Sequence[Result]) -> list[tuple[str, str]]:
-    """Draw what there is to draw: file name and title of each."""
-    if find_spec("matplotlib") is None:
-        return []
-    stats, drawn = _stats(results), []
-    lengths = [s["new_tokens"] for s in stats]
-    accepted = [s["tokens_per_round"] for s in stats if s.get("rounds")]
-    for name, title, values in (
-        ("lengths.png", "Tokens of a reply", lengths),
-        ("accepted.png", "Tokens that a round of drafting gave, by reply", accepted),
-    ):
-        if values:
-            bins = min(30, len(values))
-            _draw(directory / name, title, "Replies", lambda axes, values=values, bins=bins: axes.hist(values, bins))
-            drawn.append((name, title))
-    categories = {name: summarise([r["scores"] for r in some]) for name, some in _by_category(results).items()}
-    score = next((name for values in categories.values() for name in values), None)
-    if score is not None and len(categories) > 1:
-        heights = [values.get(score, 0.0) for values in categories.values()]
-        _draw(directory / "categories.png", score, "Category", lambda axes: axes.barh(list(categories), heights))
-        drawn.append(("categories.png", f"{score} by category"))
-    return drawn
-
-
-def _draw(path: Path, across: str, up: str, plot: Callable[[Any], Any]) -> None:
-    """Draw with what the two axes show."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    plot(axes)
-    axes.set(xlabel=across, ylabel=up)
-    figure.savefig(path, dpi=150)

@@ -6,12 +6,14 @@ The output directory holds
     results-<n>.jsonl      one line a sample, of process n; each is written whole and reaches the disk before the next
     report.md, *.png, summary.json   when all samples are done (`report`)
 
-A line that was being written when the process died has no end and is cut off; its sample is done again.
+A line that was being written when the process died has no end and is cut off; its sample is done again. So is a sample
+that failed, and one whose media have changed since: its new result is one more line (`report.found_of` chooses).
 """
 
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,24 +24,49 @@ from omni_jax.distributed import meet
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import Share
-from omni_jax.evaluate.tasks import Means, Result, Settings, results
+from omni_jax.evaluate.stored import Result, fits, read_all
+from omni_jax.evaluate.tasks import Means, Settings, results
+from omni_jax.files import read_object, reason_of
+from omni_jax.process import check
 
 # Seconds until every host sees a new file; NFS remembers for a minute, unless told otherwise, that none was there.
 SEEN_SECONDS = 90
+# What a run writes beside its results.
+WRITTEN = ("run.json", "report.md", "summary.json", "lengths.png", "accepted.png", "categories.png")
+AGAIN = "make room and run this again"
 
 
 def try_directory(directory: Path, depends: dict[str, Any]) -> None:
     """Make a directory unless it is there; InputError if it cannot be written or holds the results of another run."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise _unwritable(directory, error) from error
+    check_writable(directory)
     if (directory / "run.json").exists():
         _check_same(directory / "run.json", depends)
     elif any(directory.glob("results-*.jsonl")):
         raise InputError(f"{directory} has results but no run.json to say of what; choose another directory")
+    read_all(directory)
+
+
+def check_writable(directory: Path) -> None:
+    """Make a directory unless it is there; InputError unless all that a run writes can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            pass
+        wrong = [path for name in WRITTEN if (path := directory / name).exists() and not path.is_file()]
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    if wrong:
+        raise InputError(f"{wrong[0]} is not a regular file, and one must be written there; choose another directory")
+
+
+@contextmanager
+def safe_results(directory: Path) -> Iterator[None]:
+    """Explain that a report which cannot be written loses nothing."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "the results are safe: make room, and run this again to have it written"
+        raise InputError(f"{directory}: the report cannot be written ({reason_of(error)}); {remedy}") from error
 
 
 class Results:
@@ -79,26 +106,38 @@ class Results:
             os.close(self.descriptor)
 
     def left(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples that this process has to do."""
-        done = {result["id"] for result in self.held}
+        """The samples that this process has to do: those without a result, that failed, or whose media have changed."""
+        done = {one["id"] for one in self.held if "error" not in one}
+        done -= {sample.id for sample in self.changed(samples)}
         return self.share.of([sample for sample in samples if sample.id not in done])
 
+    def changed(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples that have been scored, but never with the media that they name now."""
+        known = {sample.id: sample for sample in samples}
+        scored = [one for one in self.held if "error" not in one and one["id"] in known]
+        stand = {one["id"] for one in scored if fits(one, known[one["id"]])}
+        return [known[name] for name in dict.fromkeys(one["id"] for one in scored) if name not in stand]
+
     def add(self, result: Result) -> None:
-        """Append a result, which is safe on the disk on return, unless another process writes for this one."""
-        if self.descriptor is None:
+        """Append a result, which is safe on the disk on return, unless another process writes for this one.
+
+        A sample that fails again as it did before is not written again.
+        """
+        if self.descriptor is None or "error" in result and result in self.held:
             return
-        line = (json.dumps(result, ensure_ascii=False) + "\n").encode()
+        # Half of a surrogate pair, which no file holds as text, becomes its JSON escape.
+        line = (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         try:
             written = os.write(self.descriptor, line)
             os.fsync(self.descriptor)
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({error}); make room and run this again") from error
+            raise InputError(f"{self.path} cannot be written ({reason_of(error)}); {AGAIN}") from error
         if written != len(line):
-            raise InputError(f"{self.path}: the disk is full; make room and run this again")
+            raise InputError(f"{self.path}: the disk is full; {AGAIN}")
 
 
 def run(means: Means, samples: Sequence[Sample], written: Results, fatal: bool) -> Iterator[Result]:
-    """Run samples and write each result before it is yielded.
+    """Run samples and write each result before it is yielded; an interrupt ends the run between two of them.
 
     fatal: whether a sample that cannot be used ends the run, which raises InputError; it is written down otherwise.
     """
@@ -107,32 +146,17 @@ def run(means: Means, samples: Sequence[Sample], written: Results, fatal: bool) 
             raise InputError(f"sample {result['id']}: {result['error']}")
         written.add(result)
         yield result
+        check()
 
 
-def read_all(directory: Path) -> list[Result]:
-    """All results in a directory."""
-    return [result for file in sorted(directory.glob("results-*.jsonl")) for result in read_results(file)]
-
-
-def read_results(file: Path) -> Iterator[Result]:
-    """The results in a file, whole lines only; InputError for a line that is no result."""
-    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            result = json.loads(line)
-            if not isinstance(result, dict) or "id" not in result:
-                raise ValueError("no result of a sample")
-        except ValueError as error:
-            raise InputError(
-                f"{file}:{number} is damaged ({error}); remove the line, and its sample is done again"
-            ) from error
-        yield result
-
-
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file that is there as a whole or, where this is interrupted, as it was."""
     part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(content, "utf-8", "backslashreplace") if isinstance(content, str) else part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def settings_of(settings: Settings, model: str, dataset: str, drafter: str | None) -> dict[str, Any]:
@@ -141,7 +165,7 @@ def settings_of(settings: Settings, model: str, dataset: str, drafter: str | Non
 
 
 def _unwritable(directory: Path, error: OSError) -> InputError:
-    return InputError(f"{directory} cannot be written ({error}); choose another directory")
+    return InputError(f"{directory} cannot be written ({reason_of(error)}); choose another directory")
 
 
 def _state(directory: Path, depends: dict[str, Any]) -> None:
@@ -180,11 +204,10 @@ def _mend(file: Path) -> None:
 
 
 def _check_same(path: Path, depends: dict[str, Any]) -> None:
-    try:
-        before = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); choose another output directory") from error
+    before = read_object(path, error=InputError, remedy="choose another output directory")
     names = [name for name in {**before, **depends} if before.get(name) != depends.get(name)]
     if names:
-        differences = "; ".join(f"{name} was {before.get(name)!r}, is {depends.get(name)!r}" for name in names)
+        differences = "; ".join(
+            f"{name} was {before.get(name)!r}, is {depends.get(name)!r}"[:200] for name in names[:9]
+        )
         raise InputError(f"{path.parent} holds another run ({differences}); choose another directory for this one")

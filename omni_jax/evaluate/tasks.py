@@ -4,8 +4,10 @@
 (MT-Bench is this with FastChat's questions); `choice` compares the log-likelihoods of the choices; `loglikelihood` that
 of the reference; `speech` says the answer, has it recognised, and compares what was heard with what was written.
 
-A result holds id, category, scores and what was made; or an error instead of the latter, where a sample's media or
-length prove to be unusable only when its turn has come.
+A result holds id, category, scores and what was made; or an error instead of the latter, where a sample proves to be
+unusable only when its turn has come. Whatever is raised while one sample is prepared or computed is that sample's
+failure, so that no run ends at the same row again and again. Where several run at once and none can be named, those
+that were under way are asked again one by one.
 """
 
 import hashlib
@@ -21,8 +23,8 @@ from omni_jax.decode.session import check_context
 from omni_jax.decode.slots import Prompt
 from omni_jax.drafter import Drafter
 from omni_jax.errors import InputError
-from omni_jax.evaluate.data import Sample
-from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
+from omni_jax.evaluate.data import Sample, reason
+from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, prepare_choices
 from omni_jax.evaluate.metrics import (
     METRICS,
     MetricName,
@@ -30,12 +32,14 @@ from omni_jax.evaluate.metrics import (
     Scores,
     character_errors,
     choice_scores,
+    recognise,
     word_errors,
 )
+from omni_jax.evaluate.processes import shares_model
+from omni_jax.evaluate.stored import Result
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Messages, Omni, Reply
 
-Result = dict[str, Any]
 TASKS = ("generate", "choice", "loglikelihood", "speech", "mt-bench")
 
 
@@ -133,9 +137,8 @@ class _Talk:
 class _Talks:
     """Samples as prompts: first questions in order, and later turns as soon as the answers before them are there."""
 
-    def __init__(self, means: Means, samples: Sequence[Sample]):
-        self.means = means
-        self.waiting = deque(_Talk(sample, list(sample.messages), []) for sample in samples)
+    def __init__(self, means: Means, talks: Sequence[_Talk]):
+        self.means, self.waiting = means, deque(talks)
         self.under_way: dict[int, _Talk] = {}
         self.failed: list[Result] = []
 
@@ -149,7 +152,7 @@ class _Talks:
             talk = self.waiting.popleft()
             try:
                 prompt = self._prompt(talk)
-            except InputError as error:
+            except Exception as error:
                 self.failed.append(_failure(talk.sample, error))
                 continue
             self.under_way[number] = talk
@@ -167,14 +170,22 @@ class _Talks:
             self.waiting.appendleft(talk)
             return None
         scores: Scores = {}
-        for name in self.means.settings.metrics:
-            scores |= METRICS[name](reply.text, talk.sample.references)
+        try:
+            for name in self.means.settings.metrics:
+                scores |= METRICS[name](reply.text, talk.sample.references)
+        except Exception as error:
+            return _failure(talk.sample, error)
         return _result(talk.sample, scores, talk.replies)
 
     def failures(self) -> list[Result]:
         """Results of samples that could not be asked, each once."""
         failed, self.failed = self.failed, []
         return failed
+
+    def given_up(self) -> list[_Talk]:
+        """Those that were under way, which are no more."""
+        talks, self.under_way = list(self.under_way.values()), {}
+        return talks
 
     def _prompt(self, talk: _Talk) -> Prompt:
         omni, settings = self.means.omni, self.means.settings
@@ -185,10 +196,38 @@ class _Talks:
 
 
 def _generated(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
-    settings, talks = means.settings, _Talks(means, samples)
-    replies = means.omni.generate_many(
-        talks.prompts(),
-        slots=means.slots,
+    yield from _answered(means, [_Talk(sample, list(sample.messages), []) for sample in samples], means.slots)
+
+
+def _answered(means: Means, asked: Sequence[_Talk], slots: int) -> Iterator[Result]:
+    """The results of conversations, `slots` at a time; where that fails, those under way are asked one by one."""
+    talks = _Talks(means, asked)
+    while talks.waiting:
+        # Settings that are wrong for all are raised here.
+        replies = _asked(means, talks.prompts(), slots)
+        try:
+            for number, reply in replies:
+                result = talks.heard(number, reply)
+                yield from talks.failures()
+                if result is not None:
+                    yield result
+        except Exception as error:
+            under_way = talks.given_up()
+            if not under_way or _is_anothers(error, means):
+                raise
+            if len(asked) == slots == 1:
+                yield _failure(under_way[0].sample, error)
+            else:
+                for talk in under_way:
+                    yield from _answered(means, [talk], 1)
+        yield from talks.failures()
+
+
+def _asked(means: Means, prompts: Iterator[Prompt | None], slots: int) -> Iterator[tuple[int, Reply]]:
+    settings = means.settings
+    return means.omni.generate_many(
+        prompts,
+        slots=slots,
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
@@ -199,12 +238,6 @@ def _generated(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
         draft_tree=settings.draft_tree,
         draft_sampling=settings.draft_sampling,
     )
-    for number, reply in replies:
-        result = talks.heard(number, reply)
-        yield from talks.failures()
-        if result is not None:
-            yield result
-    yield from talks.failures()
 
 
 def _chosen(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
@@ -233,18 +266,36 @@ def _scored(
     texts: Callable[[Sample], Sequence[str]],
     result: Callable[[Sample, list[Continuation], list], Result],
 ) -> Iterator[Result]:
-    """Results that follow from the log-likelihoods of texts behind each sample's messages."""
+    """Results that follow from the log-likelihoods of texts after each sample's messages."""
     # Enough samples at once that texts of about one length meet, few enough that little is lost when a run is killed.
     for start in range(0, len(samples), 2 * means.slots):
         asked: list[tuple[Sample, list[Continuation]]] = []
         for sample in samples[start : start + 2 * means.slots]:
             try:
                 asked.append((sample, _continuations(means, sample, texts(sample))))
-            except InputError as error:
+            except Exception as error:
                 yield _failure(sample, error)
+        for sample, several, scored in _weighed(means, asked):
+            yield _failure(sample, scored) if isinstance(scored, Exception) else result(sample, several, scored)
+
+
+def _weighed(
+    means: Means, asked: Sequence[tuple[Sample, list[Continuation]]]
+) -> Iterator[tuple[Sample, list[Continuation], list[Scored] | Exception]]:
+    """Samples with what their continuations score: all at once or, where that fails, one by one."""
+    try:
         scored = iter(log_likelihoods(means.omni, [one for _, several in asked for one in several], rows=means.slots))
-        for sample, several in asked:
-            yield result(sample, several, [next(scored) for _ in several])
+    except Exception as error:
+        if _is_anothers(error, means):
+            raise
+        if len(asked) == 1:
+            yield *asked[0], error
+        else:
+            for one in asked:
+                yield from _weighed(means, [one])
+        return
+    for sample, several in asked:
+        yield sample, several, [next(scored) for _ in several]
 
 
 def _continuations(means: Means, sample: Sample, texts: Sequence[str]) -> list[Continuation]:
@@ -257,19 +308,24 @@ def _continuations(means: Means, sample: Sample, texts: Sequence[str]) -> list[C
 
 
 def _spoken(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
-    assert means.recogniser is not None
     for sample in samples:
         try:
-            with _compilations() as compiled:
-                reply = _say(means, sample)
-        except InputError as error:
+            yield _said(means, sample)
+        except Exception as error:
+            if _is_anothers(error, means):
+                raise
             yield _failure(sample, error)
-            continue
-        reply = replace(reply, stats={**reply.stats, "compiled": len(compiled)})
-        assert reply.audio is not None
-        heard = means.recogniser(reply.audio, SAMPLES_PER_SECOND) if len(reply.audio) else ""
-        scores = word_errors(heard, [reply.text]) | character_errors(heard, [reply.text])
-        yield _result(sample, scores, [reply]) | {"heard": heard}
+
+
+def _said(means: Means, sample: Sample) -> Result:
+    assert means.recogniser is not None
+    with _compilations() as compiled:
+        reply = _say(means, sample)
+    reply = replace(reply, stats={**reply.stats, "compiled": len(compiled)})
+    assert reply.audio is not None
+    heard = recognise(means.recogniser, reply.audio, SAMPLES_PER_SECOND) if len(reply.audio) else ""
+    scores = word_errors(heard, [reply.text]) | character_errors(heard, [reply.text])
+    return _result(sample, scores, [reply]) | {"heard": heard}
 
 
 @contextmanager
@@ -314,16 +370,26 @@ def _say(means: Means, sample: Sample) -> Reply:
     return reply
 
 
+def _is_anothers(error: Exception, means: Means) -> bool:
+    """Whether an error may be that of another process, of which this one cannot go on without."""
+    return not isinstance(error, InputError) and shares_model(means.omni.params)
+
+
 def _user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
 def _result(sample: Sample, scores: Scores, replies: Sequence[Reply] = ()) -> Result:
-    result: Result = {"id": sample.id, "category": sample.category, "scores": scores}
+    result = _named(sample) | {"scores": scores}
     if replies:
         result["turns"] = [{"text": r.text, "token_ids": r.token_ids, "stats": r.stats} for r in replies]
     return result
 
 
-def _failure(sample: Sample, error: InputError) -> Result:
-    return {"id": sample.id, "category": sample.category, "scores": {}, "error": str(error)}
+def _failure(sample: Sample, error: Exception) -> Result:
+    return _named(sample) | {"scores": {}, "error": reason(error)}
+
+
+def _named(sample: Sample) -> Result:
+    media = {"media": sample.media} if sample.media else {}
+    return {"id": sample.id, "category": sample.category, **media}

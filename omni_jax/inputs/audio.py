@@ -48,11 +48,16 @@ def token_count(frames: int, chunk_frames: int) -> int:
 
 
 def load_audio(
-    source: Source | np.ndarray, sampling_rate: float | np.number | None = None, max_seconds: float = MAX_SECONDS
+    source: Source | np.ndarray,
+    sampling_rate: float | np.number | None = None,
+    max_seconds: float = MAX_SECONDS,
+    start: float = 0.0,
+    end: float | None = None,
 ) -> np.ndarray:
     """Load sound as float32 [samples], mono at 16 kHz: from a path, bytes, or an array and its `sampling_rate`.
 
     An array is [samples], [channels, samples] or [samples, channels]; floats have full scale 1, integers their dtype's.
+    start, end: seconds of the span that is kept, cut before resampling as the official utilities do.
     Raises InputError for what cannot be read, is damaged or silent about its rate, or is too short or long.
     """
     if isinstance(source, np.ndarray):
@@ -66,11 +71,23 @@ def load_audio(
     else:
         samples, rate = _from_file(source, max_seconds)
     what = f"audio {'array' if isinstance(source, np.ndarray) else name_of(source)}"
+    if start or end is not None:
+        samples = _cut(samples, rate, start, end, source)
     check_samples(what, samples)
     samples = resample(samples, rate)
     if samples.size < MIN_SAMPLES:
         raise InputError(f"{what}: {samples.size} samples at 16 kHz; at least {MIN_SAMPLES} are needed")
     return samples
+
+
+def _cut(samples: np.ndarray, rate: float, start: float, end: float | None, source: object) -> np.ndarray:
+    """The samples of a span in seconds, rounded as the utilities do: they read a file by its length, cut an array."""
+    if start * rate >= samples.size:
+        raise InputError(f"audio {name_of(source)}: no sound from {start:g} s on; it lasts {samples.size / rate:g} s")
+    first = int(start * rate)
+    if end is None:
+        return samples[first:]
+    return samples[first : int(end * rate) if isinstance(source, np.ndarray) else first + int((end - start) * rate)]
 
 
 def check_header(what: str, rate: float | np.number, channels: int, samples: int, max_seconds: float) -> None:

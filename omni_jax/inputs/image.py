@@ -96,6 +96,21 @@ def _add_heif(what: str) -> None:
     register_heif_opener()
 
 
+def image_shape(source: "Source | np.ndarray | Image") -> tuple[int, int]:
+    """The (height, width) of a picture before it is turned upright, from its header; errors as of `load_image`."""
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        _check_size(source.width, source.height, MAX_PIXELS, source)
+        return source.height, source.width
+    if not isinstance(source, Source):
+        height, width, _ = load_image(source).shape
+        return height, width
+    with open_source(source, "image") as file:
+        picture = _open(file, source, MAX_PIXELS)
+        return picture.height, picture.width
+
+
 def _check_array(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8:
         raise InputError(
@@ -145,14 +160,18 @@ def _to_rgb(picture: "Image") -> "Image":
     return picture.convert("RGB")
 
 
-def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
-    """The (height, width) to resize to: multiples of `factor`, an area within the limits, and about the same aspect."""
+def smart_resize(height: int, width: int, settings: ImageSettings, fewest: int = 0) -> tuple[int, int]:
+    """The (height, width) to resize to: multiples of `factor`, an area within the limits, and about the same aspect.
+
+    fewest: what sides are rounded to at least, in factors, before the area is looked at: 1 in the official utilities.
+    """
     factor, area = settings.factor, height * width
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(
             f"a picture of {width} x {height} is longer than {MAX_ASPECT} times its width; crop or tile it"
         )
-    rows, columns = round(height / factor), round(width / factor)  # Python's rounding: halves to even
+    # Python's rounding: halves to even.
+    rows, columns = (max(fewest, round(side / factor)) for side in (height, width))
     if rows * columns * factor**2 > settings.max_pixels:
         shrink = math.sqrt(area / settings.max_pixels)
         rows, columns = (max(1, math.floor(side / shrink / factor)) for side in (height, width))

@@ -1,12 +1,13 @@
 """Messages as users write them: checked, freed of their media, and brought to the one form that chat templates read.
 
-First station of a prompt. Accepted is the form of Hugging Face, {"type": "image", "image": path}, and OpenAI's parts
-`image_url`, `audio_url`, `video_url` (data: URLs and local paths) and `input_audio`; the media go on to `image`,
-`audio` and `video`, the rest to `prompt`. Nothing is fetched.
+First station of a prompt, at every door: Python, the command line, datasets. Accepted is the form of Hugging Face,
+{"type": "image", "image": path}, with the options of the model's official utilities beside it (`options`), and OpenAI's
+parts `image_url`, `audio_url`, `video_url` (data: URLs and local paths) and `input_audio`; the media go on to `image`,
+`audio` and `video`, the rest to `prompt`. A key whose value is null is absent. Nothing is fetched.
 
 Source: HF `ProcessorMixin.apply_chat_template` and its normalisation of messages. Deliberate difference: what a
-template would drop without a word (an unknown role or part, a misspelt key) or render as nonsense is an error that
-names the message and part.
+template would drop without a word (an unknown role, part or key) or render as nonsense is an error that names the
+message and part.
 """
 
 import base64
@@ -14,30 +15,38 @@ import binascii
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
 from omni_jax.errors import InputError
+from omni_jax.files import MAX_DEPTH, depth_of, user_path
+from omni_jax.inputs.options import OPTIONS, RATES, UNSTATED, Options, did_you_mean, number, read_options
+from omni_jax.inputs.source import scheme_of
 
 ROLES = ("system", "user", "assistant", "tool")
 KINDS = ("image", "audio", "video")
-# The setting of an array that a file states itself, by kind.
-RATES = {"audio": "sampling_rate", "video": "fps"}
+URLS = ("image_url", "audio_url", "video_url")
 MAX_PARTS = 1024  # media and texts of one conversation
 MAX_CHARACTERS = 8_000_000  # of all texts of one conversation; far beyond any context
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the name that templates read, then its aliases
 HEADERLESS = ("pcm16", "pcm", "raw")  # formats of input_audio that state no rate
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: C:\clip.mp4 is a path
+_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)
+_PLACES = ("url", "path", "base64")  # beside a part's own kind, where its medium may be
 
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """One picture, sound or video: where it comes from, the rate stated beside it, and where it stands, for errors."""
+    """One picture, sound or video: where it comes from, what is stated beside it, and where it is, for errors.
+
+    source: a path, bytes, an array or a PIL image; of a video also a list of them, its frames. rate: of an array.
+    """
 
     kind: str
     source: Any
     rate: float | None
     where: str
+    options: Options = UNSTATED
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +58,15 @@ class Conversation:
     tools: list[dict[str, Any]] | None
 
 
-def read_conversation(messages: Any, tools: Any = None) -> Conversation:
-    """Check one conversation and its tools; raises InputError naming the message and part that cannot be used."""
-    if not isinstance(messages, (list, tuple)):
-        raise InputError(f"messages of type {type(messages).__name__}; pass a list of {{'role': ..., 'content': ...}}")
-    if not messages:
-        raise InputError("messages is empty; give at least one")
+def read_conversation(messages: Any, tools: Any = None, base: Path | None = None) -> Conversation:
+    """Check one conversation and its tools; raises InputError naming the message and part that cannot be used.
+
+    messages: a list of messages, or {"messages": a list, "tools": ...}. base: the folder of the file that holds them,
+    to which paths of media are relative; by default the current one.
+    """
+    given, tools = _unwrapped(messages, tools)
     media: list[Media] = []
-    plain = [_read_message(message, f"message {i}", media) for i, message in enumerate(messages)]
+    plain = [_read_message(message, f"message {i}", media) for i, message in enumerate(with_base(given, base))]
     parts = sum(len(m["content"]) if isinstance(m["content"], list) else 1 for m in plain)
     if parts > MAX_PARTS:
         raise InputError(f"the conversation has {parts} parts; at most {MAX_PARTS} are accepted")
@@ -69,7 +79,63 @@ def read_conversation(messages: Any, tools: Any = None) -> Conversation:
 
 def is_conversation(messages: Any) -> bool:
     """Whether `messages` is one conversation, rather than a list of them."""
-    return not (isinstance(messages, (list, tuple)) and len(messages) and isinstance(messages[0], (list, tuple)))
+    if not isinstance(messages, (list, tuple)) or not messages:
+        return True
+    first = messages[0]
+    return not (isinstance(first, (list, tuple)) or isinstance(first, dict) and "messages" in first)
+
+
+def with_base(messages: Any, base: Path | None) -> Any:
+    """The same messages, whose media can be found from any folder: relative paths now begin with `base`.
+
+    For messages that a file holds, whose folder is `base`. What is no message or part stays as it is: whoever reads the
+    messages names it.
+    """
+    if base is None:
+        return messages
+    if isinstance(messages, dict) and "messages" in messages:
+        return messages | {"messages": with_base(messages["messages"], base)}
+    return [_based_message(message, base) for message in messages] if isinstance(messages, list) else messages
+
+
+def _based_message(message: Any, base: Path) -> Any:
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    content = [_based_part(part, base) if isinstance(part, dict) else part for part in message["content"]]
+    return message | {"content": content}
+
+
+def _based_part(part: dict, base: Path) -> dict:
+    form = part.get("type")
+    keys = (form, "url", "path") if form in KINDS else (form,) if form in URLS else ()
+    return part | {key: _based(part[key], base) for key in keys if part.get(key) is not None}
+
+
+def _based(source: Any, base: Path) -> Any:
+    """A source, of whatever form, with its path below `base`."""
+    if isinstance(source, dict):
+        return source | {key: _based(source[key], base) for key in ("url", "path") if isinstance(source.get(key), str)}
+    if isinstance(source, list):
+        return [_based(frame, base) for frame in source]
+    if isinstance(source, str) and source and scheme_of(source) in ("", "file"):
+        return str(base / user_path(_local(source), "a medium"))
+    return source
+
+
+def _unwrapped(messages: Any, tools: Any) -> tuple[Any, Any]:
+    """The list of messages and the tools, both of which a request to a server holds in one object."""
+    if isinstance(messages, dict) and "messages" in messages:
+        extra = [key for key, value in messages.items() if key not in ("messages", "tools") and value is not None]
+        if extra:
+            raise InputError(f"beside 'messages' is the unknown key {extra[0]!r}; settings are arguments of the call")
+        if tools is not None and messages.get("tools") is not None:
+            raise InputError("tools are stated twice, beside 'messages' and in the call; leave one out")
+        messages, tools = messages["messages"], messages.get("tools") if tools is None else tools
+    if not isinstance(messages, (list, tuple)):
+        raise InputError(f"messages of type {type(messages).__name__}; pass a list of {{'role': ..., 'content': ...}}")
+    if not messages:
+        raise InputError("messages is empty; give at least one")
+    return messages, tools
 
 
 def _read_message(message: Any, where: str, media: list[Media]) -> dict[str, Any]:
@@ -79,13 +145,31 @@ def _read_message(message: Any, where: str, media: list[Media]) -> dict[str, Any
     if role not in ROLES:
         raise InputError(f"{where} has the role {role!r}; roles are {', '.join(ROLES)}")
     plain = {"role": role, "content": _read_content(message, where, media)}
+    # Clients' dumps of replies hold empty lists, such as `annotations`.
+    unknown = [key for key, value in message.items() if key not in _KEYS and not _empty(value)]
+    if unknown:
+        raise InputError(f"{where} has the unknown key {unknown[0]!r}{_belongs(unknown[0])}")
     for key in (*REASONING, "name", "tool_call_id"):
         if message.get(key) is not None:
             name = REASONING[0] if key in REASONING else key
-            plain.setdefault(name, _string(message[key], f"{where}: {key!r}"))
+            plain.setdefault(name, _text(message[key], f"{where}: {key!r}"))
     if message.get("tool_calls") is not None:
         plain["tool_calls"] = _read_calls(message["tool_calls"], where)
     return plain
+
+
+def _empty(value: Any) -> bool:
+    return value is None or isinstance(value, (str, list, tuple, dict)) and not value
+
+
+def _belongs(key: Any) -> str:
+    """The remedy for a key that no message has: where it belongs, or what was meant."""
+    kind = str(key).removesuffix("s").removesuffix("_url")
+    if kind in KINDS or key in OPTIONS["video"] or key in OPTIONS["audio"]:
+        return "; media and their options belong into 'content', as a part {'type': 'image', 'image': ...}"
+    if key == "function_call":
+        return "; write it as 'tool_calls'"
+    return "; write it as 'content'" if key in ("text", "value") else did_you_mean(key, _KEYS)
 
 
 def _read_content(message: dict, where: str, media: list[Media]) -> str | list[dict[str, Any]]:
@@ -95,38 +179,61 @@ def _read_content(message: dict, where: str, media: list[Media]) -> str | list[d
             return ""
         raise InputError(f"{where} has no 'content'; give a string or a list of parts")
     if isinstance(content, str):
-        return content
+        return _text(content, f"{where}: 'content'")
     if not isinstance(content, (list, tuple)):
         raise InputError(f"{where}: 'content' is of type {type(content).__name__}; give a string or a list of parts")
     return [_read_part(part, f"{where}, part {i}", media) for i, part in enumerate(content)]
 
 
-def _read_part(part: Any, where: str, media: list[Media]) -> dict[str, Any]:
-    if not isinstance(part, dict):
-        raise InputError(f"{where} is of type {type(part).__name__}; pass {{'type': 'text', 'text': ...}} or media")
+def _read_part(given: Any, where: str, media: list[Media]) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise InputError(f"{where} is of type {type(given).__name__}; pass {{'type': 'text', 'text': ...}} or media")
+    part = {key: value for key, value in given.items() if value is not None}
     form = part.get("type")
     if form == "text":
         _only(part, ("type", "text"), where)
-        return {"type": "text", "text": _string(_need(part, "text", where), f"{where}: 'text'")}
+        return {"type": "text", "text": _text(_need(part, "text", where), f"{where}: 'text'")}
     if form in KINDS:
-        keys = (form, "url", "path", "base64")
-        _only(part, ("type", *keys, *([RATES[form]] if form in RATES else ())), where)
-        given = [key for key in keys if part.get(key) is not None]
-        if len(given) != 1:
-            raise InputError(f"{where} of type {form!r} has the keys {list(part)}; give exactly one of {list(keys)}")
-        kind, source = form, part[given[0]]
-        source = _from_base64(source, where) if given[0] == "base64" else source
-    elif form in ("image_url", "audio_url", "video_url"):
+        kind, source = form, _read_source(part, where)
+    elif form in URLS:
         kind, source = form.removesuffix("_url"), _need(part, form, where)
+        _only(part, ("type", form, *_beside(kind)), where)
         source = _need(source, "url", f"{where}: {form!r}") if isinstance(source, dict) else source
         source = _string(source, f"{where}: the URL")
     elif form == "input_audio":
+        _only(part, ("type", form, *OPTIONS["audio"]), where)
         kind, source = "audio", _read_input_audio(_need(part, form, where), where)
     else:
         raise InputError(f"{where} has the type {form!r}; types are text, image, audio, video and OpenAI's image_url, "
                          "audio_url, video_url, input_audio")  # fmt: skip
-    media.append(Media(kind, _resolve(source, kind, where), _read_rate(part, kind, where), where))
+    media.append(_medium(kind, _resolve(source, kind, where), part, where))
     return {"type": kind, kind: ""}
+
+
+def _read_source(part: dict, where: str) -> Any:
+    """The one source of a part in Hugging Face's form; datasets state it as {"bytes": ..., "path": ...}."""
+    kind = part["type"]
+    keys = (kind, *_PLACES)
+    _only(part, ("type", *keys, *_beside(kind)), where)
+    given = [key for key in keys if key in part]
+    if len(given) != 1:
+        raise InputError(f"{where} of type {kind!r} has the keys {list(part)}; give exactly one of {list(keys)}")
+    source = part[given[0]]
+    return _from_base64(source, where) if given[0] == "base64" else source
+
+
+def _beside(kind: str) -> tuple[str, ...]:
+    """What a part of a kind may state beside its medium."""
+    return (*([RATES[kind]] if kind in RATES else ()), *OPTIONS[kind])
+
+
+def _medium(kind: str, source: Any, part: dict, where: str) -> Media:
+    options = read_options({name: part[name] for name in OPTIONS[kind] if name in part}, where)
+    name = RATES.get(kind)
+    rate = number(part[name], f"{where}: {name!r}") if name in part else options.fps
+    if kind == "video" and name in part and options.fps is not None:
+        raise InputError(f"{where}: 'fps' and 'sample_fps' are both stated; frames that are sampled already have one")
+    return Media(kind, source, rate, where, options)
 
 
 def _read_input_audio(sound: Any, where: str) -> Any:
@@ -136,35 +243,47 @@ def _read_input_audio(sound: Any, where: str) -> Any:
     if sound.get("format") in HEADERLESS:
         raise InputError(f"{where}: format {sound['format']!r} states no sampling rate; send wav, or an 'audio' array")
     data = _string(_need(sound, "data", where), f"{where}: 'data'")
-    return data if _SCHEME.match(data) else _from_base64(data, where)
-
-
-def _read_rate(part: dict, kind: str, where: str) -> float | None:
-    rate = part.get(RATES.get(kind, ""))
-    if rate is None:
-        return None
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
-        raise InputError(f"{where}: {RATES[kind]!r} is {rate!r}; give a positive number")
-    return rate
+    return data if scheme_of(data) else _from_base64(data, where)
 
 
 def _resolve(source: Any, kind: str, where: str) -> Any:
-    """A source with data: and file: URLs made bytes and paths; other URLs are refused."""
+    """A source with data: and file: URLs made bytes and paths, a list of frames too; other URLs are refused."""
+    if isinstance(source, dict):
+        found = [source[key] for key in ("bytes", "path") if source.get(key) is not None]
+        if not found:
+            raise InputError(f"{where}: the {kind} is a dict without 'bytes' and 'path'; pass a path or bytes")
+        return _resolve(found[0], kind, where)
+    if kind == "video" and isinstance(source, (list, tuple)):
+        return [_resolve(frame, "image", f"{where}, frame {i}") for i, frame in enumerate(source)]
     if not isinstance(source, str):
         return source
     if not source:
         raise InputError(f"{where}: the {kind} is an empty string; pass a path")
-    scheme = found[1].lower() if (found := _SCHEME.match(source)) else ""
+    scheme = scheme_of(source)
     if scheme == "data":
-        header, comma, data = source.partition(",")
-        if not comma:
-            raise InputError(f"{where}: the data: URL has no comma; write data:{kind}/...;base64,...")
-        return _from_base64(unquote(data), where) if header.endswith(";base64") else unquote_to_bytes(data)
-    if scheme == "file":
-        return unquote(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "", source))
-    if scheme:
+        return _from_data(source, kind, where)
+    if scheme not in ("", "file"):
         raise InputError(f"{where}: {source[:80]!r} is a remote URL; nothing is fetched: download the {kind} first")
-    return source
+    return _local(source)
+
+
+def _local(source: str) -> str:
+    """A path, or that of a file: URL."""
+    if scheme_of(source) != "file":
+        return source
+    return unquote(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "", source))
+
+
+def _from_data(url: str, kind: str, where: str) -> Any:
+    """The bytes of a data: URL; a video of type video/jpeg holds its frames one after another, as in vLLM."""
+    header, comma, data = url.partition(",")
+    if not comma:
+        raise InputError(f"{where}: the data: URL has no comma; write data:{kind}/...;base64,...")
+    if not header.endswith(";base64"):
+        return unquote_to_bytes(data)
+    if kind == "video" and header.lower().startswith("data:video/jpeg"):
+        return [_from_base64(unquote(frame), f"{where}, frame {i}") for i, frame in enumerate(data.split(","))]
+    return _from_base64(unquote(data), where)
 
 
 def _from_base64(data: Any, where: str) -> bytes:
@@ -185,6 +304,7 @@ def _read_calls(calls: Any, where: str) -> list[dict[str, Any]]:
             raise InputError(f"{where}: tool call {i} has no function name; pass {{'function': {{'name': ...}}}}")
         if not isinstance(inner.get("arguments"), (dict, str)):
             raise InputError(f"{where}: tool call {i} has no 'arguments'; pass a dict or its JSON")
+        call = {key: value for key, value in call.items() if value is not None}
         plain.append(_json(call, f"{where}: tool call {i}"))
     return plain
 
@@ -199,11 +319,34 @@ def _read_tools(tools: Any) -> list[dict[str, Any]]:
 
 
 def _json(value: Any, where: str) -> Any:
-    """A copy of plain JSON values."""
+    """A copy of plain JSON values; NumPy's numbers are numbers."""
+    if depth_of(value) > MAX_DEPTH:
+        raise InputError(
+            f"{where} cannot be written as JSON: it is nested too deep; at most {MAX_DEPTH} levels are read"
+        )
+    _check_keys(value, where)
     try:
-        return json.loads(json.dumps(value))
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain_number)
+        return json.loads(_text(text, where))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} cannot be written as JSON ({error})") from None
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where} cannot be written as JSON ({error}); give plain values") from None
+
+
+def _plain_number(value: Any) -> Any:
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return value.item()
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def _check_keys(value: Any, where: str) -> None:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    wrong = [key for key in value if not isinstance(key, str)] if isinstance(value, dict) else []
+    if wrong:
+        raise InputError(f"{where} has the key {str(wrong[0])[:40]} of type {type(wrong[0]).__name__}; names are text")
+    for each in inner:
+        _check_keys(each, where)
 
 
 def _need(values: Any, key: str, where: str) -> Any:
@@ -215,10 +358,22 @@ def _need(values: Any, key: str, where: str) -> Any:
 def _only(part: dict, keys: tuple[str, ...], where: str) -> None:
     unknown = [key for key in part if key not in keys]
     if unknown:
-        raise InputError(f"{where} of type {part['type']!r} has the unknown key {unknown[0]!r}; keys are {list(keys)}")
+        form = f"{where} of type {part['type']!r} has the unknown key"
+        others = [kind for kind, names in OPTIONS.items() if unknown[0] in names]
+        hint = f"; it belongs to {' and '.join(others)}" if others else did_you_mean(unknown[0], keys)
+        raise InputError(f"{form} {unknown[0]!r}{hint}")
 
 
 def _string(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{what} is of type {type(value).__name__}; give a string")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    """A string that can be written as UTF-8."""
+    try:
+        _string(value, what).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} holds half of a surrogate pair at character {error.start}; remove it") from None
     return value

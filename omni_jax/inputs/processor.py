@@ -1,18 +1,17 @@
 """Messages to a prepared batch: the one place where text and media meet before the model.
 
-    messages -> check -> load media, patches and mel -> render, encode, expand -> positions -> pad rows, pack media
+    messages -> check -> render, encode -> plan media -> load them -> expand -> positions -> pad rows, pack media
 
 Each conversation becomes a row on its own and rows are only then laid side by side, so nothing in a row depends on its
 neighbours; rows may hold different media, or none. NumPy only.
 
 Source: HF `Qwen3OmniMoeProcessor` and, for the positions, `get_rope_index`. Deliberate differences: a video without
 sound among sounding ones stays a plain video; seconds per grid step are measured (see `video`); what does not fit the
-model's context is an error.
+model's context or the memory is an error, before it is decoded.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,21 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import ConfigError, InputError
 from omni_jax.inputs.audio import load_audio, log_mel, token_count
 from omni_jax.inputs.batch import Batch, pack_audio, pack_vision
-from omni_jax.inputs.image import load_image, patchify_image
+from omni_jax.inputs.image import image_shape, load_image, patchify_frames, resize
+from omni_jax.inputs.memory import check_memory
 from omni_jax.inputs.messages import Media, is_conversation, read_conversation
+from omni_jax.inputs.options import Options, read_defaults
 from omni_jax.inputs.positions import MediaItem, rope_positions
 from omni_jax.inputs.prompt import ChatTemplate, expand, prompt_ids
 from omni_jax.inputs.settings import FILE, AudioSettings, ImageSettings, VideoSettings, read_settings
-from omni_jax.inputs.source import is_source
+from omni_jax.inputs.sizes import picture_size
+from omni_jax.inputs.source import Source, name_of
 from omni_jax.inputs.tokenizer import Tokenizer
-from omni_jax.inputs.video import load_video, patchify_video, video_audio
+from omni_jax.inputs.video import SAMPLING, check_room, patchify_video, plan_video, video_audio
+
+# What media take at most: patches as such, in rows and in between; bytes per pixel of a picture that is decoded.
+PATCH_COPIES = 4
+PIXEL_BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +48,24 @@ class _Loaded:
 
 
 @dataclass(frozen=True, eq=False)
+class _Planned:
+    """One medium before it is decoded: its tokens, those that are seen, its own pixels, and how to load it."""
+
+    tokens: int
+    visual_tokens: int
+    pixels: int
+    load: Callable[[], _Loaded]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """One conversation before its media are decoded: its ids with one placeholder per medium, and the media."""
+
+    ids: list[int]
+    media: list[_Planned]
+
+
+@dataclass(frozen=True, eq=False)
 class _Row:
     """One conversation: ids int32 [T], positions float32 [3, T], rope_delta, and its media in order of appearance."""
 
@@ -49,6 +73,28 @@ class _Row:
     positions: np.ndarray
     rope_delta: np.float32
     media: list[_Loaded]
+
+
+def _each_row(act: Callable[[Any], Any], rows: Sequence[Any]) -> list[Any]:
+    """What `act` makes of each row; its errors name the row, if there are several."""
+    made = []
+    for i, row in enumerate(rows):
+        try:
+            made.append(act(row))
+        except InputError as error:
+            if len(rows) == 1:
+                raise
+            raise InputError(f"row {i}: {error}") from error
+    return made
+
+
+def _of_frames(medium: Media, options: Options) -> Options:
+    """The options of a video; what the call states for files does not concern frames that are sampled already."""
+    if isinstance(medium.source, Source):
+        return options
+    own = medium.options
+    sampling = {name: getattr(own, name) for name in SAMPLING}
+    return replace(options, **sampling)
 
 
 class Processor:
@@ -90,6 +136,7 @@ class Processor:
         use_audio_in_video: bool = False,
         tools: list[dict] | None = None,
         fps: float | None = None,
+        media: Mapping[str, Any] | None = None,
         padding: str = "right",
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
@@ -98,28 +145,32 @@ class Processor:
         """Turn one conversation, or a list of them, into a batch of as many rows.
 
         use_audio_in_video: hear each video's own sound, interleaved with its frames. tools: JSON schemas of functions.
-        fps: frames sampled per second of video, unless a part states its own. padding: "right" or "left".
-        enable_thinking: handed to the template if given. max_new_tokens: room that the context must leave.
-        Raises InputError for messages, media and settings that cannot be used, naming the row, message and part.
+        fps: frames sampled per second of video. media: further options, by name (see `options.Options`), for all parts
+        that do not state their own. padding: "right" or "left". enable_thinking: handed to the template if given.
+        max_new_tokens: room that the context must leave.
+        Raises InputError for messages, media and settings that cannot be used, naming the row, message and part; what
+        does not fit the context or the memory is refused before pictures are decoded.
         """
         conversations = [messages] if is_conversation(messages) else messages
-        rows = []
-        for i, conversation in enumerate(conversations):
-            try:
-                checked = read_conversation(conversation, tools)
-                media = self._load_all(checked.media, use_audio_in_video, fps)
-                ids = prompt_ids(
-                    checked,
-                    self.template,
-                    self.tokenizer,
-                    add_generation_prompt=add_generation_prompt,
-                    enable_thinking=enable_thinking,
-                )
-                rows.append(self._row(ids, media, max_new_tokens))
-            except InputError as error:
-                if len(conversations) == 1:
-                    raise
-                raise InputError(f"row {i}: {error}") from error
+        defaults = read_defaults(media, fps, use_audio_in_video)
+
+        def plan(conversation: Any) -> _Prompt:
+            checked = read_conversation(conversation, tools)
+            ids = prompt_ids(
+                checked,
+                self.template,
+                self.tokenizer,
+                add_generation_prompt=add_generation_prompt,
+                enable_thinking=enable_thinking,
+            )
+            room = self.config.thinker.text.max_position_embeddings - max_new_tokens - len(ids)
+            return _Prompt(ids, self._plan_all(checked.media, defaults, room))
+
+        prompts = _each_row(plan, conversations)
+        self._check_memory([planned for prompt in prompts for planned in prompt.media])
+        rows = _each_row(
+            lambda prompt: self._row(prompt.ids, [m.load() for m in prompt.media], max_new_tokens), prompts
+        )
         return self._batch(rows, padding)
 
     def prepare_text(self, prompts: str | Sequence[str], *, padding: str = "right", max_new_tokens: int = 0) -> Batch:
@@ -128,51 +179,85 @@ class Processor:
         rows = [self._row(self.tokenizer.encode(prompt), [], max_new_tokens) for prompt in prompts]
         return self._batch(rows, padding)
 
-    def _load_all(self, media: Sequence[Media], use_audio_in_video: bool, fps: float | None) -> list[_Loaded]:
-        """Load media one by one, and stop at the one with which they cannot fit the context any more."""
-        loaded, tokens = [], 0
-        context = self.config.thinker.text.max_position_embeddings
+    def _plan_all(self, media: Sequence[Media], defaults: Options, room: int) -> list[_Planned]:
+        """Plan media one by one, and stop at the one with which they take more tokens than there is room for."""
+        planned, left = [], room
         for medium in media:
-            loaded.append(self._load(medium, use_audio_in_video, fps))
-            item = loaded[-1].item
-            tokens += item.audio_tokens + prod(item.grid or (0,)) // self.image_settings.merge_size**2
-            if tokens > context:
+            planned.append(self._plan(medium, medium.options.over(defaults), max(left, 0)))
+            left -= planned[-1].tokens
+            if left < 0:
                 raise InputError(
-                    f"{medium.where}: with it, media take {tokens} tokens of a context of {context}; send fewer or "
-                    "smaller ones, or sample a video at a lower fps"
+                    f"{medium.where}: with it, media take {room - left} tokens of {room} that are left of the context; "
+                    "send fewer or smaller ones, state max_pixels, or sample a video at a lower fps"
                 )
-        return loaded
+        return planned
 
-    def _load(self, medium: Media, use_audio_in_video: bool, fps: float | None) -> _Loaded:
-        try:
-            if medium.kind == "image":
-                return self._load_image(medium)
-            if medium.kind == "audio":
-                return self._load_audio(medium)
-            return self._load_video(medium, use_audio_in_video, fps if medium.rate is None else medium.rate)
-        except InputError as error:
-            raise InputError(f"{medium.where}: {error}") from error
+    def _plan(self, medium: Media, options: Options, room: int) -> _Planned:
+        """What a medium will take, and how to load it; errors name the message and part, at either time."""
 
-    def _load_image(self, medium: Media) -> _Loaded:
-        patches, grid = patchify_image(load_image(medium.source), self.image_settings)
-        return _Loaded(MediaItem("image", grid), patches)
+        def named(act: Callable[[], Any]) -> Any:
+            try:
+                return act()
+            except InputError as error:
+                raise InputError(f"{medium.where}: {error}") from error
 
-    def _load_audio(self, medium: Media) -> _Loaded:
-        rate = None if medium.rate is None else round(medium.rate)
-        mel, tokens = self._hear(load_audio(medium.source, rate))
-        return _Loaded(MediaItem("audio", audio_tokens=tokens), mel=mel)
+        plans = {"image": self._plan_image, "audio": self._plan_audio, "video": self._plan_video}
+        planned = named(lambda: plans[medium.kind](medium, options, room))
+        return replace(planned, load=lambda: named(planned.load))
 
-    def _load_video(self, medium: Media, use_audio_in_video: bool, fps: float | None) -> _Loaded:
-        video = load_video(medium.source, self.video_settings, fps)
-        patches, grid, seconds = patchify_video(video, self.video_settings)
-        samples = video_audio(medium.source) if use_audio_in_video and is_source(medium.source) else None
-        mel, tokens = (None, 0) if samples is None else self._hear(samples)
-        return _Loaded(MediaItem("video", grid, seconds, tokens), patches, mel)
+    def _plan_image(self, medium: Media, options: Options, _: int) -> _Planned:
+        settings = self.image_settings
+        shape = image_shape(medium.source)
+        height, width = picture_size(shape, settings, options)
 
-    def _hear(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
-        """The mel float32 [M, frames] of a clip and the number of its tokens."""
-        mel = log_mel(samples, self.audio_settings)
-        return mel, token_count(mel.shape[1], self.config.thinker.audio.chunk_frames)
+        def load() -> _Loaded:
+            image = load_image(medium.source)
+            resized = resize(image, *picture_size(image.shape, settings, options))
+            frames = np.broadcast_to(resized, (settings.temporal_patch_size, *resized.shape))
+            patches, grid = patchify_frames(frames, settings)
+            return _Loaded(MediaItem("image", grid), patches)
+
+        tokens = (height // settings.factor) * (width // settings.factor)
+        return _Planned(tokens, tokens, shape[0] * shape[1], load)
+
+    def _plan_audio(self, medium: Media, options: Options, _: int) -> _Planned:
+        start, end = options.audio_start or 0.0, options.audio_end
+        samples = load_audio(medium.source, medium.rate, start=start, end=end)
+        tokens = self._audio_tokens(samples)
+
+        def load() -> _Loaded:
+            return _Loaded(MediaItem("audio", audio_tokens=tokens), mel=log_mel(samples, self.audio_settings))
+
+        return _Planned(tokens, 0, 0, load)
+
+    def _plan_video(self, medium: Media, options: Options, room: int) -> _Planned:
+        settings = self.video_settings
+        rate = medium.rate if isinstance(medium.source, np.ndarray | list | tuple) else None
+        plan = plan_video(medium.source, settings, rate, options=_of_frames(medium, options), room=room)
+        check_room(plan, settings, f"video {name_of(medium.source)}", room)
+        samples = None
+        if options.use_audio_in_video and isinstance(medium.source, Source):
+            samples = video_audio(medium.source, options=options)
+        tokens = 0 if samples is None else self._audio_tokens(samples)
+
+        def load() -> _Loaded:
+            patches, grid, seconds = patchify_video(plan.load(), settings)
+            mel = None if samples is None else log_mel(samples, self.audio_settings)
+            return _Loaded(MediaItem("video", grid, seconds, tokens), patches, mel)
+
+        seen = plan.tokens(settings)
+        return _Planned(seen + tokens, seen, 0, load)
+
+    def _audio_tokens(self, samples: np.ndarray) -> int:
+        return token_count(samples.size // self.audio_settings.hop_samples, self.config.thinker.audio.chunk_frames)
+
+    def _check_memory(self, planned: Sequence[_Planned]) -> None:
+        """Refuse media whose patches, with their copies in rows, take more memory than there is."""
+        settings = self.image_settings
+        patches = sum(p.visual_tokens for p in planned) * settings.merge_size**2
+        pixels = max((p.pixels for p in planned), default=0)
+        needed = patches * settings.patch_dim * 4 * PATCH_COPIES + pixels * PIXEL_BYTES
+        check_memory(needed, "pictures and videos", "send fewer or smaller ones, or state max_pixels or fps")
 
     def _row(self, ids: Sequence[int], media: list[_Loaded], max_new_tokens: int) -> _Row:
         items = [loaded.item for loaded in media]

@@ -27,6 +27,9 @@ FILE, SAVED = "preprocessor_config.json", "processor_config.json"
 VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 128 * 32 * 32, 768 * 32 * 32
 VIDEO_FRAMES_PER_SECOND = 2.0
 VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES = 4, 768
+# qwen-omni-utils: nine tenths of a context of 128,000, shared by the frames of a video; and a picture with options.
+VIDEO_TOTAL_TOKENS = 115_200
+PICTURE_MIN_TOKENS, PICTURE_MAX_TOKENS = 4, 16_384
 
 
 def read_settings(directory: Path) -> tuple[dict[str, Any], str]:

@@ -1,22 +1,27 @@
 """Moving pictures: from a file to rows of patches, one row of the encoder per pair of frames, and their sound track.
 
-Data flow: `load_video` decodes and samples frames, `patchify_video` cuts them into patches; `video_audio` gives the
-sound of the same file on the same clock, for `audio.log_mel`.
+Data flow: `plan_video` reads what a video is without decoding it: how many frames will be taken, and their size;
+`VideoPlan.load` decodes them (`timeline`), `patchify_video` cuts them into patches; `video_audio` gives the sound of
+the same file on the same clock, for `audio.log_mel`.
 
 Source: transformers `Qwen2VLVideoProcessor` with the settings of `Qwen3OmniMoeProcessor`: its sampling (a multiple of
-the temporal patch, `min_frames` to `max_frames`, evenly from the start), the size limits of a frame, and its patches.
-Deliberate differences:
+the temporal patch, `min_frames` to `max_frames`, evenly from the start), the size limits of a frame, and its patches;
+for options, the model's official utilities (see `sizes`). Deliberate differences:
 - The reference states 2 / fps seconds per grid step with the caller's fps or 1.0, whatever the file holds; here the
   step is measured, duration / sampled frames x 2. An array with its fps gives the reference's figure.
 - The reference samples by frame number; here by time stamp, so that a variable frame rate keeps its clock. At a
-  constant rate both pick the same frames.
+  constant rate both pick the same frames. The utilities spread frames from the first to the last; here that holds for
+  `nframes`, while `fps` is a clock that starts with the first frame.
 - Frames are resized by PIL, as pictures are, where the reference uses torchvision: at most 1/255 apart on natural
-  pictures. Its optional bound on a whole video's pixels (`cap_pixels_per_frame`, off by default) is not applied.
-- The rotation that a phone notes in the file is applied, and damaged or cut files are errors.
+  pictures.
+- The rotation that a phone notes in the file is applied, and damaged or cut files are errors; damage that only frames
+  have which are not taken goes unnoticed.
 """
 
-import time
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,37 +29,61 @@ import numpy as np
 
 from omni_jax.errors import InputError
 from omni_jax.inputs import audio, image
+from omni_jax.inputs.options import UNSTATED, Options
 from omni_jax.inputs.settings import CHANNELS, VideoSettings
-from omni_jax.inputs.source import Source, demux, is_source, name_of, open_container
+from omni_jax.inputs.sizes import frame_size, listed_frame_size
+from omni_jax.inputs.source import Source, name_of, open_container
+from omni_jax.inputs.timeline import (
+    LIMITS,
+    MAX_RATE,
+    MIN_RATE,
+    Bounds,
+    Choice,
+    Timeline,
+    VideoLimits,
+    choose,
+    decode_all,
+    decode_at,
+    read_timeline,
+    sample_count,
+    stated_length,
+    video_stream,
+)
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
-    from av.video.stream import VideoStream
 
-MAX_SECONDS = 4 * 3600.0
-MAX_WALL_SECONDS = 600.0
-MAX_FRAME_PIXELS = 8192 * 4320
-MIN_RATE, MAX_RATE = 1 / 120, 1000.0  # frames per second, on average; a file outside is damaged or malicious
-STAMP_SLACK = 1e-3  # seconds; Matroska rounds its time stamps to milliseconds
-
-
-@dataclass(frozen=True)
-class VideoLimits:
-    """What `load_video` takes on before it gives up: playing time, its own time, and the pixels of a decoded frame."""
-
-    seconds: float = MAX_SECONDS
-    wall_seconds: float = MAX_WALL_SECONDS
-    frame_pixels: int = MAX_FRAME_PIXELS
+Frames = np.ndarray | list | tuple  # one array, or a list of pictures
+LIST_FPS = 2.0  # at which the utilities take a list of frames to be sampled
+# What has no meaning for frames that are sampled already.
+SAMPLING = ("nframes", "min_frames", "max_frames", "video_start", "video_end")
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Sampled frames: uint8 [T, H, W, 3], their rate in frames per second, and the whole's duration in seconds."""
+    """Sampled and resized frames: uint8 [T, H, W, 3], their rate per second, and the seconds that they stand for."""
 
     frames: np.ndarray
     fps: float
     duration: float
+
+
+@dataclass(frozen=True, eq=False)
+class VideoPlan:
+    """What a video will be, before a frame is decoded: `count` frames of `size` (height, width); `load` decodes them.
+
+    The size follows from the header's, which knows no rotation; the loaded frames decide.
+    """
+
+    count: int
+    size: tuple[int, int]
+    load: Callable[[], Video]
+
+    def tokens(self, settings: VideoSettings) -> int:
+        """How many tokens the frames take."""
+        steps = -(-self.count // settings.frame.temporal_patch_size)
+        return steps * (self.size[0] // settings.frame.factor) * (self.size[1] // settings.frame.factor)
 
 
 def check_fps(fps: float | None) -> None:
@@ -64,130 +93,173 @@ def check_fps(fps: float | None) -> None:
 
 
 def load_video(
-    source: Source | np.ndarray, settings: VideoSettings, fps: float | None = None, limits: VideoLimits = VideoLimits()
+    source: Source | Frames,
+    settings: VideoSettings,
+    fps: float | None = None,
+    limits: VideoLimits = LIMITS,
+    options: Options = UNSTATED,
 ) -> Video:
-    """Load a video: sample a file or bytes at `fps` (default: the settings'), or take an array as it is.
+    """Load a video: sample a file or bytes at `fps` (default: the settings'), or take frames as they are.
 
-    An array is uint8 [T, H, W, 3], already sampled at its `fps`. Frames of a file come resized to whole merged tokens,
-    so that a long one fits in memory. Raises InputError for what cannot be read, is damaged, or exceeds `limits`.
+    Frames are an array uint8 [T, H, W, 3] or a list of pictures, already sampled at their `fps`. All come resized to
+    whole merged tokens. Raises InputError for what cannot be read, is damaged, or exceeds `limits`.
     """
+    return plan_video(source, settings, fps, limits, options).load()
+
+
+def plan_video(
+    source: Source | Frames,
+    settings: VideoSettings,
+    fps: float | None = None,
+    limits: VideoLimits = LIMITS,
+    options: Options = UNSTATED,
+    room: int | None = None,
+) -> VideoPlan:
+    """What `load_video` will give. room: the tokens that a file may have, if its header states how long it is."""
     check_fps(fps)
-    if isinstance(source, np.ndarray):
+    check_fps(options.fps)
+    if isinstance(source, np.ndarray | list | tuple):
+        return _plan_frames(source, settings, fps or options.fps, limits, options)
+    if not isinstance(source, Source):
+        raise InputError(f"video {name_of(source)}: pass a path, bytes, a list of frames, or an array with its fps")
+    if fps is not None:
+        options = Options(fps=fps).over(options)
+    bounds = Bounds(f"video {name_of(source)}", limits)
+    with open_container(source, "video") as container:
+        if room is not None and (stated := stated_plan(container, settings, options, bounds)):
+            check_room(stated, settings, bounds.what, room)
+        timeline = read_timeline(container, bounds)
+    choice = choose(timeline, settings, options, bounds.what)
+    count = len(choice.times)
+
+    def load() -> Video:
+        frames = _decoded(source, timeline, choice, settings, options, Bounds(bounds.what, limits))
+        return Video(frames, choice.fps, choice.duration)
+
+    return VideoPlan(count, frame_size(timeline.shape, count, settings, options), load)
+
+
+def stated_plan(
+    container: "InputContainer", settings: VideoSettings, options: Options, bounds: Bounds
+) -> VideoPlan | None:
+    """What a file's header lets expect, found without reading the file; None where it does not state enough."""
+    stated = stated_length(container, bounds)
+    if stated is None or options.video_start is not None or options.video_end is not None:
+        return None
+    count, duration, shape = stated
+    fps = options.fps or settings.frames_per_second
+    n = options.nframes or sample_count(count, duration, settings, fps, options)
+    return VideoPlan(n, frame_size(shape, n, settings, options), lambda: Video(np.empty(0), fps, duration))
+
+
+def check_room(plan: VideoPlan, settings: VideoSettings, what: str, room: int) -> None:
+    """Raise InputError if a video takes more than `room` tokens."""
+    tokens = plan.tokens(settings)
+    if tokens > room:
+        raise InputError(
+            f"{what}: {plan.count} frames of {plan.size[1]} x {plan.size[0]} pixels take {tokens} tokens, and {room} "
+            "are left of the context; sample it at a lower fps, or state nframes, max_pixels or a span"
+        )
+
+
+def _decoded(
+    source: Source, timeline: Timeline, choice: Choice, settings: VideoSettings, options: Options, bounds: Bounds
+) -> np.ndarray:
+    """The frames on display at the chosen moments, upright and resized: uint8 [T, H, W, 3]."""
+    count = len(choice.times)
+    for decode in (decode_at, decode_all) if timeline.is_exact else (decode_all,):
+        with open_container(source, "video") as container:
+            upright = (
+                (number, _upright(frame, bounds)) for number, frame in decode(container, timeline, choice, bounds)
+            )
+            frames = _resized(upright, count, lambda shape: frame_size(shape, count, settings, options))
+        if frames is not None:
+            return frames
+    raise InputError(f"{bounds.what}: none of its frames could be decoded")
+
+
+def _resized(
+    numbered: Iterator[tuple[int, np.ndarray]], count: int, size_of: Callable[[Sequence[int]], tuple[int, int]]
+) -> np.ndarray | None:
+    """`count` frames, given with their numbers, resized as the first of them is; None if some are missing.
+
+    Resizing takes longer than decoding, so it runs in threads; few frames wait for it, because they are large.
+    """
+    frames, taken = np.empty(0, np.uint8), set[int]()
+    workers, running = os.cpu_count() or 1, deque[Future]()
+    with ThreadPoolExecutor(workers) as pool:
+        for number, pixels in numbered:
+            if not taken:
+                frames = np.empty((count, *size_of(pixels.shape), CHANNELS), np.uint8)
+            taken.add(number)
+            running.append(pool.submit(_put, frames, number, pixels))
+            if len(running) > workers:
+                running.popleft().result()
+        for left in running:
+            left.result()
+    return frames if len(taken) == count else None
+
+
+def _put(frames: np.ndarray, number: int, pixels: np.ndarray) -> None:
+    frames[number] = image.resize(pixels, frames.shape[1], frames.shape[2])
+
+
+def _upright(frame: "VideoFrame", bounds: Bounds) -> np.ndarray:
+    """A decoded frame as upright RGB, uint8 [H, W, 3]."""
+    if frame.width * frame.height > bounds.limits.frame_pixels:
+        raise InputError(f"{bounds.what}: frames of {frame.width} x {frame.height} pixels; scale it down")
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
+
+
+def _plan_frames(
+    frames: Frames, settings: VideoSettings, fps: float | None, limits: VideoLimits, options: Options
+) -> VideoPlan:
+    """A plan for frames that are sampled already."""
+    stated = [name for name in SAMPLING if getattr(options, name) is not None]
+    if stated:
+        raise InputError(f"video: {stated[0]!r} is of files; frames that are given one by one are sampled already")
+    if isinstance(frames, np.ndarray):
         if fps is None:
             raise InputError("video array without fps; give the rate at which its frames were sampled")
-        return Video(_check_array(source, settings, limits), float(fps), len(source) / fps)
-    if not is_source(source):
-        raise InputError(f"video {name_of(source)}: pass a path, bytes, or a NumPy array with its fps")
-    what, deadline = f"video {name_of(source)}", time.monotonic() + limits.wall_seconds
-    with open_container(source, "video") as container:
-        count, duration = _measure(container, what, limits, deadline)
-    n = sample_count(count, duration, settings, fps or settings.frames_per_second)
-    with open_container(source, "video") as container:
-        frames = _decode(container, what, duration * np.arange(n) / n, settings, limits, deadline)
-    return Video(frames, n / duration, duration)
+        shape, size_of = _check_array(frames, settings, limits).shape[1:], frame_size
+    else:
+        _check_count(len(frames), settings)
+        size_of, fps = listed_frame_size, LIST_FPS if fps is None else fps
+        shape = image.image_shape(frames[0])
+    count = len(frames)
+    even = -(-count // settings.frame.temporal_patch_size) * settings.frame.temporal_patch_size
+    size = size_of(shape, even, settings, options)
+
+    def load() -> Video:
+        pictures = frames if isinstance(frames, np.ndarray) else (image.load_image(frame) for frame in frames)
+        resized: list[np.ndarray] = []
+        for picture in pictures:
+            height, width = size_of(picture.shape, even, settings, options)
+            if resized and (height, width) != resized[0].shape[:2]:
+                raise InputError(
+                    f"video: frame {len(resized)} of {picture.shape[1]} x {picture.shape[0]} pixels has not the shape "
+                    "of the first; give frames of one size"
+                )
+            resized.append(image.resize(picture, height, width))
+        return Video(np.stack(resized), float(fps), count / fps)
+
+    return VideoPlan(count, size, load)
 
 
 def _check_array(frames: np.ndarray, settings: VideoSettings, limits: VideoLimits) -> np.ndarray:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != CHANNELS or not frames.size:
         raise InputError(f"video array of {frames.dtype} {frames.shape}; pass uint8 [T, H, W, 3], values 0 to 255")
-    if len(frames) > settings.max_frames:
-        raise InputError(f"video array of {len(frames)} frames; sample it down to {settings.max_frames} at a lower fps")
+    _check_count(len(frames), settings)
     if frames.shape[1] * frames.shape[2] > limits.frame_pixels:
         raise InputError(f"video array of {frames.shape[2]} x {frames.shape[1]} pixels; make it smaller")
     return frames
 
 
-def _stream(container: "InputContainer", what: str, limits: VideoLimits) -> "VideoStream":
-    from av.stream import Disposition
-
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        raise InputError(f"{what}: it holds no moving pictures; sound goes in as audio, a picture as an image")
-    pixels = streams[0].codec_context.width * streams[0].codec_context.height
-    if pixels > limits.frame_pixels:
-        raise InputError(f"{what}: frames of {pixels} pixels, more than {limits.frame_pixels}; scale it down")
-    streams[0].thread_type = "AUTO"
-    return streams[0]
-
-
-def _measure(container: "InputContainer", what: str, limits: VideoLimits, deadline: float) -> tuple[int, float]:
-    """Count the frames and measure their duration in seconds from time stamps, without decoding."""
-    stream = _stream(container, what, limits)
-    count, stamps = 0, []
-    for packet in demux(container, stream, what):
-        if packet.size and not packet.is_discard:
-            count += 1
-            stamp = packet.dts if packet.pts is None else packet.pts
-            stamps += [] if stamp is None else [(stamp, packet.duration or 0)]
-            _check_time(what, deadline)
-    if not stamps:
-        raise InputError(f"{what}: it holds no frames, or none with a time stamp; put the stream in an MP4 file")
-    (first, _), (last, length) = min(stamps), max(stamps)
-    length = length or (last - first) / max(count - 1, 1)  # of the last frame
-    duration = float((last - first + length) * (stream.time_base or 0))
-    if not duration or not MIN_RATE <= count / duration <= MAX_RATE:
-        raise InputError(f"{what}: {count} frames in {duration:g} s; its time stamps are damaged: re-encode it")
-    if duration > limits.seconds:
-        raise InputError(f"{what}: {duration:.0f} s is longer than {limits.seconds:.0f} s; cut it into parts")
-    return count, duration
-
-
-def _check_time(what: str, deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise InputError(f"{what}: decoding takes too long; cut it into parts, or scale it down")
-
-
-def sample_count(count: int, duration: float, settings: VideoSettings, fps: float) -> int:
-    """How many of `count` frames to take for `fps` a second: a multiple of the temporal patch, but never none."""
-    T = settings.frame.temporal_patch_size
-    most = min(settings.max_frames, count)
-    wanted = max(round(duration * fps, 2), settings.min_frames)  # 7.998 frames are 8 whose stamps were rounded
-    return max(int(min(wanted, most)) // T * T, min(T, most))
-
-
-def _decode(
-    container: "InputContainer",
-    what: str,
-    times: np.ndarray,
-    settings: VideoSettings,
-    limits: VideoLimits,
-    deadline: float,
-) -> np.ndarray:
-    """The frames on display at `times` (seconds from the first frame, ascending), resized: uint8 [T, H, W, 3]."""
-    frames: list[np.ndarray] = []
-    shown = None
-    for frame, seconds in _timed_frames(container, what, limits, deadline):
-        while shown is not None and len(frames) < len(times) and times[len(frames)] < seconds - STAMP_SLACK:
-            frames.append(_to_rgb(shown, frames, settings))
-        shown = frame
-        if len(frames) == len(times):
-            break
-    if shown is None:
-        raise InputError(f"{what}: none of its frames could be decoded")
-    while len(frames) < len(times):
-        frames.append(_to_rgb(shown, frames, settings))
-    return np.stack(frames)
-
-
-def _timed_frames(
-    container: "InputContainer", what: str, limits: VideoLimits, deadline: float
-) -> Iterator[tuple["VideoFrame", float]]:
-    """Decoded frames and their seconds from the first one."""
-    start = None
-    for frame in container.decode(_stream(container, what, limits)):
-        _check_time(what, deadline)
-        if frame.is_corrupt or frame.time is None:
-            raise InputError(f"{what}: a damaged frame; re-encode it")
-        if frame.width * frame.height > limits.frame_pixels:
-            raise InputError(f"{what}: frames of {frame.width} x {frame.height} pixels; scale it down")
-        start = frame.time if start is None else start
-        yield frame, frame.time - start
-
-
-def _to_rgb(frame: "VideoFrame", earlier: list[np.ndarray], settings: VideoSettings) -> np.ndarray:
-    """A decoded frame, upright and resized as the first one was: uint8 [H, W, 3]."""
-    pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
-    return image.resize(pixels, *earlier[0].shape[:2]) if earlier else image.fit(pixels, settings.frame)
+def _check_count(count: int, settings: VideoSettings) -> None:
+    if not count:
+        raise InputError("video: a list without frames; give at least one")
+    if count > settings.max_frames:
+        raise InputError(f"video array of {count} frames; sample it down to {settings.max_frames} at a lower fps")
 
 
 def patchify_video(video: Video, settings: VideoSettings) -> tuple[np.ndarray, tuple[int, int, int], float]:
@@ -195,27 +267,32 @@ def patchify_video(video: Video, settings: VideoSettings) -> tuple[np.ndarray, t
 
     The last frame is repeated to a multiple of the temporal patch.
     """
-    T = settings.frame.temporal_patch_size
-    frames = [image.fit(frame, settings.frame) for frame in video.frames]
-    frames += [frames[-1]] * (-len(frames) % T)
-    patches, grid = image.patchify_frames(np.stack(frames), settings.frame)
+    T, frames = settings.frame.temporal_patch_size, video.frames
+    if len(frames) % T:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % T, axis=0)])
+    patches, grid = image.patchify_frames(frames, settings.frame)
     return patches, grid, T / video.fps
 
 
-def video_audio(source: Source, max_seconds: float = audio.MAX_SECONDS) -> np.ndarray | None:
+def video_audio(
+    source: Source, max_seconds: float = audio.MAX_SECONDS, options: Options = UNSTATED
+) -> np.ndarray | None:
     """The sound track of a video, float32 [samples], mono at 16 kHz; None when there is none, or only an instant.
 
-    Sample 0 is the moment of the first frame: sound that starts later is preceded by silence, earlier sound is cut.
+    Sample 0 is the moment of the first frame: sound that starts later is preceded by silence, earlier sound is cut. Of
+    a span it is the moment at which that starts.
     """
     what = f"video {name_of(source)}"
     with open_container(source, "video") as container:
-        pictures = _stream(container, what, VideoLimits())
+        pictures = video_stream(container, Bounds(what))
         if not container.streams.audio:
             return None
         first = float((pictures.start_time or 0) * (pictures.time_base or 0))
         samples, rate, start = audio.read_track(container, what, max_seconds)
     lead = round((start - first) * rate)
     samples = np.pad(samples, (max(lead, 0), 0))[max(-lead, 0) :]
+    start, end = options.video_start or 0.0, options.video_end
+    samples = samples[round(start * rate) :][: None if end is None else round((end - start) * rate)]
     if samples.size:
         audio.check_samples(what, samples)
         samples = audio.resample(samples, rate)

@@ -98,3 +98,26 @@ def test_as_a_command(checkpoints, tmp_path):
     assert done.stdout == f"tensors: 485\narrays: 209\ndestination: {tmp_path / 'ours'}\n"
     assert "convert: 100%" in done.stderr
     assert "WARNING" not in done.stderr and "Warning" not in done.stderr
+
+
+def test_a_report_that_cannot_be_written(checkpoints, converted):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "convert", "--verify", str(converted)]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 3 and "python -m convert: standard output cannot be written" in done.stderr
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from convert.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit(' '.join({'jax', 'numpy', 'orbax'} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage: python -m convert" in done.stdout, done.stderr
+
+
+def test_too_little_memory_is_one_line(checkpoints, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("convert.convert.plan", fail)
+    assert main([str(checkpoints("small")), str(tmp_path / "ours")]) == 3
+    assert capsys.readouterr().err.startswith("error: there is too little memory (MemoryError)")

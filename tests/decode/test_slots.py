@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from omni_jax.decode import slots as running
 from omni_jax.decode.generate import decode_chunk, prefill
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
@@ -124,8 +125,8 @@ def test_a_slot_is_refilled_when_its_row_is_done(omnis: Callable[[str], Omni]) -
             return super()._read(tokens)
 
     def session(prompt: Prompt) -> Session:
-        own = (prompt.batch, Sampling(), prompt.max_new_tokens, prompt.seed)
-        return omni._sessions(*own, (), None, None)[0]
+        limits = omni._limits(prompt.max_new_tokens, None, ())
+        return omni._sessions(prompt.batch, Sampling(), limits, prompt.seed, None, None)[0]
 
     batch = omni.prepare(user("Hi"))
     asked = (Prompt(batch, 0, new) for new in (5, 30, 7, 4))
@@ -174,6 +175,28 @@ def test_a_reply_that_its_prompt_ends(omnis: Callable[[str], Omni]) -> None:
     assert ids(got) == ids(want) and {reply.stats["finish_reason"] for reply in got} == {"length"}
 
 
+def test_a_prompt_is_asked_about_all_of_its_reply(omnis: Callable[[str], Omni]) -> None:
+    omni, seen = omnis("small"), []
+    batch = omni.prepare(user("Hi"))
+    asked = Prompt(batch, 0, 90, ends=lambda written: seen.append(list(written)) or False)
+    ((_, reply),) = omni.generate_many([asked], slots=1, stop_ids=())
+    assert len(seen) == 2 and all(reply.token_ids[: len(written)] == written for written in seen)
+    assert len(seen[0]) == 33 and len(seen[1]) == 65, "after each chunk, from the first token on"
+
+
+def test_a_slot_whose_reply_has_met_a_stop_string_is_not_run_on(
+    omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    omni, retired = omnis("small"), []
+    retire = running.retire
+    monkeypatch.setattr(running, "retire", lambda state, b: retired.append(int(b)) or retire(state, b))
+    asked = [(messages, seed, 60) for messages, seed, _ in TEXTS]
+    want = alone(omni, asked, stop_ids=(), stop="e")
+    got = in_order(omni.generate_many(prompts(omni, asked), slots=2, stop_ids=(), stop="e"))
+    assert ids(got) == ids(want) and [reply.text for reply in got] == [reply.text for reply in want]
+    assert len(retired) == sum(reply.stats["stop_string"] == "e" for reply in want) > 1
+
+
 def test_prompts_that_cannot_be_used(omnis: Callable[[str], Omni]) -> None:
     omni = omnis("small")
     with pytest.raises(InputError, match="slots is 0"):
@@ -184,4 +207,4 @@ def test_prompts_that_cannot_be_used(omnis: Callable[[str], Omni]) -> None:
     with pytest.raises(InputError, match="2 conversations"):
         Prompt(omni.prepare([user("a"), user("b")]), 0, 5)
     with pytest.raises(InputError, match="max_new_tokens is 0"):
-        list(omni.generate_many([user("Hi")], max_new_tokens=0))
+        omni.generate_many([user("Hi")], max_new_tokens=0)

@@ -78,7 +78,7 @@ def test_equal_prompts_draw_each_for_itself(omnis: Callable[[str], Omni], model:
         ({"task": "speech", "max_frames": 0}, "max_frames is 0"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"seed": -1}, "seed -1"),
+        ({"seed": -1}, "seed is -1"),
         ({"fps": 0.0}, "fps 0"),
         ({"slots": 0}, "slots is 0"),
         ({"slots": -1, "task": "choice"}, "slots is -1"),

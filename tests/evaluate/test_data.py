@@ -25,7 +25,7 @@ def write(path: Path, *rows: Any) -> Path:
 def test_the_forms_of_a_row(tmp_path: Path) -> None:
     (tmp_path / "sounds").mkdir()
     for name in ("a.flac", "b.flac"):
-        (tmp_path / "sounds" / name).write_bytes(b"")
+        (tmp_path / "sounds" / name).write_bytes(name.encode())
     said = [
         {"role": "user", "content": [{"type": "audio", "audio": "sounds/a.flac"}, {"type": "text", "text": "Who?"}]}
     ]
@@ -81,7 +81,7 @@ def test_the_answer_among_numbers(choices: list, answer: Any, index: Any, tmp_pa
 @pytest.mark.parametrize(
     "row, why",
     [
-        ("{broken", "no JSON"),
+        ("{broken", "no valid JSON"),
         ([1], "of type list"),
         ({"reference": "x"}, "no question"),
         ({"prompt": "a", "turns": ["b"]}, "give one of"),
@@ -98,10 +98,10 @@ def test_the_answer_among_numbers(choices: list, answer: Any, index: Any, tmp_pa
         ({"prompt": "a", "choices": ["x", "y"], "answer": "z"}, "'answer' is 'z'"),
         ({"prompt": "a", "id": "1"}, "was used before"),
         ({"prompt": "a", "image": "iVBORw0KGgo" * 99}, "is no path"),
-        ({"prompt": "a", "image": "a\0b"}, "does not exist"),
+        ({"prompt": "a", "image": "a\0b"}, "null character"),
         ({"prompt": "a", "id": "\ud800"}, "no text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]}, "no text"),
-        ('{"prompt": ' + "[" * 100_000, "no JSON"),
+        ('{"prompt": ' + "[" * 100_000, "nested too deep"),
         ('{"prompt": "a", "extra": ' + "[" * DEEP + "]" * DEEP + "}", "nested"),
     ],
 )
@@ -155,8 +155,8 @@ def test_files_and_directories(tmp_path: Path) -> None:
         (tmp_path / "set", "dev", "split 'dev'"),
         (write(tmp_path / "rows.txt", "a"), None, "datasets are files of"),
         (write(tmp_path / "bad.jsonl", "{"), None, "no row that can be used"),
-        (write(tmp_path / "bad.json", "{"), None, "is no JSON"),
-        (write(tmp_path / "deep.json", "[" * 100_000), None, "is no JSON"),
+        (write(tmp_path / "bad.json", "{"), None, "no valid JSON"),
+        (write(tmp_path / "deep.json", "[" * 100_000), None, "nested too deep"),
         (cut, None, "cut.jsonl.gz cannot be read"),
         (write(tmp_path / "plain.jsonl.gz", {"prompt": "a"}), None, "plain.jsonl.gz cannot be read"),
     ):

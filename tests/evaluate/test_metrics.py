@@ -1,6 +1,7 @@
 """Metrics, against numbers worked out by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,8 @@ def test_errors_in_words_and_characters() -> None:
     assert wer("The cat sat.", ["the cat sat"]) == {"word_errors": 0, "words": 3}
     assert wer("a cat sat down", ["the cat sat"]) == {"word_errors": 2, "words": 3}
     assert wer("two words", ["one two big words here", "two word"]) == {"word_errors": 1, "words": 2}
+    assert wer("x", ["y", "x a b"]) == {"word_errors": 2, "words": 3}, "the lowest rate, not the fewest errors"
+    assert cer("abcd", ["xy", "abcdefg"]) == {"character_errors": 3, "characters": 7}
     assert wer("spare", [""]) == {"word_errors": 1, "words": 0} and wer("", ["gone"]) == {"word_errors": 1, "words": 1}
     assert cer("kitten", ["sitting"]) == {"character_errors": 3, "characters": 7}
     scores = [wer("a b c", ["a b d"]), wer("x", ["y"]), {"exact": 1.0}, {"exact": 0.0}]
@@ -79,9 +82,20 @@ def test_accepted_length_and_real_time_factor() -> None:
         ("no.such:one", "cannot be loaded"),
         ("math:no", "cannot"),
         ("math:pi", "is no"),
+        ("math:", "module:function"),
+        (":sin", "module:function"),
+        (".math:sin", "cannot be loaded"),
+        ("broken_syntax:hear", "cannot be loaded"),
+        ("broken_import:hear", "cannot be loaded .*no GPU"),
+        ("broken_exit:hear", "cannot be loaded"),
     ],
 )
-def test_recognisers_that_cannot_be_loaded(name: str, why: str) -> None:
+def test_recognisers_that_cannot_be_loaded(
+    name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, text in (("syntax", "def"), ("import", "raise RuntimeError('no GPU')"), ("exit", "raise SystemExit")):
+        (tmp_path / f"broken_{module}.py").write_text(text)
     assert callable(load_recogniser("os.path:basename"))
     with pytest.raises(InputError, match=why):
         load_recogniser(name)

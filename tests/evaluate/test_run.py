@@ -138,7 +138,8 @@ def test_directories_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "old" / "results-00000.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"no run\.json"):
         Results(tmp_path / "old", {}, ALONE).__enter__()
-    (tmp_path / "run" / "results-00000.jsonl").write_text('{"id": "1"}\n{"id":\n{"id": "2"}\n')
+    whole = json.dumps(result(SAMPLES[1]))
+    (tmp_path / "run" / "results-00000.jsonl").write_text(f'{whole}\n{{"id":\n{whole}\n')
     with pytest.raises(InputError, match=r"results-00000\.jsonl:2 is damaged"):
         Results(tmp_path / "run", {"task": "t", "seed": 1}, ALONE).__enter__()
 

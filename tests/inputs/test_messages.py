@@ -93,7 +93,7 @@ BAD_MESSAGES = {
     "image missing": (of_part({"type": "image"}), "give exactly one of"),
     "image twice": (of_part({"type": "image", "image": "a", "path": "b"}), "give exactly one of"),
     "image under another name": (of_part({"type": "image", "picture": "a.png"}), "unknown key 'picture'"),
-    "unknown setting": (of_part({"type": "video", "video": "a.mp4", "nframes": 8}), "unknown key 'nframes'"),
+    "unknown setting": (of_part({"type": "video", "video": "a.mp4", "frames": 8}), "did you mean 'nframes'"),
     "rate of an image": (of_part({"type": "image", "image": "a.png", "fps": 2}), "unknown key 'fps'"),
     "rate zero": (of_part({"type": "video", "video": "a.mp4", "fps": 0}), "'fps' is 0; give a positive"),
     "rate not a number": (of_part({"type": "audio", "audio": "a", "sampling_rate": "16k"}), "'sampling_rate' is '16k'"),

@@ -1,0 +1,162 @@
+"""Rows of a dataset as its files hold them: lines of JSON, a JSON list, or a table. What they mean is for `data`.
+
+Everything is read within bounds, so that neither a line without an end nor a small file that unpacks to a large one
+takes all memory.
+"""
+
+import gzip
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from omni_jax.errors import InputError, OmniError
+from omni_jax.files import encoding_of, parse_json, read_json, reason_of
+
+LINES = (".jsonl", ".jsonl.gz")
+TABLES = (".parquet", ".arrow")
+MAX_ROW_BYTES = 64_000_000  # of a line, with its media in base64
+MAX_LINES = 2_000_000  # of a file, empty ones included; rows of a dataset too
+MAX_WHOLE_BYTES = 1_000_000_000  # of a JSON list, which is read at once
+MAX_BYTES = 16_000_000_000  # of a file's rows, unpacked
+TABLE_ROWS = 64  # that leave a table at once, because each may hold a picture
+
+
+def data_files(path: Path, split: str | None) -> list[Path]:
+    """The data files of a path, in order; InputError if there are none.
+
+    split: of a directory, only files whose name is it up to the first "-" or "." after it, or whose folder has its
+    name.
+    """
+    kinds = (*LINES, ".json", *TABLES)
+    if path.is_dir():
+        return _of_directory(path, split)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; name a dataset's file or directory")
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file; write its rows into a file and name that")
+    if not path.name.endswith(kinds):
+        raise InputError(f"{path}: datasets are files of {', '.join(kinds)}, or directories of them")
+    return [path]
+
+
+def _of_directory(path: Path, split: str | None) -> list[Path]:
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith((*LINES, *TABLES)))
+    parts = {file: (file.relative_to(path).parts[:-1], file.name) for file in found}
+    named = re.compile(rf"{re.escape(split or '')}[-.]")
+    chosen = [f for f, (folders, name) in parts.items() if split is None or named.match(name) or split in folders]
+    if not chosen:
+        known = sorted({str(file.relative_to(path)) for file in found})
+        raise InputError(f"{path} has no data files{f' of the split {split!r}' if split else ''}; it holds {known[:8]}")
+    return chosen
+
+
+def rows_of(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
+    """Where each row stands, the folder of its file, and the row; an InputError in place of a row that is no JSON."""
+    for file in files:
+        with _explained(file, "cannot be read"):
+            for number, row in _lines(file) if file.name.endswith(LINES) else enumerate(_whole(file), start=1):
+                if number > MAX_LINES:
+                    raise InputError(f"{file} has more than {MAX_LINES:,} rows; read a part of it with a limit")
+                yield f"{file.name}:{number}", file.parent, row
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' bytes, one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file in files:
+        with _explained(file, "cannot be read"), file.open("rb") as data:
+            digest.update(hashlib.file_digest(data, "sha256").digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _explained(file: Path, trouble: str) -> Iterator[None]:
+    """Whatever the reader of a foreign file raises becomes an InputError that names the file."""
+    try:
+        yield
+    except OmniError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file} {trouble} ({reason_of(error)}); is it complete?") from error
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """The number and the value of each line that is not empty, up to one that is too many."""
+    total = 0
+    with _opened(file) as lines:
+        for number in range(1, MAX_LINES + 2):
+            line = lines.readline(MAX_ROW_BYTES + 1)
+            total += len(line)
+            if not line:
+                return
+            if len(line) > MAX_ROW_BYTES:
+                remedy = "write one row a line, and large media into files of their own"
+                raise InputError(f"{file}:{number} is longer than {MAX_ROW_BYTES:,} bytes; {remedy}")
+            _check_total(file, total)
+            if line.strip():
+                yield number, _parsed(line)
+            elif number > MAX_LINES:
+                yield number, None
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[IO[Any]]:
+    """The file's lines: bytes in UTF-8, text in another encoding that the first bytes give away."""
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        encoding = encoding_of(stream.peek(4)[:4])  # type: ignore[attr-defined]
+        if encoding.startswith("utf-8"):
+            yield stream  # type: ignore[misc]
+        else:
+            with io.TextIOWrapper(stream, encoding, newline="\n") as text:  # type: ignore[arg-type]
+                yield text
+
+
+def _parsed(line: bytes | str) -> Any:
+    try:
+        return parse_json(line, "the line", error=InputError)
+    except InputError as error:
+        return error
+
+
+def _whole(file: Path) -> Iterable[Any]:
+    if file.name.endswith(TABLES):
+        return _table(file)
+    rows = read_json(file, most=MAX_WHOLE_BYTES, error=InputError)
+    if not isinstance(rows, list):
+        raise InputError(f"{file} holds a {type(rows).__name__}; give a list of rows, or one row a line as .jsonl")
+    return rows
+
+
+def _table(file: Path) -> Iterator[Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise InputError(f"{file}: reading tables needs pyarrow; pip install 'omni_jax[evaluate]'") from error
+    total = 0
+    with _explained(file, "cannot be read as a table"), pa.memory_map(str(file)) as source:
+        batches = pq.ParquetFile(file).iter_batches(TABLE_ROWS) if file.suffix == ".parquet" else _arrow(pa, source)
+        for batch in batches:
+            total += batch.nbytes
+            _check_total(file, total)
+            for start in range(0, batch.num_rows, TABLE_ROWS):
+                yield from batch.slice(start, TABLE_ROWS).to_pylist()
+
+
+def _arrow(pa: Any, source: Any) -> Iterator[Any]:
+    """The batches of an Arrow file, as a stream (what `save_to_disk` writes) or with an index."""
+    try:
+        return iter(pa.ipc.open_stream(source))
+    except pa.ArrowInvalid:
+        source.seek(0)
+        table = pa.ipc.open_file(source)
+        return (table.get_batch(number) for number in range(table.num_record_batches))
+
+
+def _check_total(file: Path, total: int) -> None:
+    if total > MAX_BYTES:
+        raise InputError(f"{file} unpacks to more than {MAX_BYTES:,} bytes; split it, or read a part with a limit")

@@ -1,0 +1,135 @@
+"""Rows from files as people have them, and the bounds within which they are read."""
+
+import gzip
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from omni_jax.errors import InputError
+from omni_jax.evaluate import rows as rows_module
+from omni_jax.evaluate.data import Sample, read_dataset
+
+ROWS = [{"prompt": "Grüße, 你好"}, {"prompt": "b", "reference": "é"}]
+
+
+def texts(path: Path) -> list[str]:
+    return [sample.messages[0]["content"] for sample in read_dataset(path).samples]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json"])
+def test_encodings(name: str, encoding: str, tmp_path: Path) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    text = f"[{','.join(lines)}]" if name.endswith(".json") else "\r\n".join([*lines, "", ""])
+    data = text.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    dataset = read_dataset(tmp_path / name)
+    assert texts(tmp_path / name) == [row["prompt"] for row in ROWS] and not dataset.problems
+    assert dataset.samples[1].references == ("é",)
+
+
+def test_a_line_in_another_encoding_is_that_lines_problem(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n{"prompt": "b"}\n')
+    dataset = read_dataset(tmp_path / "rows.jsonl")
+    assert [sample.id for sample in dataset.samples] == ["#0", "#2"]
+    assert "save the file as UTF-8" in dataset.problems[0].why
+
+
+def test_a_name_that_occurs_twice_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "answer": 1, "answer": 2}\n')
+    assert "'answer' occurs twice" in read_dataset(tmp_path / "rows.jsonl").problems[0].why
+
+
+def test_homes_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    assert texts(Path("~/rows.jsonl")) == ["a"] and len(read_dataset("~/rows.jsonl").samples) == 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_without_an_end_is_not_read_to_the_end(packed: bool, tmp_path: Path) -> None:
+    """A gigabyte of one line, packed or sparse, in little memory."""
+    path = tmp_path / ("rows.jsonl.gz" if packed else "rows.jsonl")
+    if packed:
+        with gzip.open(path, "wb", 1) as file:
+            for _ in range(100):
+                file.write(bytes(10_000_000))
+    else:
+        path.touch()
+        os.truncate(path, 1_000_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=rf"{path.name}:1 is longer than 64,000,000 bytes; write one row a line"):
+            read_dataset(path)
+        assert tracemalloc.get_traced_memory()[1] < 200_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a"}\n' * 3)
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a"}] * 3))
+    for name, value, file, why in (
+        ("MAX_LINES", 2, "rows.jsonl", "has more than 2 rows; read a part of it with a limit"),
+        ("MAX_LINES", 2, "rows.json", "has more than 2 rows; read a part of it with a limit"),
+        ("MAX_BYTES", 40, "rows.jsonl", "unpacks to more than 40 bytes; split it"),
+        ("MAX_ROW_BYTES", 10, "rows.jsonl", "rows.jsonl:1 is longer than 10 bytes"),
+        ("MAX_WHOLE_BYTES", 10, "rows.json", "more than 10 bytes"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(rows_module, name, value)
+            with pytest.raises(InputError, match=why):
+                read_dataset(tmp_path / file)
+            assert name != "MAX_LINES" or len(read_dataset(tmp_path / file, limit=2).samples) == 2
+    assert len(read_dataset(path).samples) == 3
+    path.write_text("\n" * 3 + '{"prompt": "a"}\n')
+    monkeypatch.setattr(rows_module, "MAX_LINES", 2)
+    with pytest.raises(InputError, match="has more than 2 rows"):
+        read_dataset(path)
+
+
+def test_a_table_that_unpacks_to_much_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"prompt": ["a" * 1000] * 1000})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "rows.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    for name in ("rows.parquet", "rows.arrow"):
+        assert len(read_dataset(tmp_path / name).samples) == 1000
+        with monkeypatch.context() as patched:
+            patched.setattr(rows_module, "MAX_BYTES", 500_000)
+            with pytest.raises(InputError, match=rf"{name} unpacks to more than 500,000 bytes"):
+                read_dataset(tmp_path / name)
+            if name == "rows.parquet":
+                assert len(read_dataset(tmp_path / name, limit=64).samples) == 64
+
+
+@pytest.mark.parametrize("path", ["fifo.jsonl", "/dev/zero", "zero.jsonl"])
+def test_what_is_no_file(path: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="is not a regular file; write its rows into a file"):
+        read_dataset(tmp_path / path)
+    with pytest.raises(InputError, match="has no data files"):
+        read_dataset(tmp_path)
+
+
+def test_whatever_a_row_raises_is_its_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omni_jax.evaluate import data
+
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    read_row = data.read_row
+
+    def fail(row: dict, *more: object) -> Sample:
+        if row["prompt"] == "a":
+            raise AttributeError("'int' object has no attribute 'x'")
+        return read_row(row, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(data, "read_row", fail)
+    dataset = read_dataset(tmp_path / "rows.jsonl")
+    assert len(dataset.samples) == 1 and "no attribute 'x' (AttributeError); repair the row" in dataset.problems[0].why
