@@ -87,7 +87,7 @@ CASES = [
     _ask("no penalty at all", "--text Hi --repetition-penalty 0", "repetition_penalty"),
     _ask("a negative seed", "--text Hi --seed -1", "seed"),
     _ask("no tokens", "--text Hi --max-new-tokens 0", "max_new_tokens"),
-    _ask("more tokens than the context", "--text Hi --max-new-tokens 99999999", "context", "at most"),
+    _ask("more tokens than the context", "--text Hi --max-new-tokens 99999999", "context", "ask for fewer"),
     _ask("a rate below 0", "--video {at}/none.mp4 --fps -1", "fps"),
     _ask("a mesh that is none", "--text Hi --mesh cube", "cube"),
     _ask("a mesh of 1,000 devices", "--text Hi --mesh expert=1000", "1000"),

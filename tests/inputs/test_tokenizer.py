@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -296,13 +297,14 @@ def test_ids_of_the_configuration_fit(checkpoints, published, variant):
 ])  # fmt: skip
 def test_every_id_of_the_configuration_is_compared(tokenizer, name):
     """Another id than the tokenizer's is named with both files."""
-    values = config_dict("full")
+    config = OmniConfig.from_hf(config_dict("full"))
     section, _, key = name.rpartition(".")
-    (values[section] if section else values)[f"{key}_token_id"] = 77
+    changed = {f"{key}_token_id": 77}
+    config = replace(config, thinker=replace(config.thinker, **changed)) if section else replace(config, **changed)
     with pytest.raises(
         CheckpointError, match=rf"tokenizer.json: .* has the id \d+, but {name}_token_id is 77 in .*config.json"
     ):
-        tokenizer.check_ids(OmniConfig.from_hf(values))
+        tokenizer.check_ids(config)
 
 
 @pytest.mark.parametrize(
