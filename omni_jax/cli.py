@@ -25,7 +25,9 @@ import tyro
 from tqdm import tqdm
 
 from omni_jax import checkpoint, process
+from omni_jax.decode.limits import copies_of
 from omni_jax.decode.reply import Logprobs
+from omni_jax.decode.sampling import Sampling
 from omni_jax.distributed import START_SECONDS, Machines, is_first
 from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
@@ -223,8 +225,10 @@ def _settings(ask: Ask, drafter: Drafter | None) -> dict[str, Any]:
     """How the flags want the answer to be made, for `Omni.stream` and `generate`."""
     if ask.logprobs is not None and not ask.json:
         raise InputError("--logprobs are shown in JSON only; add --json")
-    if isinstance(ask, Generate) and ask.n is not None and ask.speak is not None:
-        raise InputError("--speak says one answer; leave out --n")
+    if isinstance(ask, Generate) and ask.n is not None:
+        copies_of(ask.n, Sampling(ask.temperature))
+        if ask.speak is not None:
+            raise InputError("--speak says one answer; leave out --n")
     names = (
         *("max_new_tokens", "stop", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "logprobs"),
         *("use_audio_in_video", "fps", "thinking", "speaker", "speech_temperature", "speech_top_k", "speech_top_p"),

@@ -237,7 +237,11 @@ def test_several_answers(model: Path, heard: dict[str, Any], capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     "flags, message",
-    [(["--n", "2", "--speak", "a.wav"], "leave out --n"), (["--logprobs", "2"], "add --json")],
+    [
+        (["--n", "2", "--temperature", "1", "--speak", "a.wav"], "leave out --n"),
+        (["--n", "2"], "greedy replies are all the same"),
+        (["--logprobs", "2"], "add --json"),
+    ],
 )
 def test_flags_that_do_not_go_together(
     flags: list[str], message: str, model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path,
@@ -246,7 +250,8 @@ def test_flags_that_do_not_go_together(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="3"):
         main(["generate", "--model", str(model), "--text", "Hi", *flags])
-    assert message in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert message in err and "loading" not in err, "said before the weights are read"
 
 
 def test_stop_strings_and_log_probabilities_in_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

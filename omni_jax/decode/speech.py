@@ -53,9 +53,10 @@ class Voice:
     def check(self, rows: int, config: OmniConfig) -> None:
         """Raise InputError for speakers that the model lacks, and for more frames than its Talker can ever make."""
         speaker_ids(self.speaker, rows, config)
-        most = max(MAX_FRAMES, config.talker.text.max_position_embeddings if config.talker else 0)
-        if self.max_frames > most:
-            raise InputError(f"max_frames is {shown(self.max_frames)}; the Talker's context holds at most {most}")
+        context = config.talker.text.max_position_embeddings if config.talker else 0
+        if self.max_frames > (most := max(MAX_FRAMES, context)):
+            given = shown(self.max_frames)
+            raise InputError(f"max_frames is {given}, but the Talker's context ends at {context}; give at most {most}")
 
     def repeated(self, times: int) -> "Voice":
         """The voice of rows each of which comes `times` times side by side."""

@@ -116,7 +116,9 @@ CASES = [
     *_spoken("a stranger", {"speaker": "nobody"}, "no speaker 'nobody'", "aiden"),
     *_spoken("two speakers for one", {"speaker": ["ethan", "aiden"]}, "2 speakers for 1"),
     *_spoken("no frames", {"max_frames": 0}, "max_frames is 0"),
-    *_spoken("10^12 frames", {"max_frames": 10**12}, "max_frames is 1000000000000", "at most 32768"),
+    *_spoken(
+        "10^12 frames", {"max_frames": 10**12}, "max_frames is 1000000000000", "context ends at 32768", "at most 32768"
+    ),
     *_spoken("10^400 degrees of speech", {"speech_temperature": 10**400}, "speech_temperature", "1e+06"),
     # What is asked about.
     _model("logits: messages", lambda omni: omni.logits(MESSAGES), "prepared batch", "prepare(messages)"),
