@@ -18,11 +18,13 @@ import tyro
 from tqdm import tqdm
 
 from omni_jax import checkpoint
+from omni_jax.decode.reply import Logprobs
 from omni_jax.distributed import START_SECONDS, Machines, is_first, leave
 from omni_jax.drafter import Drafter, check_drafter, load_drafter
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.inputs.speech import speaker_ids
+from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.loading import default_dtype
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
@@ -52,7 +54,11 @@ class Ask(Machines):
     """Listen to the sound tracks of the videos, in step with their frames."""
     fps: float | None = None
     """Frames sampled per second of video."""
+    thinking: bool | None = None
+    """Let a model that can do both think first, or not; by default as its template has it."""
     max_new_tokens: int = 1024
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text that ends the answer, which does not show it; repeat the flag for more."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
@@ -61,6 +67,8 @@ class Ask(Machines):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    logprobs: int | None = None
+    """With --json: log-probabilities of the answer's tokens, and of so many alternatives to each."""
     speak: Path | None = None
     """Say the answer too, into this .wav or .flac file."""
     speaker: str = "ethan"
@@ -89,6 +97,9 @@ class Ask(Machines):
 @dataclass(frozen=True)
 class Generate(Ask):
     """Answer a question about text, pictures, sound and video."""
+
+    n: int | None = None
+    """Several answers; answer i is that of --seed plus i."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,7 @@ def _answer(ask: Ask) -> None:
         # Before the weights are read, which may take minutes.
         check_sound_file(ask.speak)
         speaker_ids(ask.speaker, 1, checkpoint.read_config(ask.model))
-    drafter = _drafter(ask)
+    settings = _settings(ask, _drafter(ask))
     import omni_jax
 
     print(f"loading {ask.model}", file=sys.stderr)
@@ -173,37 +184,41 @@ def _answer(ask: Ask) -> None:
     mesh = "auto" if ask.mesh is None and ask.distributed else ask.mesh
     omni = omni_jax.load(ask.model, mesh=mesh, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
     _tell_mesh(omni)
-    events = omni.stream(
-        messages,
-        max_new_tokens=ask.max_new_tokens,
-        temperature=ask.temperature,
-        top_k=ask.top_k,
-        top_p=ask.top_p,
-        min_p=ask.min_p,
-        repetition_penalty=ask.repetition_penalty,
-        seed=ask.seed,
-        use_audio_in_video=ask.use_audio_in_video,
-        fps=ask.fps,
-        speech=ask.speak is not None,
-        speaker=ask.speaker,
-        speech_temperature=ask.speech_temperature,
-        speech_top_k=ask.speech_top_k,
-        speech_top_p=ask.speech_top_p,
-        speech_repetition_penalty=ask.speech_repetition_penalty,
-        max_frames=ask.max_frames,
-        drafter=drafter,
-        draft_tokens=ask.draft_tokens,
-        draft_tree=ask.draft_tree,
-        draft_sampling=ask.draft_sampling,
-    )
-    reply = _follow(ask, events)
+    if isinstance(ask, Generate) and ask.n is not None:
+        return _show_all(ask, omni.generate(messages, n=ask.n, **settings), omni.processor.tokenizer)
+    events = omni.stream(messages, **settings)
+    reply = _follow(ask, events, omni.processor.tokenizer)
     if not isinstance(ask, Stream):
-        print(json.dumps(_plain(reply), ensure_ascii=False) if ask.json else reply.text)
+        print(json.dumps(_plain(reply, omni.processor.tokenizer), ensure_ascii=False) if ask.json else reply.text)
     elif not ask.json:
         print()
     if ask.speak is not None and reply.audio is not None and is_first():
         write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
     print(_summary(ask, reply.stats), file=sys.stderr)
+
+
+def _settings(ask: Ask, drafter: Drafter | None) -> dict[str, Any]:
+    """How the flags want the answer to be made, for `Omni.stream` and `generate`."""
+    if ask.logprobs is not None and not ask.json:
+        raise InputError("--logprobs are shown in JSON only; add --json")
+    if isinstance(ask, Generate) and ask.n is not None and ask.speak is not None:
+        raise InputError("--speak says one answer; leave out --n")
+    names = (
+        *("max_new_tokens", "stop", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "logprobs"),
+        *("use_audio_in_video", "fps", "thinking", "speaker", "speech_temperature", "speech_top_k", "speech_top_p"),
+        *("speech_repetition_penalty", "max_frames", "draft_tokens", "draft_tree", "draft_sampling"),
+    )
+    return {name: getattr(ask, name) for name in names} | {"speech": ask.speak is not None, "drafter": drafter}
+
+
+def _show_all(ask: Ask, replies: list[Reply], tokenizer: Tokenizer) -> None:
+    """Show several replies: as one JSON list, or below each other."""
+    if ask.json:
+        print(json.dumps([_plain(reply, tokenizer) for reply in replies], ensure_ascii=False))
+    else:
+        print("\n---\n".join(reply.text for reply in replies))
+    for reply in replies:
+        print(_summary(ask, reply.stats), file=sys.stderr)
 
 
 def _tell_mesh(omni: Omni) -> None:
@@ -223,7 +238,7 @@ def _drafter(ask: Ask) -> Drafter | None:
     return drafter
 
 
-def _follow(ask: Ask, events: Iterator[Event]) -> Reply:
+def _follow(ask: Ask, events: Iterator[Event], tokenizer: Tokenizer) -> Reply:
     """Show a reply as it is made, text on stdout if it is streamed and progress on stderr, and return it."""
     live, reply = isinstance(ask, Stream), None
     bar = partial(tqdm, file=sys.stderr, leave=False, disable=live or not is_first() or None)
@@ -236,7 +251,7 @@ def _follow(ask: Ask, events: Iterator[Event]) -> Reply:
             written.update(len(event.token_ids))
             said.update(0 if event.audio is None else len(event.audio) / SAMPLES_PER_SECOND)
             if live and ask.json:
-                print(json.dumps(_plain(event), ensure_ascii=False), flush=True)
+                print(json.dumps(_plain(event, tokenizer), ensure_ascii=False), flush=True)
             elif live:
                 print(event.text, end="", flush=True)
             reply = event.reply
@@ -244,19 +259,34 @@ def _follow(ask: Ask, events: Iterator[Event]) -> Reply:
     return reply
 
 
-def _plain(made: Reply | Event) -> dict[str, Any]:
+def _plain(made: Reply | Event, tokenizer: Tokenizer) -> dict[str, Any]:
     """What JSON shows of a reply or an event: sound by its length only."""
-    values = {"text": made.text, "token_ids": made.token_ids}
+    values: dict[str, Any] = {"text": made.text, "token_ids": made.token_ids}
+    if made.logprobs is not None:
+        values["logprobs"] = _plain_logprobs(made.token_ids, made.logprobs, tokenizer)
     if isinstance(made, Reply):
         return values | {"stats": made.stats}
     seconds = 0.0 if made.audio is None else len(made.audio) / SAMPLES_PER_SECOND
-    return values | {"audio_seconds": seconds, "reply": _plain(made.reply) if made.reply else None}
+    return values | {"audio_seconds": seconds, "reply": _plain(made.reply, tokenizer) if made.reply else None}
+
+
+def _plain_logprobs(token_ids: list[int], logprobs: Logprobs, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """For each token its text, id and log-probability, and those of the likeliest in its place."""
+
+    def one(token_id: int, logprob: float) -> dict[str, Any]:
+        return {"token": tokenizer.decode([token_id], skip_special=False), "token_id": token_id, "logprob": logprob}
+
+    tops = zip(logprobs.top_ids.tolist(), logprobs.top.tolist(), strict=True)
+    likeliest = [[one(*pair) for pair in zip(*top, strict=True)] for top in tops]
+    own = map(one, token_ids, logprobs.token.tolist())
+    return [token | {"top_logprobs": top} for token, top in zip(own, likeliest, strict=True)]
 
 
 def _summary(ask: Ask, stats: dict[str, Any]) -> str:
     seconds = stats["prefill_seconds"] + stats["decode_seconds"]
     text = f"{stats['prompt_tokens']} prompt tokens, {stats['new_tokens']} new, {seconds:.2f} s with compilation"
-    text += f"; ended by {stats['finish_reason']}"
+    stop = stats.get("stop_string")
+    text += f"; ended by {stats['finish_reason']}" + (f" at {stop!r}" if stop is not None else "")
     if "rounds" in stats:
         text += f"\n{stats['rounds']} rounds of drafting, {stats['tokens_per_round']:.2f} tokens each"
     if ask.speak is None:

@@ -11,6 +11,7 @@ import tyro
 
 from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
+from omni_jax.decode.arguments import whole
 from omni_jax.loading import default_dtype, described
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
@@ -39,6 +40,8 @@ class Inspect:
 
 def inspect(command: Inspect) -> None:
     """Print what the checkpoint holds."""
+    for name, value in (("--context", command.context), ("--batch", command.batch)):
+        whole(name, value, "give at least 1")
     if (command.model / checkpoint.MANIFEST).is_file():
         config = checkpoint.read_config(command.model)
         leaves = checkpoint.read_manifest(command.model).leaves

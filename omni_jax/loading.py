@@ -5,12 +5,16 @@ config.json, manifest -> parts, meshes (placement) -> restore, each device its o
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
+from omni_jax.decode.arguments import explained, listed, shown
 from omni_jax.errors import InputError
+from omni_jax.files import user_path
 from omni_jax.inputs.processor import Processor
 from omni_jax.models.param import Graph, declare
 from omni_jax.omni import PARTS, Omni
@@ -19,6 +23,7 @@ from omni_jax.placement import MeshLike, Part, settle
 DTYPES = ("float32", "bfloat16")
 
 
+@explained
 def load(
     path: str | Path, *, mesh: MeshLike = None, dtype: str | None = None, parts: Sequence[str] | None = None
 ) -> Omni:
@@ -33,9 +38,8 @@ def load(
     Before any array is read, raises CheckpointError for a directory that is not a complete converted checkpoint, whose
     arrays are not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide.
     """
-    path = Path(path)
-    if dtype not in (None, *DTYPES):
-        raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
+    path = user_path(path, "the checkpoint")
+    _check_arguments(mesh, dtype, parts)
     config = checkpoint.read_config(path)
     present = [part for part in PARTS if getattr(config, part) is not None]
     parts = tuple(present if parts is None else parts)
@@ -51,6 +55,19 @@ def load(
     omni = Omni(checkpoint.restore(path, parts, placed or None, dtype), config, processor, placement.meshes or None)
     omni.mesh_reason = placement.reason
     return omni
+
+
+def _check_arguments(mesh: Any, dtype: Any, parts: Any) -> None:
+    """Raise InputError, with what to give instead, for arguments of `load` of another type or an unknown dtype."""
+    if not isinstance(mesh, str | Mesh | Mapping | None):
+        raise InputError(f"mesh is {shown(mesh)}; give text such as 'expert=4,data=2', 'auto', or meshes")
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+        raise InputError(f"dtype is {shown(dtype)}; choose from {list(DTYPES)}")
+    if parts is not None:
+        remedy = f"give some of {tuple(PARTS)}, such as ('thinker',)"
+        for part in listed("parts", parts, remedy):
+            if not isinstance(part, str):
+                raise InputError(f"parts holds {shown(part)}; {remedy}")
 
 
 def described(part: str, graph: Graph, config: OmniConfig, types: Mapping[str, str], dtype: str | None) -> Part:

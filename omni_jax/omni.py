@@ -7,7 +7,6 @@ load -> prepare (NumPy) -> Session (encode media, prefill, decode in chunks) -> 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from time import perf_counter
 from typing import Any, Literal
 
 import jax
@@ -15,32 +14,31 @@ import numpy as np
 from jax.sharding import Mesh
 
 from omni_jax.config import OmniConfig
+from omni_jax.decode.answers import finished, repeated, spoken, spoken_events, written, written_events
+from omni_jax.decode.arguments import explained, flag
 from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.generate import forward
+from omni_jax.decode.limits import Limits, check_conversations, copies_of
 from omni_jax.decode.media import encode_media
-from omni_jax.decode.reply import Event, Reply, replies_of
+from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session, pad_length
+from omni_jax.decode.session import Session, pad_length, seeds_of
 from omni_jax.decode.slots import Prompt, Slots
-from omni_jax.decode.speech import SpeechSession, Voice
+from omni_jax.decode.speech import MAX_FRAMES, SpeechSession, Voice
 from omni_jax.decode.vocode import Vocoder, as_codes, vocode
 from omni_jax.drafter import Drafter
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
 from omni_jax.inputs.processor import Processor
-from omni_jax.inputs.tokenizer import TextStream
-from omni_jax.models.code2wav import SAMPLES_PER_SECOND, Code2Wav
+from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Graph, bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
 from omni_jax.sharding import place
 
 Messages = list[dict[str, Any]]
-# Tokens, and frames of speech, between two events of a stream.
-STREAM_STEPS = 8
-STREAM_FRAMES = 4
 PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
 
 
@@ -93,6 +91,7 @@ class Omni:
             remedy = f"load it without `parts`, or with parts={(*self.params, *missing)}"
             raise InputError(f"the model is loaded without its {' and '.join(missing)}; {remedy}")
 
+    @explained
     def prepare(
         self,
         messages: Messages | list[Messages],
@@ -100,11 +99,20 @@ class Omni:
         use_audio_in_video: bool = False,
         tools: list[dict] | None = None,
         fps: float | None = None,
+        thinking: bool | None = None,
         padding: str = "right",
     ) -> Batch:
-        """Messages to the arrays that the model takes, NumPy only; see `Processor.prepare`."""
+        """Messages to the arrays that the model takes, NumPy only; see `Processor.prepare`.
+
+        thinking: whether the chat template lets a hybrid model think first; None leaves it to the template.
+        """
         return self.processor.prepare(
-            messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps, padding=padding
+            messages,
+            use_audio_in_video=flag("use_audio_in_video", use_audio_in_video),
+            tools=tools,
+            fps=fps,
+            padding=padding,
+            enable_thinking=None if thinking is None else flag("thinking", thinking),
         )
 
     def logits(self, batch: Batch) -> jax.Array:
@@ -112,6 +120,10 @@ class Omni:
 
         Where several processes share the model, all must ask, and each can read all.
         """
+        if not isinstance(batch, Batch):
+            raise InputError(
+                f"logits takes a prepared batch, not a {type(batch).__name__}; call prepare(messages) first"
+            )
         graph, params = self._part("thinker")
         T = batch.token_ids.shape[1]
         batch = pad_length(batch, bucket(T))
@@ -130,75 +142,61 @@ class Omni:
         waves = self._sound(codes if codes.ndim == 3 else codes[None])
         return np.stack(waves) if codes.ndim == 3 else waves[0]
 
+    @explained
     def generate(
-        self,
-        messages: Messages | list[Messages],
-        *,
-        max_new_tokens: int = 1024,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int | Sequence[int] = 0,
-        stop_ids: Sequence[int] | None = None,
-        use_audio_in_video: bool = False,
-        tools: list[dict] | None = None,
-        fps: float | None = None,
-        speech: bool = False,
-        speaker: str | Sequence[str] = "ethan",
-        speech_temperature: float = 0.9,
-        speech_top_k: int = 50,
-        speech_top_p: float = 1.0,
-        speech_repetition_penalty: float = 1.05,
-        max_frames: int = 4096,
-        drafter: Drafter | None = None,
-        draft_tokens: int | Literal["auto"] | None = None,
-        draft_tree: tuple[int, int] | None = None,
-        draft_sampling: bool = False,
-    ) -> Reply | list[Reply]:
+        self, messages: Messages | list[Messages], *,
+        n: int | None = None, max_new_tokens: int = 1024,
+        stop: str | Sequence[str] | None = None, stop_ids: Sequence[int] | None = None,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+        repetition_penalty: float = 1.0, seed: int | Sequence[int] = 0, logprobs: int | None = None,
+        use_audio_in_video: bool = False, tools: list[dict] | None = None, fps: float | None = None,
+        thinking: bool | None = None,
+        speech: bool = False, speaker: str | Sequence[str] = "ethan", speech_temperature: float = 0.9,
+        speech_top_k: int = 50, speech_top_p: float = 1.0, speech_repetition_penalty: float = 1.05,
+        max_frames: int = MAX_FRAMES,
+        drafter: Drafter | None = None, draft_tokens: int | Literal["auto"] | None = None,
+        draft_tree: tuple[int, int] | None = None, draft_sampling: bool = False,
+    ) -> Reply | list[Reply] | list[list[Reply]]:  # fmt: skip
         """Answer one conversation, or each of a list of them (rows may hold different media).
 
-        temperature 0 is greedy. seed: one for all rows or one per row; a row's reply depends on its own seed and
-        prompt alone. stop_ids: token ids that end a reply, by default the end of the assistant's turn. fps: frames
-        sampled per second of video. speech: say the replies too, as `speaker` (one for all rows or one per row), for at
-        most `max_frames` frames of 80 ms; the penalty is on codes said before, also when greedy. drafter: proposes
-        `draft_tokens` tokens a round, by default as many as it was trained for; "auto" measures once what rounds take,
-        and follows what stands; an EAGLE-3 drafter may propose a tree of `draft_tree` levels and candidates, (7, 10) by
-        its authors. It changes the time and nothing else, unless with `draft_sampling` drafts are drawn too: at high
-        temperatures more of them stand, and the reply is another one from the same distribution. Raises InputError for
-        messages, media or settings that cannot be used, and for a prompt that does not fit the context together with
-        its reply.
+        n: several replies to each conversation, as a list; reply i of seed s is that of seed s + i alone. stop: texts
+        that end a reply, which ends before the first of them. stop_ids: token ids that end one, by default the end of
+        the assistant's turn. temperature 0 is greedy. seed: one for all rows or one per row; a row's reply depends on
+        its own seed and prompt alone. logprobs: report log-probabilities of the reply's tokens and of so many
+        alternatives to each, 0 to 20. fps, thinking: as in `prepare`. speech: say the replies too, as `speaker` (one
+        for all rows or one per row), for at most `max_frames` frames of 80 ms; the penalty is on codes said before,
+        also when greedy. drafter: proposes `draft_tokens` tokens a round, by default as many as it was trained for;
+        "auto" measures once what rounds take, and follows what stands; an EAGLE-3 drafter may propose a tree of
+        `draft_tree` levels and candidates, (7, 10) by its authors. It changes the time and nothing else, unless with
+        `draft_sampling` drafts are drawn too: at high temperatures more of them stand, and the reply is another one
+        from the same distribution. Raises InputError for messages, media or settings that cannot be used, and for a
+        prompt that does not fit the context together with its reply.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
+        limits, copies = self._limits(max_new_tokens, stop, stop_ids), copies_of(n, sampling)
+        rows = 1 if is_conversation(messages) else len(messages)
+        seeds = seeds_of(seed, rows, copies)
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
-        voice = self._voice(speaker, drawing, max_frames) if speech else None
-        batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps)
+        voice = self._voice(speaker, rows, drawing, max_frames) if flag("speech", speech) else None
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
-        session, speaking = self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice, drafting)
-        for _ in session.chunks():
-            pass
-        replies = self._replies(session) if speaking is None else self._spoken_replies(session, speaking)
-        return replies[0] if is_conversation(messages) else replies
+        batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps, thinking=thinking)
+        session, speaking = self._sessions(batch, sampling, limits, seeds, voice, drafting, copies)
+        tokenizer = self.processor.tokenizer
+        replies = written(session, tokenizer) if speaking is None else spoken(session, speaking, self._sound, tokenizer)
+        grouped = replies if n is None else [replies[i : i + copies] for i in range(0, len(replies), copies)]
+        return grouped[0] if is_conversation(messages) else grouped
 
+    @explained
     def generate_many(
-        self,
-        conversations: Iterable[Messages | Prompt | None],
-        *,
-        slots: int = 12,
+        self, conversations: Iterable[Messages | Prompt | None], *, slots: int = 12,
         max_new_tokens: int = 1024,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-        stop_ids: Sequence[int] | None = None,
-        drafter: Drafter | None = None,
-        draft_tokens: int | Literal["auto"] | None = None,
-        draft_tree: tuple[int, int] | None = None,
-        draft_sampling: bool = False,
-    ) -> Iterator[tuple[int, Reply]]:
+        stop: str | Sequence[str] | None = None, stop_ids: Sequence[int] | None = None,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+        repetition_penalty: float = 1.0, seed: int = 0, logprobs: int | None = None,
+        thinking: bool | None = None,
+        drafter: Drafter | None = None, draft_tokens: int | Literal["auto"] | None = None,
+        draft_tree: tuple[int, int] | None = None, draft_sampling: bool = False,
+    ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
 
         They are taken from the iterable as slots come free, and each reply is what `generate` makes of it alone. There
@@ -207,65 +205,72 @@ class Omni:
         moment, ask again when a reply is out". Bad settings are raised at the call, a conversation that cannot be used
         when its turn has come.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
+        limits, (seed,) = self._limits(max_new_tokens, stop, stop_ids), seeds_of(seed, 1)
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
+        check_conversations(conversations)
+        thinking = None if thinking is None else flag("thinking", thinking)
 
         def prepared() -> Iterator[Prompt | None]:
             for asked in conversations:
                 if asked is None or isinstance(asked, Prompt):
                     yield asked
                 else:
-                    yield Prompt(self.prepare(asked), seed, max_new_tokens)
+                    yield Prompt(self.prepare(asked, thinking=thinking), seed, limits.max_new_tokens)
 
         def session(prompt: Prompt) -> Session:
-            own = (prompt.batch, sampling, prompt.max_new_tokens, prompt.seed)
-            return self._sessions(*own, stop_ids, None, drafting)[0]
+            own = replace(limits, max_new_tokens=prompt.max_new_tokens)
+            return self._sessions(prompt.batch, sampling, own, prompt.seed, None, drafting)[0]
 
-        return self._finished(Slots(prepared(), session, slots, self.meshes.get("thinker")))
+        return finished(Slots(prepared(), session, slots, self.meshes.get("thinker")), self.processor.tokenizer)
 
+    @explained
     def stream(
-        self,
-        messages: Messages,
-        *,
+        self, messages: Messages, *,
         max_new_tokens: int = 1024,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-        stop_ids: Sequence[int] | None = None,
-        use_audio_in_video: bool = False,
-        tools: list[dict] | None = None,
-        fps: float | None = None,
-        speech: bool = False,
-        speaker: str = "ethan",
-        speech_temperature: float = 0.9,
-        speech_top_k: int = 50,
-        speech_top_p: float = 1.0,
-        speech_repetition_penalty: float = 1.05,
-        max_frames: int = 4096,
-        drafter: Drafter | None = None,
-        draft_tokens: int | Literal["auto"] | None = None,
-        draft_tree: tuple[int, int] | None = None,
-        draft_sampling: bool = False,
-    ) -> Iterator[Event]:
+        stop: str | Sequence[str] | None = None, stop_ids: Sequence[int] | None = None,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+        repetition_penalty: float = 1.0, seed: int = 0, logprobs: int | None = None,
+        use_audio_in_video: bool = False, tools: list[dict] | None = None, fps: float | None = None,
+        thinking: bool | None = None,
+        speech: bool = False, speaker: str = "ethan", speech_temperature: float = 0.9,
+        speech_top_k: int = 50, speech_top_p: float = 1.0, speech_repetition_penalty: float = 1.05,
+        max_frames: int = MAX_FRAMES,
+        drafter: Drafter | None = None, draft_tokens: int | Literal["auto"] | None = None,
+        draft_tree: tuple[int, int] | None = None, draft_sampling: bool = False,
+    ) -> Iterator[Event]:  # fmt: skip
         """Answer one conversation piece by piece; arguments as in `generate`.
 
         The pieces of text join to the text that `generate` returns, those of audio to its waveform, and the last event
-        carries the whole reply. Speech begins while the text is still being written. Bad input is raised at the call,
-        not at the first event.
+        carries the whole reply. Speech begins while the text is still being written. No part of a stop string is ever
+        shown: text that may be its beginning waits for the tokens that tell. Bad input is raised at the call, not at
+        the first event.
         """
         if not is_conversation(messages):
             raise InputError("stream takes one conversation (a list of messages); use generate for a batch")
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
+        limits, seeds = self._limits(max_new_tokens, stop, stop_ids), seeds_of(seed, 1)
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
-        voice = self._voice(speaker, drawing, max_frames) if speech else None
-        batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps)
+        voice = self._voice(speaker, 1, drawing, max_frames) if flag("speech", speech) else None
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
-        return self._events(*self._sessions(batch, sampling, max_new_tokens, seed, stop_ids, voice, drafting))
+        batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps, thinking=thinking)
+        session, speaking = self._sessions(batch, sampling, limits, seeds, voice, drafting)
+        if speaking is None:
+            return written_events(session, self.processor.tokenizer)
+        graph, params = self._part("code2wav")
+        assert self.config.code2wav is not None
+        vocoder = Vocoder(params, graph, self.config.code2wav)
+        return spoken_events(session, speaking, vocoder, self.processor.tokenizer)
 
-    def _voice(self, speaker: str | Sequence[str], drawing: tuple[float, int, float, float], max_frames: int) -> Voice:
+    def _limits(self, max_new_tokens: int, stop: str | Sequence[str] | None, stop_ids: Sequence[int] | None) -> Limits:
+        """Where replies end, checked; without stop ids at the end of the assistant's turn."""
+        ids = [self.config.im_end_token_id] if stop_ids is None else stop_ids
+        vocab_size = self.config.thinker.text.vocab_size
+        return Limits.read(max_new_tokens, stop, ids, vocab_size, self.processor.tokenizer)
+
+    def _voice(
+        self, speaker: str | Sequence[str], rows: int, drawing: tuple[float, int, float, float], max_frames: int
+    ) -> Voice:
         """A checked voice; InputError if the settings are wrong or the model is loaded without what speaks."""
         self._check_loaded(*PARTS)
         temperature, top_k, top_p, penalty = drawing
@@ -273,29 +278,32 @@ class Omni:
             sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
         except InputError as error:
             raise InputError(f"speech_{error}") from error
-        return Voice(speaker, sampling, max_frames)
+        voice = Voice(speaker, sampling, max_frames)
+        voice.check(rows, self.config)
+        return voice
 
     def _sessions(
         self,
         batch: Batch,
         sampling: Sampling,
-        max_new_tokens: int,
+        limits: Limits,
         seed: int | Sequence[int],
-        stop_ids: Sequence[int] | None,
         voice: Voice | None,
         drafting: Drafting | None,
+        copies: int = 1,
     ) -> tuple[Session, SpeechSession | None]:
-        """What writes the replies and, with a voice, what speaks them."""
-        stop_ids = [self.config.im_end_token_id] if stop_ids is None else stop_ids
+        """What writes the replies, `copies` to each row with a seed each, and with a voice what speaks them."""
         graph, params = self._part("thinker")
         media = bool(batch.vision) or batch.audio is not None
         taps = (self.config.talker.accept_hidden_layer,) if voice and media and self.config.talker else ()
         text = self.config.thinker.text
-        asked = (params, graph, text, batch, sampling, max_new_tokens, seed, stop_ids, taps)
-        session = Session(*asked) if drafting is None else DraftedSession(*asked, drafting)
+        asked = (params, graph, text, batch, sampling, limits.max_new_tokens, seed, limits.stop_ids, taps)
+        more = (limits.stops, copies)
+        session = Session(*asked, *more) if drafting is None else DraftedSession(*asked, drafting, *more)
         if voice is None:
             return session, None
         graph, talker = self._part("talker")
+        batch, voice = repeated(batch, copies), voice.repeated(copies)
         return session, SpeechSession(talker, graph, self._embed_for_talker, self.config, batch, session, voice)
 
     @cached_property
@@ -304,64 +312,8 @@ class Omni:
         embed, mesh = self.params["thinker"]["embed"], self.meshes["talker"]
         return embed if mesh == self.meshes["thinker"] else place(embed, ("vocab", "embed"), mesh)
 
-    def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
-        text = TextStream(self.processor.tokenizer)
-        if speaking is None:
-            for (new,) in session.chunks(STREAM_STEPS):
-                yield Event(text.add(new), new)
-            yield Event(text.finish(), [], self._replies(session)[0])
-            return
-        graph, params = self._part("code2wav")
-        assert self.config.code2wav is not None
-        vocoder, waves, seconds = Vocoder(params, graph, self.config.code2wav), [np.zeros(0, np.float32)], 0.0
-        for (new,) in session.chunks(STREAM_STEPS):
-            yield Event(text.add(new), new)
-            for (codes,) in speaking.chunks(STREAM_FRAMES):
-                start = perf_counter()
-                waves.append(vocoder.add(codes))
-                seconds += perf_counter() - start
-                yield Event("", [], audio=waves[-1])
-        times = (speaking.seconds, seconds)
-        reply = _with_speech(
-            self._replies(session)[0], speaking.codes[0], np.concatenate(waves), speaking.cut[0], times
-        )
-        yield Event(text.finish(), [], reply)
-
-    def _finished(self, slots: Slots) -> Iterator[tuple[int, Reply]]:
-        for taken in slots.finished():
-            (reply,) = replies_of(taken.session, self.processor.tokenizer, {"seconds": taken.seconds})
-            yield taken.number, replace(reply, stats={**reply.stats, "finish_reason": "stop"}) if taken.ended else reply
-
-    def _replies(self, session: Session) -> list[Reply]:
-        times = {"prefill_seconds": session.prefill_seconds, "decode_seconds": session.decode_seconds}
-        return replies_of(session, self.processor.tokenizer, times)
-
-    def _spoken_replies(self, session: Session, speaking: SpeechSession) -> list[Reply]:
-        """The replies with their speech, said to the end."""
-        for _ in speaking.chunks():
-            pass
-        start = perf_counter()
-        lengths = [codes.shape[1] for codes in speaking.codes]
-        padded = np.stack([np.pad(codes, ((0, 0), (0, max(lengths) - codes.shape[1]))) for codes in speaking.codes])
-        waves = self._sound(padded, lengths)
-        times = (speaking.seconds, perf_counter() - start)
-        spoken = zip(self._replies(session), speaking.codes, waves, speaking.cut, strict=True)
-        return [_with_speech(reply, codes, wave, cut, times) for reply, codes, wave, cut in spoken]
-
     def _sound(self, codes: np.ndarray, lengths: list[int] | None = None) -> list[np.ndarray]:
         """The waveform of each row of codes [B, Q, F]."""
         graph, params = self._part("code2wav")
         assert self.config.code2wav is not None
         return vocode(params, graph, self.config.code2wav, codes, lengths)
-
-
-def _with_speech(reply: Reply, codes: np.ndarray, audio: np.ndarray, cut: bool, times: tuple[float, float]) -> Reply:
-    """The reply with its speech; `times` are those of the Talker and of the vocoder."""
-    stats = {
-        "frames": codes.shape[1],
-        "audio_seconds": len(audio) / SAMPLES_PER_SECOND,
-        "speech_finish_reason": "length" if cut else "stop",
-        "talker_seconds": times[0],
-        "vocoder_seconds": times[1],
-    }
-    return replace(reply, stats={**reply.stats, **stats}, audio=audio, codes=codes)

@@ -121,10 +121,10 @@ class Ours:
         """Say a whole reply while it is written: seconds to the first audio, and the finished session."""
         import time
 
+        from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS
         from omni_jax.decode.sampling import Sampling
         from omni_jax.decode.session import Session
         from omni_jax.decode.vocode import Vocoder
-        from omni_jax.omni import STREAM_FRAMES, STREAM_STEPS
 
         assert self.config.talker is not None and self.config.code2wav is not None
         start, samples, first_audio = time.perf_counter(), 0, 0.0

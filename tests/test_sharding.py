@@ -76,8 +76,8 @@ def test_slots_that_the_mesh_does_not_divide(on_mesh: Callable, said: list[list[
     omni, row = on_mesh("expert=8"), []
 
     def session(prompt: Prompt) -> Session:
-        asked = (prompt.batch, Sampling(), prompt.max_new_tokens, prompt.seed)
-        row.append(omni._sessions(*asked, (), None, None)[0])
+        limits = omni._limits(prompt.max_new_tokens, None, ())
+        row.append(omni._sessions(prompt.batch, Sampling(), limits, prompt.seed, None, None)[0])
         return row[-1]
 
     slots = Slots((Prompt(omni.prepare(one), 0, 8) for one in WORDS), session, 12, omni.meshes["thinker"])

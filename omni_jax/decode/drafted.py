@@ -21,6 +21,7 @@ from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
 from omni_jax.decode.speculative import SpeculativeState, begin, decode_rounds, rounds_of
 from omni_jax.decode.statistics import Rounds
+from omni_jax.decode.stops import StopStrings
 from omni_jax.decode.width import WidthChooser
 from omni_jax.distributed import agreed
 from omni_jax.inputs.batch import Batch
@@ -46,9 +47,11 @@ class DraftedSession(Session):
         stop_ids: Sequence[int],
         taps: tuple[int, ...],
         drafting: Drafting,
+        stops: StopStrings | None = None,
+        copies: int = 1,
     ):
         """As in `Session`. taps: hidden states that others want, beside those that the drafter reads."""
-        super().__init__(params, graph, text, batch, sampling, max_new_tokens, seed, stop_ids, taps)
+        super().__init__(params, graph, text, batch, sampling, max_new_tokens, seed, stop_ids, taps, stops, copies)
         self.drafting, self.wanted = drafting, taps
         self.chooser: WidthChooser | None = None
         self.width, self.rounds = drafting.widths[0], 1
@@ -102,7 +105,7 @@ class DraftedSession(Session):
             (self.params, self.drafting.params),
             state,
             tapped[np.asarray([order.index(k) for k in mine], np.int32)],
-            self.batch.token_ids,
+            np.repeat(self.batch.token_ids, self.copies, axis=0),
             proposer=self.drafting.proposer,
             graph=self.graph,
             slots=state.cache.slots,
@@ -169,14 +172,18 @@ class DraftedSession(Session):
     def take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
         """Book the tokens of a chunk, and what its rounds gave."""
         drawn = np.asarray(tokens)
-        new = super().take(drawn.reshape(len(drawn), -1))
-        if drawn.ndim == 3:
-            emitted = (drawn != NO_TOKEN).sum(axis=2).astype(np.int32)
-            widths, most = self.drafting.widths, drawn.shape[2]
+        ids = drawn if self.plan.likely is None else drawn[..., 0]
+        new = super().take(drawn.reshape(len(drawn), -1, *drawn.shape[ids.ndim :]))
+        if ids.ndim == 3:
+            emitted = (ids != NO_TOKEN).sum(axis=2)
+            # Of rounds behind a stop string nothing counts.
+            kept = np.asarray([len(row) for row in new])[:, None] - (emitted.cumsum(axis=1) - emitted)
+            emitted = np.clip(kept, 0, emitted).astype(np.int32)
+            widths, most = self.drafting.widths, ids.shape[2]
             # Only chains have several widths, and they give as many tokens as they verify.
             self._chunks.append((emitted, most, widths[0] if len(widths) == 1 else most))
             if self.chooser is not None:
                 # The last round of a row that is done may have been cut short.
                 whole = [row[row > 0][: -1 if done else None] for row, done in zip(emitted, self.row_done, strict=True)]
-                self.chooser.observe(drawn.shape[2], np.concatenate(whole))
+                self.chooser.observe(most, np.concatenate(whole))
         return new

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from jax.sharding import Mesh
 
 from omni_jax.config import OmniConfig
+from omni_jax.decode.arguments import flag, is_whole, shown
 from omni_jax.decode.proposers import check_tree, proposer_for
-from omni_jax.decode.session import is_whole
 from omni_jax.decode.speculative import Proposer
 from omni_jax.decode.width import WIDTHS
 from omni_jax.drafter import Drafter, check_drafter
@@ -51,9 +51,8 @@ class Draftings:
                 raise InputError("draft_tokens, draft_tree and draft_sampling need a drafter")
             return None
         if not isinstance(drafter, Drafter):
-            raise InputError(f"drafter is {drafter!r}; load one with load_drafter(directory)")
-        if not isinstance(drawn, bool):
-            raise InputError(f"draft_sampling is {drawn!r}; it is True or False")
+            raise InputError(f"drafter is {shown(drafter)}; load one with load_drafter(directory)")
+        drawn = flag("draft_sampling", drawn)
         if drawn and (tree is not None or tokens == "auto"):
             # Which drafts are drawn decides the reply, and widths follow the machine's times.
             raise InputError("draft_sampling draws a fixed number of drafts: leave out draft_tree and 'auto'")
@@ -65,8 +64,8 @@ class Draftings:
             return replace(drafting, widths=tuple(sorted({usual, *(w for w in WIDTHS if w <= most + 1)})))
         if isinstance(tokens, str) or not is_whole(tokens) or not 1 <= tokens <= most:
             auto = ", or 'auto'" if tree is None else " with this draft_tree"
-            raise InputError(f"draft_tokens is {tokens!r}; this drafter proposes 1 to {most} tokens a round{auto}")
-        return replace(drafting, widths=(tokens + 1,))
+            raise InputError(f"draft_tokens is {shown(tokens)}; this drafter proposes 1 to {most} tokens a round{auto}")
+        return replace(drafting, widths=(int(tokens) + 1,))
 
     def _with(self, drafter: Drafter, tree: Tree | None) -> Drafting:
         check_tree(tree)

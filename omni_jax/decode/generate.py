@@ -9,6 +9,7 @@ Rows are right-padded and keep their own length, position and key: no row can se
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,8 @@ class Request:
     """What prefill needs beside the parameters.
 
     token_ids int32 [B, T], right-padded; length int32 [B]; position_ids float32 [3, B, T]; rope_delta float32 [B];
-    budget int32 [B], tokens to draw; keys [B]; stop_ids int32 [n]; values: the sampling values.
+    budget int32 [B * n], tokens to draw; keys [B * n], for n replies to each prompt; stop_ids int32 [m]; values: the
+    sampling values.
     """
 
     token_ids: Array
@@ -96,7 +98,8 @@ def prefill(
 ) -> tuple[jax.Array, DecodeState, jax.Array]:
     """Run the prompts and draw each row's first token: int32 [B], the state to go on from, and hidden states.
 
-    The latter are those numbered `taps`, [n, B, T, D].
+    The latter are those numbered `taps`, [n, B, T, D]. Tokens are as `reported` gives them. A prompt is run once,
+    however many keys the request has for it; all results then have a row for each key.
     """
     thinker = bind(graph, params)
     text = thinker.config.text
@@ -105,18 +108,23 @@ def prefill(
     empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
     hidden, cache, tapped = thinker.whole(x, jnp.asarray(request.position_ids), empty, media=media, taps=taps)
     assert cache is not None
-    length = jnp.asarray(request.length)
+    length, rope_delta = jnp.asarray(request.length), jnp.asarray(request.rope_delta)
     last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)[:, 0]
+    budget = jnp.asarray(request.budget)
     rows = Rows(
-        token=jnp.zeros((B,), jnp.int32),
-        done=jnp.asarray(request.budget) <= 0,
-        remaining=jnp.asarray(request.budget),
-        seen=_seen_in_prompt(request, text.vocab_size) if plan.penalised else jnp.zeros((B, 0), bool),
+        token=jnp.zeros(budget.shape, jnp.int32),
+        done=budget <= 0,
+        remaining=budget,
+        seen=_seen_in_prompt(request, text.vocab_size) if plan.penalised else jnp.zeros((len(budget), 0), bool),
         keys=request.keys,
     )
-    token, rows = draw(thinker.logits(last), rows, length, request.stop_ids, request.values, plan)
-    state = DecodeState(replace(cache, length=length), jnp.asarray(request.rope_delta), rows)
-    return everywhere(token, graph.mesh), lay_over(state, graph.mesh), tapped
+    if (n := len(budget) // B) > 1:
+        length, rope_delta, last = (jnp.repeat(x, n, axis=0) for x in (length, rope_delta, last))
+        cache, tapped = cache.repeat(n), jnp.repeat(tapped, n, axis=1)
+    logits = thinker.logits(last)
+    token, rows = draw(logits, rows, length, request.stop_ids, request.values, plan)
+    state = DecodeState(replace(cache, length=length), rope_delta, rows)
+    return everywhere(reported(token, logits, plan), graph.mesh), lay_over(state, graph.mesh), tapped
 
 
 @partial(jax.jit, static_argnames=("graph", "plan", "unroll"), donate_argnames="state")
@@ -134,19 +142,21 @@ def decode_chunk(
 ) -> tuple[jax.Array, DecodeState]:
     """Draw up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none, and the state to go on from.
 
-    It ends before when `until` rows are done, by default all. The cache must hold `steps` more tokens. Rows that are
-    done neither move nor write anything that is read.
+    Tokens are as `reported` gives them. It ends before when `until` rows are done, by default all. The cache must hold
+    `steps` more tokens. Rows that are done neither move nor write anything that is read.
     """
     thinker = bind(graph, params)
-    tokens = jnp.full((state.rows.token.shape[0], CHUNK), NO_TOKEN, jnp.int32)
+    tokens = jnp.full((state.rows.token.shape[0], CHUNK, *reported_shape(plan)), NO_TOKEN, jnp.int32)
 
     def step(carry: tuple) -> tuple:
         i, state, tokens = carry
         x = thinker.embed_tokens(state.rows.token[:, None])
         hidden, cache, _ = thinker.extend(x, state.positions(jnp.arange(1)), state.cache, unroll=unroll)
         cache = replace(cache, length=jnp.where(state.rows.done, state.cache.length, cache.length))
-        token, rows = draw(thinker.logits(hidden[:, 0]), state.rows, cache.length, stop_ids, values, plan)
-        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))
+        logits = thinker.logits(hidden[:, 0])
+        token, rows = draw(logits, state.rows, cache.length, stop_ids, values, plan)
+        at = (0, i, *(0,) * len(reported_shape(plan)))
+        tokens = jax.lax.dynamic_update_slice(tokens, reported(token, logits, plan)[:, None], at)
         return i + 1, replace(state, cache=cache, rows=rows), tokens
 
     def going(carry: tuple) -> jax.Array:
@@ -199,8 +209,50 @@ def book(drawn: jax.Array, rows: Rows, stop_ids: Array, plan: Plan) -> tuple[jax
     return token, rows
 
 
+def reported_shape(plan: Plan) -> tuple[int, ...]:
+    """What `reported` adds to the shape of tokens."""
+    return () if plan.likely is None else (2 + 2 * plan.likely,)
+
+
+def reported(token: jax.Array, logits: jax.Array, plan: Plan) -> jax.Array:
+    """Tokens int32 [...] as programs give them to the host, drawn from the raw logits [..., V].
+
+    Where the plan asks for log-probabilities, int32 [..., 2 + 2k]: the token, its log-probability, then ids and
+    log-probabilities of the k likeliest; log-probabilities are bits of float32. One array, because each read costs.
+    """
+    if plan.likely is None:
+        return token
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    own = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[..., None], axis=-1)
+    top, ids = jax.lax.top_k(log_probs, plan.likely)
+    bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
+    return jnp.concatenate([token[..., None], bits(own), ids, bits(top)], axis=-1)
+
+
+def caches_of(state: Any) -> list[KVCache]:
+    """The caches of what a decoding loop carries."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
+    return [leaf for leaf in leaves if isinstance(leaf, KVCache)]
+
+
+def laid(state: Any) -> Any:
+    """What a decoding loop carries, on the devices of its caches' mesh, inside `jit`."""
+    return lay_over(state, caches_of(state)[0].mesh)
+
+
+@partial(jax.jit, donate_argnames="state")
+def retire(state: Any, b: Array | int) -> Any:
+    """What a decoding loop carries, with row `b` done."""
+
+    def finish(leaf: Any) -> Any:
+        return replace(leaf, done=leaf.done.at[b].set(True)) if isinstance(leaf, Rows) else leaf
+
+    return laid(jax.tree.map(finish, state, is_leaf=lambda leaf: isinstance(leaf, Rows)))
+
+
 def _seen_in_prompt(request: Request, vocab_size: int) -> jax.Array:
     B, T = request.token_ids.shape
     inside = jnp.arange(T) < request.length[:, None]
     seen = jnp.zeros((B, vocab_size), bool)
-    return seen.at[jnp.arange(B)[:, None], request.token_ids].max(inside)
+    seen = seen.at[jnp.arange(B)[:, None], request.token_ids].max(inside)
+    return jnp.repeat(seen, len(request.budget) // B, axis=0)

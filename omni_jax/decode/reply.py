@@ -10,12 +10,27 @@ from omni_jax.inputs.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
+class Logprobs:
+    """Log-probabilities of n tokens by the model's own distribution: before penalty, temperature and filters.
+
+    token: float32 [n], those of the tokens. top_ids int32 [n, k] and top float32 [n, k]: the k likeliest tokens in the
+    place of each and their log-probabilities, the likeliest first.
+    """
+
+    token: np.ndarray
+    top_ids: np.ndarray
+    top: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Reply:
     """An answer: its text, its token ids (the stop token included), its speech if that was asked for, and stats.
 
-    audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames].
-    stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; with
-    speech also frames, audio_seconds, speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also
+    With a stop string the text ends before it, and the token ids end with the token that completes it.
+    audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames]. logprobs: of the token ids, if asked for.
+    stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; if stop
+    strings were given also stop_string, the one that ended it or None; with speech also frames, audio_seconds,
+    speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also
     rounds, tokens_per_round (the target's own token of each round included), drafted and verified (tokens), and by
     round round_tokens, which it gave, and round_most, which it could give. The times are those of the whole batch, the
     first call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for. Of many
@@ -27,32 +42,48 @@ class Reply:
     stats: dict[str, Any]
     audio: np.ndarray | None = None
     codes: np.ndarray | None = None
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Event:
     """A step of a stream: a piece of text, never part of a character, and the token ids drawn since the last event.
 
-    A piece may be empty while a character is incomplete. audio: the next piece of speech, float32 [samples] at 24 kHz,
-    None in events without. The last event carries the whole reply.
+    A piece may be empty while a character is incomplete, or while the text may be the beginning of a stop string.
+    audio: the next piece of speech, float32 [samples] at 24 kHz, None in events without. logprobs: of the token ids, if
+    asked for and there are any. The last event carries the whole reply.
     """
 
     text: str
     token_ids: list[int]
     reply: Reply | None = None
     audio: np.ndarray | None = None
+    logprobs: Logprobs | None = None
 
 
 def replies_of(session: Session, tokenizer: Tokenizer, times: dict[str, float]) -> list[Reply]:
     """The replies of a finished session, row by row; `times` go into the stats of each."""
     replies = []
-    for length, ids, stopped in zip(session.lengths, session.rows, session.stopped, strict=True):
+    for row, (length, ids, stopped) in enumerate(zip(session.lengths, session.rows, session.stopped, strict=True)):
         stats = {
             "prompt_tokens": int(length),
             "new_tokens": len(ids),
             "finish_reason": "stop" if stopped else "length",
+            **({"stop_string": session.met[row]} if session.watches else {}),
             **times,
-            **session.row_stats(len(replies)),
+            **session.row_stats(row),
         }
-        replies.append(Reply(tokenizer.decode(ids), ids, stats))
+        text = session.watches[row].text() if session.watches else tokenizer.decode(ids)
+        replies.append(Reply(text, ids, stats, logprobs=logprobs_of(session, row)))
     return replies
+
+
+def logprobs_of(session: Session, row: int, since: int = 0) -> Logprobs | None:
+    """The log-probabilities of a row's tokens from number `since` on; None if nobody asked."""
+    if session.logprobs is None:
+        return None
+    reports = session.reports(row)[since:]
+    floats, most = reports.view(np.float32), reports.shape[1] // 2 - 1
+    k = min(session.logprobs, most)
+    token, top = floats[:, 1].copy(), floats[:, 2 + most : 2 + most + k].copy()
+    return Logprobs(token, reports[:, 2 : 2 + k].copy(), top)

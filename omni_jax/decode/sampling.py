@@ -12,50 +12,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omni_jax.decode.arguments import check_number, shown, whole
 from omni_jax.errors import InputError
+
+# The finest temperature and share of mass: float32 logits of scale 10 differ by that much.
+FINEST = 1e-6
+# The most alternatives to a token whose log-probabilities can be asked for.
+MOST_LIKELY = 20
 
 
 class Plan(NamedTuple):
     """What the compiled program contains: no draw at all, the penalty, and how many candidates are sorted (0: none).
 
     The candidates are a power of two or the whole vocabulary; which of them count is decided by traced values.
+    likely: of how many of the likeliest tokens it gives the log-probabilities beside the token's own; None for neither.
     """
 
     greedy: bool
     penalised: bool
     candidates: int
+    likely: int | None = None
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of one request. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off."""
+    """Settings of one request. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
+
+    logprobs: how many alternatives to each token to report with log-probabilities; None for none, not even the token's.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-                raise InputError(f"{name} is {value!r}; it must be a number")
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        for name in names:
+            check_number(name, getattr(self, name))
+        low, high = FINEST, 1 / FINEST
         checks = (
-            ("temperature", self.temperature, 0.0 <= self.temperature < np.inf, "0 (greedy) or a positive number"),
-            ("top_k", self.top_k, 0 <= self.top_k < 2**31 and self.top_k % 1 == 0, "0 (off) or a positive count"),
-            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
-            ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "from 0 (off) to 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                0.0 < self.repetition_penalty < np.inf,
-                "positive, 1 is off",
-            ),
+            (self.temperature == 0 or low <= self.temperature <= high, f"0 (greedy) or from {low:g} to {high:g}"),
+            (0 <= self.top_k < 2**31 and self.top_k % 1 == 0, "0 (off) or a positive count"),
+            (low <= self.top_p <= 1, f"from {low:g} to 1 (off)"),
+            (0 <= self.min_p <= 1, "from 0 (off) to 1"),
+            (1e-3 <= self.repetition_penalty <= 1e3, "from 0.001 to 1000, 1 is off"),
         )
-        for name, value, valid, expected in checks:
+        for name, (valid, expected) in zip(names, checks, strict=True):
             if not valid:
-                raise InputError(f"{name} is {value}; it must be {expected}")
+                raise InputError(f"{name} is {shown(getattr(self, name))}; it must be {expected}")
+        if self.logprobs is not None:
+            remedy = f"give the number of alternatives to report with each token, 0 to {MOST_LIKELY}, or None"
+            whole("logprobs", self.logprobs, remedy, least=0, most=MOST_LIKELY)
 
     def plan(self, vocab_size: int) -> Plan:
         """The static part for a vocabulary of `vocab_size`."""
@@ -64,7 +74,9 @@ class Sampling:
         candidates = vocab_size if filtered else 0
         if self.top_k:
             candidates = min(1 << (int(self.top_k) - 1).bit_length(), vocab_size)
-        return Plan(greedy, self.repetition_penalty != 1.0, 0 if greedy else candidates)
+        # One program for any number of alternatives.
+        likely = self.logprobs and min(MOST_LIKELY, vocab_size)
+        return Plan(greedy, self.repetition_penalty != 1.0, 0 if greedy else candidates, likely)
 
     def values(self) -> dict[str, np.number]:
         """The traced part."""

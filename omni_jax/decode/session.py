@@ -13,9 +13,11 @@ import jax
 import numpy as np
 
 from omni_jax.config import DecoderConfig
-from omni_jax.decode.generate import CHUNK, NO_TOKEN, Request, decode_chunk, grow, prefill
+from omni_jax.decode.arguments import is_whole, listed, shown, whole
+from omni_jax.decode.generate import CHUNK, NO_TOKEN, Request, decode_chunk, grow, prefill, retire
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.stops import StopStrings
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.models.param import Graph
@@ -39,43 +41,71 @@ class Session:
         seed: int | Sequence[int],
         stop_ids: Sequence[int],
         taps: tuple[int, ...] = (),
+        stops: StopStrings | None = None,
+        copies: int = 1,
     ):
-        """params, graph and text: the Thinker's. seed: one for all rows or one each. stop_ids: tokens that end one."""
+        """params, graph and text: the Thinker's. seed: one for all rows or one each. stop_ids: tokens that end one.
+
+        stops: texts that end one. copies: replies to each prompt, which are rows side by side.
+        """
         self.params, self.graph = params, graph
-        self.lengths = batch.mask.sum(axis=1).astype(np.int32)
+        self.lengths = np.repeat(batch.mask.sum(axis=1).astype(np.int32), copies)
         self.longest = int(self.lengths.max())
-        self.max_new_tokens = max_new_tokens
-        if not is_whole(max_new_tokens) or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens!r}; ask for at least one token")
-        check_context(self.longest, max_new_tokens, text.max_position_embeddings)
-        self.stop_ids = _stop_ids(stop_ids, text.vocab_size)
+        self.max_new_tokens = limit_of(max_new_tokens)
+        check_context(self.longest, self.max_new_tokens, text.max_position_embeddings)
+        self.stop_ids = stop_ids_of(stop_ids, text.vocab_size)
         self.plan, self.values = sampling.plan(text.vocab_size), sampling.values()
-        self.batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
+        self.logprobs = sampling.logprobs
+        self.batch, self.copies = pad_length(batch, bucket(batch.token_ids.shape[1])), copies
         self.keys = row_keys(seed, len(self.lengths))
         self.taps = taps
         self.tapped: jax.Array | None = None
+        self.stops = stops if stops and stops.strings else None
+        self._start_rows()
+
+    def _start_rows(self) -> None:
+        """Forget all that was drawn."""
         self.rows: list[list[int]] = [[] for _ in self.lengths]
+        self._reports: list[list[np.ndarray]] = [[] for _ in self.lengths]
+        self.watches = [self.stops.watch() for _ in self.lengths] if self.stops else []
         self.prefill_seconds = self.decode_seconds = 0.0
 
     @property
+    def met(self) -> list[str | None]:
+        """The stop string that each row has met, if any."""
+        return [watch.met for watch in self.watches] or [None] * len(self.rows)
+
+    @property
     def stopped(self) -> list[bool]:
-        """Which rows have met a stop id."""
-        return [bool(ids) and ids[-1] in self.stop_ids for ids in self.rows]
+        """Which rows have met a stop id or a stop string."""
+        by_id = (bool(ids) and ids[-1] in self.stop_ids for ids in self.rows)
+        return [id or text is not None for id, text in zip(by_id, self.met, strict=True)]
 
     @property
     def row_done(self) -> list[bool]:
-        """Which rows have met a stop id or their limit."""
+        """Which rows have stopped or reached their limit."""
         return [stop or len(ids) >= self.max_new_tokens for stop, ids in zip(self.stopped, self.rows, strict=True)]
 
     @property
     def done(self) -> bool:
-        """Whether every row has met a stop id or its limit."""
+        """Whether every row has stopped or reached its limit."""
         return all(self.row_done)
 
     @property
     def spoken(self) -> list[list[int]]:
-        """The tokens of each row that speech says: all drawn so far but the last of a row that is done."""
-        return [ids[:-1] if done else ids for ids, done in zip(self.rows, self.row_done, strict=True)]
+        """The tokens of each row that speech says: all drawn so far but the last of a row that is done.
+
+        With stop strings, those that no stop string can hold any more.
+        """
+        spoken = [ids[:-1] if done else ids for ids, done in zip(self.rows, self.row_done, strict=True)]
+        for row, watch in enumerate(self.watches):
+            if watch.met is not None or not self.row_done[row]:
+                spoken[row] = self.rows[row][: watch.tokens]
+        return spoken
+
+    def reports(self, row: int) -> np.ndarray:
+        """What programs reported of a row's tokens, int32 [n, 2 + 2k], or [n, 1] if only ids; see `reported`."""
+        return np.concatenate(self._reports[row])
 
     def give_tapped(self, number: int) -> jax.Array:
         """The prompts' hidden states of a number in `taps`, [B, T, D], once they have run; all are forgotten then."""
@@ -89,8 +119,7 @@ class Session:
 
     def chunks(self, steps: int = CHUNK) -> Iterator[list[list[int]]]:
         """New token ids of every row: first one each, then up to `steps` (at most CHUNK) each, until all are done."""
-        self.rows = [[] for _ in self.lengths]
-        self.prefill_seconds = self.decode_seconds = 0.0
+        self._start_rows()
         start = time.perf_counter()
         tokens, state = self.begin()
         self.settle(state)
@@ -101,7 +130,7 @@ class Session:
             if fewest < self.max_new_tokens:
                 fewest, most = (n + more for n, more in zip((fewest, most), self.progress(steps), strict=True))
                 ahead, state = self.decode(self.grow(state, self.room(most)), steps)
-            new = self.take(tokens)
+            met, new = self.met, self.take(tokens)
             if first:
                 self.prefill_seconds = time.perf_counter() - start
             else:
@@ -110,6 +139,10 @@ class Session:
             start = time.perf_counter()
             if self.done or ahead is None:
                 return
+            for row, (before, now) in enumerate(zip(met, self.met, strict=True)):
+                if now != before:
+                    # The device knows of stop ids and limits only.
+                    state = retire(state, np.int32(row))
             tokens, ahead, first = ahead, None, False
 
     def progress(self, steps: int) -> tuple[int, int]:
@@ -126,7 +159,7 @@ class Session:
         media = encode_media(self.params, batch, self.graph)
         request = Request(
             token_ids=batch.token_ids,
-            length=self.lengths,
+            length=self.lengths[:: self.copies],
             position_ids=batch.position_ids,
             rope_delta=batch.rope_delta,
             budget=np.full(self.lengths.shape, self.max_new_tokens, np.int32),
@@ -165,10 +198,18 @@ class Session:
         )
 
     def take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
-        """Book the tokens of a chunk; returns the new ones of every row."""
-        new = [row[row != NO_TOKEN].tolist() for row in np.asarray(tokens)]
-        for row, ids in zip(self.rows, new, strict=True):
-            row += ids
+        """Book the tokens of a chunk, as programs report them; returns the new ones of every row.
+
+        What was drawn behind a stop string is no part of a reply.
+        """
+        chunk, new = np.asarray(tokens), []
+        for b, row in enumerate(chunk if self.plan.likely is not None else chunk[..., None]):
+            row = row[row[:, 0] != NO_TOKEN]
+            if self.watches:
+                row = row[: self.watches[b].add(row[:, 0].tolist())]
+            self._reports[b].append(row)
+            new.append(row[:, 0].tolist())
+            self.rows[b] += new[-1]
         return new
 
 
@@ -201,15 +242,20 @@ def pad_length(batch: Batch, T: int) -> Batch:
 
 def row_keys(seed: int | Sequence[int], rows: int) -> jax.Array:
     """One random key per row: the same for one seed, so that a row draws alike alone and in a batch."""
-    seeds: list[Any] = (
-        list(seed) if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else [seed] * rows
-    )
+    return _keys_of(*np.asarray([divmod(s, 2**32) for s in seeds_of(seed, rows)], np.uint32).T)
+
+
+def seeds_of(seed: Any, rows: int, copies: int = 1) -> list[int]:
+    """The seeds of `copies` replies to each of `rows` prompts, which have one seed for all or one each.
+
+    A prompt of seed s gets replies of the seeds s, s + 1, ... InputError for what are no seeds or not as many.
+    """
+    remedy = f"a seed is a whole number from 0 to 2^63 - {copies}"
+    seeds = [seed] * rows if is_whole(seed) else listed("seed", seed, remedy)
     if len(seeds) != rows:
         raise InputError(f"{len(seeds)} seeds for {rows} conversations; give one seed, or one for each")
-    if not all(is_whole(s) and 0 <= s < 2**63 for s in seeds):
-        raise InputError(f"seed {seed!r} is not a whole number from 0 to 2^63 - 1")
-    halves = np.asarray([divmod(int(s), 2**32) for s in seeds], np.uint32)
-    return _keys_of(*halves.T)
+    first = [whole("seed", s, remedy, least=0, most=2**63 - copies) for s in seeds]
+    return [s + i for s in first for i in range(copies)]
 
 
 @jax.jit
@@ -219,15 +265,20 @@ def _keys_of(high: jax.Array, low: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.key(low), high)
 
 
-def _stop_ids(stop_ids: Sequence[int], vocab_size: int) -> np.ndarray:
-    if not isinstance(stop_ids, Sequence | np.ndarray | set) or isinstance(stop_ids, str):
-        raise InputError(f"stop_ids is {stop_ids!r}; give a list of token ids")
-    for i in stop_ids:
+def limit_of(max_new_tokens: Any) -> int:
+    """A request's limit as an int; InputError for what is none."""
+    return whole("max_new_tokens", max_new_tokens, "ask for at least one token")
+
+
+def stop_ids_of(stop_ids: Any, vocab_size: int) -> np.ndarray:
+    """The token ids that end a reply, int32 [n], sorted; n is a power of two, so that few programs are compiled.
+
+    Behind them stand ids that no token has. InputError for ids outside the vocabulary.
+    """
+    ids = listed("stop_ids", stop_ids, "give a list of token ids")
+    for i in ids:
         if not is_whole(i) or not 0 <= i < vocab_size:
-            raise InputError(f"stop id {i!r} is outside the vocabulary of {vocab_size} tokens")
-    return np.asarray(sorted(set(stop_ids)), np.int32)
-
-
-def is_whole(value: object) -> bool:
-    """Whether a setting is a whole number, of Python or NumPy."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+            raise InputError(f"stop id {shown(i)} is outside the vocabulary of {vocab_size} tokens")
+    ids = sorted(set(ids))
+    size = 1 << (len(ids) - 1).bit_length() if ids else 1
+    return np.asarray(ids + [NO_TOKEN] * (size - len(ids)), np.int32)

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from omni_jax.decode.arguments import whole
 from omni_jax.decode.drafted import DraftedSession
-from omni_jax.decode.generate import CHUNK, Rows
-from omni_jax.decode.session import Session, is_whole
+from omni_jax.decode.generate import CHUNK, Rows, caches_of, laid, retire
+from omni_jax.decode.session import Session
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
-from omni_jax.ops.cache import KVCache, lay_over
+from omni_jax.ops.cache import KVCache
 from omni_jax.sharding import whole_rows
 
 
@@ -45,6 +46,10 @@ class Prompt:
     ends: Callable[[list[int]], bool] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.batch, Batch):
+            raise InputError(
+                f"a prompt takes a prepared batch, not a {type(self.batch).__name__}; use prepare(messages)"
+            )
         if len(self.batch.mask) != 1:
             raise InputError(f"a prompt of {len(self.batch.mask)} conversations; give them one by one")
 
@@ -77,7 +82,7 @@ def idle(state: Any, *, rows: int) -> Any:
         return replace(leaf, done=jnp.ones((rows,), bool)) if isinstance(leaf, Rows) else leaf
 
     repeated = jax.tree.map(repeat, state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
-    return _laid(jax.tree.map(finish, repeated, is_leaf=lambda leaf: isinstance(leaf, Rows)))
+    return laid(jax.tree.map(finish, repeated, is_leaf=lambda leaf: isinstance(leaf, Rows)))
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -90,17 +95,7 @@ def insert(state: Any, row: Any, b: jax.Array | int) -> Any:
     def put(leaf: Any, new: Any) -> Any:
         return leaf.insert(new, b) if isinstance(leaf, KVCache) else leaf.at[b].set(new[0])
 
-    return _laid(jax.tree.map(put, state, row, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
-
-
-@partial(jax.jit, donate_argnames="state")
-def retire(state: Any, b: jax.Array | int) -> Any:
-    """The state with row `b` done."""
-
-    def finish(leaf: Any) -> Any:
-        return replace(leaf, done=leaf.done.at[b].set(True)) if isinstance(leaf, Rows) else leaf
-
-    return _laid(jax.tree.map(finish, state, is_leaf=lambda leaf: isinstance(leaf, Rows)))
+    return laid(jax.tree.map(put, state, row, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
 
 
 class Slots:
@@ -118,8 +113,7 @@ class Slots:
         slots: int,
         mesh: Mesh | None = None,
     ):
-        if not is_whole(slots) or slots < 1:
-            raise InputError(f"slots is {slots!r}; have at least one")
+        slots = whole("slots", slots, "have at least one")
         self.prompts, self.session = iter(prompts), session
         self.taken: list[Taken | None] = [None] * whole_rows(slots, mesh)
         self.state: Any = None
@@ -204,6 +198,8 @@ class Slots:
             session.take(drawn[b : b + 1])
             if not session.done and taken.prompt.ends is not None and taken.prompt.ends(session.rows[0]):
                 taken.ended = True
+            if taken.ended or session.met[0] is not None:
+                # The device knows of stop ids and limits only.
                 self.state = retire(self.state, np.int32(b))
             if session.done or taken.ended:
                 taken.seconds = time.perf_counter() - taken.since
@@ -214,14 +210,4 @@ class Slots:
 
 def _slots(state: Any) -> int:
     """The slots of the largest cache of a state."""
-    return max(cache.slots for cache in _caches(state))
-
-
-def _laid(state: Any) -> Any:
-    """The state on the devices of its caches' mesh, inside `jit`."""
-    return lay_over(state, _caches(state)[0].mesh)
-
-
-def _caches(state: Any) -> list[KVCache]:
-    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
-    return [leaf for leaf in leaves if isinstance(leaf, KVCache)]
+    return max(cache.slots for cache in caches_of(state))

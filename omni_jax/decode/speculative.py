@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from omni_jax.decode.accept import accept, accept_drawn
 from omni_jax.decode.drafts import Chooser, Drafts
-from omni_jax.decode.generate import CHUNK, NO_TOKEN, Array, DecodeState
+from omni_jax.decode.generate import CHUNK, NO_TOKEN, Array, DecodeState, reported, reported_shape
 from omni_jax.decode.sampling import Plan
 from omni_jax.models.param import Graph, bind
 from omni_jax.models.thinker import Thinker
@@ -156,14 +156,15 @@ def decode_rounds(
 ) -> tuple[jax.Array, SpeculativeState]:
     """Run up to `rounds` rounds (at most as a chunk has): tokens int32 [B, R, n], -1 where none, and the state behind.
 
-    n is the most that a round gives, R the rounds of a chunk. params: the Thinker's and the drafter's. width: W, the
-    tokens that a round verifies, 1 for rounds without a draft. drawn: whether drafts are drawn as the plan says, not
-    greedily. until: as in `decode_chunk`. The caches must have room for what the rounds give and the last one writes.
+    Tokens are as `reported` gives them. n is the most that a round gives, R the rounds of a chunk. params: the
+    Thinker's and the drafter's. width: W, the tokens that a round verifies, 1 for rounds without a draft. drawn:
+    whether drafts are drawn as the plan says, not greedily. until: as in `decode_chunk`. The caches must have room for
+    what the rounds give and the last one writes.
     """
     thinker: Thinker = bind(graph, params[0])
     B = state.decode.rows.token.shape[0]
     gives = proposer.gives(width)
-    tokens = jnp.full((rounds_of(CHUNK, gives), B, gives), NO_TOKEN, jnp.int32)
+    tokens = jnp.full((rounds_of(CHUNK, gives), B, gives, *reported_shape(plan)), NO_TOKEN, jnp.int32)
     draft_plan = plan if drawn else Plan(greedy=True, penalised=False, candidates=0)
 
     def step(carry: tuple) -> tuple:
@@ -203,7 +204,7 @@ def _verify(
     plan: Plan,
     unroll: int,
 ) -> tuple[jax.Array, DecodeState, Seen]:
-    """Run drafts through the Thinker: what is emitted int32 [B, n], the state behind it, and what was seen."""
+    """Run drafts through the Thinker: what is emitted int32 [B, n], as reported, the state behind it, what was seen."""
     length = state.cache.length
     x = thinker.embed_tokens(drafts.token_ids)
     if drafts.is_chain:
@@ -214,7 +215,8 @@ def _verify(
         mask = tree_mask(length, ancestors, state.cache.slots)
     hidden, cache, tapped = thinker.extend(x, position, state.cache, taps=taps, unroll=unroll, mask=mask)
     rule = accept if drafts.log_probs is None else accept_drawn
-    emitted, path, rows = rule(thinker.logits(hidden), drafts, state.rows, length, stop_ids, values, plan)
+    logits = thinker.logits(hidden)
+    emitted, path, rows = rule(logits, drafts, state.rows, length, stop_ids, values, plan)
     cache, token_ids = replace(cache, length=length), drafts.token_ids
     if not drafts.is_chain:
         cache = cache.pick(path)
@@ -223,4 +225,7 @@ def _verify(
     # Emitted tokens but the last have been run, and so has the token at hand.
     count = jnp.sum(emitted >= 0, axis=1, dtype=jnp.int32)
     state = replace(state, cache=cache.advance(count), rows=rows)
-    return emitted, state, Seen(token_ids, emitted, features_of(tapped), count)
+    seen = Seen(token_ids, emitted, features_of(tapped), count)
+    if plan.likely is not None:
+        logits = jnp.take_along_axis(logits, path[..., None], axis=1)
+    return reported(emitted, logits, plan), state, seen

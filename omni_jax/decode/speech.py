@@ -11,15 +11,16 @@ stream by itself, as it has alone; a reply without a spoken token gives no audio
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
 from omni_jax.config import OmniConfig, TalkerConfig
+from omni_jax.decode.arguments import listed, shown, whole
 from omni_jax.decode.frames import SpeechPlan, SpeechState, TalkerPrompt, begin, grow, speak
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session, is_whole
+from omni_jax.decode.session import Session
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.speech import SpeechPrompt, speaker_ids, speech_prompt
@@ -28,6 +29,8 @@ from omni_jax.ops.cache import slots_for
 from omni_jax.sharding import place
 
 FRAMES = 32
+# The longest speech unless told: five and a half minutes.
+MAX_FRAMES = 4096
 # How the reference draws the codes behind the first when it samples.
 RESIDUAL = Sampling(temperature=1.0, top_k=50, top_p=0.8)
 # Folded into a row's key, so that speech does not draw with the numbers that text draws with.
@@ -43,8 +46,22 @@ class Voice:
     max_frames: int
 
     def __post_init__(self) -> None:
-        if not is_whole(self.max_frames) or self.max_frames < 1:
-            raise InputError(f"max_frames is {self.max_frames!r}; it must be a whole number of at least 1")
+        whole("max_frames", self.max_frames, "it must be a whole number of at least 1")
+        if not isinstance(self.speaker, str):
+            listed("speaker", self.speaker, "give a name, or one for each conversation")
+
+    def check(self, rows: int, config: OmniConfig) -> None:
+        """Raise InputError for speakers that the model lacks, and for more frames than its Talker can ever make."""
+        speaker_ids(self.speaker, rows, config)
+        most = max(MAX_FRAMES, config.talker.text.max_position_embeddings if config.talker else 0)
+        if self.max_frames > most:
+            raise InputError(f"max_frames is {shown(self.max_frames)}; the Talker's context holds at most {most}")
+
+    def repeated(self, times: int) -> "Voice":
+        """The voice of rows each of which comes `times` times side by side."""
+        if isinstance(self.speaker, str):
+            return self
+        return replace(self, speaker=[name for name in self.speaker for _ in range(times)])
 
     def plan(self, config: TalkerConfig) -> SpeechPlan:
         """The static part."""
@@ -134,7 +151,7 @@ class SpeechSession:
         prompt = _padded(self.prompt)
         for row, ids, length in zip(prompt.text_ids, spoken, prompt.length, strict=True):
             row[length - 1] = ids[0] if ids else row[length - 1]
-        most = np.minimum(self.room, min(self.voice.max_frames, int(self.room.max())))
+        most = np.minimum(self.room, min(int(self.voice.max_frames), int(self.room.max())))
         self.budget = np.where([bool(ids) for ids in spoken], most, 0).astype(np.int32)
         self.done = not self.budget.any()
         if self.done:

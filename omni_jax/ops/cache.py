@@ -80,10 +80,10 @@ class KVCache:
 
         return replace(self, k=picked(self.k), v=picked(self.v))
 
-    def repeat(self, rows: int) -> "KVCache":
-        """A cache of one row `rows` times over."""
-        k, v = (jnp.repeat(buffer, rows, axis=1) for buffer in (self.k, self.v))
-        return replace(self, k=k, v=v, length=jnp.repeat(self.length, rows))
+    def repeat(self, times: int) -> "KVCache":
+        """A cache of each row `times` times over, side by side."""
+        k, v = (jnp.repeat(buffer, times, axis=1) for buffer in (self.k, self.v))
+        return replace(self, k=k, v=v, length=jnp.repeat(self.length, times))
 
     def insert(self, row: "KVCache", b: jax.Array | int) -> "KVCache":
         """The same with `row`, a cache of one row and at most as many slots, in place of row `b`.

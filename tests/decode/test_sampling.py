@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.decode.sampling import Plan, Sampling, _keep, penalise, sample
+from omni_jax.decode.sampling import Plan, Sampling, _keep, filtered, penalise, sample
 from omni_jax.errors import InputError
 
 V = 50
@@ -68,22 +68,54 @@ def draw(settings: Sampling, rows: np.ndarray, seeds: list[int], positions: list
     return np.asarray(sample(rows, keys, jnp.asarray(positions), None, settings.values(), plan))
 
 
-@pytest.mark.parametrize("settings", [Sampling(0.8), Sampling(0.8, top_k=10), Sampling(1.0, top_p=0.9)])
+def expected(settings: Sampling, scores: np.ndarray) -> np.ndarray:
+    """The distribution float64 [V] that a token is drawn from, written down anew."""
+    p = np.exp((scores - scores.max()) / settings.temperature, dtype=np.float64)
+    order = np.argsort(-p)
+    kept = order[: settings.top_k or V]
+    p[np.setdiff1d(order, kept)] = 0
+    p /= p.sum()
+    before = np.cumsum(p[order]) - p[order]
+    p[order[before >= settings.top_p]] = 0
+    p[p < settings.min_p * p.max()] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Sampling(0.8), Sampling(0.8, top_k=10), Sampling(1.0, top_p=0.9), Sampling(1.0, min_p=0.2)]
+    + [Sampling(1.0, top_k=12, min_p=0.1), Sampling(0.9, 20, 0.8, 0.15)],
+)
 def test_draws_follow_the_distribution(settings: Sampling) -> None:
     n = 20_000
     rows = np.repeat(logits(1), n, axis=0)
     tokens = draw(settings, rows, [7] * n, list(range(n)))
-    scaled = logits(1)[0] / settings.temperature
-    if settings.plan(V).candidates:
-        scaled = np.where(survivors(settings, logits(1))[0], scaled, -np.inf)
-    p = np.exp(scaled - scaled.max())
-    p /= p.sum()
+    p = expected(settings, logits(1)[0])
     counts = np.bincount(tokens, minlength=V)
     assert not counts[p == 0].any()
     big = p * n > 5
     chi2 = np.sum((counts[big] - n * p[big]) ** 2 / (n * p[big]))
     # Mean of chi-square is its degrees of freedom, its deviation sqrt(2 dof): five deviations.
     assert chi2 < big.sum() + 5 * np.sqrt(2 * big.sum())
+
+
+def test_a_mass_that_is_reached_exactly_is_enough() -> None:
+    """Probabilities of 1/4 each, which floats hold exactly: half of the mass is two tokens."""
+    import torch
+    from transformers.generation.logits_process import TopPLogitsWarper
+
+    scores = np.full((1, V), -np.inf, np.float32)
+    scores[0, [3, 7, 20, 41]] = 0.0
+    for top_p, kept in ((0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)):
+        left = filtered(scores, None, Sampling(1.0, top_p=top_p).values(), Plan(False, False, V))
+        want = TopPLogitsWarper(top_p)(torch.zeros(0), torch.tensor(scores)) if top_p < 1 else torch.tensor(scores)
+        assert np.isfinite(left).sum() == kept == int(torch.isfinite(want).sum())
+
+
+def test_the_finest_settings_are_greedy() -> None:
+    best = logits().argmax(-1)
+    for settings in (Sampling(1e-6), Sampling(1.0, top_p=1e-6), Sampling(1.0, top_k=1), Sampling(1.0, min_p=1.0)):
+        np.testing.assert_array_equal(draw(settings, logits(), [5] * 4, [9] * 4), best)
 
 
 def test_a_draw_depends_on_seed_and_position_alone() -> None:
@@ -122,6 +154,10 @@ def test_plans() -> None:
         {"top_k": 2.5},
         {"top_k": float("inf")},
         {"top_p": None},
+        {"temperature": 10**400},
+        {"temperature": 1e-7},
+        {"top_p": 1e-7},
+        {"repetition_penalty": 1e-4},
     ],
 )
 def test_settings_out_of_range_are_named(wrong: dict) -> None:

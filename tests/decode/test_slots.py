@@ -124,8 +124,8 @@ def test_a_slot_is_refilled_when_its_row_is_done(omnis: Callable[[str], Omni]) -
             return super()._read(tokens)
 
     def session(prompt: Prompt) -> Session:
-        own = (prompt.batch, Sampling(), prompt.max_new_tokens, prompt.seed)
-        return omni._sessions(*own, (), None, None)[0]
+        limits = omni._limits(prompt.max_new_tokens, None, ())
+        return omni._sessions(prompt.batch, Sampling(), limits, prompt.seed, None, None)[0]
 
     batch = omni.prepare(user("Hi"))
     asked = (Prompt(batch, 0, new) for new in (5, 30, 7, 4))
@@ -174,6 +174,15 @@ def test_a_reply_that_its_prompt_ends(omnis: Callable[[str], Omni]) -> None:
     assert ids(got) == ids(want) and {reply.stats["finish_reason"] for reply in got} == {"length"}
 
 
+def test_a_prompt_is_asked_about_all_of_its_reply(omnis: Callable[[str], Omni]) -> None:
+    omni, seen = omnis("small"), []
+    batch = omni.prepare(user("Hi"))
+    asked = Prompt(batch, 0, 90, ends=lambda written: seen.append(list(written)) or False)
+    ((_, reply),) = omni.generate_many([asked], slots=1, stop_ids=())
+    assert len(seen) == 2 and all(reply.token_ids[: len(written)] == written for written in seen)
+    assert len(seen[0]) == 33 and len(seen[1]) == 65, "after each chunk, from the first token on"
+
+
 def test_prompts_that_cannot_be_used(omnis: Callable[[str], Omni]) -> None:
     omni = omnis("small")
     with pytest.raises(InputError, match="slots is 0"):
@@ -184,4 +193,4 @@ def test_prompts_that_cannot_be_used(omnis: Callable[[str], Omni]) -> None:
     with pytest.raises(InputError, match="2 conversations"):
         Prompt(omni.prepare([user("a"), user("b")]), 0, 5)
     with pytest.raises(InputError, match="max_new_tokens is 0"):
-        list(omni.generate_many([user("Hi")], max_new_tokens=0))
+        omni.generate_many([user("Hi")], max_new_tokens=0)
