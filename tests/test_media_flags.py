@@ -11,10 +11,11 @@ from omni_jax.media_flags import MediaFlags
 
 # Options that flags of their own hold already.
 ELSEWHERE = {"fps", "use_audio_in_video"}
+NAMED = list(enumerate(sorted({field.name for field in fields(Options)} - ELSEWHERE)))
 
 
 @pytest.mark.parametrize("command", [Generate, Stream])
-@pytest.mark.parametrize("number, name", enumerate(sorted({field.name for field in fields(Options)} - ELSEWHERE)))
+@pytest.mark.parametrize("number, name", NAMED)
 def test_every_option_has_a_flag(command, number, name):
     flag = "--" + name.replace("_frames", "_video_frames").replace("_", "-")
     args = ["--model", "m", flag, str(8 + number), "--max-frames", "7"]
