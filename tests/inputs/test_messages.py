@@ -218,6 +218,9 @@ def test_own_options_win_and_replace_what_contradicts_them():
     assert Options(max_pixels=5e4).over(call) == Options(fps=1.0, max_pixels=5e4, max_frames=6)
     assert Options(fps=3.0, max_frames=8).over(call).fps == 3.0
     assert Options().over(call) == call
+    assert Options(min_pixels=1e5).over(Options(max_pixels=5e4)) == Options(min_pixels=1e5)
+    assert Options(min_pixels=1e4).over(Options(max_pixels=5e4)) == Options(min_pixels=1e4, max_pixels=5e4)
+    assert Options(max_frames=2).over(Options(min_frames=4, fps=1.0)) == Options(max_frames=2, fps=1.0)
 
 
 def test_frames_one_by_one():
