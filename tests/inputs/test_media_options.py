@@ -14,6 +14,7 @@ from omni_jax.inputs.image import resize
 from omni_jax.inputs.options import Options
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.video import video_audio
+from tests.inputs.rope_reference import rope_index
 from tests.inputs.test_processor import Asked, patches_at, theirs, user
 
 rng = np.random.default_rng(0)
@@ -59,7 +60,7 @@ def test_pictures(processor, options, grid):
     assert items(processor, IMAGE | options, media={"max_pixels": 16 * AREA}).grid == (grid if options else (1, 6, 10))
 
 
-def test_ids_and_patches_are_the_references(checkpoints, config, processor):
+def test_ids_positions_and_patches_are_the_references(checkpoints, config, processor):
     part = IMAGE | {"max_pixels": 64 * AREA}
     still = np.repeat(PICTURE[None], 4, axis=0)
     clip = {"type": "video", "video": still, "fps": 2.0, "min_pixels": 16 * AREA, "max_pixels": 40 * AREA}
@@ -69,6 +70,18 @@ def test_ids_and_patches_are_the_references(checkpoints, config, processor):
     asked = Asked([small], [still], [(2, 10, 16)], {2.0}, [SOUND[:16_000]], [None])
     out = theirs(checkpoints("tiny"), config, asked, rows)
     np.testing.assert_array_equal(batch.token_ids, out["input_ids"])
+    positions, deltas = rope_index(
+        config["thinker_config"],
+        out["input_ids"],
+        out["attention_mask"],
+        images=out["image_grid_thw"],
+        videos=out["video_grid_thw"],
+        seconds_per_grid=np.array(out["video_second_per_grid"], np.float32),
+        mel_frames=out["feature_attention_mask"].sum(-1),
+        use_audio_in_video=False,
+    )
+    np.testing.assert_array_equal(batch.position_ids, positions)
+    np.testing.assert_array_equal(batch.rope_delta, deltas)
     assert batch.items[0][0].grid == tuple(out["image_grid_thw"][0])
     np.testing.assert_allclose(patches_at(batch, 0, 2)[: 12 * 20], out["pixel_values"], atol=1e-6)
 
