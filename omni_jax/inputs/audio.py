@@ -22,6 +22,7 @@ from omni_jax.inputs.settings import SAMPLING_RATE, AudioSettings
 from omni_jax.inputs.source import Source, container_in, demux, is_source, name_of, open_source, reading
 
 if TYPE_CHECKING:
+    from av import AudioFrame, Packet
     from av.audio.stream import AudioStream
     from av.container import InputContainer
 
@@ -31,6 +32,7 @@ MIN_SAMPLES = 201  # at 16 kHz: the Fourier window reflects 200 samples at eithe
 MIN_RATE, MAX_RATE = 2_000, 768_000  # samples per second of a source; a header outside is damaged or malicious
 MAX_CHANNELS = 32
 UNKNOWN_LENGTH = 1 << 62  # libsndfile's figure for a FLAC stream that does not state its length is above this
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # how the tags of an MP3 begin
 MAX_LEVEL = 64.0  # full scale is 1; what is far above it was meant as integers
 
 TOKENS_PER_CHUNK = 13  # a full chunk of 97 to 104 mel frames after three halving convolutions
@@ -68,9 +70,9 @@ def load_audio(
         raise InputError(f"audio {name_of(source)}: a file states its own rate; leave out sampling_rate")
     else:
         samples, rate = _from_file(source, max_seconds)
-    what = f"audio {name_of(source)}"
+    what = f"audio {'array' if isinstance(source, np.ndarray) else name_of(source)}"
     if start or end is not None:
-        samples = _cut(samples, rate, start, end, source)
+        samples = _cut(samples, rate, start, end, source, what)
     check_samples(what, samples)
     samples = resample(samples, rate)
     if samples.size < MIN_SAMPLES:
@@ -78,10 +80,12 @@ def load_audio(
     return samples
 
 
-def _cut(samples: np.ndarray, rate: float, start: float, end: float | None, source: object) -> np.ndarray:
+def _cut(
+    samples: np.ndarray, rate: float, start: float, end: float | None, source: object, what: str
+) -> np.ndarray:
     """The samples of a span in seconds, rounded as the utilities do: they read a file by its length, cut an array."""
     if start * rate >= samples.size:
-        raise InputError(f"audio {name_of(source)}: no sound from {start:g} s on; it lasts {samples.size / rate:g} s")
+        raise InputError(f"{what}: no sound from {start:g} s on; it lasts {samples.size / rate:g} s")
     first = int(start * rate)
     if end is None:
         return samples[first:]
@@ -94,7 +98,7 @@ def check_header(what: str, rate: float | np.number, channels: int, samples: int
         shown = f"{rate:.12g}" if abs(rate) < 1e12 or rate != rate else "more than 1e12"
         raise InputError(f"{what}: a rate of {shown} samples per second; {MIN_RATE} to {MAX_RATE} can be right")
     if not 1 <= channels <= MAX_CHANNELS:
-        raise InputError(f"{what}: {channels} channels; at most {MAX_CHANNELS} are mixed: pick some")
+        raise InputError(f"{what}: {channels} channels; 1 to {MAX_CHANNELS} can be mixed")
     if samples > max_seconds * rate:
         raise InputError(f"{what}: {samples / rate:.0f} s is longer than {max_seconds:.0f} s; cut it into parts")
     if samples > MAX_SAMPLES:
@@ -203,11 +207,25 @@ def _decode_track(
 
     planar = AudioResampler(format="fltp")  # only another sample format: rate and channels stay
     for packet in demux(container, stream, what):
-        for frame in stream.codec_context.decode(packet):
+        for frame in _decode(stream, packet, container.size):
             if frame.sample_rate != rate:
                 raise InputError(f"{what}: its rate changes from {rate} to {frame.sample_rate}; convert it to FLAC")
             for part in planar.resample(frame):
                 yield part.to_ndarray().mean(axis=0), frame.time or 0.0
+
+
+def _decode(stream: "AudioStream", packet: "Packet", file_bytes: int) -> "list[AudioFrame]":
+    """The frames of a packet; none for what is no sound in an MP3: tags, wherever they are, and padding at its end."""
+    from av.error import InvalidDataError
+
+    try:
+        return stream.codec_context.decode(packet)
+    except InvalidDataError:
+        data = bytes(packet)
+        padding = len(set(data)) == 1 and (packet.pos or 0) + len(data) >= file_bytes
+        if stream.codec_context.codec.canonical_name == "mp3" and (data.startswith(_TAGS) or padding):
+            return []
+        raise
 
 
 def resample(samples: np.ndarray, rate: float) -> np.ndarray:

@@ -10,6 +10,7 @@ Source: transformers `load_image` (rotation), `convert_to_rgb` (transparency ove
 
 import io
 import math
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +51,8 @@ def load_image(source: "Source | np.ndarray | Image", max_pixels: int = MAX_PIXE
         return _decode(source, source)
     if not is_source(source):
         raise InputError(f"image {name_of(source)}: pass a path, bytes, a PIL image or a NumPy array uint8 [H, W, 3]")
-    with open_source(source, "image") as file:
+    with open_source(source, "image") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PIL warns of is an error here, or concerns tags
         return _decode(_open(file, source, max_pixels), source)
 
 
@@ -74,7 +76,9 @@ def _open(file: MediaFile, source: Source, max_pixels: int) -> "ImageFile":
     width, height = picture.size
     _check_size(width, height, max_pixels, source)
     if picture.format == "JPEG" and width * height > MAX_JPEG_PIXELS_PER_BYTE * size:
-        raise InputError(f"{what}: damaged or cut short, {size} bytes cannot hold {width} x {height} pixels")
+        raise InputError(
+            f"{what}: damaged or cut short, {size} bytes cannot hold {width} x {height} pixels; make it anew"
+        )
     return picture
 
 
@@ -128,6 +132,8 @@ def _decode(picture: "Image", source: object) -> np.ndarray:
     """A PIL image as upright RGB, uint8 [H, W, 3]; this is where its pixels are read."""
     from PIL import ImageOps
 
+    if picture.mode in ("I", "F"):
+        raise InputError(f"image {name_of(source)}: 32-bit pixels have no agreed range; save it with 8 bits a channel")
     with reading(source, "image", "damaged or cut short"):
         if picture.getexif().get(_ORIENTATION, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
@@ -145,8 +151,6 @@ def _to_rgb(picture: "Image") -> "Image":
 
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.array(picture, np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("I", "F"):
-        raise InputError("image: 32-bit pixels have no agreed range; save it with 8 bits a channel")
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)

@@ -1,8 +1,8 @@
-"""How long a sound file says it is: the headers of WAV, AIFF, AU, CAF and their 64-bit relatives.
+"""How long a sound file says it is, by the headers of WAV, AIFF, AU, CAF and their 64-bit relatives.
 
 Programs that write to a pipe or a socket cannot go back to the header, so they state a placeholder there.
 `complete_length` comes before both decoders: it lets them read the true length instead, and refuses a file that was cut
-short.
+short, or holds a second recording after the first, FLAC and Ogg too.
 
 A stated length is a placeholder if it is zero, within 64 bytes of a multiple of 10^9, or within 64 KiB of a power of
 two from 2^30 upwards: what fits into some field, with or without headers, or rounded to whole frames, such as
@@ -22,6 +22,9 @@ from omni_jax.inputs.source import MediaFile
 MAX_CHUNKS = 1000  # before the sound; files have a handful
 _ROUND = 10**9
 _ROUND_SLACK, _POWER_SLACK = 64, 2**16  # bytes: headers that were added or not, and rounding to frames or pages
+# How a stream begins in FLAC and Ogg, and where the first headers, maybe of several streams at once, have passed.
+_BEGINNINGS = {b"fLaC": b"fLaC\0\0\0\x22", b"OggS": b"OggS\0\2"}
+_FIRST_HEADERS = 1024
 Order = Literal["little", "big"]
 
 
@@ -72,6 +75,8 @@ def complete_length(file: MediaFile, what: str) -> None:
     file.seek(0)
     head = file.read(12)
     length = _find(file, head, size, what)
+    if _is_joined(file, head[:4], length):
+        raise InputError(f"{what}: it holds several recordings, one after the other; split it and pass them one by one")
     file.seek(0)
     if length is None or (present := size - length.start) < 0:
         return
@@ -84,6 +89,20 @@ def complete_length(file: MediaFile, what: str) -> None:
         file.mend(length.at, field.to_bytes(length.width, length.order))
     elif present < length.stated:
         raise InputError(f"{what}: cut short, {present} of {length.stated} bytes of sound are there")
+
+
+def _is_joined(file: MediaFile, magic: bytes, length: _Length | None) -> bool:
+    """Whether a second recording with a header of its own follows, which decoders would drop without a word."""
+    if length is not None:
+        file.seek(length.start + length.stated)
+        return magic in file.read(5)  # with padding to an even length
+    file.seek(_FIRST_HEADERS)
+    beginning, block = _BEGINNINGS.get(magic), b""
+    while beginning and (more := file.read(1 << 20)):
+        block = block[-8:] + more
+        if beginning in block:
+            return True
+    return False
 
 
 def is_placeholder(length: int) -> bool:

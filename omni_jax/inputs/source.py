@@ -65,7 +65,12 @@ def reading(source: object, kind: str, trouble: str = "damaged, or not a media f
     except MemoryError:
         raise InputError(f"{kind} {name_of(source)}: it needs more memory than there is; make it smaller") from None
     except Exception as error:
-        raise InputError(f"{kind} {name_of(source)}: {trouble} ({reason_of(error)})") from error
+        reason = reason_of(error)
+        # What Python says of a decoder's oversight, or FFmpeg of an error without words, helps nobody.
+        if isinstance(error, AttributeError | TypeError | LookupError | UnicodeError) or "error number" in reason:
+            reason = ""
+        said = f"{kind} {name_of(source)}: {trouble}{reason and f' ({reason})'}"
+        raise InputError(f"{said}; make it anew, or pass another") from error
 
 
 class MediaFile(io.RawIOBase, BinaryIO):
