@@ -70,7 +70,7 @@ class Ask(Machines):
     repetition_penalty: float = 1.0
     seed: int = 0
     logprobs: int | None = None
-    """With --json: log-probabilities of the answer's tokens, and of so many alternatives to each."""
+    """With --json: log-probabilities of the answer's tokens, and of this many alternatives to each."""
     speak: Path | None = None
     """Say the answer too, into this .wav or .flac file."""
     speaker: str = "ethan"

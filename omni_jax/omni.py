@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 
 from omni_jax.config import OmniConfig
 from omni_jax.decode.answers import finished, repeated, spoken, spoken_events, written, written_events
-from omni_jax.decode.arguments import explained, flag
+from omni_jax.decode.arguments import explained, flag, whole
 from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.generate import forward
 from omni_jax.decode.limits import Limits, check_conversations, copies_of
 from omni_jax.decode.media import encode_media
+from omni_jax.decode.memory import Cache, check_memory
 from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, pad_length, seeds_of
@@ -36,7 +37,7 @@ from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Graph, bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
-from omni_jax.sharding import place
+from omni_jax.sharding import place, whole_rows
 
 Messages = list[dict[str, Any]]
 PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
@@ -166,7 +167,7 @@ class Omni:
         n: several replies to each conversation, as a list; reply i of seed s is that of seed s + i alone. stop: texts
         that end a reply, which ends before the first of them. stop_ids: token ids that end one, by default the end of
         the assistant's turn. temperature 0 is greedy. seed: one for all rows or one per row; a row's reply depends on
-        its own seed and prompt alone. logprobs: report log-probabilities of the reply's tokens and of so many
+        its own seed and prompt alone. logprobs: report log-probabilities of the reply's tokens and of this many
         alternatives to each, 0 to 20. fps, media, thinking: as in `prepare`. speech: say the replies too, as
         `speaker` (one for all rows or one per row), for at most `max_frames` frames of 80 ms; the penalty is on codes
         said before, also when greedy. drafter: proposes `draft_tokens` tokens a round, by default as many as it was
@@ -214,6 +215,8 @@ class Omni:
         limits, (seed,) = self._limits(max_new_tokens, stop, stop_ids), seeds_of(seed, 1)
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
         check_conversations(conversations)
+        rows = whole_rows(whole("slots", slots, "have at least one"), self.meshes.get("thinker"))
+        self._check_memory(rows, 1, limits.max_new_tokens)
         thinking = None if thinking is None else flag("thinking", thinking)
 
         def prepared() -> Iterator[Prompt | None]:
@@ -224,6 +227,8 @@ class Omni:
                     yield Prompt(self.prepare(asked, media=media, thinking=thinking), seed, limits.max_new_tokens)
 
         def session(prompt: Prompt) -> Session:
+            # All slots become as long as the longest prompt, whatever is said.
+            self._check_memory(rows, prompt.batch.mask.shape[1], 1)
             own = replace(limits, max_new_tokens=prompt.max_new_tokens)
             return self._sessions(prompt.batch, sampling, own, prompt.seed, None, drafting)[0]
 
@@ -248,8 +253,8 @@ class Omni:
 
         The pieces of text join to the text that `generate` returns, those of audio to its waveform, and the last event
         carries the whole reply. Speech begins while the text is still being written. No part of a stop string is ever
-        shown: text that may be its beginning waits for the tokens that tell. Bad input is raised at the call, not at
-        the first event.
+        shown: text that may be its beginning waits until tokens have decided it. Bad input is raised at the call, not
+        at the first event.
         """
         if not is_conversation(messages):
             raise InputError("stream takes one conversation (a list of messages); use generate for a batch")
@@ -270,9 +275,9 @@ class Omni:
 
     def _limits(self, max_new_tokens: int, stop: str | Sequence[str] | None, stop_ids: Sequence[int] | None) -> Limits:
         """Where replies end, checked; without stop ids at the end of the assistant's turn."""
+        self._check_loaded("thinker")
         ids = [self.config.im_end_token_id] if stop_ids is None else stop_ids
-        vocab_size = self.config.thinker.text.vocab_size
-        return Limits.read(max_new_tokens, stop, ids, vocab_size, self.processor.tokenizer)
+        return Limits.read(max_new_tokens, stop, ids, self.config.thinker.text, self.processor.tokenizer)
 
     def _voice(
         self, speaker: str | Sequence[str], rows: int, drawing: tuple[float, int, float, float], max_frames: int
@@ -306,11 +311,21 @@ class Omni:
         asked = (params, graph, text, batch, sampling, limits.max_new_tokens, seed, limits.stop_ids, taps)
         more = (limits.stops, copies)
         session = Session(*asked, *more) if drafting is None else DraftedSession(*asked, drafting, *more)
+        self._check_memory(len(session.rows), session.longest, session.max_new_tokens, voice)
         if voice is None:
             return session, None
         graph, talker = self._part("talker")
         batch, voice = repeated(batch, copies), voice.repeated(copies)
         return session, SpeechSession(talker, graph, self._embed_for_talker, self.config, batch, session, voice)
+
+    def _check_memory(self, rows: int, prompt_tokens: int, max_new_tokens: int, voice: Voice | None = None) -> None:
+        """Raise InputError for a request whose caches would not fit, all rows as long as they may become."""
+        caches = [Cache("thinker", self.config.thinker.text, rows, prompt_tokens + max_new_tokens)]
+        remedy = "have fewer slots, conversations or replies at once, or lower max_new_tokens"
+        if voice is not None and self.config.talker is not None:
+            caches.append(Cache("talker", self.config.talker.text, rows, prompt_tokens + voice.max_frames))
+            remedy += " or max_frames"
+        check_memory(caches, self.params, self.meshes, remedy)
 
     @cached_property
     def _embed_for_talker(self) -> jax.Array:

@@ -68,21 +68,33 @@ class Part:
         return sum(bytes_on_a_device(*array, sizes) for array in self.arrays.values())
 
     def cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """Bytes on one device of a cache for `rows` conversations of `tokens` tokens, in the widest type of weights."""
+        """As the function of this name, 0 for a part without a cache; its numbers are of the widest type of weights."""
         if self.text is None:
             return 0
-        c, slots = self.text, slots_for(min(tokens, self.text.max_position_embeddings))
-        shape = (c.num_layers, rows, c.num_kv_heads, slots, c.head_dim)
-        over = (name for axis, size in zip(AXES, shape, strict=True) for name in split_over(axis, size, sizes))
-        itemsize = max(array[1] for array in self.arrays.values())
-        return 2 * prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over)
+        return cache_bytes(self.text, max(array[1] for array in self.arrays.values()), sizes, rows, tokens)
 
     def most_cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """The same at most: while the cache grows to that size, with one more conversation behind its prompt.
+        """The same at most, as the function of this name."""
+        if self.text is None:
+            return 0
+        return most_cache_bytes(self.text, max(array[1] for array in self.arrays.values()), sizes, rows, tokens)
 
-        A single row is not split over the devices that share a batch: it lies whole on each.
-        """
-        return int(GROWTH * self.cache_bytes(sizes, rows, tokens)) + self.cache_bytes(sizes, 1, tokens)
+
+def cache_bytes(text: DecoderConfig, itemsize: int, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
+    """Bytes on one device of a cache for `rows` conversations of `tokens` tokens, in numbers of `itemsize` bytes."""
+    slots = slots_for(min(tokens, text.max_position_embeddings))
+    shape = (text.num_layers, rows, text.num_kv_heads, slots, text.head_dim)
+    over = (name for axis, size in zip(AXES, shape, strict=True) for name in split_over(axis, size, sizes))
+    return 2 * prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over)
+
+
+def most_cache_bytes(text: DecoderConfig, itemsize: int, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
+    """The same at most: while the cache grows to that size, with one more conversation behind its prompt.
+
+    A single row is not split over the devices that share a batch: it lies whole on each.
+    """
+    one = cache_bytes(text, itemsize, sizes, 1, tokens)
+    return int(GROWTH * cache_bytes(text, itemsize, sizes, rows, tokens)) + one
 
 
 @dataclass(frozen=True)
@@ -203,12 +215,13 @@ def _check_memory(meshes: Mapping[str, Mesh], parts: Sequence[Part], devices: Se
         for device in first if mesh is None else mesh.devices.flat:
             held[device] = held.get(device, 0) + part.bytes_on_a_device(sizes)
     for device, count in held.items():
-        limit = _usable(device)
+        limit = usable(device)
         if limit is not None and count > limit:
             raise CheckpointError(_does_not_fit(count, limit, parts))
 
 
-def _usable(device: Any) -> int | None:
+def usable(device: Any) -> int | None:
+    """Bytes that weights and caches may take of a device, None where it does not say."""
     limit = memory_limit(device)
     return None if limit is None else int(limit * (1 - WORKING_SHARE))
 
@@ -237,7 +250,7 @@ def _fits(sizes: dict[str, int], parts: Sequence[Part], limit: int | None) -> bo
 
 def _choose(parts: Sequence[Part], devices: Sequence[Any]) -> Placement:
     """The first candidate that fits, and why: copies of a model whose experts lie over as few devices as hold it."""
-    limit, several = min(filter(None, map(_usable, devices)), default=None), _several(devices)
+    limit, several = min(filter(None, map(usable, devices)), default=None), _several(devices)
     if several:
         # All must choose alike, and a process knows its own devices only.
         limit = least(limit or 0) or None

@@ -282,7 +282,7 @@ def test_prompts_that_the_talker_cannot_hold(omnis: Callable[[str], Omni]) -> No
     for ask in (omni.generate, omni.stream):
         with pytest.raises(InputError, match="Talker's context of 1024"):
             ask(user("word " * 300), speech=True, max_new_tokens=4)
-    both = omni.generate([long, user("Hi")], speech=True, max_new_tokens=3, stop_ids=(), max_frames=10**12)
+    both = omni.generate([long, user("Hi")], speech=True, max_new_tokens=3, stop_ids=(), max_frames=4096)
     frames = [reply.stats["frames"] for reply in both]
     assert columns < 1024 and frames[0] <= 1024 - columns and frames[0] < frames[1] <= 1024
 

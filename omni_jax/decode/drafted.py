@@ -176,7 +176,7 @@ class DraftedSession(Session):
         new = super().take(drawn.reshape(len(drawn), -1, *drawn.shape[ids.ndim :]))
         if ids.ndim == 3:
             emitted = (ids != NO_TOKEN).sum(axis=2)
-            # Of rounds behind a stop string nothing counts.
+            # Nothing counts that was drawn after a stop string.
             kept = np.asarray([len(row) for row in new])[:, None] - (emitted.cumsum(axis=1) - emitted)
             emitted = np.clip(kept, 0, emitted).astype(np.int32)
             widths, most = self.drafting.widths, ids.shape[2]

@@ -2,19 +2,26 @@
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from jax.sharding import Mesh
 
+from omni_jax.checkpoint import flatten
 from omni_jax.config import OmniConfig
 from omni_jax.decode.arguments import flag, is_whole, shown
 from omni_jax.decode.proposers import check_tree, proposer_for
-from omni_jax.decode.speculative import Proposer
+from omni_jax.decode.speculative import Proposer, begin, decode_rounds
 from omni_jax.decode.width import WIDTHS
 from omni_jax.drafter import Drafter, check_drafter
 from omni_jax.errors import InputError
+from omni_jax.models.param import Graph
 
 # Levels of a drafted tree, and children of each node.
 Tree = tuple[int, int]
+# What a round of each width takes, by rows and cache slots.
+Measured = dict[tuple[int, int], dict[int, float]]
+# How many architectures of drafters, trees of different sizes counted apart, keep their programs.
+ARCHITECTURES = 8
 
 
 @dataclass(frozen=True)
@@ -30,17 +37,30 @@ class Drafting:
     params: Any
     widths: tuple[int, ...]
     drawn: bool = False
-    measured: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
+    measured: Measured = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A drafter over the model's devices. architecture: equal for those that can share programs."""
+
+    graph: Graph
+    params: Any
+    architecture: tuple[Any, ...]
 
 
 class Draftings:
-    """What a model's drafters were found to be, so that each is checked, compiled and measured once."""
+    """What a model's drafters were found to be, so that each is checked and laid out once.
+
+    Drafters of one architecture share programs and what rounds take. A drafter that nobody else holds is forgotten with
+    its weights; programs stay for the last ARCHITECTURES.
+    """
 
     def __init__(self, config: OmniConfig, mesh: Mesh | None = None):
         """mesh: where the Thinker lies; drafters are laid over it too, replicated where it does not divide them."""
         self.config, self.mesh = config, mesh
-        self._known: dict[tuple[Drafter, Tree | None], Drafting] = {}
-        self._on_mesh: dict[Drafter, Drafter] = {}
+        self._placed: WeakKeyDictionary[Drafter, _Placed] = WeakKeyDictionary()
+        self._shared: dict[Any, tuple[Proposer, Measured]] = {}
 
     def settle(
         self, drafter: Drafter | None, tokens: int | Literal["auto"] | None, tree: Tree | None, drawn: bool
@@ -69,14 +89,25 @@ class Draftings:
 
     def _with(self, drafter: Drafter, tree: Tree | None) -> Drafting:
         check_tree(tree)
-        if (drafter, tree) not in self._known:
+        if drafter not in self._placed:
             check_drafter(drafter, self.config)
-            placed = self._placed(drafter)
-            proposer = proposer_for(placed, self.config.thinker.text.num_layers, tree)
-            self._known[drafter, tree] = Drafting(proposer, placed.params, (proposer.usual + 1,))
-        return self._known[drafter, tree]
+            laid = drafter.placed(self.mesh)
+            arrays = tuple((path, x.shape, x.dtype.name) for path, x in flatten(laid.params).items())
+            self._placed[drafter] = _Placed(laid.graph, laid.params, (drafter.config, arrays))
+        placed = self._placed[drafter]
+        proposer, measured = self._shared_by((*placed.architecture, tree), drafter, placed.graph, tree)
+        return Drafting(proposer, placed.params, (proposer.usual + 1,), measured=measured)
 
-    def _placed(self, drafter: Drafter) -> Drafter:
-        if drafter not in self._on_mesh:
-            self._on_mesh[drafter] = drafter.placed(self.mesh)
-        return self._on_mesh[drafter]
+    def _shared_by(self, key: Any, drafter: Drafter, graph: Graph, tree: Tree | None) -> tuple[Proposer, Measured]:
+        """What drafters of one architecture share; the one that was used least recently is given up."""
+        shared = self._shared.pop(key, None)
+        if shared is None:
+            shared = proposer_for(replace(drafter, graph=graph), self.config.thinker.text.num_layers, tree), {}
+        self._shared[key] = shared
+        if len(self._shared) > ARCHITECTURES:
+            del self._shared[next(iter(self._shared))]
+            # A compiled program holds its proposer, and cannot be dropped alone.
+            programs: tuple[Any, ...] = (begin, decode_rounds)
+            for program in programs:
+                program.clear_cache()
+        return shared

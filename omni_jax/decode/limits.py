@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omni_jax.config import DecoderConfig
 from omni_jax.decode.arguments import shown, whole
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import limit_of, stop_ids_of
@@ -14,17 +15,22 @@ from omni_jax.inputs.tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """Where replies end: after so many tokens, after one of the stop ids, or before a stop string."""
+    """Where replies end: after a number of tokens, after a stop id, or before a stop string."""
 
     max_new_tokens: int
     stop_ids: list[int]
     stops: StopStrings
 
     @classmethod
-    def read(cls, max_new_tokens: Any, stop: Any, stop_ids: Any, vocab_size: int, tokenizer: Tokenizer) -> "Limits":
-        """Those of a request's arguments; InputError, with the remedy, for what is none."""
-        ids = stop_ids_of(stop_ids, vocab_size)
-        return cls(limit_of(max_new_tokens), ids[ids >= 0].tolist(), StopStrings.read(stop, tokenizer))
+    def read(cls, max_new_tokens: Any, stop: Any, stop_ids: Any, text: DecoderConfig, tokenizer: Tokenizer) -> "Limits":
+        """Those of a request's arguments to a Thinker of this `text`; InputError, with the remedy, for what is none."""
+        most, ids = limit_of(max_new_tokens), stop_ids_of(stop_ids, text.vocab_size)
+        if most >= (context := text.max_position_embeddings):
+            raise InputError(
+                f"max_new_tokens is {shown(most)}, but the model's context of {context} holds the prompt too; "
+                "ask for fewer"
+            )
+        return cls(most, ids[ids >= 0].tolist(), StopStrings.read(stop, tokenizer))
 
 
 def copies_of(n: Any, sampling: Sampling) -> int:

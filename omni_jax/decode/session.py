@@ -200,7 +200,7 @@ class Session:
     def take(self, tokens: jax.Array | np.ndarray) -> list[list[int]]:
         """Book the tokens of a chunk, as programs report them; returns the new ones of every row.
 
-        What was drawn behind a stop string is no part of a reply.
+        Tokens drawn after a stop string are dropped.
         """
         chunk, new = np.asarray(tokens), []
         for b, row in enumerate(chunk if self.plan.likely is not None else chunk[..., None]):
@@ -248,7 +248,7 @@ def row_keys(seed: int | Sequence[int], rows: int) -> jax.Array:
 def seeds_of(seed: Any, rows: int, copies: int = 1) -> list[int]:
     """The seeds of `copies` replies to each of `rows` prompts, which have one seed for all or one each.
 
-    A prompt of seed s gets replies of the seeds s, s + 1, ... InputError for what are no seeds or not as many.
+    A prompt of seed s gets replies of the seeds s, s + 1, ... InputError for anything else, or another number of seeds.
     """
     remedy = f"a seed is a whole number from 0 to 2^63 - {copies}"
     seeds = [seed] * rows if is_whole(seed) else listed("seed", seed, remedy)
@@ -271,9 +271,9 @@ def limit_of(max_new_tokens: Any) -> int:
 
 
 def stop_ids_of(stop_ids: Any, vocab_size: int) -> np.ndarray:
-    """The token ids that end a reply, int32 [n], sorted; n is a power of two, so that few programs are compiled.
+    """The token ids that end a reply, int32 [n], sorted and padded with an id that no token has.
 
-    Behind them stand ids that no token has. InputError for ids outside the vocabulary.
+    n is a power of two, so that few programs are compiled. InputError for ids outside the vocabulary.
     """
     ids = listed("stop_ids", stop_ids, "give a list of token ids")
     for i in ids:

@@ -80,9 +80,7 @@ def load_audio(
     return samples
 
 
-def _cut(
-    samples: np.ndarray, rate: float, start: float, end: float | None, source: object, what: str
-) -> np.ndarray:
+def _cut(samples: np.ndarray, rate: float, start: float, end: float | None, source: object, what: str) -> np.ndarray:
     """The samples of a span in seconds, rounded as the utilities do: they read a file by its length, cut an array."""
     if start * rate >= samples.size:
         raise InputError(f"{what}: no sound from {start:g} s on; it lasts {samples.size / rate:g} s")

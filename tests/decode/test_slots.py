@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from omni_jax.decode import slots as running
 from omni_jax.decode.generate import decode_chunk, prefill
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
@@ -181,6 +182,19 @@ def test_a_prompt_is_asked_about_all_of_its_reply(omnis: Callable[[str], Omni]) 
     ((_, reply),) = omni.generate_many([asked], slots=1, stop_ids=())
     assert len(seen) == 2 and all(reply.token_ids[: len(written)] == written for written in seen)
     assert len(seen[0]) == 33 and len(seen[1]) == 65, "after each chunk, from the first token on"
+
+
+def test_a_slot_whose_reply_has_met_a_stop_string_is_not_run_on(
+    omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    omni, retired = omnis("small"), []
+    retire = running.retire
+    monkeypatch.setattr(running, "retire", lambda state, b: retired.append(int(b)) or retire(state, b))
+    asked = [(messages, seed, 60) for messages, seed, _ in TEXTS]
+    want = alone(omni, asked, stop_ids=(), stop="e")
+    got = in_order(omni.generate_many(prompts(omni, asked), slots=2, stop_ids=(), stop="e"))
+    assert ids(got) == ids(want) and [reply.text for reply in got] == [reply.text for reply in want]
+    assert len(retired) == sum(reply.stats["stop_string"] == "e" for reply in want) > 1
 
 
 def test_prompts_that_cannot_be_used(omnis: Callable[[str], Omni]) -> None:
