@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -38,6 +38,7 @@ from omni_jax.inputs.messages import with_base
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.loading import default_dtype, unread
+from omni_jax.media_flags import MediaFlags
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Event, Omni, Reply
 from omni_jax.sharding import platform
@@ -66,6 +67,7 @@ class Ask(Machines):
     """Listen to the sound tracks of the videos, in step with their frames."""
     fps: float | None = None
     """Frames sampled per second of video."""
+    media: tyro.conf.OmitArgPrefixes[MediaFlags] = field(default_factory=MediaFlags)
     thinking: bool | None = None
     """Let a model that can do both think first, or not; by default as its template has it."""
     max_new_tokens: int = 1024
@@ -234,7 +236,8 @@ def _settings(ask: Ask, drafter: Drafter | None) -> dict[str, Any]:
         *("use_audio_in_video", "fps", "thinking", "speaker", "speech_temperature", "speech_top_k", "speech_top_p"),
         *("speech_repetition_penalty", "max_frames", "draft_tokens", "draft_tree", "draft_sampling"),
     )
-    return {name: getattr(ask, name) for name in names} | {"speech": ask.speak is not None, "drafter": drafter}
+    made = {"speech": ask.speak is not None, "drafter": drafter, "media": ask.media.options()}
+    return {name: getattr(ask, name) for name in names} | made
 
 
 def _show_all(ask: Ask, replies: Any, tokenizer: Tokenizer) -> None:

@@ -104,11 +104,14 @@ class Omni:
         use_audio_in_video: bool = False,
         tools: list[dict] | None = None,
         fps: float | None = None,
+        media: Mapping[str, Any] | None = None,
         thinking: bool | None = None,
         padding: str = "right",
     ) -> Batch:
         """Messages to the arrays that the model takes, NumPy only; see `Processor.prepare`.
 
+        media: options of pictures, sounds and videos by name, such as {"max_pixels": 401408, "nframes": 16}, for all
+        parts that do not state their own.
         thinking: whether the chat template lets a hybrid model think first; None leaves it to the template.
         """
         return self.processor.prepare(
@@ -116,6 +119,7 @@ class Omni:
             use_audio_in_video=flag("use_audio_in_video", use_audio_in_video),
             tools=tools,
             fps=fps,
+            media=media,
             padding=padding,
             enable_thinking=None if thinking is None else flag("thinking", thinking),
         )
@@ -155,7 +159,7 @@ class Omni:
         temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
         repetition_penalty: float = 1.0, seed: int | Sequence[int] = 0, logprobs: int | None = None,
         use_audio_in_video: bool = False, tools: list[dict] | None = None, fps: float | None = None,
-        thinking: bool | None = None,
+        media: Mapping[str, Any] | None = None, thinking: bool | None = None,
         speech: bool = False, speaker: str | Sequence[str] = "ethan", speech_temperature: float = 0.9,
         speech_top_k: int = 50, speech_top_p: float = 1.0, speech_repetition_penalty: float = 1.05,
         max_frames: int = MAX_FRAMES,
@@ -168,14 +172,14 @@ class Omni:
         that end a reply, which ends before the first of them. stop_ids: token ids that end one, by default the end of
         the assistant's turn. temperature 0 is greedy. seed: one for all rows or one per row; a row's reply depends on
         its own seed and prompt alone. logprobs: report log-probabilities of the reply's tokens and of this many
-        alternatives to each, 0 to 20. fps, thinking: as in `prepare`. speech: say the replies too, as `speaker` (one
-        for all rows or one per row), for at most `max_frames` frames of 80 ms; the penalty is on codes said before,
-        also when greedy. drafter: proposes `draft_tokens` tokens a round, by default as many as it was trained for;
-        "auto" measures once what rounds take, and follows what stands; an EAGLE-3 drafter may propose a tree of
-        `draft_tree` levels and candidates, (7, 10) by its authors. It changes the time and nothing else, unless with
-        `draft_sampling` drafts are drawn too: at high temperatures more of them stand, and the reply is another one
-        from the same distribution. Raises InputError for messages, media or settings that cannot be used, and for a
-        prompt that does not fit the context together with its reply.
+        alternatives to each, 0 to 20. fps, media, thinking: as in `prepare`. speech: say the replies too, as
+        `speaker` (one for all rows or one per row), for at most `max_frames` frames of 80 ms; the penalty is on codes
+        said before, also when greedy. drafter: proposes `draft_tokens` tokens a round, by default as many as it was
+        trained for; "auto" measures once what rounds take, and follows what stands; an EAGLE-3 drafter may propose a
+        tree of `draft_tree` levels and candidates, (7, 10) by its authors. It changes the time and nothing else,
+        unless with `draft_sampling` drafts are drawn too: at high temperatures more of them stand, and the reply is
+        another one from the same distribution. Raises InputError for messages, media or settings that cannot be used,
+        and for a prompt that does not fit the context together with its reply.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
         limits, copies = self._limits(max_new_tokens, stop, stop_ids), copies_of(n, sampling)
@@ -184,7 +188,8 @@ class Omni:
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
         voice = self._voice(speaker, rows, drawing, max_frames) if flag("speech", speech) else None
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
-        batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps, thinking=thinking)
+        asked = {"use_audio_in_video": use_audio_in_video, "tools": tools, "fps": fps, "media": media}
+        batch = self.prepare(messages, **asked, thinking=thinking)
         session, speaking = self._sessions(batch, sampling, limits, seeds, voice, drafting, copies)
         self.before_running()
         tokenizer = self.processor.tokenizer
@@ -199,7 +204,7 @@ class Omni:
         stop: str | Sequence[str] | None = None, stop_ids: Sequence[int] | None = None,
         temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
         repetition_penalty: float = 1.0, seed: int = 0, logprobs: int | None = None,
-        thinking: bool | None = None,
+        media: Mapping[str, Any] | None = None, thinking: bool | None = None,
         drafter: Drafter | None = None, draft_tokens: int | Literal["auto"] | None = None,
         draft_tree: tuple[int, int] | None = None, draft_sampling: bool = False,
     ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
@@ -224,7 +229,7 @@ class Omni:
                 if asked is None or isinstance(asked, Prompt):
                     yield asked
                 else:
-                    yield Prompt(self.prepare(asked, thinking=thinking), seed, limits.max_new_tokens)
+                    yield Prompt(self.prepare(asked, media=media, thinking=thinking), seed, limits.max_new_tokens)
 
         def session(prompt: Prompt) -> Session:
             # All slots become as long as the longest prompt, whatever is said.
@@ -242,7 +247,7 @@ class Omni:
         temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
         repetition_penalty: float = 1.0, seed: int = 0, logprobs: int | None = None,
         use_audio_in_video: bool = False, tools: list[dict] | None = None, fps: float | None = None,
-        thinking: bool | None = None,
+        media: Mapping[str, Any] | None = None, thinking: bool | None = None,
         speech: bool = False, speaker: str = "ethan", speech_temperature: float = 0.9,
         speech_top_k: int = 50, speech_top_p: float = 1.0, speech_repetition_penalty: float = 1.05,
         max_frames: int = MAX_FRAMES,
@@ -263,7 +268,8 @@ class Omni:
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
         voice = self._voice(speaker, 1, drawing, max_frames) if flag("speech", speech) else None
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
-        batch = self.prepare(messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps, thinking=thinking)
+        asked = {"use_audio_in_video": use_audio_in_video, "tools": tools, "fps": fps, "media": media}
+        batch = self.prepare(messages, **asked, thinking=thinking)
         return self._events(*self._sessions(batch, sampling, limits, seeds, voice, drafting))
 
     def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:

@@ -16,7 +16,7 @@ FLOORS = (
     ("ops", "inputs", "sound"),
     ("models",),
     ("decode", "checkpoint", "drafter", "manifest", "pieces", "placement", "publish"),
-    ("train", "evaluate", "inspection", "loading", "omni"),
+    ("train", "evaluate", "inspection", "loading", "media_flags", "omni"),
     ("cli",),
 )
 # Slow or optional to import: only inside the functions that need them.

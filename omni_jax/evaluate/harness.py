@@ -33,6 +33,7 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, text_context
 from omni_jax.evaluate.tasks import seed_of
 from omni_jax.files import user_path
+from omni_jax.inputs.messages import read_conversation
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.omni import Omni
 
@@ -102,8 +103,8 @@ class OmniLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt that the checkpoint's template makes of messages."""
-        template = self.omni.processor.template
-        return template.render(cast(list[dict], chat_history), None, add_generation_prompt=add_generation_prompt)
+        messages = read_conversation(chat_history).messages
+        return self.omni.processor.template.render(messages, None, add_generation_prompt=add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """Token ids; literals of control tokens become these tokens, because templates write them."""

@@ -72,7 +72,7 @@ def load_audio(
         samples, rate = _from_file(source, max_seconds)
     what = f"audio {'array' if isinstance(source, np.ndarray) else name_of(source)}"
     if start or end is not None:
-        samples = _cut(samples, rate, start, end, source)
+        samples = _cut(samples, rate, start, end, source, what)
     check_samples(what, samples)
     samples = resample(samples, rate)
     if samples.size < MIN_SAMPLES:
@@ -80,10 +80,10 @@ def load_audio(
     return samples
 
 
-def _cut(samples: np.ndarray, rate: float, start: float, end: float | None, source: object) -> np.ndarray:
+def _cut(samples: np.ndarray, rate: float, start: float, end: float | None, source: object, what: str) -> np.ndarray:
     """The samples of a span in seconds, rounded as the utilities do: they read a file by its length, cut an array."""
     if start * rate >= samples.size:
-        raise InputError(f"audio {name_of(source)}: no sound from {start:g} s on; it lasts {samples.size / rate:g} s")
+        raise InputError(f"{what}: no sound from {start:g} s on; it lasts {samples.size / rate:g} s")
     first = int(start * rate)
     if end is None:
         return samples[first:]

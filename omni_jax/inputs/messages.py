@@ -22,7 +22,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from omni_jax.errors import InputError
 from omni_jax.files import MAX_DEPTH, depth_of, user_path
 from omni_jax.inputs.options import OPTIONS, RATES, UNSTATED, Options, did_you_mean, number, read_options
-from omni_jax.inputs.source import scheme_of
+from omni_jax.inputs.source import is_source, scheme_of
 
 ROLES = ("system", "user", "assistant", "tool")
 KINDS = ("image", "audio", "video")
@@ -231,8 +231,8 @@ def _medium(kind: str, source: Any, part: dict, where: str) -> Media:
     options = read_options({name: part[name] for name in OPTIONS[kind] if name in part}, where)
     name = RATES.get(kind)
     rate = number(part[name], f"{where}: {name!r}") if name in part else options.fps
-    if kind == "video" and name in part and options.fps is not None:
-        raise InputError(f"{where}: 'fps' and 'sample_fps' are both stated; frames that are sampled already have one")
+    if kind == "video" and name in part and (options.fps is not None or is_source(source)):
+        raise InputError(f"{where}: 'sample_fps' is of frames that are sampled already; a file is sampled at 'fps'")
     return Media(kind, source, rate, where, options)
 
 

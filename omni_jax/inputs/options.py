@@ -27,6 +27,7 @@ OPTIONS = {
 # The rate of an array or of a list of frames, which is sampled already. `fps` serves for it too.
 RATES = {"audio": "sampling_rate", "video": "sample_fps"}
 _COUNTS = ("resized_height", "resized_width", "nframes", "min_frames", "max_frames")
+_PAIRS = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"))  # the second is not less than the first
 MOST = 1e12  # of any number; no media are so large
 
 
@@ -60,7 +61,11 @@ class Options:
         replaced = set(stated)
         replaced |= {"fps", "nframes"} if replaced & {"fps", "nframes"} else set()
         replaced |= {"resized_height", "resized_width"} if replaced & set(_SIZES) else set()
-        kept = {name: value for name, value in vars(defaults).items() if name not in replaced}
+        kept = {name: value for name, value in vars(defaults).items() if name not in replaced and value is not None}
+        for low, high in _PAIRS:
+            least, most = ({**kept, **stated}.get(name) for name in (low, high))
+            if least is not None and most is not None and least > most:
+                kept = {name: value for name, value in kept.items() if name not in (low, high)}
         return Options(**kept | stated)
 
 
@@ -75,8 +80,7 @@ def read_options(values: Mapping[str, Any], where: str) -> Options:
         raise InputError(f"{where}: 'nframes' and 'fps' contradict each other; give one of them")
     if (options.resized_height is None) != (options.resized_width is None):
         raise InputError(f"{where}: 'resized_height' and 'resized_width' go together; give both")
-    pairs = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"))
-    for low, high in pairs:
+    for low, high in _PAIRS:
         least, most = getattr(options, low), getattr(options, high)
         if least is not None and most is not None and least > most:
             raise InputError(f"{where}: {low!r} is {least:g}, more than {high!r} of {most:g}; exchange them")

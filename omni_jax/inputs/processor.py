@@ -92,9 +92,8 @@ def _of_frames(medium: Media, options: Options) -> Options:
     """The options of a video; what the call states for files does not concern frames that are sampled already."""
     if isinstance(medium.source, Source):
         return options
-    own = medium.options
-    sampling = {name: getattr(own, name) for name in SAMPLING}
-    return replace(options, **sampling)
+    names = SAMPLING if isinstance(medium.source, np.ndarray) else (*SAMPLING, "fps")
+    return replace(options, **{name: getattr(medium.options, name) for name in names})
 
 
 class Processor:
@@ -163,7 +162,8 @@ class Processor:
                 add_generation_prompt=add_generation_prompt,
                 enable_thinking=enable_thinking,
             )
-            room = self.config.thinker.text.max_position_embeddings - max_new_tokens - len(ids)
+            text = len(ids) - len(checked.media)  # each medium has one placeholder so far
+            room = self.config.thinker.text.max_position_embeddings - max_new_tokens - text
             return _Prompt(ids, self._plan_all(checked.media, defaults, room))
 
         prompts = _each_row(plan, conversations)

@@ -31,6 +31,8 @@ MAX_WALL_SECONDS = 600.0
 MAX_FRAME_PIXELS = 8192 * 4320
 MIN_RATE, MAX_RATE = 1 / 120, 1000.0  # frames per second, on average; a file outside is damaged or malicious
 STAMP_SLACK = 1e-3  # seconds; Matroska rounds its time stamps to milliseconds
+# Containers that state the length of the whole in a header; others have it guessed from a part.
+_STATE_LENGTH = ("mov", "matroska", "flv")
 # Codecs whose decoder knows exactly which frames no other one refers to.
 _MARK_DISPOSABLE = ("h264", "mpeg1video", "mpeg2video", "mpeg4")
 
@@ -143,9 +145,13 @@ def stated_length(container: "InputContainer", bounds: Bounds) -> tuple[int, flo
     """The number of frames, the seconds and the (height, width) that a header states; None where it does not."""
     stream = video_stream(container, bounds)
     seconds = float((stream.duration or 0) * (stream.time_base or 0))
-    if not stream.frames or not seconds or not MIN_RATE <= stream.frames / seconds <= MAX_RATE:
+    if not container.format.name.startswith(_STATE_LENGTH):
         return None
-    return stream.frames, seconds, (stream.codec_context.height, stream.codec_context.width)
+    seconds = seconds or (container.duration or 0) / 1e6
+    count = stream.frames or round(seconds * float(stream.average_rate or 0))
+    if not seconds or not MIN_RATE <= count / seconds <= MAX_RATE:
+        return None
+    return count, seconds, (stream.codec_context.height, stream.codec_context.width)
 
 
 def choose(timeline: Timeline, settings: VideoSettings, options: Options, what: str) -> Choice:
@@ -256,7 +262,7 @@ def _decoded(
     stream = video_stream(container, bounds)
     codec, (needed, begins) = stream.codec_context, needed_packets(timeline, wanted)
     disposable = codec.name in _MARK_DISPOSABLE
-    last, key = int(np.flatnonzero(needed)[-1]), None
+    taken, last, key = set(wanted.tolist()), int(np.flatnonzero(needed)[-1]), None
     try:
         for number, packet in enumerate(p for p in container.demux(stream) if p.size):
             bounds.check_time()
@@ -265,7 +271,7 @@ def _decoded(
                 codec.flush_buffers()
                 key = int(timeline.stamps[number])
             if needed[number]:
-                codec.skip_frame = "NONREF" if disposable and number not in wanted else "DEFAULT"
+                codec.skip_frame = "NONREF" if disposable and number not in taken else "DEFAULT"
                 yield from ((frame, key) for frame in codec.decode(packet))
             if number == last:
                 break

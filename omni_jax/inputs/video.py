@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 Frames = np.ndarray | list | tuple  # one array, or a list of pictures
+RESIZERS = 8  # threads at most; each may hold a frame of 100 MB
 LIST_FPS = 2.0  # at which the utilities take a list of frames to be sampled
 # What has no meaning for frames that are sampled already.
 SAMPLING = ("nframes", "min_frames", "max_frames", "video_start", "video_end")
@@ -186,7 +187,7 @@ def _resized(
     Resizing takes longer than decoding, so it runs in threads; few frames wait for it, because they are large.
     """
     frames, taken = np.empty(0, np.uint8), set[int]()
-    workers, running = os.cpu_count() or 1, deque[Future]()
+    workers, running = min(os.cpu_count() or 1, RESIZERS), deque[Future]()
     with ThreadPoolExecutor(workers) as pool:
         for number, pixels in numbered:
             if not taken:

@@ -55,6 +55,7 @@ VIDEO_OPTIONS: tuple[dict[str, Any], ...] = (
     {"min_pixels": 4 * AREA, "total_pixels": 500 * AREA},
     {"total_pixels": 2048 * AREA, "nframes": 6},
     {"min_pixels": 400 * AREA, "total_pixels": 300 * AREA},
+    {"min_pixels": 5 * AREA, "total_pixels": 3 * AREA},
     {"resized_height": 280, "resized_width": 280},
     {"video_start": 0.5, "video_end": 1.7},
     {"video_start": 0.21, "nframes": 4},
@@ -70,7 +71,7 @@ LIST_OPTIONS: tuple[dict[str, Any], ...] = (
     {"resized_height": 224, "resized_width": 448},
     {"total_pixels": 600 * AREA, "min_pixels": 32 * AREA},
 )
-SPANS = ((0.0, 0.5), (0.1, 0.7), (0.3, None), (0.251, 1.013), (0.0, 9.0))
+SPANS = ((0.0, 0.5), (0.1, 0.7), (0.3, 0.7), (0.3, None), (0.251, 1.013), (0.0, 9.0))
 
 
 def load_utilities() -> Any:

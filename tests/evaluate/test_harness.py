@@ -161,7 +161,11 @@ def test_generation_ends_at_stop_strings_and_draws_as_told(
         ask({"num_return_sequences": 2})
     with pytest.raises(InputError, match="batch_size 'auto'"):
         OmniLM(omni, batch_size="auto")
-    assert model.apply_chat_template([{"role": "user", "content": "Hi"}]).endswith("<|im_start|>assistant\n")
+    asked = model.apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert asked.endswith("<|im_start|>assistant\n")
+    assert model.apply_chat_template([{"role": "user", "content": "Hi", "tool_calls": None}]) == asked
+    with pytest.raises(InputError, match="message 0 has the role 'human'"):
+        model.apply_chat_template([{"role": "human", "content": "Hi"}])
 
 
 def test_the_harness_finds_the_model_by_name(

@@ -2,12 +2,14 @@
 
 import base64
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from omni_jax.errors import InputError
-from omni_jax.inputs.messages import MAX_CHARACTERS, MAX_PARTS, is_conversation, read_conversation
+from omni_jax.inputs.messages import MAX_CHARACTERS, MAX_PARTS, is_conversation, read_conversation, with_base
+from omni_jax.inputs.options import Options
 
 PIXEL = base64.b64encode(b"not really a picture").decode()
 
@@ -160,3 +162,131 @@ def test_content_may_be_absent_beside_tool_calls():
 def test_names_of_reasoning(message):
     conversation = read_conversation([{"role": "assistant", "content": "a", "name": "bot"} | message])
     assert conversation.messages == [{"role": "assistant", "content": "a", "reasoning_content": "r", "name": "bot"}]
+
+
+def test_null_is_absent():
+    """As Arrow, pydantic and clients' dumps write it, at every level."""
+    parts = [
+        {"type": "text", "text": "hi", "image": None, "nframes": None},
+        {"type": "image", "image": "a.png", "text": None, "url": None, "max_pixels": None},
+        {"type": "image_url", "image_url": {"url": "b.png", "detail": None}, "text": None},
+        {"type": "video", "video": "c.mp4", "fps": None, "sample_fps": None},
+    ]
+    call = {"id": "1", "type": "function", "index": None, "function": {"name": "f", "arguments": {"unit": None}}}
+    conversation = read_conversation(
+        [
+            {"role": "user", "content": parts, "name": None, "refusal": None, "images": None},
+            {"role": "assistant", "content": None, "tool_calls": [call], "annotations": [], "audio": None},
+        ]
+    )
+    assert [medium.source for medium in conversation.media] == ["a.png", "b.png", "c.mp4"]
+    assert conversation.media[2].rate is None
+    # What a tool is given is its own affair.
+    assert conversation.messages[1]["tool_calls"] == [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"unit": None}}}
+    ]
+
+
+def test_options_beside_media():
+    parts = [
+        {"type": "image", "image": "a.png", "min_pixels": 4096, "max_pixels": np.int64(65536)},
+        {"type": "image_url", "image_url": {"url": "a.png"}, "resized_height": 64, "resized_width": 96.0},
+        {"type": "video", "video": "b.mp4", "nframes": 8, "total_pixels": 1e6, "video_start": 0, "video_end": 2.5},
+        {"type": "video_url", "video_url": "b.mp4", "fps": np.float32(2), "min_frames": 2, "max_frames": 9,
+         "use_audio_in_video": np.bool_(True)},
+        {"type": "audio", "audio": "c.wav", "audio_start": 0.5, "audio_end": np.int64(2)},
+        {"type": "input_audio", "input_audio": {"data": PIXEL, "format": "wav"}, "audio_end": 3},
+    ]  # fmt: skip
+    media = read_conversation([{"role": "user", "content": parts}]).media
+    assert [medium.options for medium in media] == [
+        Options(min_pixels=4096, max_pixels=65536),
+        Options(resized_height=64, resized_width=96),
+        Options(nframes=8, total_pixels=1e6, video_start=0.0, video_end=2.5),
+        Options(fps=2.0, min_frames=2, max_frames=9, use_audio_in_video=True),
+        Options(audio_start=0.5, audio_end=2),
+        Options(audio_end=3),
+    ]
+    numbers = [value for medium in media for value in vars(medium.options).values() if value is not None]
+    assert all(type(value) in (int, float, bool) for value in numbers)
+
+
+def test_own_options_win_and_replace_what_contradicts_them():
+    call = Options(fps=1.0, max_pixels=9e4, resized_height=64, resized_width=64, max_frames=6)
+    assert Options(nframes=4).over(call) == Options(
+        nframes=4, max_pixels=9e4, resized_height=64, resized_width=64, max_frames=6
+    )
+    assert Options(max_pixels=5e4).over(call) == Options(fps=1.0, max_pixels=5e4, max_frames=6)
+    assert Options(fps=3.0, max_frames=8).over(call).fps == 3.0
+    assert Options().over(call) == call
+    assert Options(min_pixels=1e5).over(Options(max_pixels=5e4)) == Options(min_pixels=1e5)
+    assert Options(min_pixels=1e4).over(Options(max_pixels=5e4)) == Options(min_pixels=1e4, max_pixels=5e4)
+    assert Options(max_frames=2).over(Options(min_frames=4, fps=1.0)) == Options(max_frames=2, fps=1.0)
+
+
+def test_frames_one_by_one():
+    array = np.zeros((4, 4, 3), np.uint8)
+    frames = ["a.png", f"data:image/png;base64,{PIXEL}", array, {"bytes": None, "path": "b.png"}, "file:///c.png"]
+    listed = {"type": "video", "video": frames, "sample_fps": 4}
+    url = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{PIXEL},{PIXEL}"}, "fps": 3}
+    media = read_conversation([{"role": "user", "content": [listed, url]}]).media
+    decoded = b"not really a picture"
+    assert media[0].source == ["a.png", decoded, array, "b.png", "/c.png"] and media[0].rate == 4
+    assert media[1].source == [decoded, decoded] and media[1].rate == 3
+
+
+def test_media_of_datasets():
+    parts = [
+        {"type": "image", "image": {"bytes": b"GIF", "path": "a.gif"}},
+        {"type": "audio", "audio": {"bytes": None, "path": "a.wav"}},
+    ]
+    media = read_conversation([{"role": "user", "content": parts}]).media
+    assert [medium.source for medium in media] == [b"GIF", "a.wav"]
+
+
+def test_paths_are_relative_to_the_file_that_names_them(tmp_path):
+    parts = [
+        {"type": "image", "image": "a.png"},
+        {"type": "image_url", "image_url": {"url": "b.png", "detail": "low"}},
+        {"type": "video_url", "video_url": "file:c.mp4"},
+        {"type": "audio", "path": "12:30.wav"},
+        {"type": "video", "video": ["1.jpg", "/2.jpg"]},
+        {"type": "image", "image": {"path": "d.png"}},
+        {"type": "image", "image": "/e.png"},
+        {"type": "image", "image": "~/f.png"},
+        {"type": "image", "image": f"data:image/png;base64,{PIXEL}"},
+        {"type": "input_audio", "input_audio": {"data": PIXEL}},
+        {"type": "image", "image": b"GIF"},
+    ]
+    messages = {"messages": [{"role": "user", "content": parts}]}
+    before = repr(messages)
+    based = with_base(messages, tmp_path)
+    expected = [
+        *(str(tmp_path / name) for name in ("a.png", "b.png", "c.mp4", "12:30.wav")),
+        [str(tmp_path / "1.jpg"), "/2.jpg"],
+        str(tmp_path / "d.png"),
+        "/e.png",
+        str(Path.home() / "f.png"),
+        b"not really a picture",
+        b"not really a picture",
+        b"GIF",
+    ]
+    assert [medium.source for medium in read_conversation(based).media] == expected
+    assert [medium.source for medium in read_conversation(messages, base=tmp_path).media] == expected
+    assert repr(messages) == before
+    assert with_base("no messages", tmp_path) == "no messages" and with_base(messages, None) is messages
+
+
+def test_messages_in_an_object():
+    messages = [{"role": "user", "content": "a"}]
+    asked = {"messages": messages, "tools": [{"name": "f"}], "stream": None}
+    conversation = read_conversation(asked)
+    assert conversation.messages == messages and conversation.tools == [{"name": "f"}]
+    assert read_conversation({"messages": messages}, [{"name": "g"}]).tools == [{"name": "g"}]
+    assert is_conversation(asked) and not is_conversation([asked, asked])
+
+
+def test_numbers_of_numpy_in_tools():
+    schema = {"name": "f", "default": np.int64(3), "maximum": np.float32(0.5)}
+    assert read_conversation([{"role": "user", "content": "a"}], [schema]).tools == [
+        {"name": "f", "default": 3, "maximum": 0.5}
+    ]
