@@ -79,7 +79,7 @@ def load_utilities() -> Any:
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from qwen_omni_utils.v2_5 import vision_process
+    from qwen_omni_utils.v2_5 import vision_process  # pyright: ignore[reportMissingImports]
 
     def read(part: dict) -> tuple:
         total, fps, height, width = (float(word) for word in part["video"].split())
@@ -103,7 +103,7 @@ def picture_row(utilities: Any, shape: tuple[int, int], options: dict[str, Any])
     """One picture: the size that it gets, None if the utilities refuse."""
     from PIL import Image
 
-    part = {"image": Image.new("RGB", shape[::-1]), **options}
+    part = {"image": Image.new("RGB", (shape[1], shape[0])), **options}
     try:
         size = utilities.fetch_image(part, image_patch_size=PATCH_SIZE).size[::-1]
     except (ValueError, AssertionError):
@@ -130,7 +130,7 @@ def video_row(utilities: Any, video: Any, what: Any, options: dict[str, Any], pr
 def sound_rows() -> list[dict[str, Any]]:
     """Samples at 16 kHz that spans of an array and of files at three rates have."""
     import soundfile
-    from qwen_omni_utils.v2_5.audio_process import process_audio_info
+    from qwen_omni_utils.v2_5.audio_process import process_audio_info  # pyright: ignore[reportMissingImports]
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
