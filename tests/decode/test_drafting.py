@@ -59,6 +59,8 @@ def test_programs_of_few_architectures_are_kept(
 ) -> None:
     monkeypatch.setattr(drafting, "ARCHITECTURES", 1)
     omni = omnis("tiny")
+    monkeypatch.setattr(omni, "_draftings", Draftings(omni.config))
+    decode_rounds.clear_cache()
     made = [load_drafter(drafters(kind, "tiny")) for kind in ("dflash", "eagle3")]
     want = omni.generate(**ASKED).token_ids
     for drafter in (*made, made[0]):
