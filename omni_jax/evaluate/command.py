@@ -5,7 +5,7 @@ Everything that can be checked is checked before the weights are read.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -110,6 +110,8 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
         first = dataset.problems[0]
         raise InputError(f"{first.where}: {first.why} ({len(dataset.problems)} such rows)")
     _tell("skipped", [(problem.where, problem.why) for problem in dataset.problems])
+    if dataset.unread:
+        print(f"columns that are not read: {_listed(dataset.unread)}", file=sys.stderr)
     recogniser = _recogniser(command, task)
     settings, config = _settings(command, task, metrics), checkpoint.read_config(command.model)
     check_settings(settings, command.slots, config)
@@ -203,7 +205,13 @@ def _fitting(dataset: Dataset, task: str, metrics: tuple[MetricName, ...]) -> Da
     problems = [Problem(f"sample {name}", why) for name, why in wanting.items() if why is not None]
     if not samples:
         raise InputError(f"no row fits: {problems[0].why}")
-    return Dataset(samples, [*dataset.problems, *problems], dataset.digest)
+    return replace(dataset, samples=samples, problems=[*dataset.problems, *problems])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in quotes, the first of many."""
+    more = f" and {len(names) - MAX_TOLD} more" if len(names) > MAX_TOLD else ""
+    return ", ".join(repr(name[:80]) for name in names[:MAX_TOLD]) + more
 
 
 def _tell(what: str, those: Sequence[tuple[str, str]]) -> None:

@@ -121,3 +121,16 @@ def test_directories_are_tried_before_the_weights_are_read(
         command = Evaluate(model=model, data=data, output=tmp_path / output, **{"max_new_tokens": 6, **settings})
         with pytest.raises(InputError, match=why):
             evaluate(command, unread)
+
+
+def test_columns_that_are_not_read_are_named_once(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "rows.jsonl", *({"prompt": "Hi", "licence": i, "author": "me"} for i in range(3)))
+    with pytest.raises(InputError, match="seed is -1"):
+        evaluate(Evaluate(model=model, data=data, output=tmp_path / "out", seed=-1), unread)
+    assert capsys.readouterr().err == "columns that are not read: 'author', 'licence'\n"
+    data = write(tmp_path / "rows.jsonl", {"prompt": "Hi", "author": "me"} | {f"c{i}": i for i in range(30)})
+    with pytest.raises(InputError, match="seed is -1"):
+        evaluate(Evaluate(model=model, data=data, output=tmp_path / "out", seed=-1), unread)
+    assert capsys.readouterr().err.endswith(" and 11 more\n")
