@@ -18,6 +18,7 @@ from omni_jax.files import encoding_of, parse_json, read_json, reason_of
 
 LINES = (".jsonl", ".jsonl.gz")
 TABLES = (".parquet", ".arrow")
+RUN, RESULTS = "run.json", "results-[0-9]*.jsonl"  # what a run writes: what it is, and what came of each sample
 MAX_ROW_BYTES = 64_000_000  # of a line, with its media in base64
 MAX_LINES = 2_000_000  # of a file, empty ones included; rows of a dataset too
 MAX_WHOLE_BYTES = 1_000_000_000  # of a JSON list, which is read at once
@@ -29,7 +30,7 @@ def data_files(path: Path, split: str | None) -> list[Path]:
     """The data files of a path, in order; InputError if there are none.
 
     split: of a directory, only files whose name is it up to the first "-" or "." after it, or whose folder has its
-    name.
+    name. Of a directory, hidden files and folders are passed over, and the results of runs.
     """
     kinds = (*LINES, ".json", *TABLES)
     if path.is_dir():
@@ -44,7 +45,7 @@ def data_files(path: Path, split: str | None) -> list[Path]:
 
 
 def _of_directory(path: Path, split: str | None) -> list[Path]:
-    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith((*LINES, *TABLES)))
+    found = sorted(file for file in path.rglob("*") if _is_data(file, path))
     parts = {file: (file.relative_to(path).parts[:-1], file.name) for file in found}
     named = re.compile(rf"{re.escape(split or '')}[-.]")
     chosen = [f for f, (folders, name) in parts.items() if split is None or named.match(name) or split in folders]
@@ -52,6 +53,15 @@ def _of_directory(path: Path, split: str | None) -> list[Path]:
         known = sorted({str(file.relative_to(path)) for file in found})
         raise InputError(f"{path} has no data files{f' of the split {split!r}' if split else ''}; it holds {known[:8]}")
     return chosen
+
+
+def _is_data(file: Path, root: Path) -> bool:
+    """Whether a file within a directory holds rows: no hidden one, and no results of a run that writes there too."""
+    if not file.name.endswith((*LINES, *TABLES)) or not file.is_file():
+        return False
+    if any(part.startswith(".") for part in file.relative_to(root).parts):
+        return False
+    return not (file.match(RESULTS) and (file.parent / RUN).exists())
 
 
 def rows_of(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:

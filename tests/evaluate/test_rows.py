@@ -133,3 +133,17 @@ def test_whatever_a_row_raises_is_its_problem(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(data, "read_row", fail)
     dataset = read_dataset(tmp_path / "rows.jsonl")
     assert len(dataset.samples) == 1 and "no attribute 'x' (AttributeError); repair the row" in dataset.problems[0].why
+
+
+def test_what_is_no_data_in_a_directory(tmp_path: Path) -> None:
+    row = '{"prompt": "a"}\n'
+    data = ("train.jsonl", "more/results-x.jsonl", "other/results-00000.jsonl")
+    hidden = ("._train.jsonl", ".ipynb_checkpoints/train-checkpoint.jsonl", "more/.cache/deep/a.jsonl")
+    results = ("out/results-00000.jsonl", "out/eagle/results-00001.jsonl", "results-00000.jsonl")
+    for name in (*data, *hidden, *results):
+        (tmp_path / ".set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".set" / name).write_text(row)
+    for folder in ("out", "out/eagle", "."):
+        (tmp_path / ".set" / folder / "run.json").write_text("{}")
+    found = rows_module.data_files(tmp_path / ".set", None)
+    assert {str(file.relative_to(tmp_path / ".set")) for file in found} == set(data)

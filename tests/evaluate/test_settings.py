@@ -214,6 +214,16 @@ def test_what_is_read(run: Run, tmp_path: Path, model: Path) -> None:
     assert run().loaded["path"] == model and run("--model", str(tmp_path / "no")).status == 3
 
 
+def test_results_among_the_data_are_no_data(run: Run, tmp_path: Path) -> None:
+    """A run goes on that writes into a folder of its dataset, or beside its files."""
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "rows.jsonl", ROWS[0], ROWS[1])
+    for output in (tmp_path / "set" / "out", tmp_path / "set"):
+        for _ in range(2):
+            seen = run("--data", str(tmp_path / "set"), "--output", str(output))
+            assert seen.status == 0 and [result["id"] for result in read_all(output)] == ["a", "b"]
+
+
 def test_fatal_stops_at_a_sample_that_fails(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", ROWS[0], {"prompt": "x" * 10**5, "reference": "a"}, {**ROWS[1], "id": "d"})
     assert len(run("--slots", "1").results) == 3
