@@ -210,4 +210,5 @@ def _check_same(path: Path, depends: dict[str, Any]) -> None:
         differences = "; ".join(
             f"{name} was {before.get(name)!r}, is {depends.get(name)!r}"[:200] for name in names[:9]
         )
-        raise InputError(f"{path.parent} holds another run ({differences}); choose another directory for this one")
+        remedy = "choose another directory for this one; runs of other versions do not go on either"
+        raise InputError(f"{path.parent} holds another run ({differences}); {remedy}")

@@ -48,11 +48,8 @@ def read_results(file: Path) -> Iterator[Result]:
 
 
 def fits(result: Result, sample: Sample) -> bool:
-    """Whether a result of a sample's id was made with the media that the sample names, as they are now.
-
-    Results of earlier versions do not say what their media held, and count.
-    """
-    return result.get("media", sample.media) == sample.media
+    """Whether a result of a sample's id was made with the media that the sample names, as they are now."""
+    return result.get("media", "") == sample.media
 
 
 def _checked(line: bytes, where: str) -> Result:

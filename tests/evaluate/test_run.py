@@ -127,7 +127,9 @@ def test_reports_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_directories_that_are_refused(tmp_path: Path) -> None:
     with Results(tmp_path / "run", {"task": "t", "seed": 1}, ALONE):
         pass
-    with pytest.raises(InputError, match=r"holds another run \(seed was 1, is 2; top_k was None, is 3\)"):
+    with pytest.raises(
+        InputError, match=r"holds another run \(seed was 1, is 2; top_k was None, is 3\); .*other versions"
+    ):
         Results(tmp_path / "run", {"task": "t", "seed": 2, "top_k": 3}, ALONE).__enter__()
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

@@ -150,7 +150,7 @@ def test_of_several_results_the_one_that_counts() -> None:
         ([failed, old], [failed]),
         ([old, stale], []),
         ([failed, failed | {"error": "never"}], [failed | {"error": "never"}]),
-        ([score], [score]),
+        ([score], []),
         ([score | {"id": "b"}], []),
     ):
         assert found_of(Dataset([sample], [], ""), lines) == want
