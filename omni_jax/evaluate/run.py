@@ -24,6 +24,7 @@ from omni_jax.distributed import meet
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import Share
+from omni_jax.evaluate.rows import RESULTS, RUN
 from omni_jax.evaluate.stored import Result, fits, read_all
 from omni_jax.evaluate.tasks import Means, Settings, results
 from omni_jax.files import read_object, reason_of
@@ -32,16 +33,16 @@ from omni_jax.process import check
 # Seconds until every host sees a new file; NFS remembers for a minute, unless told otherwise, that none was there.
 SEEN_SECONDS = 90
 # What a run writes beside its results.
-WRITTEN = ("run.json", "report.md", "summary.json", "lengths.png", "accepted.png", "categories.png")
+WRITTEN = (RUN, "report.md", "summary.json", "lengths.png", "accepted.png", "categories.png")
 AGAIN = "make room and run this again"
 
 
 def try_directory(directory: Path, depends: dict[str, Any]) -> None:
     """Make a directory unless it is there; InputError if it cannot be written or holds the results of another run."""
     check_writable(directory)
-    if (directory / "run.json").exists():
-        _check_same(directory / "run.json", depends)
-    elif any(directory.glob("results-*.jsonl")):
+    if (directory / RUN).exists():
+        _check_same(directory / RUN, depends)
+    elif any(directory.glob(RESULTS)):
         raise InputError(f"{directory} has results but no run.json to say of what; choose another directory")
     read_all(directory)
 
@@ -88,8 +89,8 @@ class Results:
             if self.share.reports:
                 _state(self.directory, self.depends)
             meet("stated")
-            _wait_for(self.directory / "run.json")
-            _check_same(self.directory / "run.json", self.depends)
+            _wait_for(self.directory / RUN)
+            _check_same(self.directory / RUN, self.depends)
             if self.share.writes:
                 self.descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
                 _lock(self.descriptor, self.path)
@@ -170,7 +171,7 @@ def _unwritable(directory: Path, error: OSError) -> InputError:
 
 def _state(directory: Path, depends: dict[str, Any]) -> None:
     """Write run.json unless it is there."""
-    path = directory / "run.json"
+    path = directory / RUN
     if path.exists():
         return
     write_whole(path, json.dumps(depends, indent=2, ensure_ascii=False) + "\n")
@@ -210,5 +211,5 @@ def _check_same(path: Path, depends: dict[str, Any]) -> None:
         differences = "; ".join(
             f"{name} was {before.get(name)!r}, is {depends.get(name)!r}"[:200] for name in names[:9]
         )
-        remedy = "choose another directory for this one; runs of other versions do not go on either"
+        remedy = "choose another directory for this one; runs of other versions are not resumed"
         raise InputError(f"{path.parent} holds another run ({differences}); {remedy}")
