@@ -24,6 +24,7 @@ MAX_LINES = 2_000_000  # of a file, empty ones included; rows of a dataset too
 MAX_WHOLE_BYTES = 1_000_000_000  # of a JSON list, which is read at once
 MAX_BYTES = 16_000_000_000  # of a file's rows, unpacked
 TABLE_ROWS = 64  # that leave a table at once, because each may hold a picture
+MAX_DECODED = 200_000_000  # of a Parquet file's rows that are decoded at once
 
 
 def data_files(path: Path, split: str | None) -> list[Path]:
@@ -103,9 +104,7 @@ def _lines(file: Path) -> Iterator[tuple[int, Any]]:
             total += len(line)
             if not line:
                 return
-            if len(line) > MAX_ROW_BYTES:
-                remedy = "write one row a line, and large media into files of their own"
-                raise InputError(f"{file}:{number} is longer than {MAX_ROW_BYTES:,} bytes; {remedy}")
+            _check_row(file, number, len(line))
             _check_total(file, total)
             if line.strip():
                 yield number, _parsed(line)
@@ -147,14 +146,33 @@ def _table(file: Path) -> Iterator[Any]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise InputError(f"{file}: reading tables needs pyarrow; pip install 'omni_jax[evaluate]'") from error
-    total = 0
+    total, number = 0, 0
     with _explained(file, "cannot be read as a table"), pa.memory_map(str(file)) as source:
-        batches = pq.ParquetFile(file).iter_batches(TABLE_ROWS) if file.suffix == ".parquet" else _arrow(pa, source)
-        for batch in batches:
+        for batch in _parquet(file, pq) if file.suffix == ".parquet" else _arrow(pa, source):
             total += batch.nbytes
             _check_total(file, total)
             for start in range(0, batch.num_rows, TABLE_ROWS):
-                yield from batch.slice(start, TABLE_ROWS).to_pylist()
+                some = batch.slice(start, TABLE_ROWS)
+                if some.nbytes > MAX_ROW_BYTES:
+                    for row in range(some.num_rows):
+                        _check_row(file, number + row + 1, some.slice(row, 1).nbytes)
+                number += some.num_rows
+                yield from some.to_pylist()
+
+
+def _parquet(file: Path, pq: Any) -> Iterator[Any]:
+    """The batches of a Parquet file, of as few rows as its metadata call for.
+
+    A value that a dictionary holds once may be that of every row, so a row is bounded by its row group alone.
+    """
+    table, number = pq.ParquetFile(file), 0
+    for index in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(index)
+        # Before anything is unpacked: some row is at least as long as the mean.
+        _check_row(file, number + 1, group.total_byte_size // max(group.num_rows, 1))
+        rows = max(1, min(TABLE_ROWS, MAX_DECODED // max(group.total_byte_size, 1)))
+        yield from table.iter_batches(rows, row_groups=[index])
+        number += group.num_rows
 
 
 def _arrow(pa: Any, source: Any) -> Iterator[Any]:
@@ -165,6 +183,12 @@ def _arrow(pa: Any, source: Any) -> Iterator[Any]:
         source.seek(0)
         table = pa.ipc.open_file(source)
         return (table.get_batch(number) for number in range(table.num_record_batches))
+
+
+def _check_row(file: Path, number: int, size: int) -> None:
+    if size > MAX_ROW_BYTES:
+        remedy = "write one row a line, and large media into files of their own"
+        raise InputError(f"{file}:{number} is longer than {MAX_ROW_BYTES:,} bytes; {remedy}")
 
 
 def _check_total(file: Path, total: int) -> None:

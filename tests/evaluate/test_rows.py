@@ -147,3 +147,41 @@ def test_what_is_no_data_in_a_directory(tmp_path: Path) -> None:
         (tmp_path / ".set" / folder / "run.json").write_text("{}")
     found = rows_module.data_files(tmp_path / ".set", None)
     assert {str(file.relative_to(tmp_path / ".set")) for file in found} == set(data)
+
+
+@pytest.mark.parametrize("name, dictionary", [("rows.parquet", True), ("rows.parquet", False), ("rows.arrow", False)])
+def test_a_small_table_of_long_rows_takes_little_memory(name: str, dictionary: bool, tmp_path: Path) -> None:
+    """Rows of 70 MB, of which a dictionary holds one for all."""
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"prompt": ["a" * 70_000_000] * 6})
+    if name == "rows.parquet":
+        parquet.write_table(table, tmp_path / name, compression="zstd", use_dictionary=dictionary)
+        assert (tmp_path / name).stat().st_size < 100_000
+    else:
+        with pa.ipc.new_file(str(tmp_path / name), table.schema) as file:
+            file.write_table(table)
+    del table
+    pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(InputError, match=rf"{name}:1 is longer than 64,000,000 bytes; .*files of their own"):
+            read_dataset(tmp_path / name)
+        assert pool.max_memory() < 300_000_000
+    finally:
+        pa.set_memory_pool(usual)
+
+
+def test_long_rows_of_a_table_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"prompt": ["a" * 9] * 99 + ["b" * 2000] + ["c"]})
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=30)
+    monkeypatch.setattr(rows_module, "MAX_DECODED", 700)
+    assert len(read_dataset(tmp_path / "rows.parquet").samples) == 101
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 1000)
+    with pytest.raises(InputError, match=r"rows\.parquet:100 is longer than 1,000 bytes"):
+        read_dataset(tmp_path / "rows.parquet")
+    parquet.write_table(pa.table({"prompt": ["a", "b" * 5000]}), tmp_path / "rows.parquet", row_group_size=1)
+    with pytest.raises(InputError, match=r"rows\.parquet:2 is longer than 1,000 bytes"):
+        read_dataset(tmp_path / "rows.parquet")
