@@ -50,7 +50,8 @@ def try_directory(directory: Path, depends: dict[str, Any]) -> None:
 def check_writable(directory: Path) -> None:
     """Make a directory unless it is there; InputError unless all that a run writes can be written there."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        # Where a link leads, which may not be there yet.
+        Path(os.path.realpath(directory)).mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=directory):
             pass
         wrong = [path for name in WRITTEN if (path := directory / name).exists() and not path.is_file()]

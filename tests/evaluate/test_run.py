@@ -146,6 +146,16 @@ def test_directories_that_are_refused(tmp_path: Path) -> None:
         Results(tmp_path / "run", {"task": "t", "seed": 1}, ALONE).__enter__()
 
 
+def test_a_link_that_leads_nowhere_yet_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("deep/run")
+    with Results(tmp_path / "link", {}, ALONE) as written:
+        written.add(result(SAMPLES[1]))
+    assert read_all(tmp_path / "deep" / "run") == [result(SAMPLES[1])]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="loop cannot be written"):
+        Results(tmp_path / "loop", {}, ALONE).__enter__()
+
+
 def test_processes_share_samples_or_run_all_of_them(tmp_path: Path) -> None:
     own = [share(p, 3, own_model=True) for p in range(3)]
     assert [[s.id for s in part.of(SAMPLES[:7])] for part in own] == [["0", "3", "6"], ["1", "4"], ["2", "5"]]
