@@ -76,7 +76,7 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
     samples, problems, names, unread, library = [], [], set[str](), set[str](), Library()
     for number, (where, folder, row) in enumerate(islice(rows_of(files), limit)):
         if number == MAX_LINES:
-            raise InputError(f"{path} has more than {MAX_LINES:,} rows; read a part of it with a limit")
+            raise InputError(f"{path} has more than {MAX_LINES:,} rows; evaluate its files or splits one by one")
         try:
             sample = read_row(row, folder, f"#{number}", library, unread)
             if sample.id in names:

@@ -71,7 +71,8 @@ def rows_of(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
         with _explained(file, "cannot be read"):
             for number, row in _lines(file) if file.name.endswith(LINES) else enumerate(_whole(file), start=1):
                 if number > MAX_LINES:
-                    raise InputError(f"{file} has more than {MAX_LINES:,} rows; read a part of it with a limit")
+                    what = "lines" if file.name.endswith(LINES) else "rows"
+                    raise InputError(f"{file} has more than {MAX_LINES:,} {what}; split it, and evaluate its parts")
                 yield f"{file.name}:{number}", file.parent, row
 
 
@@ -193,4 +194,4 @@ def _check_row(file: Path, number: int, size: int) -> None:
 
 def _check_total(file: Path, total: int) -> None:
     if total > MAX_BYTES:
-        raise InputError(f"{file} unpacks to more than {MAX_BYTES:,} bytes; split it, or read a part with a limit")
+        raise InputError(f"{file} unpacks to more than {MAX_BYTES:,} bytes; split it, and evaluate its parts")

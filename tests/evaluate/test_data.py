@@ -99,6 +99,12 @@ def test_the_answer_among_numbers(choices: list, answer: Any, index: Any, tmp_pa
         ({"prompt": "a", "id": "1"}, "was used before"),
         ({"prompt": "a", "image": "iVBORw0KGgo" * 99}, "is no path"),
         ({"prompt": "a", "image": "a\0b"}, "null character"),
+        ({"prompt": "a", "audio": {"array": [0.1], "path": None, "sampling_rate": 1}}, "'audio' holds ['array', 's"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio", "audio": {"array": [0.1]}}]}]},
+            "give a path, or",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "image": {}}]}]}, "'image' holds []; give"),
         ({"prompt": "a", "id": "\ud800"}, "no text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]}, "no text"),
         ('{"prompt": ' + "[" * 100_000, "nested too deep"),

@@ -74,8 +74,8 @@ def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text('{"prompt": "a"}\n' * 3)
     (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a"}] * 3))
     for name, value, file, why in (
-        ("MAX_LINES", 2, "rows.jsonl", "has more than 2 rows; read a part of it with a limit"),
-        ("MAX_LINES", 2, "rows.json", "has more than 2 rows; read a part of it with a limit"),
+        ("MAX_LINES", 2, "rows.jsonl", "has more than 2 lines; split it, and evaluate its parts"),
+        ("MAX_LINES", 2, "rows.json", "has more than 2 rows; split it, and evaluate its parts"),
         ("MAX_BYTES", 40, "rows.jsonl", "unpacks to more than 40 bytes; split it"),
         ("MAX_ROW_BYTES", 10, "rows.jsonl", "rows.jsonl:1 is longer than 10 bytes"),
         ("MAX_WHOLE_BYTES", 10, "rows.json", "more than 10 bytes"),
@@ -88,7 +88,7 @@ def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read_dataset(path).samples) == 3
     path.write_text("\n" * 3 + '{"prompt": "a"}\n')
     monkeypatch.setattr(rows_module, "MAX_LINES", 2)
-    with pytest.raises(InputError, match="has more than 2 rows"):
+    with pytest.raises(InputError, match="has more than 2 lines"):
         read_dataset(path)
 
 
