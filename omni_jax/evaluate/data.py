@@ -16,10 +16,14 @@ Paths of media are relative to the file that names them, in every form of a part
 """
 
 import string
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.columns import FORMS, check_columns
@@ -27,6 +31,9 @@ from omni_jax.evaluate.media import Library
 from omni_jax.evaluate.rows import MAX_LINES, data_files, digest_of, rows_of
 from omni_jax.files import reason_of, user_path
 from omni_jax.inputs.messages import KINDS
+
+SHOWN_AFTER = 1.0  # seconds of reading
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +81,7 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
         raise InputError(f"limit is {limit}; read at least one row")
     files = data_files(user_path(path, "the dataset"), split)
     samples, problems, names, unread, library = [], [], set[str](), set[str](), Library()
-    for number, (where, folder, row) in enumerate(islice(rows_of(files), limit)):
+    for number, (where, folder, row) in enumerate(_shown(islice(rows_of(files), limit))):
         if number == MAX_LINES:
             raise InputError(f"{path} has more than {MAX_LINES:,} rows; evaluate its files or splits one by one")
         try:
@@ -90,6 +97,11 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
         why = f"; the first of {len(problems)}: {problems[0].where}: {problems[0].why}" if problems else ""
         raise InputError(f"{path} has no row that can be used{why}")
     return Dataset(samples, problems, digest_of(files), tuple(sorted(unread)))
+
+
+def _shown(rows: Iterable[T]) -> Iterable[T]:
+    """The rows, with a count of them on stderr where it is a terminal and their media take a while to read."""
+    return tqdm(rows, "reading", unit="row", leave=False, file=sys.stderr, disable=None, delay=SHOWN_AFTER)
 
 
 def reason(error: Exception) -> str:

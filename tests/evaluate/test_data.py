@@ -1,6 +1,7 @@
 """Datasets: every form of a row, media relative to their file, and rows that cannot be used."""
 
 import gzip
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from omni_jax.errors import InputError
+from omni_jax.evaluate import data as data_module
 from omni_jax.evaluate.data import read_dataset
 
 # Lists in lists that the JSON reader still takes, which follows another limit from Python 3.12 on.
@@ -209,3 +211,17 @@ def test_tables_hold_messages_and_media(tmp_path: Path, data_dir: Path, monkeypa
     monkeypatch.setattr(parquet, "ParquetFile", unknown)
     with pytest.raises(InputError, match="cannot be read as a table .*codec"):
         read_dataset(tmp_path / "test-00000-of-00001.parquet")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_reading_that_takes_a_while_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "rows.jsonl", *[{"prompt": "a"}] * 3)
+    for seconds, stream, shown in ((0, Terminal(), True), (60, Terminal(), False), (0, io.StringIO(), False)):
+        monkeypatch.setattr(data_module, "SHOWN_AFTER", seconds)
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert len(read_dataset(path).samples) == 3
+        assert ("reading" in stream.getvalue()) == shown
