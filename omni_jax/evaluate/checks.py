@@ -1,4 +1,4 @@
-"""What can be told of a run's settings from the checkpoint's config.json alone, before any weight is read."""
+"""What a run's settings can be checked for with the checkpoint's config.json alone, before any weight is read."""
 
 import jax
 

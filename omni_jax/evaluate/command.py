@@ -23,7 +23,7 @@ from omni_jax.evaluate.checks import check_drafting, check_settings
 from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser, recognise
 from omni_jax.evaluate.processes import share_of
-from omni_jax.evaluate.report import Summary, found_of, summary_of, write_comparison, write_report
+from omni_jax.evaluate.report import Summary, current_results, summary_of, write_comparison, write_report
 from omni_jax.evaluate.rows import digest_of
 from omni_jax.evaluate.run import Results, check_writable, run, safe_results, settings_of, try_directory
 from omni_jax.evaluate.stored import read_all
@@ -90,7 +90,7 @@ class Evaluate(Machines):
     draft_tree: tuple[int, int] | None = None
     """Levels and candidates of the tree that an EAGLE-3 drafter proposes; its authors take 7 10."""
     draft_sampling: bool = False
-    """Draw the drafts too: more stand at high temperatures, and the answer is another one, drawn alike."""
+    """Draw the drafts too: more are accepted at high temperatures, and the answer is another one, drawn alike."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Weights' type; by default the checkpoint's own, on CPU float32."""
     json: bool = False
@@ -109,7 +109,7 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     if dataset.problems and command.fatal:
         first = dataset.problems[0]
         raise InputError(f"{first.where}: {first.why} ({len(dataset.problems)} such rows)")
-    _tell("skipped", [(problem.where, problem.why) for problem in dataset.problems])
+    _report_rows("skipped", [(problem.where, problem.why) for problem in dataset.problems])
     if dataset.unread:
         print(f"columns that are not read: {_listed(dataset.unread)}", file=sys.stderr)
     recogniser = _recogniser(command, task)
@@ -165,7 +165,7 @@ def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summa
     with finishing(note), Results(one.output, one.depends, share) as written:
         left = written.left(dataset.samples)
         if share.reports and (changed := written.changed(dataset.samples)):
-            _tell(
+            _report_rows(
                 "again", [(f"sample {sample.id}", "its media have changed since it was scored") for sample in changed]
             )
         start, tokens = perf_counter(), 0
@@ -176,12 +176,14 @@ def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summa
                 if tokens:
                     bar.set_postfix_str(f"{tokens / (perf_counter() - start):.1f} token/s")
         meet("done")
-        found = found_of(dataset, read_all(one.output))
+        found = current_results(dataset, read_all(one.output))
         summary = summary_of(means.settings.task, dataset, found)
         if share.reports:
             with safe_results(one.output):
                 write_report(one.output, summary, dataset, found, one.depends)
-            _tell("failed", [(f"sample {result['id']}", result["error"]) for result in found if "error" in result])
+            _report_rows(
+                "failed", [(f"sample {result['id']}", result["error"]) for result in found if "error" in result]
+            )
     return summary
 
 
@@ -193,7 +195,7 @@ def _metrics(command: Evaluate, task: str, dataset: Dataset) -> tuple[MetricName
         return check_metrics(("wer", "cer"))
     if command.metric:
         return check_metrics(command.metric)
-    # Rows without one are told of, as everything that a row lacks.
+    # Rows without one are reported, as everything that a row lacks.
     usual = task == "generate" and any(sample.references for sample in dataset.samples)
     return ("exact", "exact_normalised") if usual else ()
 
@@ -214,8 +216,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name[:80]) for name in names[:MAX_TOLD]) + more
 
 
-def _tell(what: str, those: Sequence[tuple[str, str]]) -> None:
-    """Say of rows or samples where they stand and why; of many, the first ones."""
+def _report_rows(what: str, those: Sequence[tuple[str, str]]) -> None:
+    """Report rows or samples on stderr: where each is, and why it is named; of many, the first ones."""
     for where, why in those[:MAX_TOLD]:
         print(f"{what} {where}: {why}", file=sys.stderr)
     if len(those) > MAX_TOLD:

@@ -3,7 +3,7 @@
 A row is a JSON object (or a row of a Parquet or Arrow table) with
 
     messages | prompt | turns    a conversation, one question, or questions said one after the other
-    system, image, audio, video  beside a prompt or turns: what stands before the first question; media one or a list
+    system, image, audio, video  beside a prompt or turns: what comes before the first question; media one or a list
     reference(s)                 the right answer, or several; beside turns, `reference` as a list holds one for each,
                                  and `references` several for the last
     choices, answer              what to choose from, and which is right: its number, its letter or itself
@@ -12,7 +12,7 @@ A row is a JSON object (or a row of a Parquet or Arrow table) with
 Other columns are not read; one that seems to be misnamed ("images", "refrence") is its row's problem.
 
 Paths of media are relative to the file that names them, in every form of a part; tables may hold media themselves, as
-{"bytes", "path"}. A row that cannot be used is a `Problem` that says where it stands; the others are read.
+{"bytes", "path"}. A row that cannot be used is a `Problem` that says where it is; the others are read.
 """
 
 import string
@@ -55,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that cannot be used: where it stands ("file:line"), and why."""
+    """A row that cannot be used: where it is ("file:line"), and why."""
 
     where: str
     why: str
@@ -141,7 +141,7 @@ def _conversation(row: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str,
     if forms == ["messages"]:
         extra = [key for key in ("system", *KINDS) if key in row]
         if extra:
-            raise InputError(f"{extra[0]!r} stands beside 'messages'; put it into them")
+            raise InputError(f"{extra[0]!r} is beside 'messages'; put it into them")
         return _list(row["messages"], "messages"), ()
     if isinstance(row.get("prompt"), list):
         raise InputError("'prompt' is a list; give 'turns' for questions one after the other")

@@ -66,7 +66,7 @@ def _is_data(file: Path, root: Path) -> bool:
 
 
 def rows_of(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
-    """Where each row stands, the folder of its file, and the row; an InputError in place of a row that is no JSON."""
+    """Where each row is, the folder of its file, and the row; an InputError in place of a row that is no JSON."""
     for file in files:
         with _explained(file, "cannot be read"):
             for number, row in _lines(file) if file.name.endswith(LINES) else enumerate(_whole(file), start=1):

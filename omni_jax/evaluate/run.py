@@ -7,7 +7,7 @@ The output directory holds
     report.md, *.png, summary.json   when all samples are done (`report`)
 
 A line that was being written when the process died has no end and is cut off; its sample is done again. So is a sample
-that failed, and one whose media have changed since: its new result is one more line (`report.found_of` chooses).
+that failed, and one whose media have changed since: its new result is one more line (`report.current_results` chooses).
 """
 
 import json
@@ -39,12 +39,17 @@ AGAIN = "make room and run this again"
 
 def try_directory(directory: Path, depends: dict[str, Any]) -> None:
     """Make a directory unless it is there; InputError if it cannot be written or holds the results of another run."""
+    _check_directory(directory, depends)
+    read_all(directory)
+
+
+def _check_directory(directory: Path, depends: dict[str, Any]) -> None:
+    """As `try_directory`, without a look at the results."""
     check_writable(directory)
     if (directory / RUN).exists():
         _check_same(directory / RUN, depends)
     elif any(directory.glob(RESULTS)):
         raise InputError(f"{directory} has results but no run.json to say of what; choose another directory")
-    read_all(directory)
 
 
 def check_writable(directory: Path) -> None:
@@ -85,7 +90,7 @@ class Results:
         self.descriptor: int | None = None
 
     def __enter__(self) -> "Results":
-        try_directory(self.directory, self.depends)
+        _check_directory(self.directory, self.depends)
         try:
             if self.share.reports:
                 _state(self.directory, self.depends)
@@ -117,8 +122,8 @@ class Results:
         """The samples that have been scored, but never with the media that they name now."""
         known = {sample.id: sample for sample in samples}
         scored = [one for one in self.held if "error" not in one and one["id"] in known]
-        stand = {one["id"] for one in scored if fits(one, known[one["id"]])}
-        return [known[name] for name in dict.fromkeys(one["id"] for one in scored) if name not in stand]
+        valid = {one["id"] for one in scored if fits(one, known[one["id"]])}
+        return [known[name] for name in dict.fromkeys(one["id"] for one in scored) if name not in valid]
 
     def add(self, result: Result) -> None:
         """Append a result, which is safe on the disk on return, unless another process writes for this one.

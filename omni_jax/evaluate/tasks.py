@@ -182,7 +182,7 @@ class _Talks:
         failed, self.failed = self.failed, []
         return failed
 
-    def given_up(self) -> list[_Talk]:
+    def take_running(self) -> list[_Talk]:
         """Those that were under way, which are no more."""
         talks, self.under_way = list(self.under_way.values()), {}
         return talks
@@ -212,7 +212,7 @@ def _answered(means: Means, asked: Sequence[_Talk], slots: int) -> Iterator[Resu
                 if result is not None:
                     yield result
         except Exception as error:
-            under_way = talks.given_up()
+            under_way = talks.take_running()
             if not under_way or _is_anothers(error, means):
                 raise
             if len(asked) == slots == 1:

@@ -93,7 +93,7 @@ def test_the_answer_among_numbers(choices: list, answer: Any, index: Any, tmp_pa
         ({"turns": "one"}, "give a list"),
         ({"messages": [{"role": "user"}]}, "message 0 has no 'content'"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "'boss'"),
-        ({"messages": [], "audio": "x"}, "stands beside 'messages'"),
+        ({"messages": [], "audio": "x"}, "is beside 'messages'"),
         ({"prompt": "a", "audio": "nowhere.wav"}, "nowhere.wav does not exist"),
         ({"prompt": "a", "reference": {"b": 1}}, "holds a dict"),
         ({"prompt": "a", "choices": ["x", "y"], "answer": 2}, "'answer' is 2"),

@@ -13,7 +13,7 @@ import omni_jax
 from omni_jax import checkpoint, distributed
 from omni_jax.errors import InputError
 from omni_jax.evaluate import command as command_module
-from omni_jax.evaluate import tasks
+from omni_jax.evaluate import stored, tasks
 from omni_jax.evaluate.command import Evaluate
 from omni_jax.evaluate.loglikelihood import Scored
 from omni_jax.evaluate.stored import read_all
@@ -212,6 +212,15 @@ def test_what_is_read(run: Run, tmp_path: Path, model: Path) -> None:
     assert [r["id"] for r in run("--data", str(tmp_path / "more"), "--split", "train").results] == ["b"]
     assert run("--output", str(tmp_path / "elsewhere")).status == 4 and (tmp_path / "elsewhere" / "run.json").exists()
     assert run().loaded["path"] == model and run("--model", str(tmp_path / "no")).status == 3
+
+
+def test_results_are_read_three_times(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the weights are, once no other run writes there, and for the report."""
+    read, seen = stored.read_results, []
+    monkeypatch.setattr(stored, "read_results", lambda file: seen.append(file) or read(file))
+    output = run().output
+    seen.clear()
+    assert run("--output", str(output)).status == 4 and len(seen) == 3
 
 
 def test_results_among_the_data_are_no_data(run: Run, tmp_path: Path) -> None:

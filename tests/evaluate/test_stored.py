@@ -11,7 +11,7 @@ import pytest
 from omni_jax.errors import InputError
 from omni_jax.evaluate import plots
 from omni_jax.evaluate.data import Dataset, Sample
-from omni_jax.evaluate.report import found_of, summary_of, write_report
+from omni_jax.evaluate.report import current_results, summary_of, write_report
 from omni_jax.evaluate.run import Results, try_directory
 from omni_jax.evaluate.stored import read_all
 from tests.evaluate.test_run import ALONE, SAMPLES, result
@@ -164,7 +164,9 @@ def test_samples_that_failed_are_done_again_and_written_once(tmp_path: Path) -> 
         written.add(result(SAMPLES[2]))
     with Results(tmp_path, {}, ALONE) as written:
         assert not written.left(SAMPLES[:3])
-    assert found_of(Dataset(SAMPLES[:3], [], ""), read_all(tmp_path)) == [result(sample) for sample in SAMPLES[:3]]
+    assert current_results(Dataset(SAMPLES[:3], [], ""), read_all(tmp_path)) == [
+        result(sample) for sample in SAMPLES[:3]
+    ]
 
 
 def test_of_several_results_the_one_that_counts() -> None:
@@ -183,7 +185,7 @@ def test_of_several_results_the_one_that_counts() -> None:
         ([score], []),
         ([score | {"id": "b"}], []),
     ):
-        assert found_of(Dataset([sample], [], ""), lines) == want
+        assert current_results(Dataset([sample], [], ""), lines) == want
 
 
 CATEGORIES = ["$\\frac$", "$x^", "a_b{", "\x00\x07", "x" * 100_000, "你好", "|", "_", "\n"]
