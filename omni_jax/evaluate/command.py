@@ -5,7 +5,7 @@ Everything that can be checked is checked before the weights are read.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -19,17 +19,19 @@ from omni_jax.config import OmniConfig
 from omni_jax.distributed import Machines, meet
 from omni_jax.drafter import Drafter, load_drafter
 from omni_jax.errors import InputError
-from omni_jax.evaluate.checks import check_drafting, check_settings
+from omni_jax.evaluate.checks import check_drafting, check_settings, check_stop
 from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser, recognise
 from omni_jax.evaluate.processes import share_of
 from omni_jax.evaluate.report import Summary, current_results, summary_of, write_comparison, write_report
 from omni_jax.evaluate.rows import digest_of
 from omni_jax.evaluate.run import Results, check_writable, run, safe_results, settings_of, try_directory
+from omni_jax.evaluate.settings import Settings
 from omni_jax.evaluate.stored import read_all
-from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
+from omni_jax.evaluate.tasks import Means, choose_task, lacks
 from omni_jax.loading import default_dtype
 from omni_jax.manifest import identity
+from omni_jax.media_flags import MediaFlags
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
 from omni_jax.process import finishing
@@ -63,6 +65,8 @@ class Evaluate(Machines):
     fatal: bool = False
     """Stop at the first row or sample that cannot be used; by default it is reported and left out."""
     max_new_tokens: int = 1024
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text that ends a reply, which does not hold it; repeat the flag for more."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
@@ -75,6 +79,9 @@ class Evaluate(Machines):
     """Listen to the sound tracks of the videos, in step with their frames."""
     fps: float | None = None
     """Frames sampled per second of video."""
+    media: tyro.conf.OmitArgPrefixes[MediaFlags] = field(default_factory=MediaFlags)
+    thinking: bool | None = None
+    """Let a model that can do both think first, or not; by default as its template has it."""
     recogniser: str | None = None
     """For the task speech: module:function that takes float32 samples and their rate and returns what was said."""
     speaker: str = "ethan"
@@ -115,6 +122,7 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     recogniser = _recogniser(command, task)
     settings, config = _settings(command, task, metrics), checkpoint.read_config(command.model)
     check_settings(settings, command.slots, config)
+    check_stop(settings, command.model)
     runs = _runs(command, settings, dataset, config)
     for one in runs:
         try_directory(one.output, one.depends)
@@ -237,7 +245,7 @@ def _recogniser(command: Evaluate, task: str) -> Any:
 
 def _settings(command: Evaluate, task: str, metrics: tuple[MetricName, ...]) -> Settings:
     """The flags that results depend on."""
-    given = {field.name: getattr(command, field.name, None) for field in fields(Settings)}
+    given = {one.name: getattr(command, one.name, None) for one in fields(Settings)}
     return Settings(**{**given, "task": task, "metrics": metrics})
 
 

@@ -25,8 +25,9 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import Share
 from omni_jax.evaluate.rows import RESULTS, RUN
+from omni_jax.evaluate.settings import Settings
 from omni_jax.evaluate.stored import Result, fits, read_all
-from omni_jax.evaluate.tasks import Means, Settings, results
+from omni_jax.evaluate.tasks import Means, results
 from omni_jax.files import read_object, reason_of
 from omni_jax.process import check
 

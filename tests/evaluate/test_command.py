@@ -12,6 +12,7 @@ import pytest
 from omni_jax import checkpoint
 from omni_jax.errors import InputError
 from omni_jax.evaluate.command import Evaluate, _drafter_digest, _model_digest, evaluate
+from omni_jax.media_flags import MediaFlags
 from omni_jax.omni import Omni
 from tests.evaluate.test_tasks import results, score, write
 
@@ -79,7 +80,11 @@ def test_equal_prompts_draw_each_for_itself(omnis: Callable[[str], Omni], model:
         ({"temperature": -1.0}, "temperature is -1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"fps": 0.0}, "fps 0"),
+        ({"fps": 0.0}, "'fps' is 0"),
+        ({"media": MediaFlags(nframes=-1)}, "'nframes' is -1"),
+        ({"stop": ("",)}, "stop holds an empty text"),
+        ({"stop": ("a", "<|im_end|>")}, "is no text of a reply"),
+        ({"media": MediaFlags(nframes=4), "fps": 2.0}, "'nframes' and 'fps' contradict"),
         ({"slots": 0}, "slots is 0"),
         ({"slots": -1, "task": "choice"}, "slots is -1"),
         ({"draft_tokens": 99}, "draft_tokens is 99"),

@@ -16,8 +16,9 @@ from omni_jax.evaluate import command as command_module
 from omni_jax.evaluate import stored, tasks
 from omni_jax.evaluate.command import Evaluate
 from omni_jax.evaluate.loglikelihood import Scored
+from omni_jax.evaluate.settings import Settings
 from omni_jax.evaluate.stored import read_all
-from omni_jax.evaluate.tasks import Settings, seed_of
+from omni_jax.evaluate.tasks import seed_of
 from omni_jax.omni import Omni
 from tests.evaluate.stub import StubOmni
 from tests.evaluate.test_failures import hear, status_of
@@ -109,9 +110,10 @@ DRAWING = [
     ("top_p", "0.75", 0.75),
     ("min_p", "0.125", 0.125),
     ("repetition_penalty", "1.5", 1.5),
+    ("stop", "END", ["END"]),
 ]
 SPOKEN = [("speaker", "vera", "vera"), ("speech_temperature", "0.25", 0.25), ("max_frames", "17", 17)]
-PREPARED = [("fps", "3.0", 3.0), ("use_audio_in_video", "", True)]
+PREPARED = [("fps", "3.0", 3.0), ("use_audio_in_video", "", True), ("thinking", "False", False)]
 
 
 def flag(name: str, text: str) -> list[str]:
@@ -143,6 +145,15 @@ def test_how_media_are_read(name: str, text: str, value: Any, task: str, run: Ru
         return json.loads(got)
 
     assert seen(run(*flags)) != value == seen(run(*flags, *flag(name, text)))
+
+
+@pytest.mark.parametrize("task", ["generate", "speech", "loglikelihood"])
+def test_options_of_media(task: str, run: Run) -> None:
+    flags = (*SPEAK[2:], "--task", task)
+    method = "generate" if task == "speech" else "prepare"
+    for more, want in (((), {}), (("--nframes", "4", "--max-video-frames", "9"), {"nframes": 4, "max_frames": 9})):
+        calls = [call["media"] for call in run(*flags, *more).stub.asked[method] if call]
+        assert calls and all(call == want for call in calls)
 
 
 @pytest.mark.parametrize("method, flags", [("generate_many", ()), ("generate", SPEAK)], ids=["text", "speech"])
@@ -285,6 +296,7 @@ def test_results_depend_on_every_setting(run: Run, drafters: Callable[[str, str]
         **{name: flag(name, text) for name, text, _ in (*DRAWING, *PREPARED)},
         **{name: [*SPEAK, *flag(name, text)] for name, text, _ in SPOKEN[1:]},
         "seed": ["--seed", "1"],
+        "media": ["--nframes", "4"],
         "max_new_tokens": ["--max-new-tokens", "3"],
         "metrics": ["--metric", "exact"],
         "task": ["--task", "mt-bench"],
@@ -309,7 +321,7 @@ TESTED = {
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "speaker", "speech_temperature", "max_frames",
     "fps", "use_audio_in_video", "drafter", "draft_tokens", "draft_tree", "draft_sampling", "max_new_tokens", "seed",
     "slots", "task", "metric", "limit", "fatal", "data", "split", "output", "model", "recogniser", "dtype", "mesh",
-    "json", "distributed", "coordinator", "processes", "process",
+    "stop", "media", "thinking", "json", "distributed", "coordinator", "processes", "process",
 }  # fmt: skip
 
 
