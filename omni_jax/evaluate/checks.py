@@ -1,4 +1,6 @@
-"""What can be told of a run's settings from the checkpoint's config.json alone, before any weight is read."""
+"""What a run's settings can be checked for with the checkpoint's config.json alone, before any weight is read."""
+
+from pathlib import Path
 
 import jax
 
@@ -8,10 +10,12 @@ from omni_jax.decode.memory import GB, available
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import is_whole, row_keys
 from omni_jax.decode.speech import Voice
+from omni_jax.decode.stops import StopStrings
 from omni_jax.drafter import Drafter
 from omni_jax.errors import InputError
-from omni_jax.evaluate.tasks import Settings
-from omni_jax.inputs.video import check_fps
+from omni_jax.evaluate.settings import Settings
+from omni_jax.inputs.options import read_defaults
+from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.placement import cache_bytes
 
 HALF = 2  # bytes of a number in half precision
@@ -29,7 +33,7 @@ def check_settings(settings: Settings, slots: int, config: OmniConfig) -> None:
         raise InputError(f"{asked}, and the model's context is {limit}; leave room for the prompt")
     Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
     row_keys(settings.seed, 1)
-    check_fps(settings.fps)
+    read_defaults(settings.media.options(), settings.fps, settings.use_audio_in_video)
     if settings.task == "speech":
         try:
             Voice(settings.speaker, Sampling(settings.speech_temperature), settings.max_frames).check(1, config)
@@ -45,6 +49,12 @@ def _check_slots(slots: int, config: OmniConfig) -> None:
         raise InputError(
             f"slots is {slots}: their caches alone would take {had}; ask for {memory // row // 2} or fewer"
         )
+
+
+def check_stop(settings: Settings, model: Path) -> None:
+    """Raise InputError for texts that could never end a reply of a checkpoint's tokenizer."""
+    if settings.stop:
+        StopStrings.read(settings.stop, Tokenizer(model))
 
 
 def check_drafting(settings: Settings, drafter: Drafter | None, config: OmniConfig) -> None:

@@ -5,7 +5,7 @@ Everything that can be checked is checked before the weights are read.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -19,17 +19,19 @@ from omni_jax.config import OmniConfig
 from omni_jax.distributed import Machines, meet
 from omni_jax.drafter import Drafter, load_drafter
 from omni_jax.errors import InputError
-from omni_jax.evaluate.checks import check_drafting, check_settings
+from omni_jax.evaluate.checks import check_drafting, check_settings, check_stop
 from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser, recognise
 from omni_jax.evaluate.processes import share_of
-from omni_jax.evaluate.report import Summary, found_of, summary_of, write_comparison, write_report
+from omni_jax.evaluate.report import Summary, current_results, summary_of, write_comparison, write_report
 from omni_jax.evaluate.rows import digest_of
 from omni_jax.evaluate.run import Results, check_writable, run, safe_results, settings_of, try_directory
+from omni_jax.evaluate.settings import Settings
 from omni_jax.evaluate.stored import read_all
-from omni_jax.evaluate.tasks import Means, Settings, choose_task, lacks
+from omni_jax.evaluate.tasks import Means, choose_task, lacks
 from omni_jax.loading import default_dtype
 from omni_jax.manifest import identity
+from omni_jax.media_flags import MediaFlags
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
 from omni_jax.process import finishing
@@ -63,6 +65,8 @@ class Evaluate(Machines):
     fatal: bool = False
     """Stop at the first row or sample that cannot be used; by default it is reported and left out."""
     max_new_tokens: int = 1024
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text that ends a reply, which does not hold it; repeat the flag for more."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
@@ -75,6 +79,9 @@ class Evaluate(Machines):
     """Listen to the sound tracks of the videos, in step with their frames."""
     fps: float | None = None
     """Frames sampled per second of video."""
+    media: tyro.conf.OmitArgPrefixes[MediaFlags] = field(default_factory=MediaFlags)
+    thinking: bool | None = None
+    """Let a model that can do both think first, or not; by default as its template has it."""
     recogniser: str | None = None
     """For the task speech: module:function that takes float32 samples and their rate and returns what was said."""
     speaker: str = "ethan"
@@ -90,7 +97,7 @@ class Evaluate(Machines):
     draft_tree: tuple[int, int] | None = None
     """Levels and candidates of the tree that an EAGLE-3 drafter proposes; its authors take 7 10."""
     draft_sampling: bool = False
-    """Draw the drafts too: more stand at high temperatures, and the answer is another one, drawn alike."""
+    """Draw the drafts too: more are accepted at high temperatures, and the answer is another one, drawn alike."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Weights' type; by default the checkpoint's own, on CPU float32."""
     json: bool = False
@@ -109,10 +116,13 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     if dataset.problems and command.fatal:
         first = dataset.problems[0]
         raise InputError(f"{first.where}: {first.why} ({len(dataset.problems)} such rows)")
-    _tell("skipped", [(problem.where, problem.why) for problem in dataset.problems])
+    _report_rows("skipped", [(problem.where, problem.why) for problem in dataset.problems])
+    if dataset.unread:
+        print(f"columns that are not read: {_listed(dataset.unread)}", file=sys.stderr)
     recogniser = _recogniser(command, task)
     settings, config = _settings(command, task, metrics), checkpoint.read_config(command.model)
     check_settings(settings, command.slots, config)
+    check_stop(settings, command.model)
     runs = _runs(command, settings, dataset, config)
     for one in runs:
         try_directory(one.output, one.depends)
@@ -163,7 +173,7 @@ def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summa
     with finishing(note), Results(one.output, one.depends, share) as written:
         left = written.left(dataset.samples)
         if share.reports and (changed := written.changed(dataset.samples)):
-            _tell(
+            _report_rows(
                 "again", [(f"sample {sample.id}", "its media have changed since it was scored") for sample in changed]
             )
         start, tokens = perf_counter(), 0
@@ -174,12 +184,14 @@ def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summa
                 if tokens:
                     bar.set_postfix_str(f"{tokens / (perf_counter() - start):.1f} token/s")
         meet("done")
-        found = found_of(dataset, read_all(one.output))
+        found = current_results(dataset, read_all(one.output))
         summary = summary_of(means.settings.task, dataset, found)
         if share.reports:
             with safe_results(one.output):
                 write_report(one.output, summary, dataset, found, one.depends)
-            _tell("failed", [(f"sample {result['id']}", result["error"]) for result in found if "error" in result])
+            _report_rows(
+                "failed", [(f"sample {result['id']}", result["error"]) for result in found if "error" in result]
+            )
     return summary
 
 
@@ -191,7 +203,7 @@ def _metrics(command: Evaluate, task: str, dataset: Dataset) -> tuple[MetricName
         return check_metrics(("wer", "cer"))
     if command.metric:
         return check_metrics(command.metric)
-    # Rows without one are told of, as everything that a row lacks.
+    # Rows without one are reported, as everything that a row lacks.
     usual = task == "generate" and any(sample.references for sample in dataset.samples)
     return ("exact", "exact_normalised") if usual else ()
 
@@ -203,11 +215,17 @@ def _fitting(dataset: Dataset, task: str, metrics: tuple[MetricName, ...]) -> Da
     problems = [Problem(f"sample {name}", why) for name, why in wanting.items() if why is not None]
     if not samples:
         raise InputError(f"no row fits: {problems[0].why}")
-    return Dataset(samples, [*dataset.problems, *problems], dataset.digest)
+    return replace(dataset, samples=samples, problems=[*dataset.problems, *problems])
 
 
-def _tell(what: str, those: Sequence[tuple[str, str]]) -> None:
-    """Say of rows or samples where they stand and why; of many, the first ones."""
+def _listed(names: Sequence[str]) -> str:
+    """Names in quotes, the first of many."""
+    more = f" and {len(names) - MAX_TOLD} more" if len(names) > MAX_TOLD else ""
+    return ", ".join(repr(name[:80]) for name in names[:MAX_TOLD]) + more
+
+
+def _report_rows(what: str, those: Sequence[tuple[str, str]]) -> None:
+    """Report rows or samples on stderr: where each is, and why it is named; of many, the first ones."""
     for where, why in those[:MAX_TOLD]:
         print(f"{what} {where}: {why}", file=sys.stderr)
     if len(those) > MAX_TOLD:
@@ -227,7 +245,7 @@ def _recogniser(command: Evaluate, task: str) -> Any:
 
 def _settings(command: Evaluate, task: str, metrics: tuple[MetricName, ...]) -> Settings:
     """The flags that results depend on."""
-    given = {field.name: getattr(command, field.name, None) for field in fields(Settings)}
+    given = {one.name: getattr(command, one.name, None) for one in fields(Settings)}
     return Settings(**{**given, "task": task, "metrics": metrics})
 
 

@@ -3,27 +3,37 @@
 A row is a JSON object (or a row of a Parquet or Arrow table) with
 
     messages | prompt | turns    a conversation, one question, or questions said one after the other
-    system, image, audio, video  beside a prompt or turns: what stands before the first question; media one or a list
+    system, image, audio, video  beside a prompt or turns: what comes before the first question; media one or a list
     reference(s)                 the right answer, or several; beside turns, `reference` as a list holds one for each,
                                  and `references` several for the last
     choices, answer              what to choose from, and which is right: its number, its letter or itself
     id | question_id, category   a name, by default "#" and the row's number from 0, and a group for the report
 
+Other columns are not read; one that seems to be misnamed ("images", "refrence") is its row's problem.
+
 Paths of media are relative to the file that names them, in every form of a part; tables may hold media themselves, as
-{"bytes", "path"}. A row that cannot be used is a `Problem` that says where it stands; the others are read.
+{"bytes", "path"}. A row that cannot be used is a `Problem` that says where it is; the others are read.
 """
 
 import string
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from omni_jax.errors import InputError, OmniError
+from omni_jax.evaluate.columns import FORMS, check_columns
 from omni_jax.evaluate.media import Library
 from omni_jax.evaluate.rows import MAX_LINES, data_files, digest_of, rows_of
 from omni_jax.files import reason_of, user_path
 from omni_jax.inputs.messages import KINDS
+
+SHOWN_AFTER = 1.0  # seconds of reading
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that cannot be used: where it stands ("file:line"), and why."""
+    """A row that cannot be used: where it is ("file:line"), and why."""
 
     where: str
     why: str
@@ -53,11 +63,12 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What was read. digest: of the files' bytes, in hexadecimal."""
+    """What was read. digest: of the files' bytes, in hexadecimal. unread: names of columns that mean nothing here."""
 
     samples: list[Sample]
     problems: list[Problem]
     digest: str
+    unread: tuple[str, ...] = ()
 
 
 def read_dataset(path: str | Path, *, split: str | None = None, limit: int | None = None) -> Dataset:
@@ -69,12 +80,12 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; read at least one row")
     files = data_files(user_path(path, "the dataset"), split)
-    samples, problems, names, library = [], [], set[str](), Library()
-    for number, (where, folder, row) in enumerate(islice(rows_of(files), limit)):
+    samples, problems, names, unread, library = [], [], set[str](), set[str](), Library()
+    for number, (where, folder, row) in enumerate(_shown(islice(rows_of(files), limit))):
         if number == MAX_LINES:
-            raise InputError(f"{path} has more than {MAX_LINES:,} rows; read a part of it with a limit")
+            raise InputError(f"{path} has more than {MAX_LINES:,} rows; evaluate its files or splits one by one")
         try:
-            sample = read_row(row, folder, f"#{number}", library)
+            sample = read_row(row, folder, f"#{number}", library, unread)
             if sample.id in names:
                 raise InputError(f"the id {sample.id!r} was used before")
         except Exception as error:
@@ -85,7 +96,12 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
     if not samples:
         why = f"; the first of {len(problems)}: {problems[0].where}: {problems[0].why}" if problems else ""
         raise InputError(f"{path} has no row that can be used{why}")
-    return Dataset(samples, problems, digest_of(files))
+    return Dataset(samples, problems, digest_of(files), tuple(sorted(unread)))
+
+
+def _shown(rows: Iterable[T]) -> Iterable[T]:
+    """The rows, with a count of them on stderr where it is a terminal and their media take a while to read."""
+    return tqdm(rows, "reading", unit="row", leave=False, file=sys.stderr, disable=None, delay=SHOWN_AFTER)
 
 
 def reason(error: Exception) -> str:
@@ -95,8 +111,11 @@ def reason(error: Exception) -> str:
     return f"{reason_of(error)} ({type(error).__name__}); repair the row or its media, or leave it out"
 
 
-def read_row(row: Any, folder: Path, name: str, library: Library) -> Sample:
-    """A sample from a row, whose media lie relative to `folder`; `name`: its id if it states none."""
+def read_row(row: Any, folder: Path, name: str, library: Library, unread: set[str]) -> Sample:
+    """A sample from a row, whose media lie relative to `folder`.
+
+    name: its id if it states none. unread: takes in the names of the row's columns that are not read.
+    """
     if isinstance(row, InputError):
         raise row
     if not isinstance(row, dict):
@@ -105,6 +124,7 @@ def read_row(row: Any, folder: Path, name: str, library: Library) -> Sample:
         row = _plain(row)
     except RecursionError as error:
         raise InputError("the row is nested too deeply") from error
+    unread |= check_columns(row)
     messages, turns = _conversation(row)
     messages, media = library.locate(messages, folder)
     choices = _strings(row, "choices", several=True)
@@ -115,13 +135,13 @@ def read_row(row: Any, folder: Path, name: str, library: Library) -> Sample:
 
 def _conversation(row: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """The messages up to the first question, and the questions after it."""
-    forms = [form for form in ("messages", "prompt", "turns") if form in row]
+    forms = [form for form in FORMS if form in row]
     if len(forms) != 1:
         raise InputError(f"the row has {forms or 'no question'}; give one of 'messages', 'prompt' and 'turns'")
     if forms == ["messages"]:
         extra = [key for key in ("system", *KINDS) if key in row]
         if extra:
-            raise InputError(f"{extra[0]!r} stands beside 'messages'; put it into them")
+            raise InputError(f"{extra[0]!r} is beside 'messages'; put it into them")
         return _list(row["messages"], "messages"), ()
     if isinstance(row.get("prompt"), list):
         raise InputError("'prompt' is a list; give 'turns' for questions one after the other")

@@ -80,7 +80,10 @@ def _as_part(part: dict) -> dict:
     """A part whose medium is bytes or a path, where a table has both and OpenAI's form of a sound has an address."""
     form = part.get("type")
     if form in KINDS and isinstance(part.get(form), dict):
-        return part | {form: part[form].get("bytes") or part[form].get("path")}
+        medium = part[form].get("bytes") or part[form].get("path")
+        if not medium:
+            raise InputError(f"{form!r} holds {sorted(part[form])[:4]}; give a path, or an encoded file as 'bytes'")
+        return part | {form: medium}
     sound = part.get("input_audio") if form == "input_audio" else None
     if isinstance(sound, dict) and scheme_of(str(sound.get("data"))) == "file":
         return {"type": "audio", "audio": sound["data"]}

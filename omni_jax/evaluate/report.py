@@ -23,7 +23,7 @@ Summary = dict[str, Any]
 MAX_NAMED = 20
 
 
-def found_of(dataset: Dataset, results: Iterable[Result]) -> list[Result]:
+def current_results(dataset: Dataset, results: Iterable[Result]) -> list[Result]:
     """The results of a dataset's samples, in its order, whatever else a directory holds.
 
     A score counts before a failure, later ones before earlier ones, and what was made of media that have changed since
@@ -37,7 +37,7 @@ def found_of(dataset: Dataset, results: Iterable[Result]) -> list[Result]:
 
 
 def summary_of(task: str, dataset: Dataset, found: Sequence[Result]) -> Summary:
-    """What the results of a dataset's samples, as from `found_of`, say together."""
+    """What the results of a dataset's samples, as from `current_results`, say together."""
     used = [result for result in found if "error" not in result]
     stats = _stats(used)
     summary: Summary = {
@@ -75,7 +75,7 @@ def summary_of(task: str, dataset: Dataset, found: Sequence[Result]) -> Summary:
 
 
 def not_scored(dataset: Dataset, found: Sequence[Result]) -> list[tuple[str, str]]:
-    """Where each row or sample stands that could not be used, and why: rows in the dataset's order, then samples."""
+    """Where each row or sample is that could not be used, and why: rows in the dataset's order, then samples."""
     failed = [(f"sample {result['id']}", result["error"]) for result in found if "error" in result]
     return [*((problem.where, problem.why) for problem in dataset.problems), *failed]
 
@@ -89,7 +89,7 @@ def is_whole(summary: Summary) -> bool:
 def write_report(
     directory: Path, summary: Summary, dataset: Dataset, found: Sequence[Result], depends: dict[str, Any]
 ) -> None:
-    """Write report.md, summary.json and the plots of the results of a dataset's samples, as from `found_of`."""
+    """Write report.md, summary.json and the plots of the results of a dataset's samples, as from `current_results`."""
     used = [result for result in found if "error" not in result]
     lines = [f"# Evaluation: {summary['task']}", ""]
     lines += [f"{summary['scored']} of {summary['samples']} samples scored"]

@@ -18,18 +18,20 @@ from omni_jax.files import encoding_of, parse_json, read_json, reason_of
 
 LINES = (".jsonl", ".jsonl.gz")
 TABLES = (".parquet", ".arrow")
+RUN, RESULTS = "run.json", "results-[0-9]*.jsonl"  # what a run writes: what it is, and what came of each sample
 MAX_ROW_BYTES = 64_000_000  # of a line, with its media in base64
 MAX_LINES = 2_000_000  # of a file, empty ones included; rows of a dataset too
 MAX_WHOLE_BYTES = 1_000_000_000  # of a JSON list, which is read at once
 MAX_BYTES = 16_000_000_000  # of a file's rows, unpacked
 TABLE_ROWS = 64  # that leave a table at once, because each may hold a picture
+MAX_DECODED = 200_000_000  # of a Parquet file's rows that are decoded at once
 
 
 def data_files(path: Path, split: str | None) -> list[Path]:
     """The data files of a path, in order; InputError if there are none.
 
     split: of a directory, only files whose name is it up to the first "-" or "." after it, or whose folder has its
-    name.
+    name. Of a directory, hidden files and folders are passed over, and the results of runs.
     """
     kinds = (*LINES, ".json", *TABLES)
     if path.is_dir():
@@ -44,7 +46,7 @@ def data_files(path: Path, split: str | None) -> list[Path]:
 
 
 def _of_directory(path: Path, split: str | None) -> list[Path]:
-    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith((*LINES, *TABLES)))
+    found = sorted(file for file in path.rglob("*") if _is_data(file, path))
     parts = {file: (file.relative_to(path).parts[:-1], file.name) for file in found}
     named = re.compile(rf"{re.escape(split or '')}[-.]")
     chosen = [f for f, (folders, name) in parts.items() if split is None or named.match(name) or split in folders]
@@ -54,13 +56,23 @@ def _of_directory(path: Path, split: str | None) -> list[Path]:
     return chosen
 
 
+def _is_data(file: Path, root: Path) -> bool:
+    """Whether a file within a directory holds rows: no hidden one, and no results of a run that writes there too."""
+    if not file.name.endswith((*LINES, *TABLES)) or not file.is_file():
+        return False
+    if any(part.startswith(".") for part in file.relative_to(root).parts):
+        return False
+    return not (file.match(RESULTS) and (file.parent / RUN).exists())
+
+
 def rows_of(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
-    """Where each row stands, the folder of its file, and the row; an InputError in place of a row that is no JSON."""
+    """Where each row is, the folder of its file, and the row; an InputError in place of a row that is no JSON."""
     for file in files:
         with _explained(file, "cannot be read"):
             for number, row in _lines(file) if file.name.endswith(LINES) else enumerate(_whole(file), start=1):
                 if number > MAX_LINES:
-                    raise InputError(f"{file} has more than {MAX_LINES:,} rows; read a part of it with a limit")
+                    what = "lines" if file.name.endswith(LINES) else "rows"
+                    raise InputError(f"{file} has more than {MAX_LINES:,} {what}; split it, and evaluate its parts")
                 yield f"{file.name}:{number}", file.parent, row
 
 
@@ -93,9 +105,7 @@ def _lines(file: Path) -> Iterator[tuple[int, Any]]:
             total += len(line)
             if not line:
                 return
-            if len(line) > MAX_ROW_BYTES:
-                remedy = "write one row a line, and large media into files of their own"
-                raise InputError(f"{file}:{number} is longer than {MAX_ROW_BYTES:,} bytes; {remedy}")
+            _check_row(file, number, len(line))
             _check_total(file, total)
             if line.strip():
                 yield number, _parsed(line)
@@ -137,14 +147,33 @@ def _table(file: Path) -> Iterator[Any]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise InputError(f"{file}: reading tables needs pyarrow; pip install 'omni_jax[evaluate]'") from error
-    total = 0
+    total, number = 0, 0
     with _explained(file, "cannot be read as a table"), pa.memory_map(str(file)) as source:
-        batches = pq.ParquetFile(file).iter_batches(TABLE_ROWS) if file.suffix == ".parquet" else _arrow(pa, source)
-        for batch in batches:
+        for batch in _parquet(file, pq) if file.suffix == ".parquet" else _arrow(pa, source):
             total += batch.nbytes
             _check_total(file, total)
             for start in range(0, batch.num_rows, TABLE_ROWS):
-                yield from batch.slice(start, TABLE_ROWS).to_pylist()
+                some = batch.slice(start, TABLE_ROWS)
+                if some.nbytes > MAX_ROW_BYTES:
+                    for row in range(some.num_rows):
+                        _check_row(file, number + row + 1, some.slice(row, 1).nbytes)
+                number += some.num_rows
+                yield from some.to_pylist()
+
+
+def _parquet(file: Path, pq: Any) -> Iterator[Any]:
+    """The batches of a Parquet file, of as few rows as its metadata call for.
+
+    A value that a dictionary holds once may be that of every row, so a row is bounded by its row group alone.
+    """
+    table, number = pq.ParquetFile(file), 0
+    for index in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(index)
+        # Before anything is unpacked: some row is at least as long as the mean.
+        _check_row(file, number + 1, group.total_byte_size // max(group.num_rows, 1))
+        rows = max(1, min(TABLE_ROWS, MAX_DECODED // max(group.total_byte_size, 1)))
+        yield from table.iter_batches(rows, row_groups=[index])
+        number += group.num_rows
 
 
 def _arrow(pa: Any, source: Any) -> Iterator[Any]:
@@ -157,6 +186,12 @@ def _arrow(pa: Any, source: Any) -> Iterator[Any]:
         return (table.get_batch(number) for number in range(table.num_record_batches))
 
 
+def _check_row(file: Path, number: int, size: int) -> None:
+    if size > MAX_ROW_BYTES:
+        remedy = "write one row a line, and large media into files of their own"
+        raise InputError(f"{file}:{number} is longer than {MAX_ROW_BYTES:,} bytes; {remedy}")
+
+
 def _check_total(file: Path, total: int) -> None:
     if total > MAX_BYTES:
-        raise InputError(f"{file} unpacks to more than {MAX_BYTES:,} bytes; split it, or read a part with a limit")
+        raise InputError(f"{file} unpacks to more than {MAX_BYTES:,} bytes; split it, and evaluate its parts")

@@ -7,7 +7,7 @@ The output directory holds
     report.md, *.png, summary.json   when all samples are done (`report`)
 
 A line that was being written when the process died has no end and is cut off; its sample is done again. So is a sample
-that failed, and one whose media have changed since: its new result is one more line (`report.found_of` chooses).
+that failed, and one whose media have changed since: its new result is one more line (`report.current_results` chooses).
 """
 
 import json
@@ -24,32 +24,40 @@ from omni_jax.distributed import meet
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import Share
+from omni_jax.evaluate.rows import RESULTS, RUN
+from omni_jax.evaluate.settings import Settings
 from omni_jax.evaluate.stored import Result, fits, read_all
-from omni_jax.evaluate.tasks import Means, Settings, results
+from omni_jax.evaluate.tasks import Means, results
 from omni_jax.files import read_object, reason_of
 from omni_jax.process import check
 
 # Seconds until every host sees a new file; NFS remembers for a minute, unless told otherwise, that none was there.
 SEEN_SECONDS = 90
 # What a run writes beside its results.
-WRITTEN = ("run.json", "report.md", "summary.json", "lengths.png", "accepted.png", "categories.png")
+WRITTEN = (RUN, "report.md", "summary.json", "lengths.png", "accepted.png", "categories.png")
 AGAIN = "make room and run this again"
 
 
 def try_directory(directory: Path, depends: dict[str, Any]) -> None:
     """Make a directory unless it is there; InputError if it cannot be written or holds the results of another run."""
-    check_writable(directory)
-    if (directory / "run.json").exists():
-        _check_same(directory / "run.json", depends)
-    elif any(directory.glob("results-*.jsonl")):
-        raise InputError(f"{directory} has results but no run.json to say of what; choose another directory")
+    _check_directory(directory, depends)
     read_all(directory)
+
+
+def _check_directory(directory: Path, depends: dict[str, Any]) -> None:
+    """As `try_directory`, without a look at the results."""
+    check_writable(directory)
+    if (directory / RUN).exists():
+        _check_same(directory / RUN, depends)
+    elif any(directory.glob(RESULTS)):
+        raise InputError(f"{directory} has results but no run.json to say of what; choose another directory")
 
 
 def check_writable(directory: Path) -> None:
     """Make a directory unless it is there; InputError unless all that a run writes can be written there."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        # Where a link leads, which may not be there yet.
+        Path(os.path.realpath(directory)).mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=directory):
             pass
         wrong = [path for name in WRITTEN if (path := directory / name).exists() and not path.is_file()]
@@ -83,13 +91,13 @@ class Results:
         self.descriptor: int | None = None
 
     def __enter__(self) -> "Results":
-        try_directory(self.directory, self.depends)
+        _check_directory(self.directory, self.depends)
         try:
             if self.share.reports:
                 _state(self.directory, self.depends)
             meet("stated")
-            _wait_for(self.directory / "run.json")
-            _check_same(self.directory / "run.json", self.depends)
+            _wait_for(self.directory / RUN)
+            _check_same(self.directory / RUN, self.depends)
             if self.share.writes:
                 self.descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
                 _lock(self.descriptor, self.path)
@@ -115,8 +123,8 @@ class Results:
         """The samples that have been scored, but never with the media that they name now."""
         known = {sample.id: sample for sample in samples}
         scored = [one for one in self.held if "error" not in one and one["id"] in known]
-        stand = {one["id"] for one in scored if fits(one, known[one["id"]])}
-        return [known[name] for name in dict.fromkeys(one["id"] for one in scored) if name not in stand]
+        valid = {one["id"] for one in scored if fits(one, known[one["id"]])}
+        return [known[name] for name in dict.fromkeys(one["id"] for one in scored) if name not in valid]
 
     def add(self, result: Result) -> None:
         """Append a result, which is safe on the disk on return, unless another process writes for this one.
@@ -170,7 +178,7 @@ def _unwritable(directory: Path, error: OSError) -> InputError:
 
 def _state(directory: Path, depends: dict[str, Any]) -> None:
     """Write run.json unless it is there."""
-    path = directory / "run.json"
+    path = directory / RUN
     if path.exists():
         return
     write_whole(path, json.dumps(depends, indent=2, ensure_ascii=False) + "\n")
@@ -210,4 +218,5 @@ def _check_same(path: Path, depends: dict[str, Any]) -> None:
         differences = "; ".join(
             f"{name} was {before.get(name)!r}, is {depends.get(name)!r}"[:200] for name in names[:9]
         )
-        raise InputError(f"{path.parent} holds another run ({differences}); choose another directory for this one")
+        remedy = "choose another directory for this one; runs of other versions are not resumed"
+        raise InputError(f"{path.parent} holds another run ({differences}); {remedy}")

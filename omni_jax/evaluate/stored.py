@@ -10,7 +10,7 @@ from typing import Any
 
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
-from omni_jax.evaluate.rows import MAX_ROW_BYTES
+from omni_jax.evaluate.rows import MAX_ROW_BYTES, RESULTS
 from omni_jax.files import parse_json, reason_of
 
 Result = dict[str, Any]
@@ -24,11 +24,15 @@ _DRAFTED = {"round_tokens": list, "round_most": list, "tokens_per_round": _NUMBE
 _SPOKEN = {"audio_seconds": _NUMBER, "compiled": int} | {
     f"{part}_seconds": _NUMBER for part in ("prefill", "decode", "talker", "vocoder")
 }
+# Scores that are counts; what is summed over samples as errors of so many.
+_COUNTS = {"word_errors", "words", "character_errors", "characters", "tokens", "bytes"}
+_RATES = (("word_errors", "words"), ("character_errors", "characters"))
+MOST = 10**15  # of a count, of seconds, and of a score that is a whole number; sums of many are still exact
 
 
 def read_all(directory: Path) -> list[Result]:
     """All results in a directory."""
-    return [result for file in sorted(directory.glob("results-*.jsonl")) for result in read_results(file)]
+    return [result for file in sorted(directory.glob(RESULTS)) for result in read_results(file)]
 
 
 def read_results(file: Path) -> Iterator[Result]:
@@ -40,7 +44,8 @@ def read_results(file: Path) -> Iterator[Result]:
             number = 0
             while (line := lines.readline(MAX_ROW_BYTES)).endswith(b"\n"):
                 number += 1
-                yield _checked(line, f"{file}:{number}")
+                if line.strip():
+                    yield _checked(line, f"{file}:{number}")
             if len(line) == MAX_ROW_BYTES:
                 raise InputError(f"{file}:{number + 1} is longer than {MAX_ROW_BYTES:,} bytes; remove the line")
     except OSError as error:
@@ -48,11 +53,8 @@ def read_results(file: Path) -> Iterator[Result]:
 
 
 def fits(result: Result, sample: Sample) -> bool:
-    """Whether a result of a sample's id was made with the media that the sample names, as they are now.
-
-    Results of earlier versions do not say what their media held, and count.
-    """
-    return result.get("media", sample.media) == sample.media
+    """Whether a result of a sample's id was made with the media that the sample names, as they are now."""
+    return result.get("media", "") == sample.media
 
 
 def _checked(line: bytes, where: str) -> Result:
@@ -60,18 +62,37 @@ def _checked(line: bytes, where: str) -> Result:
         result = parse_json(line, "the line", error=InputError)
         _check(result, _FIELDS, "the result")
         _check(result, {name: kind for name, kind in _OPTIONAL.items() if name in result}, "the result")
-        _check(result["scores"], dict.fromkeys(result["scores"], _NUMBER), "the scores")
+        _check_scores(result["scores"])
         for turn in result.get("turns", ()):
             _check(turn, _TURN, "a turn")
-            stats = turn["stats"]
-            rounds, audio = bool(stats.get("rounds")), bool(stats.get("audio_seconds"))
-            _check(stats, _STATS | (_DRAFTED if rounds else {}) | (_SPOKEN if audio else {}), "the stats")
-            for name in _DRAFTED if rounds else ():
-                _check_numbers(stats[name], name)
+            _check_stats(turn["stats"])
     except InputError as error:
         remedy = "remove the line, and its sample is done again"
         raise InputError(f"{where} is damaged ({error}); {remedy}") from error
     return result
+
+
+def _check_scores(scores: dict[str, Any]) -> None:
+    """Scores are any numbers, NaN and infinities too; counts are amounts, and errors need what they are counted in."""
+    _check(scores, dict.fromkeys(scores, _NUMBER), "'scores'")
+    for name, value in scores.items():
+        _check_amount(value if name in _COUNTS else abs(value) if isinstance(value, int) else 0, name)
+    for errors, size in _RATES:
+        if (errors in scores) != (size in scores):
+            raise InputError(f"'scores' has one of {errors!r} and {size!r}, which go together")
+
+
+def _check_stats(stats: dict[str, Any]) -> None:
+    needed = dict(_STATS)
+    needed |= _DRAFTED if stats.get("rounds") else {}
+    needed |= _SPOKEN if stats.get("audio_seconds") else {}
+    _check(stats, needed, "'stats'")
+    for name in needed:
+        for value in stats[name] if isinstance(stats[name], list) else [stats[name]]:
+            if needed[name] is not str:
+                _check_amount(value, name)
+    if stats.get("rounds") and len(stats["round_tokens"]) != len(stats["round_most"]):
+        raise InputError("'round_tokens' and 'round_most' are of unequal length")
 
 
 def _check(values: Any, needed: Mapping[str, Any], what: str) -> None:
@@ -85,7 +106,9 @@ def _check(values: Any, needed: Mapping[str, Any], what: str) -> None:
             raise InputError(f"{name!r} of {what} is of type {type(values[name]).__name__}")
 
 
-def _check_numbers(values: Any, name: str) -> None:
-    values = values if isinstance(values, list) else [values]
-    if not all(isinstance(value, _NUMBER) and not isinstance(value, bool) for value in values):
+def _check_amount(value: Any, name: str) -> None:
+    if not isinstance(value, _NUMBER) or isinstance(value, bool):
         raise InputError(f"{name!r} holds something that is no number")
+    # NaN compares false.
+    if not 0 <= value <= MOST:
+        raise InputError(f"{name!r} is or holds {str(value)[:24]}, which is no amount")

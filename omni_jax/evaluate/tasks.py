@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -27,7 +27,6 @@ from omni_jax.evaluate.data import Sample, reason
 from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, prepare_choices
 from omni_jax.evaluate.metrics import (
     METRICS,
-    MetricName,
     Recogniser,
     Scores,
     character_errors,
@@ -36,35 +35,13 @@ from omni_jax.evaluate.metrics import (
     word_errors,
 )
 from omni_jax.evaluate.processes import shares_model
+from omni_jax.evaluate.settings import Settings
 from omni_jax.evaluate.stored import Result
+from omni_jax.inputs.batch import Batch
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Messages, Omni, Reply
 
 TASKS = ("generate", "choice", "loglikelihood", "speech", "mt-bench")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that a result depends on, beside sample and model. seed: of the run; `seed_of` gives each sample's."""
-
-    task: str
-    metrics: tuple[MetricName, ...]
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int
-    use_audio_in_video: bool
-    fps: float | None
-    recogniser: str | None
-    speaker: str
-    speech_temperature: float
-    max_frames: int
-    draft_tokens: int | Literal["auto"] | None
-    draft_tree: tuple[int, int] | None
-    draft_sampling: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,17 +159,28 @@ class _Talks:
         failed, self.failed = self.failed, []
         return failed
 
-    def given_up(self) -> list[_Talk]:
+    def take_running(self) -> list[_Talk]:
         """Those that were under way, which are no more."""
         talks, self.under_way = list(self.under_way.values()), {}
         return talks
 
     def _prompt(self, talk: _Talk) -> Prompt:
         omni, settings = self.means.omni, self.means.settings
-        batch = omni.prepare(talk.messages, use_audio_in_video=settings.use_audio_in_video, fps=settings.fps)
+        batch = _prepared(self.means, talk.messages)
         limit = omni.config.thinker.text.max_position_embeddings
         check_context(batch.token_ids.shape[1], settings.max_new_tokens, limit)
         return Prompt(batch, seed_of(settings.seed, talk.sample.id), settings.max_new_tokens)
+
+
+def _prepared(means: Means, messages: Messages) -> Batch:
+    settings = means.settings
+    return means.omni.prepare(
+        messages,
+        use_audio_in_video=settings.use_audio_in_video,
+        fps=settings.fps,
+        media=settings.media.options(),
+        thinking=settings.thinking,
+    )
 
 
 def _generated(means: Means, samples: Sequence[Sample]) -> Iterator[Result]:
@@ -212,7 +200,7 @@ def _answered(means: Means, asked: Sequence[_Talk], slots: int) -> Iterator[Resu
                 if result is not None:
                     yield result
         except Exception as error:
-            under_way = talks.given_up()
+            under_way = talks.take_running()
             if not under_way or _is_anothers(error, means):
                 raise
             if len(asked) == slots == 1:
@@ -228,6 +216,7 @@ def _asked(means: Means, prompts: Iterator[Prompt | None], slots: int) -> Iterat
     return means.omni.generate_many(
         prompts,
         slots=slots,
+        stop=settings.stop,
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
@@ -299,8 +288,7 @@ def _weighed(
 
 
 def _continuations(means: Means, sample: Sample, texts: Sequence[str]) -> list[Continuation]:
-    omni, settings = means.omni, means.settings
-    context = omni.prepare(sample.messages, use_audio_in_video=settings.use_audio_in_video, fps=settings.fps)
+    omni, context = means.omni, _prepared(means, sample.messages)
     several = prepare_choices(omni, context, texts)
     longest, limit = max(len(one.token_ids) for one in several), omni.config.thinker.text.max_position_embeddings
     check_context(context.token_ids.shape[1], longest, limit)
@@ -349,6 +337,7 @@ def _say(means: Means, sample: Sample) -> Reply:
     reply = means.omni.generate(
         sample.messages,
         max_new_tokens=settings.max_new_tokens,
+        stop=settings.stop,
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
@@ -357,6 +346,8 @@ def _say(means: Means, sample: Sample) -> Reply:
         seed=seed_of(settings.seed, sample.id),
         use_audio_in_video=settings.use_audio_in_video,
         fps=settings.fps,
+        media=settings.media.options(),
+        thinking=settings.thinking,
         speech=True,
         speaker=settings.speaker,
         speech_temperature=settings.speech_temperature,

@@ -28,9 +28,10 @@ class StubOmni:
         self.prompts: list[Prompt] = []
 
     def prepare(self, messages: list, **settings: Any) -> Batch:
-        self.asked["prepare"].append(settings)
+        self.asked["prepare"].append(dict(settings))
         if self.processor is not None:
-            self.processor.prepare(messages, **settings)
+            thinking = settings.pop("thinking", None)
+            self.processor.prepare(messages, enable_thinking=thinking, **settings)
         return text_context([ord(letter) for letter in _text(messages)])
 
     def generate_many(self, prompts: Iterator[Prompt | None], *, slots: int, **settings: Any) -> Iterator:

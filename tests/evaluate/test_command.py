@@ -12,6 +12,7 @@ import pytest
 from omni_jax import checkpoint
 from omni_jax.errors import InputError
 from omni_jax.evaluate.command import Evaluate, _drafter_digest, _model_digest, evaluate
+from omni_jax.media_flags import MediaFlags
 from omni_jax.omni import Omni
 from tests.evaluate.test_tasks import results, score, write
 
@@ -79,7 +80,11 @@ def test_equal_prompts_draw_each_for_itself(omnis: Callable[[str], Omni], model:
         ({"temperature": -1.0}, "temperature is -1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"fps": 0.0}, "fps 0"),
+        ({"fps": 0.0}, "'fps' is 0"),
+        ({"media": MediaFlags(nframes=-1)}, "'nframes' is -1"),
+        ({"stop": ("",)}, "stop holds an empty text"),
+        ({"stop": ("a", "<|im_end|>")}, "is no text of a reply"),
+        ({"media": MediaFlags(nframes=4), "fps": 2.0}, "'nframes' and 'fps' contradict"),
         ({"slots": 0}, "slots is 0"),
         ({"slots": -1, "task": "choice"}, "slots is -1"),
         ({"draft_tokens": 99}, "draft_tokens is 99"),
@@ -121,3 +126,16 @@ def test_directories_are_tried_before_the_weights_are_read(
         command = Evaluate(model=model, data=data, output=tmp_path / output, **{"max_new_tokens": 6, **settings})
         with pytest.raises(InputError, match=why):
             evaluate(command, unread)
+
+
+def test_columns_that_are_not_read_are_named_once(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "rows.jsonl", *({"prompt": "Hi", "licence": i, "author": "me"} for i in range(3)))
+    with pytest.raises(InputError, match="seed is -1"):
+        evaluate(Evaluate(model=model, data=data, output=tmp_path / "out", seed=-1), unread)
+    assert capsys.readouterr().err == "columns that are not read: 'author', 'licence'\n"
+    data = write(tmp_path / "rows.jsonl", {"prompt": "Hi", "author": "me"} | {f"c{i}": i for i in range(30)})
+    with pytest.raises(InputError, match="seed is -1"):
+        evaluate(Evaluate(model=model, data=data, output=tmp_path / "out", seed=-1), unread)
+    assert capsys.readouterr().err.endswith(" and 11 more\n")

@@ -1,6 +1,7 @@
 """Datasets: every form of a row, media relative to their file, and rows that cannot be used."""
 
 import gzip
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from omni_jax.errors import InputError
+from omni_jax.evaluate import data as data_module
 from omni_jax.evaluate.data import read_dataset
 
 # Lists in lists that the JSON reader still takes, which follows another limit from Python 3.12 on.
@@ -91,7 +93,7 @@ def test_the_answer_among_numbers(choices: list, answer: Any, index: Any, tmp_pa
         ({"turns": "one"}, "give a list"),
         ({"messages": [{"role": "user"}]}, "message 0 has no 'content'"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "'boss'"),
-        ({"messages": [], "audio": "x"}, "stands beside 'messages'"),
+        ({"messages": [], "audio": "x"}, "is beside 'messages'"),
         ({"prompt": "a", "audio": "nowhere.wav"}, "nowhere.wav does not exist"),
         ({"prompt": "a", "reference": {"b": 1}}, "holds a dict"),
         ({"prompt": "a", "choices": ["x", "y"], "answer": 2}, "'answer' is 2"),
@@ -99,6 +101,12 @@ def test_the_answer_among_numbers(choices: list, answer: Any, index: Any, tmp_pa
         ({"prompt": "a", "id": "1"}, "was used before"),
         ({"prompt": "a", "image": "iVBORw0KGgo" * 99}, "is no path"),
         ({"prompt": "a", "image": "a\0b"}, "null character"),
+        ({"prompt": "a", "audio": {"array": [0.1], "path": None, "sampling_rate": 1}}, "'audio' holds ['array', 's"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio", "audio": {"array": [0.1]}}]}]},
+            "give a path, or",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "image": {}}]}]}, "'image' holds []; give"),
         ({"prompt": "a", "id": "\ud800"}, "no text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]}, "no text"),
         ('{"prompt": ' + "[" * 100_000, "nested too deep"),
@@ -203,3 +211,17 @@ def test_tables_hold_messages_and_media(tmp_path: Path, data_dir: Path, monkeypa
     monkeypatch.setattr(parquet, "ParquetFile", unknown)
     with pytest.raises(InputError, match="cannot be read as a table .*codec"):
         read_dataset(tmp_path / "test-00000-of-00001.parquet")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_reading_that_takes_a_while_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "rows.jsonl", *[{"prompt": "a"}] * 3)
+    for seconds, stream, shown in ((0, Terminal(), True), (60, Terminal(), False), (0, io.StringIO(), False)):
+        monkeypatch.setattr(data_module, "SHOWN_AFTER", seconds)
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert len(read_dataset(path).samples) == 3
+        assert ("reading" in stream.getvalue()) == shown

@@ -293,18 +293,6 @@ def test_media_that_have_changed_are_asked_again(
     assert status_of(asked) == 4 and json.loads(capsys.readouterr().out.splitlines()[-1])["scored"] == 2
 
 
-def test_results_of_earlier_versions_count(asked: list[str], stub: StubOmni, data_dir: Path, tmp_path: Path) -> None:
-    shutil.copy(data_dir / "flower.jpg", tmp_path)
-    data = write(tmp_path / "rows.jsonl", {"prompt": "a", "image": "flower.jpg"})
-    assert status_of([*asked, "--data", str(data)]) == 0
-    file = tmp_path / "out" / "results-00000.jsonl"
-    result = json.loads(file.read_text())
-    del result["media"]
-    file.write_text(json.dumps(result) + "\n")
-    stub.prompts.clear()
-    assert status_of([*asked, "--data", str(data)]) == 0 and not stub.prompts
-
-
 def silent(wave: np.ndarray, rate: int) -> None:
     return None
 

@@ -74,8 +74,8 @@ def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text('{"prompt": "a"}\n' * 3)
     (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a"}] * 3))
     for name, value, file, why in (
-        ("MAX_LINES", 2, "rows.jsonl", "has more than 2 rows; read a part of it with a limit"),
-        ("MAX_LINES", 2, "rows.json", "has more than 2 rows; read a part of it with a limit"),
+        ("MAX_LINES", 2, "rows.jsonl", "has more than 2 lines; split it, and evaluate its parts"),
+        ("MAX_LINES", 2, "rows.json", "has more than 2 rows; split it, and evaluate its parts"),
         ("MAX_BYTES", 40, "rows.jsonl", "unpacks to more than 40 bytes; split it"),
         ("MAX_ROW_BYTES", 10, "rows.jsonl", "rows.jsonl:1 is longer than 10 bytes"),
         ("MAX_WHOLE_BYTES", 10, "rows.json", "more than 10 bytes"),
@@ -88,7 +88,7 @@ def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read_dataset(path).samples) == 3
     path.write_text("\n" * 3 + '{"prompt": "a"}\n')
     monkeypatch.setattr(rows_module, "MAX_LINES", 2)
-    with pytest.raises(InputError, match="has more than 2 rows"):
+    with pytest.raises(InputError, match="has more than 2 lines"):
         read_dataset(path)
 
 
@@ -133,3 +133,55 @@ def test_whatever_a_row_raises_is_its_problem(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(data, "read_row", fail)
     dataset = read_dataset(tmp_path / "rows.jsonl")
     assert len(dataset.samples) == 1 and "no attribute 'x' (AttributeError); repair the row" in dataset.problems[0].why
+
+
+def test_what_is_no_data_in_a_directory(tmp_path: Path) -> None:
+    row = '{"prompt": "a"}\n'
+    data = ("train.jsonl", "more/results-x.jsonl", "other/results-00000.jsonl")
+    hidden = ("._train.jsonl", ".ipynb_checkpoints/train-checkpoint.jsonl", "more/.cache/deep/a.jsonl")
+    results = ("out/results-00000.jsonl", "out/eagle/results-00001.jsonl", "results-00000.jsonl")
+    for name in (*data, *hidden, *results):
+        (tmp_path / ".set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".set" / name).write_text(row)
+    for folder in ("out", "out/eagle", "."):
+        (tmp_path / ".set" / folder / "run.json").write_text("{}")
+    found = rows_module.data_files(tmp_path / ".set", None)
+    assert {str(file.relative_to(tmp_path / ".set")) for file in found} == set(data)
+
+
+@pytest.mark.parametrize("name, dictionary", [("rows.parquet", True), ("rows.parquet", False), ("rows.arrow", False)])
+def test_a_small_table_of_long_rows_takes_little_memory(name: str, dictionary: bool, tmp_path: Path) -> None:
+    """Rows of 70 MB, of which a dictionary holds one for all."""
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"prompt": ["a" * 70_000_000] * 6})
+    if name == "rows.parquet":
+        parquet.write_table(table, tmp_path / name, compression="zstd", use_dictionary=dictionary)
+        assert (tmp_path / name).stat().st_size < 100_000
+    else:
+        with pa.ipc.new_file(str(tmp_path / name), table.schema) as file:
+            file.write_table(table)
+    del table
+    pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(InputError, match=rf"{name}:1 is longer than 64,000,000 bytes; .*files of their own"):
+            read_dataset(tmp_path / name)
+        assert pool.max_memory() < 300_000_000
+    finally:
+        pa.set_memory_pool(usual)
+
+
+def test_long_rows_of_a_table_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"prompt": ["a" * 9] * 99 + ["b" * 2000] + ["c"]})
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=30)
+    monkeypatch.setattr(rows_module, "MAX_DECODED", 700)
+    assert len(read_dataset(tmp_path / "rows.parquet").samples) == 101
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 1000)
+    with pytest.raises(InputError, match=r"rows\.parquet:100 is longer than 1,000 bytes"):
+        read_dataset(tmp_path / "rows.parquet")
+    parquet.write_table(pa.table({"prompt": ["a", "b" * 5000]}), tmp_path / "rows.parquet", row_group_size=1)
+    with pytest.raises(InputError, match=r"rows\.parquet:2 is longer than 1,000 bytes"):
+        read_dataset(tmp_path / "rows.parquet")

@@ -11,7 +11,7 @@ import pytest
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Dataset, Problem, Sample
 from omni_jax.evaluate.processes import Share, share
-from omni_jax.evaluate.report import found_of, summary_of, write_report
+from omni_jax.evaluate.report import current_results, summary_of, write_report
 from omni_jax.evaluate.run import Results, read_all
 
 ALONE = share(0, 1, own_model=True)
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_a_sample(tmp_path: Pat
     assert file.read_bytes() == (whole / "results-00000.jsonl").read_bytes()
     dataset = Dataset(SAMPLES, [Problem("f:3", "no | JSON")], "0")
     for path in (directory, whole):
-        found = found_of(dataset, read_all(path))
+        found = current_results(dataset, read_all(path))
         write_report(path, summary_of("t", dataset, found), dataset, found, {"task": "t"})
     assert (directory / "report.md").read_text() == (whole / "report.md").read_text()
     assert (directory / "summary.json").read_text() == (whole / "summary.json").read_text()
@@ -81,7 +81,7 @@ def test_a_report_says_what_the_results_say(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     dataset = Dataset(SAMPLES, [Problem("f:3", "no | JSON")], "0")
     held = [*map(result, SAMPLES[:0:-1]), {"id": "0", "category": "a", "scores": {}, "error": "silent"}]
-    found = found_of(dataset, held)
+    found = current_results(dataset, held)
     summary = summary_of("t", dataset, found)
     assert (summary["scored"], summary["failed"], summary["rows_skipped"]) == (11, 1, 1)
     assert summary["scores"]["exact"] == pytest.approx(6 / 11)
@@ -100,7 +100,7 @@ def test_reports_are_of_the_dataset_in_its_order(tmp_path: Path) -> None:
     failed = [{"id": str(i), "category": "a", "scores": {}, "error": f"wrong {i}"} for i in (1, 0, 11)]
     held = [*failed, *map(result, SAMPLES[10:1:-1])]
     fewer = Dataset(SAMPLES[:4], [], "0")
-    found = found_of(fewer, held)
+    found = current_results(fewer, held)
     assert [one["id"] for one in found] == ["0", "1", "2", "3"]
     write_report(tmp_path, summary_of("t", fewer, found), fewer, found, {"task": "t"})
     report = (tmp_path / "report.md").read_text()
@@ -110,7 +110,7 @@ def test_reports_are_of_the_dataset_in_its_order(tmp_path: Path) -> None:
 
 def test_reports_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset(SAMPLES, [], "0")
-    found = found_of(dataset, map(result, SAMPLES))
+    found = current_results(dataset, map(result, SAMPLES))
     write_report(tmp_path, summary_of("t", dataset, found), dataset, found, {"task": "t"})
     before = {name: (tmp_path / name).read_text() for name in ("report.md", "summary.json")}
 
@@ -127,7 +127,9 @@ def test_reports_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_directories_that_are_refused(tmp_path: Path) -> None:
     with Results(tmp_path / "run", {"task": "t", "seed": 1}, ALONE):
         pass
-    with pytest.raises(InputError, match=r"holds another run \(seed was 1, is 2; top_k was None, is 3\)"):
+    with pytest.raises(
+        InputError, match=r"holds another run \(seed was 1, is 2; top_k was None, is 3\); .*other versions"
+    ):
         Results(tmp_path / "run", {"task": "t", "seed": 2, "top_k": 3}, ALONE).__enter__()
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
@@ -142,6 +144,16 @@ def test_directories_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "results-00000.jsonl").write_text(f'{whole}\n{{"id":\n{whole}\n')
     with pytest.raises(InputError, match=r"results-00000\.jsonl:2 is damaged"):
         Results(tmp_path / "run", {"task": "t", "seed": 1}, ALONE).__enter__()
+
+
+def test_a_link_that_leads_nowhere_yet_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("deep/run")
+    with Results(tmp_path / "link", {}, ALONE) as written:
+        written.add(result(SAMPLES[1]))
+    assert read_all(tmp_path / "deep" / "run") == [result(SAMPLES[1])]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="loop cannot be written"):
+        Results(tmp_path / "loop", {}, ALONE).__enter__()
 
 
 def test_processes_share_samples_or_run_all_of_them(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ import omni_jax
 from omni_jax import checkpoint, distributed
 from omni_jax.errors import InputError
 from omni_jax.evaluate import command as command_module
-from omni_jax.evaluate import tasks
+from omni_jax.evaluate import stored, tasks
 from omni_jax.evaluate.command import Evaluate
 from omni_jax.evaluate.loglikelihood import Scored
+from omni_jax.evaluate.settings import Settings
 from omni_jax.evaluate.stored import read_all
-from omni_jax.evaluate.tasks import Settings, seed_of
+from omni_jax.evaluate.tasks import seed_of
 from omni_jax.omni import Omni
 from tests.evaluate.stub import StubOmni
 from tests.evaluate.test_failures import hear, status_of
@@ -109,9 +110,10 @@ DRAWING = [
     ("top_p", "0.75", 0.75),
     ("min_p", "0.125", 0.125),
     ("repetition_penalty", "1.5", 1.5),
+    ("stop", "END", ["END"]),
 ]
 SPOKEN = [("speaker", "vera", "vera"), ("speech_temperature", "0.25", 0.25), ("max_frames", "17", 17)]
-PREPARED = [("fps", "3.0", 3.0), ("use_audio_in_video", "", True)]
+PREPARED = [("fps", "3.0", 3.0), ("use_audio_in_video", "", True), ("thinking", "False", False)]
 
 
 def flag(name: str, text: str) -> list[str]:
@@ -143,6 +145,15 @@ def test_how_media_are_read(name: str, text: str, value: Any, task: str, run: Ru
         return json.loads(got)
 
     assert seen(run(*flags)) != value == seen(run(*flags, *flag(name, text)))
+
+
+@pytest.mark.parametrize("task", ["generate", "speech", "loglikelihood"])
+def test_options_of_media(task: str, run: Run) -> None:
+    flags = (*SPEAK[2:], "--task", task)
+    method = "generate" if task == "speech" else "prepare"
+    for more, want in (((), {}), (("--nframes", "4", "--max-video-frames", "9"), {"nframes": 4, "max_frames": 9})):
+        calls = [call["media"] for call in run(*flags, *more).stub.asked[method] if call]
+        assert calls and all(call == want for call in calls)
 
 
 @pytest.mark.parametrize("method, flags", [("generate_many", ()), ("generate", SPEAK)], ids=["text", "speech"])
@@ -214,6 +225,25 @@ def test_what_is_read(run: Run, tmp_path: Path, model: Path) -> None:
     assert run().loaded["path"] == model and run("--model", str(tmp_path / "no")).status == 3
 
 
+def test_results_are_read_three_times(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the weights are, once no other run writes there, and for the report."""
+    read, seen = stored.read_results, []
+    monkeypatch.setattr(stored, "read_results", lambda file: seen.append(file) or read(file))
+    output = run().output
+    seen.clear()
+    assert run("--output", str(output)).status == 4 and len(seen) == 3
+
+
+def test_results_among_the_data_are_no_data(run: Run, tmp_path: Path) -> None:
+    """A run goes on that writes into a folder of its dataset, or beside its files."""
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "rows.jsonl", ROWS[0], ROWS[1])
+    for output in (tmp_path / "set" / "out", tmp_path / "set"):
+        for _ in range(2):
+            seen = run("--data", str(tmp_path / "set"), "--output", str(output))
+            assert seen.status == 0 and [result["id"] for result in read_all(output)] == ["a", "b"]
+
+
 def test_fatal_stops_at_a_sample_that_fails(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", ROWS[0], {"prompt": "x" * 10**5, "reference": "a"}, {**ROWS[1], "id": "d"})
     assert len(run("--slots", "1").results) == 3
@@ -266,6 +296,7 @@ def test_results_depend_on_every_setting(run: Run, drafters: Callable[[str, str]
         **{name: flag(name, text) for name, text, _ in (*DRAWING, *PREPARED)},
         **{name: [*SPEAK, *flag(name, text)] for name, text, _ in SPOKEN[1:]},
         "seed": ["--seed", "1"],
+        "media": ["--nframes", "4"],
         "max_new_tokens": ["--max-new-tokens", "3"],
         "metrics": ["--metric", "exact"],
         "task": ["--task", "mt-bench"],
@@ -290,7 +321,7 @@ TESTED = {
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "speaker", "speech_temperature", "max_frames",
     "fps", "use_audio_in_video", "drafter", "draft_tokens", "draft_tree", "draft_sampling", "max_new_tokens", "seed",
     "slots", "task", "metric", "limit", "fatal", "data", "split", "output", "model", "recogniser", "dtype", "mesh",
-    "json", "distributed", "coordinator", "processes", "process",
+    "stop", "media", "thinking", "json", "distributed", "coordinator", "processes", "process",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 from omni_jax.errors import InputError
 from omni_jax.evaluate import plots
 from omni_jax.evaluate.data import Dataset, Sample
-from omni_jax.evaluate.report import found_of, summary_of, write_report
+from omni_jax.evaluate.report import current_results, summary_of, write_report
 from omni_jax.evaluate.run import Results, try_directory
 from omni_jax.evaluate.stored import read_all
 from tests.evaluate.test_run import ALONE, SAMPLES, result
@@ -36,6 +36,7 @@ def test_what_runs_write_is_read(tmp_path: Path) -> None:
         result(SAMPLES[3]),
         {"id": "4", "category": "", "scores": {}, "error": "why", "media": "00"},
         {"id": "5", "category": "", "scores": {"log_likelihood": float("-inf"), "tokens": 3}},
+        {"id": "6", "category": "", "scores": {"word_errors": 0.0, "words": 0.0, "log_likelihood": -1e300}},
         with_stats(**SPOKEN),
         changed(more="fields that later versions may add"),
         changed(id="\udc80"),
@@ -54,9 +55,9 @@ def test_what_runs_write_is_read(tmp_path: Path) -> None:
     (changed(id=3), "'id' of the result is of type int"),
     (changed(category=None), "'category' of the result is of type NoneType"),
     (changed(scores=[1]), "'scores' of the result is of type list"),
-    (changed(scores={"exact": "1"}), "'exact' of the scores is of type str"),
-    (changed(scores={"exact": True}), "'exact' of the scores is of type bool"),
-    (changed(scores={"exact": [1]}), "'exact' of the scores is of type list"),
+    (changed(scores={"exact": "1"}), "'exact' of 'scores' is of type str"),
+    (changed(scores={"exact": True}), "'exact' of 'scores' is of type bool"),
+    (changed(scores={"exact": [1]}), "'exact' of 'scores' is of type list"),
     (changed(error={}), "'error' of the result is of type dict"),
     (changed(media=1), "'media' of the result is of type int"),
     (changed(turns="no"), "'turns' of the result is of type str"),
@@ -64,13 +65,29 @@ def test_what_runs_write_is_read(tmp_path: Path) -> None:
     (changed(turns=[{}]), "a turn has no 'text'"),
     (changed(turns=[{"text": "a", "token_ids": []}]), "a turn has no 'stats'"),
     (changed(turns=[{"text": "a", "token_ids": [], "stats": []}]), "'stats' of a turn is of type list"),
-    (with_stats(new_tokens=None), "the stats has no 'new_tokens'"),
-    (with_stats(new_tokens="9"), "'new_tokens' of the stats is of type str"),
-    (with_stats(finish_reason=1), "'finish_reason' of the stats is of type int"),
-    (with_stats(round_tokens=None), "the stats has no 'round_tokens'"),
+    (with_stats(new_tokens=None), "'stats' has no 'new_tokens'"),
+    (with_stats(new_tokens="9"), "'new_tokens' of 'stats' is of type str"),
+    (with_stats(finish_reason=1), "'finish_reason' of 'stats' is of type int"),
+    (with_stats(round_tokens=None), "'stats' has no 'round_tokens'"),
     (with_stats(round_most=["4"]), "'round_most' holds something that is no number"),
-    (with_stats(tokens_per_round="1"), "'tokens_per_round' of the stats is of type str"),
-    (with_stats(audio_seconds=1.0), "the stats has no 'compiled'"),
+    (with_stats(tokens_per_round="1"), "'tokens_per_round' of 'stats' is of type str"),
+    (with_stats(audio_seconds=1.0), "'stats' has no 'compiled'"),
+    (changed(scores={"word_errors": 1.0}), "'scores' has one of 'word_errors' and 'words', which go together"),
+    (changed(scores={"characters": 1.0}), "one of 'character_errors' and 'characters'"),
+    (changed(scores={"exact": 10**310}), "'exact' is or holds 1000000000"),
+    (changed(scores={"exact": -(10**310)}), "'exact' is or holds 1000000000"),
+    (changed(scores={"words": -3, "word_errors": 0}), "'words' is or holds -3, which is no amount"),
+    (changed(scores={"log_likelihood": -1.0, "tokens": float("nan")}), "'tokens' is or holds nan"),
+    (with_stats(new_tokens=-1), "'new_tokens' is or holds -1, which is no amount"),
+    (with_stats(new_tokens=10**310), "'new_tokens' is or holds 1000"),
+    (with_stats(round_tokens=[1]), "'round_tokens' and 'round_most' are of unequal length"),
+    (with_stats(round_tokens=[-1]), "'round_tokens' is or holds -1"),
+    (with_stats(round_tokens=[10**310]), "'round_tokens' is or holds 1000"),
+    (with_stats(round_most=[[1]]), "'round_most' holds something that is no number"),
+    (with_stats(tokens_per_round=float("nan")), "'tokens_per_round' is or holds nan"),
+    (with_stats(**SPOKEN | {"talker_seconds": float("nan")}), "'talker_seconds' is or holds nan"),
+    (with_stats(**SPOKEN | {"audio_seconds": float("inf")}), "'audio_seconds' is or holds inf"),
+    (with_stats(**SPOKEN | {"compiled": -1}), "'compiled' is or holds -1"),
     ('{"id": "1", "id": "2"}', "occurs twice"),
     ('{"id": ' + "[" * 100_000, "nested too deep"),
     ('{"id": ' + "9" * 5000 + "}", "5000 digits"),
@@ -86,6 +103,19 @@ def test_lines_that_are_no_results(line: Any, why: str, tmp_path: Path) -> None:
     message = str(raised.value)
     assert f"{file}:2 is damaged (" in message and why in message and "remove the line, and its sample" in message
     assert not OPAQUE.search(message)
+
+
+def test_blank_lines_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    with Results(tmp_path, {}, ALONE) as written:
+        written.add(result(SAMPLES[1]))
+    file = tmp_path / "results-00000.jsonl"
+    (tmp_path / "results-old.jsonl").write_text(file.read_text() + "no result\n")
+    file.write_text(f"\n{file.read_text()} \n\r\n")
+    try_directory(tmp_path, {})
+    assert read_all(tmp_path) == [result(SAMPLES[1])]
+    file.unlink()
+    (tmp_path / "run.json").unlink()
+    try_directory(tmp_path, {})
 
 
 def _folder(path: Path) -> None:
@@ -134,7 +164,9 @@ def test_samples_that_failed_are_done_again_and_written_once(tmp_path: Path) -> 
         written.add(result(SAMPLES[2]))
     with Results(tmp_path, {}, ALONE) as written:
         assert not written.left(SAMPLES[:3])
-    assert found_of(Dataset(SAMPLES[:3], [], ""), read_all(tmp_path)) == [result(sample) for sample in SAMPLES[:3]]
+    assert current_results(Dataset(SAMPLES[:3], [], ""), read_all(tmp_path)) == [
+        result(sample) for sample in SAMPLES[:3]
+    ]
 
 
 def test_of_several_results_the_one_that_counts() -> None:
@@ -150,10 +182,10 @@ def test_of_several_results_the_one_that_counts() -> None:
         ([failed, old], [failed]),
         ([old, stale], []),
         ([failed, failed | {"error": "never"}], [failed | {"error": "never"}]),
-        ([score], [score]),
+        ([score], []),
         ([score | {"id": "b"}], []),
     ):
-        assert found_of(Dataset([sample], [], ""), lines) == want
+        assert current_results(Dataset([sample], [], ""), lines) == want
 
 
 CATEGORIES = ["$\\frac$", "$x^", "a_b{", "\x00\x07", "x" * 100_000, "你好", "|", "_", "\n"]
