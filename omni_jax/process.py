@@ -243,17 +243,17 @@ def _end(status: int) -> NoReturn:
 
 
 def _written(status: int) -> int:
-    """The status, once all that was printed is out; a failure to print replaces success."""
+    """The status, once all that was printed is out; a failure to print replaces success only."""
     sys.stdout.flush()
     failure = sys.stdout.failure if isinstance(sys.stdout, Output) else None
-    if failure is not None and status in (0, UNSCORED):
-        status = UNREAD
-        if not isinstance(failure, BrokenPipeError):
-            reason = (failure.strerror or str(failure)).lower()
-            print(
-                f"{_process.name}: standard output cannot be written ({reason}); make room, or send it elsewhere",
-                file=sys.stderr,
-            )
-            status = BAD_INPUT
+    left = isinstance(failure, BrokenPipeError)
+    if failure is not None and not left:
+        reason = (failure.strerror or str(failure)).lower()
+        print(
+            f"{_process.name}: standard output cannot be written ({reason}); make room, or send it elsewhere",
+            file=sys.stderr,
+        )
     sys.stderr.flush()
-    return status
+    if failure is None or status:
+        return status
+    return UNREAD if left else BAD_INPUT

@@ -276,9 +276,15 @@ def test_streams_that_cannot_be_written(stream: str, opened: Callable[[], int], 
     assert (tmp_path / "asked").read_text() == "written"
 
 
-def test_a_failure_is_not_hidden_by_a_broken_stream(tmp_path: Path) -> None:
-    descriptor = no_reader()
-    assert ended(begin(tmp_path, WRITES.format(status=4), stdout=descriptor))[0] == 4
+@pytest.mark.parametrize(
+    "opened, said", [(no_reader, ""), (lambda: os.open("/dev/full", os.O_WRONLY), BROKEN)], ids=["no reader", "full"]
+)
+@pytest.mark.parametrize("status", [1, 3, 4])
+def test_a_failure_is_not_hidden_by_a_broken_stream(
+    status: int, opened: Callable[[], int], said: str, tmp_path: Path
+) -> None:
+    descriptor = opened()
+    assert ended(begin(tmp_path, WRITES.format(status=status), stdout=descriptor)) == (status, "", "progress\n" + said)
     os.close(descriptor)
 
 
