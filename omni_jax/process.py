@@ -5,8 +5,10 @@ thread: inside a callback or destructor of a C++ library an exception is swallow
 interrupt ends the process with one line and status 130, unless the main thread is in a `finishing` block; then the
 process ends at the next `check`, or at the end of the block. The second interrupt ends it at once.
 
-Streams. Printing never raises. Characters that a terminal cannot encode are replaced. A stream that cannot be written
-drops the rest, and the exit status reports it. So a broken pipe never keeps a command from writing its files.
+Streams. A line is out once it is printed, whatever standard output is: at an interrupt nothing can be flushed, since
+the main thread may hold the stream, or wait for a pipe that nobody reads. Printing never raises. Characters that a
+terminal cannot encode are replaced. A stream that cannot be written drops the rest, and the exit status reports it. So
+a broken pipe never keeps a command from writing its files.
 
 Ends. The process leaves by `os._exit`: while the interpreter shuts down, libraries with threads of their own may crash.
 """
@@ -21,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 FAILED, BAD_INPUT, UNSCORED, INTERRUPTED, UNREAD = 1, 3, 4, 130, 141
 # Seconds after which a process that is still finishing what it has begun says that it was interrupted.
@@ -34,9 +36,12 @@ class Output(io.TextIOWrapper):
     failure: OSError | None = None
 
     def write(self, text: str, /) -> int:
-        """Write as far as possible."""
+        """Write as far as possible; at once if Python was told not to buffer."""
         try:
-            return super().write(text)
+            written = super().write(text)
+            if self.write_through:
+                super().flush()
+            return written
         except OSError as error:
             self.failure = self.failure or error
             return len(text)
@@ -129,7 +134,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 def answer_on(descriptor: int) -> None:
     """Let standard output be another file descriptor, open for writing."""
-    sys.stdout = _stream(descriptor, "replace", sys.stdout.encoding)
+    sys.stdout = _stream(descriptor, "replace", sys.stdout)
 
 
 def before_failing(farewell: Callable[[], None]) -> None:
@@ -143,8 +148,8 @@ def _open_streams() -> None:
     for _ in closed:
         os.open(os.devnull, os.O_RDWR)
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
-    sys.stdout = sys.__stdout__ = _stream(1, "replace", sys.stdout and sys.stdout.encoding)
-    sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace", sys.stderr and sys.stderr.encoding)
+    sys.stdout = sys.__stdout__ = _stream(1, "replace", sys.stdout)
+    sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace", sys.stderr)
     if 1 in closed:
         print(f"{_process.name}: standard output is closed; send it to a file, or to {os.devnull}", file=sys.stderr)
         _end(BAD_INPUT)
@@ -157,9 +162,11 @@ def _is_open(descriptor: int) -> bool:
     return False
 
 
-def _stream(descriptor: int, errors: str, encoding: str | None) -> Output:
-    buffer = os.fdopen(descriptor, "wb", closefd=False)
-    return Output(buffer, encoding, errors, line_buffering=descriptor == 2 or os.isatty(descriptor))
+def _stream(descriptor: int, errors: str, before: TextIO | None) -> Output:
+    """A stream in the place of another, with its encoding and, as with `python -u`, without a buffer."""
+    buffer, encoding = os.fdopen(descriptor, "wb", closefd=False), before and before.encoding
+    unbuffered = getattr(before, "write_through", False)
+    return Output(buffer, encoding, errors, line_buffering=True, write_through=unbuffered)
 
 
 def _await_interrupts() -> None:
@@ -236,6 +243,7 @@ def _end(status: int) -> NoReturn:
         with suppress(BaseException):
             _process.farewell()
     elif status != INTERRUPTED:
+        sys.stdout.flush()  # What is called next may take long, and be interrupted.
         atexit._run_exitfuncs()
     if status != INTERRUPTED:
         status = _written(status)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,65 @@ def main():
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     assert ended(process) == (130, "", ONE_LINE)
+
+
+FINISHING = """
+    with process.finishing():
+        Path('ready').touch()
+        time.sleep(30)
+"""
+AT_EXIT = "    import atexit; atexit.register(lambda: (Path('ready').touch(), time.sleep(30)))\n"
+
+
+@pytest.mark.parametrize(
+    "printed, then, unbuffered",
+    [
+        ("the answer\n", FINISHING, ""),
+        ("the answer\n", "    " + SLEEP.format("    "), ""),
+        ("no whole line", AT_EXIT, ""),
+        ("no whole line", "    " + SLEEP.format("    "), "1"),
+    ],
+    ids=["finishing", "main", "leaving", "unbuffered"],
+)
+def test_an_interrupt_loses_nothing_that_was_printed(printed: str, then: str, unbuffered: str, tmp_path: Path) -> None:
+    source = f"def main():\n    print({printed!r}, end='')\n{then}"
+    with (tmp_path / "out").open("w") as out:
+        process = begin(tmp_path, source, stdout=out, env={"PYTHONUNBUFFERED": unbuffered})
+        interrupt(process, tmp_path)
+        if then == FINISHING:
+            assert process.stderr is not None and "again" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+        assert ended(process)[0] == 130
+    assert (tmp_path / "out").read_text() == printed
+
+
+def test_an_interrupt_ends_a_command_whose_output_is_not_read(tmp_path: Path) -> None:
+    """The main thread holds the stream, and waits for the pipe."""
+    source = """
+import threading
+
+def main():
+    threading.Timer(0.2, Path('ready').touch).start()
+    print('x' * 100_000)
+"""
+    with full_pipe() as writing:
+        process = begin(tmp_path, source, stdout=writing)
+        interrupt(process, tmp_path)
+        assert ended(process) == (130, "", ONE_LINE)
+
+
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """The writing end of a pipe that has no room left, and is not read."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    yield writing
+    os.close(reading)
+    os.close(writing)
 
 
 def test_a_job_that_ignores_interrupts_goes_on(tmp_path: Path) -> None:
