@@ -222,16 +222,24 @@ def _wait(reading: int, seconds: float | None = None) -> bool:
 
 
 def _say(*notes: str) -> None:
-    """Say once that the process was interrupted. Straight to the descriptor: the main thread may hold the stream."""
-    if not _process.saying.acquire(timeout=QUIET_SECONDS):
-        return  # Nobody reads what is being said.
-    if not _process.said:
+    """Say once that the process was interrupted, waiting no longer than QUIET_SECONDS for somebody to read it."""
+    with _process.saying:
+        if _process.said:
+            return
         _process.said = True
         bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
         begun = "\n" if len(bars) or os.isatty(2) else ""
-        with suppress(OSError):
-            os.write(2, f"{begun}{'; '.join([f'{_process.name}: interrupted', *notes])}\n".encode())
-    _process.saying.release()
+        line = f"{begun}{'; '.join([f'{_process.name}: interrupted', *notes])}\n"
+        # In a thread that may wait for ever: room in a pipe may be gone as soon as it is seen.
+        writer = threading.Thread(target=_write_error, args=(line,), daemon=True)
+        writer.start()
+        writer.join(QUIET_SECONDS)
+
+
+def _write_error(text: str) -> None:
+    """Write straight to the descriptor: the main thread may hold the stream."""
+    with suppress(OSError):
+        os.write(2, text.encode(errors="backslashreplace"))
 
 
 def _end(status: int) -> NoReturn:

@@ -262,6 +262,18 @@ def main():
         assert ended(process) == (130, "", ONE_LINE)
 
 
+@pytest.mark.parametrize("source, times", [("def main():\n    " + SLEEP.format("    "), 1), (FINISHES, 2)])
+def test_an_interrupt_ends_a_command_whose_errors_are_not_read(source: str, times: int, tmp_path: Path) -> None:
+    with full_pipe() as writing:
+        process = begin(tmp_path, source.format(note="it takes long", each="pass"), stderr=writing)
+        for _ in range(times):
+            interrupt(process, tmp_path)
+            time.sleep(0.1)  # Interrupts that come at once may be one.
+        start = time.monotonic()
+        assert ended(process)[:2] == (130, "")
+        assert time.monotonic() - start < 10
+
+
 @contextmanager
 def full_pipe() -> Iterator[int]:
     """The writing end of a pipe that has no room left, and is not read."""
