@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = "program: interrupted\n"
+# Processes that the test under way has begun.
+BEGUN: list[subprocess.Popen] = []
 READY = "from pathlib import Path\nfrom omni_jax import process\nimport gc, os, sys, time\n"
 
 
@@ -28,7 +30,17 @@ def begin(folder: Path, source: str, *, closed: str = "", **options: Any) -> sub
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
+    BEGUN.append(subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes))
+    return BEGUN[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Kill what a test that failed has begun."""
+    yield
+    while BEGUN:
+        with BEGUN.pop() as process:
+            process.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +59,18 @@ def ended(process: subprocess.Popen) -> tuple[int, str, str]:
 
 def interrupt(process: subprocess.Popen, folder: Path) -> None:
     """Interrupt a process as soon as it is ready."""
-    until = time.monotonic() + 20
-    while not (folder / "ready").exists():
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.005)
+    wait_for(folder / "ready", process)
     process.send_signal(signal.SIGINT)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Wait for a file that a process makes."""
+    until = time.monotonic() + 20
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > until:
+            process.kill()
+            pytest.fail(f"no {path.name}: {process.communicate()}")
+        time.sleep(0.005)
 
 
 SLEEP = "Path('ready').touch()\n{0}time.sleep(30)\n"
@@ -211,8 +230,7 @@ def main():
         (tmp_path / name).unlink()
     process = begin(tmp_path, source.format(seconds=30))
     interrupt(process, tmp_path)
-    while not (tmp_path / "farewell").exists():
-        time.sleep(0.005)
+    wait_for(tmp_path / "farewell", process)
     process.send_signal(signal.SIGINT)
     assert ended(process) == (130, "", ONE_LINE)
 
@@ -290,8 +308,16 @@ def full_pipe() -> Iterator[int]:
 
 def test_a_job_that_ignores_interrupts_goes_on(tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process = begin(tmp_path, "def main():\n    Path('ready').touch(); time.sleep(0.3); print('done')")
+    source = """
+def main():
+    Path('ready').touch()
+    while not Path('sent').exists():
+        time.sleep(0.005)
+    print('done')
+"""
+    process = begin(tmp_path, source)
     interrupt(process, tmp_path)
+    (tmp_path / "sent").touch()
     assert ended(process) == (0, "done\n", "")
 
 
@@ -300,14 +326,17 @@ def test_a_forked_child_is_an_ordinary_process(tmp_path: Path) -> None:
 import signal
 
 def main():
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            os.write(writing, b'.')
             time.sleep(30)
         except KeyboardInterrupt:
             os._exit(7)
         os._exit(8)
-    time.sleep(0.3)
+    os.close(writing)
+    os.read(reading, 1)
     os.kill(child, signal.SIGINT)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 """
@@ -342,7 +371,8 @@ def no_reader() -> int:
 )
 def test_streams_that_cannot_be_written(stream: str, opened: Callable[[], int], want: Any, tmp_path: Path) -> None:
     descriptor = opened()
-    status, out, err = ended(begin(tmp_path, WRITES.format(status=0), **{stream: descriptor}))
+    streams: dict[str, Any] = {stream: descriptor}
+    status, out, err = ended(begin(tmp_path, WRITES.format(status=0), **streams))
     os.close(descriptor)
     assert (status, out) == want[:2] and want[2] in err and len(err.splitlines()) <= 2
     assert (tmp_path / "asked").read_text() == "written"
