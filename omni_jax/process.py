@@ -5,8 +5,10 @@ thread: inside a callback or destructor of a C++ library an exception is swallow
 interrupt ends the process with one line and status 130, unless the main thread is in a `finishing` block; then the
 process ends at the next `check`, or at the end of the block. The second interrupt ends it at once.
 
-Streams. Printing never raises. Characters that a terminal cannot encode are replaced. A stream that cannot be written
-drops the rest, and the exit status reports it. So a broken pipe never keeps a command from writing its files.
+Streams. A line is out once it is printed, whatever standard output is: at an interrupt nothing can be flushed, since
+the main thread may hold the stream, or wait for a pipe that nobody reads. Printing never raises. Characters that a
+terminal cannot encode are replaced. A stream that cannot be written drops the rest, and the exit status reports it. So
+a broken pipe never keeps a command from writing its files.
 
 Ends. The process leaves by `os._exit`: while the interpreter shuts down, libraries with threads of their own may crash.
 """
@@ -21,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 FAILED, BAD_INPUT, UNSCORED, INTERRUPTED, UNREAD = 1, 3, 4, 130, 141
 # Seconds after which a process that is still finishing what it has begun says that it was interrupted.
@@ -34,9 +36,12 @@ class Output(io.TextIOWrapper):
     failure: OSError | None = None
 
     def write(self, text: str, /) -> int:
-        """Write as far as possible."""
+        """Write as far as possible; at once if Python was told not to buffer."""
         try:
-            return super().write(text)
+            written = super().write(text)
+            if self.write_through:
+                super().flush()
+            return written
         except OSError as error:
             self.failure = self.failure or error
             return len(text)
@@ -129,7 +134,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 def answer_on(descriptor: int) -> None:
     """Let standard output be another file descriptor, open for writing."""
-    sys.stdout = _stream(descriptor, "replace", sys.stdout.encoding)
+    sys.stdout = _stream(descriptor, "replace", sys.stdout)
 
 
 def before_failing(farewell: Callable[[], None]) -> None:
@@ -143,8 +148,8 @@ def _open_streams() -> None:
     for _ in closed:
         os.open(os.devnull, os.O_RDWR)
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
-    sys.stdout = sys.__stdout__ = _stream(1, "replace", sys.stdout and sys.stdout.encoding)
-    sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace", sys.stderr and sys.stderr.encoding)
+    sys.stdout = sys.__stdout__ = _stream(1, "replace", sys.stdout)
+    sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace", sys.stderr)
     if 1 in closed:
         print(f"{_process.name}: standard output is closed; send it to a file, or to {os.devnull}", file=sys.stderr)
         _end(BAD_INPUT)
@@ -157,9 +162,11 @@ def _is_open(descriptor: int) -> bool:
     return False
 
 
-def _stream(descriptor: int, errors: str, encoding: str | None) -> Output:
-    buffer = os.fdopen(descriptor, "wb", closefd=False)
-    return Output(buffer, encoding, errors, line_buffering=descriptor == 2 or os.isatty(descriptor))
+def _stream(descriptor: int, errors: str, before: TextIO | None) -> Output:
+    """A stream in the place of another, with its encoding and, as with `python -u`, without a buffer."""
+    buffer, encoding = os.fdopen(descriptor, "wb", closefd=False), before and before.encoding
+    unbuffered = getattr(before, "write_through", False)
+    return Output(buffer, encoding, errors, line_buffering=True, write_through=unbuffered)
 
 
 def _await_interrupts() -> None:
@@ -215,16 +222,24 @@ def _wait(reading: int, seconds: float | None = None) -> bool:
 
 
 def _say(*notes: str) -> None:
-    """Say once that the process was interrupted. Straight to the descriptor: the main thread may hold the stream."""
-    if not _process.saying.acquire(timeout=QUIET_SECONDS):
-        return  # Nobody reads what is being said.
-    if not _process.said:
+    """Say once that the process was interrupted, waiting no longer than QUIET_SECONDS for somebody to read it."""
+    with _process.saying:
+        if _process.said:
+            return
         _process.said = True
         bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
         begun = "\n" if len(bars) or os.isatty(2) else ""
-        with suppress(OSError):
-            os.write(2, f"{begun}{'; '.join([f'{_process.name}: interrupted', *notes])}\n".encode())
-    _process.saying.release()
+        line = f"{begun}{'; '.join([f'{_process.name}: interrupted', *notes])}\n"
+        # In a thread that may wait for ever: room in a pipe may be gone as soon as it is seen.
+        writer = threading.Thread(target=_write_error, args=(line,), daemon=True)
+        writer.start()
+        writer.join(QUIET_SECONDS)
+
+
+def _write_error(text: str) -> None:
+    """Write straight to the descriptor: the main thread may hold the stream."""
+    with suppress(OSError):
+        os.write(2, text.encode(errors="backslashreplace"))
 
 
 def _end(status: int) -> NoReturn:
@@ -236,6 +251,7 @@ def _end(status: int) -> NoReturn:
         with suppress(BaseException):
             _process.farewell()
     elif status != INTERRUPTED:
+        sys.stdout.flush()  # What is called next may take long, and be interrupted.
         atexit._run_exitfuncs()
     if status != INTERRUPTED:
         status = _written(status)
@@ -243,17 +259,17 @@ def _end(status: int) -> NoReturn:
 
 
 def _written(status: int) -> int:
-    """The status, once all that was printed is out; a failure to print replaces success."""
+    """The status, once all that was printed is out; a failure to print replaces success only."""
     sys.stdout.flush()
     failure = sys.stdout.failure if isinstance(sys.stdout, Output) else None
-    if failure is not None and status in (0, UNSCORED):
-        status = UNREAD
-        if not isinstance(failure, BrokenPipeError):
-            reason = (failure.strerror or str(failure)).lower()
-            print(
-                f"{_process.name}: standard output cannot be written ({reason}); make room, or send it elsewhere",
-                file=sys.stderr,
-            )
-            status = BAD_INPUT
+    left = isinstance(failure, BrokenPipeError)
+    if failure is not None and not left:
+        reason = (failure.strerror or str(failure)).lower()
+        print(
+            f"{_process.name}: standard output cannot be written ({reason}); make room, or send it elsewhere",
+            file=sys.stderr,
+        )
     sys.stderr.flush()
-    return status
+    if failure is None or status:
+        return status
+    return UNREAD if left else BAD_INPUT

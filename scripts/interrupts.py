@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -27,6 +29,8 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_cou
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
 NOISE = ("Traceback", "Exception ignored", "Fatal Python", "Segmentation", "Error")
 SAMPLES = 6
+# Seconds after which a process that has not ended is killed.
+LIMIT = 300
 
 
 @dataclass(frozen=True)
@@ -51,24 +55,28 @@ def run(arguments: list[str], seconds: float | None = None, again: float | None 
     """Run Python, interrupt it after `seconds` if given, and `again` seconds later."""
     # A shell lets what it runs in the background ignore interrupts, and processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    # The thread that answers interrupts is the second.
-    while process.poll() is None and len(os.listdir(f"/proc/{process.pid}/task")) < 2:
-        time.sleep(0.001)
-    start = time.monotonic()
-    for wait in (seconds, again):
-        if wait is not None:
-            time.sleep(wait)
-            process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
-    return Ended(process.returncode, err, time.monotonic() - start)
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, *arguments], env=ENVIRONMENT, start_new_session=True, **pipes) as process:
+        try:
+            # The thread that answers interrupts is the second.
+            while process.poll() is None and _threads(process) < 2:
+                time.sleep(0.001)
+            start = time.monotonic()
+            for wait in (seconds, again):
+                if wait is not None:
+                    time.sleep(wait)
+                    process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=LIMIT)
+            return Ended(process.returncode, err, time.monotonic() - start)
+        finally:
+            process.kill()
+
+
+def _threads(process: subprocess.Popen) -> int:
+    """How many threads a process has; 0 if it ends just now."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return len(os.listdir(f"/proc/{process.pid}/task"))
+    return 0
 
 
 def fault(ended: Ended) -> str | None:

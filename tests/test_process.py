@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = "program: interrupted\n"
+# Processes that the test under way has begun.
+BEGUN: list[subprocess.Popen] = []
 READY = "from pathlib import Path\nfrom omni_jax import process\nimport gc, os, sys, time\n"
 
 
@@ -27,7 +30,17 @@ def begin(folder: Path, source: str, *, closed: str = "", **options: Any) -> sub
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
+    BEGUN.append(subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes))
+    return BEGUN[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Kill what a test that failed has begun."""
+    yield
+    while BEGUN:
+        with BEGUN.pop() as process:
+            process.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +59,18 @@ def ended(process: subprocess.Popen) -> tuple[int, str, str]:
 
 def interrupt(process: subprocess.Popen, folder: Path) -> None:
     """Interrupt a process as soon as it is ready."""
-    until = time.monotonic() + 20
-    while not (folder / "ready").exists():
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.005)
+    wait_for(folder / "ready", process)
     process.send_signal(signal.SIGINT)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Wait for a file that a process makes."""
+    until = time.monotonic() + 20
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > until:
+            process.kill()
+            pytest.fail(f"no {path.name}: {process.communicate()}")
+        time.sleep(0.005)
 
 
 SLEEP = "Path('ready').touch()\n{0}time.sleep(30)\n"
@@ -210,16 +230,94 @@ def main():
         (tmp_path / name).unlink()
     process = begin(tmp_path, source.format(seconds=30))
     interrupt(process, tmp_path)
-    while not (tmp_path / "farewell").exists():
-        time.sleep(0.005)
+    wait_for(tmp_path / "farewell", process)
     process.send_signal(signal.SIGINT)
     assert ended(process) == (130, "", ONE_LINE)
 
 
+FINISHING = """
+    with process.finishing():
+        Path('ready').touch()
+        time.sleep(30)
+"""
+AT_EXIT = "    import atexit; atexit.register(lambda: (Path('ready').touch(), time.sleep(30)))\n"
+
+
+@pytest.mark.parametrize(
+    "printed, then, unbuffered",
+    [
+        ("the answer\n", FINISHING, ""),
+        ("the answer\n", "    " + SLEEP.format("    "), ""),
+        ("no whole line", AT_EXIT, ""),
+        ("no whole line", "    " + SLEEP.format("    "), "1"),
+    ],
+    ids=["finishing", "main", "leaving", "unbuffered"],
+)
+def test_an_interrupt_loses_nothing_that_was_printed(printed: str, then: str, unbuffered: str, tmp_path: Path) -> None:
+    source = f"def main():\n    print({printed!r}, end='')\n{then}"
+    with (tmp_path / "out").open("w") as out:
+        process = begin(tmp_path, source, stdout=out, env={"PYTHONUNBUFFERED": unbuffered})
+        interrupt(process, tmp_path)
+        if then == FINISHING:
+            assert process.stderr is not None and "again" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+        assert ended(process)[0] == 130
+    assert (tmp_path / "out").read_text() == printed
+
+
+def test_an_interrupt_ends_a_command_whose_output_is_not_read(tmp_path: Path) -> None:
+    """The main thread holds the stream, and waits for the pipe."""
+    source = """
+import threading
+
+def main():
+    threading.Timer(0.2, Path('ready').touch).start()
+    print('x' * 100_000)
+"""
+    with full_pipe() as writing:
+        process = begin(tmp_path, source, stdout=writing)
+        interrupt(process, tmp_path)
+        assert ended(process) == (130, "", ONE_LINE)
+
+
+@pytest.mark.parametrize("source, times", [("def main():\n    " + SLEEP.format("    "), 1), (FINISHES, 2)])
+def test_an_interrupt_ends_a_command_whose_errors_are_not_read(source: str, times: int, tmp_path: Path) -> None:
+    with full_pipe() as writing:
+        process = begin(tmp_path, source.format(note="it takes long", each="pass"), stderr=writing)
+        for _ in range(times):
+            interrupt(process, tmp_path)
+            time.sleep(0.1)  # Interrupts that come at once may be one.
+        start = time.monotonic()
+        assert ended(process)[:2] == (130, "")
+        assert time.monotonic() - start < 10
+
+
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """The writing end of a pipe that has no room left, and is not read."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    yield writing
+    os.close(reading)
+    os.close(writing)
+
+
 def test_a_job_that_ignores_interrupts_goes_on(tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process = begin(tmp_path, "def main():\n    Path('ready').touch(); time.sleep(0.3); print('done')")
+    source = """
+def main():
+    Path('ready').touch()
+    while not Path('sent').exists():
+        time.sleep(0.005)
+    print('done')
+"""
+    process = begin(tmp_path, source)
     interrupt(process, tmp_path)
+    (tmp_path / "sent").touch()
     assert ended(process) == (0, "done\n", "")
 
 
@@ -228,14 +326,17 @@ def test_a_forked_child_is_an_ordinary_process(tmp_path: Path) -> None:
 import signal
 
 def main():
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            os.write(writing, b'.')
             time.sleep(30)
         except KeyboardInterrupt:
             os._exit(7)
         os._exit(8)
-    time.sleep(0.3)
+    os.close(writing)
+    os.read(reading, 1)
     os.kill(child, signal.SIGINT)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 """
@@ -270,15 +371,22 @@ def no_reader() -> int:
 )
 def test_streams_that_cannot_be_written(stream: str, opened: Callable[[], int], want: Any, tmp_path: Path) -> None:
     descriptor = opened()
-    status, out, err = ended(begin(tmp_path, WRITES.format(status=0), **{stream: descriptor}))
+    streams: dict[str, Any] = {stream: descriptor}
+    status, out, err = ended(begin(tmp_path, WRITES.format(status=0), **streams))
     os.close(descriptor)
     assert (status, out) == want[:2] and want[2] in err and len(err.splitlines()) <= 2
     assert (tmp_path / "asked").read_text() == "written"
 
 
-def test_a_failure_is_not_hidden_by_a_broken_stream(tmp_path: Path) -> None:
-    descriptor = no_reader()
-    assert ended(begin(tmp_path, WRITES.format(status=4), stdout=descriptor))[0] == 4
+@pytest.mark.parametrize(
+    "opened, said", [(no_reader, ""), (lambda: os.open("/dev/full", os.O_WRONLY), BROKEN)], ids=["no reader", "full"]
+)
+@pytest.mark.parametrize("status", [1, 3, 4])
+def test_a_failure_is_not_hidden_by_a_broken_stream(
+    status: int, opened: Callable[[], int], said: str, tmp_path: Path
+) -> None:
+    descriptor = opened()
+    assert ended(begin(tmp_path, WRITES.format(status=status), stdout=descriptor)) == (status, "", "progress\n" + said)
     os.close(descriptor)
 
 
