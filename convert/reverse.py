@@ -56,7 +56,8 @@ def reverse_checkpoint(
     needed = sum(entry.nbytes for entry in entries.values())
     with finishing(), publish(destination, needed=needed) as partial, ExitStack() as stack:
         for path in metadata_files(source):
-            shutil.copyfile(path, partial / path.name)
+            if not manifest.files or path.name in manifest.files:
+                shutil.copyfile(path, partial / path.name)
         places: dict[str, tuple[int, int]] = {}
         for file, names in shards.items():
             descriptor = os.open(partial / file, os.O_CREAT | os.O_WRONLY, 0o644)

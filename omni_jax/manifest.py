@@ -12,7 +12,7 @@ Loading compares the sizes of all files and the hashes of the small ones, `conve
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -32,6 +32,14 @@ MARKER, PARTIAL = (
 )  # in a directory that is being written, and such a one within its destination
 METADATA_SUFFIXES = (".json", ".jinja", ".txt")
 MAX_METADATA_BYTES = 64 << 20
+# The small files that loading looks for: one that is added changes what is loaded. Other additions do no harm.
+LOADED = (
+    *("config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"),
+    *("special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
+    *("preprocessor_config.json", "processor_config.json"),
+)
+# What file managers leave in every folder that they show; hidden files are passed over anyway.
+JUNK = ("Thumbs.db", "desktop.ini")
 SMALL_BYTES = 1 << 20  # files up to this size are hashed whenever a checkpoint is loaded
 THREADS = 8
 AGAIN = "the checkpoint is damaged: copy it again, or convert it again"
@@ -109,10 +117,17 @@ def own_hash(values: dict[str, Any]) -> str:
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
     """Size and hash of every file of a checkpoint but for the manifest."""
-    names = sorted(_names(directory))
-    with ThreadPoolExecutor(THREADS) as pool:
-        hashes = pool.map(lambda name: _hash(directory / name), names)
-        return {n: FileRecord((directory / n).stat().st_size, h) for n, h in zip(names, hashes, strict=True)}
+    return _records(directory, _names(directory))
+
+
+def _records(directory: Path, names: Iterable[str]) -> dict[str, FileRecord]:
+    names = sorted(names)
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            hashes = pool.map(lambda name: _hash(directory / name), names)
+            return {n: FileRecord((directory / n).stat().st_size, h) for n, h in zip(names, hashes, strict=True)}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or directory}: cannot be read ({reason_of(error)})") from None
 
 
 def differences(directory: Path, files: dict[str, FileRecord], most: float) -> Iterator[tuple[str, str]]:
@@ -140,22 +155,39 @@ def differences(directory: Path, files: dict[str, FileRecord], most: float) -> I
 
 
 def surplus(directory: Path, manifest: Manifest) -> list[str]:
-    """Files that the manifest does not know, of the kinds that loading reads; none for a manifest without files."""
-    found = [p.relative_to(directory).as_posix() for p in metadata_files(directory)]
-    found += [name for name in _names(directory) if name.startswith(f"{PARAMS}/")]
-    return sorted(name for name in found if manifest.files and name not in manifest.files)
+    """Files that loading would read and the manifest does not know; none for a manifest without files."""
+    if not manifest.files:
+        return []
+    found = [name for name in LOADED if os.path.lexists(directory / name)]
+    return sorted(name for name in [*found, *_array_names(directory)] if name not in manifest.files)
+
+
+def unnamed(directory: Path, manifest: Manifest) -> list[str]:
+    """Files and folders of a checkpoint that are not hidden and were not written with it."""
+    small = manifest.files or [path.name for path in metadata_files(directory)]
+    known = {MANIFEST, PARAMS, *JUNK, *small}
+    found = [name for name in os.listdir(directory) if name not in known and not name.startswith(".")]
+    return sorted(found) + surplus(directory, manifest)
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether a directory holds a manifest of a checkpoint, complete or damaged; other programs use the name too."""
+    try:
+        values = parse_json(read_bytes(directory / MANIFEST), MANIFEST)
+    except CheckpointError:
+        return False
+    return isinstance(values, dict) and {"format", "leaves"} <= values.keys()
 
 
 def identity(directory: Path) -> str:
     """A hash that says which model a checkpoint is: equal for two conversions of the same files, not of others."""
     manifest = read_manifest(directory)
-    try:
-        files = manifest.files or record_files(directory)
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
-    if all(leaf.sha256 for leaf in manifest.leaves.values()):
-        # Where several processes wrote a checkpoint, none saw its arrays whole: then the files count.
-        files = {name: record for name, record in files.items() if not name.startswith(f"{PARAMS}/")}
+    known = [name for name in LOADED if (directory / name).is_file()]
+    if not all(leaf.sha256 for leaf in manifest.leaves.values()):
+        # Where several processes wrote a checkpoint, none saw its arrays whole: then their files count.
+        known += manifest.array_files() or _array_names(directory)
+    files = {name: record for name, record in manifest.files.items() if name in known}
+    files = files if manifest.files else _records(directory, known)
     return own_hash({"leaves": asdict(manifest)["leaves"], "files": {n: r.sha256 for n, r in files.items()}})
 
 
@@ -178,11 +210,24 @@ def metadata_files(directory: Path) -> list[Path]:
 
 
 def _names(directory: Path) -> Iterator[str]:
-    """Relative paths of all files but the manifest and hidden ones."""
-    for path in directory.rglob("*"):
-        name = path.relative_to(directory)
-        if name.as_posix() != MANIFEST and not any(part.startswith(".") for part in name.parts) and path.is_file():
-            yield name.as_posix()
+    """Relative paths of a checkpoint's files but the manifest and hidden ones."""
+    for path in directory.iterdir():
+        if path.name != MANIFEST and path.name not in JUNK and not path.name.startswith(".") and path.is_file():
+            yield path.name
+    yield from _array_names(directory)
+
+
+def _array_names(directory: Path) -> list[str]:
+    """Relative paths of the files that the arrays lie in; the folder may be a link to another disk."""
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(f"{error.filename}: cannot be read ({reason_of(error)})") from None
+
+    root, names = os.path.realpath(directory / PARAMS), []
+    for folder, _, files in os.walk(root, onerror=refuse):
+        names += [os.path.relpath(os.path.join(folder, file), root) for file in files if file not in JUNK]
+    plain = (name.replace(os.sep, "/") for name in names)
+    return sorted(f"{PARAMS}/{name}" for name in plain if not any(part.startswith(".") for part in name.split("/")))
 
 
 def _hash(path: Path) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from convert import MismatchError, convert_checkpoint, verify_checkpoint
-from omni_jax import checkpoint
+from convert import MismatchError, convert_checkpoint, reverse_checkpoint, verify_checkpoint
+from omni_jax import checkpoint, manifest
 from omni_jax.errors import CheckpointError
+from omni_jax.inputs import settings, template, vocabulary
 from omni_jax.loading import load
-from omni_jax.manifest import MANIFEST, PARAMS, SMALL_BYTES, identity, read_manifest
+from omni_jax.manifest import LOADED, MANIFEST, PARAMS, SMALL_BYTES, identity, read_manifest, record_files
 from tests.convert.conftest import as_first_format, edit_manifest
 
 FLIPS = 40
@@ -125,6 +126,34 @@ def test_files_that_were_not_there(damaged: Path) -> None:
         verify_checkpoint(damaged)
 
 
+def test_additions_that_change_nothing(damaged: Path, ours: Path, tmp_path: Path) -> None:
+    """Notes, licences and results beside a checkpoint; what file managers leave within it."""
+    for name in ("LICENSE.txt", "notes.txt", "eval.json", "chat_notes.jinja", "Thumbs.db", f"{PARAMS}/Thumbs.db"):
+        (damaged / name).write_text("mine")
+    (damaged / "eval" / "more").mkdir(parents=True)
+    (damaged / "eval" / "more" / "run.json").write_text("{}")
+    assert load(damaged, parts=("code2wav",)).params.keys() == {"code2wav"}
+    assert verify_checkpoint(damaged) == 485 and identity(damaged) == identity(ours)
+    reverse_checkpoint(damaged, tmp_path / "back")
+    assert not (tmp_path / "back" / "notes.txt").exists() and (tmp_path / "back" / "tokenizer.json").exists()
+
+
+def test_the_names_that_loading_looks_for() -> None:
+    files = (vocabulary.SAVED, vocabulary.TOKENS, vocabulary.MERGES, vocabulary.SETTINGS, vocabulary.ADDED)
+    files += (template.JINJA, template.TEMPLATE, template.SETTINGS, settings.FILE, settings.SAVED)
+    assert {*files, "config.json", "special_tokens_map.json"} == {*LOADED}
+
+
+def test_arrays_on_another_disk(damaged: Path, tmp_path: Path) -> None:
+    (damaged / PARAMS).rename(tmp_path / "disk")
+    (damaged / PARAMS).symlink_to(tmp_path / "disk")
+    assert verify_checkpoint(damaged) == 485
+    assert record_files(damaged) == read_manifest(damaged).files
+    (damaged / PARAMS / "more").write_text("")
+    with pytest.raises(MismatchError, match="\n    params/more was not written with it"):
+        verify_checkpoint(damaged)
+
+
 def test_identity(ours: Path, damaged: Path, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     """Equal for two conversions, whose files have other names, and for the first format; not for another model."""
     again = tmp_path / "again"
@@ -135,3 +164,12 @@ def test_identity(ours: Path, damaged: Path, checkpoints: Callable[[str], Path],
     assert identity(again) != identity(ours)
     (damaged / "chat_template.jinja").write_text("{{ messages }}")
     assert identity(damaged) != identity(ours)
+
+
+def test_identity_reads_no_arrays(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, real = [], manifest._hash
+    monkeypatch.setattr(manifest, "_hash", lambda path: read.append(path.name) or real(path))
+    (damaged / "notes.txt").write_text("mine")
+    before = identity(damaged)
+    assert not read and identity(as_first_format(damaged)) == before
+    assert "config.json" in read and {*read} <= {*LOADED}
