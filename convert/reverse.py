@@ -7,7 +7,6 @@ beforehand; nothing is collected in memory. Stored hashes are checked on the way
 import json
 import os
 import re
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -18,7 +17,8 @@ import numpy as np
 from convert.source import DTYPE_NAMES, INDEX
 from convert.verify import MismatchError, rows_of, take_all
 from omni_jax.errors import CheckpointError
-from omni_jax.manifest import metadata_files, read_manifest
+from omni_jax.files import user_path
+from omni_jax.manifest import copy_metadata, metadata_files, read_manifest
 from omni_jax.process import finishing
 from omni_jax.publish import publish
 
@@ -44,7 +44,7 @@ def reverse_checkpoint(
 
     shard_bytes: most bytes of tensors in a file, at least one tensor each. MismatchError when data is damaged.
     """
-    source = Path(source).absolute()
+    source = user_path(source, "the source").absolute()
     manifest = read_manifest(source)
     entries = {
         name: Entry(np.dtype(manifest.leaves[leaf.path].dtype), place.shape)
@@ -55,9 +55,8 @@ def reverse_checkpoint(
     shards = _shards(entries, shard_bytes)
     needed = sum(entry.nbytes for entry in entries.values())
     with finishing(), publish(destination, needed=needed) as partial, ExitStack() as stack:
-        for path in metadata_files(source):
-            if not manifest.files or path.name in manifest.files:
-                shutil.copyfile(path, partial / path.name)
+        small = [p for p in metadata_files(source) if not manifest.files or p.name in manifest.files]
+        copy_metadata(small, partial)
         places: dict[str, tuple[int, int]] = {}
         for file, names in shards.items():
             descriptor = os.open(partial / file, os.O_CREAT | os.O_WRONLY, 0o644)

@@ -21,7 +21,7 @@ from convert.keymap import table
 from convert.layout import Index, Leaf
 from omni_jax.checkpoint import read_config
 from omni_jax.errors import CheckpointError
-from omni_jax.files import reason_of
+from omni_jax.files import reason_of, user_path
 from omni_jax.manifest import PARAMS, LeafRecord, Manifest, differences, read_manifest, surplus
 
 
@@ -44,7 +44,7 @@ Read = Callable[[Index], tuple[np.ndarray, list[Taken]]]
 
 def verify_checkpoint(directory: str | Path, progress: bool = False) -> int:
     """Check every tensor and file and return how many tensors were compared; MismatchError lists those that differ."""
-    directory = Path(directory).absolute()
+    directory = user_path(directory, "the checkpoint").absolute()
     manifest = read_manifest(directory)
     _check(directory, "files", differences(directory, manifest.small_files(), inf))
     _check(directory, "files", differences(directory, manifest.array_files(), 0))

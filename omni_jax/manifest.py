@@ -134,6 +134,7 @@ def differences(directory: Path, files: dict[str, FileRecord], most: float) -> I
     """Files of a checkpoint that are not what was recorded, each with what is wrong with it.
 
     most: the largest size, in bytes, of a file that is hashed; of larger ones only the size is compared.
+    CheckpointError for a file that the user may not read.
     """
 
     def wrong(name: str) -> str | None:
@@ -145,6 +146,10 @@ def differences(directory: Path, files: dict[str, FileRecord], most: float) -> I
             return None if size > most or _hash(directory / name) == record.sha256 else "differs from what was written"
         except FileNotFoundError:
             return "is missing"
+        except PermissionError:
+            raise CheckpointError(
+                f"{directory / name}: cannot be read (permission denied); ask its owner to let you read it"
+            ) from None
         except OSError as error:
             return f"cannot be read ({reason_of(error)})"
 
@@ -194,19 +199,24 @@ def identity(directory: Path) -> str:
 def metadata_files(directory: Path) -> list[Path]:
     """The small JSON, template and text files of a model; never weights, indices, manifests, code or hidden files."""
     try:
-        paths = sorted(directory.iterdir())
+        return [
+            path
+            for path in sorted(directory.iterdir())
+            if path.suffix in METADATA_SUFFIXES
+            and not path.name.startswith(".")
+            and not path.name.endswith(".safetensors.index.json")
+            and path.name != MANIFEST
+            and path.is_file()
+            and path.stat().st_size <= MAX_METADATA_BYTES
+        ]
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
-    return [
-        path
-        for path in paths
-        if path.suffix in METADATA_SUFFIXES
-        and not path.name.startswith(".")
-        and not path.name.endswith(".safetensors.index.json")
-        and path.name != MANIFEST
-        and path.is_file()
-        and path.stat().st_size <= MAX_METADATA_BYTES
-    ]
+
+
+def copy_metadata(paths: list[Path], directory: Path) -> None:
+    """Copy small files; CheckpointError names one that cannot be read."""
+    for path in paths:
+        (directory / path.name).write_bytes(read_bytes(path, most=MAX_METADATA_BYTES))
 
 
 def _names(directory: Path) -> Iterator[str]:
@@ -300,6 +310,8 @@ def _diagnosis(directory: Path) -> str:
         names = [path.name for path in directory.iterdir()]
     except OSError as error:
         return f"cannot be read ({reason_of(error)})"
+    if MANIFEST in names:
+        return "cannot be read (permission denied); ask its owner to let you read it"
     if MARKER in names or os.path.exists(directory / PARTIAL / MARKER):
         return "an unfinished conversion; run it again"
     if any(name.endswith(".safetensors") for name in names):

@@ -1,15 +1,19 @@
 """A checkpoint knows its own files: every changed bit is noticed, and models are told apart."""
 
+import errno
+import io
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from convert import MismatchError, convert_checkpoint, reverse_checkpoint, verify_checkpoint
 from omni_jax import checkpoint, manifest
-from omni_jax.errors import CheckpointError
+from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs import settings, template, vocabulary
 from omni_jax.loading import load
 from omni_jax.manifest import LOADED, MANIFEST, PARAMS, SMALL_BYTES, identity, read_manifest, record_files
@@ -173,3 +177,61 @@ def test_identity_reads_no_arrays(damaged: Path, monkeypatch: pytest.MonkeyPatch
     before = identity(damaged)
     assert not read and identity(as_first_format(damaged)) == before
     assert "config.json" in read and {*read} <= {*LOADED}
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files that may not be read."""
+    names: set[str] = set()
+    opened = (io.open, os.open)
+
+    def guarded(call: Callable) -> Callable:
+        def guard(path: Any, *more: Any, **named: Any) -> Any:
+            if not isinstance(path, int) and os.path.basename(path) in names:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return call(path, *more, **named)
+
+        return guard
+
+    monkeypatch.setattr(io, "open", guarded(opened[0]))
+    monkeypatch.setattr(os, "open", guarded(opened[1]))
+    return names
+
+
+def test_files_that_may_not_be_read(
+    ours: Path, checkpoints: Callable[[str], Path], tmp_path: Path, forbidden: set[str]
+) -> None:
+    """They are not damaged, and the destination is not at fault."""
+    forbidden.add("generation_config.json")
+    path = "generation_config.json: cannot be read .permission denied.; ask its owner"
+    for act in (load, verify_checkpoint):
+        with pytest.raises(CheckpointError, match=f"{ours}/{path}"):
+            act(ours)
+    for act, source in ((convert_checkpoint, checkpoints("small")), (reverse_checkpoint, ours)):
+        with pytest.raises(CheckpointError, match=f"{source}/{path}"):
+            act(source, tmp_path / "copy")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_folders_that_may_not_be_read(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def guard(path: Any) -> Any:
+        if os.path.basename(path) == PARAMS:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guard)
+    for act in (load, verify_checkpoint):
+        with pytest.raises(CheckpointError, match="params: cannot be read .permission denied"):
+            act(damaged)
+
+
+def test_paths_of_every_kind(ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(ours.parent))
+    assert verify_checkpoint("~/small") == 485 == reverse_checkpoint("~/small", tmp_path / "back")
+    assert set(checkpoint.restore("~/small", ("code2wav",))) == {"code2wav"}
+    nothing: Any = None
+    for act in (verify_checkpoint, checkpoint.restore, lambda path: reverse_checkpoint(path, tmp_path / "more")):
+        with pytest.raises(InputError, match="NoneType; give a path"):
+            act(nothing)
