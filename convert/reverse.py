@@ -20,7 +20,7 @@ from omni_jax.errors import CheckpointError
 from omni_jax.files import user_path
 from omni_jax.manifest import copy_metadata, metadata_files, read_manifest
 from omni_jax.process import finishing
-from omni_jax.publish import publish
+from omni_jax.publish import place_of, publish
 
 SHARD_BYTES = 5_000_000_000
 
@@ -38,11 +38,16 @@ class Entry:
 
 
 def reverse_checkpoint(
-    source: str | Path, destination: str | Path, shard_bytes: int = SHARD_BYTES, progress: bool = False
+    source: str | Path,
+    destination: str | Path,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = False,
+    overwrite: bool = False,
 ) -> int:
     """Write the converted checkpoint `source` as safetensors and JSON into `destination`; return the tensors written.
 
-    shard_bytes: most bytes of tensors in a file, at least one tensor each. MismatchError when data is damaged.
+    shard_bytes: most bytes of tensors in a file, at least one tensor each. overwrite: replace a converted checkpoint,
+    but never the source. MismatchError when data is damaged.
     """
     source = user_path(source, "the source").absolute()
     manifest = read_manifest(source)
@@ -53,8 +58,10 @@ def reverse_checkpoint(
         for name, place in leaf.placements(index)
     }
     shards = _shards(entries, shard_bytes)
+    if place_of(destination).final in (source.resolve(), *source.resolve().parents):
+        raise CheckpointError(f"{destination}: holds the checkpoint that is to be converted; choose another name")
     needed = sum(entry.nbytes for entry in entries.values())
-    with finishing(), publish(destination, needed=needed) as partial, ExitStack() as stack:
+    with finishing(), publish(destination, overwrite, needed) as partial, ExitStack() as stack:
         small = [p for p in metadata_files(source) if not manifest.files or p.name in manifest.files]
         copy_metadata(small, partial)
         places: dict[str, tuple[int, int]] = {}
