@@ -53,7 +53,7 @@ def convert_checkpoint(
     with finishing(), publish(destination, overwrite, needed) as partial:
         copy_metadata(small, partial)
         leaves = _write_params(opened, made, partial, allow_nonfinite, progress)
-        manifest = write_manifest(partial, leaves)
+        manifest = write_manifest(partial, leaves, progress)
         if verify:
             verify_checkpoint(partial, progress)
         else:

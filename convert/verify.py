@@ -58,7 +58,7 @@ def verify_checkpoint(directory: str | Path, progress: bool = False) -> int:
     except CheckpointError:
         _check(directory, "files", differences(directory, manifest.files, inf))
         raise
-    _check(directory, f"of {checked:,} tensors", wrong)
+    _check(directory, f"of {checked:,} tensors, those", wrong)
     _check(directory, "files", differences(directory, manifest.files, inf))
     return checked
 
@@ -67,7 +67,7 @@ def sample_checkpoint(directory: Path, manifest: Manifest) -> None:
     """Open a checkpoint and compare the first block of each array with its hashes; MismatchError names what differs."""
     with opened(directory, manifest) as arrays:
         first = [taken for leaf, read in arrays for taken in read(next(leaf.indices()))[1]]
-    _check(directory, "of the first tensors", [(taken.name, "") for taken in first if taken.intact is False])
+    _check(directory, "of the first tensors, those", [(taken.name, "") for taken in first if taken.intact is False])
 
 
 def _check(directory: Path, kind: str, found: Iterable[tuple[str, str]]) -> None:
@@ -76,7 +76,8 @@ def _check(directory: Path, kind: str, found: Iterable[tuple[str, str]]) -> None
     if wrong:
         shown = "".join(wrong[:10]) + ("\n    ..." if len(wrong) > 10 else "")
         raise MismatchError(
-            f"{directory}: {len(wrong):,} {kind} are not what was written; copy or convert the checkpoint again:{shown}"
+            f"{directory}: {kind} that differ from what was written: {len(wrong):,}; copy or convert the checkpoint "
+            f"again:{shown}"
         )
 
 

@@ -12,7 +12,7 @@ Loading compares the sizes of all files and the hashes of the small ones, `conve
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -23,6 +23,7 @@ import numpy as np
 
 from omni_jax.errors import CheckpointError
 from omni_jax.files import parse_json, read_bytes, reason_of
+from omni_jax.process import check
 
 FORMAT, FORMATS = 2, (1, 2)
 MANIFEST, PARAMS = "manifest.json", "params"
@@ -41,7 +42,7 @@ LOADED = (
 # What file managers leave in every folder that they show; hidden files are passed over anyway.
 JUNK = ("Thumbs.db", "desktop.ini")
 SMALL_BYTES = 1 << 20  # files up to this size are hashed whenever a checkpoint is loaded
-THREADS = 8
+THREADS, PIECE_BYTES = 8, 1 << 20
 AGAIN = "the checkpoint is damaged: copy it again, or convert it again"
 
 
@@ -95,11 +96,14 @@ def read_manifest(directory: str | Path) -> Manifest:
     return manifest
 
 
-def write_manifest(directory: Path, leaves: dict[str, LeafRecord]) -> Manifest:
-    """Write and return the manifest of a directory whose other files are complete, and flush it to the disk."""
+def write_manifest(directory: Path, leaves: dict[str, LeafRecord], progress: bool = False) -> Manifest:
+    """Write and return the manifest of a directory whose other files are complete, and flush it to the disk.
+
+    progress: a bar on stderr while all files are read.
+    """
     from omni_jax import __version__
 
-    manifest = Manifest(leaves, record_files(directory))
+    manifest = Manifest(leaves, record_files(directory, progress))
     values: dict[str, Any] = {"format": FORMAT, "omni_jax": __version__, **asdict(manifest)}
     values["sha256"] = own_hash(values)
     with (directory / MANIFEST).open("w") as stream:
@@ -115,17 +119,23 @@ def own_hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def record_files(directory: Path) -> dict[str, FileRecord]:
+def record_files(directory: Path, progress: bool = False) -> dict[str, FileRecord]:
     """Size and hash of every file of a checkpoint but for the manifest."""
-    return _records(directory, _names(directory))
+    return _records(directory, _names(directory), progress)
 
 
-def _records(directory: Path, names: Iterable[str]) -> dict[str, FileRecord]:
+def _records(directory: Path, names: Iterable[str], progress: bool = False) -> dict[str, FileRecord]:
+    from tqdm import tqdm
+
     names = sorted(names)
     try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            hashes = pool.map(lambda name: _hash(directory / name), names)
-            return {n: FileRecord((directory / n).stat().st_size, h) for n, h in zip(names, hashes, strict=True)}
+        sizes = [(directory / name).stat().st_size for name in names]
+        with (
+            tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="hash", disable=not progress) as bar,
+            ThreadPoolExecutor(THREADS) as pool,
+        ):
+            hashes = pool.map(lambda name: _hash(directory / name, bar.update), names)
+            return dict(zip(names, map(FileRecord, sizes, hashes), strict=True))
     except OSError as error:
         raise CheckpointError(f"{error.filename or directory}: cannot be read ({reason_of(error)})") from None
 
@@ -240,9 +250,15 @@ def _array_names(directory: Path) -> list[str]:
     return sorted(f"{PARAMS}/{name}" for name in plain if not any(part.startswith(".") for part in name.split("/")))
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _hash(path: Path, seen: Callable[[int], object] = int) -> str:
+    """SHA-256 of a file; `seen` is called with the bytes of each piece. A command that was interrupted ends here."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while piece := stream.read(PIECE_BYTES):
+            check()
+            digest.update(piece)
+            seen(len(piece))
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=2)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from convert import MismatchError, convert_checkpoint, reverse_checkpoint, verify_checkpoint
-from omni_jax import checkpoint, manifest
+from omni_jax import checkpoint, manifest, process
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs import settings, template, vocabulary
 from omni_jax.loading import load
@@ -85,7 +85,7 @@ def test_arrays_of_another_checkpoint(damaged: Path, checkpoints: Callable[[str]
     (tmp_path / "other" / PARAMS).rename(damaged / PARAMS)
     with pytest.raises(CheckpointError, match="cannot be read: .*params/"):
         load(damaged)
-    with pytest.raises(MismatchError, match="files are not what was written"):
+    with pytest.raises(MismatchError, match="files that differ from what was written: [0-9]+;"):
         verify_checkpoint(damaged)
 
 
@@ -94,7 +94,9 @@ def test_files_of_the_structure_that_are_gone(damaged: Path, name: str) -> None:
     (damaged / PARAMS / name).unlink()
     with pytest.raises(CheckpointError, match=f"cannot be read.*params/{name} is missing"):
         load(damaged, parts=("code2wav",))
-    with pytest.raises(MismatchError, match=f"1 files are not what was written.*\n    params/{name} is missing"):
+    with pytest.raises(
+        MismatchError, match=f"files that differ from what was written: 1;.*\n    params/{name} is missing"
+    ):
         verify_checkpoint(damaged)
 
 
@@ -172,7 +174,7 @@ def test_identity(ours: Path, damaged: Path, checkpoints: Callable[[str], Path],
 
 def test_identity_reads_no_arrays(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, real = [], manifest._hash
-    monkeypatch.setattr(manifest, "_hash", lambda path: read.append(path.name) or real(path))
+    monkeypatch.setattr(manifest, "_hash", lambda path, *more: read.append(path.name) or real(path, *more))
     (damaged / "notes.txt").write_text("mine")
     before = identity(damaged)
     assert not read and identity(as_first_format(damaged)) == before
@@ -235,3 +237,13 @@ def test_paths_of_every_kind(ours: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for act in (verify_checkpoint, checkpoint.restore, lambda path: reverse_checkpoint(path, tmp_path / "more")):
         with pytest.raises(InputError, match="NoneType; give a path"):
             act(nothing)
+
+
+def test_recording_shows_its_progress_and_can_be_interrupted(
+    ours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert record_files(ours, progress=True) == read_manifest(ours).files
+    assert "hash: 100%" in capsys.readouterr().err
+    monkeypatch.setattr(process._process, "interrupted", True)
+    with pytest.raises(KeyboardInterrupt):
+        record_files(ours)

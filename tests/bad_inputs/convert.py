@@ -260,7 +260,7 @@ CONVERTED = [
         "a structure of another", lambda d: _put(d / PARAMS / "_METADATA", "{}"), "_METADATA has 2 bytes", "--verify"
     ),
     _ours("a data file cut short", lambda d: _put(_largest(d), b"\0"), "has 1 bytes", "--verify"),
-    _ours("a data file of zeros", _zeros, "not what", "copy or convert", act=lambda d: verify_checkpoint(d)),
+    _ours("a data file of zeros", _zeros, "differ from what", "copy or convert", act=lambda d: verify_checkpoint(d)),
     _ours("a strange array file", lambda d: _put(d / PARAMS / "x", ""), "params/x", act=lambda d: verify_checkpoint(d)),
 ]
 
