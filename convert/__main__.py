@@ -23,10 +23,11 @@ from typing import Annotated, Literal
 import tyro
 
 from omni_jax.errors import OmniError
-from omni_jax.files import reason_of
+from omni_jax.files import reason_of, user_path
 from omni_jax.process import BAD_INPUT, lacks_memory
 
 USAGE, MISMATCH = 2, 4
+UNCOMPARED = "small files such as config.json; a checkpoint of the first format has no hashes of them"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -71,15 +72,17 @@ def run(arguments: Arguments) -> dict:
     """Do what the arguments say and return what there is to report."""
     # Imported where an option has been understood, so that --help is quick.
     from convert import convert_checkpoint, reverse_checkpoint, verify_checkpoint
+    from omni_jax.manifest import read_manifest
 
-    paths, progress = arguments.paths, not arguments.json
+    paths, progress = [user_path(path, "the path") for path in arguments.paths], not arguments.json
     if arguments.dry_run:
         return _dry_run(paths[0], arguments)
     if arguments.reverse:
-        count = reverse_checkpoint(paths[0], paths[1], _bytes(arguments.shard_size), progress)
+        count = reverse_checkpoint(paths[0], paths[1], _bytes(arguments.shard_size), progress, arguments.overwrite)
         return {"tensors": count, "destination": str(paths[1])}
     if len(paths) == 1:
-        return {"verified": verify_checkpoint(paths[0], progress), "checkpoint": str(paths[0])}
+        report = {"verified": verify_checkpoint(paths[0], progress), "checkpoint": str(paths[0])}
+        return report if read_manifest(paths[0]).files else report | {"not_compared": UNCOMPARED}
     manifest = convert_checkpoint(
         paths[0],
         paths[1],
@@ -118,6 +121,8 @@ def _problem(arguments: Arguments) -> str | None:
     modes = sum((arguments.reverse, arguments.dry_run, arguments.verify and len(arguments.paths) == 1))
     if modes > 1 or (arguments.reverse and arguments.verify):
         return "choose one of --reverse, --dry-run and --verify (--reverse always compares hashes)"
+    if arguments.reverse and (arguments.parts or arguments.dtype or arguments.allow_nonfinite):
+        return "--reverse writes everything as it is; leave --parts, --dtype and --allow-nonfinite out"
     single = modes and not arguments.reverse
     if single and not (arguments.dry_run and len(arguments.paths) == 2) and len(arguments.paths) != 1:
         return "expected one path"

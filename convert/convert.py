@@ -5,7 +5,6 @@ few blocks (one expert, or one layer's projection; the embedding table is the la
 written, whatever the size of the model.
 """
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -21,7 +20,7 @@ from convert.source import SourceCheckpoint, check_inside, open_checkpoint
 from omni_jax.checkpoint import chunk_shape
 from omni_jax.errors import CheckpointError
 from omni_jax.inputs.processor import Processor
-from omni_jax.manifest import LeafRecord, Manifest, metadata_files, write_manifest
+from omni_jax.manifest import LeafRecord, Manifest, copy_metadata, metadata_files, write_manifest
 from omni_jax.process import check, finishing
 from omni_jax.publish import place_of, publish
 
@@ -52,10 +51,9 @@ def convert_checkpoint(
     # Orbax's own files take a hundredth of the arrays.
     needed = made.bytes + made.bytes // 50 + sum(path.stat().st_size for path in small)
     with finishing(), publish(destination, overwrite, needed) as partial:
-        for path in small:
-            shutil.copyfile(path, partial / path.name)
+        copy_metadata(small, partial)
         leaves = _write_params(opened, made, partial, allow_nonfinite, progress)
-        manifest = write_manifest(partial, leaves)
+        manifest = write_manifest(partial, leaves, progress)
         if verify:
             verify_checkpoint(partial, progress)
         else:

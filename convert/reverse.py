@@ -7,7 +7,6 @@ beforehand; nothing is collected in memory. Stored hashes are checked on the way
 import json
 import os
 import re
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -18,9 +17,10 @@ import numpy as np
 from convert.source import DTYPE_NAMES, INDEX
 from convert.verify import MismatchError, rows_of, take_all
 from omni_jax.errors import CheckpointError
-from omni_jax.manifest import metadata_files, read_manifest
+from omni_jax.files import user_path
+from omni_jax.manifest import copy_metadata, metadata_files, read_manifest
 from omni_jax.process import finishing
-from omni_jax.publish import publish
+from omni_jax.publish import place_of, publish
 
 SHARD_BYTES = 5_000_000_000
 
@@ -38,13 +38,18 @@ class Entry:
 
 
 def reverse_checkpoint(
-    source: str | Path, destination: str | Path, shard_bytes: int = SHARD_BYTES, progress: bool = False
+    source: str | Path,
+    destination: str | Path,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = False,
+    overwrite: bool = False,
 ) -> int:
     """Write the converted checkpoint `source` as safetensors and JSON into `destination`; return the tensors written.
 
-    shard_bytes: most bytes of tensors in a file, at least one tensor each. MismatchError when data is damaged.
+    shard_bytes: most bytes of tensors in a file, at least one tensor each. overwrite: replace a converted checkpoint,
+    but never the source. MismatchError when data is damaged.
     """
-    source = Path(source).absolute()
+    source = user_path(source, "the source").absolute()
     manifest = read_manifest(source)
     entries = {
         name: Entry(np.dtype(manifest.leaves[leaf.path].dtype), place.shape)
@@ -53,10 +58,12 @@ def reverse_checkpoint(
         for name, place in leaf.placements(index)
     }
     shards = _shards(entries, shard_bytes)
+    if place_of(destination).final in (source.resolve(), *source.resolve().parents):
+        raise CheckpointError(f"{destination}: holds the checkpoint that is to be converted; choose another name")
     needed = sum(entry.nbytes for entry in entries.values())
-    with finishing(), publish(destination, needed=needed) as partial, ExitStack() as stack:
-        for path in metadata_files(source):
-            shutil.copyfile(path, partial / path.name)
+    with finishing(), publish(destination, overwrite, needed) as partial, ExitStack() as stack:
+        small = [p for p in metadata_files(source) if not manifest.files or p.name in manifest.files]
+        copy_metadata(small, partial)
         places: dict[str, tuple[int, int]] = {}
         for file, names in shards.items():
             descriptor = os.open(partial / file, os.O_CREAT | os.O_WRONLY, 0o644)

@@ -19,7 +19,7 @@ import numpy as np
 
 from omni_jax.errors import CheckpointError, ConfigError
 from omni_jax.files import parse_json, read_json, read_object, reason_of, user_path
-from omni_jax.manifest import MANIFEST
+from omni_jax.manifest import is_ours
 
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
@@ -87,13 +87,14 @@ def open_checkpoint(directory: str | Path) -> SourceCheckpoint:
             "not a directory; name the one that the file is in" if os.path.lexists(directory) else "no such directory"
         )
         raise CheckpointError(f"{directory}: {what}")
-    if os.path.lexists(directory / MANIFEST):
+    if is_ours(directory):
         raise CheckpointError(f"{directory}: is converted already; load it with omni_jax")
     names = _listed(directory)
     if "snapshots" in names and "config.json" not in names:
         raise CheckpointError(f"{directory}: a folder of the Hugging Face cache; name one of those in its 'snapshots'")
+    if os.path.lexists(directory / "config.json"):
+        check_inside(directory / "config.json", directory.resolve())
     config = read_config(directory / "config.json")
-    check_inside(directory / "config.json", directory.resolve())
     weight_map = _weight_map(directory, names)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):

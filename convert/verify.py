@@ -21,7 +21,7 @@ from convert.keymap import table
 from convert.layout import Index, Leaf
 from omni_jax.checkpoint import read_config
 from omni_jax.errors import CheckpointError
-from omni_jax.files import reason_of
+from omni_jax.files import reason_of, user_path
 from omni_jax.manifest import PARAMS, LeafRecord, Manifest, differences, read_manifest, surplus
 
 
@@ -44,7 +44,7 @@ Read = Callable[[Index], tuple[np.ndarray, list[Taken]]]
 
 def verify_checkpoint(directory: str | Path, progress: bool = False) -> int:
     """Check every tensor and file and return how many tensors were compared; MismatchError lists those that differ."""
-    directory = Path(directory).absolute()
+    directory = user_path(directory, "the checkpoint").absolute()
     manifest = read_manifest(directory)
     _check(directory, "files", differences(directory, manifest.small_files(), inf))
     _check(directory, "files", differences(directory, manifest.array_files(), 0))
@@ -58,7 +58,7 @@ def verify_checkpoint(directory: str | Path, progress: bool = False) -> int:
     except CheckpointError:
         _check(directory, "files", differences(directory, manifest.files, inf))
         raise
-    _check(directory, f"of {checked:,} tensors", wrong)
+    _check(directory, f"of {checked:,} tensors, those", wrong)
     _check(directory, "files", differences(directory, manifest.files, inf))
     return checked
 
@@ -67,7 +67,7 @@ def sample_checkpoint(directory: Path, manifest: Manifest) -> None:
     """Open a checkpoint and compare the first block of each array with its hashes; MismatchError names what differs."""
     with opened(directory, manifest) as arrays:
         first = [taken for leaf, read in arrays for taken in read(next(leaf.indices()))[1]]
-    _check(directory, "of the first tensors", [(taken.name, "") for taken in first if taken.intact is False])
+    _check(directory, "of the first tensors, those", [(taken.name, "") for taken in first if taken.intact is False])
 
 
 def _check(directory: Path, kind: str, found: Iterable[tuple[str, str]]) -> None:
@@ -76,7 +76,8 @@ def _check(directory: Path, kind: str, found: Iterable[tuple[str, str]]) -> None
     if wrong:
         shown = "".join(wrong[:10]) + ("\n    ..." if len(wrong) > 10 else "")
         raise MismatchError(
-            f"{directory}: {len(wrong):,} {kind} are not what was written; copy or convert the checkpoint again:{shown}"
+            f"{directory}: {kind} that differ from what was written: {len(wrong):,}; copy or convert the checkpoint "
+            f"again:{shown}"
         )
 
 

@@ -11,7 +11,6 @@ not at all.
 
 import hashlib
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError
-from omni_jax.files import read_object, reason_of
+from omni_jax.files import read_object, reason_of, user_path
 from omni_jax.manifest import (
     AGAIN,
     MAX_METADATA_BYTES,
@@ -34,6 +33,7 @@ from omni_jax.manifest import (
     SMALL_BYTES,
     LeafRecord,
     Manifest,
+    copy_metadata,
     differences,
     metadata_files,
     read_manifest,
@@ -128,7 +128,7 @@ def restore(
     default the first device. dtype: cast on the way, default as stored. CheckpointError if anything is missing,
     damaged or does not divide over the devices.
     """
-    directory = Path(directory).absolute()
+    directory = user_path(directory, "the checkpoint").absolute()
     manifest = read_manifest(directory)
     for name, what in differences(directory, manifest.array_files(), SMALL_BYTES):
         raise CheckpointError(f"{directory}: the parameters cannot be {unreadable(directory)} ({name} {what})")
@@ -143,8 +143,9 @@ def save(directory: str | Path, params: dict, metadata_from: str | Path, overwri
     """
     if jax.process_count() > 1 and MISREAD.search(str(Path(directory).absolute())):
         raise CheckpointError(f"{directory}: several processes cannot write below [, \\ or a name that ends in a colon")
-    if not Path(metadata_from).is_dir():
-        raise CheckpointError(f"{metadata_from}: no such directory; name the checkpoint that the parameters began as")
+    metadata = user_path(metadata_from, "the checkpoint that the parameters began as")
+    if not metadata.is_dir():
+        raise CheckpointError(f"{metadata}: no such directory; name the checkpoint that the parameters began as")
     with publish(directory, overwrite, sum(x.nbytes for x in flatten(params).values())) as partial:
         leaves = {
             path: LeafRecord(x.shape, str(x.dtype), {path: hash_array(x)} if x.is_fully_addressable else {})
@@ -153,8 +154,7 @@ def save(directory: str | Path, params: dict, metadata_from: str | Path, overwri
         _write(partial, params)
         if jax.process_index():
             return Manifest(leaves)
-        for path in metadata_files(Path(metadata_from)):
-            shutil.copyfile(path, partial / path.name)
+        copy_metadata(metadata_files(metadata), partial)
         manifest = write_manifest(partial, leaves)
         if jax.process_count() == 1:
             _sample(partial, manifest)

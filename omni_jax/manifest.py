@@ -12,7 +12,7 @@ Loading compares the sizes of all files and the hashes of the small ones, `conve
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -23,6 +23,7 @@ import numpy as np
 
 from omni_jax.errors import CheckpointError
 from omni_jax.files import parse_json, read_bytes, reason_of
+from omni_jax.process import check
 
 FORMAT, FORMATS = 2, (1, 2)
 MANIFEST, PARAMS = "manifest.json", "params"
@@ -32,8 +33,16 @@ MARKER, PARTIAL = (
 )  # in a directory that is being written, and such a one within its destination
 METADATA_SUFFIXES = (".json", ".jinja", ".txt")
 MAX_METADATA_BYTES = 64 << 20
+# The small files that loading looks for: one that is added changes what is loaded. Other additions do no harm.
+LOADED = (
+    *("config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"),
+    *("special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
+    *("preprocessor_config.json", "processor_config.json"),
+)
+# What file managers leave in every folder that they show; hidden files are passed over anyway.
+JUNK = ("Thumbs.db", "desktop.ini")
 SMALL_BYTES = 1 << 20  # files up to this size are hashed whenever a checkpoint is loaded
-THREADS = 8
+THREADS, PIECE_BYTES = 8, 1 << 20
 AGAIN = "the checkpoint is damaged: copy it again, or convert it again"
 
 
@@ -87,11 +96,14 @@ def read_manifest(directory: str | Path) -> Manifest:
     return manifest
 
 
-def write_manifest(directory: Path, leaves: dict[str, LeafRecord]) -> Manifest:
-    """Write and return the manifest of a directory whose other files are complete, and flush it to the disk."""
+def write_manifest(directory: Path, leaves: dict[str, LeafRecord], progress: bool = False) -> Manifest:
+    """Write and return the manifest of a directory whose other files are complete, and flush it to the disk.
+
+    progress: a bar on stderr while all files are read.
+    """
     from omni_jax import __version__
 
-    manifest = Manifest(leaves, record_files(directory))
+    manifest = Manifest(leaves, record_files(directory, progress))
     values: dict[str, Any] = {"format": FORMAT, "omni_jax": __version__, **asdict(manifest)}
     values["sha256"] = own_hash(values)
     with (directory / MANIFEST).open("w") as stream:
@@ -107,18 +119,32 @@ def own_hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def record_files(directory: Path) -> dict[str, FileRecord]:
+def record_files(directory: Path, progress: bool = False) -> dict[str, FileRecord]:
     """Size and hash of every file of a checkpoint but for the manifest."""
-    names = sorted(_names(directory))
-    with ThreadPoolExecutor(THREADS) as pool:
-        hashes = pool.map(lambda name: _hash(directory / name), names)
-        return {n: FileRecord((directory / n).stat().st_size, h) for n, h in zip(names, hashes, strict=True)}
+    return _records(directory, _names(directory), progress)
+
+
+def _records(directory: Path, names: Iterable[str], progress: bool = False) -> dict[str, FileRecord]:
+    from tqdm import tqdm
+
+    names = sorted(names)
+    try:
+        sizes = [(directory / name).stat().st_size for name in names]
+        with (
+            tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="hash", disable=not progress) as bar,
+            ThreadPoolExecutor(THREADS) as pool,
+        ):
+            hashes = pool.map(lambda name: _hash(directory / name, bar.update), names)
+            return dict(zip(names, map(FileRecord, sizes, hashes), strict=True))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or directory}: cannot be read ({reason_of(error)})") from None
 
 
 def differences(directory: Path, files: dict[str, FileRecord], most: float) -> Iterator[tuple[str, str]]:
     """Files of a checkpoint that are not what was recorded, each with what is wrong with it.
 
     most: the largest size, in bytes, of a file that is hashed; of larger ones only the size is compared.
+    CheckpointError for a file that the user may not read.
     """
 
     def wrong(name: str) -> str | None:
@@ -130,6 +156,10 @@ def differences(directory: Path, files: dict[str, FileRecord], most: float) -> I
             return None if size > most or _hash(directory / name) == record.sha256 else "differs from what was written"
         except FileNotFoundError:
             return "is missing"
+        except PermissionError:
+            raise CheckpointError(
+                f"{directory / name}: cannot be read (permission denied); ask its owner to let you read it"
+            ) from None
         except OSError as error:
             return f"cannot be read ({reason_of(error)})"
 
@@ -140,54 +170,95 @@ def differences(directory: Path, files: dict[str, FileRecord], most: float) -> I
 
 
 def surplus(directory: Path, manifest: Manifest) -> list[str]:
-    """Files that the manifest does not know, of the kinds that loading reads; none for a manifest without files."""
-    found = [p.relative_to(directory).as_posix() for p in metadata_files(directory)]
-    found += [name for name in _names(directory) if name.startswith(f"{PARAMS}/")]
-    return sorted(name for name in found if manifest.files and name not in manifest.files)
+    """Files that loading would read and the manifest does not know; none for a manifest without files."""
+    if not manifest.files:
+        return []
+    found = [name for name in LOADED if os.path.lexists(directory / name)]
+    return sorted(name for name in [*found, *_array_names(directory)] if name not in manifest.files)
+
+
+def unnamed(directory: Path, manifest: Manifest) -> list[str]:
+    """Files and folders of a checkpoint that are not hidden and were not written with it."""
+    small = manifest.files or [path.name for path in metadata_files(directory)]
+    known = {MANIFEST, PARAMS, *JUNK, *small}
+    found = [name for name in os.listdir(directory) if name not in known and not name.startswith(".")]
+    return sorted(found) + surplus(directory, manifest)
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether a directory holds a manifest of a checkpoint, complete or damaged; other programs use the name too."""
+    try:
+        values = parse_json(read_bytes(directory / MANIFEST), MANIFEST)
+    except CheckpointError:
+        return False
+    return isinstance(values, dict) and {"format", "leaves"} <= values.keys()
 
 
 def identity(directory: Path) -> str:
     """A hash that says which model a checkpoint is: equal for two conversions of the same files, not of others."""
     manifest = read_manifest(directory)
-    try:
-        files = manifest.files or record_files(directory)
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
-    if all(leaf.sha256 for leaf in manifest.leaves.values()):
-        # Where several processes wrote a checkpoint, none saw its arrays whole: then the files count.
-        files = {name: record for name, record in files.items() if not name.startswith(f"{PARAMS}/")}
+    known = [name for name in LOADED if (directory / name).is_file()]
+    if not all(leaf.sha256 for leaf in manifest.leaves.values()):
+        # Where several processes wrote a checkpoint, none saw its arrays whole: then their files count.
+        known += manifest.array_files() or _array_names(directory)
+    files = {name: record for name, record in manifest.files.items() if name in known}
+    files = files if manifest.files else _records(directory, known)
     return own_hash({"leaves": asdict(manifest)["leaves"], "files": {n: r.sha256 for n, r in files.items()}})
 
 
 def metadata_files(directory: Path) -> list[Path]:
     """The small JSON, template and text files of a model; never weights, indices, manifests, code or hidden files."""
     try:
-        paths = sorted(directory.iterdir())
+        return [
+            path
+            for path in sorted(directory.iterdir())
+            if path.suffix in METADATA_SUFFIXES
+            and not path.name.startswith(".")
+            and not path.name.endswith(".safetensors.index.json")
+            and path.name != MANIFEST
+            and path.is_file()
+            and path.stat().st_size <= MAX_METADATA_BYTES
+        ]
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
-    return [
-        path
-        for path in paths
-        if path.suffix in METADATA_SUFFIXES
-        and not path.name.startswith(".")
-        and not path.name.endswith(".safetensors.index.json")
-        and path.name != MANIFEST
-        and path.is_file()
-        and path.stat().st_size <= MAX_METADATA_BYTES
-    ]
+
+
+def copy_metadata(paths: list[Path], directory: Path) -> None:
+    """Copy small files; CheckpointError names one that cannot be read."""
+    for path in paths:
+        (directory / path.name).write_bytes(read_bytes(path, most=MAX_METADATA_BYTES))
 
 
 def _names(directory: Path) -> Iterator[str]:
-    """Relative paths of all files but the manifest and hidden ones."""
-    for path in directory.rglob("*"):
-        name = path.relative_to(directory)
-        if name.as_posix() != MANIFEST and not any(part.startswith(".") for part in name.parts) and path.is_file():
-            yield name.as_posix()
+    """Relative paths of a checkpoint's files but the manifest and hidden ones."""
+    for path in directory.iterdir():
+        if path.name != MANIFEST and path.name not in JUNK and not path.name.startswith(".") and path.is_file():
+            yield path.name
+    yield from _array_names(directory)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _array_names(directory: Path) -> list[str]:
+    """Relative paths of the files that the arrays lie in; the folder may be a link to another disk."""
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(f"{error.filename}: cannot be read ({reason_of(error)})") from None
+
+    root, names = os.path.realpath(directory / PARAMS), []
+    for folder, _, files in os.walk(root, onerror=refuse):
+        names += [os.path.relpath(os.path.join(folder, file), root) for file in files if file not in JUNK]
+    plain = (name.replace(os.sep, "/") for name in names)
+    return sorted(f"{PARAMS}/{name}" for name in plain if not any(part.startswith(".") for part in name.split("/")))
+
+
+def _hash(path: Path, seen: Callable[[int], object] = int) -> str:
+    """SHA-256 of a file; `seen` is called with the bytes of each piece. A command that was interrupted ends here."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while piece := stream.read(PIECE_BYTES):
+            check()
+            digest.update(piece)
+            seen(len(piece))
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=2)
@@ -255,6 +326,8 @@ def _diagnosis(directory: Path) -> str:
         names = [path.name for path in directory.iterdir()]
     except OSError as error:
         return f"cannot be read ({reason_of(error)})"
+    if MANIFEST in names:
+        return "cannot be read (permission denied); ask its owner to let you read it"
     if MARKER in names or os.path.exists(directory / PARTIAL / MARKER):
         return "an unfinished conversion; run it again"
     if any(name.endswith(".safetensors") for name in names):

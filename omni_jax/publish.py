@@ -7,6 +7,7 @@ the error says where the result lies.
 """
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,14 +19,15 @@ import jax
 
 from omni_jax.errors import CheckpointError
 from omni_jax.files import reason_of, user_path
-from omni_jax.manifest import MANIFEST, MARKER, PARTIAL
+from omni_jax.manifest import JUNK, MANIFEST, MARKER, PARTIAL, read_manifest, unnamed
 
 # Longer names are hidden under a hash: a file system's limit is 255 bytes, and ours is longer by ".partial".
 LONGEST_NAME = 200
 # Room for the paths of the files below the destination.
 INNER_PATH_BYTES = 120
 # What a file system keeps in its root, which counts as empty all the same.
-OF_THE_DISK = ("lost+found",)
+OF_THE_DISK = ("lost+found", *JUNK)
+UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def publish(destination: str | Path, overwrite: bool = False, needed: int = 0) -
     finally:
         if lock is not None:
             os.close(lock)
+            with suppress(OSError):
+                place.partial.rmdir()  # A network file system keeps a name for the lock until it is closed.
     _barrier(f"published {place.partial}")
 
 
@@ -89,16 +93,22 @@ def place_of(destination: str | Path) -> Place:
 def _claim(place: Place, overwrite: bool, needed: int) -> int:
     """Check the destination, make the hidden directory ours, exclusively, and return the lock's descriptor."""
     try:
-        if place.replaced.exists() and not place.final.exists():
-            os.rename(place.replaced, place.final)
-        _check_free(place, overwrite)
-        _check_room(place.final, needed)
+        _check_path(place)
+        if not place.partial.exists():
+            _check_room(place.final, needed)
         place.partial.mkdir(parents=True, exist_ok=True)
         lock = os.open(place.partial / MARKER, os.O_CREAT | os.O_RDWR, 0o600)
         _lock(lock, place)
-        for path in place.partial.iterdir():
-            if path.name != MARKER:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            _tidy(place)
+            _check_free(place, overwrite)
+            _clear(place)
+            _check_room(place.final, needed)
+        except BaseException:
+            if os.listdir(place.partial) == [MARKER]:
+                shutil.rmtree(place.partial, ignore_errors=True)
+            os.close(lock)
+            raise
     except OSError as error:
         raise CheckpointError(
             f"{place.final}: cannot be written ({reason_of(error)}); choose another name or another disk"
@@ -106,8 +116,8 @@ def _claim(place: Place, overwrite: bool, needed: int) -> int:
     return lock
 
 
-def _check_free(place: Place, overwrite: bool) -> None:
-    """CheckpointError if something is in the way that is not ours to replace."""
+def _check_path(place: Place) -> None:
+    """CheckpointError if something is in the way that can never be replaced; nothing is changed."""
     final, partial = place.final, place.partial
     if len(os.fsencode(partial)) + INNER_PATH_BYTES > os.pathconf("/", "PC_PATH_MAX"):
         raise CheckpointError(f"{final}: the path is too long for the files in it; choose a shorter one")
@@ -115,26 +125,94 @@ def _check_free(place: Place, overwrite: bool) -> None:
         raise CheckpointError(f"{final} is a file; choose another name")
     if partial.exists() and any(partial.iterdir()) and not (partial / MARKER).exists():
         raise CheckpointError(f"{partial} exists and is not an interrupted conversion; remove or rename it")
-    if not final.is_dir() or not [p for p in final.iterdir() if p != partial and p.name not in OF_THE_DISK]:
+    if not _in_the_way(place):
         return
     if not (final / MANIFEST).is_file():
         raise CheckpointError(f"{final} exists and is not a checkpoint of omni_jax; choose another name")
-    if not overwrite:
-        raise CheckpointError(f"{final} exists; choose another name, or overwrite it with --overwrite")
     if os.path.ismount(final):
         raise CheckpointError(f"{final} is a mount point and cannot be replaced; empty it, or choose a name below it")
+    try:
+        read_manifest(final)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{final} exists and is not a complete checkpoint of omni_jax ({error}); choose another name"
+        ) from None
+
+
+def _in_the_way(place: Place) -> list[str]:
+    """What lies in the destination, but for what an interrupted run has moved there."""
+    if not place.final.is_dir():
+        return []
+    known = {place.partial.name if place.partial.parent == place.final else "", *OF_THE_DISK, *_moved(place)}
+    return [name for name in os.listdir(place.final) if name not in known]
+
+
+def _moved(place: Place) -> list[str]:
+    """The names that an interrupted run has moved out of the hidden directory, into the one that it lies in."""
+    if place.partial.parent != place.final:
+        return []
+    try:
+        names = json.loads((place.partial / MARKER).read_text() or "[]")
+    except (OSError, ValueError):
+        return []
+    names = [n for n in names if isinstance(n, str) and n == os.path.basename(n)] if isinstance(names, list) else []
+    return [n for n in names if os.path.lexists(place.final / n) and not os.path.lexists(place.partial / n)]
+
+
+def _move_back(place: Place) -> None:
+    for name in _moved(place):
+        os.rename(place.final / name, place.partial / name)
+
+
+def _tidy(place: Place) -> None:
+    """Undo or complete the last step of a run that was interrupted in it."""
+    if (place.final / MANIFEST).exists():
+        (place.final / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(place.replaced, ignore_errors=True)
+    elif place.replaced.exists() and not place.final.exists():
+        os.rename(place.replaced, place.final)
+
+
+def _check_free(place: Place, overwrite: bool) -> None:
+    """CheckpointError if a checkpoint is in the way that is not to be replaced, or holds more than was written."""
+    if not _in_the_way(place):
+        return
+    if place.partial.parent == place.final:
+        raise CheckpointError(f"{place.final} has just been written by another process")
+    if not overwrite:
+        raise CheckpointError(f"{place.final} exists; choose another name, or overwrite it with --overwrite")
+    _check_replaceable(place.final)
+
+
+def _check_replaceable(final: Path) -> None:
+    """CheckpointError unless a directory is a checkpoint of ours and nothing else lies in it."""
+    if more := unnamed(final, read_manifest(final)):
+        raise CheckpointError(f"{final} also holds {more[0]}, which was not written with it; move it away first")
+
+
+def _clear(place: Place) -> None:
+    """Remove what an interrupted run left, all but the marker, which is locked."""
+    _move_back(place)
+    for path in place.partial.iterdir():
+        if path.name != MARKER:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (place.partial / MARKER).write_text("")
 
 
 def _check_room(final: Path, needed: int) -> None:
-    """CheckpointError, before the first byte, for what cannot fit."""
+    """CheckpointError, before the first byte, for what cannot fit; some network disks do not state their size."""
     above = final
     while not above.exists():
         above = above.parent
-    free = shutil.disk_usage(above).free
-    if free < needed:
-        raise CheckpointError(
-            f"{final}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another disk"
-        )
+    disk = shutil.disk_usage(above)
+    if disk.total and disk.free < needed:
+        raise CheckpointError(f"{final}: needs {_size(needed)}, {_size(disk.free)} are free; choose another disk")
+
+
+def _size(count: int) -> str:
+    """1_234_567 -> "1.2 MB"."""
+    unit = next((unit for unit in ("GB", "MB", "kB") if count >= UNITS[unit]), "bytes")
+    return f"{count / UNITS[unit]:.1f} {unit}" if unit in UNITS else f"{count} bytes"
 
 
 def _lock(descriptor: int, place: Place) -> None:
@@ -157,10 +235,11 @@ def _finish(place: Place, overwrite: bool) -> None:
             _move_out(place)
             return
         if overwrite and (place.final / MANIFEST).exists():
+            _check_replaceable(place.final)
             shutil.rmtree(place.replaced, ignore_errors=True)
             os.rename(place.final, place.replaced)
         os.rename(place.partial, place.final)
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         with suppress(OSError):
             (place.partial / MARKER).unlink()
         if place.replaced.exists() and not place.final.exists():
@@ -169,17 +248,30 @@ def _finish(place: Place, overwrite: bool) -> None:
             f"{place.final}: everything is written, but cannot be given this name ({reason_of(error)}); it is "
             f"complete in {place.partial}, move it from there"
         ) from error
-    (place.final / MARKER).unlink()
+    with suppress(OSError):
+        (place.final / MARKER).unlink()
     shutil.rmtree(place.replaced, ignore_errors=True)
 
 
 def _move_out(place: Place) -> None:
-    """Move what was built inside a directory up into it: the manifest, which makes it a checkpoint, comes last."""
-    for path in sorted(place.partial.iterdir(), key=lambda path: path.name == MANIFEST):
-        if path.name != MARKER:
-            os.rename(path, place.final / path.name)
-    (place.partial / MARKER).unlink()
-    place.partial.rmdir()
+    """Move what was built inside a directory up into it: the manifest, which makes it a checkpoint, comes last.
+
+    The marker names what is moved, so that it can be moved back: here, or by the next run if this one is killed.
+    """
+    if more := _in_the_way(place):
+        raise CheckpointError(f"{more[0]} has appeared in it")
+    names = sorted((n for n in os.listdir(place.partial) if n != MARKER), key=lambda name: name == MANIFEST)
+    (place.partial / MARKER).write_text(json.dumps(names))
+    try:
+        for name in names:
+            if os.path.lexists(place.final / name):
+                raise CheckpointError(f"{name} has appeared in it")
+            os.rename(place.partial / name, place.final / name)
+    except (OSError, CheckpointError):
+        _move_back(place)
+        raise
+    with suppress(OSError):
+        (place.partial / MARKER).unlink()
 
 
 def _barrier(name: str) -> None:

@@ -143,6 +143,11 @@ def _elsewhere(index: dict) -> None:
     index["weight_map"]["thinker.more"] = "../b"
 
 
+def _outside(source: Path) -> None:
+    (source.parent / "notes.json").write_text("{}")
+    (source / "notes.json").symlink_to(source.parent / "notes.json")
+
+
 def _no_template(source: Path) -> None:
     (source / "chat_template.jinja").unlink()
     edit_json(source / "tokenizer_config.json", lambda values: values.pop("chat_template", None) and None)
@@ -187,9 +192,7 @@ SOURCES = [
     _source("no template", _no_template, "no chat template", "copy"),
     _source("no configuration", lambda s: (s / "config.json").unlink(), "config.json is missing", "take it from"),
     _source("a configuration that is a list", lambda s: _put(s / "config.json", "[]"), "config.json", "no JSON object"),
-    _source(
-        "settings that lead elsewhere", lambda s: (s / "notes.json").symlink_to("/etc/hostname"), "notes.json", "copy"
-    ),
+    _source("settings that lead elsewhere", _outside, "notes.json", "copy"),
 ]
 
 TENSORS = [
@@ -257,7 +260,7 @@ CONVERTED = [
         "a structure of another", lambda d: _put(d / PARAMS / "_METADATA", "{}"), "_METADATA has 2 bytes", "--verify"
     ),
     _ours("a data file cut short", lambda d: _put(_largest(d), b"\0"), "has 1 bytes", "--verify"),
-    _ours("a data file of zeros", _zeros, "not what", "copy or convert", act=lambda d: verify_checkpoint(d)),
+    _ours("a data file of zeros", _zeros, "differ from what", "copy or convert", act=lambda d: verify_checkpoint(d)),
     _ours("a strange array file", lambda d: _put(d / PARAMS / "x", ""), "params/x", act=lambda d: verify_checkpoint(d)),
 ]
 

@@ -10,7 +10,7 @@ import pytest
 
 from convert.__main__ import main
 from omni_jax import checkpoint
-from tests.convert.conftest import read_tensors
+from tests.convert.conftest import as_first_format, read_tensors
 from tests.convert.test_convert import ROOT, flip
 
 
@@ -27,6 +27,28 @@ def test_convert_verify_and_back(checkpoints, tmp_path, capsys):
     assert len(list(back.glob("*.safetensors"))) > 5
     assert main([str(checkpoints("small")), str(ours), "--parts", "thinker", "code2wav", "--overwrite"]) == 0
     assert checkpoint.read_manifest(ours).parts == ("thinker", "code2wav")
+
+
+def test_reverse_replaces_a_converted_checkpoint_but_not_its_source(converted, tmp_path, capsys):
+    one, other = (str(shutil.copytree(converted, tmp_path / name)) for name in ("one", "other"))
+    assert main(["--reverse", one, other]) == 3
+    assert "overwrite it with --overwrite" in capsys.readouterr().err
+    for destination in (one, str(tmp_path)):
+        assert main(["--reverse", one, destination, "--overwrite"]) == 3
+        assert "holds the checkpoint that is to be converted" in capsys.readouterr().err
+    assert main(["--reverse", one, other, "--overwrite"]) == 0
+    assert (tmp_path / "other" / "model.safetensors").exists() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "one",
+        "other",
+    ]
+
+
+def test_verification_says_what_the_first_format_cannot_compare(converted, tmp_path, monkeypatch, capsys):
+    old = as_first_format(Path(shutil.copytree(converted, tmp_path / "old")))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--verify", "~/old"]) == 0
+    out = capsys.readouterr().out
+    assert f"verified: 485\ncheckpoint: {old}\n" in out and "not_compared: small files such as config.json" in out
 
 
 def test_dry_run(checkpoints, data_dir, tmp_path, capsys):
@@ -62,6 +84,9 @@ def test_dry_run(checkpoints, data_dir, tmp_path, capsys):
         ["--verify"],
         ["--reverse", "DST", "SRC", "--shard-size", "big"],
         ["--reverse", "DST", "SRC", "--shard-size", "0"],
+        ["--reverse", "DST", "SRC", "--parts", "thinker"],
+        ["--reverse", "DST", "SRC", "--dtype", "float32"],
+        ["--reverse", "DST", "SRC", "--allow-nonfinite"],
     ],
 )
 def test_wrong_usage(arguments, capsys):

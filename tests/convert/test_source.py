@@ -418,3 +418,19 @@ def test_headers_are_what_the_library_reads(source):
             for name in reader.keys():  # noqa: SIM118 - not a dict
                 assert json.dumps(opened.tensors[name].shape) == json.dumps(reader.get_slice(name).get_shape())
                 np.testing.assert_array_equal(opened.read(name), reader.get_tensor(name))
+
+
+def test_what_other_programs_call_a_manifest(source):
+    (source / "manifest.json").write_text('{"manifest_version": 3}')
+    assert open_checkpoint(source).tensors
+    (source / "manifest.json").write_text('{"format": 1, "leaves": {}}')
+    with pytest.raises(CheckpointError, match="is converted already"):
+        open_checkpoint(source)
+
+
+def test_a_configuration_elsewhere_is_not_read(source, tmp_path):
+    (tmp_path / "elsewhere").write_text("not even JSON")
+    (source / "config.json").unlink()
+    (source / "config.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"config.json: leads to .*elsewhere, outside the checkpoint"):
+        open_checkpoint(source)
