@@ -203,13 +203,15 @@ def _decode_track(
     """Mono float32 blocks of a sound track, and the time of each in seconds."""
     from av import AudioResampler
 
-    planar = AudioResampler(format="fltp")  # only another sample format: rate and channels stay
+    # Only another sample format: rate and channels stay. Packed, for PyAV reads no more than eight planes of a frame.
+    packed = AudioResampler(format="flt")
     for packet in demux(container, stream, what):
         for frame in _decode(stream, packet, container.size):
             if frame.sample_rate != rate:
                 raise InputError(f"{what}: its rate changes from {rate} to {frame.sample_rate}; convert it to FLAC")
-            for part in planar.resample(frame):
-                yield part.to_ndarray().mean(axis=0), frame.time or 0.0
+            for part in packed.resample(frame):
+                samples = part.to_ndarray().reshape(-1, part.layout.nb_channels)
+                yield np.ascontiguousarray(samples.T).mean(axis=0), frame.time or 0.0
 
 
 def _decode(stream: "AudioStream", packet: "Packet", file_bytes: int) -> "list[AudioFrame]":

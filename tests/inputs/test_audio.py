@@ -4,6 +4,7 @@ import io
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -31,6 +32,20 @@ def encode(samples: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype: st
     """samples [n] or [n, channels] as a file."""
     data = io.BytesIO()
     soundfile.write(data, samples, rate, format=kind, subtype=subtype)
+    return data.getvalue()
+
+
+def in_container(kind: str, codec: str, samples: np.ndarray) -> bytes:
+    """int16 [n, channels] at 16 kHz as a media file."""
+    data = io.BytesIO()
+    with av.open(data, "w", format=kind) as out:
+        layout = "mono" if samples.shape[1] == 1 else f"{samples.shape[1]} channels"
+        track: Any = out.add_stream(codec, rate=RATE, layout=layout)
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=track.layout)
+        frame.sample_rate, frame.pts = RATE, 0
+        for part in av.AudioResampler(track.format, frame_size=track.frame_size or None).resample(frame):
+            out.mux(track.encode(part))
+        out.mux(track.encode(None))
     return data.getvalue()
 
 
@@ -314,6 +329,15 @@ def test_a_container_that_lacks_its_last_bytes_is_refused(tmp_path):
     assert load_audio(whole).size == RATE
     with pytest.raises(InputError, match="cut short or damaged"):
         load_audio(whole[:-20])
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_f32le"])
+@pytest.mark.parametrize("channels", [1, 2, 8, 9, 16, 32])
+def test_all_channels_of_a_container_are_mixed(channels, codec):
+    """PyAV reads beyond a frame's memory where it has more than eight planes."""
+    samples = np.random.default_rng(0).integers(-9000, 9000, (RATE, channels), np.int16)
+    sound = load_audio(in_container("mov", codec, samples))
+    np.testing.assert_allclose(sound, (samples / 32768).mean(axis=1), atol=1e-7, rtol=0)
 
 
 def test_a_video_without_sound_is_refused(data_dir):
