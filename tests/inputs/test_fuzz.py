@@ -86,12 +86,10 @@ def test_damaged_containers(name, data_dir: Path):
     check((data_dir / name).read_bytes(), name, load_audio)
 
 
-@pytest.mark.parametrize(
-    "kind, codec, channels", [("mov", "pcm_s16le", 16), ("mov", "pcm_f32le", 9), ("wav", "aac", 1)]
-)
-def test_damaged_sounds_that_libsndfile_does_not_know(kind, codec, channels):
+@pytest.mark.parametrize("codec, channels", [("pcm_s16le", 16), ("pcm_f32le", 9)])
+def test_damaged_sounds_of_many_channels(codec, channels):
     samples = np.random.default_rng(0).integers(-9000, 9000, (4096, channels), np.int16)
-    check(in_container(kind, codec, samples), codec, load_audio)
+    check(in_container("mov", codec, samples), codec, load_audio)
 
 
 def test_the_damaged_sound_of_a_video(data_dir: Path):
