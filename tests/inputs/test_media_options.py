@@ -203,9 +203,28 @@ def test_memory_is_planned_before_it_is_taken(processor, film, monkeypatch):
     processor.prepare(user(IMAGE))  # where nothing is known, nothing is refused
 
 
-def test_memory_that_there_is():
-    found = memory.available_bytes()
-    assert found is None or 1e6 < found < 1e14
+STAT = "anon 600\ninactive_file 250\nactive_file 50\ntotal_inactive_file 20\ntotal_active_file 10"
+
+
+@pytest.mark.parametrize(
+    "folder, names, limit, taken, left",
+    [
+        (".", ("memory.max", "memory.current"), "1000", "900", 400),  # of which 300 are copies of files
+        (".", ("memory.max", "memory.current"), "1000", "1400", 0),
+        (".", ("memory.max", "memory.current"), "1000", "100", 1000),
+        (".", ("memory.max", "memory.current"), "max", "900", None),
+        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "1000", "900", 130),
+        ("elsewhere", ("memory.max", "memory.current"), "1000", "900", None),
+    ],
+)
+def test_the_memory_of_a_container(tmp_path, monkeypatch, folder, names, limit, taken, left):
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name, text in zip((*names, "memory.stat"), (limit, taken, STAT), strict=True):
+        (tmp_path / folder / name).write_text(text + "\n")
+    assert memory._container() == left
+    monkeypatch.setattr(memory, "_machine", lambda: 700)
+    assert memory.available_bytes() == min(700, 700 if left is None else left)
 
 
 def test_every_row_is_planned_before_one_is_loaded(processor, monkeypatch):
