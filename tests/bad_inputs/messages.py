@@ -41,11 +41,11 @@ def _prepare(name: str, messages: Any, *words: str, **settings: Any) -> Case:
 
 
 CASES = [
-    _beside("a picture beside the content", "image", "a.png", "'image'", "into 'content'"),
-    _beside("pictures beside the content", "images", ["a.png"], "'images'", "into 'content'"),
-    _beside("an address beside the content", "image_url", "a.png", "'image_url'", "into 'content'"),
-    _beside("videos beside the content", "videos", ["a.mp4"], "'videos'", "into 'content'"),
-    _beside("an option beside the content", "max_pixels", 4096, "'max_pixels'", "into 'content'"),
+    _beside("a picture beside the content", "image", "a.png", "'image'", "in 'content'"),
+    _beside("pictures beside the content", "images", ["a.png"], "'images'", "in 'content'"),
+    _beside("an address beside the content", "image_url", "a.png", "'image_url'", "in 'content'"),
+    _beside("videos beside the content", "videos", ["a.mp4"], "'videos'", "in 'content'"),
+    _beside("an option beside the content", "max_pixels", 4096, "'max_pixels'", "in 'content'"),
     _beside("a misspelt key", "tool_call", [1], "'tool_call'", "did you mean 'tool_calls'"),
     _beside("calls of an older kind", "function_call", {"name": "f"}, "'function_call'", "'tool_calls'"),
     _beside("a text beside the content", "text", "more", "'text'", "'content'"),
@@ -77,6 +77,20 @@ CASES = [
         "tool call 0",
         "nested too deep",
     ),
+    _part(
+        "an unknown key of a source",
+        {"type": "image", "image": {"path": "a.png", "byte": b"x"}},
+        "the image is a dict with the unknown key 'byte'",
+        "did you mean 'bytes'",
+    ),
+    _part(
+        "a rate twice",
+        {"type": "audio", "audio": {"array": np.zeros(9), "sampling_rate": 8000}, "sampling_rate": 16_000},
+        "'sampling_rate' is stated twice",
+        "leave one out",
+    ),
+    _part("an empty text part", {"type": "text", "text": None, "annotations": []}, "no 'text'"),
+    _part("a text with an option", {"type": "text", "text": "hi", "max_pixels": 9}, "unknown key 'max_pixels'"),
     _part("a part of null", None, "NoneType"),
     _part("all keys null", {"type": "text", "text": None}, "has no 'text'"),
     _part("a medium null", {"type": "image", "image": None}, "exactly one of"),
