@@ -303,6 +303,39 @@ def test_the_longest_clip_can_be_set(data_dir):
             load(max_seconds=1.0)
 
 
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "mov", "array", "channels", "channels first"])
+def test_a_span_of_a_sound_is_read_without_the_rest(form):
+    """The limit is of the span, and is looked at before what is outside is held."""
+    whole = np.random.default_rng(0).integers(-9000, 9000, (3 * RATE, 2), np.int16)
+    if form in ("WAV", "FLAC", "OGG"):
+        source, rate = encode(whole, kind=form), None
+    elif form == "mov":
+        source, rate = in_container("mov", "pcm_s16le", whole), None
+    else:
+        source, rate = {"array": whole[:, 0], "channels": whole, "channels first": whole.T}[form], RATE
+    full = load_audio(source, rate)
+    for start, end in ((0.5, 1.25), (0.0, 1.0), (2.9, None), (2.5, 9.0), (1.0001, 1.9999)):
+        first, last = int(start * RATE), 3 * RATE if end is None else min(int(end * RATE), 3 * RATE)
+        span = load_audio(source, rate, max_seconds=1.0, start=start, end=end)
+        assert abs(span.size - (last - first)) <= 1
+        np.testing.assert_allclose(span[: last - first], full[first : first + span.size], atol=1e-6, rtol=0)
+    for start, end in ((0.0, None), (1.5, None), (1.0, 2.5)):
+        with pytest.raises(InputError, match="longer than 1 s"):
+            load_audio(source, rate, max_seconds=1.0, start=start, end=end)
+    with pytest.raises(InputError, match="no sound from 3 s on; it lasts 3 s"):
+        load_audio(source, rate, start=3.0)
+
+
+def test_what_precedes_a_span_is_not_decoded(monkeypatch):
+    seen = []
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda self, n, **o: seen.append((self.tell(), n)) or read(self, n, **o)
+    )
+    load_audio(encode(noise(3.0)), start=1.0, end=1.5)
+    assert seen[0] == (RATE, RATE // 2) and sum(n for _, n in seen) == RATE // 2
+
+
 def test_a_claimed_length_is_refused_before_it_is_allocated():
     flac = bytearray(encode(noise(0.5), kind="FLAC"))
     flac[21] |= 0x0F
