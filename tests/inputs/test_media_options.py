@@ -203,6 +203,12 @@ def test_memory_is_planned_before_it_is_taken(processor, film, monkeypatch):
     processor.prepare(user(IMAGE))  # where nothing is known, nothing is refused
 
 
+def test_a_text_that_is_too_long_itself_is_named_before_its_media(processor):
+    text = {"type": "text", "text": "word " * 40_000}
+    with pytest.raises(InputError, match=r"a prompt of \d+ tokens and 7 new ones exceed the context of 32768; shorten"):
+        processor.prepare(user(text, IMAGE), max_new_tokens=7)
+
+
 STAT = "anon 600\ninactive_file 250\nactive_file 50\ntotal_inactive_file 20\ntotal_active_file 10"
 
 
