@@ -24,7 +24,7 @@ from omni_jax.inputs.batch import Batch, pack_audio, pack_vision
 from omni_jax.inputs.image import image_shape, load_image, patchify_frames, resize
 from omni_jax.inputs.memory import check_memory
 from omni_jax.inputs.messages import Media, is_conversation, read_conversation
-from omni_jax.inputs.options import Options, read_defaults
+from omni_jax.inputs.options import Options, check_options, read_defaults
 from omni_jax.inputs.positions import MediaItem, rope_positions
 from omni_jax.inputs.prompt import ChatTemplate, expand, prompt_ids
 from omni_jax.inputs.settings import FILE, AudioSettings, ImageSettings, VideoSettings, read_settings
@@ -195,7 +195,9 @@ class Processor:
         """Plan media one by one, and stop at the one with which they take more tokens than there is room for."""
         planned, left = [], room
         for medium in media:
-            planned.append(self._plan(medium, medium.options.over(defaults), max(left, 0)))
+            options = medium.options.over(defaults)
+            check_options(options, medium.where)
+            planned.append(self._plan(medium, options, max(left, 0)))
             left -= planned[-1].tokens
             if left < 0:
                 raise InputError(

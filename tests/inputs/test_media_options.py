@@ -245,6 +245,39 @@ def test_numbers_of_numpy(processor, film):
     assert items(processor, part | {"nframes": np.int32(4)}).grid[0] == 2
 
 
+@pytest.mark.parametrize(
+    "own, call, words",
+    [
+        (
+            {"type": "audio", "audio": SOUND, "sampling_rate": 16_000, "audio_end": 1},
+            {"audio_start": 2},
+            "'audio_end' of",
+        ),
+        ({"type": "video", "video": "a.mp4", "video_start": 3}, {"video_end": 2}, "'video_end' of 2 s is not after"),
+    ],
+)
+def test_a_span_of_which_a_part_and_the_call_state_one_end_each(processor, own, call, words):
+    with pytest.raises(InputError, match=f"message 0, part 0: {words}"):
+        processor.prepare(user(own), media=call)
+
+
+def test_a_stated_way_to_sample_replaces_the_other():
+    assert Options(fps=1.0).over(Options(nframes=4)) == Options(fps=1.0)
+    assert Options(nframes=4).over(Options(fps=1.0)) == Options(nframes=4)
+    assert Options(max_frames=4).over(Options(fps=1.0)) == Options(fps=1.0, max_frames=4)
+
+
+def test_the_pixels_of_a_picture_are_planned(processor, monkeypatch):
+    """A large picture that becomes a small one takes memory while it is decoded."""
+    small = {"type": "image", "image": np.zeros((3000, 3000, 3), np.uint8), "max_pixels": 64 * AREA}
+    monkeypatch.setattr(memory, "_container", lambda: None)
+    monkeypatch.setattr(memory, "_machine", lambda: 140_000_000)
+    with pytest.raises(InputError, match=r"pictures and videos would take 0.2 GB of memory and 0.1"):
+        processor.prepare(user(small))
+    monkeypatch.setattr(memory, "_machine", lambda: 160_000_000)
+    processor.prepare(user(small))
+
+
 BAD_CALLS = {
     "a list": ({"media": ["nframes"]}, "media is of type list"),
     "an unknown option": ({"media": {"n_frames": 4}}, "unknown option 'n_frames'; did you mean 'nframes'"),
