@@ -12,7 +12,7 @@ import tyro
 
 from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
-from omni_jax.decode.arguments import whole
+from omni_jax.inputs.values import whole
 from omni_jax.loading import default_dtype, described
 from omni_jax.manifest import MANIFEST, read_manifest
 from omni_jax.models.param import declare

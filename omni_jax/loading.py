@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 
 from omni_jax import checkpoint, sharding
 from omni_jax.config import OmniConfig
-from omni_jax.decode.arguments import explained, listed, shown
+from omni_jax.decode.arguments import explained
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.files import reason_of, user_path
 from omni_jax.inputs.processor import Processor
+from omni_jax.inputs.values import listed, shown
 from omni_jax.manifest import read_manifest
 from omni_jax.models.param import Graph, declare
 from omni_jax.omni import PARTS, Omni

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from omni_jax.config import OmniConfig
 from omni_jax.decode.answers import finished, repeated, spoken, spoken_events, written, written_events
-from omni_jax.decode.arguments import explained, flag, whole
+from omni_jax.decode.arguments import explained
 from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.generate import forward
@@ -33,6 +33,7 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
 from omni_jax.inputs.processor import Processor
+from omni_jax.inputs.values import flag, whole
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Graph, bind, declare
 from omni_jax.models.talker import Talker

@@ -57,10 +57,14 @@ def world(
     return World(checkpoints, omnis, tmp_path_factory.mktemp("world"))
 
 
+class Late(BaseException):
+    """Too late; no handler of ordinary exceptions takes it for the fault of a file."""
+
+
 @contextmanager
 def _in_time() -> Iterator[None]:
     def late(*_: object) -> None:
-        raise TimeoutError(f"not refused within {SECONDS} s")
+        raise Late(f"not refused within {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(SECONDS)
@@ -82,6 +86,13 @@ def test_it_ends_in_one_clear_sentence(case: Case, world: World, tmp_path: Path)
     for word in case.words:
         assert word in message
     assert not OPAQUE.search(message)
+
+
+def test_a_hang_cannot_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "alarm", lambda seconds: seconds and signal.raise_signal(signal.SIGALRM))
+    with pytest.raises(Late, match="not refused within"), _in_time():
+        pass
+    assert not issubclass(Late, Exception)
 
 
 def test_names_are_unique_and_the_table_is_whole() -> None:

@@ -1,16 +1,13 @@
-"""Arguments of the public functions: their types and ranges, and names that other libraries use.
+"""Arguments of the public functions: names that other libraries use, and what they are called here.
 
-A call is checked before anything is read, prepared or compiled, and an error names the argument and what to give
-instead. NumPy's numbers are numbers.
+A call is checked before anything is read, prepared or compiled. What the values may be is checked by `inputs.values`.
 """
 
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
-
-import numpy as np
+from typing import ParamSpec, TypeVar
 
 from omni_jax.errors import InputError
 
@@ -66,48 +63,3 @@ def _meant(name: str, known: Sequence[str]) -> str:
         return INSTEAD[name]
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else "leave it out"
-
-
-def is_whole(value: object) -> bool:
-    """Whether a setting is a whole number, of Python or NumPy."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def whole(name: str, value: Any, remedy: str, least: int = 1, most: int | None = None) -> int:
-    """A whole number from `least` to `most` as an int; InputError, with the remedy, for anything else."""
-    if not is_whole(value) or value < least or (most is not None and value > most):
-        raise InputError(f"{name} is {shown(value)}; {remedy}")
-    return int(value)
-
-
-def check_number(name: str, value: Any) -> None:
-    """InputError unless the value is a number, of Python or NumPy, that a float can hold."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise InputError(f"{name} is {shown(value)}; it must be a number")
-
-
-def flag(name: str, value: Any) -> bool:
-    """True or False as a bool; InputError for what only counts as one, such as the text "no"."""
-    if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name} is {shown(value)}; it is True or False")
-    return bool(value)
-
-
-def listed(name: str, value: Any, remedy: str) -> list[Any]:
-    """The items of a list, tuple, set, range or array; InputError for text, bytes and anything else."""
-    if isinstance(value, np.ndarray) and value.ndim == 1:
-        return value.tolist()
-    if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Sequence | set | frozenset):
-        raise InputError(f"{name} is {shown(value)}; {remedy}")
-    return list(value)
-
-
-def shown(value: Any) -> str:
-    """A value as an error shows it: short, and without an object's address."""
-    try:
-        text = repr(value)
-    except Exception:  # the number is too long for text, or somebody's __repr__ fails
-        text = ""
-    if not text or " at 0x" in text or text.startswith("<"):
-        return f"of type {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:60]}... (type {type(value).__name__})"

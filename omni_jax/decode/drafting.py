@@ -8,12 +8,12 @@ from jax.sharding import Mesh
 
 from omni_jax.checkpoint import flatten
 from omni_jax.config import OmniConfig
-from omni_jax.decode.arguments import flag, is_whole, shown
 from omni_jax.decode.proposers import check_tree, proposer_for
 from omni_jax.decode.speculative import Proposer, begin, decode_rounds
 from omni_jax.decode.width import WIDTHS
 from omni_jax.drafter import Drafter, check_drafter
 from omni_jax.errors import InputError
+from omni_jax.inputs.values import flag, is_whole, shown
 from omni_jax.models.param import Graph
 
 # Levels of a drafted tree, and children of each node.

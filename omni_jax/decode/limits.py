@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_jax.config import DecoderConfig
-from omni_jax.decode.arguments import shown, whole
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import limit_of, stop_ids_of
 from omni_jax.decode.stops import StopStrings
 from omni_jax.errors import InputError
 from omni_jax.inputs.tokenizer import Tokenizer
+from omni_jax.inputs.values import shown, whole
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omni_jax.decode.arguments import check_number, shown, whole
 from omni_jax.errors import InputError
+from omni_jax.inputs.values import check_number, shown, whole
 
 # The finest temperature and share of mass: float32 logits of scale 10 differ by that much.
 FINEST = 1e-6

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from omni_jax.config import DecoderConfig
-from omni_jax.decode.arguments import is_whole, listed, shown, whole
 from omni_jax.decode.generate import CHUNK, NO_TOKEN, Request, decode_chunk, grow, prefill, retire
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.stops import StopStrings
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.inputs.values import is_whole, listed, shown, whole
 from omni_jax.models.param import Graph
 from omni_jax.ops.cache import slots_for
 

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from omni_jax.decode.arguments import whole
 from omni_jax.decode.drafted import DraftedSession
 from omni_jax.decode.generate import CHUNK, Rows, caches_of, laid, retire
 from omni_jax.decode.session import Session
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
+from omni_jax.inputs.values import whole
 from omni_jax.ops.cache import KVCache
 from omni_jax.sharding import whole_rows
 

@@ -17,13 +17,13 @@ import jax
 import numpy as np
 
 from omni_jax.config import OmniConfig, TalkerConfig
-from omni_jax.decode.arguments import listed, shown, whole
 from omni_jax.decode.frames import SpeechPlan, SpeechState, TalkerPrompt, begin, grow, speak
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.speech import SpeechPrompt, speaker_ids, speech_prompt
+from omni_jax.inputs.values import listed, shown, whole
 from omni_jax.models.param import Graph
 from omni_jax.ops.cache import slots_for
 from omni_jax.sharding import place

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omni_jax.decode.arguments import listed, shown
 from omni_jax.errors import InputError
 from omni_jax.inputs.tokenizer import Tokenizer
+from omni_jax.inputs.values import listed, shown
 
 
 @dataclass(frozen=True, eq=False)

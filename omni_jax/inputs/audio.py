@@ -63,16 +63,15 @@ def load_audio(
     if isinstance(source, np.ndarray):
         if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, int | float | np.integer | np.floating):
             raise InputError("audio array without a rate; give its sampling_rate in samples per second, a number")
-        samples, rate = _from_array(np.asarray(source), sampling_rate, max_seconds), float(sampling_rate)
+        samples = _from_array(np.asarray(source), sampling_rate, max_seconds, start, end)
+        rate = float(sampling_rate)
     elif not is_source(source):
         raise InputError(f"audio {name_of(source)}: pass a path, bytes, or a NumPy array with its sampling_rate")
     elif sampling_rate is not None:
         raise InputError(f"audio {name_of(source)}: a file states its own rate; leave out sampling_rate")
     else:
-        samples, rate = _from_file(source, max_seconds)
+        samples, rate = _from_file(source, max_seconds, start, end)
     what = f"audio {'array' if isinstance(source, np.ndarray) else name_of(source)}"
-    if start or end is not None:
-        samples = _cut(samples, rate, start, end, source, what)
     check_samples(what, samples)
     samples = resample(samples, rate)
     if samples.size < MIN_SAMPLES:
@@ -80,14 +79,15 @@ def load_audio(
     return samples
 
 
-def _cut(samples: np.ndarray, rate: float, start: float, end: float | None, source: object, what: str) -> np.ndarray:
-    """The samples of a span in seconds, rounded as the utilities do: they read a file by its length, cut an array."""
-    if start * rate >= samples.size:
-        raise InputError(f"{what}: no sound from {start:g} s on; it lasts {samples.size / rate:g} s")
-    first = int(start * rate)
-    if end is None:
-        return samples[first:]
-    return samples[first : int(end * rate) if isinstance(source, np.ndarray) else first + int((end - start) * rate)]
+def _span(size: int, rate: float, start: float, end: float | None) -> tuple[int, int]:
+    """The samples of a file between which a span in seconds lies, rounded by its length as the utilities do."""
+    first = min(int(start * rate), size)
+    return first, size if end is None else min(first + int((end - start) * rate), size)
+
+
+def _check_start(what: str, start: float, rate: float, size: int) -> None:
+    if start and start * rate >= size:
+        raise InputError(f"{what}: no sound from {start:g} s on; it lasts {size / rate:g} s")
 
 
 def check_header(what: str, rate: float | np.number, channels: int, samples: int, max_seconds: float) -> None:
@@ -116,17 +116,24 @@ def check_samples(what: str, samples: np.ndarray) -> None:
         )
 
 
-def _from_array(array: np.ndarray, rate: float | np.number, max_seconds: float) -> np.ndarray:
-    """Any accepted array as mono float32 [samples]; its size is checked before any of it is copied."""
+def _from_array(
+    array: np.ndarray, rate: float | np.number, max_seconds: float, start: float, end: float | None
+) -> np.ndarray:
+    """A span of any accepted array as mono float32 [samples]; its size is checked before any of it is copied."""
     shape, dtype = array.shape, array.dtype.newbyteorder("=")
     if dtype.kind != "f" and dtype not in (np.int8, np.int16, np.int32, np.uint8):
         raise InputError(f"audio array of dtype {str(dtype)[:80]}; pass float, int16, int32 or uint8")
     if not (array.ndim == 1 or array.ndim == 2 and 1 <= min(shape) <= MAX_CHANNELS):
         raise InputError(f"audio array of shape {shape}; pass [samples], [channels, samples] or [samples, channels]")
-    check_header("audio array", rate, 1, max(shape), max_seconds)
+    check_header("audio array", rate, 1, 0, max_seconds)
+    rate = float(rate)
+    size, axis = max(shape), int(array.ndim == 2 and shape[1] < shape[0])  # in two axes, the shorter is the channels
+    first, last = int(start * rate), size if end is None else min(int(end * rate), size)
+    _check_start("audio array", start, rate, size)
+    check_header("audio array", rate, 1, last - first, max_seconds)
+    array = array[first:last] if array.ndim == 1 or axis else array[:, first:last]
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 is refused as infinite
         if array.ndim == 2:
-            axis = int(shape[1] < shape[0])  # the shorter axis is the channels
             array = array.mean(axis, dtype=np.result_type(dtype, np.float32))
         array = array.astype(np.float32)
     if dtype.kind == "f":
@@ -134,7 +141,7 @@ def _from_array(array: np.ndarray, rate: float | np.number, max_seconds: float) 
     return (array - 128) / 128 if dtype == np.uint8 else array / -float(np.iinfo(dtype).min)
 
 
-def _from_file(source: Source, max_seconds: float) -> tuple[np.ndarray, int]:
+def _from_file(source: Source, max_seconds: float, start: float, end: float | None) -> tuple[np.ndarray, int]:
     """Mono float32 [samples] and their rate, by libsndfile or, for what it does not know, from a media container."""
     import soundfile
 
@@ -145,45 +152,58 @@ def _from_file(source: Source, max_seconds: float) -> tuple[np.ndarray, int]:
             with soundfile.SoundFile(file) as sound:
                 # libsndfile guesses an MP3's length when no tag states it, and drops the rest.
                 if sound.frames < UNKNOWN_LENGTH and not sound.subtype.startswith("MPEG"):
-                    return _read_sound(sound, what, max_seconds), sound.samplerate
+                    return _read_sound(sound, what, max_seconds, start, end), sound.samplerate
         except soundfile.LibsndfileError:
             pass  # not a format of libsndfile's; errors while reading one are InputErrors by now
         file.seek(0)
         with container_in(file) as container:
-            samples, rate, _ = read_track(container, what, max_seconds)
+            samples, rate, _ = read_track(container, what, max_seconds, start, end)
     return samples, rate
 
 
-def _read_sound(sound: Any, what: str, max_seconds: float) -> np.ndarray:
-    """Mono float32 [samples] of an open soundfile.SoundFile."""
+def _read_sound(sound: Any, what: str, max_seconds: float, start: float, end: float | None) -> np.ndarray:
+    """A span of an open soundfile.SoundFile as mono float32 [samples]."""
     import soundfile
 
-    check_header(what, sound.samplerate, sound.channels, sound.frames, max_seconds)
-    samples, filled = np.empty(sound.frames, np.float32), 0
+    first, last = _span(sound.frames, sound.samplerate, start, end)
+    check_header(what, sound.samplerate, sound.channels, last - first, max_seconds)
+    _check_start(what, start, sound.samplerate, sound.frames)
+    samples, filled = np.empty(last - first, np.float32), 0
     try:
+        if first:
+            sound.seek(first)
         # Not sound.blocks: where a file ends early, that goes on with whatever its buffer held.
-        while (block := sound.read(1 << 20, dtype="float32", always_2d=True)).size:
+        while (block := sound.read(min(last - first - filled, 1 << 20), dtype="float32", always_2d=True)).size:
             samples[filled : filled + len(block)] = block.mean(axis=1)
             filled += len(block)
     except soundfile.LibsndfileError as error:
         raise InputError(f"{what}: cut short or damaged ({error})") from None
-    if filled < sound.frames:
-        raise InputError(f"{what}: cut short or damaged, {filled} of {sound.frames} samples could be read")
+    if filled < samples.size:
+        raise InputError(f"{what}: cut short or damaged, {filled} of {samples.size} samples could be read")
     return samples
 
 
-def read_track(container: "InputContainer", what: str, max_seconds: float) -> tuple[np.ndarray, int, float]:
-    """Decode the first sound track of a container: mono float32 [samples], their rate, and the start in seconds."""
+def read_track(
+    container: "InputContainer", what: str, max_seconds: float, start: float = 0.0, end: float | None = None
+) -> tuple[np.ndarray, int, float]:
+    """Decode the first sound track of a container, or a span of it: mono float32 [samples], their rate, its start.
+
+    start, end: of the span, in seconds from the first sample. The start that is returned is that of the track.
+    """
     stream = _sound_stream(container, what)
     rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
     check_header(what, rate, channels, 0, max_seconds)
-    blocks, count, start = [], 0, 0.0
+    first, last = _span(UNKNOWN_LENGTH, rate, start, end)
+    blocks, at, count, begin = [], 0, 0, 0.0
     for block, seconds in _decode_track(container, stream, what, rate):
-        start = start if blocks else seconds
-        blocks.append(block)
-        count += block.size
+        begin = begin if at else seconds
+        blocks.append(block[max(first - at, 0) : max(last - at, 0)])
+        at, count = at + block.size, count + blocks[-1].size
         check_header(what, rate, channels, count, max_seconds)
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate, start
+        if at >= last:
+            break
+    _check_start(what, start, rate, at)
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate, begin
 
 
 def _sound_stream(container: "InputContainer", what: str) -> "AudioStream":
@@ -203,13 +223,15 @@ def _decode_track(
     """Mono float32 blocks of a sound track, and the time of each in seconds."""
     from av import AudioResampler
 
-    planar = AudioResampler(format="fltp")  # only another sample format: rate and channels stay
+    # Only another sample format: rate and channels stay. Packed, for PyAV reads no more than eight planes of a frame.
+    packed = AudioResampler(format="flt")
     for packet in demux(container, stream, what):
         for frame in _decode(stream, packet, container.size):
             if frame.sample_rate != rate:
                 raise InputError(f"{what}: its rate changes from {rate} to {frame.sample_rate}; convert it to FLAC")
-            for part in planar.resample(frame):
-                yield part.to_ndarray().mean(axis=0), frame.time or 0.0
+            for part in packed.resample(frame):
+                samples = part.to_ndarray().reshape(-1, part.layout.nb_channels)
+                yield np.ascontiguousarray(samples.T).mean(axis=0), frame.time or 0.0
 
 
 def _decode(stream: "AudioStream", packet: "Packet", file_bytes: int) -> "list[AudioFrame]":

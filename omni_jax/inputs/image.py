@@ -10,6 +10,7 @@ Source: transformers `load_image` (rotation), `convert_to_rgb` (transparency ove
 
 import io
 import math
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ STRIP_PIXELS = 1 << 22  # converted at a time, so that a picture is held twice, 
 # Not PIL's whole list: some of its readers start other programs (EPS) or hold no picture of their own.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_MARKER = re.compile(rb"\xff+([^\0\xff\xd0-\xd7])")  # of a part of a JPEG; in a scan, 0 or a restart follows each 0xff
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 
 
@@ -80,9 +82,19 @@ def _open(file: MediaFile, source: Source, max_pixels: int) -> "ImageFile":
         if width * height > MAX_JPEG_PIXELS_PER_BYTE * size:
             raise InputError(f"{what}: damaged or cut short, {size} bytes cannot hold {width} x {height} pixels")
         file.seek(0)
-        if file.read(1 << 26).count(b"\xff\xda") > MAX_JPEG_SCANS:
+        if _has_many_scans(file.read(1 << 26)):
             raise InputError(f"{what}: a JPEG of more than {MAX_JPEG_SCANS} scans; save it again")
     return picture
+
+
+def _has_many_scans(data: bytes) -> bool:
+    """Whether a JPEG has more than MAX_JPEG_SCANS; what its headers hold and what follows its end is not looked at."""
+    at = count = 0
+    while count <= MAX_JPEG_SCANS and (found := _MARKER.search(data, at)) and found[1] != b"\xd9":
+        at, count = found.end(), count + (found[1] == b"\xda")
+        if found[1] not in (b"\xd8", b"\x01"):  # these have no length
+            at += max(int.from_bytes(data[at : at + 2], "big"), 2)
+    return count > MAX_JPEG_SCANS
 
 
 def _add_heif(what: str) -> None:
@@ -128,7 +140,7 @@ def _check_size(width: int, height: int, max_pixels: int, source: object) -> Non
     if width * height > max_pixels:
         raise InputError(f"{what} is more than {max_pixels} pixels; make it smaller")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f"{what} is longer than {MAX_ASPECT} times its width; crop or tile it")
+        raise InputError(f"{what}: one side is more than {MAX_ASPECT} times the other; crop or tile it")
 
 
 def _decode(picture: "Image", source: object) -> np.ndarray:
@@ -168,7 +180,7 @@ def smart_resize(height: int, width: int, settings: ImageSettings, fewest: int =
     factor, area = settings.factor, height * width
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(
-            f"a picture of {width} x {height} is longer than {MAX_ASPECT} times its width; crop or tile it"
+            f"a picture of {width} x {height}: one side is more than {MAX_ASPECT} times the other; crop or tile it"
         )
     # Python's rounding: halves to even.
     rows, columns = (max(fewest, round(side / factor)) for side in (height, width))

@@ -4,6 +4,13 @@ from pathlib import Path
 
 from omni_jax.errors import InputError
 
+GROUP = Path("/sys/fs/cgroup")
+# Of both versions of control groups: the files of the limit, of what is taken and of its parts, and how these begin.
+_CONTROL = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+)
+
 
 def available_bytes() -> int | None:
     """Bytes that this process can still take: of the machine, or of its container if that is less; None if unknown."""
@@ -30,14 +37,13 @@ def _machine() -> int | None:
 
 
 def _container() -> int | None:
-    """What is left of a control group's limit, where there is one."""
-    group = Path("/sys/fs/cgroup")
-    for most, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    """What is left of a control group's limit, where there is one; copies of files make way when memory is short."""
+    for most, used, detail, prefix in _CONTROL:
         try:
-            return max(int((group / most).read_text()) - int((group / used).read_text()), 0)
+            limit, taken = (int((GROUP / name).read_text()) for name in (most, used))
+            lines = dict(line.split() for line in (GROUP / detail).read_text().splitlines())
+            copies = sum(int(lines.get(f"{prefix}{name}_file", 0)) for name in ("inactive", "active"))
+            return min(max(limit - taken + copies, 0), limit)
         except (OSError, ValueError):  # "max" is no limit
             continue
     return None

@@ -58,15 +58,14 @@ class Conversation:
     tools: list[dict[str, Any]] | None
 
 
-def read_conversation(messages: Any, tools: Any = None, base: Path | None = None) -> Conversation:
+def read_conversation(messages: Any, tools: Any = None) -> Conversation:
     """Check one conversation and its tools; raises InputError naming the message and part that cannot be used.
 
-    messages: a list of messages, or {"messages": a list, "tools": ...}. base: the folder of the file that holds them,
-    to which paths of media are relative; by default the current one.
+    messages: a list of messages, or {"messages": a list, "tools": ...}.
     """
     given, tools = _unwrapped(messages, tools)
     media: list[Media] = []
-    plain = [_read_message(message, f"message {i}", media) for i, message in enumerate(with_base(given, base))]
+    plain = [_read_message(message, f"message {i}", media) for i, message in enumerate(given)]
     parts = sum(len(m["content"]) if isinstance(m["content"], list) else 1 for m in plain)
     if parts > MAX_PARTS:
         raise InputError(f"the conversation has {parts} parts; at most {MAX_PARTS} are accepted")
@@ -166,7 +165,7 @@ def _belongs(key: Any) -> str:
     """The remedy for a key that no message has: where it belongs, or what was meant."""
     kind = str(key).removesuffix("s").removesuffix("_url")
     if kind in KINDS or key in OPTIONS["video"] or key in OPTIONS["audio"]:
-        return "; media and their options belong into 'content', as a part {'type': 'image', 'image': ...}"
+        return "; media and their options belong in 'content', as a part {'type': 'image', 'image': ...}"
     if key == "function_call":
         return "; write it as 'tool_calls'"
     return "; write it as 'content'" if key in ("text", "value") else did_you_mean(key, _KEYS)
@@ -191,10 +190,12 @@ def _read_part(given: Any, where: str, media: list[Media]) -> dict[str, Any]:
     part = {key: value for key, value in given.items() if value is not None}
     form = part.get("type")
     if form == "text":
+        part = {key: value for key, value in part.items() if key == "text" or not _empty(value)}
         _only(part, ("type", "text"), where)
         return {"type": "text", "text": _text(_need(part, "text", where), f"{where}: 'text'")}
     if form in KINDS:
         kind, source = form, _read_source(part, where)
+        part = _with_rate(part, source, where)
     elif form in URLS:
         kind, source = form.removesuffix("_url"), _need(part, form, where)
         _only(part, ("type", form, *_beside(kind)), where)
@@ -220,6 +221,14 @@ def _read_source(part: dict, where: str) -> Any:
         raise InputError(f"{where} of type {kind!r} has the keys {list(part)}; give exactly one of {list(keys)}")
     source = part[given[0]]
     return _from_base64(source, where) if given[0] == "base64" else source
+
+
+def _with_rate(part: dict, source: Any, where: str) -> dict:
+    """The part with the rate of a sound that `datasets` has decoded: {"array": ..., "sampling_rate": ...}."""
+    rate = source.get("sampling_rate") if part["type"] == "audio" and isinstance(source, dict) else None
+    if rate is not None and "sampling_rate" in part:
+        raise InputError(f"{where}: 'sampling_rate' is stated twice, in the sound and beside it; leave one out")
+    return part if rate is None else part | {"sampling_rate": rate}
 
 
 def _beside(kind: str) -> tuple[str, ...]:
@@ -249,9 +258,13 @@ def _read_input_audio(sound: Any, where: str) -> Any:
 def _resolve(source: Any, kind: str, where: str) -> Any:
     """A source with data: and file: URLs made bytes and paths, a list of frames too; other URLs are refused."""
     if isinstance(source, dict):
-        found = [source[key] for key in ("bytes", "path") if source.get(key) is not None]
+        keys = ("array", "bytes", "path", "sampling_rate") if kind == "audio" else ("bytes", "path")
+        found = [source[key] for key in keys[:3] if source.get(key) is not None]
         if not found:
             raise InputError(f"{where}: the {kind} is a dict without 'bytes' and 'path'; pass a path or bytes")
+        if unknown := [key for key, value in source.items() if key not in keys and not _empty(value)]:
+            raise InputError(f"{where}: the {kind} is a dict with the unknown key {unknown[0]!r}"
+                             f"{did_you_mean(unknown[0], keys)}")  # fmt: skip
         return _resolve(found[0], kind, where)
     if kind == "video" and isinstance(source, (list, tuple)):
         return [_resolve(frame, "image", f"{where}, frame {i}") for i, frame in enumerate(source)]
@@ -302,8 +315,11 @@ def _read_calls(calls: Any, where: str) -> list[dict[str, Any]]:
         inner = call.get("function") or call if isinstance(call, dict) else None
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
             raise InputError(f"{where}: tool call {i} has no function name; pass {{'function': {{'name': ...}}}}")
-        if not isinstance(inner.get("arguments"), (dict, str)):
+        if not isinstance(inner.get("arguments", 0), (dict, str, type(None))):
             raise InputError(f"{where}: tool call {i} has no 'arguments'; pass a dict or its JSON")
+        if inner.get("arguments") is None:  # as some clients write a call without any
+            inner = inner | {"arguments": {}}
+        call = call | {"function": inner} if call.get("function") else inner
         call = {key: value for key, value in call.items() if value is not None}
         plain.append(_json(call, f"{where}: tool call {i}"))
     return plain

@@ -76,6 +76,12 @@ def read_options(values: Mapping[str, Any], where: str) -> Options:
     """The options among `values`, whose other names are the caller's; InputError naming what cannot be true."""
     names = [field.name for field in fields(Options)]
     options = Options(**{name: _value(name, values[name], where) for name in names if values.get(name) is not None})
+    check_options(options, where)
+    return options
+
+
+def check_options(options: Options, where: str) -> None:
+    """InputError for options that contradict each other: of a part, of a call, or of a part over those of a call."""
     if options.nframes is not None and options.fps is not None:
         raise InputError(f"{where}: 'nframes' and 'fps' contradict each other; give one of them")
     if (options.resized_height is None) != (options.resized_width is None):
@@ -90,7 +96,6 @@ def read_options(values: Mapping[str, Any], where: str) -> Options:
             raise InputError(
                 f"{where}: {end!r} of {last:g} s is not after {start!r} of {first:g} s; give a longer span"
             )
-    return options
 
 
 def read_defaults(given: Any, fps: Any, use_audio_in_video: Any) -> Options:

@@ -24,18 +24,20 @@ from omni_jax.inputs.batch import Batch, pack_audio, pack_vision
 from omni_jax.inputs.image import image_shape, load_image, patchify_frames, resize
 from omni_jax.inputs.memory import check_memory
 from omni_jax.inputs.messages import Media, is_conversation, read_conversation
-from omni_jax.inputs.options import Options, read_defaults
+from omni_jax.inputs.options import Options, check_options, read_defaults
 from omni_jax.inputs.positions import MediaItem, rope_positions
 from omni_jax.inputs.prompt import ChatTemplate, expand, prompt_ids
 from omni_jax.inputs.settings import FILE, AudioSettings, ImageSettings, VideoSettings, read_settings
 from omni_jax.inputs.sizes import picture_size
 from omni_jax.inputs.source import Source, name_of
 from omni_jax.inputs.tokenizer import Tokenizer
+from omni_jax.inputs.values import flag, listed, shown, whole
 from omni_jax.inputs.video import SAMPLING, check_room, patchify_video, plan_video, video_audio
 
 # What media take at most: patches as such, in rows and in between; bytes per pixel of a picture that is decoded.
 PATCH_COPIES = 4
 PIXEL_BYTES = 16
+ROOM = "give the number of tokens that the context must leave, 0 or more"
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +153,11 @@ class Processor:
         does not fit the context or the memory is refused before pictures are decoded.
         """
         conversations = [messages] if is_conversation(messages) else messages
-        defaults = read_defaults(media, fps, use_audio_in_video)
+        max_new_tokens = whole("max_new_tokens", max_new_tokens, ROOM, least=0)
+        add_generation_prompt = flag("add_generation_prompt", add_generation_prompt)
+        if enable_thinking is not None:
+            enable_thinking = flag("enable_thinking", enable_thinking)
+        defaults = read_defaults(media, fps, flag("use_audio_in_video", use_audio_in_video))
 
         def plan(conversation: Any) -> _Prompt:
             checked = read_conversation(conversation, tools)
@@ -164,6 +170,7 @@ class Processor:
             )
             text = len(ids) - len(checked.media)  # each medium has one placeholder so far
             room = self.config.thinker.text.max_position_embeddings - max_new_tokens - text
+            self._check_context(text, max_new_tokens)
             return _Prompt(ids, self._plan_all(checked.media, defaults, room))
 
         prompts = _each_row(plan, conversations)
@@ -175,7 +182,12 @@ class Processor:
 
     def prepare_text(self, prompts: str | Sequence[str], *, padding: str = "right", max_new_tokens: int = 0) -> Batch:
         """Turn raw prompts, written without a template by someone who means their control tokens, into a batch."""
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        prompts = (
+            [prompts] if isinstance(prompts, str) else listed("prompts", prompts, "give a text, or a list of them")
+        )
+        if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+            raise InputError(f"a prompt is {shown(wrong[0])}; give a text, or a list of them")
+        max_new_tokens = whole("max_new_tokens", max_new_tokens, ROOM, least=0)
         rows = [self._row(self.tokenizer.encode(prompt), [], max_new_tokens) for prompt in prompts]
         return self._batch(rows, padding)
 
@@ -183,7 +195,9 @@ class Processor:
         """Plan media one by one, and stop at the one with which they take more tokens than there is room for."""
         planned, left = [], room
         for medium in media:
-            planned.append(self._plan(medium, medium.options.over(defaults), max(left, 0)))
+            options = medium.options.over(defaults)
+            check_options(options, medium.where)
+            planned.append(self._plan(medium, options, max(left, 0)))
             left -= planned[-1].tokens
             if left < 0:
                 raise InputError(
@@ -262,15 +276,18 @@ class Processor:
     def _row(self, ids: Sequence[int], media: list[_Loaded], max_new_tokens: int) -> _Row:
         items = [loaded.item for loaded in media]
         token_ids = expand(ids, items, self.tokenizer, self.config.thinker)
-        context = self.config.thinker.text.max_position_embeddings
         if not len(token_ids):
             raise InputError("the prompt is empty; write something")
-        if len(token_ids) + max_new_tokens > context:
+        self._check_context(len(token_ids), max_new_tokens)
+        return _Row(token_ids, *rope_positions(token_ids, items, self.config.thinker), media)
+
+    def _check_context(self, tokens: int, max_new_tokens: int) -> None:
+        context = self.config.thinker.text.max_position_embeddings
+        if tokens + max_new_tokens > context:
             raise InputError(
-                f"a prompt of {len(token_ids)} tokens and {max_new_tokens} new ones exceed the context of {context}; "
+                f"a prompt of {tokens} tokens and {max_new_tokens} new ones exceed the context of {context}; "
                 "shorten the prompt, send fewer or smaller media, or ask for fewer tokens"
             )
-        return _Row(token_ids, *rope_positions(token_ids, items, self.config.thinker), media)
 
     def _batch(self, rows: list[_Row], padding: str) -> Batch:
         """Lay rows side by side; ids are 0 and positions 0 at padding, where nothing reads them."""

@@ -70,7 +70,7 @@ def reading(source: object, kind: str, trouble: str = "damaged, or not a media f
         if isinstance(error, AttributeError | TypeError | LookupError | UnicodeError) or "error number" in reason:
             reason = ""
         said = f"{kind} {name_of(source)}: {trouble}{reason and f' ({reason})'}"
-        raise InputError(f"{said}; make it anew, or pass another") from error
+        raise InputError(f"{said}; make a new copy, or pass another") from error
 
 
 class MediaFile(io.RawIOBase, BinaryIO):

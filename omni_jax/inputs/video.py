@@ -238,8 +238,8 @@ def _plan_frames(
             height, width = size_of(picture.shape, even, settings, options)
             if resized and (height, width) != resized[0].shape[:2]:
                 raise InputError(
-                    f"video: frame {len(resized)} of {picture.shape[1]} x {picture.shape[0]} pixels has not the shape "
-                    "of the first; give frames of one size"
+                    f"video: frame {len(resized)} of {picture.shape[1]} x {picture.shape[0]} pixels is not of the "
+                    "first one's shape; give frames of one size"
                 )
             resized.append(image.resize(picture, height, width))
         return Video(np.stack(resized), float(fps), count / fps)

@@ -40,12 +40,24 @@ def _prepare(name: str, messages: Any, *words: str, **settings: Any) -> Case:
     return Case(f"prepare: {name}", lambda _, world: world.omni.prepare(messages, **settings), words, InputError)
 
 
+def _processor(name: str, words: tuple[str, ...], **settings: Any) -> Case:
+    """Through the processor, as a program calls it that has no model."""
+    return Case(f"processor: {name}", lambda _, world: world.omni.processor.prepare(HI, **settings), words, InputError)
+
+
+def _raw(name: str, prompts: Any, *words: str, **settings: Any) -> Case:
+    def act(_: Any, world: Any) -> None:
+        world.omni.processor.prepare_text(prompts, **settings)
+
+    return Case(f"raw prompts: {name}", act, words, InputError)
+
+
 CASES = [
-    _beside("a picture beside the content", "image", "a.png", "'image'", "into 'content'"),
-    _beside("pictures beside the content", "images", ["a.png"], "'images'", "into 'content'"),
-    _beside("an address beside the content", "image_url", "a.png", "'image_url'", "into 'content'"),
-    _beside("videos beside the content", "videos", ["a.mp4"], "'videos'", "into 'content'"),
-    _beside("an option beside the content", "max_pixels", 4096, "'max_pixels'", "into 'content'"),
+    _beside("a picture beside the content", "image", "a.png", "'image'", "in 'content'"),
+    _beside("pictures beside the content", "images", ["a.png"], "'images'", "in 'content'"),
+    _beside("an address beside the content", "image_url", "a.png", "'image_url'", "in 'content'"),
+    _beside("videos beside the content", "videos", ["a.mp4"], "'videos'", "in 'content'"),
+    _beside("an option beside the content", "max_pixels", 4096, "'max_pixels'", "in 'content'"),
     _beside("a misspelt key", "tool_call", [1], "'tool_call'", "did you mean 'tool_calls'"),
     _beside("calls of an older kind", "function_call", {"name": "f"}, "'function_call'", "'tool_calls'"),
     _beside("a text beside the content", "text", "more", "'text'", "'content'"),
@@ -77,6 +89,20 @@ CASES = [
         "tool call 0",
         "nested too deep",
     ),
+    _part(
+        "an unknown key of a source",
+        {"type": "image", "image": {"path": "a.png", "byte": b"x"}},
+        "the image is a dict with the unknown key 'byte'",
+        "did you mean 'bytes'",
+    ),
+    _part(
+        "a rate twice",
+        {"type": "audio", "audio": {"array": np.zeros(9), "sampling_rate": 8000}, "sampling_rate": 16_000},
+        "'sampling_rate' is stated twice",
+        "leave one out",
+    ),
+    _part("an empty text part", {"type": "text", "text": None, "annotations": []}, "no 'text'"),
+    _part("a text with an option", {"type": "text", "text": "hi", "max_pixels": 9}, "unknown key 'max_pixels'"),
     _part("a part of null", None, "NoneType"),
     _part("all keys null", {"type": "text", "text": None}, "has no 'text'"),
     _part("a medium null", {"type": "image", "image": None}, "exactly one of"),
@@ -112,6 +138,14 @@ CASES = [
     _video("a number of 400 digits", {"max_pixels": 10**400}, "more than 12 digits"),
     _video("a list for a number", {"fps": [2]}, "'fps' is of type list"),
     _prepare("a call's misspelt option", HI, "'max_pixel'", "did you mean 'max_pixels'", media={"max_pixel": 1}),
+    _processor("room as text", ("max_new_tokens is 'x'", "0 or more"), max_new_tokens="x"),
+    _processor("room below zero", ("max_new_tokens is -5", "0 or more"), max_new_tokens=-5),
+    _processor("thinking as text", ("enable_thinking is 'no'", "True or False"), enable_thinking="no"),
+    _processor("a turn to open as text", ("add_generation_prompt is 'no'", "True"), add_generation_prompt="no"),
+    _processor("hearing as text", ("use_audio_in_video is 'no'", "True or False"), use_audio_in_video="no"),
+    _raw("a number", 5, "prompts is 5", "a text, or a list of them"),
+    _raw("a list of numbers", [5], "a prompt is 5", "a text, or a list of them"),
+    _raw("room as text", "hi", "max_new_tokens is 'x'", "0 or more", max_new_tokens="x"),
     _prepare("options as text", HI, "media is of type str", "dict", media="nframes=8"),
     _prepare("a call's rate of zero", HI, "the call: 'fps' is 0", "positive", fps=0),
     _prepare("a row among objects", [{"messages": HI}, {"messages": []}], "row 1", "empty"),

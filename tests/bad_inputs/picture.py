@@ -80,7 +80,7 @@ CASES = [
     _file("PNG of 9,500 x 9,500", _png(9_500, 9_500), "more than 89478485 pixels", "make it smaller"),
     _file("PNG of 2^31 columns", _png(2**31 - 1, 1), "image"),
     _file("PNG of 3 bits", _png(64, 64, bits=3), "cannot be read"),
-    _file("a strip", _png(1, 100_000), "200 times its width", "crop"),
+    _file("a strip", _png(1, 100_000), "one side is more than 200 times the other", "crop"),
     _file("GIF cut short", _encoded("GIF")[:-100], "damaged or cut short"),
     _file("WebP cut short", _encoded("WEBP")[:-20], "image"),
     _file("AVIF cut short", _encoded("AVIF")[:-20], "damaged or cut short"),

@@ -4,6 +4,7 @@ import io
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -31,6 +32,20 @@ def encode(samples: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype: st
     """samples [n] or [n, channels] as a file."""
     data = io.BytesIO()
     soundfile.write(data, samples, rate, format=kind, subtype=subtype)
+    return data.getvalue()
+
+
+def in_container(kind: str, codec: str, samples: np.ndarray) -> bytes:
+    """int16 [n, channels] at 16 kHz as a media file."""
+    data = io.BytesIO()
+    with av.open(data, "w", format=kind) as out:
+        layout = "mono" if samples.shape[1] == 1 else f"{samples.shape[1]} channels"
+        track: Any = out.add_stream(codec, rate=RATE, layout=layout)
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=track.layout)
+        frame.sample_rate, frame.pts = RATE, 0
+        for part in av.AudioResampler(track.format, frame_size=track.frame_size or None).resample(frame):
+            out.mux(track.encode(part))
+        out.mux(track.encode(None))
     return data.getvalue()
 
 
@@ -288,6 +303,39 @@ def test_the_longest_clip_can_be_set(data_dir):
             load(max_seconds=1.0)
 
 
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "mov", "array", "channels", "channels first"])
+def test_a_span_of_a_sound_is_read_without_the_rest(form):
+    """The limit is of the span, and is looked at before what is outside is held."""
+    whole = np.random.default_rng(0).integers(-9000, 9000, (3 * RATE, 2), np.int16)
+    if form in ("WAV", "FLAC", "OGG"):
+        source, rate = encode(whole, kind=form), None
+    elif form == "mov":
+        source, rate = in_container("mov", "pcm_s16le", whole), None
+    else:
+        source, rate = {"array": whole[:, 0], "channels": whole, "channels first": whole.T}[form], RATE
+    full = load_audio(source, rate)
+    for start, end in ((0.5, 1.25), (0.0, 1.0), (2.9, None), (2.5, 9.0), (1.0001, 1.9999)):
+        first, last = int(start * RATE), 3 * RATE if end is None else min(int(end * RATE), 3 * RATE)
+        span = load_audio(source, rate, max_seconds=1.0, start=start, end=end)
+        assert abs(span.size - (last - first)) <= 1
+        np.testing.assert_allclose(span[: last - first], full[first : first + span.size], atol=1e-6, rtol=0)
+    for start, end in ((0.0, None), (1.5, None), (1.0, 2.5)):
+        with pytest.raises(InputError, match="longer than 1 s"):
+            load_audio(source, rate, max_seconds=1.0, start=start, end=end)
+    with pytest.raises(InputError, match="no sound from 3 s on; it lasts 3 s"):
+        load_audio(source, rate, start=3.0)
+
+
+def test_what_precedes_a_span_is_not_decoded(monkeypatch):
+    seen = []
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda self, n, **o: seen.append((self.tell(), n)) or read(self, n, **o)
+    )
+    load_audio(encode(noise(3.0)), start=1.0, end=1.5)
+    assert seen[0] == (RATE, RATE // 2) and sum(n for _, n in seen) == RATE // 2
+
+
 def test_a_claimed_length_is_refused_before_it_is_allocated():
     flac = bytearray(encode(noise(0.5), kind="FLAC"))
     flac[21] |= 0x0F
@@ -314,6 +362,15 @@ def test_a_container_that_lacks_its_last_bytes_is_refused(tmp_path):
     assert load_audio(whole).size == RATE
     with pytest.raises(InputError, match="cut short or damaged"):
         load_audio(whole[:-20])
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_f32le"])
+@pytest.mark.parametrize("channels", [1, 2, 8, 9, 16, 32])
+def test_all_channels_of_a_container_are_mixed(channels, codec):
+    """PyAV reads beyond a frame's memory where it has more than eight planes."""
+    samples = np.random.default_rng(0).integers(-9000, 9000, (RATE, channels), np.int16)
+    sound = load_audio(in_container("mov", codec, samples))
+    np.testing.assert_allclose(sound, (samples / 32768).mean(axis=1), atol=1e-7, rtol=0)
 
 
 def test_a_video_without_sound_is_refused(data_dir):

@@ -15,6 +15,7 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.audio import load_audio
 from omni_jax.inputs.image import load_image
 from omni_jax.inputs.video import video_audio
+from tests.inputs.test_audio import in_container
 
 MUTATIONS = 15
 SOUNDS = ("WAV", "AIFF", "AU", "W64", "CAF", "FLAC", "OGG")
@@ -83,6 +84,12 @@ def test_damaged_pictures(kind):
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_damaged_containers(name, data_dir: Path):
     check((data_dir / name).read_bytes(), name, load_audio)
+
+
+@pytest.mark.parametrize("codec, channels", [("pcm_s16le", 16), ("pcm_f32le", 9)])
+def test_damaged_sounds_of_many_channels(codec, channels):
+    samples = np.random.default_rng(0).integers(-9000, 9000, (4096, channels), np.int16)
+    check(in_container("mov", codec, samples), codec, load_audio)
 
 
 def test_the_damaged_sound_of_a_video(data_dir: Path):

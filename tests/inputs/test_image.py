@@ -219,6 +219,17 @@ def test_a_flat_picture_is_no_bomb():
         assert load_image(encoded(flat, kind)).shape == (3000, 4000, 3)
 
 
+def test_only_scans_of_a_jpeg_are_counted(china):
+    """Not what a video appended by a telephone, a preview in a header or a second picture looks like."""
+    many, scan = b"\xff\xda" * 200, b"\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\0\0"
+    plain = encoded(china, "JPEG")
+    headed = plain[:2] + b"\xff\xe9" + (len(many) + 2).to_bytes(2, "big") + many + plain[2:]
+    np.testing.assert_array_equal(load_image(headed + b"\0\0\0\x18ftypmp42" + many), load_image(plain))
+    assert not image._has_many_scans(plain[:-2] + scan * 99 + plain[-2:])
+    with pytest.raises(InputError, match="more than 100 scans; save it again"):  # and its own
+        load_image(plain[:-2] + scan * 100 + plain[-2:])
+
+
 def test_a_large_picture_is_converted_in_strips(monkeypatch, data_dir):
     whole = [load_image(data_dir / name) for name in ("china.jpg", "chelsea.png")]
     monkeypatch.setattr(image, "STRIP_PIXELS", 5000)

@@ -203,9 +203,34 @@ def test_memory_is_planned_before_it_is_taken(processor, film, monkeypatch):
     processor.prepare(user(IMAGE))  # where nothing is known, nothing is refused
 
 
-def test_memory_that_there_is():
-    found = memory.available_bytes()
-    assert found is None or 1e6 < found < 1e14
+def test_a_text_that_is_too_long_itself_is_named_before_its_media(processor):
+    text = {"type": "text", "text": "word " * 40_000}
+    with pytest.raises(InputError, match=r"a prompt of \d+ tokens and 7 new ones exceed the context of 32768; shorten"):
+        processor.prepare(user(text, IMAGE), max_new_tokens=7)
+
+
+STAT = "anon 600\ninactive_file 250\nactive_file 50\ntotal_inactive_file 20\ntotal_active_file 10"
+
+
+@pytest.mark.parametrize(
+    "folder, names, limit, taken, left",
+    [
+        (".", ("memory.max", "memory.current"), "1000", "900", 400),  # of which 300 are copies of files
+        (".", ("memory.max", "memory.current"), "1000", "1400", 0),
+        (".", ("memory.max", "memory.current"), "1000", "100", 1000),
+        (".", ("memory.max", "memory.current"), "max", "900", None),
+        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "1000", "900", 130),
+        ("elsewhere", ("memory.max", "memory.current"), "1000", "900", None),
+    ],
+)
+def test_the_memory_of_a_container(tmp_path, monkeypatch, folder, names, limit, taken, left):
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name, text in zip((*names, "memory.stat"), (limit, taken, STAT), strict=True):
+        (tmp_path / folder / name).write_text(text + "\n")
+    assert memory._container() == left
+    monkeypatch.setattr(memory, "_machine", lambda: 700)
+    assert memory.available_bytes() == min(700, 700 if left is None else left)
 
 
 def test_every_row_is_planned_before_one_is_loaded(processor, monkeypatch):
@@ -218,6 +243,39 @@ def test_numbers_of_numpy(processor, film):
     part = {"type": "video", "video": film}
     assert items(processor, part, fps=np.int64(1)).grid == items(processor, part, fps=1.0).grid
     assert items(processor, part | {"nframes": np.int32(4)}).grid[0] == 2
+
+
+@pytest.mark.parametrize(
+    "own, call, words",
+    [
+        (
+            {"type": "audio", "audio": SOUND, "sampling_rate": 16_000, "audio_end": 1},
+            {"audio_start": 2},
+            "'audio_end' of",
+        ),
+        ({"type": "video", "video": "a.mp4", "video_start": 3}, {"video_end": 2}, "'video_end' of 2 s is not after"),
+    ],
+)
+def test_a_span_of_which_a_part_and_the_call_state_one_end_each(processor, own, call, words):
+    with pytest.raises(InputError, match=f"message 0, part 0: {words}"):
+        processor.prepare(user(own), media=call)
+
+
+def test_a_stated_way_to_sample_replaces_the_other():
+    assert Options(fps=1.0).over(Options(nframes=4)) == Options(fps=1.0)
+    assert Options(nframes=4).over(Options(fps=1.0)) == Options(nframes=4)
+    assert Options(max_frames=4).over(Options(fps=1.0)) == Options(fps=1.0, max_frames=4)
+
+
+def test_the_pixels_of_a_picture_are_planned(processor, monkeypatch):
+    """A large picture that becomes a small one takes memory while it is decoded."""
+    small = {"type": "image", "image": np.zeros((3000, 3000, 3), np.uint8), "max_pixels": 64 * AREA}
+    monkeypatch.setattr(memory, "_container", lambda: None)
+    monkeypatch.setattr(memory, "_machine", lambda: 140_000_000)
+    with pytest.raises(InputError, match=r"pictures and videos would take 0.2 GB of memory and 0.1"):
+        processor.prepare(user(small))
+    monkeypatch.setattr(memory, "_machine", lambda: 160_000_000)
+    processor.prepare(user(small))
 
 
 BAD_CALLS = {

@@ -385,7 +385,7 @@ BAD_INPUTS = {
     "too short": (user(audio(SOUND[:100])), {}, "part 0: .*at least 201"),
     "NaN": (user(audio(np.full(900, np.nan, np.float32))), {}, "part 0: .*NaN"),
     "float picture": (user(image(PICTURE / 255)), {}, "part 0: .*uint8"),
-    "a strip": (user(image(np.zeros((2, 900, 3), np.uint8))), {}, "part 0: .*longer than 200"),
+    "a strip": (user(image(np.zeros((2, 900, 3), np.uint8))), {}, "part 0: .*more than 200 times"),
     "rate of the call": (user({"type": "video", "video": CLIP}), {"fps": float("nan")}, "the call: 'fps' is nan"),
     "too much text": (user(text("word " * 40_000)), {}, "exceed the context of 32768"),
     "no room to answer": (user(text("a")), {"max_new_tokens": 32_760}, "tokens and 32760 new ones exceed the context"),
