@@ -48,20 +48,26 @@ class Omni:
 
     params: nested dict of arrays, {"thinker": ..., "talker": ..., "code2wav": ...}, of the parts that are loaded.
     graphs: the declarations of these parts, static under jit. meshes: where each part lies, None for one device.
-    mesh_reason: what an automatic mesh was chosen for. before_running: called when a request of `generate` or `stream`
-    has been checked and is about to run.
+    mesh_reason: what an automatic mesh was chosen for.
     """
 
     def __init__(
-        self, params: dict, config: OmniConfig, processor: Processor, mesh: Mesh | Mapping[str, Mesh] | None = None
+        self,
+        params: dict,
+        config: OmniConfig,
+        processor: Processor,
+        mesh: Mesh | Mapping[str, Mesh] | None = None,
+        read: Callable[[], dict] | None = None,
     ):
-        """mesh: where the parameters lie: one for all parts or one for each; None if all are on one device."""
-        self.params = params
+        """mesh: where the parameters lie: one for all parts or one for each; None if all are on one device.
+
+        read: gives the parameters when they are first needed; until then `params` are jax.ShapeDtypeStructs.
+        """
+        self.params, self._read = params, read
         self.config = config
         self.processor = processor
         self.meshes = dict(mesh) if isinstance(mesh, Mapping) else dict.fromkeys(params, mesh)
         self.mesh_reason = ""
-        self.before_running: Callable[[], None] = lambda: None
         self.graphs = {part: declare(PARTS[part], getattr(config, part), mesh=self.meshes[part]) for part in params}
         self._draftings = Draftings(config, self.meshes.get("thinker"))
 
@@ -83,7 +89,16 @@ class Omni:
     def _part(self, part: str) -> tuple[Graph, dict]:
         """The declaration and parameters of a part, for `bind`; InputError if it was not loaded."""
         self._check_loaded(part)
+        self._read_weights()
         return self.graphs[part], self.params[part]
+
+    def _read_weights(self) -> None:
+        """Read the parameters, unless they are there."""
+        if self._read is not None:
+            for part, arrays in self._read().items():
+                # In place: sessions that were made before hold the dict of a part.
+                self.params[part].update(arrays)
+            self._read = None
 
     def _check_loaded(self, *parts: str) -> None:
         """InputError, with the remedy, unless all these parts were loaded."""
@@ -191,7 +206,7 @@ class Omni:
         asked = {"use_audio_in_video": use_audio_in_video, "tools": tools, "fps": fps, "media": media}
         batch = self.prepare(messages, **asked, thinking=thinking)
         session, speaking = self._sessions(batch, sampling, limits, seeds, voice, drafting, copies)
-        self.before_running()
+        self._read_weights()
         tokenizer = self.processor.tokenizer
         replies = written(session, tokenizer) if speaking is None else spoken(session, speaking, self._sound, tokenizer)
         grouped = replies if n is None else [replies[i : i + copies] for i in range(0, len(replies), copies)]
@@ -235,7 +250,9 @@ class Omni:
             # All slots become as long as the longest prompt, whatever is said.
             self._check_memory(rows, prompt.batch.mask.shape[1], 1)
             own = replace(limits, max_new_tokens=prompt.max_new_tokens)
-            return self._sessions(prompt.batch, sampling, own, prompt.seed, None, drafting)[0]
+            made, _ = self._sessions(prompt.batch, sampling, own, prompt.seed, None, drafting)
+            self._read_weights()
+            return made
 
         return finished(Slots(prepared(), session, slots, self.meshes.get("thinker")), self.processor.tokenizer)
 
@@ -273,7 +290,7 @@ class Omni:
         return self._events(*self._sessions(batch, sampling, limits, seeds, voice, drafting))
 
     def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
-        self.before_running()
+        self._read_weights()
         if speaking is None:
             yield from written_events(session, self.processor.tokenizer)
         else:
@@ -292,7 +309,6 @@ class Omni:
         self, speaker: str | Sequence[str], rows: int, drawing: tuple[float, int, float, float], max_frames: int
     ) -> Voice:
         """A checked voice; InputError if the settings are wrong or the model is loaded without what speaks."""
-        self._check_loaded(*PARTS)
         temperature, top_k, top_p, penalty = drawing
         try:
             sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
@@ -300,6 +316,7 @@ class Omni:
             raise InputError(f"speech_{error}") from error
         voice = Voice(speaker, sampling, max_frames)
         voice.check(rows, self.config)
+        self._check_loaded(*PARTS)
         return voice
 
     def _sessions(
@@ -312,8 +329,11 @@ class Omni:
         drafting: Drafting | None,
         copies: int = 1,
     ) -> tuple[Session, SpeechSession | None]:
-        """What writes the replies, `copies` to each row with a seed each, and with a voice what speaks them."""
-        graph, params = self._part("thinker")
+        """What writes the replies, `copies` to each row with a seed each, and with a voice what speaks them.
+
+        No weight is read here, so that a request is refused within a second.
+        """
+        graph, params = self.graphs["thinker"], self.params["thinker"]
         media = bool(batch.vision) or batch.audio is not None
         taps = (self.config.talker.accept_hidden_layer,) if voice and media and self.config.talker else ()
         text = self.config.thinker.text
@@ -323,7 +343,7 @@ class Omni:
         self._check_memory(len(session.rows), session.longest, session.max_new_tokens, voice)
         if voice is None:
             return session, None
-        graph, talker = self._part("talker")
+        graph, talker = self.graphs["talker"], self.params["talker"]
         batch, voice = repeated(batch, copies), voice.repeated(copies)
         return session, SpeechSession(talker, graph, lambda: self._embed_for_talker, self.config, batch, session, voice)
 

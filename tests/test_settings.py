@@ -208,7 +208,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
     def stream(self: Omni, messages: list, **settings: Any) -> Iterator[Event]:
-        self.before_running()
+        self._read_weights()
         dtypes, mesh = {str(self.params["thinker"]["embed"].dtype)}, self.meshes["thinker"]
         record.update(
             settings, messages=messages, dtypes=dtypes, parts=set(self.params), mesh=mesh and dict(mesh.shape)

@@ -2,14 +2,19 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
+from convert import convert_checkpoint
 from omni_jax.decode import memory
 from omni_jax.decode.memory import Cache, available, check_memory, weight_bytes
+from omni_jax.decode.reply import Reply
 from omni_jax.errors import InputError
+from omni_jax.loading import load, load_lazily
 from omni_jax.omni import Omni
 from omni_jax.placement import GROWTH
 from tests.parity import user
@@ -18,6 +23,17 @@ from tests.parity import user
 @pytest.fixture
 def omni(omnis: Callable[[str], Omni]) -> Omni:
     return omnis("tiny")
+
+
+def stated(params: Any) -> int:
+    """Bytes of arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def one(made: Any) -> Reply:
+    """The reply to one conversation."""
+    assert isinstance(made, Reply)
+    return made
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float) -> None:
@@ -29,18 +45,60 @@ def test_a_cache_is_planned_as_it_is_made(omni: Omni) -> None:
     made = 2 * text.num_layers * 3 * text.num_kv_heads * 512 * text.head_dim * 4
     planned = Cache("thinker", text, 3, 300).bytes(omni.params, None)
     assert planned == int(GROWTH * made) + made // 3
-    assert Cache("thinker", text, 3, 300).bytes({"thinker": {}}, None) == planned // 2, "nothing is known of the type"
+    halves = {"thinker": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16"), omni.params["thinker"])}
+    assert Cache("thinker", text, 3, 300).bytes(halves, None) == planned // 2, "in the weights' type, read or not"
 
 
-def test_what_there_is(omni: Omni) -> None:
+def test_what_there_is(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**12)
+    assert available(None) == 9 * 10**11, "CPUs do not state theirs: it is what the host has free"
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0.85 * host < available(None) < 0.95 * host, "CPUs do not state theirs: it is the host's"
+    assert 0.85 * host < available(None) < 0.95 * host
     params = omni.params["thinker"]
-    assert weight_bytes(params) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    awaited = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    assert weight_bytes(params, None) == 0 and weight_bytes(awaited, None) == size, "what is read is not free any more"
+    with_memory(monkeypatch, 1)
+    assert weight_bytes(params, None) == weight_bytes(awaited, None) == size
+
+
+def test_weights_that_are_not_read_are_planned_for(
+    checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert_checkpoint(checkpoints("tiny"), tmp_path / "ours", progress=False)
+    read: list[str] = []
+    omni = load_lazily(tmp_path / "ours", dtype="bfloat16", before_reading=lambda omni: read.append("weights"))
+    with_memory(monkeypatch, 1)
+    size = weight_bytes(list(omni.params.values()), None)
+    with_memory(monkeypatch, size / 1e9 / 0.9)
+    with pytest.raises(InputError, match="there are 0.00 GB beside the weights"):
+        omni.generate(user("Hi"), max_new_tokens=30_000)
+    assert not read
+    with_memory(monkeypatch, 1)
+    made = one(omni.generate(user("Hi"), max_new_tokens=3, stop_ids=())).token_ids
+    assert size == sum(x.nbytes for x in jax.tree.leaves(omni.params)) and read == ["weights"]
+    assert one(omni.generate(user("Hi"), max_new_tokens=3, stop_ids=())).token_ids == made and read == ["weights"]
+
+
+def test_every_door_reads_the_weights_that_it_needs(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_checkpoint(checkpoints("tiny"), tmp_path / "ours", progress=False)
+    whole = load(tmp_path / "ours")
+    batch, codes = whole.prepare(user("Hi")), np.zeros((16, 2), np.int32)
+    doors: list[Callable[[Omni], Any]] = [
+        lambda omni: omni.logits(batch),
+        lambda omni: omni.vocode(codes),
+        lambda omni: [r.token_ids for _, r in omni.generate_many([user("Hi")], slots=1, max_new_tokens=2)],
+        lambda omni: [event.text for event in omni.stream(user("Hi"), max_new_tokens=2)],
+        lambda omni: omni.thinker.embed[...],
+    ]
+    for door in doors:
+        lazy = load_lazily(tmp_path / "ours")
+        np.testing.assert_array_equal(door(lazy), door(whole))
 
 
 def test_a_device_that_states_its_memory(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
-    text, weights = omni.config.thinker.text, weight_bytes(omni.params["thinker"])
+    text, weights = omni.config.thinker.text, stated(omni.params["thinker"])
     need = Cache("thinker", text, 4, 1000).bytes(omni.params, None)
     here = {"thinker": omni.params["thinker"]}
     monkeypatch.setattr(memory, "usable", lambda device: weights + need)
@@ -64,7 +122,7 @@ def test_a_device_that_states_its_memory(omni: Omni, monkeypatch: pytest.MonkeyP
 def test_requests_that_do_not_fit(
     door: str, settings: dict[str, Any], words: str, omni: Omni, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_memory(monkeypatch, (sum(map(weight_bytes, omni.params.values())) + 20e6) / 1e9)
+    with_memory(monkeypatch, (stated(omni.params) + 20e6) / 1e9)
     messages = [user("Hi")] if door == "generate_many" else user("Hi")
     with pytest.raises(InputError) as refused:
         getattr(omni, door)(messages, **settings)
@@ -72,7 +130,7 @@ def test_requests_that_do_not_fit(
 
 
 def test_a_prompt_that_all_slots_would_have_to_hold(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_memory(monkeypatch, (sum(map(weight_bytes, omni.params.values())) + 20e6) / 1e9)
+    with_memory(monkeypatch, (stated(omni.params) + 20e6) / 1e9)
     answers = omni.generate_many([user("Hi"), user("word " * 4000)], slots=3, max_new_tokens=3)
     with pytest.raises(InputError, match="3 rows of up to 16,"):
         list(answers)
