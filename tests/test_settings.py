@@ -71,7 +71,7 @@ def told(
     omni, record = omnis("tiny"), {}
     made, slots, prepare = omni._sessions, omni_jax.omni.Slots, Processor.prepare
 
-    def sessions(batch, sampling, limits, seed, voice, drafting, copies=1):
+    def sessions(batch, sampling, limits, seed, voice, drafting, copies=1, beside=0):
         session, _ = made(batch, sampling, limits, seed, None, drafting, copies)
         record.update({f"sampling.{name}": getattr(sampling, name) for name in SAMPLING})
         record.update(max_new_tokens=session.max_new_tokens, stop=session.stops and session.stops.strings)

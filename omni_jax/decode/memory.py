@@ -6,8 +6,9 @@ share. Weights may be arrays, or jax.ShapeDtypeStructs while they are not read.
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -43,18 +44,51 @@ def check_memory(
 ) -> None:
     """Raise InputError, with the plan, what there is and the remedy, for caches that devices cannot hold."""
     for mesh in dict.fromkeys(meshes[cache.part] for cache in caches):
-        here = [part for part in params if meshes[part] == mesh]
-        planned = [cache for cache in caches if cache.part in here]
-        need = sum(cache.bytes(params, mesh) for cache in planned)
-        have = max(available(mesh) - weight_bytes([params[part] for part in here], mesh), 0)
+        planned = [cache for cache in caches if meshes[cache.part] == mesh]
+        need, have = sum(cache.bytes(params, mesh) for cache in planned), _left(params, meshes, mesh)
         if need > have:
-            plan = " and ".join(f"{c.rows:,} rows of up to {c.tokens:,} tokens ({c.part})" for c in planned)
-            most = planned[0].rows * have // need
-            rows = f"at most about {most:,} rows at once" if most else "fewer rows and tokens"
+            plan = " and ".join(
+                f"{c.rows:,} row{'s' * (c.rows > 1)} of up to {c.tokens:,} tokens ({c.part})" for c in planned
+            )
+            more = "spread the model over more devices with mesh"
+            if usable(_devices(mesh)[0]) is not None:
+                more += ", or give JAX more of the device with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9"
             raise InputError(
                 f"this request would take {need / GB:,.2f} GB of a device for caches of {plan}; there are "
-                f"{have / GB:,.2f} GB beside the weights; {remedy}: {rows} would fit"
+                f"{have / GB:,.2f} GB beside the weights; {remedy}: {_would_fit(planned, params, meshes)} would fit; "
+                f"or {more}"
             )
+
+
+def fitting_rows(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> int:
+    """How many of the rows devices can hold, 0 if none."""
+
+    def fits(rows: int) -> bool:
+        return all(
+            sum(replace(c, rows=rows).bytes(params, mesh) for c in caches if meshes[c.part] == mesh)
+            <= _left(params, meshes, mesh)
+            for mesh in {meshes[c.part] for c in caches}
+        )
+
+    return bisect_left(range(caches[0].rows), True, key=lambda less: not fits(less + 1))
+
+
+def _would_fit(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> str:
+    """What would fit instead: as many rows as long, and as many rows with shorter replies."""
+    rows = fitting_rows(caches, params, meshes)
+    lengths = (1 << n for n in range(max(c.tokens for c in caches).bit_length(), 7, -1))
+    for length in lengths:
+        shorter = [replace(c, tokens=min(c.tokens, length)) for c in caches]
+        if fitting_rows(shorter, params, meshes) == caches[0].rows:
+            tokens = f"rows of at most {length:,} tokens with their prompts"
+            return f"{rows:,} of these rows, or {tokens}," if rows else tokens
+    return f"{rows:,} of these rows" if rows else "fewer and shorter rows"
+
+
+def _left(params: Mapping[str, dict], meshes: Mapping[str, Mesh | None], mesh: Mesh | None) -> int:
+    """Bytes that each device of a mesh has beside the weights."""
+    here = [params[part] for part in params if meshes[part] == mesh]
+    return max(available(mesh) - weight_bytes(here, mesh), 0)
 
 
 def weight_bytes(params: Any, mesh: Mesh | None) -> int:

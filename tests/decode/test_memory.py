@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+import omni_jax.omni
 from convert import convert_checkpoint
 from omni_jax.decode import memory
 from omni_jax.decode.memory import Cache, available, check_memory, weight_bytes
 from omni_jax.decode.reply import Reply
+from omni_jax.decode.slots import Prompt
 from omni_jax.errors import InputError
 from omni_jax.loading import load, load_lazily
 from omni_jax.omni import Omni
@@ -104,7 +107,10 @@ def test_a_device_that_states_its_memory(omni: Omni, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(memory, "usable", lambda device: weights + need)
     check_memory([Cache("thinker", text, 4, 1000)], here, {"thinker": None}, "have fewer")
     monkeypatch.setattr(memory, "usable", lambda device: weights + need - 1)
-    with pytest.raises(InputError, match=r"4 rows of up to 1,000 tokens .*have fewer: at most about 3 rows"):
+    with pytest.raises(
+        InputError,
+        match=r"4 rows of up to 1,000 .*have fewer: 3 of these rows, or rows of at most 512 .*_MEM_FRACTION",
+    ):
         check_memory([Cache("thinker", text, 4, 1000)], here, {"thinker": None}, "have fewer")
 
 
@@ -115,7 +121,8 @@ def test_a_device_that_states_its_memory(omni: Omni, monkeypatch: pytest.MonkeyP
         ("generate", {"max_new_tokens": 30_000}, "30,0"),
         ("stream", {"max_new_tokens": 30_000}, "lower max_new_tokens:"),
         ("generate", {"speech": True, "max_frames": 30_000}, "(talker)"),
-        ("generate_many", {"slots": 30}, "30 rows"),
+        ("generate", {"n": 10**12, "temperature": 1.0}, "1,000,000,000,000 rows"),
+        ("generate_many", {"slots": 30, "max_new_tokens": 1024}, "30 rows"),
         ("generate_many", {"slots": 10**9}, "1,000,000,000 rows"),
     ],
 )
@@ -127,6 +134,41 @@ def test_requests_that_do_not_fit(
     with pytest.raises(InputError) as refused:
         getattr(omni, door)(messages, **settings)
     assert words in str(refused.value) and "beside the weights" in str(refused.value)
+
+
+def test_slots_are_planned_for_prompts_and_replies_together(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, beside = omni.config.thinker.text, (stated(omni.params) + 10) / 1e9
+    one_step = Cache("thinker", text, 1, 4096).bytes(omni.params, None) / 1e9
+    with_memory(monkeypatch, beside + one_step)
+    batch = omni.prepare(user("word " * 400))
+    assert 1024 < batch.mask.sum() < 2000
+    with pytest.raises(InputError, match=r"2 rows of up to 2,[0-9]{3} tokens"):
+        list(omni.generate_many([Prompt(batch, 0, 1024)], slots=2))
+    assert len(list(omni.generate_many([Prompt(batch, 0, 2)], slots=2))) == 1
+
+
+def test_slots_that_nobody_stated_are_as_many_as_fit(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, beside = omni.config.thinker.text, (stated(omni.params) + 10) / 1e9
+    seen, slots = [], omni_jax.omni.Slots
+    monkeypatch.setattr(omni_jax.omni, "Slots", lambda *given: seen.append(given[2]) or slots(*given))
+    for rows in (12, 5, 1):
+        with_memory(monkeypatch, beside + Cache("thinker", text, rows, 4097).bytes(omni.params, None) / 1e9)
+        omni.generate_many([], max_new_tokens=4096)
+        with pytest.raises(InputError, match=f"{rows} of these rows, or rows of at most"):
+            omni.generate_many([], max_new_tokens=4097, slots=50)
+    assert seen == [12, 5, 1]
+
+
+def test_prompts_have_limits_of_their_own(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_memory(monkeypatch, (stated(omni.params) + 10) / 1e9 + 0.02)
+    small = replace(omni.config.thinker.text, max_position_embeddings=1000)
+    monkeypatch.setattr(omni, "config", replace(omni.config, thinker=replace(omni.config.thinker, text=small)))
+    ((_, reply),) = omni.generate_many([Prompt(omni.prepare(user("Hi")), 0, 2)], stop_ids=())
+    assert len(reply.token_ids) == 2
+    with pytest.raises(InputError, match="context of 1000"):
+        omni.generate_many([], max_new_tokens=1000)
+    with pytest.raises(InputError, match="max_new_tokens is 1024: together more than the model's context of 1000"):
+        list(omni.generate_many([user("Hi")]))
 
 
 def test_a_prompt_that_all_slots_would_have_to_hold(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
