@@ -37,7 +37,7 @@ from omni_jax.files import STDIN, read_json, reason_of, user_path
 from omni_jax.inputs.messages import with_base
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inspection import Inspect, inspect
-from omni_jax.loading import default_dtype, unread
+from omni_jax.loading import default_dtype, load_lazily
 from omni_jax.media_flags import MediaFlags
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Event, Omni, Reply
@@ -199,15 +199,14 @@ def _answer(ask: Ask) -> None:
     settings = _settings(ask, _drafter(ask))
     # Several processes answer one question together.
     mesh = "auto" if ask.mesh is None and ask.distributed else ask.mesh
-    omni, read = unread(ask.model, mesh=mesh, dtype=ask.dtype, parts=None if ask.speak else ("thinker",))
 
-    def ready() -> None:
-        """By now nothing is wrong with the request: read the weights, which may take minutes."""
+    def tell(omni: Omni) -> None:
+        """By now nothing is wrong with the request: the weights are read, which may take minutes."""
         print(f"loading {ask.model}", file=sys.stderr)
         _tell_mesh(omni)
-        read()
 
-    omni.before_running = ready
+    parts = None if ask.speak else ("thinker",)
+    omni = load_lazily(ask.model, mesh=mesh, dtype=ask.dtype, parts=parts, before_reading=tell)
     if isinstance(ask, Generate) and ask.n is not None:
         return _show_all(ask, omni.generate(messages, n=ask.n, **settings), omni.processor.tokenizer)
     events = omni.stream(messages, **settings)

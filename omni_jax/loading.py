@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -40,18 +41,22 @@ def load(
     Before any array is read, raises CheckpointError for a directory that is not a complete converted checkpoint, whose
     arrays are not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide.
     """
-    omni, read = unread(path, mesh=mesh, dtype=dtype, parts=parts)
-    read()
+    omni = load_lazily(path, mesh=mesh, dtype=dtype, parts=parts)
+    omni._read_weights()
     return omni
 
 
-def unread(
-    path: str | Path, *, mesh: MeshLike = None, dtype: str | None = None, parts: Sequence[str] | None = None
-) -> tuple[Omni, Callable[[], None]]:
-    """A model without its weights, and what reads them into it; arguments and errors as in `load`.
+def load_lazily(
+    path: str | Path,
+    *,
+    mesh: MeshLike = None,
+    dtype: str | None = None,
+    parts: Sequence[str] | None = None,
+    before_reading: Callable[[Omni], None] = lambda omni: None,
+) -> Omni:
+    """A model that reads its weights, once, when a request that was found good is about to run.
 
-    Requests may be made of it at once, so that they are refused within a second if they are wrong. What they give may
-    be iterated over when the weights are there.
+    So wrong requests are refused within a second. Arguments and errors as in `load`.
     """
     path = user_path(path, "the model")
     _check_arguments(mesh, dtype, parts)
@@ -65,14 +70,23 @@ def unread(
     types = {name: leaf.dtype for name, leaf in manifest.leaves.items()}
     placement = settle(mesh, [described(part, graphs[part], config, types, dtype) for part in parts])
     placed = {part: sharding.shardings(graphs[part].axes, on) for part, on in placement.meshes.items()}
-    omni = Omni({part: {} for part in parts}, config, processor, placement.meshes or None)
+
+    def read() -> dict:
+        before_reading(omni)
+        return checkpoint.restore(path, parts, placed or None, dtype)
+
+    awaited = {part: graphs[part].shapes for part in parts}
+    params = checkpoint.nest(
+        {
+            name: jax.ShapeDtypeStruct(
+                leaf.shape, dtype or types[name], sharding=checkpoint.sharding_of(placed or None, name, leaf.shape)
+            )
+            for name, leaf in checkpoint.flatten(awaited).items()
+        }
+    )
+    omni = Omni(params, config, processor, placement.meshes or None, read)
     omni.mesh_reason = placement.reason
-
-    def read() -> None:
-        for part, arrays in checkpoint.restore(path, parts, placed or None, dtype).items():
-            omni.params[part].update(arrays)
-
-    return omni, read
+    return omni
 
 
 def _check_arguments(mesh: Any, dtype: Any, parts: Any) -> None:

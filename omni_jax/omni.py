@@ -21,7 +21,7 @@ from omni_jax.decode.drafting import Drafting, Draftings
 from omni_jax.decode.generate import forward
 from omni_jax.decode.limits import Limits, check_conversations, copies_of
 from omni_jax.decode.media import encode_media
-from omni_jax.decode.memory import Cache, check_memory
+from omni_jax.decode.memory import Cache, check_memory, fitting_rows
 from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, pad_length, seeds_of
@@ -41,6 +41,8 @@ from omni_jax.models.thinker import Thinker
 from omni_jax.sharding import place, whole_rows
 
 Messages = list[dict[str, Any]]
+# The limit and the number of slots of `generate_many` unless told.
+MAX_NEW_TOKENS, SLOTS = 1024, 12
 PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
 
 
@@ -49,20 +51,26 @@ class Omni:
 
     params: nested dict of arrays, {"thinker": ..., "talker": ..., "code2wav": ...}, of the parts that are loaded.
     graphs: the declarations of these parts, static under jit. meshes: where each part lies, None for one device.
-    mesh_reason: what an automatic mesh was chosen for. before_running: called when a request of `generate` or `stream`
-    has been checked and is about to run.
+    mesh_reason: what an automatic mesh was chosen for.
     """
 
     def __init__(
-        self, params: dict, config: OmniConfig, processor: Processor, mesh: Mesh | Mapping[str, Mesh] | None = None
+        self,
+        params: dict,
+        config: OmniConfig,
+        processor: Processor,
+        mesh: Mesh | Mapping[str, Mesh] | None = None,
+        read: Callable[[], dict] | None = None,
     ):
-        """mesh: where the parameters lie: one for all parts or one for each; None if all are on one device."""
-        self.params = params
+        """mesh: where the parameters lie: one for all parts or one for each; None if all are on one device.
+
+        read: gives the parameters when they are first needed; until then `params` are jax.ShapeDtypeStructs.
+        """
+        self.params, self._read = params, read
         self.config = config
         self.processor = processor
         self.meshes = dict(mesh) if isinstance(mesh, Mapping) else dict.fromkeys(params, mesh)
         self.mesh_reason = ""
-        self.before_running: Callable[[], None] = lambda: None
         self.graphs = {part: declare(PARTS[part], getattr(config, part), mesh=self.meshes[part]) for part in params}
         self._draftings = Draftings(config, self.meshes.get("thinker"))
 
@@ -84,7 +92,16 @@ class Omni:
     def _part(self, part: str) -> tuple[Graph, dict]:
         """The declaration and parameters of a part, for `bind`; InputError if it was not loaded."""
         self._check_loaded(part)
+        self._read_weights()
         return self.graphs[part], self.params[part]
+
+    def _read_weights(self) -> None:
+        """Read the parameters, unless they are there."""
+        if self._read is not None:
+            for part, arrays in self._read().items():
+                # In place: sessions that were made before hold the dict of a part.
+                self.params[part].update(arrays)
+            self._read = None
 
     def _check_loaded(self, *parts: str) -> None:
         """InputError, with the remedy, unless all these parts were loaded."""
@@ -185,6 +202,7 @@ class Omni:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
         limits, copies = self._limits(max_new_tokens, stop, stop_ids), copies_of(n, sampling)
         rows = 1 if is_conversation(messages) else len(messages)
+        self._check_memory(rows * copies, 0, limits.max_new_tokens)
         seeds = seeds_of(seed, rows, copies)
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
         voice = self._voice(speaker, rows, drawing, max_frames) if flag("speech", speech) else None
@@ -192,7 +210,7 @@ class Omni:
         asked = {"use_audio_in_video": use_audio_in_video, "tools": tools, "fps": fps, "media": media}
         batch = self.prepare(messages, **asked, thinking=thinking)
         session, speaking = self._sessions(batch, sampling, limits, seeds, voice, drafting, copies)
-        self.before_running()
+        self._read_weights()
         tokenizer = self.processor.tokenizer
         replies = written(session, tokenizer) if speaking is None else spoken(session, speaking, self._sound, tokenizer)
         grouped = replies if n is None else [replies[i : i + copies] for i in range(0, len(replies), copies)]
@@ -200,8 +218,8 @@ class Omni:
 
     @explained
     def generate_many(
-        self, conversations: Iterable[Messages | Prompt | None], *, slots: int = 12,
-        max_new_tokens: int = 1024,
+        self, conversations: Iterable[Messages | Prompt | None], *, slots: int | None = None,
+        max_new_tokens: int | None = None,
         stop: str | Sequence[str] | None = None, stop_ids: Sequence[int] | None = None,
         temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
         repetition_penalty: float = 1.0, seed: int = 0, logprobs: int | None = None,
@@ -211,18 +229,19 @@ class Omni:
     ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
 
-        They are taken from the iterable as slots come free, and each reply is what `generate` makes of it alone. There
-        are as many more slots as make a mesh divide them. Arguments as there; a `Prompt` instead of messages is
-        prepared already and has a seed and a limit of its own, and None, which is not counted, stands for "none at the
-        moment, ask again when a reply is out". Bad settings are raised at the call, a conversation that cannot be used
-        when its turn has come.
+        They are taken from the iterable as slots come free, and each reply is what `generate` makes of it alone. By
+        default there are 12 slots, or as many as memory holds at `max_new_tokens`; there are as many more as make a
+        mesh divide them. Arguments as there; a `Prompt` instead of messages is prepared already and has a seed and a
+        limit of its own, and None, which is not counted, stands for "none at the moment, ask again when a reply is
+        out". Bad settings are raised at the call, a conversation that cannot be used when its turn has come.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
-        limits, (seed,) = self._limits(max_new_tokens, stop, stop_ids), seeds_of(seed, 1)
+        # Until a conversation comes, a limit that nobody stated is none: prompts have their own.
+        limits = self._limits(1 if max_new_tokens is None else max_new_tokens, stop, stop_ids)
+        most, (seed,) = MAX_NEW_TOKENS if max_new_tokens is None else limits.max_new_tokens, seeds_of(seed, 1)
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
         check_conversations(conversations)
-        rows = whole_rows(whole("slots", slots, "have at least one"), self.meshes.get("thinker"))
-        self._check_memory(rows, 1, limits.max_new_tokens)
+        rows = self._slots(slots, limits.max_new_tokens)
         thinking = None if thinking is None else flag("thinking", thinking)
 
         def prepared() -> Iterator[Prompt | None]:
@@ -230,15 +249,16 @@ class Omni:
                 if asked is None or isinstance(asked, Prompt):
                     yield asked
                 else:
-                    yield Prompt(self.prepare(asked, media=media, thinking=thinking), seed, limits.max_new_tokens)
+                    yield Prompt(self.prepare(asked, media=media, thinking=thinking), seed, most)
 
         def session(prompt: Prompt) -> Session:
-            # All slots become as long as the longest prompt, whatever is said.
-            self._check_memory(rows, prompt.batch.mask.shape[1], 1)
             own = replace(limits, max_new_tokens=prompt.max_new_tokens)
-            return self._sessions(prompt.batch, sampling, own, prompt.seed, None, drafting)[0]
+            # All slots become as long as the longest conversation.
+            made, _ = self._sessions(prompt.batch, sampling, own, prompt.seed, None, drafting, beside=rows - 1)
+            self._read_weights()
+            return made
 
-        return finished(Slots(prepared(), session, slots, self.meshes.get("thinker")), self.processor.tokenizer)
+        return finished(Slots(prepared(), session, rows, self.meshes.get("thinker")), self.processor.tokenizer)
 
     @explained
     def stream(
@@ -274,7 +294,7 @@ class Omni:
         return self._events(*self._sessions(batch, sampling, limits, seeds, voice, drafting))
 
     def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
-        self.before_running()
+        self._read_weights()
         if speaking is None:
             yield from written_events(session, self.processor.tokenizer)
         else:
@@ -293,7 +313,6 @@ class Omni:
         self, speaker: str | Sequence[str], rows: int, drawing: tuple[float, int, float, float], max_frames: int
     ) -> Voice:
         """A checked voice; InputError if the settings are wrong or the model is loaded without what speaks."""
-        self._check_loaded(*PARTS)
         temperature, top_k, top_p, penalty = drawing
         try:
             sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
@@ -301,6 +320,7 @@ class Omni:
             raise InputError(f"speech_{error}") from error
         voice = Voice(speaker, sampling, max_frames)
         voice.check(rows, self.config)
+        self._check_loaded(*PARTS)
         return voice
 
     def _sessions(
@@ -312,21 +332,36 @@ class Omni:
         voice: Voice | None,
         drafting: Drafting | None,
         copies: int = 1,
+        beside: int = 0,
     ) -> tuple[Session, SpeechSession | None]:
-        """What writes the replies, `copies` to each row with a seed each, and with a voice what speaks them."""
-        graph, params = self._part("thinker")
+        """What writes the replies, `copies` to each row with a seed each, and with a voice what speaks them.
+
+        beside: further rows of the same cache. No weight is read here, so that a request is refused within a second.
+        """
+        graph, params = self.graphs["thinker"], self.params["thinker"]
         media = bool(batch.vision) or batch.audio is not None
         taps = (self.config.talker.accept_hidden_layer,) if voice and media and self.config.talker else ()
         text = self.config.thinker.text
         asked = (params, graph, text, batch, sampling, limits.max_new_tokens, seed, limits.stop_ids, taps)
         more = (limits.stops, copies)
         session = Session(*asked, *more) if drafting is None else DraftedSession(*asked, drafting, *more)
-        self._check_memory(len(session.rows), session.longest, session.max_new_tokens, voice)
+        self._check_memory(len(session.rows) + beside, session.longest, session.max_new_tokens, voice)
         if voice is None:
             return session, None
-        graph, talker = self._part("talker")
+        graph, talker = self.graphs["talker"], self.params["talker"]
         batch, voice = repeated(batch, copies), voice.repeated(copies)
         return session, SpeechSession(talker, graph, lambda: self._embed_for_talker, self.config, batch, session, voice)
+
+    def _slots(self, slots: int | None, max_new_tokens: int) -> int:
+        """How many slots there are, whole for the mesh; InputError for more than memory holds without any prompt."""
+        mesh = self.meshes["thinker"]
+        if slots is not None:
+            rows = whole_rows(whole("slots", slots, "have at least one"), mesh)
+            self._check_memory(rows, 0, max_new_tokens)
+            return rows
+        # With a prompt, which is one token at least.
+        cache = Cache("thinker", self.config.thinker.text, whole_rows(SLOTS, mesh), 1 + max_new_tokens)
+        return whole_rows(max(1, min(SLOTS, fitting_rows([cache], self.params, self.meshes))), mesh)
 
     def _check_memory(self, rows: int, prompt_tokens: int, max_new_tokens: int, voice: Voice | None = None) -> None:
         """Raise InputError for a request whose caches would not fit, all rows as long as they may become."""

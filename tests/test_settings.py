@@ -16,6 +16,7 @@ from omni_jax.cli import Ask, Generate, Stream, main
 from omni_jax.decode.reply import Event, Reply
 from omni_jax.drafter import load_drafter
 from omni_jax.inputs.processor import Processor
+from omni_jax.media_flags import MediaFlags
 from omni_jax.omni import Omni
 from tests.parity import user
 
@@ -41,6 +42,7 @@ TOLD: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
     ("use_audio_in_video", True, {}, {"prepare.use_audio_in_video": True}),
     ("tools", TOOLS, {}, {"prepare.tools": TOOLS}),
     ("fps", 0.5, {}, {"prepare.fps": 0.5}),
+    ("media", {"max_pixels": 401408}, {}, {"prepare.media": {"max_pixels": 401408}}),
     ("thinking", False, {}, {"prepare.enable_thinking": False}),
     ("speech", True, {}, {"speaker": "ethan", "max_frames": 4096, **USUAL_SPEECH}),
     ("speaker", "aiden", SPEAKING, {"speaker": "aiden"}),
@@ -69,7 +71,7 @@ def told(
     omni, record = omnis("tiny"), {}
     made, slots, prepare = omni._sessions, omni_jax.omni.Slots, Processor.prepare
 
-    def sessions(batch, sampling, limits, seed, voice, drafting, copies=1):
+    def sessions(batch, sampling, limits, seed, voice, drafting, copies=1, beside=0):
         session, _ = made(batch, sampling, limits, seed, None, drafting, copies)
         record.update({f"sampling.{name}": getattr(sampling, name) for name in SAMPLING})
         record.update(max_new_tokens=session.max_new_tokens, stop=session.stops and session.stops.strings)
@@ -165,9 +167,24 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "draft_tree": (["--draft-tree", "2", "3"], (2, 3)),
     "draft_sampling": (["--draft-sampling"], True),
 }
+# Flags of media options by field, and the option that each states.
+MEDIA: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "min_pixels": (["--min-pixels", "4096"], {"min_pixels": 4096}),
+    "max_pixels": (["--max-pixels", "65536"], {"max_pixels": 65536}),
+    "resized_height": (["--resized-height", "64"], {"resized_height": 64}),
+    "resized_width": (["--resized-width", "96"], {"resized_width": 96}),
+    "nframes": (["--nframes", "6"], {"nframes": 6}),
+    "min_video_frames": (["--min-video-frames", "4"], {"min_frames": 4}),
+    "max_video_frames": (["--max-video-frames", "10"], {"max_frames": 10}),
+    "total_pixels": (["--total-pixels", "1000000"], {"total_pixels": 1000000}),
+    "video_start": (["--video-start", "0.5"], {"video_start": 0.5}),
+    "video_end": (["--video-end", "2.5"], {"video_end": 2.5}),
+    "audio_start": (["--audio-start", "0.25"], {"audio_start": 0.25}),
+    "audio_end": (["--audio-end", "3.5"], {"audio_end": 3.5}),
+}
 ELSEWHERE = {
     *("model", "text", "image", "audio", "video", "system", "messages", "speak", "drafter", "mesh", "dtype", "json"),
-    *("distributed", "coordinator", "processes", "process", "n"),
+    *("media", "distributed", "coordinator", "processes", "process", "n"),
 }
 
 
@@ -191,6 +208,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
     def stream(self: Omni, messages: list, **settings: Any) -> Iterator[Event]:
+        self._read_weights()
         dtypes, mesh = {str(self.params["thinker"]["embed"].dtype)}, self.meshes["thinker"]
         record.update(
             settings, messages=messages, dtypes=dtypes, parts=set(self.params), mesh=mesh and dict(mesh.shape)
@@ -225,6 +243,15 @@ def test_every_flag_reaches_the_call(
     content = [{"type": kind, kind: value} for kind, value in parts]
     assert heard["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
     capsys.readouterr()
+
+
+def test_every_media_flag_reaches_the_call(model: Path, heard: dict[str, Any]) -> None:
+    assert {field.name for field in dataclasses.fields(MediaFlags)} == set(MEDIA)
+    main(["stream", "--model", str(model), "--text", "Hi"])
+    assert heard["media"] == {}, "what is not stated is left to the messages"
+    main(["stream", "--model", str(model), "--text", "Hi", *(word for words, _ in MEDIA.values() for word in words)])
+    assert heard["media"] == {name: value for _, option in MEDIA.values() for name, value in option.items()}
+    assert heard["max_frames"] == 4096, "--max-video-frames is no limit of speech"
 
 
 def test_several_answers(model: Path, heard: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,23 @@
 """The memory that a request needs, planned before it is spent: caches at their limits, beside the weights.
 
 A cache is one array for all rows, so one long reply makes room for all of them: it is planned for every row at the
-limit. What is there is the device's own memory where it states it, else the host's, which its devices share.
+limit. What is there is the device's own memory where it states it, else what the host has free, which its devices
+share. Weights may be arrays, or jax.ShapeDtypeStructs while they are not read.
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
 from omni_jax.errors import InputError
+from omni_jax.inputs.memory import available_bytes
 from omni_jax.placement import WORKING_SHARE, most_cache_bytes, usable
 
 GB = 1e9
@@ -29,8 +33,8 @@ class Cache:
     tokens: int
 
     def bytes(self, params: Mapping[str, dict], mesh: Mesh | None) -> int:
-        """At most, on each device; in the type of the part's weights, of two bytes if none are there yet."""
-        itemsize = max((leaf.dtype.itemsize for leaf in jax.tree.leaves(params[self.part])), default=2)
+        """At most, on each device; in the type of the part's weights."""
+        itemsize = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(params[self.part]))
         sizes = {} if mesh is None else mesh.shape
         return most_cache_bytes(self.text, itemsize, sizes, self.rows, self.tokens)
 
@@ -40,32 +44,76 @@ def check_memory(
 ) -> None:
     """Raise InputError, with the plan, what there is and the remedy, for caches that devices cannot hold."""
     for mesh in dict.fromkeys(meshes[cache.part] for cache in caches):
-        here = [part for part in params if meshes[part] == mesh]
-        planned = [cache for cache in caches if cache.part in here]
-        need = sum(cache.bytes(params, mesh) for cache in planned)
-        have = max(available(mesh) - sum(map(weight_bytes, (params[part] for part in here))), 0)
+        planned = [cache for cache in caches if meshes[cache.part] == mesh]
+        need, have = sum(cache.bytes(params, mesh) for cache in planned), _left(params, meshes, mesh)
         if need > have:
-            plan = " and ".join(f"{c.rows:,} rows of up to {c.tokens:,} tokens ({c.part})" for c in planned)
-            most = planned[0].rows * have // need
-            rows = f"at most about {most:,} rows at once" if most else "fewer rows and tokens"
+            plan = " and ".join(
+                f"{c.rows:,} row{'s' * (c.rows > 1)} of up to {c.tokens:,} tokens ({c.part})" for c in planned
+            )
+            more = "spread the model over more devices with mesh"
+            if usable(_devices(mesh)[0]) is not None:
+                more += ", or give JAX more of the device with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9"
             raise InputError(
                 f"this request would take {need / GB:,.2f} GB of a device for caches of {plan}; there are "
-                f"{have / GB:,.2f} GB beside the weights; {remedy}: {rows} would fit"
+                f"{have / GB:,.2f} GB beside the weights; {remedy}: {_would_fit(planned, params, meshes)} would fit; "
+                f"or {more}"
             )
 
 
-def weight_bytes(params: dict) -> int:
-    """Bytes of arrays on each device that holds them."""
-    shapes = (
-        (x.sharding.shard_shape(x.shape) if isinstance(x, jax.Array) else x.shape, x) for x in jax.tree.leaves(params)
-    )
-    return sum(prod(shape) * x.dtype.itemsize for shape, x in shapes)
+def fitting_rows(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> int:
+    """How many of the rows devices can hold, 0 if none."""
+
+    def fits(rows: int) -> bool:
+        return all(
+            sum(replace(c, rows=rows).bytes(params, mesh) for c in caches if meshes[c.part] == mesh)
+            <= _left(params, meshes, mesh)
+            for mesh in {meshes[c.part] for c in caches}
+        )
+
+    return bisect_left(range(caches[0].rows), True, key=lambda less: not fits(less + 1))
+
+
+def _would_fit(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> str:
+    """What would fit instead: as many rows as long, and as many rows with shorter replies."""
+    rows = fitting_rows(caches, params, meshes)
+    lengths = (1 << n for n in range(max(c.tokens for c in caches).bit_length(), 7, -1))
+    for length in lengths:
+        shorter = [replace(c, tokens=min(c.tokens, length)) for c in caches]
+        if fitting_rows(shorter, params, meshes) == caches[0].rows:
+            tokens = f"rows of at most {length:,} tokens with their prompts"
+            return f"{rows:,} of these rows, or {tokens}," if rows else tokens
+    return f"{rows:,} of these rows" if rows else "fewer and shorter rows"
+
+
+def _left(params: Mapping[str, dict], meshes: Mapping[str, Mesh | None], mesh: Mesh | None) -> int:
+    """Bytes that each device of a mesh has beside the weights."""
+    here = [params[part] for part in params if meshes[part] == mesh]
+    return max(available(mesh) - weight_bytes(here, mesh), 0)
+
+
+def weight_bytes(params: Any, mesh: Mesh | None) -> int:
+    """Bytes that weights take of what is `available` on each device; of a host, those not yet read."""
+    leaves = jax.tree.leaves(params)
+    if usable(_devices(mesh)[0]) is None:
+        leaves = [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct)]
+    shapes = (x.shape if x.sharding is None else x.sharding.shard_shape(x.shape) for x in leaves)
+    return sum(prod(shape) * x.dtype.itemsize for shape, x in zip(shapes, leaves, strict=True))
 
 
 def available(mesh: Mesh | None) -> int:
-    """Bytes that weights and caches may take of each device of a mesh, or of the first device."""
-    devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
+    """Bytes that a device of a mesh, or the first device, has for weights and caches: all of its own, or a host's free.
+
+    A host that does not state what is free is taken to be empty.
+    """
+    devices = _devices(mesh)
     stated = usable(devices[0])
     if stated is not None:
         return stated
-    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * (1 - WORKING_SHARE)) // len(devices)
+    free = available_bytes()
+    if free is None:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(free * (1 - WORKING_SHARE)) // len(devices)
+
+
+def _devices(mesh: Mesh | None) -> list[Any]:
+    return jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)

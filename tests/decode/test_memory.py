@@ -2,14 +2,22 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
+import omni_jax.omni
+from convert import convert_checkpoint
 from omni_jax.decode import memory
 from omni_jax.decode.memory import Cache, available, check_memory, weight_bytes
+from omni_jax.decode.reply import Reply
+from omni_jax.decode.slots import Prompt
 from omni_jax.errors import InputError
+from omni_jax.loading import load, load_lazily
 from omni_jax.omni import Omni
 from omni_jax.placement import GROWTH
 from tests.parity import user
@@ -18,6 +26,17 @@ from tests.parity import user
 @pytest.fixture
 def omni(omnis: Callable[[str], Omni]) -> Omni:
     return omnis("tiny")
+
+
+def stated(params: Any) -> int:
+    """Bytes of arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def one(made: Any) -> Reply:
+    """The reply to one conversation."""
+    assert isinstance(made, Reply)
+    return made
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float) -> None:
@@ -29,24 +48,69 @@ def test_a_cache_is_planned_as_it_is_made(omni: Omni) -> None:
     made = 2 * text.num_layers * 3 * text.num_kv_heads * 512 * text.head_dim * 4
     planned = Cache("thinker", text, 3, 300).bytes(omni.params, None)
     assert planned == int(GROWTH * made) + made // 3
-    assert Cache("thinker", text, 3, 300).bytes({"thinker": {}}, None) == planned // 2, "nothing is known of the type"
+    halves = {"thinker": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16"), omni.params["thinker"])}
+    assert Cache("thinker", text, 3, 300).bytes(halves, None) == planned // 2, "in the weights' type, read or not"
 
 
-def test_what_there_is(omni: Omni) -> None:
+def test_what_there_is(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**12)
+    assert available(None) == 9 * 10**11, "CPUs do not state theirs: it is what the host has free"
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0.85 * host < available(None) < 0.95 * host, "CPUs do not state theirs: it is the host's"
+    assert 0.85 * host < available(None) < 0.95 * host
     params = omni.params["thinker"]
-    assert weight_bytes(params) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    awaited = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    assert weight_bytes(params, None) == 0 and weight_bytes(awaited, None) == size, "what is read is not free any more"
+    with_memory(monkeypatch, 1)
+    assert weight_bytes(params, None) == weight_bytes(awaited, None) == size
+
+
+def test_weights_that_are_not_read_are_planned_for(
+    checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert_checkpoint(checkpoints("tiny"), tmp_path / "ours", progress=False)
+    read: list[str] = []
+    omni = load_lazily(tmp_path / "ours", dtype="bfloat16", before_reading=lambda omni: read.append("weights"))
+    with_memory(monkeypatch, 1)
+    size = weight_bytes(list(omni.params.values()), None)
+    with_memory(monkeypatch, size / 1e9 / 0.9)
+    with pytest.raises(InputError, match="there are 0.00 GB beside the weights"):
+        omni.generate(user("Hi"), max_new_tokens=30_000)
+    assert not read
+    with_memory(monkeypatch, 1)
+    made = one(omni.generate(user("Hi"), max_new_tokens=3, stop_ids=())).token_ids
+    assert size == sum(x.nbytes for x in jax.tree.leaves(omni.params)) and read == ["weights"]
+    assert one(omni.generate(user("Hi"), max_new_tokens=3, stop_ids=())).token_ids == made and read == ["weights"]
+
+
+def test_every_door_reads_the_weights_that_it_needs(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_checkpoint(checkpoints("tiny"), tmp_path / "ours", progress=False)
+    whole = load(tmp_path / "ours")
+    batch, codes = whole.prepare(user("Hi")), np.zeros((16, 2), np.int32)
+    doors: list[Callable[[Omni], Any]] = [
+        lambda omni: omni.logits(batch),
+        lambda omni: omni.vocode(codes),
+        lambda omni: [r.token_ids for _, r in omni.generate_many([user("Hi")], slots=1, max_new_tokens=2)],
+        lambda omni: [event.text for event in omni.stream(user("Hi"), max_new_tokens=2)],
+        lambda omni: omni.thinker.embed[...],
+    ]
+    for door in doors:
+        lazy = load_lazily(tmp_path / "ours")
+        np.testing.assert_array_equal(door(lazy), door(whole))
 
 
 def test_a_device_that_states_its_memory(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
-    text, weights = omni.config.thinker.text, weight_bytes(omni.params["thinker"])
+    text, weights = omni.config.thinker.text, stated(omni.params["thinker"])
     need = Cache("thinker", text, 4, 1000).bytes(omni.params, None)
     here = {"thinker": omni.params["thinker"]}
     monkeypatch.setattr(memory, "usable", lambda device: weights + need)
     check_memory([Cache("thinker", text, 4, 1000)], here, {"thinker": None}, "have fewer")
     monkeypatch.setattr(memory, "usable", lambda device: weights + need - 1)
-    with pytest.raises(InputError, match=r"4 rows of up to 1,000 tokens .*have fewer: at most about 3 rows"):
+    with pytest.raises(
+        InputError,
+        match=r"4 rows of up to 1,000 .*have fewer: 3 of these rows, or rows of at most 512 .*_MEM_FRACTION",
+    ):
         check_memory([Cache("thinker", text, 4, 1000)], here, {"thinker": None}, "have fewer")
 
 
@@ -57,22 +121,58 @@ def test_a_device_that_states_its_memory(omni: Omni, monkeypatch: pytest.MonkeyP
         ("generate", {"max_new_tokens": 30_000}, "30,0"),
         ("stream", {"max_new_tokens": 30_000}, "lower max_new_tokens:"),
         ("generate", {"speech": True, "max_frames": 30_000}, "(talker)"),
-        ("generate_many", {"slots": 30}, "30 rows"),
+        ("generate", {"n": 10**12, "temperature": 1.0}, "1,000,000,000,000 rows"),
+        ("generate_many", {"slots": 30, "max_new_tokens": 1024}, "30 rows"),
         ("generate_many", {"slots": 10**9}, "1,000,000,000 rows"),
     ],
 )
 def test_requests_that_do_not_fit(
     door: str, settings: dict[str, Any], words: str, omni: Omni, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_memory(monkeypatch, (sum(map(weight_bytes, omni.params.values())) + 20e6) / 1e9)
+    with_memory(monkeypatch, (stated(omni.params) + 20e6) / 1e9)
     messages = [user("Hi")] if door == "generate_many" else user("Hi")
     with pytest.raises(InputError) as refused:
         getattr(omni, door)(messages, **settings)
     assert words in str(refused.value) and "beside the weights" in str(refused.value)
 
 
+def test_slots_are_planned_for_prompts_and_replies_together(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, beside = omni.config.thinker.text, (stated(omni.params) + 10) / 1e9
+    one_step = Cache("thinker", text, 1, 4096).bytes(omni.params, None) / 1e9
+    with_memory(monkeypatch, beside + one_step)
+    batch = omni.prepare(user("word " * 400))
+    assert 1024 < batch.mask.sum() < 2000
+    with pytest.raises(InputError, match=r"2 rows of up to 2,[0-9]{3} tokens"):
+        list(omni.generate_many([Prompt(batch, 0, 1024)], slots=2))
+    assert len(list(omni.generate_many([Prompt(batch, 0, 2)], slots=2))) == 1
+
+
+def test_slots_that_nobody_stated_are_as_many_as_fit(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, beside = omni.config.thinker.text, (stated(omni.params) + 10) / 1e9
+    seen, slots = [], omni_jax.omni.Slots
+    monkeypatch.setattr(omni_jax.omni, "Slots", lambda *given: seen.append(given[2]) or slots(*given))
+    for rows in (12, 5, 1):
+        with_memory(monkeypatch, beside + Cache("thinker", text, rows, 4097).bytes(omni.params, None) / 1e9)
+        omni.generate_many([], max_new_tokens=4096)
+        with pytest.raises(InputError, match=f"{rows} of these rows, or rows of at most"):
+            omni.generate_many([], max_new_tokens=4097, slots=50)
+    assert seen == [12, 5, 1]
+
+
+def test_prompts_have_limits_of_their_own(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_memory(monkeypatch, (stated(omni.params) + 10) / 1e9 + 0.02)
+    small = replace(omni.config.thinker.text, max_position_embeddings=1000)
+    monkeypatch.setattr(omni, "config", replace(omni.config, thinker=replace(omni.config.thinker, text=small)))
+    ((_, reply),) = omni.generate_many([Prompt(omni.prepare(user("Hi")), 0, 2)], stop_ids=())
+    assert len(reply.token_ids) == 2
+    with pytest.raises(InputError, match="context of 1000"):
+        omni.generate_many([], max_new_tokens=1000)
+    with pytest.raises(InputError, match="max_new_tokens is 1024: together more than the model's context of 1000"):
+        list(omni.generate_many([user("Hi")]))
+
+
 def test_a_prompt_that_all_slots_would_have_to_hold(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_memory(monkeypatch, (sum(map(weight_bytes, omni.params.values())) + 20e6) / 1e9)
+    with_memory(monkeypatch, (stated(omni.params) + 20e6) / 1e9)
     answers = omni.generate_many([user("Hi"), user("word " * 4000)], slots=3, max_new_tokens=3)
     with pytest.raises(InputError, match="3 rows of up to 16,"):
         list(answers)
