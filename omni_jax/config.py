@@ -230,6 +230,8 @@ class Code2WavConfig:
         config = cls(**r.fields(cls), transformer=transformer)
         halves, most = len(config.upsample_rates), f"{MAX_UPSAMPLE:,}"
         r.require(
+            (halves > 0, "upsample_rates is an empty list"),
+            (len(config.upsampling_ratios) > 0, "upsampling_ratios is an empty list"),
             (config.decoder_dim >> halves > 0, f"decoder_dim {config.decoder_dim} cannot be halved {halves} times"),
             (config.total_upsample <= MAX_UPSAMPLE, f"upsample_rates and ratios give more than {most} samples a frame"),
         )

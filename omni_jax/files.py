@@ -69,6 +69,8 @@ def read_bytes(
     """
     remedy = f"; {remedy}" if remedy else ""
     if _is_stdin(path, error):
+        if sys.stdin is None:
+            raise error("standard input is closed; name a file")
         return _bounded(sys.stdin.buffer.read(most + 1), "standard input", most, error)
     try:
         # Non-blocking, so that a pipe without a writer is refused below instead of waited for.

@@ -4,6 +4,7 @@ import codecs
 import gzip
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,9 @@ def test_paths_are_what_users_type() -> None:
             user_path(wrong, "file")
     with pytest.raises(InputError, match="no such home directory"):
         user_path("~nobody-of-this-name/a", "file")
+
+
+def test_standard_input_that_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input is closed; name a file"):
+        read_bytes(Path("-"), error=InputError)

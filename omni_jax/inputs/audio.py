@@ -174,7 +174,8 @@ def _read_sound(sound: Any, what: str, max_seconds: float, start: float, end: fl
             sound.seek(first)
         # Not sound.blocks: where a file ends early, that goes on with whatever its buffer held.
         while (block := sound.read(min(last - first - filled, 1 << 20), dtype="float32", always_2d=True)).size:
-            samples[filled : filled + len(block)] = block.mean(axis=1)
+            with np.errstate(invalid="ignore", over="ignore"):  # infinite samples are refused with a sentence
+                samples[filled : filled + len(block)] = block.mean(axis=1)
             filled += len(block)
     except soundfile.LibsndfileError as error:
         raise InputError(f"{what}: cut short or damaged ({error})") from None

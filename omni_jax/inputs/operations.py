@@ -110,7 +110,7 @@ def _check_split(text: Any, separator: Any = None, *_: Any, **__: Any) -> None:
 
 def _check_search(text: Any, what: Any = None, *_: Any, **__: Any) -> None:
     if isinstance(text, str) and isinstance(what, str) and len(text) * len(what) > MAX_STEPS:
-        raise LimitError(f"it compares characters more than {MAX_STEPS:,} times")
+        raise LimitError(f"it would take more than {MAX_STEPS:,} comparisons of characters")
 
 
 def _check_rsplit(text: Any, separator: Any = None, *_: Any, **__: Any) -> None:

@@ -37,7 +37,7 @@ _CONTAINERS = (
 )
 
 # Of these, the containers that state their duration in a header instead of estimating it from the file's size.
-_STATE_DURATION = ("mov", "matroska", "flv")
+STATE_DURATION = ("mov", "matroska", "flv")
 _MISSING_SECONDS = 0.5  # a stated duration may be rounded, or count samples that the decoder drops
 
 
@@ -152,7 +152,8 @@ def open_source(source: Source, kind: str) -> Iterator[MediaFile]:
                 raise file.error
         if not head:
             raise InputError(f"{kind} {name_of(source)}: it is empty")
-        if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(_PLAYLISTS):
+        playlists = [begin for begin in _PLAYLISTS if kind != "image" or begin != b"<?xml"]  # a drawing may begin so
+        if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(tuple(playlists)):
             raise InputError(f"{kind} {name_of(source)}: a playlist or web page; pass the media file itself")
         try:
             yield file
@@ -218,5 +219,5 @@ def demux(container: "InputContainer", stream: "Stream", what: str) -> Iterator[
         if packet.stream.index == stream.index:  # its own stream_index is 0 where it only flushes
             yield packet
     stated = (container.duration or 0) / 1e6
-    if container.format.name.startswith(_STATE_DURATION) and end < stated - _MISSING_SECONDS:
+    if container.format.name.startswith(STATE_DURATION) and end < stated - _MISSING_SECONDS:
         raise InputError(f"{what}: cut short, {end:.1f} of {stated:.1f} s are there")

@@ -19,7 +19,7 @@ import numpy as np
 from omni_jax.errors import InputError
 from omni_jax.inputs.options import UNSTATED, Options
 from omni_jax.inputs.settings import VideoSettings
-from omni_jax.inputs.source import demux
+from omni_jax.inputs.source import MAX_WALL_SECONDS, STATE_DURATION, demux
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -27,12 +27,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MAX_SECONDS = 4 * 3600.0
-MAX_WALL_SECONDS = 600.0
 MAX_FRAME_PIXELS = 8192 * 4320
 MIN_RATE, MAX_RATE = 1 / 120, 1000.0  # frames per second, on average; a file outside is damaged or malicious
 STAMP_SLACK = 1e-3  # seconds; Matroska rounds its time stamps to milliseconds
-# Containers that state the length of the whole in a header; others have it guessed from a part.
-_STATE_LENGTH = ("mov", "matroska", "flv")
 # Codecs whose decoder knows exactly which frames no other one refers to.
 _MARK_DISPOSABLE = ("h264", "mpeg1video", "mpeg2video", "mpeg4")
 
@@ -145,7 +142,7 @@ def stated_length(container: "InputContainer", bounds: Bounds) -> tuple[int, flo
     """The number of frames, the seconds and the (height, width) that a header states; None where it does not."""
     stream = video_stream(container, bounds)
     seconds = float((stream.duration or 0) * (stream.time_base or 0))
-    if not container.format.name.startswith(_STATE_LENGTH):
+    if not container.format.name.startswith(STATE_DURATION):
         return None
     seconds = seconds or (container.duration or 0) / 1e6
     count = stream.frames or round(seconds * float(stream.average_rate or 0))

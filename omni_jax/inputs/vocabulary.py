@@ -144,7 +144,14 @@ def _check_pipeline(values: dict[str, Any], path: Path) -> None:
         "pre_tokenizer": isinstance(inner, list) and len(inner) == 2 and all(map(_says, inner, (_SPLIT, _BYTES))),
         "model": not any(
             model.get(key)
-            for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+            for key in (
+                "dropout",
+                "unk_token",
+                "continuing_subword_prefix",
+                "end_of_word_suffix",
+                "byte_fallback",
+                "ignore_merges",
+            )
         ),
     }
     wrong = [name for name, right in fits.items() if not right]
@@ -257,3 +264,9 @@ def _check(vocabulary: Vocabulary) -> None:
                 f"{path}: merge {number} joins {left[:40]!r} and {right[:40]!r}, and one of the three tokens is not in "
                 f"the vocabulary; {REMEDY}"
             )
+    reached = {*letters, *(left + right for left, right in vocabulary.merges), *(t.content for t in vocabulary.added)}
+    if unreached := sorted(ids.keys() - reached):
+        raise CheckpointError(
+            f"{path}: no merge makes {len(unreached):,} of its tokens, such as {unreached[0][:40]!r}, so text would "
+            f"become other ids; {REMEDY}"
+        )

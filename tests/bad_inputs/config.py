@@ -108,6 +108,8 @@ CASES = [
     _model("a window of 10^9 frames", {f"{VOCODER}.sliding_window": 10**9}, "sliding_window", "at most"),
     _model("10^10 position embeddings", {f"{VISION}.num_position_embeddings": 10**10}, "num_position_embeddings"),
     _model("an upsample rate of 0", {f"{VOCODER}.upsample_rates": [8, 0]}, "upsample_rates", "[8, 0]", "from 1"),
+    _model("no upsample rates", {f"{VOCODER}.upsample_rates": []}, "upsample_rates is an empty list"),
+    _model("no ratios", {f"{VOCODER}.upsampling_ratios": []}, "upsampling_ratios is an empty list"),
     _model("a negative ratio", {f"{VOCODER}.upsampling_ratios": [2, -2]}, "upsampling_ratios", "[2, -2]"),
     _model("10^12 samples per frame", {f"{VOCODER}.upsample_rates": [1000] * 4}, "upsample_rates", "100,000 samples"),
     _model("more halves than channels", {f"{VOCODER}.decoder_dim": 15}, "decoder_dim", "halved 4 times"),

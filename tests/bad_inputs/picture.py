@@ -67,7 +67,7 @@ CASES = [
     _file("text", b"no picture at all", "cannot be read", "pass JPEG, PNG or WebP"),
     _file("a sound", (DATA / "cover.mp3").read_bytes(), "cannot be read", "pass JPEG, PNG or WebP"),
     _file("PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
-    _file("SVG", b"<?xml version='1.0'?><svg/>", "web page"),
+    _file("SVG", b"<?xml version='1.0'?><svg/>", "pass JPEG, PNG or WebP"),
     _file("JPEG cut short", _encoded("JPEG")[:-300], "damaged or cut short"),
     _file("JPEG that claims 9400 x 9400", _jpeg(9400, 9400), "bytes cannot hold 9400 x 9400 pixels"),
     _file("JPEG that claims 65,500 x 65,500", _jpeg(65_500, 65_500), "too many pixels", "make it smaller"),

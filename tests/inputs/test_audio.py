@@ -326,6 +326,13 @@ def test_a_span_of_a_sound_is_read_without_the_rest(form):
         load_audio(source, rate, start=3.0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinite_samples_of_a_file_are_one_sentence():
+    samples = np.stack([np.full(8000, np.inf), np.full(8000, -np.inf)], axis=1)
+    with pytest.raises(InputError, match="NaN or infinite samples"):
+        load_audio(encode(samples, subtype="FLOAT"))
+
+
 def test_what_precedes_a_span_is_not_decoded(monkeypatch):
     seen = []
     read = soundfile.SoundFile.read

@@ -180,6 +180,7 @@ BAD = {
     "empty": (b"", "is empty"),
     "text": (b"this is not a picture at all", "cannot be read"),
     "web page": (b"<!DOCTYPE html><html></html>", "web page"),
+    "drawing": (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "cannot be read; pass JPEG, PNG"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
     "bomb": (png_header(30_000, 30_000), "too many pixels"),
     "large": (png_header(10_000, 9_999), "more than 89478485 pixels"),

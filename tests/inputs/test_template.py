@@ -248,3 +248,10 @@ for source in sources:
     assert sum("more than 1,000 words and signs" in line for line in said) == len(NESTED)
     assert sum("more than 50 blocks" in line for line in said) == 3
     assert sum("more than 100,000" in line for line in said) == 1
+
+
+def test_small_values_count_for_good(monkeypatch):
+    """Each is little, and all together are what a rendering may hold."""
+    monkeypatch.setattr(limits, "MAX_HELD", 50_000)
+    with pytest.raises(InputError, match="makes and holds more than 50,000 characters at once"):
+        ours("{% for i in range(900) %}{% set x = 'a' * 90 %}{% endfor %}")

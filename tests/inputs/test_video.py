@@ -112,6 +112,11 @@ def test_sample_counts_equal_the_reference(settings, total, rate, fps):
     assert sample_count(total, total / rate, settings, fps or 2.0) == max(expected, min(total, 2))
 
 
+def test_a_frame_is_not_lost_to_rounded_stamps(settings):
+    """3.999 s at 2 frames a second are 8 frames, not 6 and one that is left over."""
+    assert sample_count(100, 3.999, settings, 2.0) == 8
+
+
 def test_frames_at_a_constant_rate_are_those_of_the_reference(tmp_path, settings):
     levels = [10 + 4 * i for i in range(53)]
     data = encode(tmp_path / "a.mp4", levels)
