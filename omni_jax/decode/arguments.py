@@ -32,13 +32,16 @@ INSTEAD = {
     "do_sample": "temperature decides: 0 is greedy, anything above it draws",
     "presence_penalty": "there is repetition_penalty, which acts on all tokens that occurred",
     "frequency_penalty": "there is repetition_penalty, which acts on all tokens that occurred",
-    "logit_bias": "leave it out",
     "num_beams": "replies are drawn or greedy; leave it out",
     "max_length": "max_new_tokens limits the reply without its prompt",
     "min_new_tokens": "stop_ids=() lets a reply run to max_new_tokens",
     "ignore_eos": "stop_ids=() lets a reply run to max_new_tokens",
     "n": "generate gives several replies of one conversation",
     "stream": "call stream instead",
+    **dict.fromkeys(
+        ("speech", "speaker", "max_frames", "speech_temperature", "speech_top_k", "speech_top_p"),
+        "generate and stream speak",
+    ),
 }
 
 
@@ -68,27 +71,36 @@ def _meant(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else "leave it out"
 
 
-def is_whole(value: object) -> bool:
-    """Whether a setting is a whole number, of Python or NumPy."""
+def plain(value: Any) -> Any:
+    """A scalar of NumPy or JAX, or an array without axes, as the number of Python; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is a whole number, of Python, NumPy or JAX."""
+    value = plain(value)
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def whole(name: str, value: Any, remedy: str, least: int = 1, most: int | None = None) -> int:
     """A whole number from `least` to `most` as an int; InputError, with the remedy, for anything else."""
-    if not is_whole(value) or value < least or (most is not None and value > most):
+    found = plain(value)
+    if not is_whole(found) or found < least or (most is not None and found > most):
         raise InputError(f"{name} is {shown(value)}; {remedy}")
-    return int(value)
+    return int(found)
 
 
-def check_number(name: str, value: Any) -> None:
-    """InputError unless the value is a number, of Python or NumPy, that a float can hold."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+def number_of(name: str, value: Any) -> int | float:
+    """A number of Python, NumPy or JAX as an int or float; InputError for anything else."""
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, int | float | np.floating):
         raise InputError(f"{name} is {shown(value)}; it must be a number")
+    return found if isinstance(found, int) else float(found)
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False as a bool; InputError for what only counts as one, such as the text "no"."""
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(plain(value), bool):
         raise InputError(f"{name} is {shown(value)}; it is True or False")
     return bool(value)
 

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from omni_jax.decode.arguments import is_whole
 from omni_jax.decode.drafts import Chooser, Drafts
-from omni_jax.decode.session import is_whole
 from omni_jax.decode.speculative import Proposer, Seen
 from omni_jax.draft_config import DFlashConfig
 from omni_jax.drafter import Drafter
