@@ -32,6 +32,7 @@ from omni_jax.drafter import Drafter
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
+from omni_jax.inputs.options import read_defaults
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.values import flag, whole
 from omni_jax.models.code2wav import Code2Wav
@@ -205,7 +206,7 @@ class Omni:
         self._check_memory(rows * copies, 0, limits.max_new_tokens)
         seeds = seeds_of(seed, rows, copies)
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
-        voice = self._voice(speaker, rows, drawing, max_frames) if flag("speech", speech) else None
+        voice = self._voice(speech, speaker, rows, drawing, max_frames)
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
         asked = {"use_audio_in_video": use_audio_in_video, "tools": tools, "fps": fps, "media": media}
         batch = self.prepare(messages, **asked, thinking=thinking)
@@ -241,6 +242,7 @@ class Omni:
         most, (seed,) = MAX_NEW_TOKENS if max_new_tokens is None else limits.max_new_tokens, seeds_of(seed, 1)
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
         check_conversations(conversations)
+        read_defaults(media, None, False)
         rows = self._slots(slots, limits.max_new_tokens)
         thinking = None if thinking is None else flag("thinking", thinking)
 
@@ -287,7 +289,7 @@ class Omni:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
         limits, seeds = self._limits(max_new_tokens, stop, stop_ids), seeds_of(seed, 1)
         drawing = (speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
-        voice = self._voice(speaker, 1, drawing, max_frames) if flag("speech", speech) else None
+        voice = self._voice(speech, speaker, 1, drawing, max_frames)
         drafting = self._draftings.settle(drafter, draft_tokens, draft_tree, draft_sampling)
         asked = {"use_audio_in_video": use_audio_in_video, "tools": tools, "fps": fps, "media": media}
         batch = self.prepare(messages, **asked, thinking=thinking)
@@ -310,15 +312,23 @@ class Omni:
         return Limits.read(max_new_tokens, stop, ids, self.config.thinker.text, self.processor.tokenizer)
 
     def _voice(
-        self, speaker: str | Sequence[str], rows: int, drawing: tuple[float, int, float, float], max_frames: int
-    ) -> Voice:
-        """A checked voice; InputError if the settings are wrong or the model is loaded without what speaks."""
+        self,
+        speech: bool,
+        speaker: str | Sequence[str],
+        rows: int,
+        drawing: tuple[float, int, float, float],
+        max_frames: int,
+    ) -> Voice | None:
+        """A checked voice, None without speech; InputError for wrong settings, or a model without what speaks."""
         temperature, top_k, top_p, penalty = drawing
         try:
             sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
         except InputError as error:
             raise InputError(f"speech_{error}") from error
         voice = Voice(speaker, sampling, max_frames)
+        if not flag("speech", speech):
+            whole("max_frames", max_frames, f"give at most {MAX_FRAMES}, or ask for speech too", most=2**31 - 1)
+            return None
         voice.check(rows, self.config)
         self._check_loaded(*PARTS)
         return voice

@@ -29,13 +29,16 @@ INSTEAD = {
     "do_sample": "temperature decides: 0 is greedy, anything above it draws",
     "presence_penalty": "there is repetition_penalty, which acts on all tokens that occurred",
     "frequency_penalty": "there is repetition_penalty, which acts on all tokens that occurred",
-    "logit_bias": "leave it out",
     "num_beams": "replies are drawn or greedy; leave it out",
     "max_length": "max_new_tokens limits the reply without its prompt",
     "min_new_tokens": "stop_ids=() lets a reply run to max_new_tokens",
     "ignore_eos": "stop_ids=() lets a reply run to max_new_tokens",
     "n": "generate gives several replies of one conversation",
     "stream": "call stream instead",
+    **dict.fromkeys(
+        ("speech", "speaker", "max_frames", "speech_temperature", "speech_top_k", "speech_top_p"),
+        "generate and stream speak",
+    ),
 }
 
 

@@ -66,13 +66,13 @@ class Draftings:
         self, drafter: Drafter | None, tokens: int | Literal["auto"] | None, tree: Tree | None, drawn: bool
     ) -> Drafting | None:
         """How a request drafts, None if it does not; InputError for a drafter of another model or wrong settings."""
+        drawn = flag("draft_sampling", drawn)
         if drafter is None:
             if tokens is not None or tree is not None or drawn:
                 raise InputError("draft_tokens, draft_tree and draft_sampling need a drafter")
             return None
         if not isinstance(drafter, Drafter):
             raise InputError(f"drafter is {shown(drafter)}; load one with load_drafter(directory)")
-        drawn = flag("draft_sampling", drawn)
         if drawn and (tree is not None or tokens == "auto"):
             # Which drafts are drawn decides the reply, and widths follow the machine's times.
             raise InputError("draft_sampling draws a fixed number of drafts: leave out draft_tree and 'auto'")
@@ -89,6 +89,7 @@ class Draftings:
 
     def _with(self, drafter: Drafter, tree: Tree | None) -> Drafting:
         check_tree(tree)
+        tree = tree and (int(tree[0]), int(tree[1]))
         if drafter not in self._placed:
             check_drafter(drafter, self.config)
             laid = drafter.placed(self.mesh)

@@ -35,7 +35,7 @@ class Limits:
 
 def copies_of(n: Any, sampling: Sampling) -> int:
     """How many replies each conversation gets; InputError for several that would all be the same."""
-    copies = 1 if n is None else whole("n", n, "ask for at least one reply")
+    copies = 1 if n is None else whole("n", n, "ask for a whole number, at least one reply")
     if copies > 1 and sampling.temperature == 0:
         raise InputError(f"n is {copies}, but greedy replies are all the same; set a temperature, or leave out n")
     return copies

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from omni_jax.decode.drafts import Chooser, Drafts
-from omni_jax.decode.session import is_whole
 from omni_jax.decode.speculative import Proposer, Seen
 from omni_jax.draft_config import DFlashConfig
 from omni_jax.drafter import Drafter
 from omni_jax.errors import InputError
+from omni_jax.inputs.values import is_whole
 from omni_jax.models.dflash import DFlash
 from omni_jax.models.eagle3 import Eagle3
 from omni_jax.models.param import Graph, bind

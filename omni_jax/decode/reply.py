@@ -82,7 +82,7 @@ def logprobs_of(session: Session, row: int, since: int = 0) -> Logprobs | None:
     """The log-probabilities of a row's tokens from number `since` on; None if nobody asked."""
     if session.logprobs is None:
         return None
-    reports = session.reports(row)[since:]
+    reports = session.reports(row, since)
     floats, most = reports.view(np.float32), reports.shape[1] // 2 - 1
     k = min(session.logprobs, most)
     token, top = floats[:, 1].copy(), floats[:, 2 + most : 2 + most + k].copy()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.errors import InputError
-from omni_jax.inputs.values import check_number, shown, whole
+from omni_jax.inputs.values import number_of, shown, whole
 
 # The finest temperature and share of mass: float32 logits of scale 10 differ by that much.
 FINEST = 1e-6
@@ -51,7 +51,7 @@ class Sampling:
     def __post_init__(self) -> None:
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         for name in names:
-            check_number(name, getattr(self, name))
+            object.__setattr__(self, name, number_of(name, getattr(self, name)))
         low, high = FINEST, 1 / FINEST
         checks = (
             (self.temperature == 0 or low <= self.temperature <= high, f"0 (greedy) or from {low:g} to {high:g}"),
@@ -65,7 +65,7 @@ class Sampling:
                 raise InputError(f"{name} is {shown(getattr(self, name))}; it must be {expected}")
         if self.logprobs is not None:
             remedy = f"give the number of alternatives to report with each token, 0 to {MOST_LIKELY}, or None"
-            whole("logprobs", self.logprobs, remedy, least=0, most=MOST_LIKELY)
+            object.__setattr__(self, "logprobs", whole("logprobs", self.logprobs, remedy, least=0, most=MOST_LIKELY))
 
     def plan(self, vocab_size: int) -> Plan:
         """The static part for a vocabulary of `vocab_size`."""

@@ -103,9 +103,18 @@ class Session:
                 spoken[row] = self.rows[row][: watch.tokens]
         return spoken
 
-    def reports(self, row: int) -> np.ndarray:
-        """What programs reported of a row's tokens, int32 [n, 2 + 2k], or [n, 1] if only ids; see `reported`."""
-        return np.concatenate(self._reports[row])
+    def reports(self, row: int, since: int = 0) -> np.ndarray:
+        """What programs reported of a row's tokens from number `since` on, int32 [n, 2 + 2k], or [n, 1] if only ids.
+
+        See `reported`. Only chunks that are asked for are read.
+        """
+        parts, missing = [], len(self.rows[row]) - since
+        for part in reversed(self._reports[row]):
+            parts.append(part)
+            missing -= len(part)
+            if missing <= 0:
+                break
+        return np.concatenate(parts[::-1])[-missing:]
 
     def give_tapped(self, number: int) -> jax.Array:
         """The prompts' hidden states of a number in `taps`, [B, T, D], once they have run; all are forgotten then."""
@@ -251,6 +260,8 @@ def seeds_of(seed: Any, rows: int, copies: int = 1) -> list[int]:
     A prompt of seed s gets replies of the seeds s, s + 1, ... InputError for anything else, or another number of seeds.
     """
     remedy = f"a seed is a whole number from 0 to 2^63 - {copies}"
+    if isinstance(seed, set | frozenset):
+        raise InputError(f"seed is {shown(seed)}, which has no order; give a list, one for each conversation")
     seeds = [seed] * rows if is_whole(seed) else listed("seed", seed, remedy)
     if len(seeds) != rows:
         raise InputError(f"{len(seeds)} seeds for {rows} conversations; give one seed, or one for each")
@@ -267,7 +278,7 @@ def _keys_of(high: jax.Array, low: jax.Array) -> jax.Array:
 
 def limit_of(max_new_tokens: Any) -> int:
     """A request's limit as an int; InputError for what is none."""
-    return whole("max_new_tokens", max_new_tokens, "ask for at least one token")
+    return whole("max_new_tokens", max_new_tokens, "ask for a whole number, at least one token")
 
 
 def stop_ids_of(stop_ids: Any, vocab_size: int) -> np.ndarray:
@@ -277,8 +288,10 @@ def stop_ids_of(stop_ids: Any, vocab_size: int) -> np.ndarray:
     """
     ids = listed("stop_ids", stop_ids, "give a list of token ids")
     for i in ids:
-        if not is_whole(i) or not 0 <= i < vocab_size:
+        if not is_whole(i):
+            raise InputError(f"stop id {shown(i)} is no whole number; give some from 0 to {vocab_size - 1}")
+        if not 0 <= i < vocab_size:
             raise InputError(f"stop id {shown(i)} is outside the vocabulary of {vocab_size} tokens")
-    ids = sorted(set(ids))
+    ids = sorted({int(i) for i in ids})
     size = 1 << (len(ids) - 1).bit_length() if ids else 1
     return np.asarray(ids + [NO_TOKEN] * (size - len(ids)), np.int32)

@@ -46,7 +46,8 @@ class Voice:
     max_frames: int
 
     def __post_init__(self) -> None:
-        whole("max_frames", self.max_frames, "it must be a whole number of at least 1")
+        frames = whole("max_frames", self.max_frames, "it must be a whole number of at least 1")
+        object.__setattr__(self, "max_frames", frames)
         if not isinstance(self.speaker, str):
             listed("speaker", self.speaker, "give a name, or one for each conversation")
 
@@ -152,7 +153,7 @@ class SpeechSession:
         prompt = _padded(self.prompt)
         for row, ids, length in zip(prompt.text_ids, spoken, prompt.length, strict=True):
             row[length - 1] = ids[0] if ids else row[length - 1]
-        most = np.minimum(self.room, min(int(self.voice.max_frames), int(self.room.max())))
+        most = np.minimum(self.room, min(self.voice.max_frames, int(self.room.max())))
         self.budget = np.where([bool(ids) for ids in spoken], most, 0).astype(np.int32)
         self.done = not self.budget.any()
         if self.done:

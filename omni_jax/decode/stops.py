@@ -15,6 +15,9 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inputs.values import listed, shown
 
+# Characters of a stop string: all its beginnings are compared with the end of a reply.
+LONGEST = 10_000
+
 
 @dataclass(frozen=True, eq=False)
 class StopStrings:
@@ -33,6 +36,10 @@ class StopStrings:
                 raise InputError(f"stop holds {shown(text)}; {remedy}")
             if not text:
                 raise InputError("stop holds an empty text, which would end every reply at once; leave it out")
+            if len(text) > LONGEST:
+                raise InputError(f"stop holds a text of {len(text):,} characters; give at most {LONGEST:,}")
+            if "\ufffd" in text:
+                raise InputError(f"stop {shown(text)}: U+FFFD only stands for broken characters; leave it out")
             control = next((literal for literal in tokenizer.special if literal in text), None)
             if control is not None:
                 number = tokenizer.token_id(control)

@@ -16,6 +16,7 @@ import numpy as np
 
 from omni_jax.config import Code2WavConfig
 from omni_jax.errors import InputError
+from omni_jax.inputs.memory import check_memory
 from omni_jax.models.code2wav import VocoderState
 from omni_jax.models.param import Graph, bind
 from omni_jax.sharding import everywhere
@@ -144,7 +145,11 @@ def as_codes(codes: Any, config: Code2WavConfig) -> np.ndarray:
     rows = None if codes.ndim == 2 else len(codes) if codes.ndim else 1
     if rows == 0:
         raise InputError("codes hold no row; give [Q, F] or [B, Q, F] with at least one")
-    return check_codes(_check_shape(codes, config, rows, "[Q, F]" if rows is None else "[B, Q, F]"), config)
+    codes = _check_shape(codes, config, rows, "[Q, F]" if rows is None else "[B, Q, F]")
+    frames = (rows or 1) * codes.shape[-1]
+    needed = 4 * frames * (config.num_quantizers + config.total_upsample)
+    check_memory(needed, f"the sound of {frames:,} frames", "vocode fewer at a time")
+    return check_codes(codes, config)
 
 
 def check_codes(codes: np.ndarray, config: Code2WavConfig) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Values of arguments: their types and ranges.
 
-An error names the argument and what to give instead. NumPy's numbers are numbers.
+An error names the argument and what to give instead. Numbers of NumPy and JAX are numbers.
 """
 
 from collections.abc import Sequence
@@ -11,27 +11,36 @@ import numpy as np
 from omni_jax.errors import InputError
 
 
-def is_whole(value: object) -> bool:
-    """Whether a setting is a whole number, of Python or NumPy."""
+def plain(value: Any) -> Any:
+    """A scalar of NumPy or JAX, or an array without axes, as the number of Python; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is a whole number, of Python, NumPy or JAX."""
+    value = plain(value)
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def whole(name: str, value: Any, remedy: str, least: int = 1, most: int | None = None) -> int:
     """A whole number from `least` to `most` as an int; InputError, with the remedy, for anything else."""
-    if not is_whole(value) or value < least or (most is not None and value > most):
+    found = plain(value)
+    if not is_whole(found) or found < least or (most is not None and found > most):
         raise InputError(f"{name} is {shown(value)}; {remedy}")
-    return int(value)
+    return int(found)
 
 
-def check_number(name: str, value: Any) -> None:
-    """InputError unless the value is a number, of Python or NumPy, that a float can hold."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+def number_of(name: str, value: Any) -> int | float:
+    """A number of Python, NumPy or JAX as an int or float; InputError for anything else."""
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, int | float | np.floating):
         raise InputError(f"{name} is {shown(value)}; it must be a number")
+    return found if isinstance(found, int) else float(found)
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False as a bool; InputError for what only counts as one, such as the text "no"."""
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(plain(value), bool):
         raise InputError(f"{name} is {shown(value)}; it is True or False")
     return bool(value)
 

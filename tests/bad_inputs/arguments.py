@@ -75,13 +75,18 @@ CASES = [
     *_one("stop ids as text", {"stop_ids": "ab"}, "stop_ids is 'ab'", "list of token ids"),
     *_one("one stop id", {"stop_ids": 5}, "stop_ids is 5", "list of token ids"),
     *_one("stop ids by name", {"stop_ids": {1: 2}}, "stop_ids", "list of token ids"),
-    *_one("true stop ids", {"stop_ids": [True]}, "stop id True", "outside the vocabulary"),
+    *_one("true stop ids", {"stop_ids": [True]}, "stop id True", "no whole number", "from 0 to"),
     *_one("a table of stop ids", {"stop_ids": np.ones((2, 2), int)}, "stop_ids", "list of token ids"),
     *_asked("a negative stop id", {"stop_ids": [-1]}, "stop id -1", "outside the vocabulary"),
     *_asked("an empty stop string", {"stop": ""}, "stop holds an empty text"),
     *_one("a stop string as bytes", {"stop": b"ab"}, "stop is b'ab'", "list of texts"),
     *_one("stop strings and a number", {"stop": ["a", 5]}, "stop holds 5", "list of texts"),
     *_one("half a character", {"stop": "\ud800"}, "surrogate"),
+    *_asked("a broken character", {"stop": "a\ufffd"}, "stop", "U+FFFD", "leave it out"),
+    *_asked("an endless stop string", {"stop": ["a" * 10_001]}, "10,001 characters", "at most 10,000"),
+    *_one("a whole float of tokens", {"max_new_tokens": 4.0}, "max_new_tokens is 4.0", "a whole number"),
+    *_one("true replies", {"n": True, "temperature": 1.0}, "n is True", "a whole number"),
+    *_one("10^12 replies", {"n": 10**12, "temperature": 1.0}, "1,000,000,000,000 rows", "have fewer"),
     *_asked("a control token as stop string", {"stop": ["<|im_end|>"]}, "<|im_end|> is no text", "stop_ids=["),
     # How many, and which.
     *_one("no reply", {"n": 0, "temperature": 1.0}, "n is 0", "at least one reply"),
@@ -91,6 +96,7 @@ CASES = [
     *_asked("a negative seed", {"seed": -1}, "seed is -1", "2^63"),
     *_asked("half a seed", {"seed": 0.5}, "seed is 0.5", "whole number"),
     *_one("a nest of seeds", {"seed": [[1, 2]]}, "seed is [1, 2]", "whole number"),
+    *_one("a set of seeds", {"seed": {5}}, "seed is {5}", "no order"),
     *_one("two seeds for one", {"seed": [1, 2]}, "2 seeds for 1"),
     # How tokens are drawn.
     *_asked("10^400 degrees", {"temperature": 10**400}, "temperature is", "1e+06"),
@@ -110,6 +116,15 @@ CASES = [
     *_one("speech as a number", {"speech": 1}, "speech is 1", "True or False"),
     *_one("use_audio_in_video as text", {"use_audio_in_video": "yes"}, "use_audio_in_video is 'yes'"),
     *_asked("thinking as text", {"thinking": "no"}, "thinking is 'no'", "True or False"),
+    *_asked("draft_sampling as text", {"draft_sampling": ""}, "draft_sampling is ''", "True or False"),
+    # Media, before any conversation comes.
+    *_asked("5 media options", {"media": 5}, "media is of type int", doors=("generate_many",)),
+    *_asked("a strange media option", {"media": {"foo": 1}}, "foo", doors=("generate_many",)),
+    # Settings of speech are checked without it too.
+    *_asked("a silent speaker of 5", {"speaker": 5}, "speaker is 5", "give a name", doors=DOORS[:2]),
+    *_asked("silent degrees", {"speech_temperature": "x"}, "speech_temperature is 'x'", doors=DOORS[:2]),
+    *_asked("10^12 silent frames", {"max_frames": 10**12}, "max_frames is 10000", "at most 4096", doors=DOORS[:2]),
+    *_asked("a speaking crowd", {"speech": True}, "generate and stream speak", doors=("generate_many",)),
     # Speech.
     *_spoken("no speaker", {"speaker": None}, "speaker is None", "give a name"),
     *_spoken("a speaker as bytes", {"speaker": b"ethan"}, "speaker is b'ethan'", "give a name"),
@@ -122,6 +137,12 @@ CASES = [
     *_spoken("10^400 degrees of speech", {"speech_temperature": 10**400}, "speech_temperature", "1e+06"),
     # What is asked about.
     _model("logits: messages", lambda omni: omni.logits(MESSAGES), "prepared batch", "prepare(messages)"),
+    _model(
+        "vocode: 10^11 frames",
+        lambda omni: omni.vocode(np.broadcast_to(np.zeros((), np.int32), (16, 10**11))),
+        "the sound of 100,000,000,000 frames",
+        "fewer at a time",
+    ),
     _model("generate_many: a number", lambda omni: omni.generate_many(5), "conversations is 5", "list or iterator"),
     _model("generate_many: text", lambda omni: omni.generate_many("Hi"), "conversations is 'Hi'", "list or iterator"),
     _model("generate_many: one", lambda omni: omni.generate_many(MESSAGES), "a single one", "ask generate"),

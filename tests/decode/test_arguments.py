@@ -1,0 +1,59 @@
+"""Settings are numbers of Python from the call on, whatever library they come from."""
+
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.session import Session, seeds_of, stop_ids_of
+from omni_jax.decode.speech import Voice
+from omni_jax.errors import InputError
+from omni_jax.inputs.values import flag, is_whole, number_of, whole
+
+
+@pytest.mark.parametrize(
+    "five", [5, np.int64(5), np.uint8(5), np.array(5), jnp.int32(5)], ids=lambda x: type(x).__name__
+)
+def test_whole_numbers(five: Any) -> None:
+    assert type(whole("n", five, "")) is int and is_whole(five)
+    assert type(Voice("ethan", Sampling(), five).max_frames) is int
+    made = Sampling(1.0, top_k=five, logprobs=five)
+    assert made == Sampling(1.0, top_k=5, logprobs=5) and type(made.logprobs) is type(made.top_k) is int
+    assert seeds_of(five, 2) == [5, 5] and stop_ids_of([five], 10).tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    "half", [np.float16(0.5), np.float32(0.5), np.array(0.5), jnp.float32(0.5), np.longdouble(0.5)]
+)
+def test_numbers(half: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = Sampling(temperature=half, top_p=half)
+    assert (
+        made == Sampling(temperature=0.5, top_p=0.5) and type(made.temperature) is type(number_of("x", half)) is float
+    )
+
+
+@pytest.mark.parametrize("wrong", [True, np.bool_(True), np.array(True), jnp.bool_(True), np.ones(1), "5", None])
+def test_what_is_no_number(wrong: Any) -> None:
+    assert not is_whole(wrong)
+    with pytest.raises(InputError, match="must be a number"):
+        number_of("x", wrong)
+
+
+def test_flags() -> None:
+    assert all(flag("x", yes) is True for yes in (True, np.bool_(True), np.array(True), jnp.bool_(True)))
+
+
+@pytest.mark.parametrize("since", range(8))
+def test_reports_of_the_last_tokens_read_the_last_chunks(since: int) -> None:
+    session = Session.__new__(Session)
+    chunks = [np.arange(first, first + n)[:, None] for first, n in ((0, 1), (1, 4), (5, 0), (5, 2))]
+    session.rows, session._reports = [list(range(7))], [chunks]
+    assert session.reports(0, since)[:, 0].tolist() == list(range(since, 7))
+    if since in (5, 6, 7):
+        session._reports = [[np.zeros((5, 2)), *chunks[3:]]]
+        assert session.reports(0, since)[:, 0].tolist() == list(range(since, 7)), "earlier ones do not even fit"
