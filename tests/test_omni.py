@@ -347,7 +347,7 @@ def test_the_cache_holds_exactly_what_is_asked(omnis: Callable[[str], Omni]) -> 
         ({"seed": None}, "seed"),
         ({"max_new_tokens": 2.5}, "max_new_tokens"),
         ({"stop_ids": 5}, "list of token ids"),
-        ({"stop_ids": [5.7]}, "outside the vocabulary"),
+        ({"stop_ids": [5.7]}, "no whole number"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": "hot"}, "a number"),
     ],

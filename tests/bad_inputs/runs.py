@@ -129,7 +129,7 @@ CASES = [
          {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "setup.py"}}]}]},
          "setup.py does not exist", "relative to the dataset's file"),
     _row("a column of pictures", {"prompt": "?", "images": ["a.png"]}, "'images' is not read", "write 'image'"),
-    _row("an address", {"prompt": "?", "audio_url": "a.wav"}, "'audio_url' is not read", "write 'audio'"),
+    _row("a column of addresses", {"prompt": "?", "audio_url": "a.wav"}, "'audio_url' is not read", "write 'audio'"),
     _row("a misspelt column", {"prompt": "?", "imgae": "a.png"}, "'imgae' is not read", "write 'image'"),
     _row("a decoded sound", {"prompt": "?", "audio": {"array": [0.1]}}, "'audio' holds ['array']", "give a path"),
     _row("a file: URL that is not there", {"prompt": "?", "image": "file:pyproject.toml"}, "pyproject.toml does not"),
