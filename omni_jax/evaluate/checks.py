@@ -8,7 +8,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.decode.drafting import Draftings
 from omni_jax.decode.memory import GB, available
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import is_whole, row_keys
+from omni_jax.decode.session import row_keys
 from omni_jax.decode.speech import Voice
 from omni_jax.decode.stops import StopStrings
 from omni_jax.drafter import Drafter
@@ -16,6 +16,7 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate.settings import Settings
 from omni_jax.inputs.options import read_defaults
 from omni_jax.inputs.tokenizer import Tokenizer
+from omni_jax.inputs.values import whole
 from omni_jax.placement import cache_bytes
 
 HALF = 2  # bytes of a number in half precision
@@ -24,8 +25,7 @@ HALF = 2  # bytes of a number in half precision
 def check_settings(settings: Settings, slots: int, config: OmniConfig) -> None:
     """Raise InputError, naming the setting, for what no sample could be run with."""
     for name, value in (("slots", slots), ("max_new_tokens", settings.max_new_tokens)):
-        if not is_whole(value) or value < 1:
-            raise InputError(f"{name} is {value!r}; have at least one")
+        whole(name, value, "have at least one")
     _check_slots(slots, config)
     limit = config.thinker.text.max_position_embeddings
     if settings.task in ("generate", "mt-bench", "speech") and settings.max_new_tokens >= limit:
