@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convert.convert import convert_checkpoint
     from convert.drafter import write_drafter
-    from convert.load import load_hf
     from convert.reverse import reverse_checkpoint
     from convert.verify import MismatchError, verify_checkpoint
+    from omni_jax.weights.hf import load_hf
 
 __all__ = [
     "MismatchError",
@@ -30,7 +30,7 @@ __all__ = [
 _PUBLIC = {
     "MismatchError": "convert.verify",
     "convert_checkpoint": "convert.convert",
-    "load_hf": "convert.load",
+    "load_hf": "omni_jax.weights.hf",
     "reverse_checkpoint": "convert.reverse",
     "verify_checkpoint": "convert.verify",
     "write_drafter": "convert.drafter",

@@ -72,7 +72,7 @@ def run(arguments: Arguments) -> dict:
     """Do what the arguments say and return what there is to report."""
     # Imported where an option has been understood, so that --help is quick.
     from convert import convert_checkpoint, reverse_checkpoint, verify_checkpoint
-    from omni_jax.manifest import read_manifest
+    from omni_jax.weights.manifest import read_manifest
 
     paths, progress = [user_path(path, "the path") for path in arguments.paths], not arguments.json
     if arguments.dry_run:
@@ -98,8 +98,8 @@ def run(arguments: Arguments) -> dict:
 
 
 def _dry_run(path: Path, arguments: Arguments) -> dict:
-    from convert.plan import plan
-    from convert.source import open_checkpoint, open_manifest
+    from omni_jax.weights.plan import plan
+    from omni_jax.weights.safetensors import open_checkpoint, open_manifest
 
     source = open_checkpoint(path) if path.is_dir() else open_manifest(path, arguments.config)
     made = plan(source, arguments.parts or None, arguments.dtype)

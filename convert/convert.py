@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from convert.blocks import THREADS, ahead, read_block
-from convert.layout import Index, Leaf
-from convert.plan import Plan, plan
-from convert.source import SourceCheckpoint, check_inside, open_checkpoint
-from omni_jax.checkpoint import chunk_shape
 from omni_jax.errors import CheckpointError
 from omni_jax.inputs.processor import Processor
-from omni_jax.manifest import LeafRecord, Manifest, copy_metadata, metadata_files, write_manifest
 from omni_jax.process import check, finishing
-from omni_jax.publish import place_of, publish
+from omni_jax.weights.blocks import THREADS, ahead, read_block
+from omni_jax.weights.checkpoint import chunk_shape
+from omni_jax.weights.layout import Index, Leaf
+from omni_jax.weights.manifest import LeafRecord, Manifest, copy_metadata, metadata_files, write_manifest
+from omni_jax.weights.plan import Plan, plan
+from omni_jax.weights.publish import place_of, publish
+from omni_jax.weights.safetensors import SourceCheckpoint, check_inside, open_checkpoint
 
 
 def convert_checkpoint(

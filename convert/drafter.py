@@ -1,6 +1,6 @@
 """Drafters back to the files in which they are published, bit for bit.
 
-`omni_jax.drafter` reads the public layouts and holds the table of their names; here its rows are followed the other
+`omni_jax.weights.drafters` reads the public layouts and holds the table of their names; here its rows are followed the other
 way. What was loaded keeps the names, dtypes and options that it had; a drafter that was trained here gets the layout's
 own names.
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from omni_jax.checkpoint import flatten
 from omni_jax.draft_config import Eagle3Config
-from omni_jax.drafter import IN_DRAFT, TO_TARGET, Drafter, Stored, known_tokens, table
-from omni_jax.publish import publish
+from omni_jax.weights.checkpoint import flatten
+from omni_jax.weights.drafters import IN_DRAFT, TO_TARGET, Drafter, Stored, known_tokens, table
+from omni_jax.weights.publish import publish
 
 FILE = "model.safetensors"
 

@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
-from omni_jax.checkpoint import UNWRITABLE, explained, flatten, nest, plain_path, unreadable
-from omni_jax.manifest import PARAMS
+from omni_jax.weights.checkpoint import UNWRITABLE, explained, flatten, nest, plain_path, unreadable
+from omni_jax.weights.manifest import PARAMS
 
 BATCH_BYTES = 32 << 20
 

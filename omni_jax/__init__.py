@@ -23,7 +23,7 @@ _PUBLIC = {
     "Omni": "omni_jax.omni",
     "Reply": "omni_jax.omni",
     "Event": "omni_jax.omni",
-    "load_drafter": "omni_jax.drafter",
+    "load_drafter": "omni_jax.weights.drafters",
     "write_sound": "omni_jax.sound",
     "OmniConfig": "omni_jax.config",
     "OmniError": "omni_jax.errors",

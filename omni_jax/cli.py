@@ -24,12 +24,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tqdm import tqdm
 
-from omni_jax import checkpoint, process
+from omni_jax import process
 from omni_jax.decode.limits import copies_of
 from omni_jax.decode.reply import Logprobs
 from omni_jax.decode.sampling import Sampling
-from omni_jax.distributed import START_SECONDS, Machines, is_first
-from omni_jax.drafter import Drafter, check_drafter, load_drafter
+from omni_jax.distributed import START_SECONDS, Machines, is_primary
 from omni_jax.errors import InputError, OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.evaluate.report import is_whole
@@ -43,6 +42,8 @@ from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Event, Omni, Reply
 from omni_jax.sharding import platform
 from omni_jax.sound import check_sound_file, write_sound
+from omni_jax.weights import checkpoint
+from omni_jax.weights.drafters import Drafter, check_drafter, load_drafter
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _join(command: Machines) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     print(f"joining the other processes, for which this one waits {START_SECONDS} s at most", file=sys.stderr)
     command.join()
-    if not is_first():
+    if not is_primary():
         os.dup2(os.open(os.devnull, os.O_WRONLY), answers)
     process.answer_on(answers)
 
@@ -215,7 +216,7 @@ def _answer(ask: Ask) -> None:
         print(_json(_plain(reply, omni.processor.tokenizer)) if ask.json else reply.text)
     elif not ask.json:
         print()
-    if ask.speak is not None and reply.audio is not None and is_first():
+    if ask.speak is not None and reply.audio is not None and is_primary():
         # An interrupt here leaves no half of a file.
         with process.finishing():
             write_sound(ask.speak, reply.audio, SAMPLES_PER_SECOND)
@@ -251,7 +252,7 @@ def _show_all(ask: Ask, replies: Any, tokenizer: Tokenizer) -> None:
 
 def _tell_mesh(omni: Omni) -> None:
     """Say which mesh was chosen, if it was, and why."""
-    if omni.mesh_reason and is_first():
+    if omni.mesh_reason and is_primary():
         print(f"mesh {omni.mesh_reason}", file=sys.stderr)
 
 
@@ -269,11 +270,11 @@ def _drafter(ask: Ask) -> Drafter | None:
 def _follow(ask: Ask, events: Iterator[Event], tokenizer: Tokenizer) -> Reply:
     """Show a reply as it is made, text on stdout if it is streamed and progress on stderr, and return it."""
     live, reply = isinstance(ask, Stream), None
-    bar = partial(tqdm, file=sys.stderr, leave=False, disable=live or not is_first() or None)
+    bar = partial(tqdm, file=sys.stderr, leave=False, disable=live or not is_primary() or None)
     spoken = partial(bar, desc="speech", unit="s", bar_format="{desc}: {n:.1f} s of audio in {elapsed}")
     with (
         bar(total=ask.max_new_tokens, unit="token") as written,
-        spoken(disable=live or not is_first() or ask.speak is None or None) as said,
+        spoken(disable=live or not is_primary() or ask.speak is None or None) as said,
     ):
         for event in events:
             written.update(len(event.token_ids))
@@ -371,7 +372,7 @@ def _evaluate(command: Evaluate) -> None:
         return omni
 
     summary = evaluate(command, load)
-    if is_first():
+    if is_primary():
         print(json.dumps(summary) if command.json else (command.output / "report.md").read_text("utf-8"))
     if not is_whole(summary):
         sys.exit(process.UNSCORED)

@@ -82,7 +82,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             shutdown_timeout_seconds=LOST_SECONDS,
         )
         before_failing(_wait_for_others)
-        meet("joined")
+        barrier("joined")
     # What asks a scheduler may raise anything: it reads files, resolves names and talks to servers.
     except Exception as error:
         if "must be defined" in str(error) or "should be defined" in str(error):
@@ -123,7 +123,7 @@ def _wait_for(host: str, port: int) -> None:
         time.sleep(1)
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
     """Wait until all processes are at this place; alone, there is nothing to wait for."""
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
@@ -141,19 +141,19 @@ def _wait_for_others() -> None:
     get_barrier_sync_fn()(key="leave", timeout_ms=1000 * LEAVE_SECONDS)
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that prints and writes."""
     return jax.process_index() == 0
 
 
-def least(number: int) -> int:
+def min_over_processes(number: int) -> int:
     """The smallest of all processes' numbers; all must ask."""
     from jax.experimental.multihost_utils import process_allgather
 
     return int(np.min(process_allgather(np.float64(number))))
 
 
-def agreed(numbers: Mapping[int, float]) -> dict[int, float]:
+def broadcast_from_first(numbers: Mapping[int, float]) -> dict[int, float]:
     """The first process's numbers, for decisions that all must take alike; all must ask, for the same keys."""
     from jax.experimental.multihost_utils import broadcast_one_to_all
 

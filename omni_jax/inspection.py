@@ -10,16 +10,16 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import tyro
 
-from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
 from omni_jax.inputs.values import whole
-from omni_jax.loading import default_dtype, described
-from omni_jax.manifest import MANIFEST, read_manifest
+from omni_jax.loading import default_dtype, describe_part
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
-from omni_jax.ops.cache import slots_for
-from omni_jax.placement import AUTO, Placement, parse_parts, settle
+from omni_jax.ops.cache import capacity_for
 from omni_jax.sharding import check_mesh, mesh_name
+from omni_jax.weights import checkpoint
+from omni_jax.weights.manifest import MANIFEST, read_manifest
+from omni_jax.weights.placement import AUTO, Placement, parse_parts, resolve_placement
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def inspect(command: Inspect) -> None:
         arrays = [(path, leaf.shape, leaf.dtype) for path, leaf in leaves.items()]
         kind = "converted checkpoint"
     else:
-        from convert.plan import plan
-        from convert.source import open_checkpoint
+        from omni_jax.weights.plan import plan
+        from omni_jax.weights.safetensors import open_checkpoint
 
         made = plan(open_checkpoint(command.model))
         config = made.config
@@ -81,7 +81,7 @@ def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]]
     text, speaks = config.thinker.text, set(PARTS) <= parts.keys()
     dtype = jnp.dtype(loaded or arrays[0][2])
     per_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
-    cache = per_token * slots_for(min(command.context, text.max_position_embeddings)) * command.batch
+    cache = per_token * capacity_for(min(command.context, text.max_position_embeddings)) * command.batch
     return {
         "stored_dtype": arrays[0][2],
         "dtype": dtype.name,
@@ -104,8 +104,10 @@ def _on_devices(config: OmniConfig, types: dict[str, str], mesh: str, command: I
     """What each device of a mesh would hold: bytes of weights by part, and of the Thinker's cache."""
     present = [part for part in PARTS if any(path.startswith(f"{part}/") for path in types)]
     loaded, held, cache = command.dtype or default_dtype(), {}, 0
-    parts = [described(name, declare(PARTS[name], getattr(config, name)), config, types, loaded) for name in present]
-    chosen = settle(AUTO, parts) if mesh == AUTO else Placement({})
+    parts = [
+        describe_part(name, declare(PARTS[name], getattr(config, name)), config, types, loaded) for name in present
+    ]
+    chosen = resolve_placement(AUTO, parts) if mesh == AUTO else Placement({})
     asked = {name: on.shape for name, on in chosen.meshes.items()} or parse_parts(mesh, present)
     for part in parts:
         sizes = asked.get("") or asked.get(part.name) or asked["talker"]

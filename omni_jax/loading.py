@@ -11,17 +11,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from omni_jax import checkpoint, sharding
+from omni_jax import sharding
 from omni_jax.config import OmniConfig
 from omni_jax.decode.arguments import explained
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.files import reason_of, user_path
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.values import listed, shown
-from omni_jax.manifest import read_manifest
-from omni_jax.models.param import Graph, declare
+from omni_jax.models.param import Declaration, declare
 from omni_jax.omni import PARTS, Omni
-from omni_jax.placement import MeshLike, Part, settle
+from omni_jax.weights import checkpoint
+from omni_jax.weights.manifest import read_manifest
+from omni_jax.weights.placement import MeshLike, Part, resolve_placement
 
 DTYPES = ("float32", "bfloat16")
 
@@ -64,18 +65,20 @@ def load_lazily(
     config, manifest = checkpoint.read_config(path), read_manifest(path)
     parts = _chosen(path, manifest.parts, parts)
     processor = Processor.from_dir(path, config)
-    graphs = {part: _declared(path, part, config) for part in parts}
-    checkpoint.check_shapes(path, {part: graph.shapes for part, graph in graphs.items()})
+    declarations = {part: _declared(path, part, config) for part in parts}
+    checkpoint.check_shapes(path, {part: declaration.shapes for part, declaration in declarations.items()})
     dtype = dtype or usual
     types = {name: leaf.dtype for name, leaf in manifest.leaves.items()}
-    placement = settle(mesh, [described(part, graphs[part], config, types, dtype) for part in parts])
-    placed = {part: sharding.shardings(graphs[part].axes, on) for part, on in placement.meshes.items()}
+    placement = resolve_placement(
+        mesh, [describe_part(part, declarations[part], config, types, dtype) for part in parts]
+    )
+    placed = {part: sharding.shardings(declarations[part].axes, on) for part, on in placement.meshes.items()}
 
     def read() -> dict:
         before_reading(omni)
         return checkpoint.restore(path, parts, placed or None, dtype)
 
-    awaited = {part: graphs[part].shapes for part in parts}
+    awaited = {part: declarations[part].shapes for part in parts}
     params = checkpoint.nest(
         {
             name: jax.ShapeDtypeStruct(
@@ -111,7 +114,7 @@ def _chosen(path: Path, present: Sequence[str], parts: Sequence[str] | None) -> 
     return parts
 
 
-def _declared(path: Path, part: str, config: OmniConfig) -> Graph:
+def _declared(path: Path, part: str, config: OmniConfig) -> Declaration:
     """The declaration of a part; CheckpointError for sizes of which there is no model."""
     try:
         return declare(PARTS[part], getattr(config, part))
@@ -122,12 +125,14 @@ def _declared(path: Path, part: str, config: OmniConfig) -> Graph:
         ) from error
 
 
-def described(part: str, graph: Graph, config: OmniConfig, types: Mapping[str, str], dtype: str | None) -> Part:
+def describe_part(
+    part: str, declaration: Declaration, config: OmniConfig, types: Mapping[str, str], dtype: str | None
+) -> Part:
     """What placing a part needs to know; `types`: the stored type by path, which `dtype` replaces if given."""
-    shapes, axes = (checkpoint.flatten(tree, f"{part}/") for tree in (graph.shapes, graph.axes))
+    shapes, axes = (checkpoint.flatten(tree, f"{part}/") for tree in (declaration.shapes, declaration.axes))
     arrays = {path: (tuple(s.shape), np.dtype(dtype or types[path]).itemsize, axes[path]) for path, s in shapes.items()}
     text = {"thinker": config.thinker.text, "talker": config.talker and config.talker.text}.get(part)
-    return Part(part, arrays, (graph.shapes, graph.axes), text)
+    return Part(part, arrays, (declaration.shapes, declaration.axes), text)
 
 
 def default_dtype() -> str | None:

@@ -16,9 +16,8 @@ from jax.sharding import Mesh
 from omni_jax.config import OmniConfig
 from omni_jax.decode.answers import finished, repeated, spoken, spoken_events, written, written_events
 from omni_jax.decode.arguments import explained
-from omni_jax.decode.drafted import DraftedSession
-from omni_jax.decode.drafting import Drafting, Draftings
-from omni_jax.decode.generate import forward
+from omni_jax.decode.draft.plan import Drafting, Draftings
+from omni_jax.decode.draft.session import DraftedSession
 from omni_jax.decode.limits import Limits, check_conversations, copies_of
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.memory import Cache, check_memory, fitting_rows
@@ -26,9 +25,9 @@ from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, pad_length, seeds_of
 from omni_jax.decode.slots import Prompt, Slots
-from omni_jax.decode.speech import MAX_FRAMES, SpeechSession, Voice
-from omni_jax.decode.vocode import Vocoder, as_codes, vocode
-from omni_jax.drafter import Drafter
+from omni_jax.decode.speech.session import MAX_FRAMES, SpeechSession, Voice
+from omni_jax.decode.speech.vocode import Vocoder, as_codes, vocode
+from omni_jax.decode.text import forward
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
@@ -36,10 +35,11 @@ from omni_jax.inputs.options import read_defaults
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.values import flag, whole
 from omni_jax.models.code2wav import Code2Wav
-from omni_jax.models.param import Graph, bind, declare
+from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
-from omni_jax.sharding import place, whole_rows
+from omni_jax.sharding import place, round_up_rows
+from omni_jax.weights.drafters import Drafter
 
 Messages = list[dict[str, Any]]
 # The limit and the number of slots of `generate_many` unless told.
@@ -51,7 +51,7 @@ class Omni:
     """A loaded model; build one with `omni_jax.load`.
 
     params: nested dict of arrays, {"thinker": ..., "talker": ..., "code2wav": ...}, of the parts that are loaded.
-    graphs: the declarations of these parts, static under jit. meshes: where each part lies, None for one device.
+    declarations: the declarations of these parts, static under jit. meshes: where each part lies, None for one device.
     mesh_reason: what an automatic mesh was chosen for.
     """
 
@@ -72,7 +72,9 @@ class Omni:
         self.processor = processor
         self.meshes = dict(mesh) if isinstance(mesh, Mapping) else dict.fromkeys(params, mesh)
         self.mesh_reason = ""
-        self.graphs = {part: declare(PARTS[part], getattr(config, part), mesh=self.meshes[part]) for part in params}
+        self.declarations = {
+            part: declare(PARTS[part], getattr(config, part), mesh=self.meshes[part]) for part in params
+        }
         self._draftings = Draftings(config, self.meshes.get("thinker"))
 
     @property
@@ -90,11 +92,11 @@ class Omni:
         """The vocoder as an NNX module with its parameters in place."""
         return bind(*self._part("code2wav"))
 
-    def _part(self, part: str) -> tuple[Graph, dict]:
+    def _part(self, part: str) -> tuple[Declaration, dict]:
         """The declaration and parameters of a part, for `bind`; InputError if it was not loaded."""
         self._check_loaded(part)
         self._read_weights()
-        return self.graphs[part], self.params[part]
+        return self.declarations[part], self.params[part]
 
     def _read_weights(self) -> None:
         """Read the parameters, unless they are there."""
@@ -152,12 +154,12 @@ class Omni:
             raise InputError(
                 f"logits takes a prepared batch, not a {type(batch).__name__}; call prepare(messages) first"
             )
-        graph, params = self._part("thinker")
+        declaration, params = self._part("thinker")
         T = batch.token_ids.shape[1]
         batch = pad_length(batch, bucket(T))
-        media = encode_media(params, batch, graph)
+        media = encode_media(params, batch, declaration)
         first = np.argmax(batch.mask, axis=1).astype(np.int32)
-        return forward(params, batch.token_ids, batch.position_ids, first, media, graph=graph)[:, :T]
+        return forward(params, batch.token_ids, batch.position_ids, first, media, declaration=declaration)[:, :T]
 
     def vocode(self, codes: Any) -> np.ndarray:
         """Codes int [Q, F] or [B, Q, F] to a waveform, float32 [samples] or [B, samples] at 24 kHz.
@@ -300,9 +302,9 @@ class Omni:
         if speaking is None:
             yield from written_events(session, self.processor.tokenizer)
         else:
-            graph, params = self._part("code2wav")
+            declaration, params = self._part("code2wav")
             assert self.config.code2wav is not None
-            vocoder = Vocoder(params, graph, self.config.code2wav)
+            vocoder = Vocoder(params, declaration, self.config.code2wav)
             yield from spoken_events(session, speaking, vocoder, self.processor.tokenizer)
 
     def _limits(self, max_new_tokens: int, stop: str | Sequence[str] | None, stop_ids: Sequence[int] | None) -> Limits:
@@ -348,30 +350,32 @@ class Omni:
 
         beside: further rows of the same cache. No weight is read here, so that a request is refused within a second.
         """
-        graph, params = self.graphs["thinker"], self.params["thinker"]
+        declaration, params = self.declarations["thinker"], self.params["thinker"]
         media = bool(batch.vision) or batch.audio is not None
         taps = (self.config.talker.accept_hidden_layer,) if voice and media and self.config.talker else ()
         text = self.config.thinker.text
-        asked = (params, graph, text, batch, sampling, limits.max_new_tokens, seed, limits.stop_ids, taps)
+        asked = (params, declaration, text, batch, sampling, limits.max_new_tokens, seed, limits.stop_ids, taps)
         more = (limits.stops, copies)
         session = Session(*asked, *more) if drafting is None else DraftedSession(*asked, drafting, *more)
         self._check_memory(len(session.rows) + beside, session.longest, session.max_new_tokens, voice)
         if voice is None:
             return session, None
-        graph, talker = self.graphs["talker"], self.params["talker"]
+        declaration, talker = self.declarations["talker"], self.params["talker"]
         batch, voice = repeated(batch, copies), voice.repeated(copies)
-        return session, SpeechSession(talker, graph, lambda: self._embed_for_talker, self.config, batch, session, voice)
+        return session, SpeechSession(
+            talker, declaration, lambda: self._embed_for_talker, self.config, batch, session, voice
+        )
 
     def _slots(self, slots: int | None, max_new_tokens: int) -> int:
         """How many slots there are, whole for the mesh; InputError for more than memory holds without any prompt."""
         mesh = self.meshes["thinker"]
         if slots is not None:
-            rows = whole_rows(whole("slots", slots, "have at least one"), mesh)
+            rows = round_up_rows(whole("slots", slots, "have at least one"), mesh)
             self._check_memory(rows, 0, max_new_tokens)
             return rows
         # With a prompt, which is one token at least.
-        cache = Cache("thinker", self.config.thinker.text, whole_rows(SLOTS, mesh), 1 + max_new_tokens)
-        return whole_rows(max(1, min(SLOTS, fitting_rows([cache], self.params, self.meshes))), mesh)
+        cache = Cache("thinker", self.config.thinker.text, round_up_rows(SLOTS, mesh), 1 + max_new_tokens)
+        return round_up_rows(max(1, min(SLOTS, fitting_rows([cache], self.params, self.meshes))), mesh)
 
     def _check_memory(self, rows: int, prompt_tokens: int, max_new_tokens: int, voice: Voice | None = None) -> None:
         """Raise InputError for a request whose caches would not fit, all rows as long as they may become."""
@@ -390,6 +394,6 @@ class Omni:
 
     def _sound(self, codes: np.ndarray, lengths: list[int] | None = None) -> list[np.ndarray]:
         """The waveform of each row of codes [B, Q, F]."""
-        graph, params = self._part("code2wav")
+        declaration, params = self._part("code2wav")
         assert self.config.code2wav is not None
-        return vocode(params, graph, self.config.code2wav, codes, lengths)
+        return vocode(params, declaration, self.config.code2wav, codes, lengths)

@@ -121,7 +121,7 @@ def split_over(axis: str | None, size: int, mesh: Mesh | Mapping[str, int]) -> t
     return next((run for run in runs if size % prod(sizes.get(name, 1) for name in run) == 0), ())
 
 
-def whole_rows(rows: int, mesh: Mesh | Mapping[str, int] | None) -> int:
+def round_up_rows(rows: int, mesh: Mesh | Mapping[str, int] | None) -> int:
     """The next number of rows that the mesh divides; of a number that it does not, each device would hold all rows."""
     sizes = {} if mesh is None else _sizes(mesh)
     shards = prod(sizes.get(name, 1) for name in _rule("batch"))
@@ -134,7 +134,7 @@ def _rule(axis: str | None) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names or ()
 
 
-def fitted(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def sharding_for(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """The sharding of an array of `shape` under `RULES`, replicated along axes that the mesh does not divide."""
     parts = (split_over(axis, size, mesh) for axis, size in zip(axes, shape, strict=True))
     return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
@@ -142,7 +142,7 @@ def fitted(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 def constrain(x: jax.Array, axes: Axes, mesh: Mesh | None) -> jax.Array:
     """`x` with its logical axes laid over `mesh` where they divide, inside `jit`; `x` itself without a mesh."""
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, fitted(axes, x.shape, mesh))
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, sharding_for(axes, x.shape, mesh))
 
 
 def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -150,20 +150,20 @@ def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     return constrain(x, ("batch", *[None] * (x.ndim - 1)) if x.ndim else (), mesh)
 
 
-def everywhere(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+def replicate(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """`x` whole on every device of `mesh`, inside `jit`: for what every host reads."""
     return constrain(x, (None,) * x.ndim, mesh)
 
 
-def readable(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+def replicate_for_hosts(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """`x`, inside `jit`, where the host can read all of it: whole on every device if the mesh is of several processes.
 
     A process reads its own devices only; alone, it reads pieces from wherever they lie.
     """
-    return everywhere(x, mesh) if mesh is not None and mesh.is_multi_process else x
+    return replicate(x, mesh) if mesh is not None and mesh.is_multi_process else x
 
 
-def on_pieces(function: Callable[..., jax.Array], mesh: Mesh | None, *args: tuple[Any, Axes]) -> jax.Array:
+def per_shard(function: Callable[..., jax.Array], mesh: Mesh | None, *args: tuple[Any, Axes]) -> jax.Array:
     """function(*arrays) on every device's own pieces of the arrays; the result lies as the first of them.
 
     args: each array with its logical axes. For functions that the compiler would make for whole arrays, moving pieces
@@ -172,7 +172,7 @@ def on_pieces(function: Callable[..., jax.Array], mesh: Mesh | None, *args: tupl
     arrays = [jnp.asarray(x) for x, _ in args]
     if mesh is None or mesh.size == 1:
         return function(*arrays)
-    specs = tuple(fitted(axes, x.shape, mesh).spec for x, (_, axes) in zip(arrays, args, strict=True))
+    specs = tuple(sharding_for(axes, x.shape, mesh).spec for x, (_, axes) in zip(arrays, args, strict=True))
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
@@ -180,7 +180,7 @@ def place(x: Any, axes: Axes, mesh: Mesh | None) -> Any:
     """An array of the host or of other devices laid over `mesh` where it divides; `x` itself without a mesh."""
     if mesh is None:
         return x
-    sharding = fitted(axes, x.shape, mesh)
+    sharding = sharding_for(axes, x.shape, mesh)
     if not mesh.is_multi_process:
         return jax.device_put(x, sharding)
     if isinstance(x, jax.Array) and not x.is_fully_addressable:

@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 tokens="${DEMO_TOKENS:-24}"
 
 echo "== A tiny Qwen3-Omni in the Hugging Face layout. ITS WEIGHTS ARE RANDOM: the answers will be nonsense."
-python scripts/make_tiny_checkpoint.py "$work/hf" --variant tiny
+python -m scripts.small.checkpoint "$work/hf" --variant tiny
 
 echo "== Convert it: python -m convert SRC DST"
 python -m convert "$work/hf" "$work/checkpoint"
@@ -29,7 +29,7 @@ echo "== Let it speak (demo/answer.wav), and draw what it said (demo/answer.png)
 mkdir -p demo
 omni-jax generate --model "$work/checkpoint" --text "Good morning! How are you?" --max-new-tokens "$tokens" \
     --speak demo/answer.wav --speaker chelsie --max-frames 60
-python scripts/plot_speech.py --model "$work/checkpoint" --text "Good morning! How are you?" --speaker chelsie \
+python -m scripts.plot_speech --model "$work/checkpoint" --text "Good morning! How are you?" --speaker chelsie \
     --max-new-tokens "$tokens" --max-frames 60 --out demo/answer.png
 
 echo "== Done. Text and sound are noise because the weights are random; the whole path from file to answer is real."

@@ -1,6 +1,6 @@
 """Interrupt each command at random moments, imports included, and require one line, status 130 and nothing left behind.
 
-    python scripts/interrupts.py --times 30
+    python -m scripts.interrupts --times 30
 
 Each command runs once to its end, which gives its duration; then a process of its own is interrupted at a moment drawn
 from that duration, counted from the first module of the project: until then, for 30 ms, Python itself answers. What an
@@ -156,7 +156,7 @@ def _folder(parent: Path, name: str) -> Path:
 
 def main(times: int = 30, seed: int = 0, only: str | None = None) -> None:
     """Interrupt all commands, or the one that `only` names."""
-    from make_tiny_checkpoint import make_checkpoint
+    from scripts.small.checkpoint import make_checkpoint
 
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:

@@ -1,6 +1,6 @@
 """Draw a spoken reply to a PNG: its waveform, its mel spectrogram and its codes, on one axis of time.
 
-    python scripts/plot_speech.py --model ckpt/ --text "Who are you?" --out speech.png
+    python -m scripts.plot_speech --model ckpt/ --text "Who are you?" --out speech.png
 
 Without `--model`, `--sound FILE` draws the waveform and the spectrogram of any sound file.
 """

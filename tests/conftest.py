@@ -1,7 +1,6 @@
 """Shared by all tests: JAX on 8 virtual CPU devices, small random checkpoints, and the reference model for each."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import version
@@ -18,7 +17,6 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_parallel_codegen_split_count=1"
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "")
 )
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import pytest
 
@@ -43,7 +41,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`checkpoints("tiny")` is the directory of that random checkpoint, written once per session (seed 0, float32)."""
-    from make_tiny_checkpoint import make_checkpoint
+    from scripts.small.checkpoint import make_checkpoint
 
     @cache
     def build(variant: str) -> Path:
@@ -55,7 +53,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 @pytest.fixture(scope="session")
 def drafters(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """`drafters("dflash", "tiny")` is the directory of the random drafter of that kind for that checkpoint."""
-    from make_tiny_drafter import make_drafter
+    from scripts.small.drafter import make_drafter
 
     @cache
     def build(kind: str, variant: str) -> Path:

@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
-from aot_programs import Program
-from aot_report import Row, groups, temporaries
+
+from scripts.aot.__main__ import Row, groups, temporaries
+from scripts.aot.programs import Program
 
 
 def row(program: str, temp_gb: float, rows: int, slots: int) -> Row:

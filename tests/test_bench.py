@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bench
-import bench_speculative
-import bench_speech
-import bench_text
 import pytest
-from bench_worker import Bench, Worker
+
+from scripts.bench import __main__ as bench
+from scripts.bench import drafting as bench_speculative
+from scripts.bench import speech as bench_speech
+from scripts.bench import text as bench_text
+from scripts.bench.worker import Bench, Worker
 
 SPEECH = Bench(speech=True, prompt=16, new=10, frames=4, batch=2, repetitions=1, threads=1)
 

@@ -6,19 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import bench_drafters
 import jax
 import numpy as np
 import pytest
-from bench_worker import Bench
 
-from omni_jax.decode.drafted import DraftedSession
-from omni_jax.decode.drafting import Draftings
+from omni_jax.decode.draft.plan import Draftings
+from omni_jax.decode.draft.session import DraftedSession
 from omni_jax.decode.sampling import Sampling
-from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
 from omni_jax.ops import expert_parallel
+from omni_jax.weights.drafters import load_drafter
+from scripts.bench import drafters as bench_drafters
+from scripts.bench.worker import Bench
 from tests.parity import user
 
 NEW = 30
@@ -98,7 +98,7 @@ def test_experts_are_those_that_the_round_used(
         assert drafting is not None
         asked = (
             omni.params["thinker"],
-            omni.graphs["thinker"],
+            omni.declarations["thinker"],
             omni.config.thinker.text,
             batch,
             Sampling(),

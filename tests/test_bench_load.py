@@ -4,10 +4,10 @@ import mmap
 from collections.abc import Callable
 from pathlib import Path
 
-import bench_load
 import pytest
 
 from convert import convert_checkpoint
+from scripts.bench import loading as bench_load
 
 # What Python, Orbax and their threads take meanwhile: 25 to 45 MB were measured. The weights are 340 MB a process.
 ALLOWED = 100e6

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import bench_scaling
 import pytest
-from bench_worker import Bench
+
+from scripts.bench import scaling as bench_scaling
+from scripts.bench.worker import Bench
 
 
 def test_the_figures_compare_with_one_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:

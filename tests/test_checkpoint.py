@@ -14,12 +14,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from convert import convert_checkpoint, load_hf, reverse_checkpoint, verify_checkpoint
-from convert.keymap import destination_axes
-from omni_jax import checkpoint
-from omni_jax.checkpoint import chunk_shape, flatten, nest, restore, save
 from omni_jax.errors import CheckpointError, ConfigError
-from omni_jax.pieces import read_pieces
 from omni_jax.sharding import make_mesh, shardings
+from omni_jax.weights import checkpoint
+from omni_jax.weights.checkpoint import chunk_shape, flatten, nest, restore, save
+from omni_jax.weights.keymap import destination_axes
+from omni_jax.weights.pieces import read_pieces
 from tests.convert.conftest import as_first_format, edit_manifest
 
 
@@ -156,7 +156,7 @@ import sys
 import jax
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 from jax.sharding import NamedSharding, PartitionSpec
-from omni_jax import checkpoint
+from omni_jax.weights import checkpoint
 from omni_jax.sharding import make_mesh
 mesh = make_mesh(jax.devices(), expert=2)
 split = NamedSharding(mesh, PartitionSpec(None, "expert"))

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interrupts import LIMIT, SAMPLES, commands, try_command
 
 import convert
-from omni_jax import checkpoint, cli, process
+from omni_jax import cli, process
 from omni_jax.cli import main
+from omni_jax.weights import checkpoint
+from scripts.interrupts import LIMIT, SAMPLES, commands, try_command
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_configs import config_dict
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import ConfigError
+from scripts.small.configs import config_dict
 
 
 @pytest.fixture

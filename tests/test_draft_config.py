@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from make_tiny_drafter import draft_config_dict
-from tiny_configs import PUBLIC_DFLASH
 
 from omni_jax.draft_config import DFlashConfig, Eagle3Config, read_draft_config
 from omni_jax.errors import ConfigError
+from scripts.small.configs import PUBLIC_DFLASH
+from scripts.small.drafter import draft_config_dict
 
 
 def dflash(**changes: Any) -> DFlashConfig:

@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from make_tiny_drafter import make_drafter
 from safetensors.numpy import load_file, save_file
-from tiny_configs import PUBLIC_DFLASH, config_dict
 
 import omni_jax
 from convert import load_hf
 from omni_jax.config import OmniConfig
 from omni_jax.draft_config import DFlashConfig, read_draft_config
-from omni_jax.drafter import INDEX, Drafter, check_drafter, declare_drafter, load_drafter, table
 from omni_jax.errors import CheckpointError, ConfigError, InputError
 from omni_jax.models.param import bind, declare
 from omni_jax.models.thinker import Thinker
+from omni_jax.weights.drafters import INDEX, Drafter, check_drafter, declare_drafter, load_drafter, table
+from scripts.small.configs import PUBLIC_DFLASH, config_dict
+from scripts.small.drafter import make_drafter
 
 VARIANTS = ("tiny", "small", "odd")
 KINDS = ("dflash", "eagle3")
@@ -59,7 +59,9 @@ def test_drafters_load_and_fit(kind: str, variant: str, drafters: Callable[[str,
     drafter = omni_jax.load_drafter(drafters(kind, variant))
     assert drafter.kind == kind
     check_drafter(drafter, target(variant))
-    assert jax.tree.map(lambda x: x.shape, drafter.params) == jax.tree.map(lambda x: x.shape, drafter.graph.shapes)
+    assert jax.tree.map(lambda x: x.shape, drafter.params) == jax.tree.map(
+        lambda x: x.shape, drafter.declaration.shapes
+    )
     half = load_drafter(drafters(kind, variant), dtype="bfloat16")
     numbers = [x.dtype for x in jax.tree.leaves(half.params)]
     assert numbers.count(jnp.bfloat16) == len(numbers) - (kind == "eagle3")
@@ -75,10 +77,10 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
 
 def test_the_public_draft_has_its_tensors() -> None:
     config = read_draft_config(PUBLIC_DFLASH)
-    kind, graph = declare_drafter(config)
+    kind, declaration = declare_drafter(config)
     rows = table(config)
     assert kind == "dflash" and len(rows) == 58 == len({row.name for row in rows})
-    sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(graph.shapes)]
+    sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(declaration.shapes)]
     assert sum(sizes) == sum(np.prod(row.shape) for row in rows) == 335_570_176
 
 

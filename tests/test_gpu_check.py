@@ -6,17 +6,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import gpu_check
-import gpu_correct
-import gpu_correct_speech
-import gpu_speed
-import hlo_report
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from omni_jax.ops import moe
+from scripts.aot import hlo as hlo_report
+from scripts.gpu import __main__ as gpu_check
+from scripts.gpu import correct as gpu_correct
+from scripts.gpu import correct_speech as gpu_correct_speech
+from scripts.gpu import speed as gpu_speed
 
 
 @pytest.mark.parametrize(

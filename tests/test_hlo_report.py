@@ -1,12 +1,13 @@
 """What a compiled program sends between devices, against costs that are known by hand."""
 
-import hlo_report
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from scripts.aot import hlo as hlo_report
 
 # Two groups of four devices: collectives over "inner" stay within a group.
 DEVICES = (2, 4)

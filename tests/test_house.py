@@ -15,7 +15,7 @@ FLOORS = (
     ("config", "decoder_config", "distributed", "draft_config", "errors", "files", "process", "reader", "sharding"),
     ("ops", "inputs", "sound"),
     ("models",),
-    ("decode", "checkpoint", "drafter", "manifest", "pieces", "placement", "publish"),
+    ("decode", "weights"),
     ("train", "evaluate", "inspection", "loading", "media_flags", "omni"),
     ("cli",),
 )

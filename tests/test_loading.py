@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from convert import convert_checkpoint
-from omni_jax import checkpoint
 from omni_jax.cli import main
 from omni_jax.errors import InputError
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.loading import load
+from omni_jax.weights import checkpoint
 
 MESSAGES = [{"role": "user", "content": "Hi."}]
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from convert import MismatchError, convert_checkpoint, reverse_checkpoint, verify_checkpoint
-from omni_jax import checkpoint, manifest, process
+from omni_jax import process
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs import settings, template, vocabulary
 from omni_jax.loading import load
-from omni_jax.manifest import LOADED, MANIFEST, PARAMS, SMALL_BYTES, identity, read_manifest, record_files
+from omni_jax.weights import checkpoint, manifest
+from omni_jax.weights.manifest import LOADED, MANIFEST, PARAMS, SMALL_BYTES, identity, read_manifest, record_files
 from tests.convert.conftest import as_first_format, edit_manifest
 
 FLIPS = 40

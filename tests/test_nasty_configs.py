@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_tiny_drafter import draft_config_dict
-from tiny_configs import PUBLIC_DFLASH
 
 from omni_jax.config import OmniConfig
 from omni_jax.draft_config import read_draft_config
 from omni_jax.errors import ConfigError
 from omni_jax.inputs.settings import AudioSettings, ImageSettings, VideoSettings
+from scripts.small.configs import PUBLIC_DFLASH
+from scripts.small.drafter import draft_config_dict
 
 DATA = Path(__file__).parent / "data"
 ABSENT = object()

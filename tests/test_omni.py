@@ -16,8 +16,8 @@ import omni_jax as oj
 from convert import convert_checkpoint
 from omni_jax.config import OmniConfig
 from omni_jax.decode import media
-from omni_jax.decode.generate import forward, prefill
 from omni_jax.decode.media import encode_media
+from omni_jax.decode.text import forward, prefill
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import bind
@@ -139,8 +139,8 @@ def test_cached_decoding_equals_teacher_forcing(omnis: Callable[[str], Omni]) ->
 def cached_logits(omni: Omni, batch: Batch, token_ids: list[int]) -> np.ndarray:
     """Logits float32 [n, V] before each of n reply tokens, from a cache that is extended by 1, 4, 4, ... tokens."""
     text, params = omni.config.thinker.text, omni.params["thinker"]
-    thinker = bind(omni.graphs["thinker"], params)
-    n, media = batch.token_ids.shape[1], encode_media(params, batch, omni.graphs["thinker"])
+    thinker = bind(omni.declarations["thinker"], params)
+    n, media = batch.token_ids.shape[1], encode_media(params, batch, omni.declarations["thinker"])
     cache = KVCache.empty(text.num_layers, 1, text.num_kv_heads, n + len(token_ids), text.head_dim, np.float32)
     x = thinker.embed_tokens(batch.token_ids, media)
     hidden, cache, _ = thinker.whole(x, batch.position_ids, cache, media=media)
@@ -164,8 +164,8 @@ def test_tapped_hidden_states_are_those_of_the_reference(
     conversations, _ = PROMPTS["image"]
     batch = omni.prepare(conversations)
     params = omni.params["thinker"]
-    thinker = bind(omni.graphs["thinker"], params)
-    media = encode_media(params, batch, omni.graphs["thinker"])
+    thinker = bind(omni.declarations["thinker"], params)
+    media = encode_media(params, batch, omni.declarations["thinker"])
     L = omni.config.thinker.text.num_layers
     taps = (0, 1, 2, L - 1, L)
     _, _, got = thinker.whole(thinker.embed_tokens(batch.token_ids, media), batch.position_ids, media=media, taps=taps)
@@ -253,7 +253,9 @@ def test_the_modules_and_steps_work_under_jit_and_grad(omnis: Callable[[str], Om
 
     def loss(params: dict) -> jax.Array:
         first = np.zeros(1, np.int32)
-        logits = forward(params, batch.token_ids, batch.position_ids, first, None, graph=omni.graphs["thinker"])
+        logits = forward(
+            params, batch.token_ids, batch.position_ids, first, None, declaration=omni.declarations["thinker"]
+        )
         return -jax.nn.log_softmax(logits[0, :-1])[
             np.arange(batch.token_ids.shape[1] - 1), batch.token_ids[0, 1:]
         ].mean()
@@ -319,10 +321,10 @@ def test_prompts_of_many_sizes_share_programs(omnis: Callable[[str], Omni]) -> N
 def test_many_frames_are_encoded_a_few_at_a_time(omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch) -> None:
     omni = omnis("small")
     batch = omni.prepare(user(video_part(18, 60, 90)))
-    whole = encode_media(omni.params["thinker"], batch, omni.graphs["thinker"])
+    whole = encode_media(omni.params["thinker"], batch, omni.declarations["thinker"])
     monkeypatch.setattr(media, "MAX_PATCHES", 64)
     media.encode_vision.clear_cache()
-    parts = encode_media(omni.params["thinker"], batch, omni.graphs["thinker"])
+    parts = encode_media(omni.params["thinker"], batch, omni.declarations["thinker"])
     media.encode_vision.clear_cache()
     np.testing.assert_allclose(parts.visual, whole.visual, atol=1e-5)
     np.testing.assert_allclose(parts.deepstack, whole.deepstack, atol=1e-5)

@@ -7,26 +7,26 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from tiny_configs import config_dict
 
 import omni_jax as oj
 from convert import convert_checkpoint, load_hf
-from omni_jax import checkpoint, placement
 from omni_jax.cli import main
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
-from omni_jax.loading import described
+from omni_jax.loading import describe_part
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
-from omni_jax.placement import Part, parse_parts, settle
 from omni_jax.sharding import make_mesh, mesh_name
+from omni_jax.weights import checkpoint, placement
+from omni_jax.weights.placement import Part, parse_parts, resolve_placement
+from scripts.small.configs import config_dict
 
 
 def parts_of(variant: str, *names: str) -> list[Part]:
     """What placing the parts of a variant needs to know, in bfloat16."""
     config = OmniConfig.from_hf(config_dict(variant))
-    graphs = {name: declare(PARTS[name], getattr(config, name)) for name in names or PARTS}
-    return [described(name, graph, config, {}, "bfloat16") for name, graph in graphs.items()]
+    declarations = {name: declare(PARTS[name], getattr(config, name)) for name in names or PARTS}
+    return [describe_part(name, declaration, config, {}, "bfloat16") for name, declaration in declarations.items()]
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float | None) -> None:
@@ -60,7 +60,7 @@ def test_automatic_meshes_of_the_public_model(
     gigabytes: float | None, chosen: str, devices: int, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_memory(monkeypatch, gigabytes)
-    placed = settle("auto", parts_of("full"), jax.devices()[:devices])
+    placed = resolve_placement("auto", parts_of("full"), jax.devices()[:devices])
     assert placed.reason.startswith(f"{chosen}: the model over") and why in placed.reason
     assert set(placed.meshes) == set(PARTS) and mesh_name(placed.meshes["thinker"]) == chosen
 
@@ -68,7 +68,7 @@ def test_automatic_meshes_of_the_public_model(
 def test_an_automatic_mesh_takes_as_many_experts_as_divide_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = parts_of("small", "thinker")
     with_memory(monkeypatch, parts[0].bytes_on_a_device({"expert": 3}) / 0.9 / 1e9 + 1e-6)
-    assert mesh_name(settle("auto", parts).meshes["thinker"]) == "expert=3,data=2", "of 6 experts"
+    assert mesh_name(resolve_placement("auto", parts).meshes["thinker"]) == "expert=3,data=2", "of 6 experts"
 
 
 def test_a_batch_is_planned_with_the_rows_that_its_slots_have() -> None:
@@ -97,29 +97,29 @@ def test_each_process_needs_devices_of_the_mesh() -> None:
         ({"thinker": make_mesh(expert=2), "talker": make_mesh(expert=4)}, "as expert=2,data=4"),
     ):
         with pytest.raises(InputError, match=complaint):
-            settle(asked, parts, devices)
-    assert settle(None, parts, devices).meshes == {}, "a model in each process"
+            resolve_placement(asked, parts, devices)
+    assert resolve_placement(None, parts, devices).meshes == {}, "a model in each process"
     both = {"thinker": make_mesh(expert=2), "talker": make_mesh(expert=4), "code2wav": make_mesh(expert=4)}
     with pytest.raises(InputError, match="several processes share one mesh for all parts: leave out the parts' names"):
-        settle(both, parts_of("tiny"), devices)
+        resolve_placement(both, parts_of("tiny"), devices)
 
 
 def test_memory_is_asked_of_devices_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     far, near = OfTwoProcesses(), jax.devices()[0]
     monkeypatch.setattr(placement, "memory_limit", lambda device: 1 if device is near else None)
     with pytest.raises(CheckpointError, match="each device would hold"):
-        settle(None, parts_of("tiny"), [far, near])
+        resolve_placement(None, parts_of("tiny"), [far, near])
 
 
 def test_what_does_not_fit_is_said_with_the_mesh_that_would(monkeypatch: pytest.MonkeyPatch) -> None:
     with_memory(monkeypatch, 24)
     for asked, held in ((None, "75.87"), ("expert=2,data=4", "39.60"), (make_mesh(expert=4), "2")):
         with pytest.raises(CheckpointError, match=rf"hold {held}.* GB .* of 21.60 GB .* fits is expert=2,tensor=2"):
-            settle(asked, parts_of("full"))
+            resolve_placement(asked, parts_of("full"))
     with_memory(monkeypatch, 0.5)
     for asked in ("auto", "expert=8"):
         with pytest.raises(CheckpointError, match="no mesh makes it fit; load fewer parts"):
-            settle(asked, parts_of("full"))
+            resolve_placement(asked, parts_of("full"))
 
 
 def test_bytes_of_the_public_thinker() -> None:
@@ -159,9 +159,9 @@ def test_meshes_that_are_refused(variant: str, mesh: str, complaint: str, checkp
 
 def test_a_mesh_for_each_part_must_be_given_for_each() -> None:
     mesh = make_mesh(expert=2)
-    assert settle({"thinker": mesh, "talker": mesh}, parts_of("tiny", "thinker")).meshes == {"thinker": mesh}
+    assert resolve_placement({"thinker": mesh, "talker": mesh}, parts_of("tiny", "thinker")).meshes == {"thinker": mesh}
     with pytest.raises(InputError, match="no mesh is given for the code2wav"):
-        settle({"thinker": mesh, "talker": mesh}, parts_of("tiny"))
+        resolve_placement({"thinker": mesh, "talker": mesh}, parts_of("tiny"))
     assert parse_parts("thinker:expert=2;talker:data=2", ("thinker",))["talker"] == {"data": 2}
 
 

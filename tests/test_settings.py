@@ -14,10 +14,10 @@ import convert
 import omni_jax.omni
 from omni_jax.cli import Ask, Generate, Stream, main
 from omni_jax.decode.reply import Event, Reply
-from omni_jax.drafter import load_drafter
 from omni_jax.inputs.processor import Processor
 from omni_jax.media_flags import MediaFlags
 from omni_jax.omni import Omni
+from omni_jax.weights.drafters import load_drafter
 from tests.parity import user
 
 MESSAGES = user("What is this?")

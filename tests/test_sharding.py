@@ -12,21 +12,21 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from convert import convert_checkpoint, load_hf
-from omni_jax.decode.generate import decode_chunk, forward, prefill
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
 from omni_jax.decode.slots import Prompt, Slots, insert
-from omni_jax.drafter import load_drafter
+from omni_jax.decode.text import decode_chunk, forward, prefill
 from omni_jax.errors import InputError
 from omni_jax.evaluate import loglikelihood
 from omni_jax.evaluate.loglikelihood import log_likelihoods, prepare_choices
 from omni_jax.inputs.processor import Processor
 from omni_jax.loading import load
-from omni_jax.models.param import Graph, bind
+from omni_jax.models.param import Declaration, bind
 from omni_jax.omni import Omni
 from omni_jax.ops import expert_parallel
 from omni_jax.ops.cache import lay_over
-from omni_jax.sharding import constrain, fitted, make_mesh, mesh_name, parse_mesh, split_over
+from omni_jax.sharding import constrain, make_mesh, mesh_name, parse_mesh, sharding_for, split_over
+from omni_jax.weights.drafters import load_drafter
 from tests.ops.test_expert_parallel import collectives
 from tests.parity import audio_part, image_part, user
 
@@ -173,14 +173,16 @@ def test_a_drafter_on_a_mesh_drafts_alike(drafters: Callable) -> None:
         assert qkv.addressable_shards[0].data.nbytes * 2 == qkv.nbytes
         features = rng.standard_normal((4, 3, drafter.module.fc.weight.shape[1]), np.float32)
 
-        def drafted(params: dict, graph: Graph, kind: str = kind, features: np.ndarray = features) -> jax.Array:
-            module = bind(graph, params)
-            x, cache = module.fuse(features), lay_over(module.empty(4, 16, jnp.float32), graph.mesh)
+        def drafted(
+            params: dict, declaration: Declaration, kind: str = kind, features: np.ndarray = features
+        ) -> jax.Array:
+            module = bind(declaration, params)
+            x, cache = module.fuse(features), lay_over(module.empty(4, 16, jnp.float32), declaration.mesh)
             if kind == "dflash":
                 return module.draft(x, module.remember(cache, x, jnp.full((4,), 3)))[0]
             return module.logits(module.extend(x, x, cache)[0])
 
-        one, many = (jax.jit(drafted, static_argnums=1)(d.params, d.graph) for d in (drafter, placed))
+        one, many = (jax.jit(drafted, static_argnums=1)(d.params, d.declaration) for d in (drafter, placed))
         np.testing.assert_allclose(many, one, atol=1e-4)
     # The head of 300 tokens is not divided by 8 and stays whole.
     wide = load_drafter(drafters("eagle3", "tiny")).placed(make_mesh(tensor=8))
@@ -204,7 +206,7 @@ def test_log_likelihoods_are_computed_once(on_mesh: Callable, omnis: Callable, m
 def test_only_rows_travel(mesh: str, on_mesh: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled steps hold the collectives of their layout, and no weights, no experts and no cache move."""
     omni, text = on_mesh(mesh), on_mesh(mesh).config.thinker.text
-    asked = (omni.params["thinker"], omni.graphs["thinker"], text, omni.prepare(WORDS), Sampling(), 8, 0, ())
+    asked = (omni.params["thinker"], omni.declarations["thinker"], text, omni.prepare(WORDS), Sampling(), 8, 0, ())
     session, prompted = Session(*asked), []
     monkeypatch.setattr("omni_jax.decode.session.prefill", lambda *a, **k: prompted.append((a, k)) or prefill(*a, **k))
     _, state = session.begin()
@@ -213,7 +215,9 @@ def test_only_rows_travel(mesh: str, on_mesh: Callable, monkeypatch: pytest.Monk
     sizes = parse_mesh(mesh)
     assert shape[1:3] == (8 // sizes["expert"], 2 // sizes.get("tensor", 1))
     sampled = (np.int32(5), session.stop_ids, session.values)
-    step = decode_chunk.lower(session.params, state, *sampled, graph=session.graph, plan=session.plan).compile()
+    step = decode_chunk.lower(
+        session.params, state, *sampled, declaration=session.declaration, plan=session.plan
+    ).compile()
     found = collectives(step)
     assert {"all-reduce", "reduce-scatter", "all-gather"} <= set(found)
     one_expert = text.hidden_size * text.moe_intermediate_size // sizes.get("tensor", 1)
@@ -267,7 +271,7 @@ def test_meshes_by_name() -> None:
 def test_what_does_not_divide_stays_whole() -> None:
     mesh = make_mesh(data=2, expert=4)
     assert [split_over("batch", n, mesh) for n in (8, 4, 3)] == [("data", "fsdp", "expert"), ("data", "fsdp"), ()]
-    assert fitted(("batch", "kv_heads"), (4, 3), make_mesh(data=2, tensor=2)).spec == P(
+    assert sharding_for(("batch", "kv_heads"), (4, 3), make_mesh(data=2, tensor=2)).spec == P(
         ("data", "fsdp", "expert"), None
     )
     x = jnp.ones((3, 2))

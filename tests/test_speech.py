@@ -10,7 +10,7 @@ import pytest
 
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
-from omni_jax.decode.speech import RESIDUAL, SpeechSession, Voice
+from omni_jax.decode.speech.session import RESIDUAL, SpeechSession, Voice
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part
@@ -119,7 +119,7 @@ def ending_at(omni: Omni, model: Any, code: int) -> Iterator[Omni]:
         weight[eos] = 1.2 * weight[code]
     try:
         ending = Omni({**omni.params, "talker": talker}, omni.config, omni.processor)
-        ending.graphs = omni.graphs  # what is compiled is used again
+        ending.declarations = omni.declarations  # what is compiled is used again
         yield ending
     finally:
         with torch.no_grad():
@@ -199,13 +199,13 @@ def test_codes_do_not_depend_on_the_chunks(frames: int, omnis: Callable[[str], O
     omni = omnis("small")
     config, text = omni.config, omni.config.thinker.text
     batch, thinker = omni.prepare(user("Hello")), omni.params["thinker"]
-    session = Session(thinker, omni.graphs["thinker"], text, batch, Sampling(), 300, 0, ())
+    session = Session(thinker, omni.declarations["thinker"], text, batch, Sampling(), 300, 0, ())
     for _ in session.chunks():
         pass
     said = []
     for step in (32, frames):
         voice = Voice("vera", Sampling(0.9, top_k=50), 290)
-        parts = (omni.params["talker"], omni.graphs["talker"], lambda: thinker["embed"], config)
+        parts = (omni.params["talker"], omni.declarations["talker"], lambda: thinker["embed"], config)
         speaking = SpeechSession(*parts, batch, session, voice)
         lengths = [codes.shape[2] for codes in speaking.chunks(step)]
         assert set(lengths[:-1]) <= {min(step, 32)} and sum(lengths) == speaking.codes[0].shape[1]

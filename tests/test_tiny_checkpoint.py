@@ -7,13 +7,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from make_tiny_checkpoint import make_checkpoint, tensor_shapes
 from safetensors.numpy import load_file
-from tiny_configs import VARIANTS, config_dict
-from tiny_tokenizer import CHAT_TEMPLATE, ID_NAMES, SPECIAL_TOKENS, build_tokenizer
 from tokenizers import Tokenizer
 
 from omni_jax.config import OmniConfig
+from scripts.small.checkpoint import make_checkpoint, tensor_shapes
+from scripts.small.configs import VARIANTS, config_dict
+from scripts.small.tokenizer import CHAT_TEMPLATE, ID_NAMES, SPECIAL_TOKENS, build_tokenizer
 
 # Sizes that the architecture or the reference fixes, keys that mean nothing to the model, and ids that only happen to
 # agree between two variants.

@@ -13,9 +13,9 @@ import numpy as np
 from omni_jax.decode.reply import Event, Reply, logprobs_of, replies_of
 from omni_jax.decode.session import Session
 from omni_jax.decode.slots import Slots
-from omni_jax.decode.speech import SpeechSession
+from omni_jax.decode.speech.session import SpeechSession
+from omni_jax.decode.speech.vocode import Vocoder
 from omni_jax.decode.stops import StopStrings
-from omni_jax.decode.vocode import Vocoder
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from omni_jax.inputs.batch import Batch, bucket
-from omni_jax.models.param import Graph, bind
+from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
 from omni_jax.sharding import place, place_rows
 
@@ -18,10 +18,12 @@ from omni_jax.sharding import place, place_rows
 MAX_PATCHES = 1 << 15
 
 
-@partial(jax.jit, static_argnames="graph")
-def encode_vision(params: dict, patches: jax.Array, grid: jax.Array, *, graph: Graph) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames="declaration")
+def encode_vision(
+    params: dict, patches: jax.Array, grid: jax.Array, *, declaration: Declaration
+) -> tuple[jax.Array, jax.Array]:
     """Frames [R, P, patch_dim] with grid int32 [R, 2] -> tokens [R * P / m^2, D] and deepstack [n, R * P / m^2, D]."""
-    vision = bind(graph, params).vision
+    vision = bind(declaration, params).vision
     R, P, _ = patches.shape
     if R * P <= MAX_PATCHES:
         tokens, deepstack = vision(patches, grid)
@@ -36,28 +38,30 @@ def encode_vision(params: dict, patches: jax.Array, grid: jax.Array, *, graph: G
     return tokens.reshape(-1, tokens.shape[-1]), deepstack.reshape(deepstack.shape[0], -1, deepstack.shape[-1])
 
 
-@partial(jax.jit, static_argnames="graph")
-def encode_audio(params: dict, mel: jax.Array, frames: jax.Array, width: jax.Array, *, graph: Graph) -> jax.Array:
+@partial(jax.jit, static_argnames="declaration")
+def encode_audio(
+    params: dict, mel: jax.Array, frames: jax.Array, width: jax.Array, *, declaration: Declaration
+) -> jax.Array:
     """Windows mel [W, C, M, F] with frames and width int32 [W, C] -> tokens [W * C * 13, D]."""
-    tokens = bind(graph, params).audio(mel, frames, width)
+    tokens = bind(declaration, params).audio(mel, frames, width)
     return tokens.reshape(-1, tokens.shape[-1])
 
 
-def encode_media(params: dict, batch: Batch, graph: Graph) -> Media | None:
+def encode_media(params: dict, batch: Batch, declaration: Declaration) -> Media | None:
     """Encode all media of a batch, or None for text alone."""
     if not batch.vision and batch.audio is None:
         return None
     visual = deepstack = audio = None
-    mesh = graph.mesh
+    mesh = declaration.mesh
     if batch.vision:
         placed = [place_rows((rows.patches, rows.grid), mesh) for rows in batch.vision]
-        groups = [encode_vision(params, *rows, graph=graph) for rows in placed]
+        groups = [encode_vision(params, *rows, declaration=declaration) for rows in placed]
         tokens, features = zip(*groups, strict=True)
         size = bucket(sum(x.shape[0] for x in tokens))
         visual, deepstack = _join(tokens, axis=0, size=size), _join(features, axis=1, size=size)
     if batch.audio is not None:
         windows = place_rows((batch.audio.mel, batch.audio.frames, batch.audio.width), mesh)
-        heard = encode_audio(params, *windows, graph=graph)
+        heard = encode_audio(params, *windows, declaration=declaration)
         audio = _join((heard,), axis=0, size=bucket(heard.shape[0]))
     # Any row of a batch may hold any feature.
     visual, deepstack, audio = (

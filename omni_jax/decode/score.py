@@ -9,16 +9,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from omni_jax.decode.generate import Array
-from omni_jax.models.param import Graph, bind
+from omni_jax.decode.text import Array
+from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
-from omni_jax.sharding import everywhere
+from omni_jax.sharding import replicate
 
 # Positions whose logits exist at the same time, over all rows.
 BLOCK = 256
 
 
-@partial(jax.jit, static_argnames="graph")
+@partial(jax.jit, static_argnames="declaration")
 def score(
     params: dict,
     token_ids: Array,
@@ -26,13 +26,13 @@ def score(
     at: Array,
     media: Media | None,
     *,
-    graph: Graph,
+    declaration: Declaration,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability float32 [B, C] of the tokens at index `at` int32 [B, C], and whether each is the likeliest.
 
     token_ids: int32 [B, T], right-padded; position_ids: float32 [3, B, T]. No token is asked about at index 0.
     """
-    thinker = bind(graph, params)
+    thinker = bind(declaration, params)
     token_ids = jnp.asarray(token_ids)
     hidden, _, _ = thinker.whole(thinker.embed_tokens(token_ids, media), jnp.asarray(position_ids), media=media)
     B, C = at.shape
@@ -46,4 +46,4 @@ def score(
 
     flat = (before.reshape(B * C, -1), targets.reshape(B * C))
     likely, best = jax.lax.map(one, flat, batch_size=BLOCK)
-    return everywhere(likely.reshape(B, C), graph.mesh), everywhere(best.reshape(B, C), graph.mesh)
+    return replicate(likely.reshape(B, C), declaration.mesh), replicate(best.reshape(B, C), declaration.mesh)

@@ -13,15 +13,15 @@ import jax
 import numpy as np
 
 from omni_jax.config import DecoderConfig
-from omni_jax.decode.generate import CHUNK, NO_TOKEN, Request, decode_chunk, grow, prefill, retire
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.stops import StopStrings
+from omni_jax.decode.text import CHUNK, NO_TOKEN, PrefillInput, decode_chunk, grow, prefill, retire
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.values import is_whole, listed, shown, whole
-from omni_jax.models.param import Graph
-from omni_jax.ops.cache import slots_for
+from omni_jax.models.param import Declaration
+from omni_jax.ops.cache import capacity_for
 
 
 class Session:
@@ -33,7 +33,7 @@ class Session:
     def __init__(
         self,
         params: dict,
-        graph: Graph,
+        declaration: Declaration,
         text: DecoderConfig,
         batch: Batch,
         sampling: Sampling,
@@ -44,11 +44,11 @@ class Session:
         stops: StopStrings | None = None,
         copies: int = 1,
     ):
-        """params, graph and text: the Thinker's. seed: one for all rows or one each. stop_ids: tokens that end one.
+        """params, declaration and text: the Thinker's. seed: one for all rows or one each. stop_ids: tokens that end one.
 
         stops: texts that end one. copies: replies to each prompt, which are rows side by side.
         """
-        self.params, self.graph = params, graph
+        self.params, self.declaration = params, declaration
         self.lengths = np.repeat(batch.mask.sum(axis=1).astype(np.int32), copies)
         self.longest = int(self.lengths.max())
         self.max_new_tokens = limit_of(max_new_tokens)
@@ -160,13 +160,13 @@ class Session:
 
     def room(self, drawn: int) -> int:
         """The size of a cache in which rows draw `drawn` tokens, or all that they may."""
-        return slots_for(self.longest + min(drawn, self.max_new_tokens))
+        return capacity_for(self.longest + min(drawn, self.max_new_tokens))
 
     def begin(self) -> tuple[jax.Array, Any]:
         """Run the prompts: the first token of every row, int32 [B, 1], and the state to decode from."""
         batch = self.batch
-        media = encode_media(self.params, batch, self.graph)
-        request = Request(
+        media = encode_media(self.params, batch, self.declaration)
+        request = PrefillInput(
             token_ids=batch.token_ids,
             length=self.lengths[:: self.copies],
             position_ids=batch.position_ids,
@@ -175,10 +175,10 @@ class Session:
             keys=self.keys,
             stop_ids=self.stop_ids,
             values=self.values,
-        ).placed(self.graph.mesh)
-        slots = max(slots_for(batch.token_ids.shape[1]), self.room(CHUNK))
+        ).placed(self.declaration.mesh)
+        slots = max(capacity_for(batch.token_ids.shape[1]), self.room(CHUNK))
         token, state, self.tapped = prefill(
-            self.params, request, media, graph=self.graph, plan=self.plan, slots=slots, taps=self.taps
+            self.params, request, media, declaration=self.declaration, plan=self.plan, slots=slots, taps=self.taps
         )
         return token[:, None], state
 
@@ -201,7 +201,7 @@ class Session:
             np.int32(steps),
             self.stop_ids,
             self.values,
-            graph=self.graph,
+            declaration=self.declaration,
             plan=self.plan,
             until=np.int32(enough),
         )

@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from omni_jax.decode.drafted import DraftedSession
-from omni_jax.decode.generate import CHUNK, Rows, caches_of, laid, retire
+from omni_jax.decode.draft.session import DraftedSession
 from omni_jax.decode.session import Session
+from omni_jax.decode.text import CHUNK, Rows, caches_of, laid, retire
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.values import whole
 from omni_jax.ops.cache import KVCache
-from omni_jax.sharding import whole_rows
+from omni_jax.sharding import round_up_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class Slots:
     ):
         slots = whole("slots", slots, "have at least one")
         self.prompts, self.session = iter(prompts), session
-        self.taken: list[Taken | None] = [None] * whole_rows(slots, mesh)
+        self.taken: list[Taken | None] = [None] * round_up_rows(slots, mesh)
         self.state: Any = None
         self.lead: Session | None = None
         self._next: Prompt | None = None

@@ -5,19 +5,19 @@ from pathlib import Path
 import jax
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.drafting import Draftings
+from omni_jax.decode.draft.plan import Draftings
 from omni_jax.decode.memory import GB, available
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import row_keys
-from omni_jax.decode.speech import Voice
+from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.stops import StopStrings
-from omni_jax.drafter import Drafter
 from omni_jax.errors import InputError
 from omni_jax.evaluate.settings import Settings
 from omni_jax.inputs.options import read_defaults
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inputs.values import whole
-from omni_jax.placement import cache_bytes
+from omni_jax.weights.drafters import Drafter
+from omni_jax.weights.placement import cache_bytes
 
 HALF = 2  # bytes of a number in half precision
 

@@ -14,10 +14,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
-from omni_jax.distributed import Machines, meet
-from omni_jax.drafter import Drafter, load_drafter
+from omni_jax.distributed import Machines, barrier
 from omni_jax.errors import InputError
 from omni_jax.evaluate.checks import check_drafting, check_settings, check_stop
 from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
@@ -30,11 +28,13 @@ from omni_jax.evaluate.settings import Settings
 from omni_jax.evaluate.stored import read_all
 from omni_jax.evaluate.tasks import Means, choose_task, lacks
 from omni_jax.loading import default_dtype
-from omni_jax.manifest import identity
 from omni_jax.media_flags import MediaFlags
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
 from omni_jax.process import finishing
+from omni_jax.weights import checkpoint
+from omni_jax.weights.drafters import Drafter, load_drafter
+from omni_jax.weights.manifest import identity
 
 # Rows or samples of which the command says on stderr what is wrong with each.
 MAX_TOLD = 20
@@ -183,7 +183,7 @@ def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summa
                 bar.update()
                 if tokens:
                     bar.set_postfix_str(f"{tokens / (perf_counter() - start):.1f} token/s")
-        meet("done")
+        barrier("done")
         found = current_results(dataset, read_all(one.output))
         summary = summary_of(means.settings.task, dataset, found)
         if share.reports:

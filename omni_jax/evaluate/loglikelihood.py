@@ -20,7 +20,7 @@ from omni_jax.decode.session import check_context, pad_length
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.omni import Omni
-from omni_jax.sharding import whole_rows
+from omni_jax.sharding import round_up_rows
 
 # Tokens of one forward on a device, padding included, with which its temporary arrays grow: eight rows of 4096, with
 # which the rest of the package reckons too. A longer row runs alone.
@@ -102,11 +102,11 @@ def _groups(asked: Sequence[Continuation], rows: int, mesh: Mesh | None) -> Iter
 
     The rows are as many as the mesh divides: each device would run all of them otherwise.
     """
-    shards = whole_rows(1, mesh)
+    shards = round_up_rows(1, mesh)
     order = sorted(range(len(asked)), key=lambda i: -asked[i].length)
     plain = [i for i in order if not asked[i].context.vision and asked[i].context.audio is None]
     while plain:
-        n = whole_rows(min(rows, max(1, shards * TOKENS // bucket(asked[plain[0]].length))), mesh)
+        n = round_up_rows(min(rows, max(1, shards * TOKENS // bucket(asked[plain[0]].length))), mesh)
         yield plain[:n], n
         plain = plain[n:]
     yield from (([i], 1) for i in order if asked[i].context.vision or asked[i].context.audio is not None)
@@ -114,10 +114,10 @@ def _groups(asked: Sequence[Continuation], rows: int, mesh: Mesh | None) -> Iter
 
 def _score(omni: Omni, group: Sequence[Continuation], rows: int) -> list[Scored]:
     """One forward for requests of which at most one has media."""
-    graph, params = omni.graphs["thinker"], omni.params["thinker"]
+    declaration, params = omni.declarations["thinker"], omni.params["thinker"]
     T = bucket(max(one.length for one in group))
     whole = [pad_length(one.whole(), T) for one in group]
-    media = encode_media(params, whole[0], graph)
+    media = encode_media(params, whole[0], declaration)
     # The number of rows is the program's: the last group is filled up with its first request.
     whole += whole[:1] * (rows - len(whole))
     C = bucket(max(1, *(len(one.token_ids) for one in group)))
@@ -127,7 +127,7 @@ def _score(omni: Omni, group: Sequence[Continuation], rows: int) -> list[Scored]
         row[:n] = np.arange(one.length - n, one.length)
     token_ids = np.concatenate([row.token_ids for row in whole])
     position_ids = np.concatenate([row.position_ids for row in whole], axis=1)
-    likely, best = (np.asarray(x) for x in score(params, token_ids, position_ids, at, media, graph=graph))
+    likely, best = (np.asarray(x) for x in score(params, token_ids, position_ids, at, media, declaration=declaration))
     counts = [len(one.token_ids) for one in group]
     return [
         Scored(float(likely[b, :n].sum(dtype=np.float64)), bool(best[b, :n].all()), n) for b, n in enumerate(counts)

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from omni_jax.decode.statistics import Rounds, macro, micro
+from omni_jax.decode.draft.acceptance import Rounds, mean_accepted, mean_accepted_per_reply
 from omni_jax.errors import InputError
 from omni_jax.files import reason_of
 
@@ -110,7 +110,11 @@ def accepted_length(stats: Sequence[dict[str, Any]]) -> Scores:
     stats: those of replies; empty if none was drafted.
     """
     drafted = [Rounds(np.asarray(s["round_tokens"]), np.asarray(s["round_most"])) for s in stats if s.get("rounds")]
-    return {"accepted_length_micro": micro(drafted), "accepted_length_macro": macro(drafted)} if drafted else {}
+    return (
+        {"accepted_length_micro": mean_accepted(drafted), "accepted_length_macro": mean_accepted_per_reply(drafted)}
+        if drafted
+        else {}
+    )
 
 
 def real_time_factor(stats: Sequence[dict[str, Any]]) -> Scores:

@@ -20,7 +20,7 @@ from tempfile import TemporaryFile
 from time import monotonic, sleep
 from typing import Any
 
-from omni_jax.distributed import meet
+from omni_jax.distributed import barrier
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import Share
@@ -95,7 +95,7 @@ class Results:
         try:
             if self.share.reports:
                 _state(self.directory, self.depends)
-            meet("stated")
+            barrier("stated")
             _wait_for(self.directory / RUN)
             _check_same(self.directory / RUN, self.depends)
             if self.share.writes:
@@ -104,9 +104,9 @@ class Results:
                 _mend(self.path)
         except OSError as error:
             raise _unwritable(self.directory, error) from error
-        meet("mended")
+        barrier("mended")
         self.held = read_all(self.directory)
-        meet("read")
+        barrier("read")
         return self
 
     def __exit__(self, *error: object) -> None:

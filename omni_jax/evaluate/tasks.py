@@ -21,7 +21,6 @@ import jax
 
 from omni_jax.decode.session import check_context
 from omni_jax.decode.slots import Prompt
-from omni_jax.drafter import Drafter
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample, reason
 from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, prepare_choices
@@ -40,6 +39,7 @@ from omni_jax.evaluate.stored import Result
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Messages, Omni, Reply
+from omni_jax.weights.drafters import Drafter
 
 TASKS = ("generate", "choice", "loglikelihood", "speech", "mt-bench")
 

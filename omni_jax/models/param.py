@@ -1,11 +1,11 @@
 """How a module declares parameters: shape, logical axes and initial scale on one line.
 
 Every module here states its arrays and its forward; nothing is allocated until someone asks. `declare` gives the
-static graph with the shapes and axes; the arrays travel as a plain nested dict, and `bind` puts them back into the
+static declaration with the shapes and axes; the arrays travel as a plain nested dict, and `bind` puts them back into the
 modules inside `jit`:
 
-    graph = declare(Thinker, config.thinker)
-    logits = jax.jit(lambda params, x: bind(graph, params)(x))(params, x)
+    declaration = declare(Thinker, config.thinker)
+    logits = jax.jit(lambda params, x: bind(declaration, params)(x))(params, x)
 
 Repeated layers are one set of parameters with a leading layer axis; their modules take the layer index `l` (traced or
 not) when they are called.
@@ -112,7 +112,7 @@ class RMSNorm(nnx.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class Declaration:
     """A declared module: its static structure, and its parameters' shapes and logical axes as nested dicts.
 
     mesh: the devices that its parameters lie on, for modules that compute on their own pieces; None for one device.
@@ -125,7 +125,7 @@ class Graph:
     mesh: Mesh | None = None
 
 
-def declare(module: Callable[..., nnx.Module], *args: Any, mesh: Mesh | None = None) -> Graph:
+def declare(module: Callable[..., nnx.Module], *args: Any, mesh: Mesh | None = None) -> Declaration:
     """Declare `module(rngs, *args)` on `mesh` without allocating anything."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: module(nnx.Rngs(0), *args)))
     axes: dict = {}
@@ -134,19 +134,19 @@ def declare(module: Callable[..., nnx.Module], *args: Any, mesh: Mesh | None = N
         for name in path[:-1]:
             node = node.setdefault(name, {})
         node[path[-1]] = variable.get_metadata()["axes"]
-    return Graph(graphdef, nnx.to_pure_dict(state), axes, mesh)
+    return Declaration(graphdef, nnx.to_pure_dict(state), axes, mesh)
 
 
-def bind(graph: Graph, params: dict) -> Any:
+def bind(declaration: Declaration, params: dict) -> Any:
     """The module with `params` (a plain nested dict) in place; call it inside `jit`.
 
-    Submodules that have an attribute `mesh` are given the graph's.
+    Submodules that have an attribute `mesh` are given the declaration's.
     """
-    module = nnx.merge(graph.graphdef, params)
-    if graph.mesh is not None:
+    module = nnx.merge(declaration.graphdef, params)
+    if declaration.mesh is not None:
         parts: list[Any] = [part for _, part in nnx.iter_modules(module) if hasattr(part, "mesh")]
         for part in parts:
-            part.mesh = graph.mesh
+            part.mesh = declaration.mesh
     return module
 
 

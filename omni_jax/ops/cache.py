@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from omni_jax.sharding import constrain, constrain_rows, on_pieces, platform
+from omni_jax.sharding import constrain, constrain_rows, per_shard, platform
 
 SMALLEST = 256
 # Logical axes of keys and values.
 AXES = ("layers", "batch", "kv_heads", None, "head_dim")
 
 
-def slots_for(tokens: int) -> int:
+def capacity_for(tokens: int) -> int:
     """The static cache size that holds `tokens`: powers of two from 256, so that few sizes are ever compiled."""
     return max(SMALLEST, 1 << (tokens - 1).bit_length())
 
@@ -64,7 +64,7 @@ class KVCache:
 
         def written(buffer: jax.Array, new: jax.Array) -> jax.Array:
             new_axes = ("batch", None, "kv_heads", "head_dim")
-            return on_pieces(_write, self.mesh, (buffer, AXES), (l, ()), (new, new_axes), (self.length, ("batch",)))
+            return per_shard(_write, self.mesh, (buffer, AXES), (l, ()), (new, new_axes), (self.length, ("batch",)))
 
         return replace(self, k=_in_order(written(self.k, k)), v=_in_order(written(self.v, v)))
 
@@ -76,7 +76,7 @@ class KVCache:
         """Keep of the slots behind each row's length only some, in order: those numbered `nodes` int32 [B, T]."""
 
         def picked(buffer: jax.Array) -> jax.Array:
-            return on_pieces(_pick, self.mesh, (buffer, AXES), (nodes, ("batch", None)), (self.length, ("batch",)))
+            return per_shard(_pick, self.mesh, (buffer, AXES), (nodes, ("batch", None)), (self.length, ("batch",)))
 
         return replace(self, k=picked(self.k), v=picked(self.v))
 

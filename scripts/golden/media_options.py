@@ -4,7 +4,7 @@ They need torchvision, which has no build for CPU-only torch, and bring much tha
 no dependency of the tests. Install both without their dependencies and run this once:
 
     pip install --no-deps torchvision qwen-omni-utils audioread
-    python scripts/golden/media_options.py
+    python -m scripts.golden.media_options
 
 They are called with this model's patch size. Videos are described instead of decoded: the utilities' own functions find
 the span and the number of frames, and resizing is replaced by what it is asked for. The grids are those that

@@ -4,7 +4,7 @@ It needs torchvision, which has no build for CPU-only torch and is therefore no 
 without its dependencies and run this once:
 
     pip install --no-deps torchvision
-    python scripts/golden/video_patches.py
+    python -m scripts.golden.video_patches
 
 Two cases: "exact", frames that already have the size they would be resized to, and "resized", an odd number of frames
 that have not. Every eleventh row of each is kept, as bytes: the reference resizes and rounds before it normalises.

@@ -11,9 +11,9 @@ from typing import Any
 from unittest.mock import patch
 
 from convert.__main__ import main as convert
-from omni_jax import checkpoint
 from omni_jax.cli import main
 from omni_jax.errors import InputError
+from omni_jax.weights import checkpoint
 from tests.bad_inputs.case import Case
 
 USER = {"role": "user", "content": "Hello"}

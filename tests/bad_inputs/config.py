@@ -6,14 +6,13 @@ from math import inf, nan
 from pathlib import Path
 from typing import Any
 
-from make_tiny_drafter import draft_config_dict
-from tiny_configs import PUBLIC_CONFIG, PUBLIC_DFLASH
-
 from omni_jax.config import OmniConfig
 from omni_jax.draft_config import read_draft_config
-from omni_jax.drafter import load_drafter
 from omni_jax.errors import CheckpointError, ConfigError, InputError
 from omni_jax.inputs.settings import AudioSettings, ImageSettings, read_settings
+from omni_jax.weights.drafters import load_drafter
+from scripts.small.configs import PUBLIC_CONFIG, PUBLIC_DFLASH
+from scripts.small.drafter import draft_config_dict
 from tests.bad_inputs.case import Case
 
 PREPROCESSOR = PUBLIC_CONFIG.parent / "public_preprocessor_config.json"

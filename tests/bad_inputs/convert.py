@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from convert import convert_checkpoint, load_hf, verify_checkpoint
-from convert.plan import plan
-from convert.source import open_checkpoint, open_manifest
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.loading import load
-from omni_jax.manifest import MANIFEST, MARKER, PARAMS
+from omni_jax.weights.manifest import MANIFEST, MARKER, PARAMS
+from omni_jax.weights.plan import plan
+from omni_jax.weights.safetensors import open_checkpoint, open_manifest
 from tests.bad_inputs.case import Case
 from tests.convert.conftest import INDEX, as_first_format, edit_json, edit_manifest
 

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tiny_configs import config_dict
-from tiny_tokenizer import publish
-
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs import limits
@@ -18,6 +15,8 @@ from omni_jax.inputs.template import JINJA, ChatTemplate
 from omni_jax.inputs.template import REMEDY as REMEDY_TEMPLATE
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inputs.vocabulary import REMEDY
+from scripts.small.configs import config_dict
+from scripts.small.tokenizer import publish
 from tests.bad_inputs.case import Case
 
 SAVED, TOKENS, MERGES, SETTINGS = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convert.__main__ import main
-from omni_jax import checkpoint
+from omni_jax.weights import checkpoint
 from tests.convert.conftest import as_first_format, read_tensors
 from tests.convert.test_convert import ROOT, flip
 

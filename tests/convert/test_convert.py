@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 
 import convert.convert
-import convert.source
+import omni_jax.weights.safetensors
 from convert import MismatchError, convert_checkpoint, load_hf, reverse_checkpoint, verify_checkpoint
-from convert.blocks import count_nonfinite
-from convert.keymap import table
-from convert.plan import plan
 from convert.reverse import Entry, _shards, _write_at, _write_header, _write_index
-from convert.source import open_checkpoint
-from omni_jax import checkpoint
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError
-from omni_jax.manifest import MARKER, metadata_files
 from omni_jax.sharding import make_mesh
+from omni_jax.weights import checkpoint
+from omni_jax.weights.blocks import count_nonfinite
+from omni_jax.weights.keymap import table
+from omni_jax.weights.manifest import MARKER, metadata_files
+from omni_jax.weights.plan import plan
+from omni_jax.weights.safetensors import open_checkpoint
 from tests.convert.conftest import INDEX, as_first_format, edit_manifest, read_tensors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,7 +47,7 @@ def assert_nothing_left(directory: Path, *kept: str):
 
 @pytest.mark.parametrize("variant, dtype", [("small", "float32"), ("small", "bfloat16"), ("odd", "bfloat16")])
 def test_there_and_back_is_bit_exact(tmp_path, variant, dtype):
-    from make_tiny_checkpoint import make_checkpoint
+    from scripts.small.checkpoint import make_checkpoint
 
     source = make_checkpoint(tmp_path / "source", variant, dtype=dtype, shards=3)
     convert_checkpoint(source, tmp_path / "ours", verify=True)
@@ -88,10 +88,10 @@ def test_loading_onto_a_mesh_reads_every_block_once(checkpoints, monkeypatch):
     """Devices that share experts share their reading, and a device reads no expert of another."""
     mesh = make_mesh(jax.devices()[:6], expert=3, data=2)
     reads, asked = [], []
-    real_box, real_group = convert.load.read_box, convert.load._Reader._group
-    monkeypatch.setattr(convert.load, "read_box", lambda *a: reads.append((a[1].path, a[2])) or real_box(*a))
+    real_box, real_group = omni_jax.weights.hf.read_box, omni_jax.weights.hf._Reader._group
+    monkeypatch.setattr(omni_jax.weights.hf, "read_box", lambda *a: reads.append((a[1].path, a[2])) or real_box(*a))
     monkeypatch.setattr(
-        convert.load._Reader, "_group", lambda r, x, b: asked.append((r.leaf.path, x)) or real_group(r, x, b)
+        omni_jax.weights.hf._Reader, "_group", lambda r, x, b: asked.append((r.leaf.path, x)) or real_group(r, x, b)
     )
     path = "thinker/layers/moe/down"
 
@@ -130,14 +130,14 @@ def test_half_a_tensor_is_read_for_half_an_array(checkpoints, monkeypatch, path,
     """Where the half is contiguous on disk, by rows; by columns, and of an axis that tensors share, all are read."""
     source = open_checkpoint(checkpoints("tiny"))
     leaf, kind = next(row for row in plan(source).leaves if row[0].path == f"thinker/{path}")
-    count, real = [], convert.source._read_into
-    monkeypatch.setattr(convert.source, "_read_into", lambda *a: count.append(len(a[2])) or real(*a))
+    count, real = [], omni_jax.weights.safetensors._read_into
+    monkeypatch.setattr(omni_jax.weights.safetensors, "_read_into", lambda *a: count.append(len(a[2])) or real(*a))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    whole = np.asarray(convert.load._Reader(source, leaf, kind, ThreadPoolExecutor(1), False).read(sharding))
+    whole = np.asarray(omni_jax.weights.hf._Reader(source, leaf, kind, ThreadPoolExecutor(1), False).read(sharding))
     count.clear()
     half = [(0, n) if i != axis else (n // 2, n) for i, n in enumerate(leaf.shape)]
     depth = len(leaf.stack)
-    reader = convert.load._Reader(source, leaf, kind, ThreadPoolExecutor(1), False)
+    reader = omni_jax.weights.hf._Reader(source, leaf, kind, ThreadPoolExecutor(1), False)
     (piece,) = reader._group(tuple(half[:depth]), {tuple(half[depth:]): [jax.devices()[3]]})
     np.testing.assert_array_equal(piece, whole[tuple(slice(*span) for span in half)])
     assert sum(count) == read * piece.nbytes

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from make_tiny_drafter import make_drafter
 
 from convert.drafter import drafter_tensors, write_drafter
-from omni_jax.drafter import load_drafter
 from omni_jax.errors import CheckpointError
+from omni_jax.weights.drafters import load_drafter
+from scripts.small.drafter import make_drafter
 from tests.convert.conftest import read_tensors
 
 

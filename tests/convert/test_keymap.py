@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from convert import load_hf
-from convert.keymap import destination_axes, destination_shapes, table
-from convert.layout import Leaf, Source, check
-from convert.plan import plan
-from convert.source import open_checkpoint, open_manifest
 from omni_jax.config import OmniConfig
+from omni_jax.weights.keymap import destination_axes, destination_shapes, table
+from omni_jax.weights.layout import Leaf, Source, check
+from omni_jax.weights.plan import plan
+from omni_jax.weights.safetensors import open_checkpoint, open_manifest
 from tests.convert.conftest import read_tensors
 
 

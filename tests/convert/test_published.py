@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_tokenizer import publish
 
 import convert.convert
 from convert import convert_checkpoint, reverse_checkpoint, verify_checkpoint
 from omni_jax import loading
 from omni_jax.errors import OmniError
+from scripts.small.tokenizer import publish
 from tests.convert.conftest import INDEX, as_first_format
 
 MESSAGES = [{"role": "user", "content": "What is <|im_end|> in 中文, Ελληνικά or العربية?\n  x = 3.14159 🙂"}]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from convert import convert_checkpoint
-from convert.plan import plan
-from convert.source import open_checkpoint, open_manifest, read_header
 from omni_jax.errors import CheckpointError, ConfigError
+from omni_jax.weights.plan import plan
+from omni_jax.weights.safetensors import open_checkpoint, open_manifest, read_header
 from tests.convert.conftest import INDEX, edit_header, edit_json, edit_tensors, write_header
 
 SHARD = "model-00001-of-00002.safetensors"

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from omni_jax.decode.accept import accept, accept_drawn
-from omni_jax.decode.drafts import Chooser, Drafts
-from omni_jax.decode.generate import NO_TOKEN, Rows
+from omni_jax.decode.draft.accept import accept_by_rejection, accept_matching
+from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.sampling import Sampling, filtered, sample
 from omni_jax.decode.session import row_keys
+from omni_jax.decode.text import NO_TOKEN, Rows
 
 V, B, W = 11, 3, 5
 
@@ -73,8 +73,8 @@ def test_it_emits_what_one_by_one_would_be_drawn(seed: int, truth: float, stop: 
             for (tokens, *_), ok, draft in zip(free, right, drafts[:, j], strict=True)
         ]
     stop_ids = np.asarray(sorted(stop), np.int32)
-    block = Drafts.chain(rows.token, jnp.asarray(drafts))
-    tokens, _, after = jax.jit(accept, static_argnums=6)(
+    block = DraftTree.chain(rows.token, jnp.asarray(drafts))
+    tokens, _, after = jax.jit(accept_matching, static_argnums=6)(
         logits, block, rows, length, stop_ids, how.values(), how.plan(V)
     )
     for b, (want, done, remaining, seen) in enumerate(one_by_one(logits, drafts, rows, length, stop, how)):
@@ -99,8 +99,8 @@ def test_a_tree_is_walked_along_what_would_be_drawn(seed: int, how: Sampling) ->
             parent[b, n] = rng.integers(0, n)
             taken = {int(token_ids[b, m]) for m in range(1, n) if parent[b, m] == parent[b, n]}
             token_ids[b, n] = rng.choice([token for token in range(V) if token not in taken])
-    drafts = Drafts(jnp.asarray(token_ids, jnp.int32), jnp.asarray(parent, jnp.int32), longest=6)
-    tokens, path, after = jax.jit(accept, static_argnums=6)(
+    drafts = DraftTree(jnp.asarray(token_ids, jnp.int32), jnp.asarray(parent, jnp.int32), longest=6)
+    tokens, path, after = jax.jit(accept_matching, static_argnums=6)(
         logits, drafts, rows, length, np.zeros(0, np.int32), how.values(), how.plan(V)
     )
     for b in range(B):
@@ -123,7 +123,7 @@ def test_a_tree_is_walked_along_what_would_be_drawn(seed: int, how: Sampling) ->
 
 def test_ancestors_by_hand() -> None:
     parent = jnp.asarray([[-1, 0, 1, 1, 3, 4]])
-    seen = Drafts(jnp.zeros((1, 6), jnp.int32), parent, longest=5).ancestors()[0].astype(int)
+    seen = DraftTree(jnp.zeros((1, 6), jnp.int32), parent, longest=5).ancestors()[0].astype(int)
     assert seen.tolist() == [
         [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0],
         [1, 1, 0, 1, 1, 1],
@@ -141,13 +141,13 @@ def test_drawn_drafts_leave_the_distribution_of_the_target(how: Sampling) -> Non
 
     @jax.jit
     def rounds(rows: Rows) -> tuple[jax.Array, jax.Array]:
-        choose = Chooser(keys, length + 1, values, plan)
+        choose = DraftSampler(keys, length + 1, values, plan)
         chosen, drawn_from = jax.vmap(choose, in_axes=(1, 0), out_axes=1)(
             jnp.broadcast_to(q, (n, W - 1, V)), jnp.arange(W - 1)
         )
-        drafts = Drafts.chain(rows.token, chosen, drawn_from)
+        drafts = DraftTree.chain(rows.token, chosen, drawn_from)
         logits = jnp.broadcast_to(p, (n, W, V))
-        return accept_drawn(logits, drafts, rows, length, jnp.zeros(0, jnp.int32), values, plan)[0], chosen
+        return accept_by_rejection(logits, drafts, rows, length, jnp.zeros(0, jnp.int32), values, plan)[0], chosen
 
     tokens, chosen = (np.asarray(x) for x in rounds(rows))
     count = (tokens >= 0).sum(axis=1)

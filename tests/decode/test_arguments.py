@@ -9,7 +9,7 @@ import pytest
 
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, seeds_of, stop_ids_of
-from omni_jax.decode.speech import Voice
+from omni_jax.decode.speech.session import Voice
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import flag, is_whole, number_of, whole
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from omni_jax.decode import session
-from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
+from omni_jax.weights.drafters import load_drafter
 from tests.parity import audio_part, image_part, user
 
 ASKED = [user("Just words."), user(image_part(60, 80, 1), audio_part(1.2, 5), "Both, and more words.")]

@@ -9,11 +9,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from omni_jax.decode import drafting
-from omni_jax.decode.drafting import Draftings
-from omni_jax.decode.speculative import decode_rounds
-from omni_jax.drafter import load_drafter
+from omni_jax.decode.draft import plan as drafting
+from omni_jax.decode.draft.loop import decode_rounds
+from omni_jax.decode.draft.plan import Draftings
 from omni_jax.omni import Omni
+from omni_jax.weights.drafters import load_drafter
 from tests.parity import user
 
 ASKED = {"messages": user("Hi"), "max_new_tokens": 5, "stop_ids": ()}

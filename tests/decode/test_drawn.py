@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from omni_jax.drafter import load_drafter
 from omni_jax.omni import Omni
+from omni_jax.weights.drafters import load_drafter
 from tests.parity import user
 
 ROWS, TOP, NEW = 300, 3, 3

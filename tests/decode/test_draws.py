@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from omni_jax.decode import speech
-from omni_jax.decode.accept import accept_drawn
-from omni_jax.decode.drafts import Chooser, Drafts
-from omni_jax.decode.generate import NO_TOKEN, Rows
-from omni_jax.decode.proposers import proposer_for
+from omni_jax.decode.draft.accept import accept_by_rejection
+from omni_jax.decode.draft.proposers import proposer_for
+from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import row_keys
-from omni_jax.drafter import load_drafter
+from omni_jax.decode.speech import session as speech
+from omni_jax.decode.text import NO_TOKEN, Rows
 from omni_jax.models.param import bind
 from omni_jax.omni import Omni
+from omni_jax.weights.drafters import load_drafter
 from tests.parity import user
 
 FLAT = 1e3  # a temperature at which all tokens are about as likely
@@ -44,9 +44,9 @@ def test_each_draft_of_a_round_has_noise_of_its_own(
 
     @partial(jax.jit, static_argnums=0)
     def drafted(proposer: Any, params: tuple[dict, dict], keys: jax.Array) -> jax.Array:
-        thinker = bind(omni.graphs["thinker"], params[0])
+        thinker = bind(omni.declarations["thinker"], params[0])
         memory = proposer.empty(params[1], B, 16, jnp.float32)
-        choose = Chooser(keys, jnp.full((B,), 3), how.values(), how.plan(vocab))
+        choose = DraftSampler(keys, jnp.full((B,), 3), how.values(), how.plan(vocab))
         token = jnp.full((B,), 5, jnp.int32)
         return proposer.propose(params[1], thinker, memory, token, width, choose)[0].token_ids[:, 1:]
 
@@ -56,7 +56,7 @@ def test_each_draft_of_a_round_has_noise_of_its_own(
 
 
 def drawn_first(p: np.ndarray, q: np.ndarray, guess: int, rows: int, how: Sampling, seen: np.ndarray) -> np.ndarray:
-    """The first token that `accept_drawn` emits in each of `rows` rows, for a draft `guess` drawn from q."""
+    """The first token that `accept_by_rejection` emits in each of `rows` rows, for a draft `guess` drawn from q."""
     V = len(p)
     logits = jnp.broadcast_to(jnp.log(jnp.asarray(p, jnp.float32)), (rows, 2, V))
     guesses = jnp.full((rows, 1), guess, jnp.int32)
@@ -68,9 +68,9 @@ def drawn_first(p: np.ndarray, q: np.ndarray, guess: int, rows: int, how: Sampli
         seen=jnp.broadcast_to(jnp.asarray(seen, bool), (rows, len(seen))),
         keys=row_keys(list(range(rows)), rows),
     )
-    drafts = Drafts.chain(state.token, guesses, log_probs)
+    drafts = DraftTree.chain(state.token, guesses, log_probs)
     length = jnp.full((rows,), 4, jnp.int32)
-    run = jax.jit(accept_drawn, static_argnums=6)
+    run = jax.jit(accept_by_rejection, static_argnums=6)
     tokens = np.asarray(run(logits, drafts, state, length, np.empty(0, np.int32), how.values(), how.plan(V))[0])
     assert np.all(tokens[:, 0] != NO_TOKEN)
     return tokens[:, 0]

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.decode.generate import NO_TOKEN, Request, Rows, _seen_in_prompt, book, decode_chunk, prefill
 from omni_jax.decode.sampling import Plan
 from omni_jax.decode.session import row_keys, seeds_of, stop_ids_of
-from omni_jax.drafter import load_drafter
+from omni_jax.decode.text import NO_TOKEN, PrefillInput, Rows, _seen_in_prompt, decode_chunk, prefill, record
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
+from omni_jax.weights.drafters import load_drafter
 from tests.parity import user
 
 PENALISED = Plan(True, True, 0)
@@ -21,7 +21,7 @@ PENALISED = Plan(True, True, 0)
 
 def test_padding_is_not_seen() -> None:
     ids = np.array([[5, 6, 7], [3, 0, 0], [0, 4, 0]], np.int32)
-    request = Request(ids, np.array([3, 1, 2]), ids, ids[:, 0], np.ones(6), jnp.zeros(6), ids[0], {})
+    request = PrefillInput(ids, np.array([3, 1, 2]), ids, ids[:, 0], np.ones(6), jnp.zeros(6), ids[0], {})
     seen = np.asarray(_seen_in_prompt(request, 9))
     assert [np.flatnonzero(row).tolist() for row in seen] == [[5, 6, 7]] * 2 + [[3]] * 2 + [[0, 4]] * 2
 
@@ -29,7 +29,7 @@ def test_padding_is_not_seen() -> None:
 def test_a_row_that_is_done_sees_nothing_more() -> None:
     done = jnp.array([False, True])
     rows = Rows(jnp.array([1, 2]), done, jnp.array([5, 5]), jnp.zeros((2, 9), bool), jnp.zeros(2))
-    token, rows = book(jnp.array([4, 6]), rows, np.array([8, NO_TOKEN]), PENALISED)
+    token, rows = record(jnp.array([4, 6]), rows, np.array([8, NO_TOKEN]), PENALISED)
     assert token.tolist() == [4, NO_TOKEN] and rows.remaining.tolist() == [4, 5]
     assert np.argwhere(rows.seen).tolist() == [[0, 4]]
 

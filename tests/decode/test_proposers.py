@@ -11,20 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from make_tiny_drafter import draft_config_dict
-from oracle import ORACLE, Oracle, oracle
 
-from omni_jax.decode import speculative
-from omni_jax.decode.drafted import DraftedSession
-from omni_jax.decode.drafting import Drafting, Draftings
-from omni_jax.decode.drafts import Chooser, Drafts
+from omni_jax.decode.draft import loop as speculative
+from omni_jax.decode.draft.loop import Seen
+from omni_jax.decode.draft.plan import Drafting, Draftings
+from omni_jax.decode.draft.session import DraftedSession
+from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speculative import Seen
-from omni_jax.drafter import load_drafter
 from omni_jax.models.eagle3 import Eagle3
 from omni_jax.models.param import bind
 from omni_jax.models.thinker import Thinker
 from omni_jax.omni import Omni
+from omni_jax.weights.drafters import load_drafter
+from scripts.small.drafter import draft_config_dict
+from scripts.small.oracle import ORACLE, Oracle, oracle
 from tests.decode.test_speculative import Asked
 from tests.decode.test_tree import BRANCHES, GREEDY, TREE_ORACLE, expected_tree
 from tests.models.statements import BlockStatement, StepStatement
@@ -60,15 +60,15 @@ class Listening:
         told = self.told.remember(params[1], thinker, memory[1], seen)
         return self.real.remember(params[0], thinker, memory[0], seen), told
 
-    def propose(self, params: tuple, thinker: Thinker, memory: tuple, *asked: Any) -> tuple[Drafts, Any]:
+    def propose(self, params: tuple, thinker: Thinker, memory: tuple, *asked: Any) -> tuple[DraftTree, Any]:
         return self.told.propose(params[1], thinker, memory[1], *asked)[0], memory
 
 
 @partial(jax.jit, static_argnums=(0, 1, 4))
-def proposed(proposer: Any, graph: Any, params: tuple, state: Any, width: int) -> Drafts:
+def proposed(proposer: Any, declaration: Any, params: tuple, state: Any, width: int) -> DraftTree:
     """What the real drafter would propose next."""
-    thinker, decode = bind(graph, params[0]), state.decode
-    choose = Chooser(decode.rows.keys, decode.cache.length + 1, {}, GREEDY)
+    thinker, decode = bind(declaration, params[0]), state.decode
+    choose = DraftSampler(decode.rows.keys, decode.cache.length + 1, {}, GREEDY)
     return proposer.propose(params[1][0], thinker, state.memory[0], decode.rows.token, width, choose)[0]
 
 
@@ -139,7 +139,7 @@ def test_a_session_drafts_what_the_description_says(
     _, state = session.begin()
     params, lengths = (session.params, drafting.params), []
     for turn in range(5):
-        drafts = proposed(real.proposer, session.graph, params, state, width)
+        drafts = proposed(real.proposer, session.declaration, params, state, width)
         lengths.append(state.decode.cache.length.tolist())
         for b, n in enumerate(lengths[-1]):
             tokens, parents = case.expected(b, n, width)

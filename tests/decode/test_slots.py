@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from omni_jax.decode import slots as running
-from omni_jax.decode.generate import decode_chunk, prefill
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
 from omni_jax.decode.slots import Prompt, Slots, idle, insert
-from omni_jax.drafter import load_drafter
+from omni_jax.decode.text import decode_chunk, prefill
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
+from omni_jax.weights.drafters import load_drafter
 from tests.parity import audio_part, image_part, user
 
 ASKED = [

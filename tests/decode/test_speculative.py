@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracle import oracle
 
-from omni_jax.decode.drafted import DraftedSession
-from omni_jax.decode.drafting import Drafting, Draftings
-from omni_jax.decode.generate import CHUNK
+from omni_jax.decode.draft.loop import decode_rounds
+from omni_jax.decode.draft.plan import Drafting, Draftings
+from omni_jax.decode.draft.session import DraftedSession
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
-from omni_jax.decode.speculative import decode_rounds
-from omni_jax.drafter import load_drafter
+from omni_jax.decode.text import CHUNK
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni
+from omni_jax.weights.drafters import load_drafter
+from scripts.small.oracle import oracle
 from tests.parity import audio_part, image_part, user, video_part
 
 NEW = 40
@@ -50,7 +50,7 @@ class Asked:
     def _arguments(self) -> tuple:
         omni, seed = self.omni, self.seed[: len(self.batch.token_ids)]
         text = omni.config.thinker.text
-        head = (omni.params["thinker"], omni.graphs["thinker"], text, self.batch, self.sampling)
+        head = (omni.params["thinker"], omni.declarations["thinker"], text, self.batch, self.sampling)
         return (*head, self.new, seed, self.stop_ids)
 
     @staticmethod
@@ -118,7 +118,7 @@ def test_no_transfer_and_no_compilation_between_rounds(omnis: Callable[[str], Om
         _, state = session.decode(state, steps)
     assert decode_rounds._cache_size() == compiled
     # A chunk is one program, and nothing in it speaks to the host. (The transfer guard sees nothing on CPU.)
-    static = {"proposer": drafting.proposer, "graph": session.graph, "plan": session.plan, "width": 4}
+    static = {"proposer": drafting.proposer, "declaration": session.declaration, "plan": session.plan, "width": 4}
     asked_for = ((session.params, drafting.params), state, np.int32(8), session.stop_ids, session.values)
     program = decode_rounds.lower(*asked_for, **static).compile().as_text()
     assert "while(" in program and not re.findall(r"callback|infeed|outfeed|= \S+ (?:send|recv)\(", program)

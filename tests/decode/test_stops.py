@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from omni_jax.decode.stops import StopStrings, Watch
-from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
+from omni_jax.weights.drafters import load_drafter
 from tests.parity import image_part, user
 
 ASKED = [user("Why is the sky blue?"), user(image_part(60, 80, 1), "What is this?"), user("And a third.")]

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from make_tiny_drafter import draft_config_dict
-from oracle import Oracle, oracle
 
-from omni_jax.decode.drafting import Drafting, Draftings
-from omni_jax.decode.drafts import Chooser, Drafts
-from omni_jax.decode.proposers import Pairs, TreeProposer
+from omni_jax.decode.draft.plan import Drafting, Draftings
+from omni_jax.decode.draft.proposers import Pairs, TreeProposer
+from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.sampling import Plan, Sampling
-from omni_jax.drafter import load_drafter
 from omni_jax.errors import InputError
 from omni_jax.models.eagle3 import Eagle3
 from omni_jax.models.thinker import Thinker
 from omni_jax.omni import Omni
+from omni_jax.weights.drafters import load_drafter
+from scripts.small.drafter import draft_config_dict
+from scripts.small.oracle import Oracle, oracle
 from tests.decode.test_speculative import MIXED, NEW, Asked
 from tests.models.statements import StepStatement
 from tests.parity import user
@@ -39,8 +39,8 @@ class TreeOracle(Oracle):
         return (width - 1) // BRANCHES + 1
 
     def propose(
-        self, params: dict, thinker: Thinker, memory: jax.Array, token: jax.Array, width: int, choose: Chooser
-    ) -> tuple[Drafts, jax.Array]:
+        self, params: dict, thinker: Thinker, memory: jax.Array, token: jax.Array, width: int, choose: DraftSampler
+    ) -> tuple[DraftTree, jax.Array]:
         levels = self.gives(width) - 1
         chain, memory = super().propose(params, thinker, memory, token, levels + 1, choose)
         right, place = chain.token_ids[:, 1:], (7 * np.arange(levels) + 1) % BRANCHES
@@ -49,7 +49,7 @@ class TreeOracle(Oracle):
         before = np.concatenate([[0], 1 + BRANCHES * np.arange(levels - 1) + place[:-1]])
         parent = np.concatenate([[-1], np.repeat(before, BRANCHES)])
         token_ids = jnp.concatenate([token[:, None], token_ids.reshape(len(token), -1)], axis=1)
-        return Drafts(token_ids, jnp.broadcast_to(parent, token_ids.shape), longest=levels + 1), memory
+        return DraftTree(token_ids, jnp.broadcast_to(parent, token_ids.shape), longest=levels + 1), memory
 
 
 TREE_ORACLE = TreeOracle()
@@ -123,8 +123,8 @@ def test_the_tree_is_that_of_the_description(
         module.fuse(jnp.asarray(h)), embedded, module.empty(2, 64, jnp.float32), jnp.asarray(held)
     )
     memory = Pairs(cache, out[jnp.arange(2), jnp.asarray(held) - 1])
-    proposer = TreeProposer(drafter.graph, (), depth=depth, top_k=k)
-    choose = Chooser(jnp.zeros(2), cache.length, {}, GREEDY)
+    proposer = TreeProposer(drafter.declaration, (), depth=depth, top_k=k)
+    choose = DraftSampler(jnp.zeros(2), cache.length, {}, GREEDY)
     thinker: Any = SimpleNamespace(embed=jnp.asarray(target))
     at_hand = jnp.asarray([1, 2], jnp.int32)
     drafts, after = jax.jit(lambda: proposer.propose(drafter.params, thinker, memory, at_hand, width, choose))()

@@ -16,12 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from convert.load import load_hf
 from omni_jax.config import Code2WavConfig, OmniConfig
-from omni_jax.decode.vocode import MAX_FRAMES, SIZES, Vocoder, _size, samples_of, vocode, vocode_chunk, vocode_in_pieces
+from omni_jax.decode.speech.vocode import (
+    MAX_FRAMES,
+    SIZES,
+    Vocoder,
+    _size,
+    samples_of,
+    vocode,
+    vocode_chunk,
+    vocode_in_pieces,
+)
 from omni_jax.errors import ConfigError, InputError
 from omni_jax.models.code2wav import Code2Wav
-from omni_jax.models.param import Graph, declare
+from omni_jax.models.param import Declaration, declare
+from omni_jax.weights.hf import load_hf
 
 TOLERANCE = 3e-5
 NOISE = 2e-5
@@ -33,12 +42,12 @@ class Case:
 
     config: Code2WavConfig
     params: dict
-    graph: Graph
+    declaration: Declaration
     reference: Any
 
     @property
-    def model(self) -> tuple[dict, Graph, Code2WavConfig]:
-        return self.params, self.graph, self.config
+    def model(self) -> tuple[dict, Declaration, Code2WavConfig]:
+        return self.params, self.declaration, self.config
 
     def codes(self, *frames: int, rows: int = 1, seed: int = 0) -> np.ndarray:
         """Random codes [rows, Q, frames]."""
@@ -57,8 +66,8 @@ def load(checkpoints, reference) -> Callable[[str], Case]:
     @cache
     def build(variant: str) -> Case:
         params, config = load_hf(checkpoints(variant), parts=("code2wav",))
-        graph = declare(Code2Wav, config.code2wav)
-        return Case(config.code2wav, params["code2wav"], graph, reference(variant).code2wav)
+        declaration = declare(Code2Wav, config.code2wav)
+        return Case(config.code2wav, params["code2wav"], declaration, reference(variant).code2wav)
 
     return build
 
@@ -196,7 +205,7 @@ def test_nothing_sounds_like_nothing(odd: Case) -> None:
 def test_half_precision_sounds_alike(odd: Case) -> None:
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), odd.params)
     codes = odd.codes(16, seed=7)
-    (ours,), want = vocode(params, odd.graph, odd.config, codes), odd.theirs(codes)[0]
+    (ours,), want = vocode(params, odd.declaration, odd.config, codes), odd.theirs(codes)[0]
     assert ours.dtype == np.float32 and np.abs(ours).max() <= 1
     assert np.sqrt(np.mean((ours - want) ** 2)) < 0.1 * want.std()
     assert len(np.unique(ours)) > 0.9 * len(ours), "samples were rounded to half precision"

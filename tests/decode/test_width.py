@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from omni_jax.decode.width import WIDTHS, WidthChooser
+from omni_jax.decode.draft.length import WIDTHS, DraftLengthTuner
 
 # Seconds of a round, in units of a plain step: drafts nearly free; 128 experts of which 8 work, for one row and for
 # twelve (what their bytes amount to); and a dense model with a costly drafter.
@@ -34,7 +34,7 @@ def speed(
     A chunk is chosen before the one ahead of it is read.
     """
     rng, seconds = np.random.default_rng(1), dict(zip(WIDTHS, cost, strict=True))
-    chooser, tokens, taken = WidthChooser(seconds), np.zeros(rows, int), 0.0
+    chooser, tokens, taken = DraftLengthTuner(seconds), np.zeros(rows, int), 0.0
     ahead: tuple[int, np.ndarray] | None = None
     while tokens.min() < 1500:
         W, rounds = (width, max(1, steps // width)) if width else chooser.choose(steps)
@@ -61,7 +61,7 @@ def test_it_is_never_a_tenth_slower_than_the_best_fixed_width(
 
 
 def test_what_it_believes_is_what_it_saw() -> None:
-    chooser = WidthChooser({1: 1.0, 4: 2.0})
+    chooser = DraftLengthTuner({1: 1.0, 4: 2.0})
     for _ in range(300):
         chooser.observe(4, np.array([1, 2, 4, 4]))
     # Of four rounds three pass the first draft, two of these the second, and these the third.

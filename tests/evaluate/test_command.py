@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax import checkpoint
 from omni_jax.errors import InputError
 from omni_jax.evaluate.command import Evaluate, _drafter_digest, _model_digest, evaluate
 from omni_jax.media_flags import MediaFlags
 from omni_jax.omni import Omni
+from omni_jax.weights import checkpoint
 from tests.evaluate.test_tasks import results, score, write
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import omni_jax
-from omni_jax import checkpoint
 from omni_jax.cli import main
 from omni_jax.errors import InputError
 from omni_jax.evaluate import metrics, tasks
@@ -20,6 +19,7 @@ from omni_jax.evaluate.loglikelihood import Scored
 from omni_jax.evaluate.stored import read_all
 from omni_jax.inputs import processor as processor_module
 from omni_jax.inputs.processor import Processor
+from omni_jax.weights import checkpoint
 from tests.evaluate.stub import StubOmni
 from tests.evaluate.test_tasks import write
 from tests.test_bad_inputs import OPAQUE

@@ -19,7 +19,8 @@ import sys
 from omni_jax.process import enter
 def main():
     import omni_jax
-    from omni_jax import checkpoint, cli
+    from omni_jax import cli
+    from omni_jax.weights import checkpoint
     from tests.evaluate.stub import StubOmni
     stub = StubOmni(checkpoint.read_config(sys.argv[1]))
     answers = stub._answers

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import omni_jax
-from omni_jax import checkpoint, distributed
+from omni_jax import distributed
 from omni_jax.errors import InputError
 from omni_jax.evaluate import command as command_module
 from omni_jax.evaluate import stored, tasks
@@ -20,6 +20,7 @@ from omni_jax.evaluate.settings import Settings
 from omni_jax.evaluate.stored import read_all
 from omni_jax.evaluate.tasks import seed_of
 from omni_jax.omni import Omni
+from omni_jax.weights import checkpoint
 from tests.evaluate.stub import StubOmni
 from tests.evaluate.test_failures import hear, status_of
 from tests.evaluate.test_tasks import write
@@ -331,8 +332,8 @@ def test_no_flag_is_without_a_test() -> None:
 
 def test_a_prompts_end_is_asked_of_all_that_was_written(omnis: Callable[[str], Omni]) -> None:
     """A stop string may span what two reads of the device bring."""
-    from omni_jax.decode.generate import CHUNK
     from omni_jax.decode.slots import Prompt
+    from omni_jax.decode.text import CHUNK
 
     omni, seen = omnis("small"), []
 

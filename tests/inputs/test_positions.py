@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny_configs import config_dict
 
 from omni_jax.config import ThinkerConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import token_count
 from omni_jax.inputs.positions import MediaItem, rope_positions
 from omni_jax.reader import Reader
+from scripts.small.configs import config_dict
 from tests.inputs.rope_reference import rope_index
 
 VARIANTS = ("tiny", "small", "odd")  # 13, 25 and 10 positions a second; merges of 2, 3 and 4; chunks of 100, 102 and 98

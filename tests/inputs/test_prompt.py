@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_configs import config_dict
 
 from omni_jax.config import ThinkerConfig
 from omni_jax.errors import InputError
@@ -18,6 +17,7 @@ from omni_jax.inputs.prompt import expand, prompt_ids
 from omni_jax.inputs.template import ChatTemplate
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.reader import Reader
+from scripts.small.configs import config_dict
 
 DATA = Path(__file__).parent.parent / "data"
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

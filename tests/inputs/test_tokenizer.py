@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_configs import config_dict
-from tiny_tokenizer import publish
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs.tokenizer import Tokenizer
+from scripts.small.configs import config_dict
+from scripts.small.tokenizer import publish
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDEN = json.loads((DATA / "golden_ids.json").read_text())

@@ -15,9 +15,7 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.image import load_image
 from omni_jax.inputs.settings import VideoSettings
 from omni_jax.inputs.video import VideoLimits, load_video, patchify_video, sample_count, video_audio
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "golden"))
-from video_patches import ROW_STEP, shifted_crops
+from scripts.golden.video_patches import ROW_STEP, shifted_crops
 
 WIDTH, HEIGHT = 96, 64
 

@@ -19,13 +19,13 @@ import torch
 from jax.sharding import NamedSharding, PartitionSpec
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
 
-from convert.load import load_hf
 from omni_jax.config import AudioConfig
 from omni_jax.inputs.batch import AudioWindows, pack_audio
 from omni_jax.models import audio, encoder
 from omni_jax.models.audio import AudioEncoder, sinusoids, steps
 from omni_jax.models.param import bind, declare
 from omni_jax.sharding import make_mesh, shardings
+from omni_jax.weights.hf import load_hf
 
 TOLERANCE = 1e-5
 NOISE = 2e-6
@@ -44,8 +44,8 @@ class Case:
 
 
 def make_encode(config: AudioConfig) -> Callable[..., jax.Array]:
-    graph = declare(AudioEncoder, config)
-    return jax.jit(lambda params, mel, frames, width: bind(graph, params)(mel, frames, width))
+    declaration = declare(AudioEncoder, config)
+    return jax.jit(lambda params, mel, frames, width: bind(declaration, params)(mel, frames, width))
 
 
 @pytest.fixture(scope="module")

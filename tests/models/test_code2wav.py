@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from convert.load import load_hf
 from omni_jax.config import Code2WavConfig
 from omni_jax.models.code2wav import Code2Wav, Stage
-from omni_jax.models.param import Graph, bind, declare
+from omni_jax.models.param import Declaration, bind, declare
+from omni_jax.weights.hf import load_hf
 
 TOLERANCE = 1e-5
 
@@ -29,12 +29,12 @@ class Case:
 
     config: Code2WavConfig
     params: dict
-    graph: Graph
+    declaration: Declaration
     reference: Any
 
     def run(self, call: Callable[..., Any], *args: Any) -> Any:
         """call(module, *args), compiled."""
-        return jax.jit(lambda params, *args: call(bind(self.graph, params), *args))(self.params, *args)
+        return jax.jit(lambda params, *args: call(bind(self.declaration, params), *args))(self.params, *args)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def load(checkpoints, reference) -> Callable[[str], Case]:
     @cache
     def build(variant: str) -> Case:
         params, config = load_hf(checkpoints(variant), parts=("code2wav",))
-        graph = declare(Code2Wav, config.code2wav)
-        return Case(config.code2wav, params["code2wav"], graph, reference(variant).code2wav)
+        declaration = declare(Code2Wav, config.code2wav)
+        return Case(config.code2wav, params["code2wav"], declaration, reference(variant).code2wav)
 
     return build
 
@@ -98,7 +98,7 @@ def test_transformer_with_the_public_window(load) -> None:
     config = dataclasses.replace(
         tiny.config, transformer=dataclasses.replace(tiny.config.transformer, sliding_window=window)
     )
-    ours = dataclasses.replace(tiny, config=config, graph=declare(Code2Wav, config))
+    ours = dataclasses.replace(tiny, config=config, declaration=declare(Code2Wav, config))
     theirs = copy.deepcopy(tiny.reference.pre_transformer)
     theirs.config.sliding_window = theirs.window_size = window
     x = normal(1, 170, config.transformer.hidden_size)

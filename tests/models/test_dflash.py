@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from make_tiny_drafter import draft_config_dict
 
-from omni_jax.drafter import load_drafter
 from omni_jax.models.dflash import DFlash
 from omni_jax.models.param import bind
+from omni_jax.weights.drafters import load_drafter
+from scripts.small.drafter import draft_config_dict
 from tests.models.statements import BlockStatement, close
 
 VARIANTS = ("tiny", "small", "odd")
@@ -36,7 +36,7 @@ def test_rounds_equal_the_statement(variant: str, drafters: Callable[[str, str],
 
     @partial(jax.jit, donate_argnums=1)
     def step(params: dict, cache: Any, features: Any, count: Any, block: Any) -> tuple:
-        module = bind(drafter.graph, params)
+        module = bind(drafter.declaration, params)
         context = module.fuse(features)
         cache = module.remember(cache, context, count)
         return *module.draft(block, cache), context

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from make_tiny_drafter import draft_config_dict
 from safetensors.numpy import load_file
 
-from omni_jax.drafter import load_drafter
 from omni_jax.models.eagle3 import Eagle3
 from omni_jax.ops.attention import tree_mask
 from omni_jax.ops.cache import KVCache
+from omni_jax.weights.drafters import load_drafter
+from scripts.small.drafter import draft_config_dict
 from tests.models.statements import StepStatement, close
 
 VARIANTS = ("tiny", "small", "odd")

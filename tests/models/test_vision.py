@@ -18,7 +18,6 @@ import pytest
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
-from convert.load import load_hf
 from omni_jax.config import VisionConfig
 from omni_jax.inputs.batch import pack_vision
 from omni_jax.models import encoder, vision
@@ -26,6 +25,7 @@ from omni_jax.models.encoder import attend
 from omni_jax.models.param import bind, declare
 from omni_jax.models.vision import VisionEncoder, interpolate_positions, patch_positions
 from omni_jax.sharding import make_mesh, shardings
+from omni_jax.weights.hf import load_hf
 
 TOLERANCE = 1e-5
 NOISE = 2e-6
@@ -48,8 +48,8 @@ class Case:
 
 
 def make_encode(config: VisionConfig) -> Callable[..., Any]:
-    graph = declare(VisionEncoder, config)
-    return jax.jit(lambda params, patches, grid: bind(graph, params)(patches, grid))
+    declaration = declare(VisionEncoder, config)
+    return jax.jit(lambda params, patches, grid: bind(declaration, params)(patches, grid))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from omni_jax.ops import attention
 from omni_jax.ops import cache as cache_module
-from omni_jax.ops.cache import KVCache, slots_for
+from omni_jax.ops.cache import KVCache, capacity_for
 
 
 def arrays(B: int, T: int, S: int, K: int = 2, G: int = 3, H: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,7 +113,7 @@ def test_growing_keeps_the_content() -> None:
     for longer, old in ((grown.k, k), (grown.v, v)):
         np.testing.assert_array_equal(longer[:, :, :, :4], old)
         assert not np.any(longer[:, :, :, 4:])
-    assert [slots_for(n) for n in (1, 256, 257, 5000)] == [256, 256, 512, 8192]
+    assert [capacity_for(n) for n in (1, 256, 257, 5000)] == [256, 256, 512, 8192]
 
 
 def test_growing_never_holds_more_than_five_quarters(monkeypatch: pytest.MonkeyPatch) -> None:

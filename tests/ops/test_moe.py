@@ -7,7 +7,7 @@ import pytest
 
 from omni_jax.ops import moe
 
-# Without tokamax `grouped` takes the tiles; with it, on a GPU, scripts/gpu_check.py holds it to the same sum.
+# Without tokamax `grouped` takes the tiles; with it, on a GPU, scripts/gpu holds it to the same sum.
 BACKENDS = {"pairwise": moe.pairwise, "tiled": moe.tiled, "gathered": moe.gathered, "grouped": moe.grouped}
 
 

@@ -1,0 +1,231 @@
+"""Decoding in rounds: draft a block, verify it in one forward of the Thinker, keep what stands.
+
+    draft W - 1 tokens -> Thinker on W tokens -> accept -> move the lengths -> remember what the Thinker made of them
+
+A draft is a chain or a tree. The nodes of a tree lie in the slots behind a row as a chain does, each seeing its own
+ancestors, and those on the path that stands are moved together afterwards.
+
+A round is one step of a compiled loop, and a chunk of rounds runs without a read by the host. Nothing is copied to undo
+a rejected draft: caches hold a length per row, and slots behind it are written again. Hidden states that the drafter
+reads are captured by the verifying forward itself.
+
+A drafter of any kind is a `Proposer`: what it keeps per conversation is its `memory`, and what it does per round is
+`propose`. Its parameters travel with the Thinker's.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from omni_jax.decode.draft.accept import accept_by_rejection, accept_matching
+from omni_jax.decode.draft.tree import DraftSampler, DraftTree
+from omni_jax.decode.sampling import Plan
+from omni_jax.decode.text import CHUNK, NO_TOKEN, Array, DecodeState, reported, reported_shape
+from omni_jax.models.param import Declaration, bind
+from omni_jax.models.thinker import Thinker
+from omni_jax.ops.attention import tree_mask
+from omni_jax.ops.cache import lay_over
+from omni_jax.sharding import replicate
+
+
+class Proposer(Protocol):
+    """A kind of drafter; static under jit and compared by identity."""
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The numbers of the Thinker's hidden states that it reads."""
+        ...
+
+    @property
+    def usual(self) -> int:
+        """Tokens that it drafts a round unless told."""
+        ...
+
+    @property
+    def most(self) -> int:
+        """The most tokens that it drafts a round."""
+        ...
+
+    def empty(self, params: Any, rows: int, slots: int, dtype: Any) -> Any:
+        """The memory of `rows` rows that have read nothing; a pytree that holds `slots` tokens."""
+        ...
+
+    def grow(self, memory: Any, slots: int) -> Any:
+        """The same memory for `slots` tokens, outside `jit`; the one given is given up."""
+        ...
+
+    def remember(self, params: Any, thinker: Thinker, memory: Any, seen: "Seen") -> Any:
+        """The memory behind the tokens of `seen`."""
+        ...
+
+    def propose(
+        self, params: Any, thinker: Thinker, memory: Any, token: jax.Array, width: int, choose: DraftSampler
+    ) -> tuple[DraftTree, Any]:
+        """`width` tokens from the one at hand on, int32 [B], and the memory, which recalls as much as before."""
+        ...
+
+    def gives(self, width: int) -> int:
+        """The most tokens that a round of `width` can give."""
+        ...
+
+    def writes(self, width: int) -> int:
+        """The most slots behind a row that a round of `width` writes."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Seen:
+    """Tokens that the Thinker has run, and what it made of them.
+
+    token_ids and next_ids int32 [B, T]: the tokens, and those after them. features [B, T, n * D]: the tapped hidden
+    states side by side. count int32 [B]: how many of the T are real.
+    """
+
+    token_ids: jax.Array
+    next_ids: jax.Array
+    features: jax.Array
+    count: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SpeculativeState:
+    """What the loop carries: the plain loop's state and the drafter's memory of all that this has run."""
+
+    decode: DecodeState
+    memory: Any
+
+
+def rounds_of(steps: int, gives: int) -> int:
+    """How many rounds that give up to `gives` tokens each take the place of `steps` steps."""
+    return max(1, steps // gives)
+
+
+def features_of(tapped: jax.Array) -> jax.Array:
+    """Tapped hidden states [n, B, T, D] side by side: [B, T, n * D]."""
+    n, B, T, D = tapped.shape
+    return jnp.moveaxis(tapped, 0, 2).reshape(B, T, n * D)
+
+
+@partial(jax.jit, static_argnames=("proposer", "declaration", "slots"), donate_argnames="state")
+def begin(
+    params: tuple[dict, Any],
+    state: DecodeState,
+    tapped: jax.Array,
+    token_ids: Array,
+    *,
+    proposer: Proposer,
+    declaration: Declaration,
+    slots: int,
+) -> SpeculativeState:
+    """The state behind a prefill that tapped hidden states [n, B, T, D] of the prompts int32 [B, T]."""
+    thinker: Thinker = bind(declaration, params[0])
+    features, length = features_of(tapped), state.cache.length
+    B, T, _ = features.shape
+    ids = jnp.asarray(token_ids)
+    following = jnp.roll(ids, -1, axis=1)
+    following = jnp.where(jnp.arange(T) == length[:, None] - 1, state.rows.token[:, None], following)
+    memory = lay_over(proposer.empty(params[1], B, slots, features.dtype), declaration.mesh)
+    memory = proposer.remember(params[1], thinker, memory, Seen(ids, following, features, length))
+    return lay_over(SpeculativeState(state, memory), declaration.mesh)
+
+
+@partial(
+    jax.jit,
+    static_argnames=("proposer", "declaration", "plan", "width", "drawn", "unroll"),
+    donate_argnames="state",
+)
+def decode_rounds(
+    params: tuple[dict, Any],
+    state: SpeculativeState,
+    rounds: Array | int,
+    stop_ids: Array,
+    values: dict,
+    *,
+    proposer: Proposer,
+    declaration: Declaration,
+    plan: Plan,
+    width: int,
+    drawn: bool = False,
+    unroll: int = 1,
+    until: Array | int | None = None,
+) -> tuple[jax.Array, SpeculativeState]:
+    """Run up to `rounds` rounds (at most as a chunk has): tokens int32 [B, R, n], -1 where none, and the state behind.
+
+    Tokens are as `reported` gives them. n is the most that a round gives, R the rounds of a chunk. params: the
+    Thinker's and the drafter's. width: W, the tokens that a round verifies, 1 for rounds without a draft. drawn:
+    whether drafts are drawn as the plan says, not greedily. until: as in `decode_chunk`. The caches must have room for
+    what the rounds give and the last one writes.
+    """
+    thinker: Thinker = bind(declaration, params[0])
+    B = state.decode.rows.token.shape[0]
+    gives = proposer.gives(width)
+    tokens = jnp.full((rounds_of(CHUNK, gives), B, gives, *reported_shape(plan)), NO_TOKEN, jnp.int32)
+    draft_plan = plan if drawn else Plan(greedy=True, penalised=False, candidates=0)
+
+    def step(carry: tuple) -> tuple:
+        i, state, tokens = carry
+        rows, memory = state.decode.rows, state.memory
+        if width > 1:
+            choose = DraftSampler(rows.keys, state.decode.cache.length + 1, values, draft_plan)
+            drafts, memory = proposer.propose(params[1], thinker, memory, rows.token, width, choose)
+        else:
+            drafts = DraftTree.chain(rows.token, jnp.zeros((B, 0), jnp.int32))
+        emitted, decode, seen = _verify(thinker, drafts, state.decode, proposer.taps, stop_ids, values, plan, unroll)
+        memory = proposer.remember(params[1], thinker, memory, seen)
+        return i + 1, SpeculativeState(decode, memory), jax.lax.dynamic_update_index_in_dim(tokens, emitted, i, 0)
+
+    def going(carry: tuple) -> jax.Array:
+        i, state, _ = carry
+        return (i < rounds) & (jnp.sum(state.decode.rows.done) < enough)
+
+    enough = B if until is None else until
+    _, state, tokens = jax.lax.while_loop(going, step, (jnp.int32(0), state, tokens))
+    return replicate(jnp.swapaxes(tokens, 0, 1), declaration.mesh), lay_over(state, declaration.mesh)
+
+
+def grow(state: SpeculativeState, *, proposer: Proposer, slots: int) -> SpeculativeState:
+    """The same state with caches of `slots` slots; the one given is given up."""
+    decode = replace(state.decode, cache=state.decode.cache.grow(slots))
+    return replace(state, decode=decode, memory=proposer.grow(state.memory, slots))
+
+
+def _verify(
+    thinker: Thinker,
+    drafts: DraftTree,
+    state: DecodeState,
+    taps: tuple[int, ...],
+    stop_ids: Array,
+    values: dict,
+    plan: Plan,
+    unroll: int,
+) -> tuple[jax.Array, DecodeState, Seen]:
+    """Run drafts through the Thinker: what is emitted int32 [B, n], as reported, the state behind it, what was seen."""
+    length = state.cache.length
+    x = thinker.embed_tokens(drafts.token_ids)
+    if drafts.is_chain:
+        position, mask = state.positions(jnp.arange(x.shape[1])), None
+    else:
+        ancestors = drafts.ancestors()
+        position = state.positions(jnp.sum(ancestors, axis=2) - 1)
+        mask = tree_mask(length, ancestors, state.cache.slots)
+    hidden, cache, tapped = thinker.extend(x, position, state.cache, taps=taps, unroll=unroll, mask=mask)
+    rule = accept_matching if drafts.log_probs is None else accept_by_rejection
+    logits = thinker.logits(hidden)
+    emitted, path, rows = rule(logits, drafts, state.rows, length, stop_ids, values, plan)
+    cache, token_ids = replace(cache, length=length), drafts.token_ids
+    if not drafts.is_chain:
+        cache = cache.pick(path)
+        token_ids = jnp.take_along_axis(token_ids, path, axis=1)
+        tapped = jnp.take_along_axis(tapped, path[None, ..., None], axis=2)
+    # Emitted tokens but the last have been run, and so has the token at hand.
+    count = jnp.sum(emitted >= 0, axis=1, dtype=jnp.int32)
+    state = replace(state, cache=cache.advance(count), rows=rows)
+    seen = Seen(token_ids, emitted, features_of(tapped), count)
+    if plan.likely is not None:
+        logits = jnp.take_along_axis(logits, path[..., None], axis=1)
+    return reported(emitted, logits, plan), state, seen

@@ -1,0 +1,213 @@
+"""From codes to sound on the host: whole code sequences, streams, and the reference's way of cutting them.
+
+`vocode_chunk` is the one compiled step. All who call it cut codes into chunks of a few sizes, so that memory is bounded
+and few programs are compiled. A chunk may end in padding, which leaves nothing in the state.
+
+Codes are NumPy integers [B, Q, F]: rows, quantizers, frames. Sound is float32 in [-1, 1] at
+`models.code2wav.SAMPLES_PER_SECOND`; F frames give `samples_of(config, F)` samples.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from omni_jax.config import Code2WavConfig
+from omni_jax.errors import InputError
+from omni_jax.inputs.memory import check_memory
+from omni_jax.models.code2wav import VocoderState
+from omni_jax.models.param import Declaration, bind
+from omni_jax.sharding import replicate
+
+# Frames of a chunk, and the most that a program takes over all rows: in the public model 64 frames are 5 s of sound,
+# and its widest array takes 0.74 MB a frame in float32.
+SIZES = (1, 4, 16, 64)
+MAX_FRAMES = 256
+
+
+@partial(jax.jit, static_argnames=("rows", "declaration"))
+def start(params: dict, *, rows: int, declaration: Declaration) -> VocoderState:
+    """The state of `rows` rows before their first frame."""
+    return bind(declaration, params).start(rows).laid_over(declaration.mesh)
+
+
+@partial(jax.jit, static_argnames="declaration", donate_argnames="state")
+def vocode_chunk(
+    params: dict, codes: jax.Array, state: VocoderState, count: jax.Array | int, *, declaration: Declaration
+) -> tuple[jax.Array, VocoderState]:
+    """Codes int32 [B, Q, F], of which the first `count` frames are real -> float32 [B, F * total_upsample], next state.
+
+    The samples lag by `lost_samples`: as many, the first that a row gives, lie before its beginning.
+    """
+    wave, state = bind(declaration, params)(codes, state, count)
+    return replicate(wave, declaration.mesh), state.laid_over(declaration.mesh)
+
+
+def samples_of(config: Code2WavConfig, frames: int) -> int:
+    """Samples that `frames` frames give."""
+    return max(frames * config.total_upsample - config.lost_samples, 0)
+
+
+def vocode(
+    params: dict,
+    declaration: Declaration,
+    config: Code2WavConfig,
+    codes: np.ndarray,
+    lengths: Sequence[int] | np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """The sound of each row of codes [B, Q, F], float32 [samples].
+
+    params, declaration: those of Code2Wav. lengths: frames of each row, all F by default; what follows them is not heard and
+    may be any code. A row of zero frames gives no samples. InputError for codes out of range or of a wrong shape.
+    """
+    codes, lengths = _check_rows(codes, lengths, config)
+    if not lengths.any():
+        return [np.zeros(0, np.float32) for _ in lengths]
+    state = start(params, rows=codes.shape[0], declaration=declaration)
+    waves = []
+    for chunk, count in _chunks(codes[:, :, : lengths.max()]):
+        wave, state = vocode_chunk(params, chunk, state, np.int32(count), declaration=declaration)
+        waves.append(wave)
+    # Read only now: the device has all chunks to do before the host waits for one.
+    sound = np.concatenate(waves, axis=1)[:, config.lost_samples :]
+    return [row[: samples_of(config, n)] for row, n in zip(sound, lengths.tolist(), strict=True)]
+
+
+def vocode_in_pieces(
+    params: dict,
+    declaration: Declaration,
+    config: Code2WavConfig,
+    codes: np.ndarray,
+    lengths: Sequence[int] | np.ndarray | None = None,
+    piece: int = 300,
+    context: int = 25,
+) -> list[np.ndarray]:
+    """As `vocode`, but the way that the reference does it: every `piece` frames afresh, behind `context` frames.
+
+    Each piece, the first one too, is `lost_samples` short, and hears no more of what went before than its context. For
+    comparisons with the reference; `vocode` has neither flaw.
+    """
+    codes, lengths = _check_rows(codes, lengths, config)
+    if piece < 1 or context < 0:
+        raise InputError(f"pieces of {piece} frames with a context of {context}; give at least 1 and at least 0")
+    rows: list[list[np.ndarray]] = [[] for _ in codes]
+    for begin in range(0, lengths.max(initial=0), piece):
+        early = min(context, begin)
+        part = codes[:, :, begin - early : begin + piece]
+        inside = np.clip(lengths - (begin - early), 0, part.shape[2])
+        for row, wave in zip(rows, vocode(params, declaration, config, part, inside), strict=True):
+            row.append(wave[early * config.total_upsample :])
+    return [np.concatenate([np.zeros(0, np.float32), *row]) for row in rows]
+
+
+class Vocoder:
+    """Sound from a stream of codes, given in pieces of any length; the pieces together are what `vocode` gives.
+
+    rows: how many rows go side by side, each piece with as many frames for all; None for one without that axis.
+    """
+
+    def __init__(self, params: dict, declaration: Declaration, config: Code2WavConfig, rows: int | None = None):
+        """params, declaration: those of Code2Wav."""
+        if rows is not None and rows < 1:
+            raise InputError(f"a vocoder of {rows} rows; give at least 1, or None")
+        self.params, self.declaration, self.config, self.rows = params, declaration, config, rows
+        self.state = start(params, rows=rows or 1, declaration=declaration)
+        self.to_drop = config.lost_samples
+
+    def add(self, codes: np.ndarray) -> np.ndarray:
+        """The next samples, float32 [samples], for the next frames of codes [Q, n]; with rows, [B, ...] both.
+
+        The first frames give `lost_samples` fewer. Zero frames give none. Raises InputError for codes out of range or
+        of a wrong shape, which leaves the stream as it was.
+        """
+        form = "[Q, F]" if self.rows is None else "[B, Q, F]"
+        codes = check_codes(_check_shape(codes, self.config, self.rows, form), self.config)
+        codes = codes[None] if self.rows is None else codes
+        waves: list[np.ndarray | jax.Array] = [np.zeros((codes.shape[0], 0), np.float32)]
+        for chunk, count in _chunks(codes):
+            wave, self.state = vocode_chunk(
+                self.params, chunk, self.state, np.int32(count), declaration=self.declaration
+            )
+            waves.append(wave)
+        sound = np.concatenate(waves, axis=1)[:, : codes.shape[2] * self.config.total_upsample]
+        dropped = min(self.to_drop, sound.shape[1])
+        self.to_drop -= dropped
+        sound = sound[:, dropped:]
+        return sound[0] if self.rows is None else sound
+
+
+def as_codes(codes: Any, config: Code2WavConfig) -> np.ndarray:
+    """Codes as int32 [Q, F] or [B, Q, F], as they are given; InputError unless they are one of the two."""
+    try:
+        codes = np.asarray(codes)
+    except ValueError as error:
+        raise InputError("codes are not an array: give each row as many frames, or vocode rows one by one") from error
+    rows = None if codes.ndim == 2 else len(codes) if codes.ndim else 1
+    if rows == 0:
+        raise InputError("codes hold no row; give [Q, F] or [B, Q, F] with at least one")
+    codes = _check_shape(codes, config, rows, "[Q, F]" if rows is None else "[B, Q, F]")
+    frames = (rows or 1) * codes.shape[-1]
+    needed = 4 * frames * (config.num_quantizers + config.total_upsample)
+    check_memory(needed, f"the sound of {frames:,} frames", "vocode fewer at a time")
+    return check_codes(codes, config)
+
+
+def check_codes(codes: np.ndarray, config: Code2WavConfig) -> np.ndarray:
+    """Codes [..., Q, F] as int32, or InputError unless they are whole numbers that the model's codebooks have."""
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise InputError(f"codes are of type {codes.dtype}; give whole numbers")
+    wrong = (codes < 0) | (codes >= config.codebook_size)
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise InputError(
+            f"codes{list(place)} is {codes[place]}, not one of the model's 0 to {config.codebook_size - 1}; "
+            "leave out frames that are padding or hold special ids"
+        )
+    return codes.astype(np.int32)
+
+
+def _check_shape(codes: np.ndarray, config: Code2WavConfig, rows: int | None, form: str) -> np.ndarray:
+    """The codes as an array, or InputError unless it has the form [Q, F] or [B, Q, F] and, where given, B = rows."""
+    codes = np.asarray(codes)
+    axes = form.count(",") + 1
+    if codes.ndim != axes or codes.shape[-2] != config.num_quantizers or codes.shape[0] != (rows or codes.shape[0]):
+        held = f" and B = {rows} rows" if rows else ""
+        raise InputError(
+            f"codes have shape {list(codes.shape)}; give {form} with the model's Q = {config.num_quantizers} "
+            f"codebooks{held}"
+        )
+    return codes
+
+
+def _check_rows(
+    codes: np.ndarray, lengths: Sequence[int] | np.ndarray | None, config: Code2WavConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int32 [B, Q, F] with zeros behind each row's length, and the lengths [B], all F where none are given."""
+    codes = _check_shape(codes, config, None, "[B, Q, F]")
+    B, _, F = codes.shape
+    lengths = np.full(B, F) if lengths is None else np.asarray(lengths)
+    if lengths.shape != (B,) or not np.issubdtype(lengths.dtype, np.integer) or ((lengths < 0) | (lengths > F)).any():
+        raise InputError(f"lengths {lengths.tolist()} for {B} rows of {F} frames; give a number from 0 to {F} for each")
+    inside = np.arange(F) < lengths[:, None, None]
+    return check_codes(np.where(inside, codes, 0).astype(codes.dtype), config), lengths
+
+
+def _chunks(codes: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Cut codes [B, Q, F] into chunks, each with its number of real frames, padded to one of SIZES."""
+    B, _, F = codes.shape
+    begin = 0
+    while begin < F:
+        size = _size(F - begin, B)
+        chunk = codes[:, :, begin : begin + size]
+        count = chunk.shape[2]
+        yield np.pad(chunk, ((0, 0), (0, 0), (0, size - count))), count
+        begin += count
+
+
+def _size(frames: int, rows: int) -> int:
+    """The size of the next chunk when `frames` are left: one that holds them all unless most of it would be padding."""
+    sizes = [size for size in SIZES if size * rows <= MAX_FRAMES] or [SIZES[0]]
+    above = next((size for size in sizes if size >= frames), sizes[-1])
+    return above if above <= 2 * frames else max(size for size in sizes if size <= frames)

@@ -1,0 +1,264 @@
+"""Teacher-forced logits, prefill and the compiled decode loop.
+
+`prefill` runs the prompt and draws the first token; `decode_chunk` runs many single-token steps on the device and
+returns their tokens at once, ending early when every row is done. Both are pure functions of (params, ...): the module
+declaration and the sampling plan are static. The state is donated, so the cache is updated in place.
+
+Rows are right-padded and keep their own length, position and key: no row can see, or be changed by, another.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from omni_jax.decode.sampling import Plan, sample
+from omni_jax.models.param import Declaration, bind
+from omni_jax.models.thinker import Media
+from omni_jax.ops.cache import KVCache, lay_over
+from omni_jax.sharding import place, place_rows, replicate, replicate_for_hosts
+
+Array = jax.Array | np.ndarray
+
+NO_TOKEN = -1
+CHUNK = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Where each row stands.
+
+    token int32 [B]: drawn, not yet run. done bool [B]. remaining int32 [B]: tokens that may still be drawn.
+    seen bool [B, V], or [B, 0] without a penalty. keys: [B].
+    """
+
+    token: jax.Array
+    done: jax.Array
+    remaining: jax.Array
+    seen: jax.Array
+    keys: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodeState:
+    """What a decoding loop carries. rope_delta float32 [B]: position minus index of generated tokens."""
+
+    cache: KVCache
+    rope_delta: jax.Array
+    rows: Rows
+
+    def positions(self, offset: jax.Array) -> jax.Array:
+        """Positions float32 [3, B, T] of tokens `offset` int32 [T] or [B, T] behind what the cache holds."""
+        at = (self.cache.length + self.rope_delta)[:, None] + offset
+        return jnp.broadcast_to(at, (3, *at.shape))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PrefillInput:
+    """What prefill needs beside the parameters.
+
+    token_ids int32 [B, T], right-padded; length int32 [B]; position_ids float32 [3, B, T]; rope_delta float32 [B];
+    budget int32 [B * n], tokens to draw; keys [B * n], for n replies to each prompt; stop_ids int32 [m]; values: the
+    sampling values.
+    """
+
+    token_ids: Array
+    length: Array
+    position_ids: Array
+    rope_delta: Array
+    budget: Array
+    keys: jax.Array
+    stop_ids: Array
+    values: dict
+
+    def placed(self, mesh: Mesh | None) -> "PrefillInput":
+        """The same request with its rows on the devices of `mesh` that will run them."""
+        names = ("token_ids", "length", "rope_delta", "budget", "keys")
+        rows = {name: place_rows(getattr(self, name), mesh) for name in names}
+        return replace(self, position_ids=place(self.position_ids, (None, "batch", None), mesh), **rows)
+
+
+@partial(jax.jit, static_argnames=("declaration", "plan", "slots", "taps"))
+def prefill(
+    params: dict,
+    request: PrefillInput,
+    media: Media | None,
+    *,
+    declaration: Declaration,
+    plan: Plan,
+    slots: int,
+    taps: tuple[int, ...] = (),
+) -> tuple[jax.Array, DecodeState, jax.Array]:
+    """Run the prompts and draw each row's first token: int32 [B], the state to go on from, and hidden states.
+
+    The latter are those numbered `taps`, [n, B, T, D]. Tokens are as `reported` gives them. A prompt is run once,
+    however many keys the request has for it; all results then have a row for each key.
+    """
+    thinker = bind(declaration, params)
+    text = thinker.config.text
+    B = request.token_ids.shape[0]
+    x = thinker.embed_tokens(request.token_ids, media)
+    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
+    hidden, cache, tapped = thinker.whole(x, jnp.asarray(request.position_ids), empty, media=media, taps=taps)
+    assert cache is not None
+    length, rope_delta = jnp.asarray(request.length), jnp.asarray(request.rope_delta)
+    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)[:, 0]
+    budget = jnp.asarray(request.budget)
+    rows = Rows(
+        token=jnp.zeros(budget.shape, jnp.int32),
+        done=budget <= 0,
+        remaining=budget,
+        seen=_seen_in_prompt(request, text.vocab_size) if plan.penalised else jnp.zeros((len(budget), 0), bool),
+        keys=request.keys,
+    )
+    if (n := len(budget) // B) > 1:
+        length, rope_delta, last = (jnp.repeat(x, n, axis=0) for x in (length, rope_delta, last))
+        cache, tapped = cache.repeat(n), jnp.repeat(tapped, n, axis=1)
+    logits = thinker.logits(last)
+    token, rows = draw(logits, rows, length, request.stop_ids, request.values, plan)
+    state = DecodeState(replace(cache, length=length), rope_delta, rows)
+    return replicate(reported(token, logits, plan), declaration.mesh), lay_over(state, declaration.mesh), tapped
+
+
+@partial(jax.jit, static_argnames=("declaration", "plan", "unroll"), donate_argnames="state")
+def decode_chunk(
+    params: dict,
+    state: DecodeState,
+    steps: Array | int,
+    stop_ids: Array,
+    values: dict,
+    *,
+    declaration: Declaration,
+    plan: Plan,
+    unroll: int = 1,
+    until: Array | int | None = None,
+) -> tuple[jax.Array, DecodeState]:
+    """Draw up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none, and the state to go on from.
+
+    Tokens are as `reported` gives them. It ends before when `until` rows are done, by default all. The cache must hold
+    `steps` more tokens. Rows that are done neither move nor write anything that is read.
+    """
+    thinker = bind(declaration, params)
+    tokens = jnp.full((state.rows.token.shape[0], CHUNK, *reported_shape(plan)), NO_TOKEN, jnp.int32)
+
+    def step(carry: tuple) -> tuple:
+        i, state, tokens = carry
+        x = thinker.embed_tokens(state.rows.token[:, None])
+        hidden, cache, _ = thinker.extend(x, state.positions(jnp.arange(1)), state.cache, unroll=unroll)
+        cache = replace(cache, length=jnp.where(state.rows.done, state.cache.length, cache.length))
+        logits = thinker.logits(hidden[:, 0])
+        token, rows = draw(logits, state.rows, cache.length, stop_ids, values, plan)
+        at = (0, i, *(0,) * len(reported_shape(plan)))
+        tokens = jax.lax.dynamic_update_slice(tokens, reported(token, logits, plan)[:, None], at)
+        return i + 1, replace(state, cache=cache, rows=rows), tokens
+
+    def going(carry: tuple) -> jax.Array:
+        i, state, _ = carry
+        return (i < steps) & (jnp.sum(state.rows.done) < enough)
+
+    enough = len(tokens) if until is None else until
+    _, state, tokens = jax.lax.while_loop(going, step, (0, state, tokens))
+    return replicate(tokens, declaration.mesh), lay_over(state, declaration.mesh)
+
+
+@partial(jax.jit, static_argnames="declaration")
+def forward(
+    params: dict,
+    token_ids: jax.Array,
+    position_ids: jax.Array,
+    first: jax.Array,
+    media: Media | None,
+    *,
+    declaration: Declaration,
+) -> jax.Array:
+    """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first` [B] on.
+
+    Every process can read them.
+    """
+    thinker = bind(declaration, params)
+    x = thinker.embed_tokens(token_ids, media)
+    hidden, _, _ = thinker.whole(x, position_ids, first=first, media=media)
+    return replicate_for_hosts(thinker.logits(hidden), declaration.mesh)
+
+
+def grow(state: DecodeState, *, slots: int) -> DecodeState:
+    """The same state with a cache of `slots` slots; the one given is given up."""
+    return replace(state, cache=state.cache.grow(slots))
+
+
+def draw(
+    logits: jax.Array, rows: Rows, position: jax.Array, stop_ids: Array, values: dict, plan: Plan
+) -> tuple[jax.Array, Rows]:
+    """Draw each row's token at `position` int32 [B] (-1 where done) from logits [B, V], and book it.
+
+    Stop ids and the budget end a row after their token.
+    """
+    return record(sample(logits, rows.keys, position, rows.seen, values, plan), rows, stop_ids, plan)
+
+
+def record(drawn: jax.Array, rows: Rows, stop_ids: Array, plan: Plan) -> tuple[jax.Array, Rows]:
+    """Give each row the token that was drawn for it, int32 [B]: these, -1 where a row is done, and the rows."""
+    token = jnp.where(rows.done, NO_TOKEN, drawn)
+    remaining = rows.remaining - ~rows.done
+    done = rows.done | jnp.isin(drawn, stop_ids) | (remaining <= 0)
+    seen = rows.seen
+    if plan.penalised:
+        seen = seen.at[jnp.arange(token.shape[0]), jnp.maximum(token, 0)].max(token >= 0)
+    rows = replace(rows, token=jnp.where(done, rows.token, drawn), done=done, remaining=remaining, seen=seen)
+    return token, rows
+
+
+def reported_shape(plan: Plan) -> tuple[int, ...]:
+    """What `reported` adds to the shape of tokens."""
+    return () if plan.likely is None else (2 + 2 * plan.likely,)
+
+
+def reported(token: jax.Array, logits: jax.Array, plan: Plan) -> jax.Array:
+    """Tokens int32 [...] as programs give them to the host, drawn from the raw logits [..., V].
+
+    Where the plan asks for log-probabilities, int32 [..., 2 + 2k]: the token, its log-probability, then ids and
+    log-probabilities of the k likeliest; log-probabilities are bits of float32. One array, because each read costs.
+    """
+    if plan.likely is None:
+        return token
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    own = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[..., None], axis=-1)
+    top, ids = jax.lax.top_k(log_probs, plan.likely)
+    bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
+    return jnp.concatenate([token[..., None], bits(own), ids, bits(top)], axis=-1)
+
+
+def caches_of(state: Any) -> list[KVCache]:
+    """The caches of what a decoding loop carries."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
+    return [leaf for leaf in leaves if isinstance(leaf, KVCache)]
+
+
+def laid(state: Any) -> Any:
+    """What a decoding loop carries, on the devices of its caches' mesh, inside `jit`."""
+    return lay_over(state, caches_of(state)[0].mesh)
+
+
+@partial(jax.jit, donate_argnames="state")
+def retire(state: Any, b: Array | int) -> Any:
+    """What a decoding loop carries, with row `b` done."""
+
+    def finish(leaf: Any) -> Any:
+        return replace(leaf, done=leaf.done.at[b].set(True)) if isinstance(leaf, Rows) else leaf
+
+    return laid(jax.tree.map(finish, state, is_leaf=lambda leaf: isinstance(leaf, Rows)))
+
+
+def _seen_in_prompt(request: PrefillInput, vocab_size: int) -> jax.Array:
+    B, T = request.token_ids.shape
+    inside = jnp.arange(T) < request.length[:, None]
+    seen = jnp.zeros((B, vocab_size), bool)
+    seen = seen.at[jnp.arange(B)[:, None], request.token_ids].max(inside)
+    return jnp.repeat(seen, len(request.budget) // B, axis=0)

@@ -1,0 +1,300 @@
+"""A converted checkpoint on disk: written once, restored in pieces onto any mesh.
+
+    config.json, tokenizer.json, ...   the model's own small files, byte for byte
+    manifest.json                      every array and file with its hash (`manifest`)
+    params/                            Orbax: the plain parameter tree, chunked so that one expert can be read alone
+
+`convert` and training write it, `restore` reads it, and each device receives only its own pieces. Orbax guards its
+structure but not its data: single flipped bits load silently, hence the hashes. `publish` makes it appear complete or
+not at all.
+"""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from omni_jax.config import OmniConfig
+from omni_jax.errors import CheckpointError
+from omni_jax.files import read_object, reason_of, user_path
+from omni_jax.sharding import RULES
+from omni_jax.weights.manifest import (
+    AGAIN,
+    MAX_METADATA_BYTES,
+    PARAMS,
+    SMALL_BYTES,
+    LeafRecord,
+    Manifest,
+    copy_metadata,
+    differences,
+    metadata_files,
+    read_manifest,
+    surplus,
+    write_manifest,
+)
+from omni_jax.weights.pieces import piece_registry
+from omni_jax.weights.publish import publish
+
+CHUNK_BYTES = 8 << 20
+UNWRITABLE = "written; is the disk full or read-only?"
+# What Orbax or TensorStore takes for a pattern, a separator, an address or no text at all.
+MISREAD = re.compile(r"[\[\\\ud800-\udfff]|:/")
+# What config.json counts and a checkpoint holds one by one, each with arrays or tensors of its own.
+COUNTS = (
+    *(f"thinker_config.{x}" for x in ("text_config.num_hidden_layers", "text_config.num_experts")),
+    *(f"thinker_config.{x}" for x in ("vision_config.depth", "audio_config.encoder_layers")),
+    *(f"talker_config.{x}" for x in ("text_config.num_hidden_layers", "text_config.num_experts", "num_code_groups")),
+    *("talker_config.code_predictor_config.num_hidden_layers", "code2wav_config.num_hidden_layers"),
+    *("thinker_config.vision_config.deepstack_visual_indexes", "thinker_config.text_config.mlp_only_layers"),
+)
+STAGES = ("code2wav_config.upsample_rates", "code2wav_config.upsampling_ratios")
+
+Shardings = dict | Sharding | Callable[[str], Sharding] | None
+
+
+def read_config(directory: str | Path) -> OmniConfig:
+    """The configuration of a checkpoint, without the parts that it does not hold, once its small files are checked.
+
+    CheckpointError if it is no converted checkpoint or a file has changed since, ConfigError if config.json is
+    wrong.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    for name, what in differences(directory, manifest.small_files(), MAX_METADATA_BYTES):
+        raise CheckpointError(f"{directory / name}: {what}; restore the file, or convert the checkpoint again")
+    for name in surplus(directory, manifest):
+        if not name.startswith(f"{PARAMS}/"):
+            raise CheckpointError(f"{directory / name}: was not there when the checkpoint was written; move it away")
+    values = read_object(directory / "config.json", remedy=AGAIN)
+    longest = max((n for leaf in manifest.leaves.values() for n in leaf.shape), default=0)
+    check_counts(values, manifest.leaves, longest, directory)
+    config = OmniConfig.from_hf(values)
+    return replace(config, **{part: None for part in ("talker", "code2wav") if part not in manifest.parts})
+
+
+def check_counts(values: dict, names: Iterable[str], most: int, directory: Path) -> None:
+    """CheckpointError if config.json counts more layers, experts or stages than a checkpoint can hold.
+
+    names: of its tensors or arrays; `most` of what is counted can be in them. Called before anything is built from
+    these counts.
+    """
+    stages = len({tuple(re.split("[./]", name)[:3]) for name in names if name.startswith("code2wav")})
+    for name in (*COUNTS, *STAGES):
+        found: Any = values
+        for key in name.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        found = len(found) if isinstance(found, list) else found
+        limit = stages if name in STAGES and stages else most
+        if isinstance(found, int) and found > limit:
+            raise CheckpointError(
+                f"{directory}: its config.json counts {str(found)[:20]} in {name}, the weights beside it can be of at "
+                f"most {limit:,}; take the config.json that belongs to them"
+            )
+
+
+def check_shapes(directory: str | Path, declared: dict) -> None:
+    """Compare the manifest with the shapes of a nested dict of declared arrays, without reading any data.
+
+    CheckpointError naming the first array that is missing or differs: config.json and weights are of two models.
+    """
+    leaves = read_manifest(directory).leaves
+    for path, array in flatten(declared).items():
+        stored = leaves[path].shape if path in leaves else None
+        if stored != array.shape:
+            raise CheckpointError(
+                f"{directory}: its config.json asks for {path} {list(array.shape)}, the checkpoint holds "
+                f"{list(stored) if stored else 'none'}; restore the config.json that it was converted with"
+            )
+
+
+def restore(
+    directory: str | Path,
+    parts: tuple[str, ...] | None = None,
+    shardings: Shardings = None,
+    dtype: str | None = None,
+) -> dict:
+    """Read a checkpoint's parameters as a nested dict of jax arrays; each device reads only its own pieces.
+
+    parts: sub-models to read, default all. shardings: a tree of shardings, one for all, or a function of the path;
+    default the first device. dtype: cast on the way, default as stored. CheckpointError if anything is missing,
+    damaged or does not divide over the devices.
+    """
+    directory = user_path(directory, "the checkpoint").absolute()
+    manifest = read_manifest(directory)
+    for name, what in differences(directory, manifest.array_files(), SMALL_BYTES):
+        raise CheckpointError(f"{directory}: the parameters cannot be {unreadable(directory)} ({name} {what})")
+    return _read(directory, select(manifest, parts, directory), shardings, dtype)
+
+
+def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
+    """Write a nested dict of jax arrays as a checkpoint, with the small files of the directory `metadata_from`.
+
+    Arrays may be sharded over several processes, which must all call this. Hashes are stored of arrays that this
+    process sees whole. CheckpointError when the destination cannot be written, exists and is not ours to overwrite.
+    """
+    if jax.process_count() > 1 and MISREAD.search(str(Path(directory).absolute())):
+        raise CheckpointError(f"{directory}: several processes cannot write below [, \\ or a name that ends in a colon")
+    metadata = user_path(metadata_from, "the checkpoint that the parameters began as")
+    if not metadata.is_dir():
+        raise CheckpointError(f"{metadata}: no such directory; name the checkpoint that the parameters began as")
+    with publish(directory, overwrite, sum(x.nbytes for x in flatten(params).values())) as partial:
+        leaves = {
+            path: LeafRecord(x.shape, str(x.dtype), {path: hash_array(x)} if x.is_fully_addressable else {})
+            for path, x in flatten(params).items()
+        }
+        _write(partial, params)
+        if jax.process_index():
+            return Manifest(leaves)
+        copy_metadata(metadata_files(metadata), partial)
+        manifest = write_manifest(partial, leaves)
+        if jax.process_count() == 1:
+            _sample(partial, manifest)
+        return manifest
+
+
+def _read(directory: Path, leaves: dict[str, LeafRecord], shardings: Shardings, dtype: str | None) -> dict:
+    """Some arrays of a checkpoint, as `restore`."""
+    import orbax.checkpoint as ocp
+
+    args = {}
+    for path, leaf in leaves.items():
+        sharding = sharding_of(shardings, path, leaf.shape)
+        args[path] = ocp.ArrayRestoreArgs(
+            restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape, dtype=np.dtype(dtype or leaf.dtype)
+        )
+    wanted = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(leaves, 0)), restore_args=nest(args), partial_restore=True)
+    with explained(directory, unreadable(directory)), plain_path(directory) as plain:
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=piece_registry())
+        tree = ocp.Checkpointer(handler).restore(plain / PARAMS, args=wanted)
+    for path, value in flatten(tree).items():
+        if not isinstance(value, jax.Array):
+            raise CheckpointError(f"{directory / PARAMS}: array {path!r} is missing; convert the checkpoint again")
+    return tree
+
+
+def _write(directory: Path, params: dict) -> None:
+    """Save arrays as the Orbax checkpoint of a directory."""
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import type_handlers
+
+    # Splitting the writing of replicated arrays over their devices, Orbax's default, takes a hundred times as long.
+    handlers = type_handlers.create_type_handler_registry(
+        (jax.Array, type_handlers.ArrayHandler(use_replica_parallel=False))
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
+    save_args = nest({path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for path in flatten(params)})
+    with explained(directory, UNWRITABLE, OSError), plain_path(directory) as plain:
+        ocp.Checkpointer(handler).save(plain / PARAMS, args=ocp.args.PyTreeSave(params, save_args=save_args))
+
+
+def _sample(directory: Path, manifest: Manifest) -> None:
+    """Read the smallest array of each part back; CheckpointError unless it is what was written."""
+    smallest = {
+        path.split("/")[0]: path for path in sorted(manifest.leaves, key=lambda p: -prod(manifest.leaves[p].shape))
+    }
+    read = flatten(_read(directory, {path: manifest.leaves[path] for path in smallest.values()}, None, None))
+    for path, array in read.items():
+        if manifest.leaves[path].sha256.get(path) not in (None, hash_array(array)):
+            raise CheckpointError(f"{directory}: {path} reads differently from what was written; is the disk faulty?")
+
+
+def hash_array(x: Any) -> str:
+    """SHA-256 of an array's bytes in row-major order."""
+    return hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def chunk_shape(shape: tuple[int, ...], axes: tuple[str | None, ...], itemsize: int) -> tuple[int, ...]:
+    """How to cut an array on disk: one layer or expert a chunk, then halved along the axes that meshes split."""
+    chunk = [1 if axis in ("layers", "expert") else n for n, axis in zip(shape, axes, strict=True)]
+    for i in sorted(range(len(shape)), key=lambda i: RULES.get(axes[i] or "") is None):
+        while prod(chunk) * itemsize > CHUNK_BYTES and chunk[i] % 2 == 0:
+            chunk[i] //= 2
+    return tuple(chunk)
+
+
+def select(manifest: Manifest, parts: tuple[str, ...] | None, directory: Path) -> dict[str, LeafRecord]:
+    """The records of the requested parts; CheckpointError for a part that the checkpoint does not hold."""
+    for part in parts or ():
+        if part not in manifest.parts:
+            raise CheckpointError(f"{directory}: holds no {part!r}, only {list(manifest.parts)}")
+    return {p: leaf for p, leaf in manifest.leaves.items() if parts is None or p.split("/")[0] in parts}
+
+
+def sharding_of(shardings: Shardings, path: str, shape: tuple[int, ...]) -> Sharding:
+    """The sharding of one array; CheckpointError when none is given for it or its devices do not divide it."""
+    if shardings is None:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    found: Any = shardings
+    if isinstance(shardings, dict):
+        found = flatten(shardings).get(path)
+    elif not isinstance(shardings, Sharding):
+        found = shardings(path)
+    if not isinstance(found, Sharding):
+        raise CheckpointError(f"no sharding is given for the array {path!r}")
+    try:
+        found.shard_shape(shape)
+    except ValueError as error:
+        raise CheckpointError(f"{path} {list(shape)} does not divide over the mesh: {error}") from error
+    return found
+
+
+@contextmanager
+def explained(directory: Path, what: str, *passing: type[Exception]) -> Iterator[None]:
+    """Turn what Orbax raises into "the parameters cannot be `what`"; `passing` and what explains itself pass."""
+    try:
+        yield
+    except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError, *passing):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{directory}: the parameters cannot be {what} ({reason_of(error.__cause__ or error)})"
+        ) from error
+
+
+@contextmanager
+def plain_path(directory: Path) -> Iterator[Path]:
+    """A path of a directory that Orbax and TensorStore take for what it is: its own, or a link that lasts as long."""
+    if not MISREAD.search(str(directory)):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="omni_jax-") as folder:
+        link = Path(folder) / "checkpoint"
+        link.symlink_to(directory.absolute(), target_is_directory=True)
+        yield link
+
+
+def unreadable(directory: Path) -> str:
+    """What cannot be done with a damaged checkpoint, and the remedy, for `explained`."""
+    return f"read: `python -m convert --verify {directory}` names what is damaged; copy or convert it again"
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a/b": x}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}/"))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

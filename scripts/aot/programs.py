@@ -1,0 +1,329 @@
+"""The programs that `aot_report.py` compiles: the real entry points, lowered with shapes alone.
+
+So the full 30B-A3B model needs neither its weights nor memory for them. Arrays are placed on H200s that exist as a
+description only, `h200_target_config.textproto`; on several, they are laid over a mesh as `load` would.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from omni_jax.config import DecoderConfig, OmniConfig
+from omni_jax.decode.draft.loop import SpeculativeState, decode_rounds
+from omni_jax.decode.draft.proposers import proposer_for
+from omni_jax.decode.media import encode_audio, encode_vision
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.speech.session import FRAMES, Voice
+from omni_jax.decode.speech.talker_loop import TalkerPrompt, decode_frames, prefill_talker
+from omni_jax.decode.speech.vocode import start, vocode_chunk
+from omni_jax.decode.text import DecodeState, PrefillInput, Rows, decode_chunk, prefill
+from omni_jax.draft_config import read_draft_config
+from omni_jax.models.param import Declaration, declare, init_params
+from omni_jax.omni import PARTS
+from omni_jax.ops.cache import AXES as CACHE_AXES
+from omni_jax.ops.cache import KVCache, capacity_for, lay_over
+from omni_jax.sharding import MESH_AXES, Axes, sharding_for
+from omni_jax.weights.drafters import Drafter, declare_drafter
+from scripts.small.configs import PUBLIC_DFLASH, config_dict
+
+DESCRIPTION = Path(__file__).resolve().parent / "h200_target_config.textproto"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a program is lowered for: the model, and arrays that exist in shape only, on the described GPUs."""
+
+    config: OmniConfig
+    declarations: dict[str, Declaration]
+    device: Any
+    mesh: Mesh
+    dtype: Any
+
+    def array(self, *shape: int, dtype: Any = jnp.float32, axes: Axes | None = None) -> Any:
+        """An array with these logical axes; by default every device has it whole."""
+        sharding = sharding_for(axes or (None,) * len(shape), shape, self.mesh)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def rows(self, *shape: int, dtype: Any = jnp.int32) -> Any:
+        """An array [B, ...] whose rows lie where they are computed."""
+        return self.array(*shape, dtype=dtype, axes=("batch", *[None] * (len(shape) - 1)))
+
+    def params(self, part: str) -> dict:
+        return self.laid_params(self.declarations[part])
+
+    def laid_params(self, declaration: Declaration) -> dict:
+        """The parameters of a declared module."""
+        return jax.tree.map(
+            lambda p, axes: self.array(*p.shape, dtype=self.dtype, axes=axes), declaration.shapes, declaration.axes
+        )
+
+    def cache(self, layers: int, rows: int, kv_heads: int, slots: int, head_dim: int) -> KVCache:
+        kv = self.array(layers, rows, kv_heads, slots, head_dim, dtype=self.dtype, axes=CACHE_AXES)
+        return KVCache(kv, kv, self.rows(rows), self.declarations["thinker"].mesh)
+
+    def keys(self, rows: int) -> Any:
+        return self.rows(rows, dtype=jax.random.key(0).dtype)
+
+    def values(self) -> dict:
+        return {name: self.array() for name in Sampling().values()}
+
+    def result(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The shapes that a function returns, as arrays of this target: caches, and others by their rows."""
+
+        def laid(x: Any) -> Any:
+            if isinstance(x, KVCache):
+                k = self.array(*x.k.shape, dtype=x.k.dtype, axes=CACHE_AXES)
+                return KVCache(k, k, self.rows(*x.length.shape), x.mesh)
+            return self.rows(*x.shape, dtype=x.dtype) if x.ndim else self.array(dtype=x.dtype)
+
+        return jax.tree.map(laid, jax.eval_shape(function, *args), is_leaf=lambda x: isinstance(x, KVCache))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program's name, the part it runs, whether it has experts, its cache as (rows, slots), and how it is lowered.
+
+    tokens: how many tokens, or frames, one turn of it makes or reads.
+    """
+
+    name: str
+    part: str
+    routed: bool
+    cache: tuple[int, int] | None
+    lower: Callable[[], Any]
+    tokens: int = 1
+
+
+def h200(shape: str, dtype: Any, sizes: dict[str, int] | None = None) -> Target:
+    """H200s as the compiler sees them, a mesh of `sizes` or one alone, and the model of configuration `shape`."""
+    layout = tuple((sizes or {}).get(axis, 1) for axis in MESH_AXES)
+    name = f"1x1x{prod(layout)}"
+    topology: Any = topologies.get_topology_desc(
+        platform="cuda", topology_name=name, target_config=DESCRIPTION.read_text(), topology=name
+    )
+    devices = np.array(topology.devices).reshape(layout)
+    mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    config = OmniConfig.from_hf(config_dict(shape))
+    used = mesh if prod(layout) > 1 else None
+    declarations = {part: declare(module, getattr(config, part), mesh=used) for part, module in PARTS.items()}
+    return Target(config, declarations, topology.devices[0], mesh, jnp.dtype(dtype))
+
+
+def mesh_programs(target: Target) -> Iterator[Program]:
+    """The programs reported for several devices: a prompt, a step, a drafted round and a frame of speech."""
+    for rows, tokens in ((1, 4096), (8, 4096)):
+        lower = partial(lower_prefill, target, rows, tokens)
+        yield Program(f"prefill {rows}x{tokens}", "thinker", True, (rows, capacity_for(tokens)), lower, rows * tokens)
+    for rows, slots in ((8, 4096), (64, 4096)):
+        lower = partial(lower_decode, target, rows, slots, 1)
+        yield Program(f"decode {rows}, {slots} slots", "thinker", True, (rows, slots), lower, rows)
+    for rows in (8, 64):
+        lower = partial(lower_round, target, rows, 4096, 8)
+        yield Program(f"verify {rows}x8, 4096 slots", "thinker", True, (rows, 4096), lower, 8 * rows)
+    lower = partial(lower_speak, target, 8, 1024, 1)
+    yield Program("speech frames 8, 1024 slots", "talker", True, (8, 1024), lower, 8)
+
+
+def programs(target: Target) -> Iterator[Program]:
+    """Every program reported."""
+    yield from _text_programs(target)
+    yield from _media_programs(target)
+    yield from _speech_programs(target)
+
+
+def _text_programs(target: Target) -> Iterator[Program]:
+    text = target.config.thinker.text
+    for tokens in (512, 4096, 8192):
+        lower = partial(lower_prefill, target, 1, tokens)
+        yield Program(f"prefill 1x{tokens}", "thinker", True, (1, capacity_for(tokens)), lower)
+    for rows, slots in ((1, 2048), (8, 2048), (32, 4096)):
+        for form, unroll in (("scan", 1), ("unroll", text.num_layers)):
+            lower = partial(lower_decode, target, rows, slots, unroll)
+            yield Program(f"decode {rows}, {slots} slots, {form}", "thinker", True, (rows, slots), lower)
+
+
+def _media_programs(target: Target) -> Iterator[Program]:
+    for patches in (1024, 4096):
+        lower = partial(lower_vision, target, 1, patches)
+        yield Program(f"vision 1 frame, {patches} patches", "thinker", False, None, lower)
+    yield Program("random weights", "thinker", False, None, partial(lower_init, target))
+    yield Program("audio 4 windows", "thinker", False, None, partial(lower_audio, target, 4))
+
+
+def _speech_programs(target: Target) -> Iterator[Program]:
+    text = _talker_text(target)
+    for rows in (1, 8):
+        lower = partial(lower_begin, target, rows, 512)
+        yield Program(f"speech prompt {rows}x512", "talker", True, (rows, capacity_for(512)), lower)
+    for rows in (1, 8):
+        for form, unroll in (("scan", 1), ("unroll", text.num_layers)):
+            lower = partial(lower_speak, target, rows, 1024, unroll)
+            yield Program(f"speech frames {rows}, 1024 slots, {form}", "talker", True, (rows, 1024), lower)
+    for rows, frames in ((1, 4), (1, 16), (1, 64), (8, 4), (8, 16)):
+        lower = partial(lower_vocode, target, rows, frames)
+        yield Program(f"speech sound {rows}x{frames}", "code2wav", False, None, lower)
+
+
+def _talker_text(target: Target) -> DecoderConfig:
+    assert target.config.talker is not None
+    return target.config.talker.text
+
+
+def lower_prefill(target: Target, rows: int, tokens: int) -> Any:
+    """The prompt's program, [rows, tokens]."""
+    request = PrefillInput(
+        token_ids=target.rows(rows, tokens),
+        length=target.rows(rows),
+        position_ids=target.array(3, rows, tokens, axes=(None, "batch", None)),
+        rope_delta=target.rows(rows, dtype=jnp.float32),
+        budget=target.rows(rows),
+        keys=target.keys(rows),
+        stop_ids=target.array(1, dtype=jnp.int32),
+        values=target.values(),
+    )
+    plan, declaration = Sampling().plan(target.config.thinker.text.vocab_size), target.declarations["thinker"]
+    return prefill.lower(
+        target.params("thinker"), request, None, declaration=declaration, plan=plan, slots=capacity_for(tokens)
+    )
+
+
+def standing(target: Target, rows: int, slots: int) -> DecodeState:
+    """The state of `rows` rows with `slots` cache slots."""
+    text = target.config.thinker.text
+    state = Rows(
+        token=target.rows(rows),
+        done=target.rows(rows, dtype=jnp.bool_),
+        remaining=target.rows(rows),
+        seen=target.rows(rows, 0, dtype=jnp.bool_),
+        keys=target.keys(rows),
+    )
+    cache = target.cache(text.num_layers, rows, text.num_kv_heads, slots, text.head_dim)
+    return DecodeState(cache, target.rows(rows, dtype=jnp.float32), state)
+
+
+def lower_decode(target: Target, rows: int, slots: int, unroll: int) -> Any:
+    """A chunk of decode steps for `rows` rows with `slots` cache slots."""
+    steps, stop_ids = target.array(dtype=jnp.int32), target.array(1, dtype=jnp.int32)
+    plan, declaration = Sampling().plan(target.config.thinker.text.vocab_size), target.declarations["thinker"]
+    state = standing(target, rows, slots)
+    return decode_chunk.lower(
+        target.params("thinker"),
+        state,
+        steps,
+        stop_ids,
+        target.values(),
+        declaration=declaration,
+        plan=plan,
+        unroll=unroll,
+    )
+
+
+def lower_round(target: Target, rows: int, slots: int, width: int) -> Any:
+    """Rounds that draft with the public DFlash drafter's shape and verify `width` tokens."""
+    config = read_draft_config(PUBLIC_DFLASH)
+    declared = replace(declare_drafter(config)[1], mesh=target.declarations["thinker"].mesh)
+    drafter = Drafter("dflash", config, declared, {}, PUBLIC_DFLASH, {})
+    proposer = proposer_for(drafter, target.config.thinker.text.num_layers)
+    params = (target.params("thinker"), target.laid_params(drafter.declaration))
+    declaration, plan = target.declarations["thinker"], Sampling().plan(target.config.thinker.text.vocab_size)
+
+    def memory(params: dict) -> Any:
+        return lay_over(proposer.empty(params, rows, slots, target.dtype), declaration.mesh)
+
+    state = SpeculativeState(standing(target, rows, slots), target.result(memory, params[1]))
+    count, stop_ids = target.array(dtype=jnp.int32), target.array(1, dtype=jnp.int32)
+    return decode_rounds.lower(
+        params,
+        state,
+        count,
+        stop_ids,
+        target.values(),
+        proposer=proposer,
+        declaration=declaration,
+        plan=plan,
+        width=width,
+    )
+
+
+def lower_vision(target: Target, rows: int, patches: int) -> Any:
+    """The vision encoder for `rows` frames."""
+    shape = (rows, patches, target.config.thinker.vision.patch_dim)
+    grid = target.array(rows, 2, dtype=jnp.int32)
+    return encode_vision.lower(
+        target.params("thinker"), target.array(*shape), grid, declaration=target.declarations["thinker"]
+    )
+
+
+def lower_audio(target: Target, windows: int) -> Any:
+    """The audio encoder for `windows` full attention windows."""
+    audio = target.config.thinker.audio
+    counts = target.array(windows, audio.window_chunks, dtype=jnp.int32)
+    mel = target.array(windows, audio.window_chunks, audio.mel_bins, audio.chunk_frames)
+    return encode_audio.lower(target.params("thinker"), mel, counts, counts, declaration=target.declarations["thinker"])
+
+
+def lower_init(target: Target) -> Any:
+    """Random weights, made on the device."""
+    make = partial(init_params, PARTS["thinker"], target.config.thinker, dtype=target.dtype)
+    return jax.jit(make, out_shardings=NamedSharding(target.mesh, PartitionSpec())).lower()
+
+
+def _speech_settings(target: Target, rows: int, columns: int) -> tuple[Any, Any, tuple, TalkerPrompt]:
+    """The Thinker's embeddings, the plan and values of drawing as users do, and a prompt [rows, columns]."""
+    assert target.config.talker is not None
+    text = target.config.thinker.text
+    embed = target.array(text.vocab_size, text.hidden_size, dtype=target.dtype, axes=("vocab", "embed"))
+    voice = Voice("ethan", Sampling(0.9, 50, repetition_penalty=1.05), FRAMES)
+    ids = target.rows(rows, columns)
+    prompt = TalkerPrompt(
+        text_ids=ids,
+        hidden_index=ids,
+        codec_ids=ids,
+        position_ids=target.array(3, rows, columns, axes=(None, "batch", None)),
+        rope_delta=target.rows(rows, dtype=jnp.float32),
+        length=target.rows(rows),
+        budget=target.rows(rows),
+        keys=target.keys(rows),
+    )
+    return embed, voice.plan(target.config.talker), (target.values(), target.values()), prompt
+
+
+def lower_begin(target: Target, rows: int, columns: int) -> Any:
+    """The Talker's prompt, [rows, columns], with media."""
+    embed, plan, values, prompt = _speech_settings(target, rows, columns)
+    hidden = target.rows(rows, columns, target.config.thinker.text.hidden_size, dtype=target.dtype)
+    declaration, slots = target.declarations["talker"], capacity_for(columns)
+    return prefill_talker.lower(
+        target.params("talker"), embed, prompt, hidden, values, declaration=declaration, plan=plan, slots=slots
+    )
+
+
+def lower_speak(target: Target, rows: int, slots: int, unroll: int) -> Any:
+    """A chunk of whole frames for `rows` rows with `slots` cache slots."""
+    embed, plan, values, prompt = _speech_settings(target, rows, 128)
+    params, declaration = target.params("talker"), target.declarations["talker"]
+    state = target.result(
+        partial(prefill_talker, declaration=declaration, plan=plan, slots=slots), params, embed, prompt, None, values
+    )
+    text_ids, frames = target.rows(rows, FRAMES), target.array(dtype=jnp.int32)
+    return decode_frames.lower(
+        params, embed, state, text_ids, frames, values, declaration=declaration, plan=plan, unroll=unroll
+    )
+
+
+def lower_vocode(target: Target, rows: int, frames: int) -> Any:
+    """A chunk of the vocoder, `frames` frames of `rows` rows."""
+    assert target.config.code2wav is not None
+    params, declaration = target.params("code2wav"), target.declarations["code2wav"]
+    state = target.result(partial(start, rows=rows, declaration=declaration), params)
+    codes = target.array(rows, target.config.code2wav.num_quantizers, frames, dtype=jnp.int32)
+    return vocode_chunk.lower(params, codes, state, target.array(dtype=jnp.int32), declaration=declaration)

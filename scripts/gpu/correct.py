@@ -1,0 +1,283 @@
+"""Does the device compute what NumPy and the CPU compute? Used by `gpu_check.py`, and small enough to run on CPU.
+
+Every function returns findings: what was compared, the largest error relative to the largest value expected, and the
+bound it must keep. float32 runs at the highest matrix precision, so that its bounds are those of rounding.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omni_jax.config import OmniConfig, ThinkerConfig
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.session import row_keys
+from omni_jax.decode.text import CHUNK, PrefillInput, decode_chunk, prefill
+from omni_jax.decoder_config import RopeConfig
+from omni_jax.models.param import Declaration, bind, declare
+from omni_jax.models.thinker import Thinker
+from omni_jax.ops import moe
+from omni_jax.ops.attention import causal_attention, self_attention
+from omni_jax.ops.cache import KVCache
+from omni_jax.ops.rope import rope, rotate
+from scripts.small.configs import config_dict
+
+FLOAT32, BFLOAT16 = 1e-5, 2e-2
+# Whole model: the logits' root mean square error in bfloat16 over their own, routing flips included.
+LOGITS_FLOAT32, LOGITS_BFLOAT16 = 1e-4, 1e-1
+# The reference's two best tokens are this close where another token may be drawn.
+MARGIN = 2e-3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison."""
+
+    name: str
+    error: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.bound
+
+
+def precision(dtype: str) -> Any:
+    """The context in which products of `dtype` are computed: float32 never in fewer bits."""
+    return jax.default_matmul_precision("highest") if dtype == "float32" else nullcontext()
+
+
+def compare(name: str, got: Any, want: Any, bound: float) -> Finding:
+    """The largest difference over the largest expected value; infinite where something is not finite."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    error = np.abs(got - want).max() / np.abs(want).max()
+    return Finding(name, float(error) if np.isfinite(error) else float("inf"), bound)
+
+
+def root_mean_square(name: str, got: Any, want: Any, bound: float) -> Finding:
+    """The root mean square difference over that of what is expected; infinite where something is not finite."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+    return Finding(name, float(error) if np.isfinite(error) else float("inf"), bound)
+
+
+def on_cpu(function: Any, *args: Any) -> np.ndarray:
+    """The function's result on the first CPU device."""
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        return np.asarray(jax.jit(function)(*jax.device_put(args, cpu)))
+
+
+def check_moe() -> list[Finding]:
+    """Every backend in both types."""
+    findings = []
+    for dtype in ("float32", "bfloat16"):
+        cases: list[tuple[Any, int]] = [(moe.gathered, 1), (moe.gathered, 3), (moe.tiled, 40), (moe.tiled, 300)]
+        if jax.default_backend() == "cpu":
+            cases = [*cases[1:3], (moe.pairwise, 5)]
+        elif find_spec("tokamax") and dtype == "bfloat16":
+            cases += [(moe.grouped, R) for R in (1, 4, 5, 16, 300)]
+        findings += [check_backend(backend, R, dtype) for backend, R in cases]
+    return findings
+
+
+def check_backend(backend: Any, R: int, dtype: str) -> Finding:
+    """One backend on R rows against float64 NumPy on the same (rounded) values."""
+    rng = np.random.default_rng(R)
+    L, E, D, F, A = 2, 8, 128, 64, 3
+    gate_up = jnp.asarray(rng.standard_normal((L, E, D, 2, F)) * D**-0.5, dtype)
+    down = jnp.asarray(rng.standard_normal((L, E, F, D)) * F**-0.5, dtype)
+    x, weights = jnp.asarray(rng.standard_normal((R, D)), dtype), jnp.asarray(rng.random((R, A)), dtype)
+    ids = np.stack([rng.permutation(E)[:A] for _ in range(R)]).astype(np.int32)
+    with precision(dtype):
+        got = jax.jit(backend)(x, ids, weights, gate_up, down, jnp.int32(1))
+    rounded = [np.asarray(a, np.float64) for a in (x, weights, gate_up[1], down[1])]
+    bound = FLOAT32 if dtype == "float32" else BFLOAT16
+    return compare(f"moe {backend.__name__}, {R} rows, {dtype}", got, plain_moe(ids, *rounded), bound)
+
+
+def plain_moe(ids: np.ndarray, x: np.ndarray, weights: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """The weighted sum over each row's experts as two loops, float64."""
+    out = np.zeros_like(x)
+    for r, row in enumerate(x):
+        for e, weight in zip(ids[r], weights[r], strict=True):
+            gate, up = row @ gate_up[e, :, 0], row @ gate_up[e, :, 1]
+            out[r] += weight * ((gate / (1 + np.exp(-gate)) * up) @ down[e])
+    return out
+
+
+def check_attention() -> list[Finding]:
+    """Whole sequences, one query and a block of queries against a cache, with and without a window."""
+    rng = np.random.default_rng(1)
+    B, K, G, H, S = 3, 2, 4, 64, 300
+    keys, values = (rng.standard_normal((B, K, S, H), np.float32) for _ in range(2))
+    findings = []
+    for T, window in ((S, None), (S, 70), (1, None), (8, None), (8, 70)):
+        q = rng.standard_normal((B, T, K, G, H), np.float32)
+        offset = np.asarray([S - T, 100, 0], np.int32) if T < S else np.zeros(B, np.int32)
+        with precision("float32"):
+            if T == S:
+                got = jax.jit(partial(self_attention, window=window))(q, keys, values)
+            else:
+                got = jax.jit(partial(causal_attention, window=window))(q, keys, values, offset)
+        want = plain_attention(q, keys, values, offset, window)
+        findings.append(compare(f"attention, {T} queries, window {window}", got, want, FLOAT32))
+    return findings
+
+
+def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, offset: np.ndarray, window: int | None) -> np.ndarray:
+    """Softmax attention with an explicit mask, float64."""
+    T, S, H = q.shape[1], k.shape[2], q.shape[-1]
+    position = (offset[:, None] + np.arange(T))[..., None]
+    mask = (np.arange(S) <= position) & (np.arange(S) > position - (window or S + T))
+    scores = np.einsum("BTKGH,BKSH->BKGTS", q.astype(np.float64), k) * H**-0.5
+    scores = np.where(mask[:, None, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("BKGTS,BKSH->BTKGH", weights / weights.sum(-1, keepdims=True), v)
+
+
+def check_rope() -> list[Finding]:
+    """Rotation at multimodal positions, large ones included, against the CPU."""
+    rng = np.random.default_rng(2)
+    positions = rng.uniform(0, 30_000, (3, 2, 50)).astype(np.float32).round(1)
+    x = rng.standard_normal((2, 50, 4, 64), np.float32)
+    config = RopeConfig(theta=1e6, mrope_section=(12, 10, 10))
+
+    def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
+        return rotate(x, *rope(positions, 64, config, jnp.dtype("float32")))
+
+    # An angle of 30 000 radians is known to 2e-3 in float32, and cosines differ between devices by no more than that.
+    return [compare("rope", jax.jit(rotated)(x, positions), on_cpu(rotated, x, positions), 4e-3)]
+
+
+def check_cache() -> list[Finding]:
+    """Writes at each row's own length, for one row and for several, against NumPy."""
+    rng = np.random.default_rng(3)
+    L, K, S, H, T = 3, 2, 32, 8, 4
+    findings = []
+    for B in (1, 3):
+        start = rng.standard_normal((L, B, K, S, H), np.float32)
+        new = rng.standard_normal((B, T, K, H), np.float32)
+        length = np.asarray([0, 7, S - T][-B:], np.int32)
+        want = start.copy()
+        for b in range(B):
+            want[1, b, :, length[b] : length[b] + T] = new[b].transpose(1, 0, 2)
+        cache = KVCache(jnp.asarray(start), jnp.asarray(start), jnp.asarray(length))
+        got = jax.jit(KVCache.write)(cache, jnp.int32(1), new, 2 * new)
+        findings.append(compare(f"cache write, {B} rows", got.k, want, 0.0))
+    return findings
+
+
+def check_thinker() -> list[Finding]:
+    """A small Thinker, teacher-forced logits and greedy tokens, against the CPU with the same parameters."""
+    config = small_thinker()
+    declaration, cpu, device = declare(Thinker, config), jax.devices("cpu")[0], jax.devices()[0]
+    prompts = np.random.default_rng(4).integers(0, config.text.vocab_size, (2, 40)).astype(np.int32)
+    with precision("float32"):
+        params = jax.device_put(random_params(declaration), cpu)
+        there = jax.device_put(params, device)
+        want_tokens = greedy(params, declaration, prompts, cpu)
+        whole = np.concatenate([prompts, want_tokens[:, :-1]], axis=1)
+        want = teacher_forced(params, declaration, whole, cpu)
+        findings = [
+            compare("small Thinker logits", teacher_forced(there, declaration, whole, device), want, LOGITS_FLOAT32)
+        ]
+        sure, got = margins(want[:, prompts.shape[1] - 1 :]), greedy(there, declaration, prompts, device)
+        findings.append(same_tokens("small Thinker greedy tokens", got, want_tokens, sure))
+        half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        want = teacher_forced(jax.tree.map(lambda p: p.astype(jnp.float32), half), declaration, whole, cpu)
+    got = teacher_forced(jax.device_put(half, device), declaration, whole, device)
+    name = "small Thinker logits, bfloat16, root mean square"
+    return [*findings, root_mean_square(name, got, want, LOGITS_BFLOAT16)]
+
+
+def random_params(declaration: Declaration) -> dict:
+    """Random NumPy parameters, scales about one: a compiled initialisation would take longer than all checks."""
+    rng = np.random.default_rng(5)
+
+    def leaf(path: Any, shape: Any) -> np.ndarray:
+        values = rng.standard_normal(shape.shape, np.float32) / 16
+        *modules, name = (key.key for key in path)
+        is_scale = name.endswith("scale") or name == "gamma" or ("norm" in "".join(modules) and name == "weight")
+        return 1 + values if is_scale else values
+
+    return jax.tree_util.tree_map_with_path(leaf, declaration.shapes)
+
+
+def small_thinker() -> ThinkerConfig:
+    """The public Thinker with few and narrow layers."""
+    full = OmniConfig.from_hf(config_dict("full")).thinker
+    rope_config = RopeConfig(theta=1e6, mrope_section=(12, 10, 10))
+    text = replace(
+        full.text, num_layers=2, hidden_size=256, num_heads=8, num_kv_heads=2, head_dim=64, num_experts=16,
+        experts_per_token=4, moe_intermediate_size=128, vocab_size=512, rope=rope_config,
+    )  # fmt: skip
+    encoder = {"num_layers": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 256}
+    vision = replace(full.vision, num_position_embeddings=16, deepstack_layers=(0, 1), **encoder)
+    return replace(full, text=text, vision=vision, audio=replace(full.audio, conv_channels=8, **encoder))
+
+
+@partial(jax.jit, static_argnames="declaration")
+def all_logits(params: dict, token_ids: jax.Array, positions: jax.Array, *, declaration: Declaration) -> jax.Array:
+    """Logits float32 [B, T, V] of text alone."""
+    thinker = bind(declaration, params)
+    return thinker.logits(thinker.whole(thinker.embed_tokens(token_ids), positions)[0])
+
+
+def teacher_forced(params: dict, declaration: Declaration, token_ids: np.ndarray, device: Any) -> np.ndarray:
+    """Logits float32 [B, T, V] after every token, computed on `device`."""
+    B, T = token_ids.shape
+    positions = np.broadcast_to(np.arange(T, dtype=np.float32), (3, B, T))
+    with jax.default_device(device):
+        return np.asarray(all_logits(*jax.device_put((params, token_ids, positions), device), declaration=declaration))
+
+
+def text_request(prompts: np.ndarray, new: int) -> PrefillInput:
+    """A request for `new` tokens after each of the prompts int32 [B, T], greedy and without stop ids."""
+    B, T = prompts.shape
+    return PrefillInput(
+        token_ids=prompts,
+        length=np.full(B, T, np.int32),
+        position_ids=np.broadcast_to(np.arange(T, dtype=np.float32), (3, B, T)),
+        rope_delta=np.zeros(B, np.float32),
+        budget=np.full(B, new, np.int32),
+        keys=row_keys(0, B),
+        stop_ids=np.zeros(0, np.int32),
+        values=Sampling().values(),
+    )
+
+
+def greedy(params: dict, declaration: Declaration, prompts: np.ndarray, device: Any) -> np.ndarray:
+    """CHUNK greedy tokens int32 [B, CHUNK] after each prompt, computed on `device`."""
+    request = text_request(prompts, CHUNK)
+    plan = Sampling().plan(declaration.shapes["embed"].shape[0])
+    with jax.default_device(device):
+        params, request = jax.device_put((params, request), device)
+        first, state, _ = prefill(params, request, None, declaration=declaration, plan=plan, slots=256)
+        rest, _ = decode_chunk(
+            params, state, np.int32(CHUNK), request.stop_ids, request.values, declaration=declaration, plan=plan
+        )
+    return np.concatenate([np.asarray(first)[:, None], np.asarray(rest)[:, : CHUNK - 1]], axis=1)
+
+
+def margins(logits: np.ndarray) -> np.ndarray:
+    """By how much the best of logits [..., V] exceeds the second: [...]."""
+    best = np.partition(logits, -2, axis=-1)
+    return best[..., -1] - best[..., -2]
+
+
+def same_tokens(name: str, got: np.ndarray, want: np.ndarray, sure: np.ndarray) -> Finding:
+    """The largest of the reference's margins [B, T] at a row's first difference: 0 where rows [B, T] are equal."""
+    first = [(row, int(np.argmax(row_differs))) for row, row_differs in enumerate(got != want) if row_differs.any()]
+    return Finding(name, max((float(sure[at]) for at in first), default=0.0), MARGIN)
+
+
+def all_findings() -> list[Finding]:
+    """Every comparison."""
+    checks = (check_moe, check_attention, check_rope, check_cache, check_thinker)
+    return [finding for check in checks for finding in check()]

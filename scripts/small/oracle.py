@@ -1,0 +1,69 @@
+"""A drafter that knows what the target will say, and may be told to lie: to test and to measure the loop itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omni_jax.decode.draft.loop import Seen
+from omni_jax.decode.draft.plan import Drafting
+from omni_jax.decode.draft.tree import DraftSampler, DraftTree
+from omni_jax.decode.session import Session
+from omni_jax.models.thinker import Thinker
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """Drafts from a reply that is known. params: its ids int32 and lie bool [B, N], and the prompts' length int32 [B].
+
+    Where `lie` is true it drafts another token; behind the reply it repeats the last one.
+    """
+
+    taps: tuple[int, ...] = (1,)
+    usual: int = 15
+    most: int = 64
+
+    def empty(self, params: dict, rows: int, slots: int, dtype: Any) -> jax.Array:
+        """Its memory: how many tokens each row has read."""
+        return jnp.zeros((rows,), jnp.int32)
+
+    def grow(self, memory: jax.Array, slots: int) -> jax.Array:
+        """The same."""
+        return memory
+
+    def remember(self, params: dict, thinker: Thinker, memory: jax.Array, seen: Seen) -> jax.Array:
+        """Count what was read."""
+        return memory + seen.count
+
+    def gives(self, width: int) -> int:
+        """As many as it drafts, and one."""
+        return width
+
+    def writes(self, width: int) -> int:
+        """The same."""
+        return width
+
+    def propose(
+        self, params: dict, thinker: Thinker, memory: jax.Array, token: jax.Array, width: int, choose: DraftSampler
+    ) -> tuple[DraftTree, jax.Array]:
+        """The tokens that follow, or lies."""
+        at = (memory - params["length"])[:, None] + 1 + jnp.arange(width - 1)
+        at = jnp.minimum(at, params["ids"].shape[1] - 1)
+        drafts, lies = (jnp.take_along_axis(params[name], at, axis=1) for name in ("ids", "lie"))
+        return DraftTree.chain(token, jnp.where(lies, (drafts + 1) % thinker.embed.shape[0], drafts)), memory
+
+
+# One for all, because what is compiled is kept by drafter.
+ORACLE = Oracle()
+
+
+def oracle(said: Session, width: int, lies: float = 0.0) -> Drafting:
+    """Draft what a finished session said, `width` tokens a round, of which a fraction `lies` is wrong."""
+    ids = np.zeros((len(said.rows), max(map(len, said.rows))), np.int32)
+    for row, tokens in zip(ids, said.rows, strict=True):
+        row[: len(tokens)] = tokens
+    lie = np.random.default_rng(0).random(ids.shape) < lies
+    params = {"ids": jnp.asarray(ids), "lie": jnp.asarray(lie), "length": jnp.asarray(said.lengths)}
+    return Drafting(ORACLE, params, (width,))
