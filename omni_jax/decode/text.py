@@ -85,7 +85,7 @@ class PrefillInput:
         return replace(self, position_ids=place(self.position_ids, (None, "batch", None), mesh), **rows)
 
 
-@partial(jax.jit, static_argnames=("declaration", "plan", "slots", "taps"))
+@partial(jax.jit, static_argnames=("declaration", "plan", "capacity", "taps"))
 def prefill(
     params: dict,
     request: PrefillInput,
@@ -93,7 +93,7 @@ def prefill(
     *,
     declaration: Declaration,
     plan: Plan,
-    slots: int,
+    capacity: int,
     taps: tuple[int, ...] = (),
 ) -> tuple[jax.Array, DecodeState, jax.Array]:
     """Run the prompts and draw each row's first token: int32 [B], the state to go on from, and hidden states.
@@ -105,7 +105,7 @@ def prefill(
     text = thinker.config.text
     B = request.token_ids.shape[0]
     x = thinker.embed_tokens(request.token_ids, media)
-    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
+    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
     hidden, cache, tapped = thinker.whole(x, jnp.asarray(request.position_ids), empty, media=media, taps=taps)
     assert cache is not None
     length, rope_delta = jnp.asarray(request.length), jnp.asarray(request.rope_delta)
@@ -173,24 +173,24 @@ def forward(
     params: dict,
     token_ids: jax.Array,
     position_ids: jax.Array,
-    first: jax.Array,
+    first_valid: jax.Array,
     media: Media | None,
     *,
     declaration: Declaration,
 ) -> jax.Array:
-    """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first` [B] on.
+    """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first_valid` [B] on.
 
     Every process can read them.
     """
     thinker = bind(declaration, params)
     x = thinker.embed_tokens(token_ids, media)
-    hidden, _, _ = thinker.whole(x, position_ids, first=first, media=media)
+    hidden, _, _ = thinker.whole(x, position_ids, first_valid=first_valid, media=media)
     return replicate_for_hosts(thinker.logits(hidden), declaration.mesh)
 
 
-def grow(state: DecodeState, *, slots: int) -> DecodeState:
-    """The same state with a cache of `slots` slots; the one given is given up."""
-    return replace(state, cache=state.cache.grow(slots))
+def grow(state: DecodeState, *, capacity: int) -> DecodeState:
+    """The same state with a cache of `capacity` slots; the one given is given up."""
+    return replace(state, cache=state.cache.grow(capacity))
 
 
 def draw(

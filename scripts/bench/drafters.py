@@ -198,7 +198,7 @@ def experts_used(
     choose = DraftSampler(decode.rows.keys, decode.cache.length + 1, {}, Plan(True, False, 0))
     drafts, _ = proposer.propose(params[1], thinker, state.memory, decode.rows.token, width, choose)
     ancestors = drafts.ancestors()
-    mask = tree_mask(decode.cache.length, ancestors, decode.cache.slots)
+    mask = tree_mask(decode.cache.length, ancestors, decode.cache.capacity)
     position = decode.positions(jnp.sum(ancestors, axis=2) - 1)
     layers: DecoderLayers = thinker.layers
     config = layers.config

@@ -258,7 +258,7 @@ def greedy(params: dict, declaration: Declaration, prompts: np.ndarray, device: 
     plan = Sampling().plan(declaration.shapes["embed"].shape[0])
     with jax.default_device(device):
         params, request = jax.device_put((params, request), device)
-        first, state, _ = prefill(params, request, None, declaration=declaration, plan=plan, slots=256)
+        first, state, _ = prefill(params, request, None, declaration=declaration, plan=plan, capacity=256)
         rest, _ = decode_chunk(
             params, state, np.int32(CHUNK), request.stop_ids, request.values, declaration=declaration, plan=plan
         )

@@ -138,7 +138,7 @@ def greedy_codes(params: dict, embed: Any, said: Conversation, declaration: Decl
     plan, values = voice.plan(small_talker()), voice.values()
     with jax.default_device(device):
         params, embed, prompt, hidden = jax.device_put((params, embed, said.prompt, said.hidden), device)
-        state = prefill_talker(params, embed, prompt, hidden, values, declaration=declaration, plan=plan, slots=64)
+        state = prefill_talker(params, embed, prompt, hidden, values, declaration=declaration, plan=plan, capacity=64)
         codes, _ = decode_frames(
             params, embed, state, said.text_ids, np.int32(FRAMES), values, declaration=declaration, plan=plan
         )

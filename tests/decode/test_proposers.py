@@ -53,8 +53,8 @@ class Listening:
     def empty(self, params: tuple, *asked: Any) -> tuple:
         return self.real.empty(params[0], *asked), self.told.empty(params[1], *asked)
 
-    def grow(self, memory: tuple, slots: int) -> tuple:
-        return self.real.grow(memory[0], slots), self.told.grow(memory[1], slots)
+    def grow(self, memory: tuple, capacity: int) -> tuple:
+        return self.real.grow(memory[0], capacity), self.told.grow(memory[1], capacity)
 
     def remember(self, params: tuple, thinker: Thinker, memory: tuple, seen: Seen) -> tuple:
         told = self.told.remember(params[1], thinker, memory[1], seen)
@@ -146,7 +146,7 @@ def test_a_session_drafts_what_the_description_says(
             assert drafts.token_ids[b].tolist() == [texts[b][n], *tokens]
             assert parents is None or drafts.parent[b].tolist() == [-1, *parents]
         if turn == 1:
-            state = speculative.grow(state, proposer=listening, slots=512)
+            state = speculative.grow(state, proposer=listening, capacity=512)
         _, state = session._run(state, session.stop_ids, 1)
     steps = np.diff(lengths, axis=0)
     assert len(set(steps.ravel().tolist())) > 1, "some drafts stood and some fell"

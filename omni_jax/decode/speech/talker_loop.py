@@ -85,7 +85,7 @@ class SpeechState:
     keys: jax.Array
 
 
-@partial(jax.jit, static_argnames=("declaration", "plan", "slots"))
+@partial(jax.jit, static_argnames=("declaration", "plan", "capacity"))
 def prefill_talker(
     params: dict,
     embed: jax.Array,
@@ -95,7 +95,7 @@ def prefill_talker(
     *,
     declaration: Declaration,
     plan: SpeechPlan,
-    slots: int,
+    capacity: int,
 ) -> SpeechState:
     """Run the prompts and draw each row's first code.
 
@@ -104,7 +104,7 @@ def prefill_talker(
     talker: Talker = bind(declaration, params)
     text, B = talker.config.text, prompt.length.shape[0]
     x = _prompt_inputs(talker, embed, prompt, hidden)
-    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
+    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
     states, cache = talker.whole(x, jnp.asarray(prompt.position_ids), empty)
     assert cache is not None
     length = jnp.asarray(prompt.length)
@@ -175,9 +175,9 @@ def decode_frames(
     return replicate(codes, declaration.mesh), lay_over(state, declaration.mesh)
 
 
-def grow(state: SpeechState, *, slots: int) -> SpeechState:
-    """The same state with a cache of `slots` slots; the one given is given up."""
-    return replace(state, cache=state.cache.grow(slots))
+def grow(state: SpeechState, *, capacity: int) -> SpeechState:
+    """The same state with a cache of `capacity` slots; the one given is given up."""
+    return replace(state, cache=state.cache.grow(capacity))
 
 
 def _listen(talker: Talker, x: jax.Array, state: SpeechState, unroll: int) -> SpeechState:
