@@ -1,7 +1,7 @@
 """Omni: the one object that owns the parameters and the compiled steps.
 
 load -> prepare (NumPy) -> Session (encode media, prefill, decode in chunks) -> Reply, or Events as they come
-                              `-> SpeechSession (frames of codes) -> vocode (waveform) -'
+                              `-> Speakers (frames of codes) -> vocode (waveform) -'
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.answers import finished, repeated, spoken, spoken_events, written, written_events
+from omni_jax.decode.answers import Aloud, finished, repeated, spoken, spoken_events, written, written_events
 from omni_jax.decode.arguments import explained
 from omni_jax.decode.draft.plan import Drafting, Draftings
 from omni_jax.decode.draft.session import DraftedSession
@@ -25,7 +25,8 @@ from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, pad_length, seeds_of
 from omni_jax.decode.slots import Prompt, Slots
-from omni_jax.decode.speech.session import MAX_FRAMES, SpeechSession, Voice
+from omni_jax.decode.speech.session import MAX_FRAMES, Voice
+from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
 from omni_jax.decode.speech.vocode import Vocoder, as_codes, vocode
 from omni_jax.decode.text import forward
 from omni_jax.errors import InputError
@@ -297,7 +298,7 @@ class Omni:
         batch = self.prepare(messages, **asked, thinking=thinking)
         return self._events(*self._sessions(batch, sampling, limits, seeds, voice, drafting))
 
-    def _events(self, session: Session, speaking: SpeechSession | None) -> Iterator[Event]:
+    def _events(self, session: Session, speaking: Aloud | None) -> Iterator[Event]:
         self._read_weights()
         if speaking is None:
             yield from written_events(session, self.processor.tokenizer)
@@ -345,7 +346,7 @@ class Omni:
         drafting: Drafting | None,
         copies: int = 1,
         beside: int = 0,
-    ) -> tuple[Session, SpeechSession | None]:
+    ) -> tuple[Session, Aloud | None]:
         """What writes the replies, `copies` to each row with a seed each, and with a voice what speaks them.
 
         beside: further rows of the same cache. No weight is read here, so that a request is refused within a second.
@@ -361,10 +362,9 @@ class Omni:
         if voice is None:
             return session, None
         declaration, talker = self.declarations["talker"], self.params["talker"]
-        batch, voice = repeated(batch, copies), voice.repeated(copies)
-        return session, SpeechSession(
-            talker, declaration, lambda: self._embed_for_talker, self.config, batch, session, voice
-        )
+        request = SpeechRequest.read(repeated(batch, copies), voice.repeated(copies), self.config)
+        speakers = Speakers(talker, declaration, lambda: self._embed_for_talker, self.config, voice, len(session.rows))
+        return session, Aloud(speakers, request)
 
     def _slots(self, slots: int | None, max_new_tokens: int) -> int:
         """How many slots there are, whole for the mesh; InputError for more than memory holds without any prompt."""

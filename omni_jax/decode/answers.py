@@ -1,19 +1,20 @@
 """Running sessions to their end, and what they have made as replies or as the events of a stream.
 
 Session -> chunks of tokens -> text -> Reply, or Events as they come
-   `-> SpeechSession -> frames of codes -> waveform -'
+   `-> Speakers -> frames of codes -> waveform -'
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 
+import jax
 import numpy as np
 
 from omni_jax.decode.reply import Event, Reply, logprobs_of, replies_of
 from omni_jax.decode.session import Session
 from omni_jax.decode.slots import Slots
-from omni_jax.decode.speech.session import SpeechSession
+from omni_jax.decode.speech.speakers import Speaker, Speakers, SpeechRequest
 from omni_jax.decode.speech.vocode import Vocoder
 from omni_jax.decode.stops import StopStrings
 from omni_jax.inputs.batch import Batch
@@ -43,18 +44,52 @@ def written(session: Session, tokenizer: Tokenizer) -> list[Reply]:
     return _replies(session, tokenizer)
 
 
-def spoken(session: Session, speaking: SpeechSession, sound: Sound, tokenizer: Tokenizer) -> list[Reply]:
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """Row `row` of a session, as speech reads it."""
+
+    session: Session
+    row: int
+
+    @property
+    def spoken(self) -> list[int]:
+        return self.session.spoken[self.row]
+
+    @property
+    def done(self) -> bool:
+        return self.session.row_done[self.row]
+
+    @property
+    def key(self) -> jax.Array:
+        return self.session.keys[self.row]
+
+
+@dataclass(frozen=True, eq=False)
+class Aloud:
+    """What says the rows of a session."""
+
+    speakers: Speakers
+    request: SpeechRequest
+
+    def begin(self, session: Session) -> list[Speaker]:
+        """Have all rows said, after the session's prompts have run."""
+        layer = self.speakers.talker.accept_hidden_layer
+        hidden = session.give_tapped(layer) if self.request.hears else None
+        return self.speakers.fill(self.request, [Writing(session, b) for b in range(len(session.rows))], hidden)
+
+
+def spoken(session: Session, aloud: Aloud, sound: Sound, tokenizer: Tokenizer) -> list[Reply]:
     """The replies of a session, written and said to their end."""
-    replies = written(session, tokenizer)
-    for _ in speaking.chunks():
-        pass
+    replies, speakers = written(session, tokenizer), aloud.begin(session)
+    while not aloud.speakers.done:
+        aloud.speakers.advance()
     start = perf_counter()
-    lengths = [codes.shape[1] for codes in speaking.codes]
-    padded = np.stack([np.pad(codes, ((0, 0), (0, max(lengths) - codes.shape[1]))) for codes in speaking.codes])
+    lengths = [speaker.made for speaker in speakers]
+    padded = np.stack([np.pad(s.codes, ((0, 0), (0, max(lengths) - s.made))) for s in speakers])
     waves = sound(padded, lengths)
-    times = (speaking.seconds, perf_counter() - start)
-    said = zip(replies, speaking.codes, waves, speaking.cut, strict=True)
-    return [_with_speech(reply, codes, wave, cut, times) for reply, codes, wave, cut in said]
+    seconds = perf_counter() - start
+    said = zip(replies, speakers, waves, strict=True)
+    return [_with_speech(reply, speaker, wave, seconds) for reply, speaker, wave in said]
 
 
 def finished(slots: Slots, tokenizer: Tokenizer) -> Iterator[tuple[int, Reply]]:
@@ -73,16 +108,17 @@ def written_events(session: Session, tokenizer: Tokenizer) -> Iterator[Event]:
     yield Event(text.last_piece(), [], _replies(session, tokenizer)[0])
 
 
-def spoken_events(session: Session, speaking: SpeechSession, vocoder: Vocoder, tokenizer: Tokenizer) -> Iterator[Event]:
+def spoken_events(session: Session, aloud: Aloud, vocoder: Vocoder, tokenizer: Tokenizer) -> Iterator[Event]:
     """The events of a session of one row that is also said."""
-    waves, seconds = [np.zeros(0, np.float32)], 0.0
+    waves, seconds, speaker = [np.zeros(0, np.float32)], 0.0, None
     for event in written_events(session, tokenizer):
-        if event.reply is not None:
-            wave, times = np.concatenate(waves), (speaking.seconds, seconds)
-            yield replace(event, reply=_with_speech(event.reply, speaking.codes[0], wave, speaking.cut[0], times))
+        if event.reply is not None and speaker is not None:
+            yield replace(event, reply=_with_speech(event.reply, speaker, np.concatenate(waves), seconds))
             return
         yield event
-        for (codes,) in speaking.chunks(STREAM_FRAMES):
+        if speaker is None:
+            (speaker,) = aloud.begin(session)
+        while (codes := aloud.speakers.advance(STREAM_FRAMES)[0]).shape[1]:
             start = perf_counter()
             waves.append(vocoder.add(codes))
             seconds += perf_counter() - start
@@ -94,13 +130,13 @@ def _replies(session: Session, tokenizer: Tokenizer) -> list[Reply]:
     return replies_of(session, tokenizer, times)
 
 
-def _with_speech(reply: Reply, codes: np.ndarray, audio: np.ndarray, cut: bool, times: tuple[float, float]) -> Reply:
-    """The reply with its speech; `times` are those of the Talker and of the vocoder."""
+def _with_speech(reply: Reply, speaker: Speaker, audio: np.ndarray, vocoder_seconds: float) -> Reply:
+    """The reply with its speech, float32 [samples]."""
     stats = {
-        "frames": codes.shape[1],
+        "frames": speaker.made,
         "audio_seconds": len(audio) / SAMPLES_PER_SECOND,
-        "speech_finish_reason": "length" if cut else "stop",
-        "talker_seconds": times[0],
-        "vocoder_seconds": times[1],
+        "speech_finish_reason": "length" if speaker.cut else "stop",
+        "talker_seconds": speaker.seconds,
+        "vocoder_seconds": vocoder_seconds,
     }
-    return replace(reply, stats={**reply.stats, **stats}, audio=audio, codes=codes)
+    return replace(reply, stats={**reply.stats, **stats}, audio=audio, codes=speaker.codes)

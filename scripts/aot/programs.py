@@ -22,11 +22,12 @@ from omni_jax.decode.draft.loop import SpeculativeState, decode_rounds
 from omni_jax.decode.draft.proposers import proposer_for
 from omni_jax.decode.media import encode_audio, encode_vision
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import FRAMES, Voice
-from omni_jax.decode.speech.talker_loop import TalkerPrompt, decode_frames, prefill_talker
+from omni_jax.decode.speech.session import Voice
+from omni_jax.decode.speech.talker_loop import FRAMES, SpeechValues, TalkerPrompt, decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import start, vocode_chunk
 from omni_jax.decode.text import DecodeState, PrefillInput, Rows, decode_chunk, prefill
 from omni_jax.draft_config import read_draft_config
+from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.omni import PARTS
 from omni_jax.ops.cache import CACHE_AXES
@@ -277,24 +278,23 @@ def lower_init(target: Target) -> Any:
     return jax.jit(make, out_shardings=NamedSharding(target.mesh, PartitionSpec())).lower()
 
 
-def _speech_settings(target: Target, rows: int, columns: int) -> tuple[Any, Any, tuple, TalkerPrompt]:
+def _speech_settings(target: Target, rows: int, columns: int) -> tuple[Any, Any, SpeechValues, TalkerPrompt]:
     """The Thinker's embeddings, the plan and values of drawing as users do, and a prompt [rows, columns]."""
     assert target.config.talker is not None
     text = target.config.thinker.text
     embed = target.array(text.vocab_size, text.hidden_size, dtype=target.dtype, axes=("vocab", "embed"))
     voice = Voice("ethan", Sampling(0.9, 50, repetition_penalty=1.05), FRAMES)
     ids = target.rows(rows, columns)
-    prompt = TalkerPrompt(
+    prompt = SpeechPrompt(
         text_ids=ids,
         hidden_index=ids,
         codec_ids=ids,
         position_ids=target.array(3, rows, columns, axes=(None, "batch", None)),
         rope_delta=target.rows(rows, dtype=jnp.float32),
         length=target.rows(rows),
-        budget=target.rows(rows),
-        keys=target.keys(rows),
     )
-    return embed, voice.plan(target.config.talker), (target.values(), target.values()), prompt
+    values = SpeechValues(target.values(), target.values())
+    return embed, voice.plan(target.config.talker), values, TalkerPrompt(prompt, target.rows(rows), target.keys(rows))
 
 
 def lower_begin(target: Target, rows: int, columns: int) -> Any:
@@ -312,14 +312,9 @@ def lower_speak(target: Target, rows: int, capacity: int, unroll: int) -> Any:
     embed, plan, values, prompt = _speech_settings(target, rows, 128)
     params, declaration = target.params("talker"), target.declarations["talker"]
     state = target.result(
-        partial(prefill_talker, declaration=declaration, plan=plan, capacity=capacity),
-        params,
-        embed,
-        prompt,
-        None,
-        values,
+        partial(prefill_talker, declaration=declaration, plan=plan, capacity=capacity), params, embed, prompt, None, values
     )
-    text_ids, frames = target.rows(rows, FRAMES), target.array(dtype=jnp.int32)
+    text_ids, frames = target.rows(rows, FRAMES), target.rows(rows)
     return decode_frames.lower(
         params, embed, state, text_ids, frames, values, declaration=declaration, plan=plan, unroll=unroll
     )

@@ -120,6 +120,8 @@ class Ours:
         """Say a whole reply while it is written: seconds to the first audio, and the finished session."""
         import time
 
+        import numpy as np
+
         from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS
         from omni_jax.decode.sampling import Sampling
         from omni_jax.decode.session import Session
@@ -132,12 +134,15 @@ class Ours:
         session = Session(
             self.params["thinker"], self.declarations["thinker"], text, self.batch, Sampling(), new, 0, (), taps
         )
-        speaking = self._speaking(session, self.bench.frames)
+        aloud, begun = self._aloud(self.bench.frames), False
         vocoder = Vocoder(
             self.params["code2wav"], self.declarations["code2wav"], self.config.code2wav, self.bench.batch
         )
         for _ in session.chunks(STREAM_STEPS):
-            for codes in speaking.chunks(STREAM_FRAMES):
+            if not begun:
+                aloud.begin(session)
+                begun = True
+            while (codes := np.stack(aloud.speakers.advance(STREAM_FRAMES))).size:
                 samples += vocoder.add(codes).shape[1]
                 first_audio = first_audio or (time.perf_counter() - start if samples else 0.0)
         require("tokens of the reply", [len(ids) for ids in session.rows], [new] * self.bench.batch)
@@ -148,19 +153,21 @@ class Ours:
         """Codes int32 [B, Q, frames] of what the session has written."""
         import numpy as np
 
-        speaking = self._speaking(session, frames)
-        for _ in speaking.chunks():
-            pass
-        require("frames", [codes.shape[1] for codes in speaking.codes], [frames] * self.bench.batch)
-        return np.stack(speaking.codes)
+        aloud = self._aloud(frames)
+        rows = aloud.begin(session)
+        while not aloud.speakers.done:
+            aloud.speakers.advance()
+        require("frames", [row.made for row in rows], [frames] * self.bench.batch)
+        return np.stack([row.codes for row in rows])
 
-    def _speaking(self, session: Any, frames: int) -> Any:
-        from omni_jax.decode.speech.session import SpeechSession
+    def _aloud(self, frames: int) -> Any:
+        """What says `bench.batch` rows, for `frames` frames."""
+        from omni_jax.decode.answers import Aloud
+        from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
 
         embed, voice = self.params["thinker"]["embed"], replace(self.voice, max_frames=frames)
-        return SpeechSession(
-            self.params["talker"], self.declarations["talker"], lambda: embed, self.config, self.batch, session, voice
-        )
+        parts = (self.params["talker"], self.declarations["talker"], lambda: embed, self.config, voice)
+        return Aloud(Speakers(*parts, self.bench.batch), SpeechRequest.read(self.batch, voice, self.config))
 
     def _require_samples(self, samples: int) -> None:
         from omni_jax.decode.speech.vocode import samples_of

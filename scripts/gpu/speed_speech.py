@@ -13,9 +13,10 @@ import numpy as np
 from omni_jax.config import Code2WavConfig, OmniConfig, TalkerConfig
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import row_keys
-from omni_jax.decode.speech.session import FRAMES, Voice
-from omni_jax.decode.speech.talker_loop import SpeechState, TalkerPrompt, decode_frames, grow, prefill_talker
+from omni_jax.decode.speech.session import Voice
+from omni_jax.decode.speech.talker_loop import FRAMES, SpeechState, TalkerPrompt, decode_frames, grow, prefill_talker
 from omni_jax.decode.speech.vocode import start, vocode_chunk
+from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND, Code2Wav
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.models.talker import Talker
@@ -37,22 +38,15 @@ class Speaker:
     embed: jax.Array
 
     def begin(self, prompt: TalkerPrompt, capacity: int) -> SpeechState:
-        plan = VOICE.plan(self.config)
-        return prefill_talker(
-            self.params,
-            self.embed,
-            prompt,
-            None,
-            VOICE.values(),
-            declaration=self.declaration,
-            plan=plan,
-            capacity=capacity,
-        )
+        static = {"declaration": self.declaration, "plan": VOICE.plan(self.config), "capacity": capacity}
+        return prefill_talker(self.params, self.embed, prompt, None, VOICE.values(), **static)
 
     def speak(self, state: SpeechState, unroll: int) -> tuple[jax.Array, SpeechState]:
-        text_ids = np.zeros((state.code.shape[0], FRAMES), np.int32)
-        given = (self.params, self.embed, state, text_ids, np.int32(FRAMES), VOICE.values())
-        return decode_frames(*given, declaration=self.declaration, plan=VOICE.plan(self.config), unroll=unroll)
+        text_ids = np.zeros((state.frames.shape[0], FRAMES), np.int32)
+        frames = np.full(state.frames.shape, FRAMES, np.int32)
+        given = (self.params, self.embed, state, text_ids, frames, VOICE.values())
+        made, state = decode_frames(*given, declaration=self.declaration, plan=VOICE.plan(self.config), unroll=unroll)
+        return made.codes, state
 
     def said(self, rows: int, capacity: int, frames: int) -> SpeechState:
         """The state behind prompts of 128 columns, which have `frames` frames to go."""
@@ -71,17 +65,15 @@ def make_speaker(shape: str, dtype: str) -> Speaker:
 
 def text_prompt(rows: int, columns: int, frames: int) -> TalkerPrompt:
     """Prompts of text, int32 [rows, columns], with a budget of `frames` frames."""
-    prompt = TalkerPrompt(
+    prompt = SpeechPrompt(
         text_ids=np.random.default_rng(0).integers(0, 200, (rows, columns)).astype(np.int32),
         hidden_index=np.full((rows, columns), -1, np.int32),
         codec_ids=np.full((rows, columns), -1, np.int32),
         position_ids=np.broadcast_to(np.arange(columns, dtype=np.float32), (3, rows, columns)),
         rope_delta=np.zeros(rows, np.float32),
         length=np.full(rows, columns, np.int32),
-        budget=np.full(rows, frames, np.int32),
-        keys=row_keys(0, rows),
     )
-    return jax.device_put(prompt)
+    return jax.device_put(TalkerPrompt(prompt, np.full(rows, frames, np.int32), row_keys(0, rows)))
 
 
 def prompts(speaker: Speaker, cases: Iterable[tuple[int, int]]) -> list[Timing]:
@@ -105,7 +97,7 @@ def frames(speaker: Speaker, rows: int, capacity: int, unroll: int, repetitions:
     form = "scan" if unroll == 1 else f"unroll {unroll}"
     name = f"{FRAMES} frames of {rows} rows, {capacity} slots, {form}"
     timing = measure(name, run, repetitions, rows * FRAMES, "frames/s")
-    assert int(state.remaining.max()) == 0, "rows ended early: the rate would be wrong"
+    assert int(state.rows.remaining.max()) == 0, "rows ended early: the rate would be wrong"
     return timing
 
 
