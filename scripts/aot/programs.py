@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.config import DecoderConfig, OmniConfig
 from omni_jax.decode.draft.loop import SpeculativeState, decode_rounds
-from omni_jax.decode.draft.proposers import proposer_for
+from omni_jax.decode.draft.plan import proposer_for
 from omni_jax.decode.media import encode_audio, encode_vision
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.session import Voice
@@ -30,8 +30,7 @@ from omni_jax.draft_config import read_draft_config
 from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.omni import PARTS
-from omni_jax.ops.cache import CACHE_AXES
-from omni_jax.ops.cache import KVCache, capacity_for, lay_over
+from omni_jax.ops.cache import CACHE_AXES, KVCache, capacity_for, lay_over
 from omni_jax.sharding import MESH_AXES, Axes, sharding_for
 from omni_jax.weights.drafters import Drafter, declare_drafter
 from scripts.small.configs import PUBLIC_DFLASH, config_dict
@@ -228,8 +227,8 @@ def lower_decode(target: Target, rows: int, capacity: int, unroll: int) -> Any:
     )
 
 
-def lower_round(target: Target, rows: int, capacity: int, width: int) -> Any:
-    """Rounds that draft with the public DFlash drafter's shape and verify `width` tokens."""
+def lower_round(target: Target, rows: int, capacity: int, verify_tokens: int) -> Any:
+    """Rounds that draft with the public DFlash drafter's shape and verify `verify_tokens` tokens."""
     config = read_draft_config(PUBLIC_DFLASH)
     declared = replace(declare_drafter(config)[1], mesh=target.declarations["thinker"].mesh)
     drafter = Drafter("dflash", config, declared, {}, PUBLIC_DFLASH, {})
@@ -251,7 +250,7 @@ def lower_round(target: Target, rows: int, capacity: int, width: int) -> Any:
         proposer=proposer,
         declaration=declaration,
         plan=plan,
-        width=width,
+        verify_tokens=verify_tokens,
     )
 
 
@@ -312,7 +311,12 @@ def lower_speak(target: Target, rows: int, capacity: int, unroll: int) -> Any:
     embed, plan, values, prompt = _speech_settings(target, rows, 128)
     params, declaration = target.params("talker"), target.declarations["talker"]
     state = target.result(
-        partial(prefill_talker, declaration=declaration, plan=plan, capacity=capacity), params, embed, prompt, None, values
+        partial(prefill_talker, declaration=declaration, plan=plan, capacity=capacity),
+        params,
+        embed,
+        prompt,
+        None,
+        values,
     )
     text_ids, frames = target.rows(rows, FRAMES), target.rows(rows)
     return decode_frames.lower(

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import OmniConfig, ThinkerConfig
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import row_keys
 from omni_jax.decode.text import CHUNK, PrefillInput, decode_chunk, prefill
 from omni_jax.decoder_config import RopeConfig
 from omni_jax.models.param import Declaration, bind, declare

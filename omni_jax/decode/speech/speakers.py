@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.slots import idle, insert
+from omni_jax.decode.rows import idle, insert, retire
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.talker_loop import (
     FRAMES,
@@ -33,7 +33,6 @@ from omni_jax.decode.speech.talker_loop import (
     grow,
     prefill_talker,
 )
-from omni_jax.decode.text import retire
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.speech import SpeechPrompt, speaker_ids, speech_prompt
