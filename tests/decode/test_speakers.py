@@ -155,7 +155,8 @@ def test_a_row_that_waits_for_its_text_holds_up_no_other(omni: Omni) -> None:
 
 
 def test_a_row_that_pauses_stays_what_it_is(omni: Omni) -> None:
-    speakers = pool(omni, 2)
+    # Whatever is drawn twice would be something else the second time.
+    speakers = pool(omni, 2, Sampling(repetition_penalty=10.0))
     for b in (0, 1):
         request, words, hidden = asked(omni, LINES[5 * b])
         words.write(9)
@@ -244,11 +245,11 @@ def test_rows_end_by_themselves_and_a_cache_grows_with_the_longest(omni: Omni) -
         for row in rows:
             row.text.write(30)
         speakers.advance()
+        assert speakers.state is not None
+        assert all(row.columns + row.made <= speakers.state.cache.slots for row in rows)
     for row, codes in zip(rows, want, strict=True):
         np.testing.assert_array_equal(row.codes, codes)
-    assert speakers.state is not None
-    slots, longest = speakers.state.cache.slots, rows[2]
-    assert longest.columns < 256 < longest.columns + longest.made and slots == 512
+    assert rows[2].columns < 256 < rows[2].columns + rows[2].made, "its cache grew"
     assert min(row.made for row in rows) < 30 and not all(row.cut for row in rows), "some end themselves"
 
 
