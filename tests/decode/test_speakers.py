@@ -241,6 +241,7 @@ def test_rows_end_by_themselves_and_a_cache_grows_with_the_longest(omni: Omni) -
     b = 0 if rows[0].done else 1
     speakers.free(b)
     rows.append(speakers.insert(b, *asked(ending, lines[2])))
+    rows[2].text.write(30)
     while not speakers.done:
         for row in rows:
             row.text.write(30)
