@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.rows import idle, insert, retire
+from omni_jax.decode.rows import idle, insert
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.talker_loop import (
     FRAMES,
