@@ -23,10 +23,10 @@ class GenerateArguments(TypedDict, total=False):
     seed: one for all rows or one per row; a row's reply depends on its own seed and prompt alone.
     logprobs: report log-probabilities of the tokens and of this many alternatives to each, 0 to 20.
     use_audio_in_video, tools, fps, media, thinking: as in `Omni.prepare`.
-    speech: whether the replies are also said.
-    speaker: who says them, one for all rows or one per row.
+    speech: whether the replies are also spoken.
+    speaker: who speaks them, one for all rows or one per row.
     speech_temperature, speech_top_k, speech_top_p: how codes are drawn.
-    speech_repetition_penalty: on codes said before, also when greedy.
+    speech_repetition_penalty: on earlier codes, also when greedy.
     max_frames: the most frames of speech, of 80 ms each.
     drafter: drafts tokens that the model then verifies. It changes the time and nothing else.
     draft_tokens: drafted per round, by default the number that the drafter was trained for; "auto" measures once what
