@@ -17,6 +17,7 @@ afresh every 300 frames and loses `lost_samples` there; `decode.vocode` has that
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from omni_jax.config import Code2WavConfig
+from omni_jax.errors import InputError
 from omni_jax.models.decoder import DecoderLayers
 from omni_jax.models.encoder import gelu_exact
 from omni_jax.models.param import LayerNorm, Linear, RMSNorm, param, project
 from omni_jax.ops.cache import CACHE_AXES, KVCache
 from omni_jax.ops.conv import causal_conv, conv_to_mono, conv_transpose, depthwise_conv, snake
 from omni_jax.ops.rope import rope
-from omni_jax.sharding import constrain, constrain_rows
+from omni_jax.sharding import Array, constrain, constrain_rows
 
 # Constants of the architecture: no config.json states them.
 SAMPLES_PER_SECOND = 24_000
@@ -58,6 +60,15 @@ class VocoderState:
         """The same state, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
         tails = tuple(constrain_rows(tail, mesh) for tail in self.tails)
         return replace(self, k=constrain(self.k, CACHE_AXES, mesh), v=constrain(self.v, CACHE_AXES, mesh), tails=tails)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sound:
+    """wave: float32 [B, samples]. state: what these frames and those before leave for later ones."""
+
+    wave: jax.Array
+    state: VocoderState
 
 
 @dataclass(frozen=True)
@@ -297,19 +308,34 @@ class Code2Wav(nnx.Module):
         """Frames before its own that a frame attends to."""
         return self.config.sliding_window - 1
 
-    def __call__(
-        self, codes: jax.Array, state: VocoderState, count: jax.Array | int | None = None
-    ) -> tuple[jax.Array, VocoderState]:
-        """Codes int32 [B, Q, F] behind `state` -> float32 [B, F * total_upsample] in [-1, 1], and the next state.
+    @overload
+    def __call__(self, codes: Array, state: None = None, count: Array | int | None = None) -> jax.Array: ...
 
-        count: the first frames that are real, all by default; what follows them is padding, which gives meaningless
-        samples and leaves nothing in the state.
+    @overload
+    def __call__(self, codes: Array, state: VocoderState, count: Array | int | None = None) -> Sound: ...
+
+    def __call__(
+        self, codes: Array, state: VocoderState | None = None, count: Array | int | None = None
+    ) -> jax.Array | Sound:
+        """The whole sound of codes int [B, Q, F]: float32 [B, samples] in [-1, 1]; with a state, `Sound`.
+
+        state: what earlier frames leave for these; the sound is then [B, F * total_upsample], and the first
+            `lost_samples` of a row's first frames are the caller's to drop.
+        count: how many of the frames are real, all by default; what follows them is padding, which gives meaningless
+            samples and leaves nothing in the state.
+
+        Raises InputError for an array of another shape.
         """
+        codes, Q = jnp.asarray(codes), self.config.num_quantizers
+        if codes.ndim != 3 or codes.shape[1] != Q:
+            raise InputError(f"codes have shape {list(codes.shape)}; give int [B, Q, F] with Q = {Q}")
+        if state is None:
+            return self(codes, self.start(codes.shape[0]), count).wave[:, self.config.lost_samples :]
         real = jnp.int32(codes.shape[2] if count is None else count)
         x, k, v = self.attend(self.embed_codes(codes), state, real)
         stage = Stage(state.frames, real, iter(state.tails), [])
         wave = jnp.clip(self.sound(x, stage), -1.0, 1.0)
-        return wave, VocoderState(state.frames + real, k, v, tuple(stage.after))
+        return Sound(wave, VocoderState(state.frames + real, k, v, tuple(stage.after)))
 
     def embed_codes(self, codes: jax.Array) -> jax.Array:
         """Codes int32 [B, Q, F] -> [B, F, D]: the mean over codebooks."""
@@ -329,9 +355,9 @@ class Code2Wav(nnx.Module):
         cache = KVCache(jnp.pad(state.k, more), jnp.pad(state.v, more), jnp.full((B,), past, jnp.int32))
         positions = (state.frames + jnp.arange(F))[None]
         first_valid = jnp.full((B,), jnp.maximum(past - state.frames, 0))
-        x, cache, _ = self.layers.extend(x, rope(positions, c.head_dim, c.rope, x.dtype), cache, first_valid)
-        k, v = (jax.lax.dynamic_slice_in_dim(a, count, past, axis=3) for a in (cache.k, cache.v))
-        return self.norm(x), k, v
+        out = self.layers.extend(x, rope(positions, c.head_dim, c.rope, x.dtype), cache, first_valid)
+        k, v = (jax.lax.dynamic_slice_in_dim(a, count, past, axis=3) for a in (out.cache.k, out.cache.v))
+        return self.norm(out.hidden), k, v
 
     def sound(self, x: jax.Array, stage: Stage) -> jax.Array:
         """The convolutions: x [B, F, D] -> float32 [B, F * total_upsample]."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from omni_jax.config import DecoderConfig
-from omni_jax.models.decoder import DecoderLayers
+from omni_jax.models.decoder import CachedOutput, DecoderLayers
 from omni_jax.models.param import RMSNorm, param, project
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope
@@ -33,12 +33,12 @@ class CodePredictor(nnx.Module):
         self.norm = RMSNorm(rngs, D, config.rms_norm_eps)
         self.lm_head = param(rngs, (codebooks - 1, V, D), axes, scale=D**-0.5)
 
-    def extend(self, x: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """Embedded codes [B, T, D] behind what the cache holds -> normed states [B, T, D] and the cache."""
+    def extend(self, x: jax.Array, cache: KVCache) -> CachedOutput:
+        """Embedded codes [B, T, D] after what the cache holds -> normed states [B, T, D] and the cache."""
         position = cache.length[:, None] + jnp.arange(x.shape[1])
         cos_sin = rope(position.astype(jnp.float32), self.config.head_dim, self.config.rope, x.dtype)
-        x, cache, _ = self.layers.extend(x, cos_sin, cache)
-        return self.norm(x), cache
+        out = self.layers.extend(x, cos_sin, cache)
+        return CachedOutput(self.norm(out.hidden), out.cache, out.taps)
 
     def embed_code(self, code: jax.Array, i: Any) -> jax.Array:
         """Codes int32 [B] of codebook i + 1 -> [B, D]."""

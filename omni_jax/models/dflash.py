@@ -75,12 +75,10 @@ class DFlash(nnx.Module):
         W = x.shape[1]
         visible = _block_masks(self.config, cache, W)
 
-        def over_context(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache | None, l: Any) -> jax.Array:
-            assert cache is not None
+        def over_context(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, l: Any) -> jax.Array:
             return attend(q, cache.k[l], cache.v[l], visible(l))
 
         x, written, _ = self.layers.run(x, self._rope(cache, x), cache, over_context, unroll=unroll)
-        assert written is not None
         return self.norm(x), replace(written, length=cache.length)
 
     def _rope(self, cache: KVCache, x: jax.Array) -> tuple[jax.Array, jax.Array]:

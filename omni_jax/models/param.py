@@ -22,9 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from omni_jax.sharding import platform
-
-Axes = tuple[str | None, ...]
+from omni_jax.sharding import Axes, platform
 
 
 def param(

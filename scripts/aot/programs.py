@@ -29,8 +29,7 @@ from omni_jax.decode.text import DecodeState, PrefillInput, Rows, decode_chunk, 
 from omni_jax.draft_config import read_draft_config
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.omni import PARTS
-from omni_jax.ops.cache import CACHE_AXES
-from omni_jax.ops.cache import KVCache, capacity_for, lay_over
+from omni_jax.ops.cache import CACHE_AXES, KVCache, capacity_for, lay_over
 from omni_jax.sharding import MESH_AXES, Axes, sharding_for
 from omni_jax.weights.drafters import Drafter, declare_drafter
 from scripts.small.configs import PUBLIC_DFLASH, config_dict

@@ -226,7 +226,7 @@ def small_thinker() -> ThinkerConfig:
 def all_logits(params: dict, token_ids: jax.Array, positions: jax.Array, *, declaration: Declaration) -> jax.Array:
     """Logits float32 [B, T, V] of text alone."""
     thinker = bind(declaration, params)
-    return thinker.logits(thinker.whole(thinker.embed_tokens(token_ids), positions)[0])
+    return thinker(token_ids, positions)
 
 
 def teacher_forced(params: dict, declaration: Declaration, token_ids: np.ndarray, device: Any) -> np.ndarray:

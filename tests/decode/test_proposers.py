@@ -156,5 +156,5 @@ def _states(omni: Omni, taps: tuple[int, ...], text: list[int]) -> np.ndarray:
     """The Thinker's states of a whole text, side by side: [T, n * D]."""
     thinker, ids = omni.thinker, jnp.asarray([text], jnp.int32)
     position = jnp.broadcast_to(jnp.arange(len(text), dtype=jnp.float32), (3, 1, len(text)))
-    _, _, tapped = thinker.whole(thinker.embed_tokens(ids), position, taps=taps)
+    tapped = thinker.forward(thinker.embed_tokens(ids), position, taps=taps).taps
     return np.moveaxis(np.asarray(tapped)[:, 0], 0, 1).reshape(len(text), -1)
