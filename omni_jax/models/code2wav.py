@@ -27,10 +27,10 @@ from jax.sharding import Mesh
 from omni_jax.config import Code2WavConfig
 from omni_jax.errors import InputError
 from omni_jax.models.decoder import DecoderLayers
-from omni_jax.models.encoder import gelu_exact
-from omni_jax.models.param import LayerNorm, Linear, RMSNorm, param, project
+from omni_jax.models.param import LayerNorm, Linear, Module, RMSNorm, param, project
 from omni_jax.ops.cache import CACHE_AXES, KVCache
 from omni_jax.ops.conv import causal_conv, conv_to_mono, conv_transpose, depthwise_conv, snake
+from omni_jax.ops.gelu import gelu_exact
 from omni_jax.ops.rope import rope
 from omni_jax.sharding import Array, constrain, constrain_rows
 
@@ -109,7 +109,7 @@ class Stage:
         return jnp.where(jnp.arange(x.shape[1])[:, None] < left, 0, x)
 
 
-class CausalConv(nnx.Module):
+class CausalConv(Module):
     """A causal convolution: weight [out, in, k], bias [out]."""
 
     def __init__(self, rngs: nnx.Rngs, channels_in: int, channels_out: int, dilation: int = 1):
@@ -124,7 +124,7 @@ class CausalConv(nnx.Module):
         return causal_conv(seen, self.weight[...], self.dilation) + self.bias[...]
 
 
-class DepthwiseConv(nnx.Module):
+class DepthwiseConv(Module):
     """A causal convolution of each channel by itself: weight [C, 1, k], bias [C]."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
@@ -137,7 +137,7 @@ class DepthwiseConv(nnx.Module):
         return y.astype(x.dtype)
 
 
-class MonoConv(nnx.Module):
+class MonoConv(Module):
     """The causal convolution to one channel: weight [1, in, k], bias [1]."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
@@ -149,7 +149,7 @@ class MonoConv(nnx.Module):
         return conv_to_mono(stage.look_back(x, KERNEL - 1), self.weight[...]) + self.bias[...]
 
 
-class Pointwise(nnx.Module):
+class Pointwise(Module):
     """A convolution of kernel 1: weight [C, C, 1], bias [C]."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
@@ -161,7 +161,7 @@ class Pointwise(nnx.Module):
         return (project(x, self.weight[...][..., 0]) + self.bias[...]).astype(x.dtype)
 
 
-class TransposedConv(nnx.Module):
+class TransposedConv(Module):
     """`stride` samples for each one, out of it and `look_back` before it: weight [in, out, k], bias [out]."""
 
     def __init__(self, rngs: nnx.Rngs, channels_in: int, channels_out: int, stride: int, look_back: int):
@@ -178,7 +178,7 @@ class TransposedConv(nnx.Module):
         return stage.silence(y), stage
 
 
-class Snake(nnx.Module):
+class Snake(Module):
     """The Snake activation: alpha and beta [C], the logarithms of frequency and of inverse magnitude."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
@@ -190,7 +190,7 @@ class Snake(nnx.Module):
         return snake(x, self.alpha[...], self.beta[...])
 
 
-class UpsampleStage(nnx.Module):
+class UpsampleStage(Module):
     """A transposed convolution without overlap, then a ConvNeXt block."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int, factor: int):
@@ -209,7 +209,7 @@ class UpsampleStage(nnx.Module):
         return x + self.gamma[...] * y, stage
 
 
-class Upsample(nnx.Module):
+class Upsample(Module):
     """stage_0, stage_1, ...: one for each of the upsampling ratios."""
 
     def __init__(self, rngs: nnx.Rngs, config: Code2WavConfig):
@@ -220,11 +220,12 @@ class Upsample(nnx.Module):
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
         """[B, F, D] -> [B, F * product of ratios, D], and the stage that it is at."""
         for i in range(self.stages):
-            x, stage = getattr(self, f"stage_{i}")(x, stage)
+            with jax.named_scope(f"upsample_{i}"):
+                x, stage = getattr(self, f"stage_{i}")(x, stage)
         return x, stage
 
 
-class ResidualUnit(nnx.Module):
+class ResidualUnit(Module):
     """x + conv2(snake(conv1(snake(x)))), conv1 dilated."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int, dilation: int):
@@ -239,7 +240,7 @@ class ResidualUnit(nnx.Module):
         return stage.silence(x + y)
 
 
-class DecoderBlock(nnx.Module):
+class DecoderBlock(Module):
     """Snake (alpha, beta), a transposed convolution that halves the channels, then residual units."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int, stride: int):
@@ -257,7 +258,7 @@ class DecoderBlock(nnx.Module):
         return x, stage
 
 
-class WaveDecoder(nnx.Module):
+class WaveDecoder(Module):
     """The first convolution, block_0, block_1, ... for the upsampling rates, Snake (alpha, beta), the last one."""
 
     def __init__(self, rngs: nnx.Rngs, config: Code2WavConfig):
@@ -272,13 +273,16 @@ class WaveDecoder(nnx.Module):
 
     def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
         """[B, T, D] -> float32 [B, T * product of rates]."""
-        x = self.conv_in(x, stage)
+        with jax.named_scope("conv_in"):
+            x = self.conv_in(x, stage)
         for i in range(self.blocks):
-            x, stage = getattr(self, f"block_{i}")(x, stage)
-        return self.conv_out(snake(x, self.alpha[...], self.beta[...]), stage)
+            with jax.named_scope(f"block_{i}"):
+                x, stage = getattr(self, f"block_{i}")(x, stage)
+        with jax.named_scope("conv_out"):
+            return self.conv_out(snake(x, self.alpha[...], self.beta[...]), stage)
 
 
-class Code2Wav(nnx.Module):
+class Code2Wav(Module):
     """embed [Q, C, D] (Q quantizers of C codes), decoder layers and norm, upsampling stages, waveform decoder."""
 
     def __init__(self, rngs: nnx.Rngs, config: Code2WavConfig):
@@ -337,12 +341,14 @@ class Code2Wav(nnx.Module):
         wave = jnp.clip(self.sound(x, stage), -1.0, 1.0)
         return Sound(wave, VocoderState(state.frames + real, k, v, tuple(stage.after)))
 
+    @jax.named_scope("embed")
     def embed_codes(self, codes: jax.Array) -> jax.Array:
         """Codes int32 [B, Q, F] -> [B, F, D]: the mean over codebooks."""
         embed = self.embed[...]
         x = embed[jnp.arange(codes.shape[1])[:, None], codes]
         return jnp.mean(x.astype(jnp.float32), axis=1).astype(embed.dtype)
 
+    @jax.named_scope("transformer")
     def attend(
         self, x: jax.Array, state: VocoderState, count: jax.Array | int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
 from omni_jax.errors import InputError
-from omni_jax.models.param import RMSNorm, param, project
+from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.ops.attention import attend, causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.expert_parallel import sharded_moe, sharded_route
@@ -41,6 +41,7 @@ class Deepstack:
     features: jax.Array
     index: jax.Array
 
+    @jax.named_scope("deepstack")
     def add(self, x: jax.Array, l: Any) -> jax.Array:
         """x [B, T, D] plus layer `l`'s feature at visual positions."""
 
@@ -85,7 +86,7 @@ Cache = TypeVar("Cache", KVCache, None)
 Attention = Callable[[jax.Array, jax.Array, jax.Array, Cache, Any], jax.Array]
 
 
-class Experts(nnx.Module):
+class Experts(Module):
     """Routed experts of L layers: router [L, E, D], gate_up [L, E, D, 2, F], down [L, E, F, D]."""
 
     def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, layers: int):
@@ -96,23 +97,26 @@ class Experts(nnx.Module):
         self.config = config
         self.mesh: Mesh | None = None
 
+    @jax.named_scope("experts")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D] through the experts of stack index `l`."""
         B, T, D = x.shape
         rows = x.reshape(B * T, D)
         split = () if self.mesh is None else split_over("batch", B, self.mesh)
         chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
-        ids, weights = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
+        with jax.named_scope("router"):
+            ids, weights = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
         return sharded_moe(rows, ids, weights, self.gate_up[...], self.down[...], l, self.mesh, split).reshape(B, T, D)
 
 
-class MLP(nnx.Module):
+class MLP(Module):
     """Gated MLP of L layers: down(silu(gate(x)) * up(x)); gate_up [L, 2, F, D], down [L, D, F]."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int):
         self.gate_up = param(rngs, (layers, 2, inner, width), ("layers", None, "mlp", "embed"), scale=width**-0.5)
         self.down = param(rngs, (layers, width, inner), ("layers", "embed", "mlp"), scale=inner**-0.5)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         gate, up = jnp.moveaxis(project(x, self.gate_up[...][l]), 2, 0)
@@ -127,13 +131,14 @@ class SharedExpert(MLP):
         super().__init__(rngs, width, inner, layers)
         self.gate = param(rngs, (layers, width), ("layers", "embed"), scale=width**-0.5)
 
+    @jax.named_scope("shared_expert")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         weight = jax.nn.sigmoid(project(x, self.gate[...][l][None]).astype(x.dtype))
         return weight * super().__call__(x, l)
 
 
-class DecoderLayers(nnx.Module):
+class DecoderLayers(Module):
     """L decoder layers, run over whole sequences or after what a cache holds."""
 
     def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
@@ -263,6 +268,7 @@ class DecoderLayers(nnx.Module):
         (_, x, cache, tapped), _ = jax.lax.scan(layer, carry, None, length=L, unroll=unroll)
         return x, cache if cache is None else cache.advance(x.shape[1]), tapped
 
+    @jax.named_scope("attention")
     def _attention(
         self, x: jax.Array, l: Any, rope: Rope, cache: Cache, attention: Attention[Cache]
     ) -> tuple[jax.Array, Cache]:

@@ -26,25 +26,26 @@ from omni_jax.models.decoder import (
     count_valid,
     left_padding,
 )
-from omni_jax.models.param import Linear, RMSNorm, param, project
+from omni_jax.models.param import Linear, Module, RMSNorm, param, project
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope, text_positions
 from omni_jax.sharding import Array
 
 
-class Projection(nnx.Module):
+class Projection(Module):
     """fc2(silu(fc1(x))): from the Thinker's width to the Talker's."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, inner: int, out: int):
         self.fc1 = Linear(rngs, (inner, width), ("mlp", "embed"))
         self.fc2 = Linear(rngs, (out, inner), ("embed", "mlp"))
 
+    @jax.named_scope("projection")
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., width] -> [..., out]."""
         return self.fc2(jax.nn.silu(self.fc1(x)))
 
 
-class Talker(nnx.Module):
+class Talker(Module):
     """embed and codec_head [V, D], the projections, the decoder layers with their final norm, the code predictor."""
 
     def __init__(self, rngs: nnx.Rngs, config: TalkerConfig):
@@ -96,6 +97,7 @@ class Talker(nnx.Module):
         c = self.config.text
         return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, self.embed[...].dtype)
 
+    @jax.named_scope("embed")
     def embed_codes(self, codes: jax.Array) -> jax.Array:
         """Codec ids int32 [...], prompt marks and first codes alike -> [..., D]."""
         return self.embed[...][codes]
@@ -118,6 +120,7 @@ class Talker(nnx.Module):
         out = self.layers.extend(x, self._rope(position_ids, x), cache, unroll=unroll)
         return CachedOutput(self.norm(out.hidden), out.cache, out.taps)
 
+    @jax.named_scope("logits")
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Normed states [..., D] -> float32 logits [..., V] of the first code."""
         return project(hidden, self.codec_head[...])

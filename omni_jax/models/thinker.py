@@ -29,7 +29,7 @@ from omni_jax.models.decoder import (
     count_valid,
     left_padding,
 )
-from omni_jax.models.param import RMSNorm, param, project
+from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.models.vision import VisionEncoder
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope, text_positions
@@ -51,7 +51,7 @@ class Media:
     audio_index: jax.Array
 
 
-class Thinker(nnx.Module):
+class Thinker(Module):
     """embed and lm_head [V, D] (one array when tied), both encoders, the decoder layers and the final norm."""
 
     def __init__(self, rngs: nnx.Rngs, config: ThinkerConfig):
@@ -123,6 +123,7 @@ class Thinker(nnx.Module):
         c = self.config.text
         return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, self.embed[...].dtype)
 
+    @jax.named_scope("embed")
     def embed_tokens(self, token_ids: jax.Array, media: Media | None = None) -> jax.Array:
         """Token ids int32 [B, T] -> [B, T, D], with media features in place of their placeholders."""
         x = self.embed[...][token_ids]
@@ -184,12 +185,14 @@ class Thinker(nnx.Module):
     def _rope(self, position_ids: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rope(position_ids, self.config.text.head_dim, self.config.text.rope, x.dtype)
 
+    @jax.named_scope("norm")
     def _finish(self, out: Output | CachedOutput, taps: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """Normed states and taps: the final norm gives the hidden state of the highest number."""
         x = self.norm(out.hidden)
         last = self.config.text.num_layers
         return x, out.taps.at[taps.index(last)].set(x) if last in taps else out.taps
 
+    @jax.named_scope("logits")
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Normed states [..., D] -> float32 logits [..., V]."""
         head = self.embed if self.config.text.tie_word_embeddings else self.lm_head
