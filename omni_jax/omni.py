@@ -37,7 +37,7 @@ from omni_jax.inputs.values import flag, whole
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.talker import Talker
-from omni_jax.models.thinker import Thinker
+from omni_jax.models.thinker import Media, Thinker
 from omni_jax.sharding import place, round_up_rows
 from omni_jax.weights.drafters import Drafter
 
@@ -144,6 +144,11 @@ class Omni:
             padding=padding,
             enable_thinking=None if thinking is None else flag("thinking", thinking),
         )
+
+    def encode(self, batch: Batch) -> Media | None:
+        """The media of a prepared batch as `thinker(..., media=)` takes them; None where it has none."""
+        declaration, params = self._part("thinker")
+        return encode_media(params, batch, declaration)
 
     def logits(self, batch: Batch) -> jax.Array:
         """Teacher-forced Thinker logits of a prepared batch, float32 [B, T, V]; rows at padding mean nothing.

@@ -143,14 +143,14 @@ def cached_logits(omni: Omni, batch: Batch, token_ids: list[int]) -> np.ndarray:
     n, media = batch.token_ids.shape[1], encode_media(params, batch, omni.declarations["thinker"])
     cache = KVCache.empty(text.num_layers, 1, text.num_kv_heads, n + len(token_ids), text.head_dim, np.float32)
     x = thinker.embed_tokens(batch.token_ids, media)
-    hidden, cache, _ = thinker.whole(x, batch.position_ids, cache, media=media)
-    logits = [thinker.logits(hidden[0, -1:])]
+    out = thinker.prefill(x, batch.position_ids, cache, media=media)
+    logits = [thinker.logits(out.hidden[0, -1:])]
     for start in (0, *range(1, len(token_ids) - 1, 4)):
         ids = np.array([token_ids[start : 1 if start == 0 else min(start + 4, len(token_ids) - 1)]])
         at = n + start + np.arange(ids.shape[1]) + batch.rope_delta[0]
         position_ids = np.broadcast_to(at, (3, 1, ids.shape[1])).astype(np.float32)
-        hidden, cache, _ = thinker.extend(thinker.embed_tokens(ids), position_ids, cache)
-        logits.append(thinker.logits(hidden[0]))
+        out = thinker.extend(thinker.embed_tokens(ids), position_ids, out.cache)
+        logits.append(thinker.logits(out.hidden[0]))
     return np.concatenate(logits)
 
 
@@ -168,7 +168,8 @@ def test_tapped_hidden_states_are_those_of_the_reference(
     media = encode_media(params, batch, omni.declarations["thinker"])
     L = omni.config.thinker.text.num_layers
     taps = (0, 1, 2, L - 1, L)
-    _, _, got = thinker.whole(thinker.embed_tokens(batch.token_ids, media), batch.position_ids, media=media, taps=taps)
+    x = thinker.embed_tokens(batch.token_ids, media)
+    got = thinker.forward(x, batch.position_ids, media=media, taps=taps).taps
     inputs = reference_inputs(omni.processor, conversations, batch)
     with torch.no_grad():
         want = reference(variant).thinker(**inputs, output_hidden_states=True).hidden_states

@@ -84,7 +84,7 @@ def test_slots_that_the_mesh_does_not_divide(on_mesh: Callable, said: list[list[
     got = {taken.number: taken.session.rows[0] for taken in slots.finished()}
     assert [got[i] for i in range(len(WORDS))] == said
     text, cache = omni.config.thinker.text, slots.state.cache
-    one = text.num_layers * text.num_kv_heads * cache.slots * text.head_dim * 4
+    one = text.num_layers * text.num_kv_heads * cache.capacity * text.head_dim * 4
     for buffer in (cache.k, cache.v):
         assert [shard.data.nbytes for shard in buffer.addressable_shards] == [2 * one] * 8, "16 rows over 8 devices"
     # Writing a prompt's row moves no cache between devices, nor copies it.

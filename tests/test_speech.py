@@ -211,7 +211,7 @@ def test_codes_do_not_depend_on_the_chunks(frames: int, omnis: Callable[[str], O
         assert set(lengths[:-1]) <= {min(step, 32)} and sum(lengths) == speaking.codes[0].shape[1]
         said.append(speaking.codes[0])
     np.testing.assert_array_equal(*said)
-    assert said[0].shape[1] == 290 and speaking.state is not None and speaking.state.cache.slots == 512
+    assert said[0].shape[1] == 290 and speaking.state is not None and speaking.state.cache.capacity == 512
 
 
 @pytest.mark.parametrize("variant", ["odd"])

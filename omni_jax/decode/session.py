@@ -176,18 +176,18 @@ class Session:
             stop_ids=self.stop_ids,
             values=self.values,
         ).placed(self.declaration.mesh)
-        slots = max(capacity_for(batch.token_ids.shape[1]), self.room(CHUNK))
+        capacity = max(capacity_for(batch.token_ids.shape[1]), self.room(CHUNK))
         token, state, self.tapped = prefill(
-            self.params, request, media, declaration=self.declaration, plan=self.plan, slots=slots, taps=self.taps
+            self.params, request, media, declaration=self.declaration, plan=self.plan, capacity=capacity, taps=self.taps
         )
         return token[:, None], state
 
     def settle(self, state: Any) -> None:
         """Find out behind real prompts what must be known before decoding; for plain decoding there is nothing."""
 
-    def grow(self, state: Any, slots: int) -> Any:
-        """The state with a cache of at least `slots` slots."""
-        return grow(state, slots=slots) if slots > state.cache.slots else state
+    def grow(self, state: Any, capacity: int) -> Any:
+        """The state with a cache of at least `capacity` slots."""
+        return grow(state, capacity=capacity) if capacity > state.cache.capacity else state
 
     def decode(self, state: Any, steps: int, until: int | None = None) -> tuple[jax.Array, Any]:
         """Dispatch a chunk of `steps` steps: its tokens and the state behind it.

@@ -210,4 +210,4 @@ class Slots:
 
 def _slots(state: Any) -> int:
     """The slots of the largest cache of a state."""
-    return max(cache.slots for cache in caches_of(state))
+    return max(cache.capacity for cache in caches_of(state))

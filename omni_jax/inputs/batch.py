@@ -20,9 +20,7 @@ import numpy as np
 from omni_jax.config import AudioConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import TOKENS_PER_CHUNK, token_count
-from omni_jax.inputs.positions import MediaItem
-
-Grid = tuple[int, int, int]
+from omni_jax.inputs.positions import Grid, MediaItem
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +51,7 @@ class AudioWindows:
     width: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Batch:
     """Everything that the Thinker reads, in NumPy, and what the Talker's prompt is made of.
 
@@ -73,6 +71,11 @@ class Batch:
     audio: AudioWindows | None
     audio_index: np.ndarray
     items: tuple[tuple[MediaItem, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        B, T = self.token_ids.shape
+        frames, windows = sum(len(rows.grid) for rows in self.vision), 0 if self.audio is None else len(self.audio.mel)
+        return f"Batch(token_ids [{B}, {T}], {frames} rows of patches, {windows} audio windows)"
 
 
 def bucket(n: int) -> int:

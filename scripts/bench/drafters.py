@@ -198,15 +198,15 @@ def experts_used(
     choose = DraftSampler(decode.rows.keys, decode.cache.length + 1, {}, Plan(True, False, 0))
     drafts, _ = proposer.propose(params[1], thinker, state.memory, decode.rows.token, width, choose)
     ancestors = drafts.ancestors()
-    mask = tree_mask(decode.cache.length, ancestors, decode.cache.slots)
+    mask = tree_mask(decode.cache.length, ancestors, decode.cache.capacity)
     position = decode.positions(jnp.sum(ancestors, axis=2) - 1)
     layers: DecoderLayers = thinker.layers
     config = layers.config
     x = thinker.embed_tokens(drafts.token_ids)
     routed = [l for l in range(config.num_layers) if l not in config.dense_layers]
-    _, cache, inputs = layers.extend(x, thinker._rope(position, x), decode.cache, taps=tuple(routed), mask=mask)
+    out = layers.extend(x, thinker._rope(position, x), decode.cache, taps=tuple(routed), mask=mask)
     # The same slots again: each layer's keys and values are already there.
-    cache = type(cache)(cache.k, cache.v, decode.cache.length)
+    cache, inputs = type(out.cache)(out.cache.k, out.cache.v, decode.cache.length), out.taps
 
     def chosen(step: tuple) -> jax.Array:
         l, i, x = step

@@ -226,7 +226,7 @@ def small_thinker() -> ThinkerConfig:
 def all_logits(params: dict, token_ids: jax.Array, positions: jax.Array, *, declaration: Declaration) -> jax.Array:
     """Logits float32 [B, T, V] of text alone."""
     thinker = bind(declaration, params)
-    return thinker.logits(thinker.whole(thinker.embed_tokens(token_ids), positions)[0])
+    return thinker(token_ids, positions)
 
 
 def teacher_forced(params: dict, declaration: Declaration, token_ids: np.ndarray, device: Any) -> np.ndarray:
@@ -258,7 +258,7 @@ def greedy(params: dict, declaration: Declaration, prompts: np.ndarray, device: 
     plan = Sampling().plan(declaration.shapes["embed"].shape[0])
     with jax.default_device(device):
         params, request = jax.device_put((params, request), device)
-        first, state, _ = prefill(params, request, None, declaration=declaration, plan=plan, slots=256)
+        first, state, _ = prefill(params, request, None, declaration=declaration, plan=plan, capacity=256)
         rest, _ = decode_chunk(
             params, state, np.int32(CHUNK), request.stop_ids, request.values, declaration=declaration, plan=plan
         )

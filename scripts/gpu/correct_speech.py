@@ -138,7 +138,7 @@ def greedy_codes(params: dict, embed: Any, said: Conversation, declaration: Decl
     plan, values = voice.plan(small_talker()), voice.values()
     with jax.default_device(device):
         params, embed, prompt, hidden = jax.device_put((params, embed, said.prompt, said.hidden), device)
-        state = prefill_talker(params, embed, prompt, hidden, values, declaration=declaration, plan=plan, slots=64)
+        state = prefill_talker(params, embed, prompt, hidden, values, declaration=declaration, plan=plan, capacity=64)
         codes, _ = decode_frames(
             params, embed, state, said.text_ids, np.int32(FRAMES), values, declaration=declaration, plan=plan
         )
@@ -176,11 +176,11 @@ def code_logits(
     parts = [talker.embed_codes(codes[:, 0]), *(predictor.embed_code(codes[:, i + 1], i) for i in range(Q - 1))]
     said = talker.text_projection(embed[text_ids]) + sum(parts)
     position = jnp.broadcast_to(jnp.arange(COLUMNS + N - 1, dtype=jnp.float32), (3, B, COLUMNS + N - 1))
-    states = talker.whole(jnp.concatenate([x, said[:, :-1]], axis=1), position)[0][:, COLUMNS - 1 :]
+    states = talker.forward(jnp.concatenate([x, said[:, :-1]], axis=1), position).hidden[:, COLUMNS - 1 :]
     frames = jnp.stack([states, *parts[:-1]], axis=2).reshape(B * N, Q, -1)
     c = predictor.config
     cache = KVCache.empty(c.num_layers, B * N, c.num_kv_heads, Q, c.head_dim, frames.dtype)
-    inner = predictor.extend(frames, cache)[0].reshape(B, N, Q, -1)
+    inner = predictor.extend(frames, cache).hidden.reshape(B, N, Q, -1)
     others = jnp.stack([predictor.logits(inner[:, :, i + 1], i) for i in range(Q - 1)], axis=2)
     return talker.logits(states)[..., :-CODEC_MARKS], others
 

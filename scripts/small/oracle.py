@@ -25,11 +25,11 @@ class Oracle:
     usual: int = 15
     most: int = 64
 
-    def empty(self, params: dict, rows: int, slots: int, dtype: Any) -> jax.Array:
+    def empty(self, params: dict, rows: int, capacity: int, dtype: Any) -> jax.Array:
         """Its memory: how many tokens each row has read."""
         return jnp.zeros((rows,), jnp.int32)
 
-    def grow(self, memory: jax.Array, slots: int) -> jax.Array:
+    def grow(self, memory: jax.Array, capacity: int) -> jax.Array:
         """The same."""
         return memory
 

@@ -53,8 +53,8 @@ class Listening:
     def empty(self, params: tuple, *asked: Any) -> tuple:
         return self.real.empty(params[0], *asked), self.told.empty(params[1], *asked)
 
-    def grow(self, memory: tuple, slots: int) -> tuple:
-        return self.real.grow(memory[0], slots), self.told.grow(memory[1], slots)
+    def grow(self, memory: tuple, capacity: int) -> tuple:
+        return self.real.grow(memory[0], capacity), self.told.grow(memory[1], capacity)
 
     def remember(self, params: tuple, thinker: Thinker, memory: tuple, seen: Seen) -> tuple:
         told = self.told.remember(params[1], thinker, memory[1], seen)
@@ -146,7 +146,7 @@ def test_a_session_drafts_what_the_description_says(
             assert drafts.token_ids[b].tolist() == [texts[b][n], *tokens]
             assert parents is None or drafts.parent[b].tolist() == [-1, *parents]
         if turn == 1:
-            state = speculative.grow(state, proposer=listening, slots=512)
+            state = speculative.grow(state, proposer=listening, capacity=512)
         _, state = session._run(state, session.stop_ids, 1)
     steps = np.diff(lengths, axis=0)
     assert len(set(steps.ravel().tolist())) > 1, "some drafts stood and some fell"
@@ -156,5 +156,5 @@ def _states(omni: Omni, taps: tuple[int, ...], text: list[int]) -> np.ndarray:
     """The Thinker's states of a whole text, side by side: [T, n * D]."""
     thinker, ids = omni.thinker, jnp.asarray([text], jnp.int32)
     position = jnp.broadcast_to(jnp.arange(len(text), dtype=jnp.float32), (3, 1, len(text)))
-    _, _, tapped = thinker.whole(thinker.embed_tokens(ids), position, taps=taps)
+    tapped = thinker.forward(thinker.embed_tokens(ids), position, taps=taps).taps
     return np.moveaxis(np.asarray(tapped)[:, 0], 0, 1).reshape(len(text), -1)

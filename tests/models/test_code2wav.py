@@ -183,7 +183,8 @@ def test_padding_leaves_nothing_in_the_state(load) -> None:
     c = case.config
     codes = np.random.default_rng(1).integers(0, c.codebook_size, (2, c.num_quantizers, 10)).astype(np.int32)
     codes[1, :, :6] = codes[0, :, :6]
-    (one, two), state = case.run(lambda m: m(codes, m.start(2), 6))
+    sound = case.run(lambda m: m(codes, m.start(2), 6))
+    (one, two), state = sound.wave, sound.state
     heard = 6 * c.total_upsample
     np.testing.assert_array_equal(one[:heard], two[:heard])
     assert np.abs(one[heard:] - two[heard:]).max() > 1e-3

@@ -23,12 +23,12 @@ import jax.numpy as jnp
 from omni_jax.decode.draft.accept import accept_by_rejection, accept_matching
 from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.sampling import Plan
-from omni_jax.decode.text import CHUNK, NO_TOKEN, Array, DecodeState, reported, reported_shape
+from omni_jax.decode.text import CHUNK, NO_TOKEN, DecodeState, reported, reported_shape
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops.attention import tree_mask
 from omni_jax.ops.cache import lay_over
-from omni_jax.sharding import replicate
+from omni_jax.sharding import Array, replicate
 
 
 class Proposer(Protocol):
@@ -49,11 +49,11 @@ class Proposer(Protocol):
         """The most tokens that it drafts a round."""
         ...
 
-    def empty(self, params: Any, rows: int, slots: int, dtype: Any) -> Any:
+    def empty(self, params: Any, rows: int, capacity: int, dtype: Any) -> Any:
         """The memory of `rows` rows that have read nothing; a pytree that holds `slots` tokens."""
         ...
 
-    def grow(self, memory: Any, slots: int) -> Any:
+    def grow(self, memory: Any, capacity: int) -> Any:
         """The same memory for `slots` tokens, outside `jit`; the one given is given up."""
         ...
 
@@ -111,7 +111,7 @@ def features_of(tapped: jax.Array) -> jax.Array:
     return jnp.moveaxis(tapped, 0, 2).reshape(B, T, n * D)
 
 
-@partial(jax.jit, static_argnames=("proposer", "declaration", "slots"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("proposer", "declaration", "capacity"), donate_argnames="state")
 def begin(
     params: tuple[dict, Any],
     state: DecodeState,
@@ -120,7 +120,7 @@ def begin(
     *,
     proposer: Proposer,
     declaration: Declaration,
-    slots: int,
+    capacity: int,
 ) -> SpeculativeState:
     """The state behind a prefill that tapped hidden states [n, B, T, D] of the prompts int32 [B, T]."""
     thinker: Thinker = bind(declaration, params[0])
@@ -129,7 +129,7 @@ def begin(
     ids = jnp.asarray(token_ids)
     following = jnp.roll(ids, -1, axis=1)
     following = jnp.where(jnp.arange(T) == length[:, None] - 1, state.rows.token[:, None], following)
-    memory = lay_over(proposer.empty(params[1], B, slots, features.dtype), declaration.mesh)
+    memory = lay_over(proposer.empty(params[1], B, capacity, features.dtype), declaration.mesh)
     memory = proposer.remember(params[1], thinker, memory, Seen(ids, following, features, length))
     return lay_over(SpeculativeState(state, memory), declaration.mesh)
 
@@ -188,10 +188,10 @@ def decode_rounds(
     return replicate(jnp.swapaxes(tokens, 0, 1), declaration.mesh), lay_over(state, declaration.mesh)
 
 
-def grow(state: SpeculativeState, *, proposer: Proposer, slots: int) -> SpeculativeState:
-    """The same state with caches of `slots` slots; the one given is given up."""
-    decode = replace(state.decode, cache=state.decode.cache.grow(slots))
-    return replace(state, decode=decode, memory=proposer.grow(state.memory, slots))
+def grow(state: SpeculativeState, *, proposer: Proposer, capacity: int) -> SpeculativeState:
+    """The same state with caches of `capacity` slots; the one given is given up."""
+    decode = replace(state.decode, cache=state.decode.cache.grow(capacity))
+    return replace(state, decode=decode, memory=proposer.grow(state.memory, capacity))
 
 
 def _verify(
@@ -212,12 +212,12 @@ def _verify(
     else:
         ancestors = drafts.ancestors()
         position = state.positions(jnp.sum(ancestors, axis=2) - 1)
-        mask = tree_mask(length, ancestors, state.cache.slots)
-    hidden, cache, tapped = thinker.extend(x, position, state.cache, taps=taps, unroll=unroll, mask=mask)
+        mask = tree_mask(length, ancestors, state.cache.capacity)
+    out = thinker.extend(x, position, state.cache, taps=taps, unroll=unroll, mask=mask)
     rule = accept_matching if drafts.log_probs is None else accept_by_rejection
-    logits = thinker.logits(hidden)
+    logits = thinker.logits(out.hidden)
     emitted, path, rows = rule(logits, drafts, state.rows, length, stop_ids, values, plan)
-    cache, token_ids = replace(cache, length=length), drafts.token_ids
+    cache, token_ids, tapped = replace(out.cache, length=length), drafts.token_ids, out.taps
     if not drafts.is_chain:
         cache = cache.pick(path)
         token_ids = jnp.take_along_axis(token_ids, path, axis=1)

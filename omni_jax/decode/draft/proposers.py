@@ -47,12 +47,12 @@ class BlockProposer:
     usual: int
     most: int
 
-    def empty(self, params: dict, rows: int, slots: int, dtype: Any) -> KVCache:
+    def empty(self, params: dict, rows: int, capacity: int, dtype: Any) -> KVCache:
         drafter: DFlash = bind(self.declaration, params)
-        return drafter.empty(rows, slots, dtype)
+        return drafter.empty(rows, capacity, dtype)
 
-    def grow(self, memory: KVCache, slots: int) -> KVCache:
-        return memory.grow(slots)
+    def grow(self, memory: KVCache, capacity: int) -> KVCache:
+        return memory.grow(capacity)
 
     def gives(self, width: int) -> int:
         return width
@@ -104,12 +104,12 @@ class ChainProposer:
     def writes(self, width: int) -> int:
         return width
 
-    def empty(self, params: dict, rows: int, slots: int, dtype: Any) -> Pairs:
+    def empty(self, params: dict, rows: int, capacity: int, dtype: Any) -> Pairs:
         drafter: Eagle3 = bind(self.declaration, params)
-        return Pairs(drafter.empty(rows, slots, dtype), jnp.zeros((rows, drafter.config.layer.hidden_size), dtype))
+        return Pairs(drafter.empty(rows, capacity, dtype), jnp.zeros((rows, drafter.config.layer.hidden_size), dtype))
 
-    def grow(self, memory: Pairs, slots: int) -> Pairs:
-        return Pairs(memory.cache.grow(slots), memory.output)
+    def grow(self, memory: Pairs, capacity: int) -> Pairs:
+        return Pairs(memory.cache.grow(capacity), memory.output)
 
     def remember(self, params: dict, thinker: Thinker, memory: Pairs, seen: Seen) -> Pairs:
         drafter: Eagle3 = bind(self.declaration, params)
@@ -162,7 +162,7 @@ class TreeProposer(ChainProposer):
     ) -> tuple[DraftTree, Pairs]:
         drafter: Eagle3 = bind(self.declaration, params)
         k, depth, held = self.top_k, self.depth, memory.cache.length
-        B, slots = token.shape[0], memory.cache.slots
+        B, capacity = token.shape[0], memory.cache.capacity
         rows = jnp.arange(B)[:, None]
 
         def children(outputs: jax.Array, score: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -181,7 +181,7 @@ class TreeProposer(ChainProposer):
             seen |= jnp.arange(depth * k) == (i * k + jnp.arange(k))[:, None]
             position = jnp.broadcast_to((held + i)[:, None], (B, k))
             embedded = drafter.embed_tokens(tokens, thinker.embed[...])
-            mask = tree_mask(held, seen, slots)
+            mask = tree_mask(held, seen, capacity)
             outputs, cache = drafter.extend(before, embedded, cache, None, position, mask)
             made, made_scores = children(outputs, scores)
             scores, best = jax.lax.top_k(made_scores, k)

@@ -110,7 +110,7 @@ class DraftedSession(Session):
             np.repeat(self.batch.token_ids, self.copies, axis=0),
             proposer=self.drafting.proposer,
             declaration=self.declaration,
-            slots=state.cache.slots,
+            capacity=state.cache.capacity,
         )
         return token, drafted
 
@@ -118,7 +118,7 @@ class DraftedSession(Session):
         """Measure what rounds take, if there is a choice of widths."""
         if len(self.drafting.widths) > 1:
             cache = state.decode.cache
-            measured, key = self.drafting.measured, (cache.rows, cache.slots)
+            measured, key = self.drafting.measured, (cache.rows, cache.capacity)
             if key not in measured:
                 seconds = {width: self._seconds(state, width) for width in self.drafting.widths}
                 mesh = self.declaration.mesh
@@ -126,11 +126,11 @@ class DraftedSession(Session):
                 measured[key] = broadcast_from_first(seconds) if mesh is not None and mesh.is_multi_process else seconds
             self.chooser = DraftLengthTuner(measured[key])
 
-    def grow(self, state: SpeculativeState, slots: int) -> SpeculativeState:
-        """The state with caches of at least `slots` slots."""
-        if slots <= state.decode.cache.slots:
+    def grow(self, state: SpeculativeState, capacity: int) -> SpeculativeState:
+        """The state with caches of at least `capacity` slots."""
+        if capacity <= state.decode.cache.capacity:
             return state
-        return speculative.grow(state, proposer=self.drafting.proposer, slots=slots)
+        return speculative.grow(state, proposer=self.drafting.proposer, capacity=capacity)
 
     def decode(
         self, state: SpeculativeState, steps: int, until: int | None = None

@@ -181,7 +181,7 @@ class SpeechSession:
             self.values,
             declaration=self.declaration,
             plan=self.plan,
-            slots=capacity_for(prompt.text_ids.shape[1]),
+            capacity=capacity_for(prompt.text_ids.shape[1]),
         )
 
     def _heard(self) -> jax.Array | None:
@@ -197,9 +197,9 @@ class SpeechSession:
         frames = min(frames, FRAMES, self._allowed())
         if frames < 1:
             return np.empty((len(self.speakers), self.talker.num_code_groups, 0), np.int32)
-        slots = capacity_for(self.columns + self.made + frames)
-        if slots > self.state.cache.slots:
-            self.state = grow(self.state, slots=slots)
+        capacity = capacity_for(self.columns + self.made + frames)
+        if capacity > self.state.cache.capacity:
+            self.state = grow(self.state, capacity=capacity)
         codes, state = decode_frames(
             self.params,
             self.embed(),

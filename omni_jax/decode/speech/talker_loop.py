@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from omni_jax.config import CODEC_MARKS
@@ -25,9 +24,7 @@ from omni_jax.models.code_predictor import CodePredictor
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.talker import Talker
 from omni_jax.ops.cache import KVCache, lay_over
-from omni_jax.sharding import place, place_rows, replicate
-
-Array = jax.Array | np.ndarray
+from omni_jax.sharding import Array, place, place_rows, replicate
 
 NO_CODE = -1
 
@@ -85,7 +82,7 @@ class SpeechState:
     keys: jax.Array
 
 
-@partial(jax.jit, static_argnames=("declaration", "plan", "slots"))
+@partial(jax.jit, static_argnames=("declaration", "plan", "capacity"))
 def prefill_talker(
     params: dict,
     embed: jax.Array,
@@ -95,7 +92,7 @@ def prefill_talker(
     *,
     declaration: Declaration,
     plan: SpeechPlan,
-    slots: int,
+    capacity: int,
 ) -> SpeechState:
     """Run the prompts and draw each row's first code.
 
@@ -104,13 +101,12 @@ def prefill_talker(
     talker: Talker = bind(declaration, params)
     text, B = talker.config.text, prompt.length.shape[0]
     x = _prompt_inputs(talker, embed, prompt, hidden)
-    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
-    states, cache = talker.whole(x, jnp.asarray(prompt.position_ids), empty)
-    assert cache is not None
+    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
+    out = talker.prefill(x, jnp.asarray(prompt.position_ids), empty)
     length = jnp.asarray(prompt.length)
     state = SpeechState(
-        cache=replace(cache, length=length),
-        hidden=jnp.take_along_axis(states, length[:, None, None] - 1, axis=1)[:, 0],
+        cache=replace(out.cache, length=length),
+        hidden=jnp.take_along_axis(out.hidden, length[:, None, None] - 1, axis=1)[:, 0],
         code=jnp.zeros((B,), jnp.int32),
         frames=jnp.int32(0),
         rope_delta=jnp.asarray(prompt.rope_delta),
@@ -175,18 +171,18 @@ def decode_frames(
     return replicate(codes, declaration.mesh), lay_over(state, declaration.mesh)
 
 
-def grow(state: SpeechState, *, slots: int) -> SpeechState:
-    """The same state with a cache of `slots` slots; the one given is given up."""
-    return replace(state, cache=state.cache.grow(slots))
+def grow(state: SpeechState, *, capacity: int) -> SpeechState:
+    """The same state with a cache of `capacity` slots; the one given is given up."""
+    return replace(state, cache=state.cache.grow(capacity))
 
 
 def _listen(talker: Talker, x: jax.Array, state: SpeechState, unroll: int) -> SpeechState:
     """Run one input [B, D] per row through the Talker."""
     position = state.cache.length + state.rope_delta
     position = jnp.broadcast_to(position[None, :, None], (3, position.shape[0], 1))
-    hidden, cache = talker.extend(x[:, None], position, state.cache, unroll=unroll)
-    cache = replace(cache, length=jnp.where(state.done, state.cache.length, cache.length))
-    return replace(state, hidden=hidden[:, 0], cache=cache)
+    out = talker.extend(x[:, None], position, state.cache, unroll=unroll)
+    cache = replace(out.cache, length=jnp.where(state.done, state.cache.length, out.cache.length))
+    return replace(state, hidden=out.hidden[:, 0], cache=cache)
 
 
 def _draw(talker: Talker, state: SpeechState, values: dict, plan: Plan) -> SpeechState:
@@ -214,7 +210,7 @@ def _frame(
     config = predictor.config
     B, Q = first.shape[0], predictor.embed.shape[0] + 1
     cache = KVCache.empty(config.num_layers, B, config.num_kv_heads, Q, config.head_dim, first.dtype)
-    states, cache = predictor.extend(jnp.stack([state.hidden, first], axis=1), cache)
+    opened = predictor.extend(jnp.stack([state.hidden, first], axis=1), cache)
 
     def draw(hidden: jax.Array, i: Any) -> tuple[jax.Array, jax.Array]:
         at = jnp.full((B,), state.frames * Q + i + 1)
@@ -224,10 +220,10 @@ def _frame(
     def step(carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
         hidden, cache, total = carry
         code, x = draw(hidden, i)
-        states, cache = predictor.extend(x[:, None], cache)
-        return (states[:, 0], cache, total + x), code
+        out = predictor.extend(x[:, None], cache)
+        return (out.hidden[:, 0], out.cache, total + x), code
 
-    total = first.astype(jnp.float32)
-    (hidden, _, total), codes = jax.lax.scan(step, (states[:, -1], cache, total), jnp.arange(Q - 2))
+    carry = (opened.hidden[:, -1], opened.cache, first.astype(jnp.float32))
+    (hidden, _, total), codes = jax.lax.scan(step, carry, jnp.arange(Q - 2))
     last, x = draw(hidden, Q - 2)
     return jnp.concatenate([state.code[:, None], codes.T, last[:, None]], axis=1), total + x
