@@ -16,6 +16,7 @@ from scripts.aot import hlo as hlo_report
 from scripts.gpu import __main__ as gpu_check
 from scripts.gpu import correct as gpu_correct
 from scripts.gpu import correct_speech as gpu_correct_speech
+from scripts.gpu import sections
 from scripts.gpu import speed as gpu_speed
 
 
@@ -47,7 +48,7 @@ def test_everything_holds(name: str) -> None:
     ],
 )
 def test_wrong_speech_is_noticed(part: str, wrong: str) -> None:
-    params = gpu_correct.random_params(getattr(gpu_correct_speech, f"{part}_graph")())
+    params = gpu_correct.random_params(getattr(gpu_correct_speech, f"{part}_declaration")())
 
     def spoilt(path: Any, leaf: np.ndarray) -> np.ndarray:
         return np.roll(leaf, 1, axis=-1) if "/".join(key.key for key in path) == wrong else leaf
@@ -125,7 +126,7 @@ def test_an_error_leaves_the_other_measurements() -> None:
 
     steps: list[Callable[[], list[int]]] = [lambda: [1], fails, lambda: [2]]
     for step in steps:
-        gpu_check.attempt(step, results, errors)
+        sections.attempt(step, results, errors)
     assert results == [1, 2] and errors == ["RuntimeError: out of memory"]
 
 

@@ -1,6 +1,4 @@
-"""How fast does the device speak? The Talker's prompt, chunks of whole frames, the vocoder; used by `gpu_check.py` like
-`gpu_speed.py`, with random weights too.
-"""
+"""How fast does the device speak? The Talker's prompt, chunks of whole frames, the vocoder; random weights."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -23,7 +21,7 @@ from omni_jax.ops.cache import capacity_for
 from scripts.gpu.speed import Timing, measure, profiled
 from scripts.small.configs import config_dict
 
-# As users draw: text of the prompt alone, sampled codes.
+# The public settings: codes are sampled.
 VOICE = Voice("ethan", Sampling(0.9, 50, repetition_penalty=1.05), FRAMES)
 
 
@@ -48,7 +46,7 @@ class Speaker:
         return decode_frames(*given, declaration=self.declaration, plan=VOICE.plan(self.config), unroll=unroll)
 
     def said(self, rows: int, slots: int, frames: int) -> SpeechState:
-        """The state behind prompts of 128 columns, which have `frames` frames to go."""
+        """The state after prompts of 128 columns, with `frames` frames left to speak."""
         return grow(self.begin(text_prompt(rows, 128, frames), capacity_for(128)), slots=slots)
 
 
@@ -103,7 +101,7 @@ def frames(speaker: Speaker, rows: int, slots: int, unroll: int, repetitions: in
 
 
 def frame_kernels(speaker: Speaker, rows: int, slots: int, unroll: int) -> list[tuple[str, float, int]]:
-    """Name, milliseconds and number of the kernels that one chunk of frames spends most time in."""
+    """Name, milliseconds and calls of the kernels that take most time in one chunk of frames."""
     _, state = speaker.speak(speaker.said(rows, slots, 2 * FRAMES), unroll)
     return profiled(partial(speaker.speak, jax.block_until_ready(state), unroll))
 

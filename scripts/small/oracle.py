@@ -1,4 +1,4 @@
-"""An oracle drafter: it knows the reply, and drafts it with a chosen error rate, to test and measure the loop itself."""
+"""An oracle drafter: it knows the reply and drafts it with a chosen error rate, to test and measure the loop itself."""
 
 from dataclasses import dataclass
 from typing import Any
