@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,16 @@ def test_the_busiest_kernels_of_a_profile() -> None:
     stream = line("Stream #1", ("gemm", 3e6), ("copy", 5e6), ("gemm", 4e6))
     device = SimpleNamespace(name="/device:GPU:0", lines=[line("XLA Modules", ("jit", 9e6)), stream])
     assert gpu_speed.busiest([device]) == [("gemm", 7.0, 2), ("copy", 5.0, 1)]
+
+
+def test_every_section_can_be_asked_for() -> None:
+    assert get_args(gpu_check.Section) == tuple(sections.SECTIONS)
+
+
+def test_a_section_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    assert gpu_check.check(tmp_path, "tiny", only=("versions",)) == 0
+    assert "| jax |" in (tmp_path / "summary.md").read_text()
+    assert "error" in gpu_check.run_apart("versions", "tiny", tmp_path, limit=0.01)
 
 
 def test_summary_names_failures() -> None:
