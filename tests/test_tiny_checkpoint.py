@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from omni_jax.config import OmniConfig
-from scripts.small.checkpoint import make_checkpoint, tensor_shapes
+from scripts.small.checkpoint import make_checkpoint
 from scripts.small.configs import VARIANTS, config_dict
+from scripts.small.tensors import tensor_shapes
 from scripts.small.tokenizer import CHAT_TEMPLATE, ID_NAMES, SPECIAL_TOKENS, build_tokenizer
 
 # Sizes that the architecture or the reference fixes, keys that mean nothing to the model, and ids that only happen to

@@ -14,8 +14,10 @@ if it were alone.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from omni_jax.config import AudioConfig
 from omni_jax.errors import InputError
@@ -76,6 +78,22 @@ class Batch:
         B, T = self.token_ids.shape
         frames, windows = sum(len(rows.grid) for rows in self.vision), 0 if self.audio is None else len(self.audio.mel)
         return f"Batch(token_ids [{B}, {T}], {frames} rows of patches, {windows} audio windows)"
+
+    @classmethod
+    def of_text(cls, token_ids: ArrayLike) -> Self:
+        """Rows of plain tokens int32 [B, T], without media and without padding."""
+        ids = np.asarray(token_ids, np.int32)
+        B, T = ids.shape
+        return cls(
+            token_ids=ids,
+            mask=np.ones((B, T), bool),
+            position_ids=np.tile(np.arange(T, dtype=np.float32), (3, B, 1)),
+            rope_delta=np.zeros(B, np.float32),
+            vision=(),
+            visual_index=np.full((B, T), -1, np.int32),
+            audio=None,
+            audio_index=np.full((B, T), -1, np.int32),
+        )
 
 
 def bucket(n: int) -> int:

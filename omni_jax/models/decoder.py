@@ -285,6 +285,13 @@ class DecoderLayers(Module):
         out = attention(q, k, v, cache, l).reshape(B, T, config.num_heads, config.head_dim)
         return project(out, self.out[...][l], contracted=2).astype(x.dtype), cache
 
+    def router_inputs(
+        self, x: jax.Array, l: Any, rope: Rope, cache: KVCache, attention: Callable[..., jax.Array]
+    ) -> jax.Array:
+        """What the router of layer `l` reads, [B, T, D], for the layer's input x [B, T, D]; the rest as in `run`."""
+        attended, _ = self._attention(x, l, rope, cache, attention)
+        return self.mlp_norm(x + _scaled(attended, self.attention_scale, l), l)
+
     def _feed_forward(self, x: jax.Array, l: jax.Array) -> jax.Array:
         dense = self.config.dense_layers
         if not dense:

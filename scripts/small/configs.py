@@ -1,23 +1,24 @@
 """The configurations of the small random checkpoints: the public one with other numbers.
 
-"tiny" is the demo's, "medium" the benchmark's, "large" (2.3 GB in float32) is there to be loaded. "small" and "odd"
-exist for tests: they differ from "tiny", from the public values and from each other in every size, so that a constant
-hidden in the code cannot pass. "odd" also takes the roads that the public checkpoint does not: tied embeddings, some
-layers without experts, unnormalised routing weights, and the rotary base written as `rope_parameters`. "full" is the
-public configuration itself, for shapes only.
+"tiny" is for the demo, "medium" for the benchmark, "large" (2.3 GB in float32) for measuring how it loads. "small" and
+"odd" are for tests: they differ from "tiny", from the public values and from each other in every size, so that a
+constant hidden in the code fails. "odd" also has what the public checkpoint does not: tied embeddings, some layers
+without experts, unnormalised routing weights, and the rotary base written as `rope_parameters`. "full" is the public
+configuration itself, for shapes only.
 
-Token ids come from the tokenizer: `config_dict` fills in whatever ids it gives the special tokens.
+Token ids come from the tokenizer: `config_dict` fills in the ids of its special tokens.
 """
 
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from scripts.small.tokenizer import build_tokenizer, token_ids
 
 PUBLIC_CONFIG = Path(__file__).resolve().parents[2] / "tests" / "data" / "public_config.json"
-VARIANTS = ("tiny", "small", "odd", "medium", "large")
+Variant = Literal["tiny", "small", "odd", "medium", "large"]
+VARIANTS: tuple[str, ...] = get_args(Variant)
 ABSENT = object()
 
 _TINY = {

@@ -1,4 +1,4 @@
-"""A drafter that knows what the target will say, and may be told to lie: to test and to measure the loop itself."""
+"""An oracle drafter: it knows the reply and drafts it with a chosen error rate, to test and measure the loop itself."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,9 @@ from omni_jax.models.thinker import Thinker
 
 @dataclass(frozen=True, eq=False)
 class Oracle:
-    """Drafts from a reply that is known. params: its ids int32 and lie bool [B, N], and the prompts' length int32 [B].
+    """Drafts from a known reply. params: ids int32 and lie bool [B, N] of the reply, length int32 [B] of the prompts.
 
-    Where `lie` is true it drafts another token; behind the reply it repeats the last one.
+    Where `lie` is true it drafts another token; after the end of the reply it repeats the last one.
     """
 
     taps: tuple[int, ...] = (1,)
@@ -26,41 +26,41 @@ class Oracle:
     most: int = 64
 
     def empty(self, params: dict, rows: int, capacity: int, dtype: Any) -> jax.Array:
-        """Its memory: how many tokens each row has read."""
+        """Its memory: the number of tokens that each row has read, int32 [B]."""
         return jnp.zeros((rows,), jnp.int32)
 
     def grow(self, memory: jax.Array, capacity: int) -> jax.Array:
-        """The same."""
+        """`memory` int32 [B] unchanged: it does not depend on the cache's size."""
         return memory
 
     def remember(self, params: dict, thinker: Thinker, memory: jax.Array, seen: Seen) -> jax.Array:
-        """Count what was read."""
+        """`memory` int32 [B] plus the tokens that each row has read since."""
         return memory + seen.count
 
     def gives(self, width: int) -> int:
-        """As many as it drafts, and one."""
+        """The most tokens that a round of `width` gives: its drafts, and one of the target's own."""
         return width
 
     def writes(self, width: int) -> int:
-        """The same."""
+        """The cache capacity that a round of `width` writes."""
         return width
 
     def propose(
         self, params: dict, thinker: Thinker, memory: jax.Array, token: jax.Array, width: int, choose: DraftSampler
     ) -> tuple[DraftTree, jax.Array]:
-        """The tokens that follow, or lies."""
+        """A chain of `width` nodes after token int32 [B]: the known tokens, or wrong ones; and the same memory."""
         at = (memory - params["length"])[:, None] + 1 + jnp.arange(width - 1)
         at = jnp.minimum(at, params["ids"].shape[1] - 1)
         drafts, lies = (jnp.take_along_axis(params[name], at, axis=1) for name in ("ids", "lie"))
         return DraftTree.chain(token, jnp.where(lies, (drafts + 1) % thinker.embed.shape[0], drafts)), memory
 
 
-# One for all, because what is compiled is kept by drafter.
+# One object for all uses, because compiled programs are cached by drafter.
 ORACLE = Oracle()
 
 
 def oracle(said: Session, width: int, lies: float = 0.0) -> Drafting:
-    """Draft what a finished session said, `width` tokens a round, of which a fraction `lies` is wrong."""
+    """Draft the reply of a finished session, `width` tokens per round, with an error rate `lies` from 0 to 1."""
     ids = np.zeros((len(said.rows), max(map(len, said.rows))), np.int32)
     for row, tokens in zip(ids, said.rows, strict=True):
         row[: len(tokens)] = tokens

@@ -1,8 +1,8 @@
 """Byte-level BPE tokenizers and the chat template of the small random checkpoints.
 
-The tokenizers are made on the fly: 256 bytes and the merges that a few sentences give, behind the normaliser and the
-pre-tokenizer of the real one, followed by all of its special tokens. Their ids differ between the variants, so that no
-id can hide as a constant.
+The tokenizers are trained on the fly: 256 bytes and the merges of a few sentences, after the normaliser and the
+pre-tokenizer of the public one, then all of its special tokens. Token ids differ between the variants, so that an id
+written into the code as a constant fails a test.
 """
 
 import json
@@ -59,8 +59,8 @@ _SENTENCES = (
     "There is a small house by the river; people walk along the water and listen to the music of the morning.",
     "A model that listens, looks, thinks and speaks should answer every question with something that matters.",
 )
-# Tokens before the special ones, how often the training text repeats the role names (which moves their ids), and
-# whether the special tokens come in reverse order.
+# The number of tokens before the special ones, how often the training text repeats the role names (which moves their
+# ids), and whether the special tokens come in reverse order.
 _SHAPES = {
     "tiny": (460, 50, False), "medium": (460, 50, False), "large": (460, 50, False), "small": (420, 6, False),
     "odd": (400, 3, True),
@@ -163,6 +163,21 @@ def build_tokenizer(variant: str) -> Any:
     return tokenizer
 
 
+def read_tokenizer(path: str | Path) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
+
+
+def write_tokenizer(directory: Path, tokenizer: Any) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja to a directory."""
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    settings = json.dumps(tokenizer_config(tokenizer), indent=2, ensure_ascii=False)
+    (directory / "tokenizer_config.json").write_text(settings + "\n")
+
+
 def _add_special_tokens(tokenizer: Any, tokens: list[str]) -> None:
     from tokenizers import AddedToken
 
@@ -181,7 +196,7 @@ def token_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def publish(directory: Path) -> None:
-    """Give a directory's tokenizer and chat template the form of the public checkpoint.
+    """Rewrite a directory's tokenizer and chat template in the form of the public checkpoint.
 
     tokenizer.json becomes vocab.json and merges.txt, whose added tokens are those of tokenizer_config.json, and the
     chat template moves to chat_template.json.

@@ -25,8 +25,8 @@ from omni_jax.omni import Omni
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.drafter import draft_config_dict
 from scripts.small.oracle import ORACLE, Oracle, oracle
-from tests.decode.test_speculative import Asked
-from tests.decode.test_tree import BRANCHES, GREEDY, TREE_ORACLE, expected_tree
+from tests.helpers.decoding import Asked
+from tests.helpers.trees import BRANCHES, GREEDY, TREE_ORACLE, expected_tree
 from tests.models.statements import BlockStatement, StepStatement
 from tests.parity import user
 

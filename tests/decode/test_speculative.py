@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,54 +10,16 @@ import numpy as np
 import pytest
 
 from omni_jax.decode.draft.loop import decode_rounds
-from omni_jax.decode.draft.plan import Drafting, Draftings
+from omni_jax.decode.draft.plan import Draftings
 from omni_jax.decode.draft.session import DraftedSession
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session
 from omni_jax.decode.text import CHUNK
 from omni_jax.errors import InputError
-from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.oracle import oracle
-from tests.parity import audio_part, image_part, user, video_part
-
-NEW = 40
-MIXED = [
-    user("Just words."),
-    user(image_part(90, 90, 5), "One picture, and more words than in the first row."),
-    user(audio_part(1.2, 5), video_part(4, 64, 64, 2.0, 6), "Both."),
-]
-
-
-@dataclass
-class Asked:
-    """One question to both ways of decoding."""
-
-    omni: Omni
-    batch: Batch
-    sampling: Sampling
-    stop_ids: tuple[int, ...] = ()
-    new: int = NEW
-    seed: Any = field(default_factory=lambda: [3, 4, 5])
-
-    def plainly(self) -> Session:
-        return self._run(Session(*self._arguments(), ()))
-
-    def drafted(self, drafting: Drafting) -> DraftedSession:
-        return self._run(DraftedSession(*self._arguments(), (), drafting))
-
-    def _arguments(self) -> tuple:
-        omni, seed = self.omni, self.seed[: len(self.batch.token_ids)]
-        text = omni.config.thinker.text
-        head = (omni.params["thinker"], omni.declarations["thinker"], text, self.batch, self.sampling)
-        return (*head, self.new, seed, self.stop_ids)
-
-    @staticmethod
-    def _run(session: Any) -> Any:
-        for _ in session.chunks():
-            pass
-        return session
+from tests.helpers.decoding import MIXED, NEW, Asked
+from tests.parity import user
 
 
 @pytest.mark.parametrize(

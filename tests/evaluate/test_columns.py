@@ -7,7 +7,7 @@ import pytest
 
 from omni_jax.evaluate.columns import check_columns
 from omni_jax.evaluate.data import read_dataset
-from tests.evaluate.test_data import write
+from tests.helpers.datasets import write
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 

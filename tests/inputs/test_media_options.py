@@ -14,9 +14,9 @@ from omni_jax.inputs.image import resize
 from omni_jax.inputs.options import Options, read_options
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.video import video_audio
+from tests.helpers.processing import Asked, patches_at, theirs, user
+from tests.helpers.videos import encode
 from tests.inputs.rope_reference import rope_index
-from tests.inputs.test_processor import Asked, patches_at, theirs, user
-from tests.inputs.test_video import encode
 
 rng = np.random.default_rng(0)
 PICTURE = rng.integers(0, 256, (400, 640, 3), np.uint8)

@@ -27,21 +27,12 @@ from omni_jax.models.param import bind, declare
 from omni_jax.ops.gelu import gelu_tanh
 from omni_jax.sharding import make_mesh, shardings
 from omni_jax.weights.hf import load_hf
+from tests.helpers.encoder import Case
 
 TOLERANCE = 1e-5
 NOISE = 2e-6
 # Mel frames of the clips, 10 ms each: several windows, about one chunk (97 to 104 frames), 0.3 s and a single frame.
 LONG, MEDIUM, SHORT = (871, 250), (104, 187, 97), (30, 1, 60)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One checkpoint's audio encoder, here and in transformers."""
-
-    config: AudioConfig
-    params: dict
-    reference: Any
-    encode: Callable[..., jax.Array]
 
 
 def make_encode(config: AudioConfig) -> Callable[..., jax.Array]:

@@ -15,26 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from omni_jax.config import Code2WavConfig
 from omni_jax.models.code2wav import Code2Wav, Stage
-from omni_jax.models.param import Declaration, bind, declare
+from omni_jax.models.param import declare
 from omni_jax.weights.hf import load_hf
+from tests.helpers.vocoder import Case
 
 TOLERANCE = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One checkpoint's vocoder, here and in transformers."""
-
-    config: Code2WavConfig
-    params: dict
-    declaration: Declaration
-    reference: Any
-
-    def run(self, call: Callable[..., Any], *args: Any) -> Any:
-        """call(module, *args), compiled."""
-        return jax.jit(lambda params, *args: call(bind(self.declaration, params), *args))(self.params, *args)
 
 
 @pytest.fixture(scope="module")

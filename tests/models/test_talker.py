@@ -13,6 +13,7 @@ from convert import load_hf
 from omni_jax.models.param import bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.ops.cache import KVCache
+from tests.helpers.arrays import close
 
 VARIANTS = ("tiny", "small", "odd")
 
@@ -28,12 +29,6 @@ def talkers(checkpoints: Callable[[str], Path]) -> Callable[[str], Talker]:
         return bind(declare(Talker, config.talker), params["talker"])
 
     return load
-
-
-def close(got: Any, want: Any, relative: float = 1e-5) -> None:
-    """Equal to `relative` of the reference's scale."""
-    want = np.asarray(want)
-    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=relative * np.abs(want).max())
 
 
 def inputs(talker: Talker, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:

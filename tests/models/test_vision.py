@@ -27,6 +27,7 @@ from omni_jax.ops.attention import attend_in_rows
 from omni_jax.ops.gelu import gelu_exact, gelu_tanh
 from omni_jax.sharding import make_mesh, shardings
 from omni_jax.weights.hf import load_hf
+from tests.helpers.encoder import Case
 
 TOLERANCE = 1e-5
 NOISE = 2e-6
@@ -36,16 +37,6 @@ SHAPES = ((1, 3, 3), (1, 1, 1), (1, 1, 7), (1, 5, 2), (1, 2, 12), (1, 9, 1))
 VIDEO = (4, 2, 3)
 # Rows and tokens per row of the call that most tests share, so that it compiles once per checkpoint.
 ROWS, TOKENS = 12, 24
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One checkpoint's vision encoder, here and in transformers."""
-
-    config: VisionConfig
-    params: dict
-    reference: Any
-    encode: Callable[..., Any]
 
 
 def make_encode(config: VisionConfig) -> Callable[..., Any]:

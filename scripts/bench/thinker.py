@@ -1,0 +1,72 @@
+"""Our Thinker as it is measured."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from convert import load_hf
+from omni_jax.config import DecoderConfig, OmniConfig
+from omni_jax.decode.draft.plan import Drafting
+from omni_jax.decode.draft.session import DraftedSession
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.session import Session
+from omni_jax.inputs.batch import Batch
+from omni_jax.models.param import Declaration, declare, init_params
+from omni_jax.models.thinker import Thinker
+from omni_jax.sharding import check_mesh, make_mesh, parse_mesh, shardings
+from scripts.bench.options import Run
+from scripts.bench.system import require
+from scripts.small.configs import config_dict
+
+
+@dataclass(frozen=True)
+class OurThinker:
+    """Parameters, declaration and sizes of our Thinker; it decodes greedily."""
+
+    params: dict
+    declaration: Declaration
+    text: DecoderConfig
+
+    def session(self, batch: Batch, new: int, drafting: Drafting | None = None, stop_ids: tuple[int, ...] = ()) -> Any:
+        """The session, with drafts if there is a drafting, in which each row gets at most `new` tokens."""
+        settings = (self.params, self.declaration, self.text, batch, Sampling(), new, 0, stop_ids)
+        return Session(*settings) if drafting is None else DraftedSession(*settings, (), drafting)
+
+    def decode(self, batch: Batch, new: int, drafting: Drafting | None = None) -> Any:
+        """The finished session of `new` tokens in each row; RuntimeError if there are fewer."""
+        session = finished(self.session(batch, new, drafting))
+        require("new tokens", [len(ids) for ids in session.rows], [new] * len(batch.token_ids))
+        return session
+
+
+def finished(session: Any) -> Any:
+    """The session, run to its end; a session that was run before starts anew."""
+    for _ in session.chunks():
+        pass
+    return session
+
+
+def our_thinker(run: Run, directory: Path | None) -> OurThinker:
+    """Our Thinker from a checkpoint, or with random weights made on the device."""
+    if directory is None:
+        config = OmniConfig.from_hf(config_dict(run.shape))
+        params = init_params(Thinker, config.thinker, dtype=jnp.dtype(run.dtype))
+    else:
+        tree, config = load_hf(directory, parts=("thinker",), dtype=run.dtype)
+        params = tree["thinker"]
+    return OurThinker(params, declare(Thinker, config.thinker), config.thinker.text)
+
+
+def laid_out_thinker(shape: str, dtype: str, mesh_name: str) -> OurThinker:
+    """Our Thinker with random weights, laid out over a mesh such as "expert=4"."""
+    config = OmniConfig.from_hf(config_dict(shape)).thinker
+    mesh = make_mesh(None, **parse_mesh(mesh_name))
+    declaration = declare(Thinker, config, mesh=mesh)
+    check_mesh({"thinker": (declaration.shapes, declaration.axes)}, mesh)
+    make = partial(init_params, Thinker, config, dtype=jnp.dtype(dtype))
+    params = jax.jit(make, out_shardings=shardings(declaration.axes, mesh))()
+    return OurThinker(params, declaration, config.text)
