@@ -7,8 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# Both must be in place before anything imports jax.
+# All must be in place before anything imports jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["OMNI_JAX_CACHE"] = "off"  # Tests compile for themselves, and leave the user's directory alone.
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 # The tests compile far more than they run: the compiler's slowest passes cost more than they save here.
 # So does the newer code generator, which takes twice the time of the older one; later versions have that alone.
 os.environ["XLA_FLAGS"] = (
