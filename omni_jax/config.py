@@ -1,10 +1,11 @@
 """Hyperparameters of every sub-model, read from a Hugging Face `config.json`.
 
 One frozen dataclass per sub-model describes its section: the types of its fields state keys, types and ranges, and
-`from_hf` how the numbers must fit each other. Nothing else in the project has hyperparameter defaults, and here there
-are none either: a key that the checkpoint does not state is an error, because the reference's class defaults describe
-another model (3,584 vocabulary rows instead of 152,064). Both ways of writing the rotary base are read (`rope_theta`
-with `rope_scaling`, or `rope_parameters`).
+`from_hf` how the numbers must fit each other. Nothing else in the project has hyperparameter defaults. Here only
+`enable_audio_output` and the token ids at the top of the file have some, those of the reference, which Thinking and
+Captioner checkpoints may leave out. Any other key that the checkpoint does not state is an error, because the
+reference's class defaults describe another model (3,584 vocabulary rows instead of 152,064). Both ways of writing the
+rotary base are read (`rope_theta` with `rope_scaling`, or `rope_parameters`).
 
 Source: transformers `configuration_qwen3_omni_moe.py`.
 """
@@ -240,19 +241,19 @@ class Code2WavConfig:
 
 @dataclass(frozen=True)
 class OmniConfig:
-    """The whole model. `talker` and `code2wav` are None for a checkpoint without speech (no `enable_audio_output`)."""
+    """The whole model. `talker` and `code2wav` are None for a Thinker alone (`enable_audio_output` is false)."""
 
     thinker: ThinkerConfig
     talker: TalkerConfig | None
     code2wav: Code2WavConfig | None
-    im_start_token_id: TokenId
-    im_end_token_id: TokenId
-    system_token_id: TokenId
-    user_token_id: TokenId
-    assistant_token_id: TokenId
-    tts_pad_token_id: TokenId
-    tts_bos_token_id: TokenId
-    tts_eos_token_id: TokenId
+    im_start_token_id: TokenId = 151644
+    im_end_token_id: TokenId = 151645
+    system_token_id: TokenId = 8948
+    user_token_id: TokenId = 872
+    assistant_token_id: TokenId = 77091
+    tts_pad_token_id: TokenId = 151671
+    tts_bos_token_id: TokenId = 151672
+    tts_eos_token_id: TokenId = 151673
 
     @property
     def token_ids(self) -> dict[str, int]:
@@ -266,7 +267,10 @@ class OmniConfig:
         r = Reader(values, "", file)
         kind = values.get("model_type")
         r.require((kind == MODEL_TYPE, f"model_type is {shown(kind)}, not {MODEL_TYPE!r}"))
-        speech = r.get("enable_audio_output", bool)
+        speech = r.flag("enable_audio_output", absent=True)
+        lacking = [name for name in ("talker_config", "code2wav_config") if speech and not r.has(name)]
+        alone = "a Thinker alone states that enable_audio_output is false"
+        r.require((not lacking, f"section {' and '.join(map(repr, lacking))} is missing; {alone}"))
         config = cls(
             **r.fields(cls),
             thinker=ThinkerConfig.from_hf(r.section("thinker_config")),

@@ -7,6 +7,7 @@ What a section may hold is said once, by the types of the dataclass that is made
         layers: Annotated[int, Range(1, 2000), "depth"]    # the same, under another key
         rates: Annotated[tuple[int, ...], Range(1, 1000)]  # a list of them
         mean: Annotated[tuple[float, float], Range(0, 1)]  # a list of two numbers
+        start: Annotated[int, Range(0, 10**6)] = 7         # may be absent
 
 How numbers must fit each other is the dataclass's own affair; it says so through `Reader.require`.
 """
@@ -71,8 +72,11 @@ class Reader:
         return self.values.get(name) is not None
 
     def fields(self, described: type) -> dict[str, Any]:
-        """The fields of a dataclass whose types are `Annotated` with a range, and with the key where it differs."""
-        return {field: self.read(key, kind) for field, key, kind in _keys(described)}
+        """The fields of a dataclass whose types are `Annotated` with a range, and with the key where it differs.
+
+        The section may leave out, or state as null, those that have a default.
+        """
+        return {field: self.read(key, kind, getattr(described, field, None)) for field, key, kind in _keys(described)}
 
     def read(self, name: str, kind: Any, absent: Any = None) -> Any:
         """A number or list of numbers as `kind` says, `Annotated` with its range; `absent` where that may be."""

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from scripts.small.configs import VARIANTS, config_dict
-from scripts.small.tokenizer import CHAT_TEMPLATE, build_tokenizer, tokenizer_config
+from scripts.small.tokenizer import CHAT_TEMPLATE, THINKING_TEMPLATE, build_tokenizer, tokenizer_config
 
 Shape = tuple[int, ...]
 
@@ -77,7 +77,7 @@ def make_checkpoint(
     config = config_dict(variant, tok)
     config["dtype"] = config["thinker_config"]["dtype"] = dtype
     tok.save(str(directory / "tokenizer.json"))
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (directory / "chat_template.jinja").write_text(THINKING_TEMPLATE if variant == "thinking" else CHAT_TEMPLATE)
     _write_json(directory / "tokenizer_config.json", tokenizer_config(tok))
     _write_json(directory / "config.json", config)
     _write_json(directory / "preprocessor_config.json", preprocessor_dict(config))
@@ -166,11 +166,8 @@ def _is_transposed(name: str) -> bool:
 
 def tensor_shapes(config: dict) -> dict[str, Shape]:
     """Name and shape of every tensor on disk, in the order of the sub-models."""
-    return {
-        name: shape
-        for part in (_audio, _vision, _thinker_text, _talker, _code_predictor, _code2wav)
-        for name, shape in part(config)
-    }
+    speech = (_talker, _code_predictor, _code2wav) if config["enable_audio_output"] else ()
+    return {name: shape for part in (_audio, _vision, _thinker_text, *speech) for name, shape in part(config)}
 
 
 Tensors = Iterator[tuple[str, Shape]]

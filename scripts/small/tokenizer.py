@@ -63,7 +63,7 @@ _SENTENCES = (
 # whether the special tokens come in reverse order.
 _SHAPES = {
     "tiny": (460, 50, False), "medium": (460, 50, False), "large": (460, 50, False), "small": (420, 6, False),
-    "odd": (400, 3, True),
+    "odd": (400, 3, True), "thinking": (460, 50, False),
 }  # fmt: skip
 
 CHAT_TEMPLATE = """\
@@ -137,6 +137,17 @@ CHAT_TEMPLATE = """\
   {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+
+
+# That of a model which thinks: the prompt opens the reply's reasoning or, where nobody wants any, closes it at once.
+THINKING_TEMPLATE = (
+    CHAT_TEMPLATE
+    + """\
+{%- if add_generation_prompt -%}
+  {{- '<think>\\n' if enable_thinking is not defined or enable_thinking else '<think>\\n\\n</think>\\n\\n' -}}
+{%- endif -%}
+"""
+)
 
 
 def build_tokenizer(variant: str) -> Any:
