@@ -16,6 +16,7 @@ import jax
 SWITCH = "OMNI_JAX_CACHE"
 MAX_BYTES = 4 * 1024**3  # the programs used longest ago are removed first
 LOCK_SECONDS = 10
+SWITCHED_ON = "jax_enable_compilation_cache"  # JAX's own switch
 
 # Small programs too: their compilation takes most of a small model's start.
 SETTINGS = {
@@ -30,7 +31,7 @@ def use_compilation_cache() -> None:
 
     Does nothing if a directory is set already. A setting that the environment states for JAX keeps its value.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) or not getattr(jax.config, SWITCHED_ON, True):
         return
     directory = cache_directory()
     if directory is None or not _prepare(directory):

@@ -1,4 +1,4 @@
-"""Reasoning and answer in the text of a reply: what a thinking model writes between `<think>` and `</think>`, and after.
+"""Reasoning and answer in a reply's text: what a thinking model writes between `<think>` and `</think>`, and after it.
 
 A reply begins inside its reasoning if its prompt ends with `<think>`, as some templates have it; else only if `<think>`
 is the first thing it writes. Elsewhere in a text the marks are ordinary text. Line breaks at both ends of the
