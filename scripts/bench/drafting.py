@@ -6,6 +6,7 @@ One repetition decodes plainly and then with rounds of each width; figures are t
 out, and the ratio to one's own plain loop.
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,14 @@ def theirs(bench: Bench, directory: Path | None) -> System:
 
     model, device = their_thinker(bench, directory)
     prompt = torch.tensor(prompts(bench), device=device)
+    # transformers has called its keyword `cache` since 5.24.
+    keyword = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
     @torch.no_grad()
     def decode(width: int, known: Any) -> tuple[float, Any]:
         """Seconds behind the prompt, and all new tokens; `known` are the oracle's."""
         cache = DynamicCache()
-        first = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache).logits[:, -1:]
+        first = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), **{keyword: cache}).logits[:, -1:]
         token = first.argmax(-1)
 
         def rounds() -> Any:
@@ -83,7 +86,7 @@ def theirs(bench: Bench, directory: Path | None) -> System:
                 block = torch.cat([new[:, -1:], drafts], dim=1)
                 held = prompt.shape[1] + at - 1
                 positions = torch.arange(held, held + block.shape[1], device=device).expand(3, block.shape[0], -1)
-                best = model(input_ids=block, position_ids=positions, past_key_values=cache).logits.argmax(-1)
+                best = model(input_ids=block, position_ids=positions, **{keyword: cache}).logits.argmax(-1)
                 stands = (drafts == best[:, :-1]).int().cumprod(1).sum(1).min().item()
                 new = torch.cat([new, best[:, : stands + 1]], dim=1)
                 rejected = block.shape[1] - stands - 1
