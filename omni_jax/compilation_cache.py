@@ -1,7 +1,7 @@
 """Compiled programs on disk, so that a command which starts again does not compile again.
 
 JAX keeps them under keys that cover the program, its own version, the XLA flags and the devices (on CPU the processor's
-features too). This module says where: `$OMNI_JAX_CACHE` names a directory, or is "off" for none; without it they lie in
+features too). This module says where: `$OMNI_JAX_CACHE` names a directory, or is "off" for none; without it they are in
 `omni_jax/programs` of the user's cache directory, which is `$XDG_CACHE_HOME`, `~/Library/Caches` on macOS, else
 `~/.cache`. A directory that the user gave to JAX itself (`JAX_COMPILATION_CACHE_DIR`) stays as it is. The files are
 code: whoever can write there can have it run.
@@ -59,7 +59,7 @@ def cache_directory() -> Path | None:
 
 
 def _prepare(directory: Path) -> bool:
-    """Make the directory and remove what an interrupted process left half written; whether it can be used.
+    """Make the directory and remove what an interrupted process left half written; return whether it can be used.
 
     JAX writes the time of last use ("-atime") after each program, under the same lock. A program without it is not
     whole, and would neither be read nor be written again.
