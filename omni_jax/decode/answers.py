@@ -10,7 +10,8 @@ from time import perf_counter
 
 import numpy as np
 
-from omni_jax.decode.reply import Event, Reply, logprobs_of, replies_of
+from omni_jax.decode.reasoning import ReasoningSplitter
+from omni_jax.decode.reply import Event, Reply, begins_inside_reasoning, logprobs_of, replies_of
 from omni_jax.decode.session import Session
 from omni_jax.decode.slots import Slots
 from omni_jax.decode.speech.session import SpeechSession
@@ -67,10 +68,13 @@ def finished(slots: Slots, tokenizer: Tokenizer) -> Iterator[tuple[int, Reply]]:
 def written_events(session: Session, tokenizer: Tokenizer) -> Iterator[Event]:
     """The events of a session of one row."""
     text = (session.stops or StopStrings(tokenizer, ())).watch()
+    splitter = ReasoningSplitter(begins_inside_reasoning(session, 0, tokenizer))
     for (new,) in session.chunks(STREAM_STEPS):
         text.add(new)
-        yield Event(text.piece(), new, logprobs=logprobs_of(session, 0, len(session.rows[0]) - len(new)))
-    yield Event(text.last_piece(), [], _replies(session, tokenizer)[0])
+        piece, logprobs = splitter.add(text.piece()), logprobs_of(session, 0, len(session.rows[0]) - len(new))
+        yield Event(piece.text, new, logprobs=logprobs, reasoning=piece.reasoning)
+    piece = splitter.add(text.last_piece(), last=True)
+    yield Event(piece.text, [], _replies(session, tokenizer)[0], reasoning=piece.reasoning)
 
 
 def spoken_events(session: Session, speaking: SpeechSession, vocoder: Vocoder, tokenizer: Tokenizer) -> Iterator[Event]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from omni_jax.decode.reasoning import ends_inside_reasoning, split_reasoning
 from omni_jax.decode.session import Session
 from omni_jax.inputs.tokenizer import Tokenizer
 
@@ -27,6 +28,8 @@ class Reply:
     """An answer: its text, its token ids (the stop token included), its speech if that was asked for, and stats.
 
     With a stop string the text ends before it, and the token ids end with the token that completes it.
+    text: the answer; reasoning: what a thinking model wrote before it, between <think> and </think>, None without; a
+    reply that ends while it still thinks has no answer. The token ids are those of both.
     audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames]. logprobs: of the token ids, if asked for.
     stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; if stop
     strings were given also stop_string, the one that ended it or None; with speech also frames, audio_seconds,
@@ -43,6 +46,7 @@ class Reply:
     audio: np.ndarray | None = None
     codes: np.ndarray | None = None
     logprobs: Logprobs | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +55,8 @@ class Event:
 
     A piece may be empty while a character is incomplete, or while the text may be the beginning of a stop string.
     audio: the next piece of speech, float32 [samples] at 24 kHz, None in events without. logprobs: of the token ids, if
-    asked for and there are any. The last event carries the whole reply.
+    asked for and there are any. reasoning: the next piece of what a thinking model writes before its answer; the text
+    has none of it. The last event carries the whole reply.
     """
 
     text: str
@@ -59,6 +64,7 @@ class Event:
     reply: Reply | None = None
     audio: np.ndarray | None = None
     logprobs: Logprobs | None = None
+    reasoning: str = ""
 
 
 def replies_of(session: Session, tokenizer: Tokenizer, times: dict[str, float]) -> list[Reply]:
@@ -74,8 +80,15 @@ def replies_of(session: Session, tokenizer: Tokenizer, times: dict[str, float]) 
             **session.row_stats(row),
         }
         text = session.watches[row].text() if session.watches else tokenizer.decode(ids)
-        replies.append(Reply(text, ids, stats, logprobs=logprobs_of(session, row)))
+        text, reasoning = split_reasoning(text, begins_inside_reasoning(session, row, tokenizer))
+        replies.append(Reply(text, ids, stats, logprobs=logprobs_of(session, row), reasoning=reasoning))
     return replies
+
+
+def begins_inside_reasoning(session: Session, row: int, tokenizer: Tokenizer) -> bool:
+    """Whether the prompt of a row has opened its reasoning."""
+    prompt = row // session.copies
+    return ends_inside_reasoning(session.batch.token_ids[prompt], session.batch.mask[prompt], tokenizer)
 
 
 def logprobs_of(session: Session, row: int, since: int = 0) -> Logprobs | None:

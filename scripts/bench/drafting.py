@@ -6,6 +6,7 @@ the host per round. One repetition decodes plainly and then with rounds of each 
 all rows, without prefill, and the ratio to the same system's plain loop.
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ def _their_rounds(model: Any, prompt: Any, count: int, width: int, known: Any, d
     from transformers import DynamicCache
 
     cache = DynamicCache()
+    # transformers has called its keyword `cache` since 5.24.
+    keyword = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
     def rounds() -> Any:
         new = token
@@ -90,7 +93,7 @@ def _their_rounds(model: Any, prompt: Any, count: int, width: int, known: Any, d
             block = torch.cat([new[:, -1:], drafts], dim=1)
             held = prompt.shape[1] + at - 1
             positions = torch.arange(held, held + block.shape[1], device=device).expand(3, block.shape[0], -1)
-            best = model(input_ids=block, position_ids=positions, past_key_values=cache).logits.argmax(-1)
+            best = model(input_ids=block, position_ids=positions, **{keyword: cache}).logits.argmax(-1)
             accepted = (drafts == best[:, :-1]).int().cumprod(1).sum(1).min().item()
             new = torch.cat([new, best[:, : accepted + 1]], dim=1)
             rejected = block.shape[1] - accepted - 1
@@ -99,6 +102,6 @@ def _their_rounds(model: Any, prompt: Any, count: int, width: int, known: Any, d
         return new[:, :count]
 
     with torch.no_grad():
-        first = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache).logits[:, -1:]
+        first = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), **{keyword: cache}).logits[:, -1:]
         token = first.argmax(-1)
         return timed(rounds, device)

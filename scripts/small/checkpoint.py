@@ -20,7 +20,7 @@ import numpy as np
 
 from scripts.small.configs import VARIANTS, config_dict
 from scripts.small.tensors import Shape, tensor_shapes
-from scripts.small.tokenizer import build_tokenizer, read_tokenizer, write_tokenizer
+from scripts.small.tokenizer import CHAT_TEMPLATE, THINKING_TEMPLATE, build_tokenizer, read_tokenizer, write_tokenizer
 
 GENERATION_CONFIG = {
     "talker_max_new_tokens": 4096,
@@ -72,7 +72,7 @@ def make_checkpoint(
     tok = build_tokenizer(variant) if tokenizer is None else read_tokenizer(tokenizer)
     config = config_dict(variant, tok)
     config["dtype"] = config["thinker_config"]["dtype"] = dtype
-    write_tokenizer(directory, tok)
+    write_tokenizer(directory, tok, THINKING_TEMPLATE if variant == "thinking" else CHAT_TEMPLATE)
     _write_json(directory / "config.json", config)
     _write_json(directory / "preprocessor_config.json", preprocessor_dict(config))
     _write_json(directory / "generation_config.json", GENERATION_CONFIG)

@@ -8,11 +8,8 @@ Tensors = Iterator[tuple[str, Shape]]
 
 def tensor_shapes(config: dict) -> dict[str, Shape]:
     """Name and shape of every tensor on disk, in the order of the sub-models."""
-    return {
-        name: shape
-        for part in (_audio, _vision, _thinker_text, _talker, _code_predictor, _code2wav)
-        for name, shape in part(config)
-    }
+    speech = (_talker, _code_predictor, _code2wav) if config["enable_audio_output"] else ()
+    return {name: shape for part in (_audio, _vision, _thinker_text, *speech) for name, shape in part(config)}
 
 
 def _linear(name: str, out: int, inner: int, bias: bool = True) -> Tensors:

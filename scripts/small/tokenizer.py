@@ -63,7 +63,7 @@ _SENTENCES = (
 # ids), and whether the special tokens come in reverse order.
 _SHAPES = {
     "tiny": (460, 50, False), "medium": (460, 50, False), "large": (460, 50, False), "small": (420, 6, False),
-    "odd": (400, 3, True),
+    "odd": (400, 3, True), "thinking": (460, 50, False),
 }  # fmt: skip
 
 CHAT_TEMPLATE = """\
@@ -139,6 +139,17 @@ CHAT_TEMPLATE = """\
 """
 
 
+# That of a model which thinks: the prompt opens the reply's reasoning or, where nobody wants any, closes it at once.
+THINKING_TEMPLATE = (
+    CHAT_TEMPLATE
+    + """\
+{%- if add_generation_prompt -%}
+  {{- '<think>\\n' if enable_thinking is not defined or enable_thinking else '<think>\\n\\n</think>\\n\\n' -}}
+{%- endif -%}
+"""
+)
+
+
 def build_tokenizer(variant: str) -> Any:
     """A `tokenizers.Tokenizer` for a variant, the same at every call."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -170,10 +181,10 @@ def read_tokenizer(path: str | Path) -> Any:
     return Tokenizer.from_file(str(path))
 
 
-def write_tokenizer(directory: Path, tokenizer: Any) -> None:
+def write_tokenizer(directory: Path, tokenizer: Any, template: str = CHAT_TEMPLATE) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja to a directory."""
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (directory / "chat_template.jinja").write_text(template)
     settings = json.dumps(tokenizer_config(tokenizer), indent=2, ensure_ascii=False)
     (directory / "tokenizer_config.json").write_text(settings + "\n")
 
