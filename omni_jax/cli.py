@@ -269,7 +269,7 @@ def _drafter(ask: Ask) -> Drafter | None:
 
 def _follow(ask: Ask, events: Iterator[Event], tokenizer: Tokenizer) -> Reply:
     """Show a reply as it is made, text on stdout if it is streamed and progress on stderr, and return it."""
-    live, reply = isinstance(ask, Stream), None
+    live, thinks, reply = isinstance(ask, Stream), False, None
     bar = partial(tqdm, file=sys.stderr, leave=False, disable=live or not is_primary() or None)
     spoken = partial(bar, desc="speech", unit="s", bar_format="{desc}: {n:.1f} s of audio in {elapsed}")
     with (
@@ -282,7 +282,11 @@ def _follow(ask: Ask, events: Iterator[Event], tokenizer: Tokenizer) -> Reply:
             if live and ask.json:
                 print(_json(_plain(event, tokenizer)), flush=True)
             elif live:
+                # The answer begins on a line of its own, where a terminal shows both.
+                after = "\n" if thinks and event.text else ""
+                print(event.reasoning, end=after, file=sys.stderr, flush=True)
                 print(event.text, end="", flush=True)
+                thinks = not event.text and (thinks or bool(event.reasoning))
             if process.unread() and ask.speak is None and not ask.distributed:
                 sys.exit()
             reply = event.reply
@@ -298,6 +302,8 @@ def _json(values: Any) -> str:
 def _plain(made: Reply | Event, tokenizer: Tokenizer) -> dict[str, Any]:
     """What JSON shows of a reply or an event: sound by its length only."""
     values: dict[str, Any] = {"text": made.text, "token_ids": made.token_ids}
+    if made.reasoning:
+        values["reasoning"] = made.reasoning
     if made.logprobs is not None:
         values["logprobs"] = _plain_logprobs(made.token_ids, made.logprobs, tokenizer)
     if isinstance(made, Reply):

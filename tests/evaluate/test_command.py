@@ -14,7 +14,7 @@ from omni_jax.evaluate.command import Evaluate, _drafter_digest, _model_digest, 
 from omni_jax.media_flags import MediaFlags
 from omni_jax.omni import Omni
 from omni_jax.weights import checkpoint
-from tests.evaluate.test_tasks import results, score, write
+from tests.helpers.datasets import results, score, write
 
 
 def deaf(wave: np.ndarray, rate: int) -> str:

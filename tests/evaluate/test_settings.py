@@ -22,8 +22,8 @@ from omni_jax.evaluate.tasks import seed_of
 from omni_jax.omni import Omni
 from omni_jax.weights import checkpoint
 from tests.evaluate.stub import StubOmni
-from tests.evaluate.test_failures import hear, status_of
-from tests.evaluate.test_tasks import write
+from tests.helpers.commands import hear, status_of
+from tests.helpers.datasets import write
 
 
 def hear_nothing(wave: np.ndarray, rate: int) -> str:
