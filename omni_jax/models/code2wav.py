@@ -1,15 +1,15 @@
-"""The vocoder: frames of codes to sound, 12.5 frames and 24,000 samples a second in the public model.
+"""The vocoder: frames of codes to sound, 12.5 frames and 24,000 samples per second in the public model.
 
     codes [Q, F] -> mean of embeddings -> sliding-window transformer -> upsampling stages (ConvNeXt)
                  -> decoder blocks (Snake, transposed convolution, residual units) -> samples
 
-Everything is causal, so there is one way to run it: a chunk of frames behind a `VocoderState`, which holds what later
+Everything is causal, so there is one way to run it: a chunk of frames after a `VocoderState`, which holds what later
 frames can see of earlier ones. A whole code sequence is a chunk too, and any cut into chunks gives the same samples.
 
-A decoder block's transposed convolution gives out a block of samples only when the next input is there, so sound lags
-behind the codes: the first `Code2WavConfig.lost_samples` samples that the first chunks give lie before the sound's
-beginning and are for the caller to drop. Inside, what lies before the beginning is set to zero at every stage, which
-is what padding shows to a convolution that starts there.
+A decoder block's transposed convolution completes a block of samples only with the next input, so the sound is late: of
+the samples that the first chunks give, the first `Code2WavConfig.lost_samples` come before the sound's beginning, and
+the caller drops them. Inside, what comes before the beginning is set to zero at every stage, which is what a
+convolution that starts there sees as padding.
 
 Source: transformers `Qwen3OmniMoeCode2Wav`. Deliberate difference: the state, hence no seams (the reference starts
 afresh every 300 frames and loses `lost_samples` there; `decode.vocode` has that as a mode).
@@ -45,10 +45,10 @@ NEXT_NORM_EPS = 1e-6
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VocoderState:
-    """What the frames so far leave behind for later ones; all rows are equally far.
+    """What later frames need of the frames so far; all rows have the same number of frames.
 
-    frames: int32 [], how many there were. k and v: [L, B, K, W - 1, H], the keys and values of the last W - 1 (W the
-    sliding window), newest last. tails: for each convolution the last inputs that it looks back on, [B, P, C].
+    frames: int32 [], their number. k and v: [L, B, K, W - 1, H], the keys and values of the last W - 1 (W the sliding
+    window), newest last. tails: for each convolution, in the order in which they run, its last P inputs [B, P, C].
     """
 
     frames: jax.Array
@@ -57,7 +57,7 @@ class VocoderState:
     tails: tuple[jax.Array, ...]
 
     def laid_over(self, mesh: Mesh | None) -> "VocoderState":
-        """The same state, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
+        """The same state, inside `jit`, with its rows and heads on the devices of `mesh` that compute them."""
         tails = tuple(constrain_rows(tail, mesh) for tail in self.tails)
         return replace(self, k=constrain(self.k, CACHE_AXES, mesh), v=constrain(self.v, CACHE_AXES, mesh), tails=tails)
 
@@ -73,10 +73,15 @@ class Sound:
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a chunk stands at one sample rate: behind `frames` others, its first `count` frames real, others padding.
+    """A chunk at one sample rate: it follows `frames` int32 [] frames, and its first `count` frames are real.
 
-    before: the tails that convolutions find, in the order of their calls; None at the beginning. after: those that they
-    leave. rate: samples a frame here. lost: samples here before the sound's beginning.
+    CAUTION: `before` and `after` are shared by all stages of a chunk and change with every call of `look_back`. The
+    k-th call takes the k-th tail and leaves the k-th of the next chunk, so every convolution must call it exactly once
+    and always in the same order: never in a branch, a loop of `jax.lax`, or twice. `Code2Wav.start` makes the tails by
+    the same calls.
+
+    before: the tails [B, P, C] that the chunk before left; None at the beginning, which means zeros. after: those that
+    this one leaves. rate: samples per frame here. lost: samples here before the sound's beginning.
     """
 
     frames: jax.Array
@@ -87,7 +92,7 @@ class Stage:
     lost: int = 0
 
     def look_back(self, x: jax.Array, size: int) -> jax.Array:
-        """x [B, T, C] with the `size` samples that went before in front; keeps the last ones for the next chunk."""
+        """x [B, T, C] after the `size` samples before it: [B, size + T, C]. Keeps the last ones for the next chunk."""
         if not size:
             return x
         B, _, C = x.shape
@@ -97,14 +102,14 @@ class Stage:
         return seen
 
     def upsampled(self, stride: int, look_back: int) -> "Stage":
-        """The stage behind a transposed convolution that looks back on `look_back` samples."""
+        """The stage after a transposed convolution that sees `look_back` earlier samples."""
         return replace(self, rate=self.rate * stride, lost=(self.lost + look_back) * stride)
 
     def silence(self, x: jax.Array) -> jax.Array:
-        """x [B, T, C] with zeros for what lies before the sound's beginning."""
+        """x [B, T, C] with zeros for what comes before the sound's beginning."""
         if not self.lost:
             return x
-        # A frame gives at least one sample, so nothing is left after `lost` frames; so bounded, no product overflows.
+        # A frame gives at least one sample, so nothing is left after `lost` frames; the bound prevents an overflow.
         left = self.lost - self.rate * jnp.minimum(self.frames, self.lost)
         return jnp.where(jnp.arange(x.shape[1])[:, None] < left, 0, x)
 
@@ -162,7 +167,7 @@ class Pointwise(Module):
 
 
 class TransposedConv(Module):
-    """`stride` samples for each one, out of it and `look_back` before it: weight [in, out, k], bias [out]."""
+    """`stride` samples for each one, from it and the `look_back` before it: weight [in, out, k], bias [out]."""
 
     def __init__(self, rngs: nnx.Rngs, channels_in: int, channels_out: int, stride: int, look_back: int):
         kernel, scale = stride * (look_back + 1), (channels_in * (look_back + 1)) ** -0.5
@@ -171,7 +176,7 @@ class TransposedConv(Module):
         self.stride, self.look_back = stride, look_back
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
-        """[B, T, in] -> [B, T * stride, out], and the stage that it is at."""
+        """[B, T, in] -> [B, T * stride, out], and the stage after it."""
         seen = stage.look_back(x, self.look_back)
         y = (conv_transpose(seen, self.weight[...], self.stride) + self.bias[...]).astype(x.dtype)
         stage = stage.upsampled(self.stride, self.look_back)
@@ -203,7 +208,7 @@ class UpsampleStage(Module):
         self.gamma = param(rngs, (D,), ("embed",), fill=1.0)
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
-        """[B, T, D] -> [B, T * factor, D], and the stage that it is at."""
+        """[B, T, D] -> [B, T * factor, D], and the stage after it."""
         x, stage = self.conv(x, stage)
         y = self.fc2(gelu_exact(self.fc1(self.norm(self.dwconv(x, stage)))))
         return x + self.gamma[...] * y, stage
@@ -218,7 +223,7 @@ class Upsample(Module):
             setattr(self, f"stage_{i}", UpsampleStage(rngs, config.transformer.hidden_size, factor))
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
-        """[B, F, D] -> [B, F * product of ratios, D], and the stage that it is at."""
+        """[B, F, D] -> [B, F * product of ratios, D], and the stage after it."""
         for i in range(self.stages):
             with jax.named_scope(f"upsample_{i}"):
                 x, stage = getattr(self, f"stage_{i}")(x, stage)
@@ -251,7 +256,7 @@ class DecoderBlock(Module):
             setattr(self, f"unit_{j}", ResidualUnit(rngs, channels // 2, dilation))
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
-        """[B, T, C] -> [B, T * stride, C / 2], and the stage that it is at."""
+        """[B, T, C] -> [B, T * stride, C / 2], and the stage after it."""
         x, stage = self.conv(snake(x, self.alpha[...], self.beta[...]), stage)
         for j in range(len(DILATIONS)):
             x = getattr(self, f"unit_{j}")(x, stage)

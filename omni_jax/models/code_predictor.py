@@ -2,7 +2,7 @@
 
     Talker's state, embedding of the frame's first code -> decoder layers -> code 1 -> its embedding -> ... -> code Q-1
 
-A small causal transformer that starts afresh in every frame. Each codebook has its own embedding table and head: number
+A small causal transformer that starts anew in every frame. Each codebook has its own embedding table and head: number
 i belongs to code i + 1 (code 0 is the Talker's).
 
 Source: transformers `Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration`.

@@ -1,12 +1,11 @@
 """A stack of causal decoder layers: the text models of Thinker and Talker, the code predictor, Code2Wav's transformer.
 
-Pre-norm layers of grouped-query attention, with per-head q/k norms where the configuration says so, then routed experts
-(with a shared one beside them in the Talker) or one MLP. Parameters are stacked over layers; `lax.scan` runs over the
-layer index with the cache in its carry. A stack that mixes expert and plain layers keeps each kind in its own, shorter
-stack.
+Pre-norm layers of grouped-query attention, with per-head q/k norms where the configuration has them, then routed
+experts (and a shared one in the Talker) or one MLP. Parameters are stacked over layers; `lax.scan` runs over the layer
+index with the cache in its carry. A stack that mixes expert and plain layers keeps each kind in its own, shorter stack.
 
-Two things may touch the hidden states between layers: deepstack features are added to the outputs of the first layers
-at visual positions, and `taps` copy chosen hidden states into a small buffer for whoever needs them (Talker, drafters).
+Two things happen to the hidden states between layers: deepstack features are added to the outputs of the first layers
+at visual positions, and `taps` copy chosen hidden states into a small buffer, for the Talker and for drafters.
 
 Source: transformers `Qwen3OmniMoeThinkerTextModel`. Hidden states are numbered as there: 0 is the input, k the output
 of layer k-1 before its deepstack feature is added.
@@ -29,6 +28,7 @@ from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.ops.attention import attend, causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.expert_parallel import sharded_moe, sharded_route
+from omni_jax.ops.moe import ExpertWeights
 from omni_jax.ops.rope import rotate
 from omni_jax.sharding import Array, constrain, split_over
 
@@ -36,7 +36,7 @@ from omni_jax.sharding import Array, constrain, split_over
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Deepstack:
-    """features [n, X, D] of n first layers; index int32 [B, T] into X, -1 where a token is not visual."""
+    """features [n, X, D] of the first n layers; index int32 [B, T] into X, -1 where a token is not visual."""
 
     features: jax.Array
     index: jax.Array
@@ -105,8 +105,9 @@ class Experts(Module):
         split = () if self.mesh is None else split_over("batch", B, self.mesh)
         chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
         with jax.named_scope("router"):
-            ids, weights = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
-        return sharded_moe(rows, ids, weights, self.gate_up[...], self.down[...], l, self.mesh, split).reshape(B, T, D)
+            routing = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
+        experts = ExpertWeights(self.gate_up[...], self.down[...], l)
+        return sharded_moe(rows, routing, experts, self.mesh, split).reshape(B, T, D)
 
 
 class MLP(Module):
@@ -118,14 +119,14 @@ class MLP(Module):
 
     @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+        """[B, T, D] -> [B, T, D], by layer `l` of the stack."""
         gate, up = jnp.moveaxis(project(x, self.gate_up[...][l]), 2, 0)
         hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
         return project(hidden, self.down[...][l]).astype(x.dtype)
 
 
 class SharedExpert(MLP):
-    """A gated MLP that takes every row beside the routed experts, weighted by sigmoid(gate . x); gate [L, D]."""
+    """A gated MLP for every row, added to the routed experts with weight sigmoid(gate . x); gate [L, D]."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int):
         super().__init__(rngs, width, inner, layers)
@@ -133,7 +134,7 @@ class SharedExpert(MLP):
 
     @jax.named_scope("shared_expert")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+        """[B, T, D] -> [B, T, D], by layer `l` of the stack."""
         weight = jax.nn.sigmoid(project(x, self.gate[...][l][None]).astype(x.dtype))
         return weight * super().__call__(x, l)
 
@@ -296,7 +297,7 @@ class DecoderLayers(Module):
         return jax.lax.cond(is_dense[l], lambda: self.mlp(x, before[l]), lambda: self._experts(x, l - before[l]))
 
     def _by_rows(self, x: jax.Array) -> jax.Array:
-        """x [B, T, D] with its rows on the devices that hold them, and whole there."""
+        """x [B, T, D] with its rows on the devices that hold them, each row whole."""
         return constrain(x, ("batch", None, None), self.mesh)
 
     def _experts(self, x: jax.Array, l: jax.Array) -> jax.Array:

@@ -216,8 +216,8 @@ def experts_used(
 
         x = x + layers._attention(x, l, thinker._rope(position, x), cache, over)[0]
         rows = layers.mlp_norm(x, l).reshape(-1, x.shape[-1])
-        ids, _ = route(rows, layers.moe.router[...][i], config.experts_per_token, config.norm_topk_prob)
-        return jnp.sum(jnp.zeros(config.num_experts, jnp.int32).at[ids.reshape(-1)].set(1))
+        routing = route(rows, layers.moe.router[...][i], config.experts_per_token, config.norm_topk_prob)
+        return jnp.sum(jnp.zeros(config.num_experts, jnp.int32).at[routing.ids.reshape(-1)].set(1))
 
     return jax.lax.map(chosen, (jnp.asarray(routed), jnp.arange(len(routed)), inputs))
 
