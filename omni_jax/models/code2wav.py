@@ -15,7 +15,6 @@ Source: transformers `Qwen3OmniMoeCode2Wav`. Deliberate difference: the state, h
 afresh every 300 frames and loses `lost_samples` there; `decode.vocode` has that as a mode).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -75,31 +74,30 @@ class Sound:
 class Stage:
     """A chunk at one sample rate: it follows `frames` int32 [] frames, and its first `count` frames are real.
 
-    CAUTION: `before` and `after` are shared by all stages of a chunk and change with every call of `look_back`. The
-    k-th call takes the k-th tail and leaves the k-th of the next chunk, so every convolution must call it exactly once
-    and always in the same order: never in a branch, a loop of `jax.lax`, or twice. `Code2Wav.start` makes the tails by
-    the same calls.
+    Every convolution takes a stage and gives the one after it, so the order in which they find their tails is that in
+    which the stage goes through them.
 
-    before: the tails [B, P, C] that the chunk before left; None at the beginning, which means zeros. after: those that
-    this one leaves. rate: samples per frame here. lost: samples here before the sound's beginning.
+    before: the tails [B, P, C] that the chunk before left, for all convolutions; None at the beginning, which means
+    zeros. after: those that this one leaves, for the convolutions so far. rate: samples per frame here. lost: samples
+    here before the sound's beginning.
     """
 
     frames: jax.Array
     count: jax.Array | int
-    before: Iterator[jax.Array] | None
-    after: list[jax.Array]
+    before: tuple[jax.Array, ...] | None
+    after: tuple[jax.Array, ...] = ()
     rate: int = 1
     lost: int = 0
 
-    def look_back(self, x: jax.Array, size: int) -> jax.Array:
-        """x [B, T, C] after the `size` samples before it: [B, size + T, C]. Keeps the last ones for the next chunk."""
+    def look_back(self, x: jax.Array, size: int) -> tuple[jax.Array, "Stage"]:
+        """x [B, T, C] after the `size` samples before it: [B, size + T, C]; the stage keeps the last ones."""
         if not size:
-            return x
+            return x, self
         B, _, C = x.shape
-        tail = jnp.zeros((B, size, C), x.dtype) if self.before is None else next(self.before)
+        tail = jnp.zeros((B, size, C), x.dtype) if self.before is None else self.before[len(self.after)]
         seen = jnp.concatenate([tail, x], axis=1)
-        self.after.append(jax.lax.dynamic_slice_in_dim(seen, self.count * self.rate, size, axis=1))
-        return seen
+        last = jax.lax.dynamic_slice_in_dim(seen, self.count * self.rate, size, axis=1)
+        return seen, replace(self, after=(*self.after, last))
 
     def upsampled(self, stride: int, look_back: int) -> "Stage":
         """The stage after a transposed convolution that sees `look_back` earlier samples."""
@@ -123,10 +121,10 @@ class CausalConv(Module):
         self.bias = param(rngs, (channels_out,), (None,))
         self.dilation = dilation
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, in] -> [B, T, out]."""
-        seen = stage.look_back(x, (KERNEL - 1) * self.dilation)
-        return causal_conv(seen, self.weight[...], self.dilation) + self.bias[...]
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, in] -> [B, T, out], and the stage after it."""
+        seen, stage = stage.look_back(x, (KERNEL - 1) * self.dilation)
+        return causal_conv(seen, self.weight[...], self.dilation) + self.bias[...], stage
 
 
 class DepthwiseConv(Module):
@@ -136,10 +134,10 @@ class DepthwiseConv(Module):
         self.weight = param(rngs, (channels, 1, KERNEL), (None,) * 3, scale=KERNEL**-0.5)
         self.bias = param(rngs, (channels,), (None,))
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, C] -> [B, T, C]."""
-        y = depthwise_conv(stage.look_back(x, KERNEL - 1), self.weight[...]) + self.bias[...]
-        return y.astype(x.dtype)
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, C] -> [B, T, C], and the stage after it."""
+        seen, stage = stage.look_back(x, KERNEL - 1)
+        return (depthwise_conv(seen, self.weight[...]) + self.bias[...]).astype(x.dtype), stage
 
 
 class MonoConv(Module):
@@ -149,9 +147,10 @@ class MonoConv(Module):
         self.weight = param(rngs, (1, channels, KERNEL), (None,) * 3, scale=(channels * KERNEL) ** -0.5)
         self.bias = param(rngs, (1,), (None,))
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, in] -> float32 [B, T]."""
-        return conv_to_mono(stage.look_back(x, KERNEL - 1), self.weight[...]) + self.bias[...]
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, in] -> float32 [B, T], and the stage after it."""
+        seen, stage = stage.look_back(x, KERNEL - 1)
+        return conv_to_mono(seen, self.weight[...]) + self.bias[...], stage
 
 
 class Pointwise(Module):
@@ -177,7 +176,7 @@ class TransposedConv(Module):
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
         """[B, T, in] -> [B, T * stride, out], and the stage after it."""
-        seen = stage.look_back(x, self.look_back)
+        seen, stage = stage.look_back(x, self.look_back)
         y = (conv_transpose(seen, self.weight[...], self.stride) + self.bias[...]).astype(x.dtype)
         stage = stage.upsampled(self.stride, self.look_back)
         return stage.silence(y), stage
@@ -210,8 +209,8 @@ class UpsampleStage(Module):
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
         """[B, T, D] -> [B, T * factor, D], and the stage after it."""
         x, stage = self.conv(x, stage)
-        y = self.fc2(gelu_exact(self.fc1(self.norm(self.dwconv(x, stage)))))
-        return x + self.gamma[...] * y, stage
+        y, stage = self.dwconv(x, stage)
+        return x + self.gamma[...] * self.fc2(gelu_exact(self.fc1(self.norm(y)))), stage
 
 
 class Upsample(Module):
@@ -239,10 +238,10 @@ class ResidualUnit(Module):
         self.act2 = Snake(rngs, channels)
         self.conv2 = Pointwise(rngs, channels)
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, C] -> [B, T, C]."""
-        y = self.conv2(self.act2(self.conv1(self.act1(x), stage)))
-        return stage.silence(x + y)
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, C] -> [B, T, C], and the stage after it."""
+        y, stage = self.conv1(self.act1(x), stage)
+        return stage.silence(x + self.conv2(self.act2(y))), stage
 
 
 class DecoderBlock(Module):
@@ -259,7 +258,7 @@ class DecoderBlock(Module):
         """[B, T, C] -> [B, T * stride, C / 2], and the stage after it."""
         x, stage = self.conv(snake(x, self.alpha[...], self.beta[...]), stage)
         for j in range(len(DILATIONS)):
-            x = getattr(self, f"unit_{j}")(x, stage)
+            x, stage = getattr(self, f"unit_{j}")(x, stage)
         return x, stage
 
 
@@ -276,10 +275,10 @@ class WaveDecoder(Module):
         self.beta = param(rngs, (channels,), (None,))
         self.conv_out = MonoConv(rngs, channels)
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, D] -> float32 [B, T * product of rates]."""
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, D] -> float32 [B, T * product of rates], and the stage after it."""
         with jax.named_scope("conv_in"):
-            x = self.conv_in(x, stage)
+            x, stage = self.conv_in(x, stage)
         for i in range(self.blocks):
             with jax.named_scope(f"block_{i}"):
                 x, stage = getattr(self, f"block_{i}")(x, stage)
@@ -304,9 +303,8 @@ class Code2Wav(Module):
         c, dtype = self.config.transformer, self.embed[...].dtype
 
         def tails() -> tuple[jax.Array, ...]:
-            stage = Stage(jnp.int32(0), jnp.int32(0), None, [])
-            self.sound(jnp.zeros((rows, 1, c.hidden_size), dtype), stage)
-            return tuple(stage.after)
+            x = jnp.zeros((rows, 1, c.hidden_size), dtype)
+            return self.sound(x, Stage(jnp.int32(0), jnp.int32(0), None))[1].after
 
         cache = KVCache.empty(c.num_layers, rows, c.num_kv_heads, self.past, c.head_dim, dtype)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(tails))
@@ -342,9 +340,8 @@ class Code2Wav(Module):
             return self(codes, self.start(codes.shape[0]), count).wave[:, self.config.lost_samples :]
         real = jnp.int32(codes.shape[2] if count is None else count)
         x, k, v = self.attend(self.embed_codes(codes), state, real)
-        stage = Stage(state.frames, real, iter(state.tails), [])
-        wave = jnp.clip(self.sound(x, stage), -1.0, 1.0)
-        return Sound(wave, VocoderState(state.frames + real, k, v, tuple(stage.after)))
+        wave, stage = self.sound(x, Stage(state.frames, real, state.tails))
+        return Sound(jnp.clip(wave, -1.0, 1.0), VocoderState(state.frames + real, k, v, stage.after))
 
     @jax.named_scope("embed")
     def embed_codes(self, codes: jax.Array) -> jax.Array:
@@ -370,6 +367,6 @@ class Code2Wav(Module):
         k, v = (jax.lax.dynamic_slice_in_dim(a, count, past, axis=3) for a in (out.cache.k, out.cache.v))
         return self.norm(out.hidden), k, v
 
-    def sound(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """The convolutions: x [B, F, D] -> float32 [B, F * total_upsample]."""
+    def sound(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """The convolutions: x [B, F, D] -> float32 [B, F * total_upsample], and the stage after them."""
         return self.decoder(*self.upsample(x, stage))

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from omni_jax.config import DecoderConfig
-from omni_jax.models.decoder import CachedOutput, DecoderLayers
+from omni_jax.models.decoder import DecoderLayers
+from omni_jax.models.output import CachedOutput
 from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope

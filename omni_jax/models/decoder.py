@@ -12,25 +12,24 @@ of layer k-1 before its deepstack feature is added.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
-from omni_jax.errors import InputError
+from omni_jax.models.output import CachedOutput, Output
 from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.ops.attention import attend, causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.expert_parallel import sharded_moe, sharded_route
 from omni_jax.ops.moe import ExpertWeights
 from omni_jax.ops.rope import rotate
-from omni_jax.sharding import Array, constrain, split_over
+from omni_jax.sharding import constrain, split_over
 
 
 @jax.tree_util.register_dataclass
@@ -50,34 +49,6 @@ class Deepstack:
             return jnp.where(self.index[..., None] >= 0, x + feature, x)
 
         return jax.lax.cond(l < self.features.shape[0], inject, lambda x: x, x)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Output:
-    """What a stack gives: hidden [B, T, D], and taps [n, B, T, D], the hidden states that were asked for."""
-
-    hidden: jax.Array
-    taps: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CachedOutput:
-    """As `Output`, and the cache, which holds the tokens now."""
-
-    hidden: jax.Array
-    cache: KVCache
-    taps: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CachedLogits:
-    """logits float32 [B, T, V], and the cache, which holds the tokens now."""
-
-    logits: jax.Array
-    cache: KVCache
 
 
 Rope = tuple[jax.Array, jax.Array]
@@ -317,25 +288,3 @@ def _tap(tapped: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:
         lambda: jax.lax.dynamic_update_index_in_dim(tapped, x, jnp.maximum(slot, 0), 0),
         lambda: tapped,
     )
-
-
-def left_padding(mask: Array | None, B: int, T: int) -> jax.Array:
-    """Padding before each row's first token, int32 [B], by a mask bool [B, T]; 0 without one."""
-    return jnp.zeros((B,), jnp.int32) if mask is None else jnp.argmax(jnp.asarray(mask), axis=1).astype(jnp.int32)
-
-
-def count_valid(extended: KVCache, before: KVCache, mask: Array | None) -> KVCache:
-    """The extended cache, holding of the new tokens only those that the mask bool [B, T] keeps; all without one."""
-    if mask is None:
-        return extended
-    if isinstance(mask, np.ndarray) and not mask[:, 0].all():
-        raise InputError("mask: a cache takes rows that are padded on the right; prepare them so")
-    return replace(extended, length=before.length + jnp.sum(jnp.asarray(mask), axis=1, dtype=jnp.int32))
-
-
-def check_sequences(name: str, x: jax.Array, form: str, ndim: int, mask: Array | None) -> None:
-    """InputError unless x has `ndim` axes, [B, T, ...], and a mask the first two of them."""
-    if x.ndim != ndim:
-        raise InputError(f"{name} has shape {list(x.shape)}; give {form}, a batch even for one row")
-    if mask is not None and mask.shape != x.shape[:2]:
-        raise InputError(f"mask has shape {list(mask.shape)}; give bool {list(x.shape[:2])}, one for each token")

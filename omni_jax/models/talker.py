@@ -17,15 +17,8 @@ from flax import nnx
 
 from omni_jax.config import TalkerConfig
 from omni_jax.models.code_predictor import CodePredictor
-from omni_jax.models.decoder import (
-    CachedLogits,
-    CachedOutput,
-    DecoderLayers,
-    Output,
-    check_sequences,
-    count_valid,
-    left_padding,
-)
+from omni_jax.models.decoder import DecoderLayers
+from omni_jax.models.output import CachedLogits, CachedOutput, Output, check_sequences, count_valid, left_padding
 from omni_jax.models.param import Linear, Module, RMSNorm, param, project
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope, text_positions

@@ -19,16 +19,8 @@ from flax import nnx
 
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.audio import AudioEncoder
-from omni_jax.models.decoder import (
-    CachedLogits,
-    CachedOutput,
-    DecoderLayers,
-    Deepstack,
-    Output,
-    check_sequences,
-    count_valid,
-    left_padding,
-)
+from omni_jax.models.decoder import DecoderLayers, Deepstack
+from omni_jax.models.output import CachedLogits, CachedOutput, Output, check_sequences, count_valid, left_padding
 from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.models.vision import VisionEncoder
 from omni_jax.ops.cache import KVCache
