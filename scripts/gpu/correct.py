@@ -96,7 +96,9 @@ def check_backend(backend: Any, R: int, dtype: str) -> Finding:
     x, weights = jnp.asarray(rng.standard_normal((R, D)), dtype), jnp.asarray(rng.random((R, A)), dtype)
     ids = np.stack([rng.permutation(E)[:A] for _ in range(R)]).astype(np.int32)
     with precision(dtype):
-        got = jax.jit(backend)(x, ids, weights, gate_up, down, jnp.int32(1))
+        got = jax.jit(backend)(
+            x, moe.Routing(jnp.asarray(ids), weights), moe.ExpertWeights(gate_up, down, jnp.int32(1))
+        )
     rounded = [np.asarray(a, np.float64) for a in (x, weights, gate_up[1], down[1])]
     bound = FLOAT32 if dtype == "float32" else BFLOAT16
     return compare(f"moe {backend.__name__}, {R} rows, {dtype}", got, plain_moe(ids, *rounded), bound)

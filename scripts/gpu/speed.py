@@ -108,11 +108,11 @@ def expert_backends(config: ThinkerConfig, rows: tuple[int, ...], turns: int = 1
             if R <= most:
 
                 def layer(
-                    x: jax.Array, ids: jax.Array, w: jax.Array, gate_up: jax.Array, down: jax.Array, run: Any = backend
+                    x: jax.Array, routing: moe.Routing, gate_up: jax.Array, down: jax.Array, run: Any = backend
                 ) -> jax.Array:
-                    return x + run(x, ids, w, gate_up, down, 0)
+                    return x + run(x, routing, moe.ExpertWeights(gate_up, down, 0))
 
-                run = partial(repeated(layer, turns), x, ids, weights, gate_up, down)
+                run = partial(repeated(layer, turns), x, moe.Routing(ids, weights), gate_up, down)
                 timings.append(measure(f"experts {name}, {R} rows", run, 3, turns * R, "rows/s"))
     return timings
 
