@@ -170,10 +170,10 @@ def read_tokenizer(path: str | Path) -> Any:
     return Tokenizer.from_file(str(path))
 
 
-def write_tokenizer(directory: Path, tokenizer: Any) -> None:
+def write_tokenizer(directory: Path, tokenizer: Any, template: str = CHAT_TEMPLATE) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja to a directory."""
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (directory / "chat_template.jinja").write_text(template)
     settings = json.dumps(tokenizer_config(tokenizer), indent=2, ensure_ascii=False)
     (directory / "tokenizer_config.json").write_text(settings + "\n")
 
