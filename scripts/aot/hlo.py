@@ -39,7 +39,7 @@ OPCODE = re.compile(r"(?:^|[\])} ])([a-z][a-z0-9\-]*)\(")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
-# The devices that take part: listed, as an iota ("[2,4]<=[8]": two groups of four), or by axes of a mesh that is given before them.
+# The devices that take part: listed, as an iota ("[2,4]<=[8]": two groups of four), or by axes of a mesh given before.
 LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=")
 AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
