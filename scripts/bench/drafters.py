@@ -10,7 +10,6 @@ bfloat16 near-ties may.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +25,7 @@ from scripts.bench.compare import write_json
 from scripts.bench.drafter_tables import figures, finite, plot, table
 from scripts.bench.experts import count_experts
 from scripts.bench.options import Drafters
-from scripts.bench.thinker import OurThinker, finished
+from scripts.bench.thinker import Decoded, OurThinker
 from scripts.small.oracle import oracle
 
 # EAGLE's own tree: levels, and candidates of each.
@@ -54,17 +53,15 @@ class Way:
     replies: list[Rounds] = field(default_factory=list)
     experts: list[np.ndarray] = field(default_factory=list)
 
-    def record(self, session: Any, plain: Any) -> None:
-        """Add the results of a finished session; `plain` is that of the plain loop."""
-        self.seconds += session.decode_seconds
-        self.tokens += sum(len(ids) - 1 for ids in session.rows)
-        self.differing += sum(ids != expected for ids, expected in zip(session.rows, plain.rows, strict=True))
-        if self.drafting is None:
-            return
-        for row in range(len(session.rows)):
-            stats = session.row_stats(row)
-            self.replies.append(session.rounds_of(row))
-            self.drafted, self.verified = self.drafted + stats["drafted"], self.verified + stats["verified"]
+    def record(self, decoded: Decoded, plain: Decoded) -> None:
+        """Add a decoded batch; `plain` is the same by the plain loop."""
+        self.seconds += decoded.decode_seconds
+        self.tokens += sum(len(ids) - 1 for ids in decoded.token_ids)
+        pairs = zip(decoded.token_ids, plain.token_ids, strict=True)
+        self.differing += sum(ids != expected for ids, expected in pairs)
+        self.replies += decoded.rounds
+        self.verified += sum(decoded.verified)
+        self.drafted += sum(decoded.verified) - sum(len(rounds.given) for rounds in decoded.rounds)
 
 
 def compare(options: Drafters) -> list[Way]:
@@ -83,19 +80,18 @@ def compare(options: Drafters) -> list[Way]:
 
 
 def answer(omni: Omni, batch: Batch, new: int, ways: list[Way], count: bool) -> None:
-    """Answer a batch in every way, and record the results; `count` the experts of its first rounds too."""
+    """Answer a batch in every way, the plain loop first; `count` the experts of its first rounds too."""
     model = OurThinker(omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text)
-    stop_ids = (omni.config.im_end_token_id,)
-    plain = model.session(batch, new, stop_ids=stop_ids)
+    stop_ids, plain = (omni.config.im_end_token_id,), None
     for way in ways:
-        if way.error_rate is not None:
-            way.drafting = oracle(plain, ORACLE_WIDTH, way.error_rate)
-        session = plain if way.drafting is None else model.session(batch, new, way.drafting, stop_ids)
-        for _ in range(2):
-            finished(session)
-        way.record(session, plain)
+        if way.error_rate is not None and plain is not None:
+            way.drafting = oracle(plain.source, ORACLE_WIDTH, way.error_rate)
+        # The first run compiles.
+        decoded = [model.decode(batch, new, way.drafting, stop_ids) for _ in range(2)][-1]
+        plain = plain or decoded
+        way.record(decoded, plain)
         if count and way.drafting is not None:
-            way.experts = count_experts(session)
+            way.experts = count_experts(model.session(batch, new, way.drafting, stop_ids))
 
 
 def open_model(path: Path, dtype: str) -> Omni:

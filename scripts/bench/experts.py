@@ -68,7 +68,7 @@ def chosen_experts(thinker: Thinker, x: jax.Array, position: jax.Array, cache: A
         return attend(q, cache.k[l], cache.v[l], mask)
 
     routed = [l for l in range(config.num_layers) if l not in config.dense_layers]
-    inputs = layers.run(x, rotation, cache, over_cache, taps=tuple(routed)).taps
+    _, _, inputs = layers.run(x, rotation, cache, over_cache, taps=tuple(routed))
 
     def choose(layer: tuple) -> jax.Array:
         l, i, x = layer

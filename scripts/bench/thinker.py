@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from convert import load_hf
 from omni_jax.config import DecoderConfig, OmniConfig
+from omni_jax.decode.draft.acceptance import Rounds
 from omni_jax.decode.draft.plan import Drafting
 from omni_jax.decode.draft.session import DraftedSession
 from omni_jax.decode.sampling import Sampling
@@ -24,6 +25,21 @@ from scripts.small.configs import config_dict
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """A decoded batch.
+
+    token_ids: of each row. decode_seconds: without prefill. rounds: of each row, and verified: the number of tokens
+    that they verified; both empty without drafts. source: what an oracle drafts these replies from.
+    """
+
+    token_ids: list[list[int]]
+    decode_seconds: float
+    rounds: list[Rounds]
+    verified: list[int]
+    source: Any
+
+
+@dataclass(frozen=True)
 class OurThinker:
     """Parameters, declaration and sizes of our Thinker; it decodes greedily."""
 
@@ -31,23 +47,27 @@ class OurThinker:
     declaration: Declaration
     text: DecoderConfig
 
-    def session(self, batch: Batch, new: int, drafting: Drafting | None = None, stop_ids: tuple[int, ...] = ()) -> Any:
-        """The session, with drafts if there is a drafting, in which each row gets at most `new` tokens."""
+    def decode(
+        self, batch: Batch, new: int, drafting: Drafting | None = None, stop_ids: tuple[int, ...] = ()
+    ) -> Decoded:
+        """Decode at most `new` tokens in each row, with drafts if there is a drafting."""
+        session = self.session(batch, new, drafting, stop_ids)
+        for _ in session.chunks():
+            pass
+        rows = range(len(session.rows) if drafting else 0)
+        verified = [session.row_stats(row)["verified"] for row in rows]
+        return Decoded(session.rows, session.decode_seconds, [session.rounds_of(r) for r in rows], verified, session)
+
+    def decode_all(self, batch: Batch, new: int, drafting: Drafting | None = None) -> Decoded:
+        """Decode exactly `new` tokens in each row; RuntimeError if there are fewer."""
+        decoded = self.decode(batch, new, drafting)
+        require("new tokens", [len(ids) for ids in decoded.token_ids], [new] * len(batch.token_ids))
+        return decoded
+
+    def session(self, batch: Batch, new: int, drafting: Drafting | None, stop_ids: tuple[int, ...]) -> Any:
+        """The session that decodes a batch."""
         settings = (self.params, self.declaration, self.text, batch, Sampling(), new, 0, stop_ids)
         return Session(*settings) if drafting is None else DraftedSession(*settings, (), drafting)
-
-    def decode(self, batch: Batch, new: int, drafting: Drafting | None = None) -> Any:
-        """The finished session of `new` tokens in each row; RuntimeError if there are fewer."""
-        session = finished(self.session(batch, new, drafting))
-        require("new tokens", [len(ids) for ids in session.rows], [new] * len(batch.token_ids))
-        return session
-
-
-def finished(session: Any) -> Any:
-    """The session, run to its end; a session that was run before starts anew."""
-    for _ in session.chunks():
-        pass
-    return session
 
 
 def our_thinker(run: Run, directory: Path | None) -> OurThinker:

@@ -55,7 +55,7 @@ def measure(name: str, run: Callable[[], Any], repetitions: int, work: float = 0
 
 
 def repeated(function: Callable[..., jax.Array], turns: int) -> Callable[..., jax.Array]:
-    """Run x = function(x, ...) `turns` times in one program, so that short kernels are not hidden by the launch."""
+    """Run x = function(x, ...) `turns` times in one program, x [...], so that launches do not hide short kernels."""
 
     def loop(x: jax.Array, *args: Any) -> jax.Array:
         return jax.lax.fori_loop(0, turns, lambda _, x: function(x, *args).astype(x.dtype), x)
@@ -130,10 +130,12 @@ class Model:
         return jax.device_put(text_request(prompts, new))
 
     def prefill(self, request: PrefillInput, capacity: int) -> tuple[jax.Array, DecodeState]:
+        """The first tokens int32 [B], and the state to decode from."""
         plan = Sampling().plan(self.config.text.vocab_size)
         return prefill(self.params, request, None, declaration=self.declaration, plan=plan, capacity=capacity)[:2]
 
     def decode(self, request: PrefillInput, state: DecodeState, unroll: int) -> tuple[jax.Array, DecodeState]:
+        """The tokens int32 [B, CHUNK] of one chunk, and the state after it."""
         plan, steps = Sampling().plan(self.config.text.vocab_size), np.int32(CHUNK)
         return decode_chunk(
             self.params,

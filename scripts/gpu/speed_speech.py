@@ -48,6 +48,7 @@ class Speaker:
         )
 
     def speak(self, state: SpeechState, unroll: int) -> tuple[jax.Array, SpeechState]:
+        """The codes int32 [B, Q, FRAMES] of one chunk, and the state after it."""
         text_ids = np.zeros((state.code.shape[0], FRAMES), np.int32)
         given = (self.params, self.embed, state, text_ids, np.int32(FRAMES), VOICE.values())
         return decode_frames(*given, declaration=self.declaration, plan=VOICE.plan(self.config), unroll=unroll)
