@@ -3,6 +3,9 @@
 A reply begins inside its reasoning if its prompt ends with `<think>`, as some templates have it; else only if `<think>`
 is the first thing it writes. Elsewhere in a text the marks are ordinary text. Line breaks at both ends of the
 reasoning, and those between `</think>` and the answer, belong to neither: the public template writes them itself.
+
+Speech and stop strings make no difference between the two: as in the reference, the Talker says all that the Thinker
+writes (the public models that always think have no Talker), and a stop string ends a reply wherever it comes.
 """
 
 import re
