@@ -87,8 +87,8 @@ def replies_of(session: Session, tokenizer: Tokenizer, times: dict[str, float]) 
 
 def begins_inside_reasoning(session: Session, row: int, tokenizer: Tokenizer) -> bool:
     """Whether the prompt of a row has opened its reasoning."""
-    prompt = row // session.copies
-    return ends_inside_reasoning(session.batch.token_ids[prompt], session.batch.mask[prompt], tokenizer)
+    batch, prompt = session.batch, row // session.copies
+    return ends_inside_reasoning(batch.token_ids[prompt][batch.mask[prompt]], tokenizer)
 
 
 def logprobs_of(session: Session, row: int, since: int = 0) -> Logprobs | None:
