@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Modules and packages of omni_jax, and `convert`, from the bottom to the top: each imports lower levels only. A new one
 # gets the lowest level above everything that it imports. CONTRIBUTING shows the same table.
 LEVELS = (
-    ("compilation_cache", "errors", "process"),
-    ("distributed", "files", "reader", "sharding"),
+    ("errors", "process"),
+    ("compilation_cache", "distributed", "files", "reader", "sharding"),
     ("decoder_config", "sound"),
     ("config", "draft_config"),
     ("inputs", "ops"),
     ("models", "settings"),
-    ("weights",),
-    ("convert", "decode", "flags", "media_flags"),
+    ("flags", "media_flags", "weights"),
+    ("convert", "decode"),
     ("omni",),
     ("loading", "printing"),
     ("ask", "evaluate", "inspection"),
