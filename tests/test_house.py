@@ -1,4 +1,4 @@
-"""The rules of the house, checked on the source: levels, light imports, sizes, docstrings, nothing unfinished."""
+"""The rules of the house, checked on the source: floors, light imports, sizes, docstrings, nothing unfinished."""
 
 import ast
 import re
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Modules and packages of omni_jax, and `convert`, from the bottom to the top: each imports lower levels only. A new one
-# gets the lowest level above everything that it imports. CONTRIBUTING shows the same table.
-LEVELS = (
+# Modules and packages of omni_jax, and `convert`, from the bottom to the top: each imports lower floors only. A new one
+# gets the lowest floor above everything that it imports. CONTRIBUTING shows the same table.
+FLOORS = (
     ("errors", "process"),
     ("compilation_cache", "distributed", "files", "reader", "sharding"),
     ("decoder_config", "sound"),
@@ -27,11 +27,11 @@ LEVELS = (
     ("ask", "evaluate", "inspection"),
     ("cli",),
 )
-# Modules without a level: the public names, and the entry of the command.
+# Modules without a floor: the public names, and the entry of the command.
 ENTRIES = ("omni_jax", "omni_jax.__main__")
 # Slow or optional to import: only inside the functions that need them.
 HEAVY = {
-    *("av", "jinja2", "jiwer", "librosa", "matplotlib", "orbax", "PIL", "pyarrow", "safetensors"),
+    *("av", "huggingface_hub", "jinja2", "jiwer", "librosa", "matplotlib", "orbax", "PIL", "pyarrow", "safetensors"),
     *("scipy", "soundfile", "tokamax", "tokenizers"),
 }
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
@@ -52,13 +52,13 @@ def _name(path: Path) -> str:
 
 
 def _place(module: str) -> str | None:
-    """The module or package of `LEVELS` that a module belongs to; None for what is not ours, and for `ENTRIES`."""
+    """The module or package of `FLOORS` that a module belongs to; None for what is not ours, and for `ENTRIES`."""
     top, _, rest = module.partition(".")
     return top if top == "convert" else rest.partition(".")[0] or None if top == "omni_jax" else None
 
 
-def _level(module: str) -> int | None:
-    return next((i for i, names in enumerate(LEVELS) if _place(module) in names), None)
+def _floor(module: str) -> int | None:
+    return next((i for i, names in enumerate(FLOORS) if _place(module) in names), None)
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
@@ -88,7 +88,7 @@ def _runs_at_import(tree: ast.Module) -> ast.Module:
 PACKAGE = _sources("omni_jax")
 SOURCE = _sources("omni_jax", "convert", "scripts")
 by_module = pytest.mark.parametrize("path", PACKAGE, ids=_name)
-by_levelled = pytest.mark.parametrize("path", _sources("omni_jax", "convert"), ids=_name)
+by_floor = pytest.mark.parametrize("path", _sources("omni_jax", "convert"), ids=_name)
 by_source = pytest.mark.parametrize("path", SOURCE, ids=_name)
 
 
@@ -99,18 +99,18 @@ def _in_project(name: str, modules: dict[str, Path]) -> str | None:
     return name or None
 
 
-@by_levelled
-def test_every_module_has_a_level(path):
-    assert _name(path) in ENTRIES or _level(_name(path)) is not None
+@by_floor
+def test_every_module_has_a_floor(path):
+    assert _name(path) in ENTRIES or _floor(_name(path)) is not None
 
 
-@by_levelled
+@by_floor
 def test_imports_point_down(path):
-    here, place = _level(_name(path)), _place(_name(path))
+    here, place = _floor(_name(path)), _place(_name(path))
     assert not [name for name in _imports(_tree(path)) if name.partition(".")[0] in ("scripts", "tests")]
     if here is not None:
-        levels = {name: _level(name) for name in _imports(_tree(path)) if _place(name) != place}
-        assert not [name for name, level in levels.items() if level is not None and level >= here]
+        floors = {name: _floor(name) for name in _imports(_tree(path)) if _place(name) != place}
+        assert not [name for name, floor in floors.items() if floor is not None and floor >= here]
 
 
 def test_imports_have_no_circles():
@@ -122,10 +122,10 @@ def test_imports_have_no_circles():
     assert not found  # each of these is on a circle, or imports one that is
 
 
-def test_contributing_shows_the_levels():
+def test_contributing_shows_the_floors():
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
-    shown = {int(level): tuple(re.findall(r"`(\w+)`", names)) for level, names in rows}
-    assert shown == dict(enumerate(LEVELS))
+    shown = {int(floor): tuple(re.findall(r"`(\w+)`", names)) for floor, names in rows}
+    assert shown == dict(enumerate(FLOORS))
 
 
 @by_module
