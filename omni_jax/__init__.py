@@ -9,15 +9,15 @@ The one legend of shape letters, used in docstrings, einsums and shape suffixes 
                         F mlp width                                Q codebooks
                                                                    W draft block
 
-Batches may hold further letters where a docstring names them. Functions open with `B, T, D = x.shape`. Units stand in
-names: `hop_samples`, `frames_per_second`.
+A docstring may name further letters. Functions open with `B, T, D = x.shape`. Units are part of names: `hop_samples`,
+`frames_per_second`.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
 
-# What each public name is defined in. Resolved on first use, so that importing a part of the package stays light.
+# The module that defines each public name. It is imported at the first use, so that importing a part stays light.
 _PUBLIC = {
     "load": "omni_jax.loading",
     "Omni": "omni_jax.omni",

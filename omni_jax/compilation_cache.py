@@ -1,7 +1,7 @@
 """Compiled programs on disk, so that a command which starts again does not compile again.
 
 JAX keeps them under keys that cover the program, its own version, the XLA flags and the devices (on CPU the processor's
-features too). This module says where: `$OMNI_JAX_CACHE` names a directory, or is "off" for none; without it they are in
+features too). This module says where: `$OMNI_JAX_CACHE` is a directory, or "off" for none; without it they are in
 `omni_jax/programs` of the user's cache directory, which is `$XDG_CACHE_HOME`, `~/Library/Caches` on macOS, else
 `~/.cache`. A directory that the user gave to JAX itself (`JAX_COMPILATION_CACHE_DIR`) stays as it is. The files are
 code: whoever can write there can have it run.
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import jax
+
+from omni_jax.errors import InputError
 
 SWITCH = "OMNI_JAX_CACHE"
 MAX_BYTES = 4 * 1024**3  # the programs used longest ago are removed first
@@ -29,7 +31,8 @@ SETTINGS = {
 def use_compilation_cache() -> None:
     """Let JAX keep what it compiles from now on; where that is impossible, programs are compiled at each start.
 
-    Does nothing if a directory is set already. A setting that the environment states for JAX keeps its value.
+    Does nothing if a directory is set already. A setting that the environment states for JAX keeps its value. Raises
+    InputError for a switch that is neither "off" nor an absolute path.
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) or not getattr(jax.config, SWITCHED_ON, True):
         return
@@ -44,12 +47,15 @@ def use_compilation_cache() -> None:
 
 def cache_directory() -> Path | None:
     """Where compiled programs are kept; None if they are not, or if there is no home directory."""
-    stated = os.environ.get(SWITCH, "").strip()
-    if stated.lower() == "off":
+    stated = os.environ.get(SWITCH, "")
+    if stated == "off":
         return None
     try:
         if stated:
-            return Path(stated).expanduser().absolute()
+            directory = Path(stated).expanduser()
+            if not directory.is_absolute():
+                raise InputError(f"{SWITCH} is {stated!r}; give an absolute path of a directory, or off for no cache")
+            return directory
         shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
         if not shared.is_absolute():  # a relative one is to be ignored, says its specification
             shared = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")

@@ -68,8 +68,7 @@ class Omni:
         mesh_reason: what an automatic mesh was chosen for.
         """
         self.params, self._read = params, read
-        self.config = config
-        self.processor = processor
+        self.config, self.processor = config, processor
         self.meshes = dict(mesh) if isinstance(mesh, Mapping) else dict.fromkeys(params, mesh)
         self.mesh_reason = mesh_reason
         self.declarations = {
@@ -136,9 +135,8 @@ class Omni:
     ) -> Batch:
         """Messages to the arrays that the model takes, NumPy only; see `Processor.prepare`.
 
-        media: options of pictures, sounds and videos by name, such as {"max_pixels": 401408, "nframes": 16}, for all
-        parts that do not state their own.
-        thinking: whether the chat template lets a hybrid model think first; None leaves it to the template.
+        media: options of pictures, sounds and videos by name, such as {"max_pixels": 401408, "nframes": 16}, for parts
+        without their own. thinking: whether a hybrid model's chat template lets it think; None: as the template does.
         """
         return self.processor.prepare(
             messages,
@@ -152,8 +150,7 @@ class Omni:
 
     def encode(self, batch: Batch) -> Media | None:
         """The media of a prepared batch as `thinker(..., media=)` takes them; None where it has none."""
-        declaration, params = self._part("thinker")
-        return encode_media(params, batch, declaration)
+        return encode_media(self._part("thinker")[1], batch, self.declarations["thinker"])
 
     def logits(self, batch: Batch) -> jax.Array:
         """Teacher-forced Thinker logits of a prepared batch, float32 [B, T, V]; rows at padding mean nothing.
@@ -167,8 +164,7 @@ class Omni:
         declaration, params = self._part("thinker")
         T = batch.token_ids.shape[1]
         batch = pad_length(batch, bucket(T))
-        media = encode_media(params, batch, declaration)
-        first = np.argmax(batch.mask, axis=1).astype(np.int32)
+        media, first = self.encode(batch), np.argmax(batch.mask, axis=1).astype(np.int32)
         return forward(params, batch.token_ids, batch.position_ids, first, media, declaration=declaration)[:, :T]
 
     def vocode(self, codes: Any) -> np.ndarray:

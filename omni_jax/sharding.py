@@ -1,8 +1,8 @@
-"""Where arrays live: the mesh, and one table from logical axes to mesh axes.
+"""Where arrays are: the mesh, and one table from logical axes to mesh axes.
 
-Modules name their axes by meaning ("expert", "heads"); only `RULES` knows on which mesh axes a meaning is split, so a
-new layout is an edit of this table. Every mesh is built here, with automatic axes: the compiler places what the rules
-and `constrain` leave open.
+Modules name their axes by meaning ("expert", "heads"). Only `RULES` says over which mesh axes each of these is split,
+so a new layout is an edit of this table. Every mesh is built here, with automatic axes: the compiler places what the
+rules and `constrain` leave open.
 
 A mesh is written "expert=4,data=2", or by part, on devices of its own each: "thinker:expert=4;talker:expert=2".
 """
@@ -20,9 +20,9 @@ from omni_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
-# Logical axis -> mesh axis, or several of which the first ones that divide are taken. An axis that is not listed, or
-# listed as None, is replicated. Devices that share the experts also share the rows of a batch: attention and cache need
-# no expert, so each would otherwise be there many times.
+# Logical axis -> mesh axis, or several, of which the longest run from the first on that divides is taken. An axis that
+# is not listed, or listed as None, is replicated. Devices that share the experts also share the rows of a batch:
+# attention and cache need no expert, so every expert shard would otherwise compute and hold all of them.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp", "expert"),
     "expert": "expert",
@@ -35,7 +35,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
 }
 
-# What config.json calls the number that a logical axis holds.
+# What config.json calls the size of a logical axis.
 CONFIG_NAMES = {
     "expert": "num_experts",
     "kv_heads": "num_key_value_heads",
@@ -59,18 +59,18 @@ def platform() -> str:
     device = getattr(jax.config, "jax_default_device", None)
     try:
         return getattr(device, "platform", device) or jax.default_backend()
-    # JAX asserts that its plugin for CUDA is there.
+    # JAX raises AssertionError where its plugin for CUDA is missing.
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split(" (set JAX_PLATFORMS")[0][:200] or "JAX has no plugin for it"
-        asked = getattr(jax.config, "jax_platforms", None) or ""
+        platforms = getattr(jax.config, "jax_platforms", None) or ""
         raise InputError(
-            f"JAX_PLATFORMS={asked}: no such device can be used here ({reason}); unset it to take what there is, or "
-            "install omni_jax[cuda] for NVIDIA GPUs"
+            f"JAX_PLATFORMS={platforms}: no such device can be used here ({reason}); unset it to take what there is, "
+            "or install omni_jax[cuda] for NVIDIA GPUs"
         ) from error
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """The sizes that "expert=4,data=2" gives; InputError for what is no mesh."""
+    """The sizes by axis that "expert=4,data=2" states; InputError for a text that is no mesh."""
     sizes: dict[str, int] = {}
     for entry in text.split(","):
         axis, _, size = (word.strip() for word in entry.partition("="))
@@ -85,7 +85,10 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
-    """A mesh over `devices` (default: the first ones) with `sizes` per axis, 1 where not given; InputError if wrong."""
+    """A mesh over `devices` (by default the first ones), with a size for each axis, by default 1.
+
+    InputError for an axis that does not exist, or another number of devices.
+    """
     unknown = sorted(set(sizes) - set(MESH_AXES))
     if unknown:
         raise InputError(f"mesh axes {unknown} do not exist; choose from {list(MESH_AXES)}")
@@ -113,7 +116,7 @@ def spec(axes: Axes) -> PartitionSpec:
 
 
 def shardings(axes: dict, mesh: Mesh) -> dict:
-    """A tree of logical axes (tuples) as a tree of NamedShardings on `mesh`."""
+    """A tree of logical axes (tuples) to a tree of NamedShardings on `mesh`."""
     return jax.tree.map(lambda a: NamedSharding(mesh, spec(a)), axes, is_leaf=lambda a: isinstance(a, tuple))
 
 
@@ -125,7 +128,7 @@ def split_over(axis: str | None, size: int, mesh: Mesh | Mapping[str, int]) -> t
 
 
 def round_up_rows(rows: int, mesh: Mesh | Mapping[str, int] | None) -> int:
-    """The next number of rows that the mesh divides; of a number that it does not, each device would hold all rows."""
+    """`rows`, rounded up to what the mesh divides: rows that it does not divide would all be on every device."""
     sizes = {} if mesh is None else _sizes(mesh)
     shards = prod(sizes.get(name, 1) for name in _rule("batch"))
     return -(-rows // shards) * shards
@@ -144,33 +147,33 @@ def sharding_for(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedShardin
 
 
 def constrain(x: jax.Array, axes: Axes, mesh: Mesh | None) -> jax.Array:
-    """`x` with its logical axes laid over `mesh` where they divide, inside `jit`; `x` itself without a mesh."""
+    """`x` [...], inside `jit`, with its logical axes split over `mesh` where it divides them; `x` without a mesh."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, sharding_for(axes, x.shape, mesh))
 
 
 def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """`x` [B, ...] laid over `mesh` by its rows, inside `jit`; a number is everywhere."""
+    """`x` [B, ...], inside `jit`, with its rows split over `mesh`; a scalar is replicated."""
     return constrain(x, ("batch", *[None] * (x.ndim - 1)) if x.ndim else (), mesh)
 
 
 def replicate(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """`x` whole on every device of `mesh`, inside `jit`: for what every host reads."""
+    """`x` [...], inside `jit`, whole on every device of `mesh`: for what every host reads."""
     return constrain(x, (None,) * x.ndim, mesh)
 
 
 def replicate_for_hosts(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """`x`, inside `jit`, where the host can read all of it: whole on every device if the mesh is of several processes.
+    """`x` [...], inside `jit`, replicated if the mesh has several processes, so that each host can read all of it.
 
-    A process reads its own devices only; alone, it reads pieces from wherever they lie.
+    A process can read from its own devices only. A single process has all devices, so nothing needs to move.
     """
     return replicate(x, mesh) if mesh is not None and mesh.is_multi_process else x
 
 
 def per_shard(function: Callable[..., jax.Array], mesh: Mesh | None, *args: tuple[Any, Axes]) -> jax.Array:
-    """function(*arrays) on every device's own pieces of the arrays; the result lies as the first of them.
+    """function(*arrays) on every device's own shards of the arrays; the result is split as the first of them.
 
-    args: each array with its logical axes. For functions that the compiler would make for whole arrays, moving pieces
-    that never need to move.
+    args: each array [...] with its logical axes. For functions that need no communication, where the compiler would
+    gather whole arrays.
     """
     arrays = [jnp.asarray(x) for x, _ in args]
     if mesh is None or mesh.size == 1:
@@ -180,7 +183,7 @@ def per_shard(function: Callable[..., jax.Array], mesh: Mesh | None, *args: tupl
 
 
 def place(x: Any, axes: Axes, mesh: Mesh | None) -> Any:
-    """An array of the host or of other devices laid over `mesh` where it divides; `x` itself without a mesh."""
+    """An array [...] of the host or of other devices, split over `mesh` where it divides; `x` without a mesh."""
     if mesh is None:
         return x
     sharding = sharding_for(axes, x.shape, mesh)
@@ -191,20 +194,20 @@ def place(x: Any, axes: Axes, mesh: Mesh | None) -> Any:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         bits = place(jax.random.key_data(x), (*axes, None), mesh)
         return jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(bits)
-    # Every process has the whole and gives its devices their pieces.
+    # Every process has the whole array and gives its devices their shards.
     whole = np.asarray(x)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def place_rows(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays [B, ...] laid over `mesh` by their rows."""
+    """A tree of arrays [B, ...], with their rows split over `mesh`; the tree itself without a mesh."""
     return jax.tree.map(lambda x: place(x, ("batch", *[None] * (x.ndim - 1)), mesh), tree)
 
 
 def check_mesh(declared: dict[str, tuple[dict, dict]], mesh: Mesh | Mapping[str, int]) -> None:
-    """Raise InputError, naming the number and the mesh axis, unless the mesh divides every array that it splits.
+    """Raise InputError, which names the number and the mesh axis, unless the mesh divides every array that it splits.
 
-    declared: by part, its arrays' shapes and logical axes as nested dicts.
+    declared: for each part the shapes and the logical axes of its arrays, as nested dicts.
     """
     sizes = _sizes(mesh)
     for part, (shapes, axes) in declared.items():
@@ -217,7 +220,7 @@ def check_mesh(declared: dict[str, tuple[dict, dict]], mesh: Mesh | Mapping[str,
 
 
 def divides(declared: tuple[dict, dict], sizes: Mapping[str, int]) -> bool:
-    """Whether a mesh of these sizes divides every array that it splits, of shapes and logical axes as nested dicts."""
+    """Whether a mesh of these sizes divides every array that it splits; declared: shapes and axes as nested dicts."""
     return next(_undivided(*declared, sizes), None) is None
 
 
@@ -240,7 +243,7 @@ def _leaves(shapes: dict, axes: dict, prefix: str = "") -> Iterator[tuple[str, t
 
 
 def bytes_on_a_device(shape: tuple[int, ...], itemsize: int, axes: Axes, mesh: Mesh | Mapping[str, int]) -> int:
-    """Bytes of one device's piece of an array of `shape`, of which the mesh divides what it splits."""
+    """Bytes of one device's shard of an array of `shape`, whose split axes the mesh divides."""
     sizes = _sizes(mesh)
     over = (RULES.get(axis) if axis else None for axis in axes)
     return prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over if isinstance(name, str))

@@ -1,6 +1,6 @@
-"""Speech to a sound file: checked before the work begins, complete when it appears.
+"""Speech to a sound file: the path is checked before the work begins, and the file is complete when it appears.
 
-WAV holds the samples as 16-bit integers, FLAC the same without loss and smaller. soundfile writes both.
+WAV holds the samples as 16-bit integers, FLAC the same integers compressed without loss. soundfile writes both.
 """
 
 import io
@@ -15,11 +15,11 @@ from omni_jax.errors import InputError
 from omni_jax.files import reason_of, user_path
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
-MAX_RATE = 655_350  # samples per second, the most that FLAC states
+MAX_RATE = 655_350  # samples per second, the largest rate that FLAC can state
 
 
 def check_sound_file(path: str | Path) -> Path:
-    """`path` if speech can be written there, which is tried; InputError for another kind of file or a place without."""
+    """The path, with ~ expanded, after a trial of writing there; InputError if no sound file can be written to it."""
     path = user_path(path, "the sound file")
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: speech is written as {' or '.join(FORMATS)}; choose one of these endings")
@@ -40,7 +40,15 @@ def check_sound_file(path: str | Path) -> Path:
 
 
 def write_sound(path: str | Path, samples: np.ndarray, samples_per_second: int = 24_000) -> None:
-    """Write float32 samples [n] in [-1, 1]; whoever sees the file sees all of it. InputError if that fails."""
+    """Write sound to a WAV or FLAC file, which appears only when it is complete.
+
+    Args:
+        path: the file; its ending, .wav or .flac, chooses the format.
+        samples: floats [n] in [-1, 1], such as `reply.audio`.
+        samples_per_second: their rate; 24,000 for speech of this model.
+
+    Raises InputError for samples or a path that cannot be written.
+    """
     import soundfile
 
     path, samples = check_sound_file(path), np.asarray(samples)
@@ -54,7 +62,7 @@ def write_sound(path: str | Path, samples: np.ndarray, samples_per_second: int =
     rate = samples_per_second
     if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not 1 <= rate <= MAX_RATE:
         raise InputError(f"{path}: {str(rate)[:40]} samples per second; give a whole number from 1 to {MAX_RATE}")
-    # In memory first: libsndfile has no error for a full disk.
+    # Encoded in memory first, because libsndfile reports no error for a full disk.
     data, partial = io.BytesIO(), _partial(path)
     kind = FORMATS[path.suffix.lower()]
     try:
@@ -68,5 +76,5 @@ def write_sound(path: str | Path, samples: np.ndarray, samples_per_second: int =
 
 
 def _partial(path: Path) -> Path:
-    """Where a file grows: beside it, under a name that is short however long its own is."""
+    """The unfinished file: in the same folder, under a name that is short however long the final one is."""
     return path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.partial")

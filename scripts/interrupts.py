@@ -1,10 +1,11 @@
-"""Interrupt each command at random moments, imports included, and require one line, status 130 and nothing left behind.
+"""Interrupt each command at random moments, imports included; require one line, status 130 and no partial files.
 
     python -m scripts.interrupts --times 30
 
-Each command runs once to its end, which gives its duration; then a process of its own is interrupted at a moment drawn
-from that duration, counted from the first module of the project: until then, for 30 ms, Python itself answers. What an
-interrupted evaluation has written must be whole, and the same command must complete it. Linux only.
+Each command runs once to its end, which gives its duration; then new processes are interrupted at random moments within
+that duration, counted from the first module of the project: before that, for 30 ms, Python itself handles interrupts.
+Results written by an interrupted evaluation must be complete lines, and the same command must complete them. Linux
+only.
 """
 
 import json
@@ -24,7 +25,7 @@ from typing import Any
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-# The compiler's slowest passes are left out: they are not what is tried here.
+# Without the compiler's slowest passes, which are not tested here.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
 NOISE = ("Traceback", "Exception ignored", "Fatal Python", "Segmentation", "Error")
@@ -44,7 +45,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Command:
-    """A command. arguments: those of Python, given a folder for its files; left: what it leaves there wrongly."""
+    """A command. arguments: of Python, for a folder of its files; left: what it wrongly left there, None if nothing."""
 
     name: str
     arguments: Callable[[Path], list[str]]
@@ -53,12 +54,12 @@ class Command:
 
 def run(arguments: list[str], seconds: float | None = None, again: float | None = None) -> Ended:
     """Run Python, interrupt it after `seconds` if given, and `again` seconds later."""
-    # A shell lets what it runs in the background ignore interrupts, and processes inherit that.
+    # Background jobs of a shell ignore interrupts, and their child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, *arguments], env=ENVIRONMENT, start_new_session=True, **pipes) as process:
         try:
-            # The thread that answers interrupts is the second.
+            # The second thread is the one that handles interrupts.
             while process.poll() is None and _threads(process) < 2:
                 time.sleep(0.001)
             start = time.monotonic()
@@ -73,7 +74,7 @@ def run(arguments: list[str], seconds: float | None = None, again: float | None 
 
 
 def _threads(process: subprocess.Popen) -> int:
-    """How many threads a process has; 0 if it ends just now."""
+    """The number of threads of a process; 0 if it has just ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return len(os.listdir(f"/proc/{process.pid}/task"))
     return 0
@@ -90,7 +91,7 @@ def fault(ended: Ended) -> str | None:
 
 
 def commands(hf: Path, model: Path, data: Path) -> list[Command]:
-    """All commands that take time, on a small checkpoint, its conversion, and a dataset of `SAMPLES` rows."""
+    """All commands that run long, for a small checkpoint, its conversion, and a dataset of `SAMPLES` rows."""
     ask = ["--model", str(model), "--text", "Say something", "--max-new-tokens", "12"]
     speak = ["--max-frames", "4", "--speak"]
     score = ["--model", str(model), "--data", str(data), "--slots", "2", "--max-new-tokens", "16", "--output"]
@@ -104,7 +105,7 @@ def commands(hf: Path, model: Path, data: Path) -> list[Command]:
 
 
 def _hidden(at: Path) -> str | None:
-    """Files under a hidden name, and a sound or checkpoint that is not whole."""
+    """Files with hidden names, and a sound or checkpoint that is incomplete."""
     hidden = [path.name for path in at.rglob(".*")]
     if not hidden and (at / "made").exists() and not (at / "made" / "manifest.json").is_file():
         hidden = ["made"]
@@ -112,7 +113,7 @@ def _hidden(at: Path) -> str | None:
 
 
 def _results(at: Path) -> str | None:
-    """A line of the results that is cut off."""
+    """As `_hidden`; raises an error for a line of the results that is cut off."""
     for file in at.rglob("results-*.jsonl"):
         for line in file.read_bytes().splitlines():
             json.loads(line)
@@ -129,7 +130,7 @@ def _complete(command: Command, at: Path) -> str | None:
 
 
 def try_command(command: Command, times: int, draw: random.Random, folder: Path) -> list[str]:
-    """Interrupt a command `times` times; what was wrong, with the moments."""
+    """Interrupt a command `times` times; returns descriptions of what was wrong, with the moments."""
     whole = run(command.arguments(_folder(folder, "whole")))
     if whole.status != 0:
         return [f"{command.name} does not run: {whole.err[-1000:]}"]
@@ -139,7 +140,7 @@ def try_command(command: Command, times: int, draw: random.Random, folder: Path)
         ended = run(command.arguments(at), moment)
         seconds.append(ended.seconds - moment)
         if ended.status == 0:
-            continue  # It was done before, or in the moment in which it came.
+            continue  # It ended before the interrupt came.
         done += 1
         wrong = fault(ended) or command.left(at) or (_complete(command, at) if done % 10 == 0 else None)
         if wrong:
@@ -174,4 +175,4 @@ def main(times: int = 30, seed: int = 0, only: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m scripts.interrupts", description=__doc__)

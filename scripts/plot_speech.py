@@ -42,13 +42,13 @@ class Plot:
 
 
 def draw_wave(axes: Axes, samples: np.ndarray, rate: int) -> None:
-    """Samples over seconds."""
+    """Draw samples float [n] over seconds."""
     axes.plot(np.arange(len(samples)) / rate, samples, linewidth=0.4, color="#1f4e79")
     axes.set(ylabel="amplitude", ylim=(-1.02, 1.02))
 
 
 def draw_mel(axes: Axes, samples: np.ndarray, rate: int) -> None:
-    """Mel spectrogram in decibels below its loudest point."""
+    """Draw the mel spectrogram of samples float [n], in decibels below its loudest point."""
     power = librosa.feature.melspectrogram(y=samples, sr=rate, n_mels=MEL_BINS, hop_length=HOP_SAMPLES, n_fft=1024)
     decibels = librosa.power_to_db(power, ref=np.max, top_db=LOUDEST_TO_QUIETEST_DB)
     seconds = decibels.shape[1] * HOP_SAMPLES / rate
@@ -60,7 +60,7 @@ def draw_mel(axes: Axes, samples: np.ndarray, rate: int) -> None:
 
 
 def draw_codes(axes: Axes, codes: np.ndarray, seconds: float) -> None:
-    """Codes int [Q, frames], one row a codebook, the first at the top."""
+    """Draw codes int [Q, frames], one row per codebook, the first at the top."""
     picture = axes.imshow(
         codes, aspect="auto", cmap="viridis", interpolation="nearest", extent=(0, seconds, len(codes) - 0.5, -0.5)
     )
@@ -69,7 +69,7 @@ def draw_codes(axes: Axes, codes: np.ndarray, seconds: float) -> None:
 
 
 def draw(samples: np.ndarray, rate: int, codes: np.ndarray | None, title: str, out: Path) -> None:
-    """Write the picture of samples float32 [n] and, if there are some, of codes int [Q, frames]."""
+    """Write the picture of samples float32 [n] and, if given, of codes int [Q, frames]."""
     if len(samples) == 0:
         raise SystemExit("there is no sound to draw: the reply has no spoken token")
     rows, seconds = 2 if codes is None else 3, len(samples) / rate
@@ -86,7 +86,7 @@ def draw(samples: np.ndarray, rate: int, codes: np.ndarray | None, title: str, o
 
 def main() -> None:
     """Draw what the command line asks for."""
-    options = tyro.cli(Plot, description=__doc__)
+    options = tyro.cli(Plot, prog="python -m scripts.plot_speech", description=__doc__)
     if (options.model is None) == (options.sound is None):
         sys.exit("give either --model or --sound")
     if options.sound is not None:

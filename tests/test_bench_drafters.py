@@ -84,9 +84,9 @@ def watched(route: Callable, used: list[int]) -> Callable:
     """`route`, writing down how many experts were chosen."""
 
     def watching(*given: Any, **settings: Any) -> Any:
-        ids, weights = route(*given, **settings)
-        jax.debug.callback(lambda ids: used.append(len(np.unique(ids))), ids, ordered=True)
-        return ids, weights
+        routing = route(*given, **settings)
+        jax.debug.callback(lambda ids: used.append(len(np.unique(ids))), routing.ids, ordered=True)
+        return routing
 
     return watching
 

@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import convert
 from omni_jax.compilation_cache import MAX_BYTES, SETTINGS, SWITCH, cache_directory, use_compilation_cache
+from omni_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,10 +47,17 @@ def test_the_switch_names_a_directory_or_turns_the_cache_off(monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(SWITCH, "~/programs")
     assert cache_directory() == tmp_path / "programs"
-    monkeypatch.setenv(SWITCH, "Off")
+    monkeypatch.setenv(SWITCH, "off")
     assert cache_directory() is None
     use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize("switch", ["no", "0", "programs", "./programs"])
+def test_a_switch_that_is_neither_is_refused(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, switch)
+    with pytest.raises(InputError, match=f"{SWITCH} is '{switch}'; give an absolute path of a directory, or off"):
+        use_compilation_cache()
 
 
 def test_without_a_home_directory_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

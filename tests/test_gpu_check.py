@@ -61,8 +61,8 @@ def test_wrong_speech_is_noticed(part: str, wrong: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_wrong_backend_is_noticed(dtype: str) -> None:
-    def wrong(x: jax.Array, ids: jax.Array, weights: jax.Array, *rest: Any) -> jax.Array:
-        return moe.gathered(x, ids, weights[:, ::-1], *rest)
+    def wrong(x: jax.Array, routing: moe.Routing, experts: moe.ExpertWeights) -> jax.Array:
+        return moe.gathered(x, moe.Routing(routing.ids, routing.weights[:, ::-1]), experts)
 
     assert not gpu_correct.check_backend(wrong, 3, dtype).ok
 
@@ -112,7 +112,7 @@ def test_grouped_calls_tokamax_where_it_has_a_kernel(
     down = jnp.asarray(rng.standard_normal((L, E, F, D)) * F**-0.5, dtype)
     x, weights = jnp.asarray(rng.standard_normal((R, D)), dtype), jnp.asarray(rng.random((R, A)), dtype)
     ids = np.stack([rng.permutation(E)[:A] for _ in range(R)]).astype(np.int32)
-    got = jax.jit(moe.grouped)(x, ids, weights, gate_up, down, 1)
+    got = jax.jit(moe.grouped)(x, moe.Routing(ids, weights), moe.ExpertWeights(gate_up, down, 1))
     exact: Any = [np.asarray(a, np.float64) for a in (x, weights, gate_up[1], down[1])]
     assert gpu_correct.compare("", got, gpu_correct.plain_moe(ids, *exact), bound).ok
     assert calls == ([(E, D, 2 * F), (E, F, D)] if used else [])

@@ -11,28 +11,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Modules and packages of omni_jax, and `convert`, from the bottom to the top: each imports lower floors only. A new one
+# gets the lowest floor above everything that it imports. CONTRIBUTING shows the same table.
 FLOORS = (
-    (
-        "compilation_cache",
-        "config",
-        "decoder_config",
-        "distributed",
-        "draft_config",
-        "errors",
-        "files",
-        "process",
-        "reader",
-        "sharding",
-    ),
-    ("ops", "inputs", "sound"),
-    ("models",),
-    ("decode", "weights"),
-    ("train", "evaluate", "inspection", "loading", "media_flags", "omni"),
+    ("errors", "process"),
+    ("compilation_cache", "distributed", "files", "reader", "sharding"),
+    ("decoder_config", "sound"),
+    ("config", "draft_config"),
+    ("inputs", "ops"),
+    ("models", "settings"),
+    ("flags", "media_flags", "weights"),
+    ("convert", "decode"),
+    ("omni",),
+    ("loading", "printing"),
+    ("ask", "evaluate", "inspection"),
     ("cli",),
 )
+# Modules without a floor: the public names, and the entry of the command.
+ENTRIES = ("omni_jax", "omni_jax.__main__")
 # Slow or optional to import: only inside the functions that need them.
 HEAVY = {
-    *("av", "jinja2", "jiwer", "librosa", "matplotlib", "orbax", "PIL", "pyarrow", "safetensors"),
+    *("av", "huggingface_hub", "jinja2", "jiwer", "librosa", "matplotlib", "orbax", "PIL", "pyarrow", "safetensors"),
     *("scipy", "soundfile", "tokamax", "tokenizers"),
 }
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
@@ -52,11 +51,14 @@ def _name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+def _place(module: str) -> str | None:
+    """The module or package of `FLOORS` that a module belongs to; None for what is not ours, and for `ENTRIES`."""
+    top, _, rest = module.partition(".")
+    return top if top == "convert" else rest.partition(".")[0] or None if top == "omni_jax" else None
+
+
 def _floor(module: str) -> int | None:
-    parts = module.split(".")
-    if parts[0] != "omni_jax" or len(parts) < 2:
-        return None
-    return next((i for i, names in enumerate(FLOORS) if parts[1] in names), None)
+    return next((i for i, names in enumerate(FLOORS) if _place(module) in names), None)
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
@@ -86,19 +88,44 @@ def _runs_at_import(tree: ast.Module) -> ast.Module:
 PACKAGE = _sources("omni_jax")
 SOURCE = _sources("omni_jax", "convert", "scripts")
 by_module = pytest.mark.parametrize("path", PACKAGE, ids=_name)
+by_floor = pytest.mark.parametrize("path", _sources("omni_jax", "convert"), ids=_name)
 by_source = pytest.mark.parametrize("path", SOURCE, ids=_name)
 
 
-@by_module
-def test_every_module_stands_on_a_floor(path):
-    assert _name(path) in ("omni_jax", "omni_jax.__main__") or _floor(_name(path)) is not None
+def _in_project(name: str, modules: dict[str, Path]) -> str | None:
+    """The module of the project that an imported name is, or is defined in."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name or None
 
 
-@by_module
+@by_floor
+def test_every_module_has_a_floor(path):
+    assert _name(path) in ENTRIES or _floor(_name(path)) is not None
+
+
+@by_floor
 def test_imports_point_down(path):
-    here = _floor(_name(path))
+    here, place = _floor(_name(path)), _place(_name(path))
+    assert not [name for name in _imports(_tree(path)) if name.partition(".")[0] in ("scripts", "tests")]
     if here is not None:
-        assert not [name for name in _imports(_tree(path)) if (_floor(name) or 0) > here]
+        floors = {name: _floor(name) for name in _imports(_tree(path)) if _place(name) != place}
+        assert not [name for name, floor in floors.items() if floor is not None and floor >= here]
+
+
+def test_imports_have_no_circles():
+    modules = {_name(path): path for path in SOURCE}
+    found = {a: {_in_project(n, modules) for n in _imports(_tree(path))} - {a, None} for a, path in modules.items()}
+    while free := [name for name, targets in found.items() if not targets & found.keys()]:
+        for name in free:
+            del found[name]
+    assert not found  # each of these is on a circle, or imports one that is
+
+
+def test_contributing_shows_the_floors():
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    shown = {int(floor): tuple(re.findall(r"`(\w+)`", names)) for floor, names in rows}
+    assert shown == dict(enumerate(FLOORS))
 
 
 @by_module
@@ -124,18 +151,6 @@ def test_thinker_and_talker_do_not_know_each_other():
         path = ROOT / "omni_jax" / "models" / f"{one}.py"
         if path.exists():
             assert f"omni_jax.models.{other}" not in set(_imports(_tree(path)))
-
-
-@by_module
-def test_only_the_command_line_imports_convert(path):
-    # `inspection` is one of its commands.
-    if _name(path) not in ("omni_jax.cli", "omni_jax.inspection"):
-        assert not [name for name in _imports(_tree(path)) if name.split(".")[0] == "convert"]
-
-
-@pytest.mark.parametrize("path", _sources("convert"), ids=_name)
-def test_convert_stays_below_the_fourth_floor(path):
-    assert not [name for name in _imports(_tree(path)) if (_floor(name) or 0) > 3]
 
 
 @by_source

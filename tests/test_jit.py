@@ -91,8 +91,10 @@ def test_a_cache_is_read_on_from(thinker: Thinker, logits: jax.Array) -> None:
     rest = np.stack([IDS[0, 3:6], IDS[1, 2:5]])
     one, two = read(thinker, IDS[:, :3], rest)
     assert one.cache.length.tolist() == [3, 2] and two.cache.length.tolist() == [6, 5]
-    close(one.logits[0], logits[0, :3]), close(one.logits[1, :2], logits[1, :2])
-    close(two.logits[0], logits[0, 3:]), close(two.logits[1], logits[1, 2:5])
+    close(one.logits[0], logits[0, :3])
+    close(one.logits[1, :2], logits[1, :2])
+    close(two.logits[0], logits[0, 3:])
+    close(two.logits[1], logits[1, 2:5])
 
 
 def test_media_are_read_into_a_cache(omnis: Callable[[str], Omni]) -> None:

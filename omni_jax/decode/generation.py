@@ -50,9 +50,9 @@ class GenerationPlan:
         requests, speech = requests_for(batch, limits, seeds, self.sampling.logprobs), None
         copies = len(seeds) // len(batch.mask)
         for b, request in enumerate(requests):
-            ids, mask = batch.token_ids[b // copies], batch.mask[b // copies]
+            ids = batch.token_ids[b // copies][batch.mask[b // copies]]
             if limits.stops is not None:
-                request.begins_inside_reasoning = ends_inside_reasoning(ids, mask, limits.stops.tokenizer)
+                request.begins_inside_reasoning = ends_inside_reasoning(ids, limits.stops.tokenizer)
         if self.voice is not None:
             speech = SpeechRequest.read(repeat_rows(batch, copies), self.voice.repeated(copies), config)
         return Admission(batch, requests, speech)

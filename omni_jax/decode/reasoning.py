@@ -3,9 +3,12 @@
 A reply begins inside its reasoning if its prompt ends with `<think>`, as some templates have it; else only if `<think>`
 is the first thing it writes. Elsewhere in a text the marks are ordinary text. Line breaks at both ends of the
 reasoning, and those between `</think>` and the answer, belong to neither: the public template writes them itself.
+
+Speech and stop strings make no difference between the two: as in the reference, the Talker says all that the Thinker
+writes (the public models that always think have no Talker), and a stop string ends a reply wherever it comes.
 """
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +89,6 @@ def split_reasoning(text: str, begins_inside: bool) -> tuple[str, str | None]:
     return piece.text, piece.reasoning if splitter.found else None
 
 
-def ends_inside_reasoning(token_ids: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer) -> bool:
-    """Whether a prompt, int32 [T] with its mask bool [T], ends with an open <think>."""
-    end = token_ids[mask][-END_TOKENS:]
-    return bool(re.search(f"{OPEN}\\s*$", tokenizer.decode(end, skip_special=False)))
+def ends_inside_reasoning(token_ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> bool:
+    """Whether a prompt, int [T] without padding, ends with an open <think>; its last END_TOKENS ids are enough."""
+    return tokenizer.decode(token_ids[-END_TOKENS:], skip_special=False).rstrip().endswith(OPEN)

@@ -1,13 +1,15 @@
 """Sound: from a file to the log-mel spectrogram of the audio encoder.
 
-Data flow: `load_audio` gives mono samples at 16 kHz; `log_mel` their spectrogram, one clip at a time; `token_count` how
-many tokens the encoder will make of it. `batch.pack_audio` lays the spectrograms out in windows.
+Data flow: `load_audio` returns mono samples at 16 kHz, `log_mel` their spectrogram, one clip at a time, and
+`token_count` the number of tokens that the encoder will make of it. `batch.pack_audio` arranges spectrograms in
+windows.
 
 Source: transformers `load_audio` (soundfile, the mean of the channels, soxr_hq) and `WhisperFeatureExtractor`.
 Deliberate differences: each clip is transformed alone, where the reference's batch padding alters the last frame of the
-shorter clips; clips beyond 30 s are never cut; damaged, cut or empty files are errors, where the reference goes on with
-what it could read; MP3 goes through PyAV, because libsndfile drops most of a file whose header has no length (where it
-has one, the samples are equal). A cut Ogg or MP3 file cannot be told from a shorter one.
+shorter clips; clips longer than 30 s are never truncated; damaged, truncated or empty files are errors, where the
+reference continues with what it could read; MP3 is decoded by PyAV, because libsndfile drops most of a file whose
+header has no length (where it has one, the samples are equal). A truncated Ogg or MP3 file cannot be distinguished from
+a shorter one.
 """
 
 from collections.abc import Iterator
@@ -27,20 +29,20 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 MAX_SECONDS = 3600.0
-MAX_SAMPLES = 3600 * 48_000  # of the source, one channel: 0.7 GB as float32
+MAX_SAMPLES = 3600 * 48_000  # per channel of the source: 0.7 GB as float32
 MIN_SAMPLES = 201  # at 16 kHz: the Fourier window reflects 200 samples at either end
-MIN_RATE, MAX_RATE = 2_000, 768_000  # samples per second of a source; a header outside is damaged or malicious
+MIN_RATE, MAX_RATE = 2_000, 768_000  # samples per second; a header outside is damaged or malicious
 MAX_CHANNELS = 32
-UNKNOWN_LENGTH = 1 << 62  # libsndfile's figure for a FLAC stream that does not state its length is above this
-_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # how the tags of an MP3 begin
-MAX_LEVEL = 64.0  # full scale is 1; what is far above it was meant as integers
+UNKNOWN_LENGTH = 1 << 62  # libsndfile reports more than this for a FLAC stream that does not state its length
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # the first bytes of an MP3's tags
+MAX_LEVEL = 64.0  # full scale is 1; values far above it were meant as integers
 
 TOKENS_PER_CHUNK = 13  # a full chunk of 97 to 104 mel frames after three halving convolutions
-MAX_FREQUENCY = 8000.0  # Hz; WhisperFeatureExtractor's own, no file states it
+MAX_FREQUENCY = 8000.0  # Hz; a constant of WhisperFeatureExtractor, stated in no file
 
 
 def token_count(frames: int, chunk_frames: int) -> int:
-    """Audio tokens of a clip of `frames` mel frames, convolved in chunks of `chunk_frames`."""
+    """The number of audio tokens of a clip of `frames` mel frames, convolved in chunks of `chunk_frames`."""
     rest = frames % chunk_frames
     for _ in range(3):
         rest = (rest + 1) // 2
@@ -56,9 +58,10 @@ def load_audio(
 ) -> np.ndarray:
     """Load sound as float32 [samples], mono at 16 kHz: from a path, bytes, or an array and its `sampling_rate`.
 
-    An array is [samples], [channels, samples] or [samples, channels]; floats have full scale 1, integers their dtype's.
-    start, end: seconds of the span that is kept, cut before resampling as the official utilities do.
-    Raises InputError for what cannot be read, is damaged or silent about its rate, or is too short or long.
+    An array is [samples], [channels, samples] or [samples, channels]; full scale is 1 for floats, and the range of the
+    dtype for integers. max_seconds: longer sound is refused. start, end: seconds of the span that is kept, cut before
+    resampling as the official utilities do. Raises InputError for sound that cannot be read, is damaged, states no
+    rate, or is too short or too long.
     """
     if isinstance(source, np.ndarray):
         if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, int | float | np.integer | np.floating):
@@ -80,7 +83,7 @@ def load_audio(
 
 
 def _span(size: int, rate: float, start: float, end: float | None) -> tuple[int, int]:
-    """The samples of a file between which a span in seconds lies, rounded by its length as the utilities do."""
+    """The first and last sample of a span in seconds; its length is rounded as the official utilities do."""
     first = min(int(start * rate), size)
     return first, size if end is None else min(first + int((end - start) * rate), size)
 
@@ -91,7 +94,7 @@ def _check_start(what: str, start: float, rate: float, size: int) -> None:
 
 
 def check_header(what: str, rate: float | np.number, channels: int, samples: int, max_seconds: float) -> None:
-    """Refuse a rate, channel count or length out of bounds, before anything of that size is allocated."""
+    """Raise InputError for a rate (per second), channel count or length out of bounds, before memory is allocated."""
     if not MIN_RATE <= rate <= MAX_RATE:
         shown = f"{rate:.12g}" if abs(rate) < 1e12 or rate != rate else "more than 1e12"
         raise InputError(f"{what}: a rate of {shown} samples per second; {MIN_RATE} to {MAX_RATE} can be right")
@@ -104,7 +107,7 @@ def check_header(what: str, rate: float | np.number, channels: int, samples: int
 
 
 def check_samples(what: str, samples: np.ndarray) -> None:
-    """Refuse no samples, NaN, infinities, and levels that only integers have."""
+    """Raise InputError if samples [samples] are empty, NaN or infinite, or have a level that only integers have."""
     if not samples.size:
         raise InputError(f"{what}: it holds no samples")
     level = float(max(np.max(samples), -np.min(samples)))
@@ -119,7 +122,7 @@ def check_samples(what: str, samples: np.ndarray) -> None:
 def _from_array(
     array: np.ndarray, rate: float | np.number, max_seconds: float, start: float, end: float | None
 ) -> np.ndarray:
-    """A span of any accepted array as mono float32 [samples]; its size is checked before any of it is copied."""
+    """A span of any accepted array as mono float32 [samples]; its size is checked before anything is copied."""
     shape, dtype = array.shape, array.dtype.newbyteorder("=")
     if dtype.kind != "f" and dtype not in (np.int8, np.int16, np.int32, np.uint8):
         raise InputError(f"audio array of dtype {str(dtype)[:80]}; pass float, int16, int32 or uint8")
@@ -127,12 +130,12 @@ def _from_array(
         raise InputError(f"audio array of shape {shape}; pass [samples], [channels, samples] or [samples, channels]")
     check_header("audio array", rate, 1, 0, max_seconds)
     rate = float(rate)
-    size, axis = max(shape), int(array.ndim == 2 and shape[1] < shape[0])  # in two axes, the shorter is the channels
+    size, axis = max(shape), int(array.ndim == 2 and shape[1] < shape[0])  # of two axes, channels are the shorter
     first, last = int(start * rate), size if end is None else min(int(end * rate), size)
     _check_start("audio array", start, rate, size)
     check_header("audio array", rate, 1, last - first, max_seconds)
     array = array[first:last] if array.ndim == 1 or axis else array[:, first:last]
-    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 is refused as infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # values too large for float32 become infinite and are refused
         if array.ndim == 2:
             array = array.mean(axis, dtype=np.result_type(dtype, np.float32))
         array = array.astype(np.float32)
@@ -142,7 +145,7 @@ def _from_array(
 
 
 def _from_file(source: Source, max_seconds: float, start: float, end: float | None) -> tuple[np.ndarray, int]:
-    """Mono float32 [samples] and their rate, by libsndfile or, for what it does not know, from a media container."""
+    """Mono float32 [samples] and their rate, read by libsndfile or, for formats unknown to it, by FFmpeg."""
     import soundfile
 
     what = f"audio {name_of(source)}"
@@ -150,11 +153,11 @@ def _from_file(source: Source, max_seconds: float, start: float, end: float | No
         complete_length(file, what)
         try:
             with soundfile.SoundFile(file) as sound:
-                # libsndfile guesses an MP3's length when no tag states it, and drops the rest.
+                # libsndfile estimates the length of an MP3 without a length tag, and drops the rest.
                 if sound.frames < UNKNOWN_LENGTH and not sound.subtype.startswith("MPEG"):
                     return _read_sound(sound, what, max_seconds, start, end), sound.samplerate
         except soundfile.LibsndfileError:
-            pass  # not a format of libsndfile's; errors while reading one are InputErrors by now
+            pass  # a format unknown to libsndfile; errors while reading a known one are InputErrors already
         file.seek(0)
         with container_in(file) as container:
             samples, rate, _ = read_track(container, what, max_seconds, start, end)
@@ -162,7 +165,7 @@ def _from_file(source: Source, max_seconds: float, start: float, end: float | No
 
 
 def _skip(sound: Any, samples: int) -> None:
-    """Read on in an open soundfile.SoundFile whose codec cannot seek, as telephony's cannot."""
+    """Skip `samples` in an open soundfile.SoundFile by reading, for codecs of telephony, which cannot seek."""
     while samples > 0 and (read := len(sound.read(min(samples, 1 << 20), dtype="float32"))):
         samples -= read
 
@@ -180,9 +183,9 @@ def _read_sound(sound: Any, what: str, max_seconds: float, start: float, end: fl
             sound.seek(first)
         else:
             _skip(sound, first)
-        # Not sound.blocks: where a file ends early, that goes on with whatever its buffer held.
+        # Not sound.blocks: where a file ends early, it returns stale values of its buffer.
         while (block := sound.read(min(last - first - filled, 1 << 20), dtype="float32", always_2d=True)).size:
-            with np.errstate(invalid="ignore", over="ignore"):  # infinite samples are refused with a sentence
+            with np.errstate(invalid="ignore", over="ignore"):  # infinite samples are refused later, with a clear error
                 samples[filled : filled + len(block)] = block.mean(axis=1)
             filled += len(block)
     except soundfile.LibsndfileError as error:
@@ -195,9 +198,10 @@ def _read_sound(sound: Any, what: str, max_seconds: float, start: float, end: fl
 def read_track(
     container: "InputContainer", what: str, max_seconds: float, start: float = 0.0, end: float | None = None
 ) -> tuple[np.ndarray, int, float]:
-    """Decode the first sound track of a container, or a span of it: mono float32 [samples], their rate, its start.
+    """Decode the first sound track of a container, or a span of it.
 
-    start, end: of the span, in seconds from the first sample. The start that is returned is that of the track.
+    start, end: of the span, in seconds from the first sample. Returns mono float32 [samples], their rate per second,
+    and the time in seconds at which the track starts. Raises InputError for a track that is damaged or out of bounds.
     """
     stream = _sound_stream(container, what)
     rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
@@ -216,7 +220,7 @@ def read_track(
 
 
 def _sound_stream(container: "InputContainer", what: str) -> "AudioStream":
-    """The first sound track of a codec that FFmpeg knows."""
+    """The first sound track whose codec FFmpeg knows."""
     tracks = container.streams.audio
     if not tracks:
         raise InputError(f"{what}: it holds no sound")
@@ -232,7 +236,7 @@ def _decode_track(
     """Mono float32 blocks of a sound track, and the time of each in seconds."""
     from av import AudioResampler
 
-    # Only another sample format: rate and channels stay. Packed, for PyAV reads no more than eight planes of a frame.
+    # Changes the sample format only, to packed samples: PyAV reads at most eight planes of a frame.
     packed = AudioResampler(format="flt")
     for packet in demux(container, stream, what):
         for frame in _decode(stream, packet, container.size):
@@ -244,7 +248,7 @@ def _decode_track(
 
 
 def _decode(stream: "AudioStream", packet: "Packet", file_bytes: int) -> "list[AudioFrame]":
-    """The frames of a packet; none for what is no sound in an MP3: tags, wherever they are, and padding at its end."""
+    """The frames of a packet; none for parts of an MP3 that are not sound: tags anywhere, and padding at its end."""
     from av.error import InvalidDataError
 
     try:
@@ -258,7 +262,7 @@ def _decode(stream: "AudioStream", packet: "Packet", file_bytes: int) -> "list[A
 
 
 def resample(samples: np.ndarray, rate: float) -> np.ndarray:
-    """float32 [samples] at `rate` to 16 kHz, by soxr's high quality."""
+    """Resample float32 [samples] from `rate` to 16 kHz, by soxr at high quality."""
     if rate == SAMPLING_RATE:
         return samples
     import librosa
@@ -277,7 +281,7 @@ def _mel_filters(settings: AudioSettings) -> np.ndarray:
 def log_mel(samples: np.ndarray, settings: AudioSettings) -> np.ndarray:
     """The log-mel spectrogram float32 [M, frames] of one clip, float32 [samples] at 16 kHz; frames = samples // hop.
 
-    The loudest bin of the clip sets the floor, 8 decades below it.
+    Values are at least those 8 decades below the loudest bin of the clip.
     """
     import librosa
 
@@ -285,7 +289,7 @@ def log_mel(samples: np.ndarray, settings: AudioSettings) -> np.ndarray:
         raise InputError(
             f"audio of shape {samples.shape}; more than {settings.n_fft // 2} samples [samples] are needed"
         )
-    # Reflected here, as librosa would do it, because it warns of clips that are shorter than the window.
+    # Reflected here, exactly as librosa would, because librosa warns about clips shorter than the window.
     padded = np.pad(samples, settings.n_fft // 2, mode="reflect")
     spectrum = librosa.stft(padded, n_fft=settings.n_fft, hop_length=settings.hop_samples, window="hann", center=False)
     power = np.square(np.abs(spectrum[:, :-1]))  # the reference drops the last frame

@@ -1,14 +1,14 @@
 """The prepared batch, and the packing of ragged media into few static shapes.
 
-Data flow: `image`, `video` and `audio` give each item's patches or mel; here they are laid out in rows of bucketed
-sizes, zero padded, so that any mixture of media compiles a bounded number of programs. A row is one frame, and an audio
-row is one attention window: nothing attends across rows, so the layout itself keeps segments apart. The token at a
-placeholder finds its embedding by index (`Batch.visual_index`, `Batch.audio_index`) into the encoders' flat outputs.
+Data flow: `image`, `video` and `audio` make the patches or the mel spectrogram of each item; here they are arranged in
+rows of bucketed sizes, zero padded, so that any mixture of media compiles a bounded number of programs. A vision row is
+one frame, an audio row one attention window: nothing attends across rows, so the layout itself keeps segments apart. A
+placeholder finds its embedding by an index (`Batch.visual_index`, `Batch.audio_index`) into the encoders' flat outputs.
 
 Source: the segments are those of transformers `Qwen3OmniMoeVisionEncoder` (cu_seqlens, one per frame) and
 `Qwen3OmniMoeAudioEncoder` (windows of `n_window_infer` frames). Deliberate difference: the reference pads a short clip
-to the longest chunk of the whole call, so its result depends on its neighbours; here each clip's width is its own, as
-if it were alone.
+to the longest chunk of the whole call, so that its result depends on its neighbours; here each clip keeps its own
+width, as if it were alone.
 """
 
 from collections import defaultdict
@@ -27,11 +27,11 @@ from omni_jax.inputs.positions import Grid, MediaItem
 
 @dataclass(frozen=True, eq=False)
 class VisionRows:
-    """Frames of one bucketed size.
+    """A group of R frames of one bucketed size.
 
-    patches: float32 [R, P, patch_dim], a row is one frame (one temporal grid step), in merge-block order.
+    patches: float32 [R, P, patch_dim]; a row is one frame (one temporal grid step), in merge-block order.
     grid: int32 [R, 2], height and width in patches; (0, 0) for a row of padding.
-    Merged token j of row r has the index r * (P / merge_size^2) + j, counted from the start of its group.
+    Within the group, merged token j of row r has the index r * (P / merge_size^2) + j.
     """
 
     patches: np.ndarray
@@ -40,7 +40,7 @@ class VisionRows:
 
 @dataclass(frozen=True, eq=False)
 class AudioWindows:
-    """Attention windows of mel chunks; a clip starts a new window and fills its windows from the front.
+    """Attention windows of mel chunks; each clip starts a new window and fills its windows from the front.
 
     mel: float32 [W, C, M, F]. frames: int32 [W, C], valid frames of a chunk; 0 for padding.
     width: int32 [W, C], frames that the convolutions see before their own padding begins: F, but the clip's own frame
@@ -55,13 +55,14 @@ class AudioWindows:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Batch:
-    """Everything that the Thinker reads, in NumPy, and what the Talker's prompt is made of.
+    """All inputs of the Thinker, in NumPy, and what the Talker's prompt is made of.
 
     token_ids: int32 [B, T]. mask: bool [B, T]. position_ids: float32 [3, B, T] (time, height, width).
     rope_delta: float32 [B]; the position of the next token is the row's length + rope_delta.
-    visual_index: int32 [B, T], index into all groups' merged tokens, one group after the other; -1 elsewhere.
-    audio_index: int32 [B, T], index into the windows' tokens; -1 elsewhere.
-    items: each row's media in order of appearance; empty for a batch without any.
+    vision: groups of frames, by size. audio: windows of all clips; None without clips.
+    visual_index: int32 [B, T], index into the merged tokens of all groups, one group after the other; -1 elsewhere.
+    audio_index: int32 [B, T], index into the tokens of the windows; -1 elsewhere.
+    items: the media of each row in order of appearance; empty for a batch without media.
     """
 
     token_ids: np.ndarray
@@ -97,7 +98,7 @@ class Batch:
 
 
 def bucket(n: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is at least n: never more than half as much again."""
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is at least n, and at most 1.5 n."""
     if n < 1:
         raise ValueError(f"bucket of {n}; sizes start at 1")
     power = 1 << (n - 1).bit_length()
@@ -107,9 +108,10 @@ def bucket(n: int) -> int:
 def pack_vision(
     items: Sequence[tuple[np.ndarray, Grid]], merge_size: int
 ) -> tuple[tuple[VisionRows, ...], list[np.ndarray]]:
-    """Lay out pictures and videos, each (patches float32 [t*h*w, patch_dim], (t, h, w)), in groups of bucketed rows.
+    """Arrange pictures and videos, each (patches float32 [t*h*w, patch_dim], (t, h, w)), in groups of bucketed rows.
 
-    Returns the groups, and for each item the int32 indices of its t*h*w / merge_size^2 merged tokens, frame by frame.
+    Returns the groups, and for each item the indices int32 [t*h*w / merge_size^2] of its merged tokens, frame by frame.
+    Raises InputError for patches that do not fit their grid.
     """
     merge = merge_size**2
     frames: dict[int, list[tuple[int, int]]] = defaultdict(list)  # tokens per row -> (item, frame)
@@ -135,9 +137,10 @@ def pack_vision(
 
 
 def pack_audio(mels: Sequence[np.ndarray], config: AudioConfig) -> tuple[AudioWindows | None, list[np.ndarray]]:
-    """Lay out clips, each float32 [M, frames], in windows of chunks; None without clips.
+    """Arrange clips, each float32 [M, frames], in attention windows of `config.window_chunks` chunks.
 
-    Returns the windows, and for each clip the int32 indices of its tokens, in order.
+    Returns the windows (None without clips), and for each clip the indices int32 [tokens] of its tokens, in order.
+    Raises InputError for a spectrogram of another shape.
     """
     F, M = config.chunk_frames, config.mel_bins
     for i, mel in enumerate(mels):

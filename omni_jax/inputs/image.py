@@ -1,11 +1,11 @@
 """Pictures: from a file to rows of patches for the vision encoder.
 
-Data flow: `load_image` gives upright RGB; `patchify_image` resizes it to whole merged tokens, normalises it and cuts it
-into rows in the order in which the encoder merges 2 x 2 patches. `video` uses the same steps for its frames.
+Data flow: `load_image` returns upright RGB; `patchify_image` resizes it to whole merged tokens, normalises it and cuts
+it into rows in the order in which the encoder merges 2 x 2 patches. `video` uses the same steps for its frames.
 
 Source: transformers `load_image` (rotation), `convert_to_rgb` (transparency over white), `Qwen2VLImageProcessorPil`
 (resizing by PIL bicubic, exact); qwen-omni-utils agrees with both. Deliberate differences: 16-bit greys are scaled to
-8 bits, where PIL alone clips them to white; nothing is fetched; and sizes are limited before anything is decoded.
+8 bits, where PIL alone clips them to white; nothing is downloaded; sizes are limited before anything is decoded.
 """
 
 import io
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-MAX_PIXELS = 89_478_485  # of a decoded picture: PIL's own threshold for a suspected decompression bomb
+MAX_PIXELS = 89_478_485  # of a decoded picture: PIL's threshold for a suspected decompression bomb
 MAX_ASPECT = 200
-MAX_JPEG_PIXELS_PER_BYTE = 512  # a JPEG spends at least a bit on each block of 8 x 8
-MAX_JPEG_SCANS = 100  # each takes time for all pixels; progressive pictures have about ten
-STRIP_PIXELS = 1 << 22  # converted at a time, so that a picture is held twice, once with PIL and once as an array
+MAX_JPEG_PIXELS_PER_BYTE = 512  # a JPEG needs at least one bit per block of 8 x 8 pixels
+MAX_JPEG_SCANS = 100  # each scan takes time for all pixels; progressive pictures have about ten
+STRIP_PIXELS = 1 << 22  # converted at a time, so that a picture is held only twice, by PIL and as an array
 
-# Not PIL's whole list: some of its readers start other programs (EPS) or hold no picture of their own.
+# Not all formats of PIL: some of its readers start other programs (EPS), some formats only refer to other files.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# Of a part of a JPEG; in a scan, 0 or a restart follows each 0xff. No "+" after the first byte: it would take quadratic
-# time for a file that ends in many of them.
+# Starts a segment of a JPEG; within a scan, each 0xff is followed by 0 or a restart. No "+" after the first byte: it
+# would take quadratic time for a file that ends in many of them.
 _MARKER = re.compile(rb"\xff([^\0\xff\xd0-\xd7])")
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 
@@ -42,8 +42,8 @@ _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 def load_image(source: "Source | np.ndarray | Image", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Load a picture as upright RGB, uint8 [H, W, 3]: from a path, bytes, a PIL image or such an array.
 
-    Transparent pixels are laid over white; of an animation, the first picture counts. Raises InputError for what cannot
-    be read, is damaged, or has more than `max_pixels` pixels or an aspect above 200.
+    Transparent pixels are drawn over white; of an animation, the first picture is taken. Raises InputError for a
+    picture that cannot be read, is damaged, has more than `max_pixels` pixels, or has sides of more than 200 to 1.
     """
     from PIL import Image
 
@@ -57,12 +57,12 @@ def load_image(source: "Source | np.ndarray | Image", max_pixels: int = MAX_PIXE
     if not is_source(source):
         raise InputError(f"image {name_of(source)}: pass a path, bytes, a PIL image or a NumPy array uint8 [H, W, 3]")
     with open_source(source, "image") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what PIL warns of is an error here, or concerns tags
+        warnings.simplefilter("ignore")  # PIL's warnings are errors here, or concern tags
         return _decode(_open(file, source, max_pixels), source)
 
 
 def _open(file: MediaFile, source: Source, max_pixels: int) -> "ImageFile":
-    """The picture in a file, of which PIL has read the header, and whose size is accepted."""
+    """The picture in a file: PIL has read its header, and its size is accepted."""
     from PIL import Image, UnidentifiedImageError
 
     what = f"image {name_of(source)}"
@@ -90,7 +90,7 @@ def _open(file: MediaFile, source: Source, max_pixels: int) -> "ImageFile":
 
 
 def _has_many_scans(data: bytes) -> bool:
-    """Whether a JPEG has more than MAX_JPEG_SCANS; what its headers hold and what follows its end is not looked at."""
+    """Whether a JPEG has more than MAX_JPEG_SCANS scans; contents of segments and bytes after its end do not count."""
     at = count = 0
     while count <= MAX_JPEG_SCANS and (found := _MARKER.search(data, at)) and found[1] != b"\xd9":
         at, count = found.end(), count + (found[1] == b"\xda")
@@ -100,7 +100,7 @@ def _has_many_scans(data: bytes) -> bool:
 
 
 def _add_heif(what: str) -> None:
-    """Let PIL read the pictures of telephones."""
+    """Let PIL read HEIC, the picture format of phones."""
     try:
         from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -111,7 +111,10 @@ def _add_heif(what: str) -> None:
 
 
 def image_shape(source: "Source | np.ndarray | Image") -> tuple[int, int]:
-    """The (height, width) of a picture before it is turned upright, from its header; errors as of `load_image`."""
+    """The (height, width) of a picture before it is rotated upright, from its header; errors of `load_image`.
+
+    source: a path, bytes, a PIL image, or an array uint8 [H, W, 3].
+    """
     from PIL import Image
 
     if isinstance(source, Image.Image):
@@ -146,11 +149,11 @@ def _check_size(width: int, height: int, max_pixels: int, source: object) -> Non
 
 
 def _decode(picture: "Image", source: object) -> np.ndarray:
-    """A PIL image as upright RGB, uint8 [H, W, 3]; this is where its pixels are read."""
+    """A PIL image as upright RGB, uint8 [H, W, 3]; its pixels are read here."""
     from PIL import ImageOps
 
     if picture.mode in ("I", "F"):
-        raise InputError(f"image {name_of(source)}: 32-bit pixels have no agreed range; save it with 8 bits a channel")
+        raise InputError(f"image {name_of(source)}: 32-bit pixels have no agreed range; save 8 bits per channel")
     with reading(source, "image", "damaged or cut short"):
         if picture.getexif().get(_ORIENTATION, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
@@ -175,16 +178,16 @@ def _to_rgb(picture: "Image") -> "Image":
 
 
 def smart_resize(height: int, width: int, settings: ImageSettings, fewest: int = 0) -> tuple[int, int]:
-    """The (height, width) to resize to: multiples of `factor`, an area within the limits, and about the same aspect.
+    """The (height, width) to resize to: multiples of the factor, area within the limits, about the same aspect.
 
-    fewest: what sides are rounded to at least, in factors, before the area is looked at: 1 in the official utilities.
+    fewest: the least multiple to which a side is rounded before the area is checked; 1 in the official utilities.
     """
     factor, area = settings.factor, height * width
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(
             f"a picture of {width} x {height}: one side is more than {MAX_ASPECT} times the other; crop or tile it"
         )
-    # Python's rounding: halves to even.
+    # Python rounds halves to even.
     rows, columns = (max(fewest, round(side / factor)) for side in (height, width))
     if rows * columns * factor**2 > settings.max_pixels:
         shrink = math.sqrt(area / settings.max_pixels)
@@ -196,7 +199,7 @@ def smart_resize(height: int, width: int, settings: ImageSettings, fewest: int =
 
 
 def fit(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
-    """Resize uint8 [H, W, 3] to whole merged tokens."""
+    """Resize a picture uint8 [H, W, 3] to whole merged tokens: uint8 [height, width, 3]."""
     return resize(image, *smart_resize(image.shape[0], image.shape[1], settings))
 
 
@@ -218,8 +221,8 @@ def patchify_image(image: np.ndarray, settings: ImageSettings) -> tuple[np.ndarr
 def patchify_frames(frames: np.ndarray, settings: ImageSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Cut resized frames uint8 [t * T, H, W, 3] into patches float32 [t * h * w, patch_dim] and their grid (t, h, w).
 
-    Rows run over (t, h / m, w / m, m, m), so that each run of m * m rows is one merged token; a row's values run over
-    (channel, frame, height, width).
+    Rows are ordered as (t, h / m, w / m, m, m), so that m * m consecutive rows are one merged token; the values of a
+    row are ordered as (channel, frame, height, width).
     """
     T, p, m = settings.temporal_patch_size, settings.patch_size, settings.merge_size
     t, h, w = frames.shape[0] // T, frames.shape[1] // p, frames.shape[2] // p
@@ -229,7 +232,7 @@ def patchify_frames(frames: np.ndarray, settings: ImageSettings) -> tuple[np.nda
 
 
 def _normalise(rows: np.ndarray, settings: ImageSettings) -> np.ndarray:
-    """uint8 [rows, 3, n] as float32 (x / 255 - mean) / std: a look-up, as there are only 256 values a channel."""
+    """uint8 [rows, 3, n] as float32 (x / 255 - mean) / std: a table look-up, for the 256 values of each channel."""
     values = (np.arange(256) * (1 / 255)).astype(np.float32)
     out = np.empty(rows.shape, np.float32)
     for channel in range(CHANNELS):

@@ -1,13 +1,13 @@
-"""How long a sound file says it is, by the headers of WAV, AIFF, AU, CAF and their 64-bit relatives.
+"""The length that a sound file states in its header: WAV, AIFF, AU, CAF and their 64-bit variants.
 
 Programs that write to a pipe or a socket cannot go back to the header, so they state a placeholder there.
-`complete_length` comes before both decoders: it lets them read the true length instead, and refuses a file that was cut
-short, or holds a second recording after the first, FLAC and Ogg too.
+`complete_length` runs before both decoders: it lets them read the true length instead, and refuses a file (FLAC and Ogg
+too) that is truncated or holds a second recording after the first.
 
 A stated length is a placeholder if it is zero, within 64 bytes of a multiple of 10^9, or within 64 KiB of a power of
-two from 2^30 upwards: what fits into some field, with or without headers, or rounded to whole frames, such as
+two from 2^30 upwards: the largest number of some field, with or without headers, or rounded to whole frames, such as
 2,000,000,000, 0x7fffffff, 0x7ffff000, 0x80000000, 0xffffffff - 36 and -1. Such a file is read to its end. Every other
-length is believed, and a file that holds less is cut short. Of true lengths above 1 GB, one in 10,000 looks like a
+length is believed, and a file that holds less is truncated. One in 10,000 true lengths above 1 GB looks like a
 placeholder.
 """
 
@@ -19,10 +19,10 @@ from typing import Literal
 from omni_jax.errors import InputError
 from omni_jax.inputs.source import MediaFile
 
-MAX_CHUNKS = 1000  # before the sound; files have a handful
+MAX_CHUNKS = 1000  # before the sound; real files have a few
 _ROUND = 10**9
-_ROUND_SLACK, _POWER_SLACK = 64, 2**16  # bytes: headers that were added or not, and rounding to frames or pages
-# How a stream begins in FLAC and Ogg, and where the first headers, maybe of several streams at once, have passed.
+_ROUND_SLACK, _POWER_SLACK = 64, 2**16  # bytes: with or without headers; rounding to frames or pages
+# The first bytes of a FLAC or Ogg stream, and a position after the first headers (which may be of several streams).
 _BEGINNINGS = {b"fLaC": b"fLaC\0\0\0\x22", b"OggS": b"OggS\0\2"}
 _FIRST_HEADERS = 1024
 Order = Literal["little", "big"]
@@ -30,9 +30,9 @@ Order = Literal["little", "big"]
 
 @dataclass(frozen=True)
 class _Layout:
-    """The chunks of a format: where the first is, how many bytes name one and state its length, and the sound's name.
+    """The chunks of a format: position of the first, sizes of the name and length fields, name of the sound's chunk.
 
-    counted: bytes of the chunk's own header that its length includes. align: of the beginning of a chunk.
+    counted: bytes of a chunk's own header that its length includes. align: alignment of a chunk's beginning.
     """
 
     first: int
@@ -46,7 +46,11 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Length:
-    """A stated length of sound in bytes: its field, what that counts besides sound, and where the sound begins."""
+    """A stated length of sound in bytes.
+
+    at, width, order: position, bytes and byte order of the field. stated: its value, without `counted`, the bytes that
+    it counts besides sound. start: where the sound begins.
+    """
 
     at: int
     width: int
@@ -70,7 +74,10 @@ _LAYOUTS = {
 
 
 def complete_length(file: MediaFile, what: str) -> None:
-    """Mend the header of `file` if it states a placeholder; InputError if the file was cut short."""
+    """Correct the header of `file` if it states a placeholder; `what` names the file in errors.
+
+    Raises InputError if the file is truncated or holds several recordings.
+    """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(12)
@@ -80,7 +87,7 @@ def complete_length(file: MediaFile, what: str) -> None:
     file.seek(0)
     if length is None or (present := size - length.start) < 0:
         return
-    # Zero is true where the header, which states the whole file's length, was completed: an empty recording.
+    # If the header states the correct length of the whole file, zero is true: an empty recording.
     if length.stated == 0 and int.from_bytes(head[4:8], length.order) + 8 == size:
         return
     if is_placeholder(length.stated):
@@ -92,7 +99,7 @@ def complete_length(file: MediaFile, what: str) -> None:
 
 
 def _is_joined(file: MediaFile, magic: bytes, length: _Length | None) -> bool:
-    """Whether a second recording with a header of its own follows, which decoders would drop without a word."""
+    """Whether a second recording with its own header follows, which decoders would drop silently."""
     if length is not None:
         file.seek(length.start + length.stated)
         return magic in file.read(5)  # with padding to an even length
@@ -106,7 +113,7 @@ def _is_joined(file: MediaFile, magic: bytes, length: _Length | None) -> bool:
 
 
 def is_placeholder(length: int) -> bool:
-    """Whether a stated length in bytes means that its writer did not know, by the rule of this module."""
+    """Whether a stated length in bytes is a placeholder of a writer that did not know it, by the module's rule."""
     above = 1 << length.bit_length()
     near_power = min(above - length, length - above // 2) <= _POWER_SLACK
     near_round = min(length % _ROUND, -length % _ROUND) <= _ROUND_SLACK
@@ -121,7 +128,7 @@ def _find(file: MediaFile, head: bytes, size: int, what: str) -> _Length | None:
     layout = _LAYOUTS.get(head[:4])
     if layout is None or head[:4] in (b"RIFF", b"RIFX") and head[8:] != b"WAVE":
         return None
-    wide = None  # the field of 64 bits, which WAV has in a chunk of its own
+    wide = None  # position of the 64-bit field, which WAV has in a separate chunk
     for number, (name, at, stated) in enumerate(_chunks(file, layout, size)):
         if number == MAX_CHUNKS:
             raise InputError(f"{what}: more than {MAX_CHUNKS} chunks precede the sound; convert it to FLAC")
@@ -138,7 +145,7 @@ def _find(file: MediaFile, head: bytes, size: int, what: str) -> _Length | None:
 
 
 def _chunks(file: MediaFile, layout: _Layout, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a file: their name, where their length is stated, and that."""
+    """The chunks of a file: name, position of the length field, and length."""
     at, header_bytes = layout.first, layout.name_bytes + layout.length_bytes
     while at + header_bytes <= size:
         file.seek(at)

@@ -1,11 +1,11 @@
-"""What a chat template may use up: time, memory, output.
+"""The limits of a chat template: time, memory, output.
 
-A template is a program that came with a checkpoint. `sandbox` runs it within these limits by two rules, which hold on
+A template is a program that comes with a checkpoint. `sandbox` runs it within these limits by two rules, which work on
 every thread and need no other process:
 
-- No single operation is long, because `operations` knows before it what it would make.
-- Between two operations the clock and the total of what is held are checked: at each pass of a loop, each call,
-  filter, test, comparison, operator and output. What nothing but the budget refers to any more is not held.
+- No single operation takes long, because `operations` checks beforehand how large its result would be.
+- Between two operations, the time and the total size of all values held are checked: at each iteration of a loop, each
+  call, filter, test, comparison, operator and output. Values that only the budget still refers to do not count.
 """
 
 import sys
@@ -15,20 +15,20 @@ from contextvars import ContextVar
 from time import monotonic
 from typing import Any
 
-SECONDS = 10  # of one rendering; honest ones take milliseconds
-MAX_VALUE = 32_000_000  # characters of one value with all that lies in it; the finished prompt is one
-MAX_HELD = 256_000_000  # characters of all values that one rendering holds at once, its output among them
-MAX_CALLS = 60  # macros, blocks and recursive loops within each other
+SECONDS = 10  # for one rendering; real templates take milliseconds
+MAX_VALUE = 32_000_000  # characters of one value including its elements; the finished prompt is one value
+MAX_HELD = 256_000_000  # characters of all values that one rendering holds at once, including its output
+MAX_CALLS = 60  # depth of nested macros, blocks and recursive loops
 MAX_BITS = 10_000  # of a whole number
-ELEMENT = 32  # the characters that one element of a list or dict counts for, for the memory it takes
-LARGE = 1000  # characters from which on a value is followed until it is dropped
-ESCAPED = 12  # the characters that one may become in JSON, in a list's own text or in an address
+ELEMENT = 32  # characters that an element of a list or dict counts as, for the memory it takes
+LARGE = 1000  # values of at least this many characters are tracked until they are dropped
+ESCAPED = 12  # the most characters that one may become in JSON, in the text of a list or in a URL
 
 DATA = (str, list, tuple, dict, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
 
 
 class LimitError(Exception):
-    """What a template did beyond a limit, as the end of a sentence about it."""
+    """A limit was exceeded; the message continues a sentence whose subject is the template."""
 
 
 def _pop(held: dict[int, tuple[Any, int]], key: int) -> tuple[Any, int, int]:
@@ -37,18 +37,18 @@ def _pop(held: dict[int, tuple[Any, int]], key: int) -> tuple[Any, int, int]:
     return value, size, sys.getrefcount(value)
 
 
-_UNHELD = _pop({0: ("".join(("a", "b")), 0)}, 0)[2]  # of a value that nothing else refers to
+_UNHELD = _pop({0: ("".join(("a", "b")), 0)}, 0)[2]  # the count for a value that nothing else refers to
 
 
 class _Budget:
-    """What one rendering may still take."""
+    """The time and characters that one rendering has left."""
 
     def __init__(self) -> None:
         self.deadline, self.left, self.calls = monotonic() + SECONDS, MAX_HELD, 0
-        self._held: dict[int, tuple[Any, int]] = {}  # large values that were made, by their id
+        self._held: dict[int, tuple[Any, int]] = {}  # large values, by their id
 
     def take(self, size: int, value: Any) -> None:
-        """Count a value once; a small one for good."""
+        """Count a value once; a small one is counted forever."""
         if size >= LARGE and id(value) not in self._held:
             self._held[id(value)] = value, size
             self.left -= size
@@ -56,7 +56,7 @@ class _Budget:
             self.left -= size
 
     def reclaim(self) -> None:
-        """Forget the values that the template has dropped."""
+        """Stop counting the values that the template has dropped."""
         for key in list(self._held):
             value, size, references = _pop(self._held, key)
             if references > _UNHELD:
@@ -70,7 +70,7 @@ _BUDGET: ContextVar[_Budget] = ContextVar("budget")
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """Within it, the work of templates on this thread counts against one budget; LimitError where it is spent."""
+    """In this context, the work of templates on this thread uses up one budget; LimitError when it is exhausted."""
     token = _BUDGET.set(_Budget())
     try:
         yield
@@ -79,7 +79,7 @@ def limits() -> Iterator[None]:
 
 
 def spend(size: int, value: Any = None) -> None:
-    """Count `size` characters that were made, for as long as `value` is held, and look at the clock."""
+    """Count `size` characters that were made, for as long as `value` is held, and check the time."""
     check_value(size)
     budget = _BUDGET.get()
     if value is None:
@@ -90,13 +90,13 @@ def spend(size: int, value: Any = None) -> None:
 
 
 def check_value(size: int) -> None:
-    """Whether a value may be of this size."""
+    """Raise LimitError for a value of more characters than any may have."""
     if size > MAX_VALUE:
         raise LimitError(f"it makes a value of more than {MAX_VALUE:,} characters")
 
 
 def allow(size: int) -> None:
-    """Look at the clock, and whether `size` characters may still be made; it comes before what makes them."""
+    """Check the time, and that `size` more characters may be made; called before they are made."""
     budget = _BUDGET.get()
     if monotonic() > budget.deadline:
         raise LimitError(f"it runs for more than {SECONDS} seconds")
@@ -107,7 +107,7 @@ def allow(size: int) -> None:
 
 
 def weight(value: Any) -> int:
-    """The characters of a value with all that lies in it, counted until they exceed MAX_VALUE."""
+    """The characters of a value including its elements, counted until they exceed MAX_VALUE."""
     total, stack = 0, [value]
     while stack and total <= MAX_VALUE:
         item = stack.pop()
@@ -125,7 +125,7 @@ def weight(value: Any) -> int:
 
 
 def made(value: Any) -> Any:
-    """Count what an operation has made, and return it; an iterator is counted while it runs."""
+    """Count the result of an operation, and return it; an iterator is counted while it runs."""
     if isinstance(value, str):
         spend(len(value), value)
     elif isinstance(value, DATA):
@@ -148,7 +148,7 @@ def _counted(values: Iterator[Any]) -> Iterator[Any]:
 
 
 def nested(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """The result of a call from a template, unless too many are under way."""
+    """The result of a call from a template; LimitError if too many calls are nested."""
     budget = _BUDGET.get()
     if budget.calls >= MAX_CALLS:
         raise LimitError(f"it has more than {MAX_CALLS} calls within each other")
@@ -160,7 +160,7 @@ def nested(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """The text that Python gives a value, which for a list or dict is longer than what it holds."""
+    """`str(value)`, whose size is checked first: that of a list or dict is longer than its elements."""
     if isinstance(value, str):
         return value
     allow(ESCAPED * weight(value))
@@ -168,7 +168,7 @@ def text_of(value: Any) -> str:
 
 
 def joined(*values: Any) -> str:
-    """Jinja's `~`."""
+    """Jinja's operator `~`: the texts of the values, concatenated."""
     texts = [text_of(value) for value in values]
     allow(sum(map(len, texts)))
     return made("".join(texts))

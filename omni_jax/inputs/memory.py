@@ -1,11 +1,11 @@
-"""What memory there is, so that what a request needs can be compared with it before it is taken."""
+"""Free memory, with which the needs of a request are compared before anything is allocated."""
 
 from pathlib import Path
 
 from omni_jax.errors import InputError
 
 GROUP = Path("/sys/fs/cgroup")
-# Of both versions of control groups: the files of the limit, of what is taken and of its parts, and how these begin.
+# For both versions of control groups: files of the limit, of the usage and of its parts; the prefix of these parts.
 _CONTROL = (
     ("memory.max", "memory.current", "memory.stat", ""),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
@@ -13,13 +13,13 @@ _CONTROL = (
 
 
 def available_bytes() -> int | None:
-    """Bytes that this process can still take: of the machine, or of its container if that is less; None if unknown."""
+    """Bytes that this process can still allocate, on the machine or in its container; None if unknown."""
     found = [_machine(), _container()]
     return min((n for n in found if n is not None), default=None)
 
 
 def check_memory(needed: int, what: str, remedy: str) -> None:
-    """Raise InputError if `needed` bytes are more than there are."""
+    """Raise InputError if `needed` bytes are more than are free; `what` needs them, `remedy` ends the message."""
     there = available_bytes()
     if there is not None and needed > there:
         raise InputError(
@@ -28,7 +28,7 @@ def check_memory(needed: int, what: str, remedy: str) -> None:
 
 
 def _machine() -> int | None:
-    """MemAvailable of Linux: what can be had without swapping."""
+    """MemAvailable of Linux: bytes that can be allocated without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
@@ -37,7 +37,7 @@ def _machine() -> int | None:
 
 
 def _container() -> int | None:
-    """What is left of a control group's limit, where there is one; copies of files make way when memory is short."""
+    """The rest of a control group's limit, if there is one; cached files count as free."""
     for most, used, detail, prefix in _CONTROL:
         try:
             limit, taken = (int((GROUP / name).read_text()) for name in (most, used))

@@ -1,13 +1,13 @@
-"""Messages as users write them: checked, freed of their media, and brought to the one form that chat templates read.
+"""Messages as users write them: checked, separated from their media, and converted to the form that templates read.
 
-First station of a prompt, at every door: Python, the command line, datasets. Accepted is the form of Hugging Face,
-{"type": "image", "image": path}, with the options of the model's official utilities beside it (`options`), and OpenAI's
-parts `image_url`, `audio_url`, `video_url` (data: URLs and local paths) and `input_audio`; the media go on to `image`,
-`audio` and `video`, the rest to `prompt`. A key whose value is null is absent. Nothing is fetched.
+The first step of every prompt, whether from Python, the command line or a dataset. Accepted are the form of Hugging
+Face, {"type": "image", "image": path}, with the options of the model's official utilities beside it (`options`), and
+OpenAI's parts `image_url`, `audio_url`, `video_url` (data: URLs and local paths) and `input_audio`. Media are passed to
+`image`, `audio` and `video`, the rest to `prompt`. A key whose value is null is absent. Nothing is downloaded.
 
 Source: HF `ProcessorMixin.apply_chat_template` and its normalisation of messages. Deliberate difference: what a
-template would drop without a word (an unknown role, part or key) or render as nonsense is an error that names the
-message and part.
+template would drop silently (an unknown role, part or key) or render as nonsense is an error that names the message and
+part.
 """
 
 import base64
@@ -29,17 +29,18 @@ KINDS = ("image", "audio", "video")
 URLS = ("image_url", "audio_url", "video_url")
 MAX_PARTS = 1024  # media and texts of one conversation
 MAX_CHARACTERS = 8_000_000  # of all texts of one conversation; far beyond any context
-REASONING = ("reasoning_content", "thinking", "reasoning")  # the name that templates read, then its aliases
-HEADERLESS = ("pcm16", "pcm", "raw")  # formats of input_audio that state no rate
+REASONING = ("reasoning_content", "thinking", "reasoning")  # the name that templates read, and its aliases
+HEADERLESS = ("pcm16", "pcm", "raw")  # formats of input_audio that state no sampling rate
 _KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)
-_PLACES = ("url", "path", "base64")  # beside a part's own kind, where its medium may be
+_PLACES = ("url", "path", "base64")  # keys of a medium, besides the name of its kind
 
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """One picture, sound or video: where it comes from, what is stated beside it, and where it is, for errors.
+    """One picture, sound or video.
 
-    source: a path, bytes, an array or a PIL image; of a video also a list of them, its frames. rate: of an array.
+    source: a path, bytes, an array or a PIL image; for a video also a list of these, its frames. rate: samples or
+    frames per second of an array. where: its message and part, for errors. options: those stated beside it.
     """
 
     kind: str
@@ -51,7 +52,7 @@ class Media:
 
 @dataclass(frozen=True, eq=False)
 class Conversation:
-    """Checked messages of plain JSON values, in which a medium is {"type": kind, kind: ""}, and the media in order."""
+    """Checked messages of plain JSON values, and their media in order, each a part {"type": kind, kind: ""} there."""
 
     messages: list[dict[str, Any]]
     media: list[Media]
@@ -59,9 +60,10 @@ class Conversation:
 
 
 def read_conversation(messages: Any, tools: Any = None) -> Conversation:
-    """Check one conversation and its tools; raises InputError naming the message and part that cannot be used.
+    """Check one conversation and its tools.
 
-    messages: a list of messages, or {"messages": a list, "tools": ...}.
+    messages: a list of messages, or {"messages": a list, "tools": ...}. tools: JSON schemas of functions.
+    Raises InputError naming the message and part that cannot be used.
     """
     given, tools = _unwrapped(messages, tools)
     media: list[Media] = []
@@ -85,10 +87,10 @@ def is_conversation(messages: Any) -> bool:
 
 
 def with_base(messages: Any, base: Path | None) -> Any:
-    """The same messages, whose media can be found from any folder: relative paths now begin with `base`.
+    """The same messages with relative paths of media prefixed by `base`, so that they are found from any folder.
 
-    For messages that a file holds, whose folder is `base`. What is no message or part stays as it is: whoever reads the
-    messages names it.
+    base: the folder of the file that holds the messages. Invalid messages and parts are not changed;
+    `read_conversation` reports them.
     """
     if base is None:
         return messages
@@ -111,7 +113,7 @@ def _based_part(part: dict, base: Path) -> dict:
 
 
 def _based(source: Any, base: Path) -> Any:
-    """A source, of whatever form, with its path below `base`."""
+    """A source of any form, its relative path prefixed by `base`."""
     if isinstance(source, dict):
         return source | {key: _based(source[key], base) for key in ("url", "path") if isinstance(source.get(key), str)}
     if isinstance(source, list):
@@ -122,7 +124,7 @@ def _based(source: Any, base: Path) -> Any:
 
 
 def _unwrapped(messages: Any, tools: Any) -> tuple[Any, Any]:
-    """The list of messages and the tools, both of which a request to a server holds in one object."""
+    """The list of messages and the tools; a request to a server holds both in one object."""
     if isinstance(messages, dict) and "messages" in messages:
         extra = [key for key, value in messages.items() if key not in ("messages", "tools") and value is not None]
         if extra:
@@ -144,7 +146,7 @@ def _read_message(message: Any, where: str, media: list[Media]) -> dict[str, Any
     if role not in ROLES:
         raise InputError(f"{where} has the role {role!r}; roles are {', '.join(ROLES)}")
     plain = {"role": role, "content": _read_content(message, where, media)}
-    # Clients' dumps of replies hold empty lists, such as `annotations`.
+    # Replies that clients have stored contain empty lists, such as `annotations`.
     unknown = [key for key, value in message.items() if key not in _KEYS and not _empty(value)]
     if unknown:
         raise InputError(f"{where} has the unknown key {unknown[0]!r}{_belongs(unknown[0])}")
@@ -162,7 +164,7 @@ def _empty(value: Any) -> bool:
 
 
 def _belongs(key: Any) -> str:
-    """The remedy for a key that no message has: where it belongs, or what was meant."""
+    """The remedy for an unknown key of a message: where it belongs, or what was probably meant."""
     kind = str(key).removesuffix("s").removesuffix("_url")
     if kind in KINDS or key in OPTIONS["video"] or key in OPTIONS["audio"]:
         return "; media and their options belong in 'content', as a part {'type': 'image', 'image': ...}"
@@ -212,7 +214,7 @@ def _read_part(given: Any, where: str, media: list[Media]) -> dict[str, Any]:
 
 
 def _read_source(part: dict, where: str) -> Any:
-    """The one source of a part in Hugging Face's form; datasets state it as {"bytes": ..., "path": ...}."""
+    """The one source of a part in Hugging Face's form; `datasets` writes it as {"bytes": ..., "path": ...}."""
     kind = part["type"]
     keys = (kind, *_PLACES)
     _only(part, ("type", *keys, *_beside(kind)), where)
@@ -224,7 +226,7 @@ def _read_source(part: dict, where: str) -> Any:
 
 
 def _with_rate(part: dict, source: Any, where: str) -> dict:
-    """The part with the rate of a sound that `datasets` has decoded: {"array": ..., "sampling_rate": ...}."""
+    """The part, with the rate of a sound decoded by `datasets`: {"array": ..., "sampling_rate": ...}."""
     rate = source.get("sampling_rate") if part["type"] == "audio" and isinstance(source, dict) else None
     if rate is not None and "sampling_rate" in part:
         raise InputError(f"{where}: 'sampling_rate' is stated twice, in the sound and beside it; leave one out")
@@ -232,7 +234,7 @@ def _with_rate(part: dict, source: Any, where: str) -> dict:
 
 
 def _beside(kind: str) -> tuple[str, ...]:
-    """What a part of a kind may state beside its medium."""
+    """The keys that a part of a kind may have besides its medium."""
     return (*([RATES[kind]] if kind in RATES else ()), *OPTIONS[kind])
 
 
@@ -246,7 +248,7 @@ def _medium(kind: str, source: Any, part: dict, where: str) -> Media:
 
 
 def _read_input_audio(sound: Any, where: str) -> Any:
-    """OpenAI's {"data": base64, "format": "wav"}; what the format is, the data say themselves."""
+    """OpenAI's {"data": base64, "format": "wav"}; the format is recognised from the data."""
     if not isinstance(sound, dict):
         raise InputError(f"{where}: 'input_audio' is of type {type(sound).__name__}; pass data and format")
     if sound.get("format") in HEADERLESS:
@@ -256,7 +258,7 @@ def _read_input_audio(sound: Any, where: str) -> Any:
 
 
 def _resolve(source: Any, kind: str, where: str) -> Any:
-    """A source with data: and file: URLs made bytes and paths, a list of frames too; other URLs are refused."""
+    """A source with data: and file: URLs replaced by bytes and paths, in a list of frames too; others are refused."""
     if isinstance(source, dict):
         keys = ("array", "bytes", "path", "sampling_rate") if kind == "audio" else ("bytes", "path")
         found = [source[key] for key in keys[:3] if source.get(key) is not None]
@@ -281,7 +283,7 @@ def _resolve(source: Any, kind: str, where: str) -> Any:
 
 
 def _local(source: str) -> str:
-    """A path, or that of a file: URL."""
+    """A path, or the path of a file: URL."""
     if scheme_of(source) != "file":
         return source
     return unquote(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "", source))
@@ -317,7 +319,7 @@ def _read_calls(calls: Any, where: str) -> list[dict[str, Any]]:
             raise InputError(f"{where}: tool call {i} has no function name; pass {{'function': {{'name': ...}}}}")
         if not isinstance(inner.get("arguments", 0), (dict, str, type(None))):
             raise InputError(f"{where}: tool call {i} has no 'arguments'; pass a dict or its JSON")
-        if inner.get("arguments") is None:  # as some clients write a call without any
+        if inner.get("arguments") is None:  # as some clients write a call without arguments
             inner = inner | {"arguments": {}}
         call = call | {"function": inner} if call.get("function") else inner
         call = {key: value for key, value in call.items() if value is not None}
@@ -335,7 +337,7 @@ def _read_tools(tools: Any) -> list[dict[str, Any]]:
 
 
 def _json(value: Any, where: str) -> Any:
-    """A copy of plain JSON values; NumPy's numbers are numbers."""
+    """A copy as plain JSON values; scalars of NumPy become numbers."""
     if depth_of(value) > MAX_DEPTH:
         raise InputError(
             f"{where} cannot be written as JSON: it is nested too deep; at most {MAX_DEPTH} levels are read"

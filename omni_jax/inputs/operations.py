@@ -1,8 +1,8 @@
-"""What each operation of a template may make, checked by its name and operands before it happens.
+"""The size of what each operation of a template would make, checked from its name and operands before it runs.
 
-Operators, methods and filters whose result can be much larger than what they are given have a check here, and so have
-those that take long; the others are linear, and `limits` counts what they made. Methods that are not in `METHODS` do
-not exist for templates.
+Operators, methods and filters whose result can be much larger than their operands have a check here, and so do those
+that can take long; the others are linear, and `limits` counts their results. Templates cannot call methods that are not
+in `METHODS`.
 """
 
 import functools
@@ -25,7 +25,7 @@ from omni_jax.inputs.limits import (
 )
 
 MAX_PADDING = 999  # the width of a formatted field, digits of a rounded number
-MAX_STEPS = 1_000_000_000  # comparisons of characters, where Python searches from the end or trims
+MAX_STEPS = 1_000_000_000  # character comparisons, where Python searches from the end or strips
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 METHODS: Mapping[type, frozenset[str]] = {
     str: frozenset(
@@ -41,7 +41,7 @@ METHODS: Mapping[type, frozenset[str]] = {
 
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
-    """Whether a binary operator makes something of a size that may be made."""
+    """Raise LimitError if a binary operator would make too large a value."""
     if operator == "**" and isinstance(left, int) and isinstance(right, int):
         if left.bit_length() * right > MAX_BITS:
             raise LimitError(f"it computes a number of more than {MAX_BITS:,} bits")
@@ -173,13 +173,13 @@ def check_method(owner: Any, name: str, args: tuple[Any, ...], named: dict[str, 
 
 
 def listed(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments of what would go through an iterator anyway, and must know its length before."""
+    """The arguments with iterators replaced by lists, so that their lengths are known beforehand."""
     return tuple(list(arg) if isinstance(arg, Iterator | range) else arg for arg in args)
 
 
 def metered(function: Callable[..., Any], check: Callable[..., None] | None = None) -> Callable[..., Any]:
-    """A filter or test of Jinja whose size is checked before and counted after; it takes what Jinja passes it."""
-    value = 1 if hasattr(function, "jinja_pass_arg") else 0  # the place of the filtered value among the arguments
+    """A filter or test of Jinja whose result is checked before and counted after; its arguments are those of Jinja."""
+    value = 1 if hasattr(function, "jinja_pass_arg") else 0  # position of the filtered value among the arguments
 
     @functools.wraps(function)  # which copies jinja_pass_arg
     def run(*args: Any, **named: Any) -> Any:

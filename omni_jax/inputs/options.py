@@ -1,10 +1,10 @@
 """Options of media: sizes in pixels, frames and spans, stated in a part of a message or for all parts of a call.
 
-A part's own options win over the call's. What is stated nowhere follows from the checkpoint (`settings`).
+Options of a part override those of the call. What is stated nowhere follows from the checkpoint (`settings`).
 
 Source: names, meanings and limits are those of the official utilities, qwen-omni-utils 0.0.9 (`fetch_image`,
-`fetch_video`, `smart_nframes`, `process_audio_info`). Deliberate difference: what these ignore without a word (a height
-without a width, fewest frames above the most, an unknown name) is an error.
+`fetch_video`, `smart_nframes`, `process_audio_info`). Deliberate difference: what these ignore silently (a height
+without a width, min_frames above max_frames, an unknown name) is an error.
 """
 
 import difflib
@@ -19,22 +19,22 @@ from omni_jax.inputs.values import plain
 
 _SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 _FRAMES = ("fps", "nframes", "min_frames", "max_frames", "total_pixels", "video_start", "video_end")
-# What a part of a kind may state.
+# The options that a part of each kind may state.
 OPTIONS = {
     "image": _SIZES,
     "video": (*_SIZES, *_FRAMES, "use_audio_in_video"),
     "audio": ("audio_start", "audio_end"),
 }
-# The rate of an array or of a list of frames, which is sampled already. `fps` serves for it too.
+# The rate of an array or of a list of frames, which are sampled already. `fps` is accepted for it too.
 RATES = {"audio": "sampling_rate", "video": "sample_fps"}
 _COUNTS = ("resized_height", "resized_width", "nframes", "min_frames", "max_frames")
 _PAIRS = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"))  # the second is not less than the first
-MOST = 1e12  # of any number; no media are so large
+MOST = 1e12  # the largest number accepted; no media are so large
 
 
 @dataclass(frozen=True)
 class Options:
-    """How media are resized, sampled and cut; None is not stated.
+    """How media are resized, sampled and cut; None for what is not stated.
 
     min_pixels, max_pixels: the area of a resized picture or frame. resized_height, resized_width: its sides, rounded to
     whole merged tokens. fps: frames per second of a video, at least min_frames and at most max_frames of them; or
@@ -57,7 +57,7 @@ class Options:
     use_audio_in_video: bool | None = None
 
     def over(self, defaults: "Options") -> "Options":
-        """These options, and of `defaults` what neither these state nor their statements replace."""
+        """These options, completed with those `defaults` that they neither state nor replace."""
         stated = {name: value for name, value in vars(self).items() if value is not None}
         replaced = set(stated)
         replaced |= {"fps", "nframes"} if replaced & {"fps", "nframes"} else set()
@@ -74,7 +74,7 @@ UNSTATED = Options()
 
 
 def read_options(values: Mapping[str, Any], where: str) -> Options:
-    """The options among `values`, whose other names are the caller's; InputError naming what cannot be true."""
+    """The options among `values`; other names are left to the caller. InputError for values that are impossible."""
     names = [field.name for field in fields(Options)]
     options = Options(**{name: _value(name, values[name], where) for name in names if values.get(name) is not None})
     check_options(options, where)
@@ -82,7 +82,7 @@ def read_options(values: Mapping[str, Any], where: str) -> Options:
 
 
 def check_options(options: Options, where: str) -> None:
-    """InputError for options that contradict each other: of a part, of a call, or of a part over those of a call."""
+    """Raise InputError for options that contradict each other, within a part or between a part and its call."""
     if options.nframes is not None and options.fps is not None:
         raise InputError(f"{where}: 'nframes' and 'fps' contradict each other; give one of them")
     if (options.resized_height is None) != (options.resized_width is None):
@@ -100,7 +100,7 @@ def check_options(options: Options, where: str) -> None:
 
 
 def read_defaults(given: Any, fps: Any, use_audio_in_video: Any) -> Options:
-    """Options for all parts of a call: a mapping of names and values, and the two that have arguments of their own."""
+    """Options for all parts of a call: a mapping of names to values, and the two that are arguments of their own."""
     if given is None:
         given = {}
     if not isinstance(given, Mapping):
@@ -117,13 +117,13 @@ def read_defaults(given: Any, fps: Any, use_audio_in_video: Any) -> Options:
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """The remedy for a name that is not among the known ones: the one that was meant, if it can be guessed."""
+    """The remedy for an unknown name: the one that was probably meant, or else all known ones."""
     close = difflib.get_close_matches(str(name), list(known), 1, 0.75)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
 
 
 def number(value: Any, what: str) -> float:
-    """A number above zero, of Python, NumPy or JAX; InputError otherwise."""
+    """A number above zero, of Python, NumPy or JAX, as an int or float; InputError for anything else."""
     found = plain(value)
     if isinstance(found, bool) or not isinstance(found, numbers.Real) or not 0 < (given := _python(found)) <= MOST:
         raise InputError(f"{what} is {_shown(value)}; give a positive number of at most {MOST:g}")
@@ -137,7 +137,7 @@ def _python(value: numbers.Real) -> float:
 def _value(name: str, value: Any, where: str) -> Any:
     what = f"{where}: {name!r}"
     if name == "use_audio_in_video":
-        if type(value).__name__ not in ("bool", "bool_"):  # NumPy's has both names
+        if type(value).__name__ not in ("bool", "bool_"):  # bool_ in NumPy
             raise InputError(f"{what} is {_shown(value)}; give True or False")
         return bool(value)
     if name.endswith("_start") and type(value) is not bool and value == 0:
@@ -149,6 +149,6 @@ def _value(name: str, value: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, int) and value > MOST:  # Python refuses to write out very long ones
+    if isinstance(value, int) and value > MOST:  # Python refuses to print very long integers
         return "a number of more than 12 digits"
     return repr(value)[:40] if isinstance(value, (str, numbers.Number)) else f"of type {type(value).__name__}"

@@ -1,18 +1,18 @@
 """Three-dimensional rotary positions (time, height, width) of a prompt.
 
-Last station of a prompt before the model: the token ids are complete, each media item fills its run of placeholders.
-Text counts 1, 2, 3 on all three axes, and sound counts its tokens the same way; the tokens of a picture or of a video's
-frame share a time and spread over height and width; what follows goes on behind the largest position. A video's time is
-counted in position ids, `position_id_per_seconds` of them a second, so it is fractional in general. All in float32 and
-in the reference's order of operations, so that even the rounding is equal.
+The last step of a prompt before the model: the token ids are complete, and each media item fills its run of
+placeholders. Text counts 1, 2, 3 on all three axes, and so do the tokens of sound; the tokens of a picture, or of one
+frame of a video, share a time and are spread over height and width; the next token continues after the largest
+position. A video's time is counted in position ids, `position_id_per_seconds` of them per second, so it is fractional
+in general. All in float32 and in the reference's order of operations, so that even the rounding is equal.
 
 Source: HF `Qwen3OmniMoePreTrainedModelForConditionalGeneration.get_rope_index`. Deliberate differences:
-- Each token's position follows from what the token is. The reference simulates the interleaving of sound and video a
-  second time, in float32 and shifted by the row's position; where that rounds to another order than the one in which
+- Each token's position follows from the kind of the token. The reference simulates the interleaving of sound and video
+  a second time, in float32 and shifted by the row's position; where that rounds to another order than the one in which
   the processor wrote the tokens, it gives frames the positions of sounds.
-- Whether a video has sound is a property of the video. The reference takes one switch for all, under which silent
-  videos are not counted and media behind them become plain text (VeOmni#493).
-- A row is walked alone, so that it has the same positions in any batch; counts that do not fit are errors.
+- Whether a video has sound is a property of the video. The reference has one switch for all videos, with which silent
+  videos are not counted and the media after them become plain text (VeOmni#493).
+- Each row is processed alone, so that it has the same positions in any batch; counts that do not match are errors.
 """
 
 from collections import Counter
@@ -29,10 +29,10 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MediaItem:
-    """What one picture, sound or video of a prompt amounts to.
+    """The size of one picture, sound or video in a prompt.
 
-    kind: "image", "audio" or "video". grid: (time, height, width) in patches; None for sound. seconds_per_grid: how
-    long one temporal step of a video lasts. audio_tokens: the tokens of a sound, or of a video's own sound; else 0.
+    kind: "image", "audio" or "video". grid: (time, height, width) in patches; None for sound. seconds_per_grid: the
+    duration of one temporal step of a video. audio_tokens: the tokens of a sound, or of a video's own sound; else 0.
     """
 
     kind: str
@@ -43,10 +43,10 @@ class MediaItem:
 
 @dataclass(frozen=True)
 class _Run:
-    """One item's placeholders: tokens start..end-1 with `marks` tokens before and as many behind.
+    """The placeholders of one item: tokens start to end - 1, with `marks` tokens before and after them.
 
-    positions: float32 [3, end - start], from 0 on. Counting goes on behind the largest one from column `last` on, where
-    the last frames or the last sound begin.
+    positions: float32 [3, end - start], beginning at 0. The token after the item continues after the largest position
+    of the columns from `last` on, where the last frames or the last sound begin.
     """
 
     start: int
@@ -59,9 +59,9 @@ class _Run:
 def rope_positions(
     token_ids: np.ndarray, items: Sequence[MediaItem], config: ThinkerConfig
 ) -> tuple[np.ndarray, np.float32]:
-    """Positions float32 [3, T] of an unpadded row of ids [T], and rope_delta: the next token's position minus T.
+    """Positions float32 [3, T] of an unpadded row of ids int [T], and rope_delta: the next token's position minus T.
 
-    items: the row's media in order of appearance. Raises InputError when placeholders and items differ.
+    items: the row's media in order of appearance. Raises InputError if placeholders and items do not match.
     """
     pieces: list[np.ndarray] = []
     at, closing, position = 0, 0, np.float32(0)
@@ -81,7 +81,7 @@ def rope_positions(
 
 
 def vision_positions(grid: Grid, seconds_per_grid: float, config: ThinkerConfig) -> np.ndarray:
-    """Positions float32 [3, t * h * w / merge_size^2] of a picture or video, from 0 on, frame by frame."""
+    """Positions float32 [3, t * h * w / merge_size^2] of a picture or video, beginning at 0, frame by frame."""
     t, h, w = grid[0], grid[1] // config.vision.spatial_merge_size, grid[2] // config.vision.spatial_merge_size
     times = np.arange(t, dtype=np.float32) * np.float32(seconds_per_grid) * np.float32(config.position_id_per_seconds)
     axes = np.meshgrid(times, np.arange(h, dtype=np.float32), np.arange(w, dtype=np.float32), indexing="ij")
@@ -91,9 +91,9 @@ def vision_positions(grid: Grid, seconds_per_grid: float, config: ThinkerConfig)
 def items_at(
     token_ids: np.ndarray, items: Sequence[MediaItem], kept: np.ndarray, config: ThinkerConfig
 ) -> list[MediaItem]:
-    """The media of an unpadded row of ids [T] whose placeholders are `kept`, bool [T]; none may be kept in part.
+    """The media of an unpadded row of ids int [T] whose placeholders are `kept`, bool [T]; none may be kept in part.
 
-    items: the row's media in order of appearance. Raises InputError when placeholders and items differ.
+    items: the row's media in order of appearance. Raises InputError if placeholders and items do not match.
     """
     bounds = _bounds(np.asarray(token_ids), items, config)
     return [item for (start, _), item in zip(bounds, items, strict=True) if kept[start]]
@@ -105,9 +105,9 @@ def _counted(count: int) -> np.ndarray:
 
 
 def _runs(token_ids: np.ndarray, items: Sequence[MediaItem], config: ThinkerConfig) -> list[_Run]:
-    """The media items of a row where they stand; each uninterrupted run of placeholders is one."""
+    """The media items of a row and their places; each uninterrupted run of placeholders is one."""
     runs: list[_Run] = []
-    free = 0  # the first token that belongs to no run before
+    free = 0  # the first token after all runs so far
     for (start, end), item in zip(_bounds(token_ids, items, config), items, strict=True):
         marks = 2 if item.grid is not None and item.audio_tokens else 1
         opening = token_ids[max(start - marks, free) : start].tolist()
@@ -125,7 +125,7 @@ def _runs(token_ids: np.ndarray, items: Sequence[MediaItem], config: ThinkerConf
 
 
 def _bounds(token_ids: np.ndarray, items: Sequence[MediaItem], config: ThinkerConfig) -> list[tuple[int, int]]:
-    """Start and end of each uninterrupted run of placeholders; InputError unless there are as many as items."""
+    """Start and end of each uninterrupted run of placeholders; InputError unless each item has one."""
     placeholders = (config.image_token_id, config.video_token_id, config.audio_token_id)
     edges = np.diff(np.isin(token_ids, placeholders), prepend=False, append=False)
     bounds = np.flatnonzero(edges).reshape(-1, 2).tolist()
@@ -136,13 +136,13 @@ def _bounds(token_ids: np.ndarray, items: Sequence[MediaItem], config: ThinkerCo
 
 
 def _opening(item: MediaItem, config: ThinkerConfig) -> list[int]:
-    """The marks that announce an item."""
+    """The marks that precede an item."""
     vision = [config.vision_start_token_id] if item.grid is not None else []
     return vision + ([config.audio_start_token_id] if item.audio_tokens else [])
 
 
 def _within(tokens: np.ndarray, item: MediaItem, config: ThinkerConfig) -> np.ndarray:
-    """Positions float32 [3, n] of an item's placeholders [n], from 0 on."""
+    """Positions float32 [3, n] of an item's placeholders int [n], beginning at 0."""
     visual = np.empty((3, 0), np.float32)
     if item.grid is not None:
         visual = vision_positions(item.grid, item.seconds_per_grid if item.kind == "video" else 1.0, config)

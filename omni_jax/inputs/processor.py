@@ -2,12 +2,12 @@
 
     messages -> check -> render, encode -> plan media -> load them -> expand -> positions -> pad rows, pack media
 
-Each conversation becomes a row on its own and rows are only then laid side by side, so nothing in a row depends on its
+Each conversation becomes a row on its own, and rows are combined only then, so nothing in a row depends on its
 neighbours; rows may hold different media, or none. NumPy only.
 
 Source: HF `Qwen3OmniMoeProcessor` and, for the positions, `get_rope_index`. Deliberate differences: a video without
-sound among sounding ones stays a plain video; seconds per grid step are measured (see `video`); what does not fit the
-model's context or the memory is an error, before it is decoded.
+sound stays a plain video beside videos with sound; seconds per grid step are measured (see `video`); media that do not
+fit the model's context or the memory are refused before they are decoded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inputs.values import flag, listed, shown, whole
 from omni_jax.inputs.video import SAMPLING, check_room, patchify_video, plan_video, video_audio
 
-# What media take at most: patches as such, in rows and in between; bytes per pixel of a picture that is decoded.
+# The most memory that media take: copies of their patches at once; bytes per pixel of a picture while it is decoded.
 PATCH_COPIES = 4
 PIXEL_BYTES = 16
 ROOM = "give the number of tokens that the context must leave, 0 or more"
@@ -51,7 +51,7 @@ class _Loaded:
 
 @dataclass(frozen=True, eq=False)
 class _Planned:
-    """One medium before it is decoded: its tokens, those that are seen, its own pixels, and how to load it."""
+    """One medium before it is decoded: all its tokens, the visual ones, the pixels of its file, and how to load it."""
 
     tokens: int
     visual_tokens: int
@@ -78,7 +78,7 @@ class _Row:
 
 
 def _each_row(act: Callable[[Any], Any], rows: Sequence[Any]) -> list[Any]:
-    """What `act` makes of each row; its errors name the row, if there are several."""
+    """The results of `act` for each row; its errors name the row, if there are several."""
     made = []
     for i, row in enumerate(rows):
         try:
@@ -91,7 +91,7 @@ def _each_row(act: Callable[[Any], Any], rows: Sequence[Any]) -> list[Any]:
 
 
 def _of_frames(medium: Media, options: Options) -> Options:
-    """The options of a video; what the call states for files does not concern frames that are sampled already."""
+    """The options of a video, without those of the call that concern the sampling of files if it is sampled already."""
     if isinstance(medium.source, Source):
         return options
     names = SAMPLING if isinstance(medium.source, np.ndarray) else (*SAMPLING, "fps")
@@ -104,7 +104,7 @@ class Processor:
     def __init__(
         self, tokenizer: Tokenizer, template: ChatTemplate, preprocessor: dict, config: OmniConfig, file: str = FILE
     ):
-        """`preprocessor`: what `file` holds, preprocessor_config.json; ConfigError where it contradicts `config`."""
+        """preprocessor: the contents of `file`, preprocessor_config.json; ConfigError where it contradicts `config`."""
         self.tokenizer, self.template, self.config = tokenizer, template, config
         self.image_settings = ImageSettings.from_hf(preprocessor, file)
         self.video_settings = VideoSettings.from_hf(preprocessor, file)
@@ -143,14 +143,14 @@ class Processor:
         enable_thinking: bool | None = None,
         max_new_tokens: int = 0,
     ) -> Batch:
-        """Turn one conversation, or a list of them, into a batch of as many rows.
+        """Turn one conversation, or a list of them, into a batch with one row for each.
 
-        use_audio_in_video: hear each video's own sound, interleaved with its frames. tools: JSON schemas of functions.
-        fps: frames sampled per second of video. media: further options, by name (see `options.Options`), for all parts
-        that do not state their own. padding: "right" or "left". enable_thinking: handed to the template if given.
-        max_new_tokens: room that the context must leave.
-        Raises InputError for messages, media and settings that cannot be used, naming the row, message and part; what
-        does not fit the context or the memory is refused before pictures are decoded.
+        use_audio_in_video: also read each video's own sound, interleaved with its frames. tools: JSON schemas of
+        functions. fps: frames sampled per second of video. media: further options, by name (see `options.Options`), for
+        all parts that do not state their own. padding: "right" or "left". add_generation_prompt: end with the beginning
+        of an answer. enable_thinking: passed to the template if not None. max_new_tokens: room that the context must
+        leave. Raises InputError for messages, media and settings that cannot be used, naming the row, message and part;
+        what does not fit the context or the memory is refused before pictures are decoded.
         """
         conversations = [messages] if is_conversation(messages) else messages
         max_new_tokens = whole("max_new_tokens", max_new_tokens, ROOM, least=0)
@@ -181,7 +181,13 @@ class Processor:
         return self._batch(rows, padding)
 
     def prepare_text(self, prompts: str | Sequence[str], *, padding: str = "right", max_new_tokens: int = 0) -> Batch:
-        """Turn raw prompts, written without a template by someone who means their control tokens, into a batch."""
+        """Turn raw prompts into a batch, without a template; control tokens in them are control tokens.
+
+        Args:
+            prompts: a text, or a list of them.
+            padding: "right" or "left".
+            max_new_tokens: tokens that the context must leave free.
+        """
         prompts = (
             [prompts] if isinstance(prompts, str) else listed("prompts", prompts, "give a text, or a list of them")
         )
@@ -192,7 +198,7 @@ class Processor:
         return self._batch(rows, padding)
 
     def _plan_all(self, media: Sequence[Media], defaults: Options, room: int) -> list[_Planned]:
-        """Plan media one by one, and stop at the one with which they take more tokens than there is room for."""
+        """Plan media one by one; InputError at the first with which they take more than `room` tokens."""
         planned, left = [], room
         for medium in media:
             options = medium.options.over(defaults)
@@ -207,7 +213,7 @@ class Processor:
         return planned
 
     def _plan(self, medium: Media, options: Options, room: int) -> _Planned:
-        """What a medium will take, and how to load it; errors name the message and part, at either time."""
+        """The size of a medium, and how to load it; the errors of both name the message and part."""
 
         def named(act: Callable[[], Any]) -> Any:
             try:
@@ -266,7 +272,7 @@ class Processor:
         return token_count(samples.size // self.audio_settings.hop_samples, self.config.thinker.audio.chunk_frames)
 
     def _check_memory(self, planned: Sequence[_Planned]) -> None:
-        """Refuse media whose patches, with their copies in rows, take more memory than there is."""
+        """Raise InputError for media whose patches, with their copies in rows, need more memory than is free."""
         settings = self.image_settings
         patches = sum(p.visual_tokens for p in planned) * settings.merge_size**2
         pixels = max((p.pixels for p in planned), default=0)
@@ -290,7 +296,7 @@ class Processor:
             )
 
     def _batch(self, rows: list[_Row], padding: str) -> Batch:
-        """Lay rows side by side; ids are 0 and positions 0 at padding, where nothing reads them."""
+        """Combine rows to a batch; at padding, ids and positions are 0 and never read."""
         if padding not in ("left", "right"):
             raise InputError(f"padding {padding!r}; choose 'left' or 'right'")
         if not rows:

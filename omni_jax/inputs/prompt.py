@@ -1,15 +1,15 @@
-"""From a checked conversation to token ids: the chat template, literals that stay text, placeholders at full length.
+"""From a checked conversation to token ids: chat template, literals that stay text, placeholders at full length.
 
     messages -> [messages.py] -> conversation -> render -> encode -> one placeholder per medium -> expand -> token ids
 
-Whoever writes `<|im_end|>` or `<|audio_pad|>` in a message, a tool's result or a tool's schema means these characters.
-Before the template runs, such literals are replaced by single private-use characters, which no template can split or
-join; afterwards they are encoded as ordinary text. Everything else is tokenised as if nothing had happened.
+`<|im_end|>` or `<|audio_pad|>` in a message, a tool's result or a tool's schema is text, not a control token. Before
+the template runs, such literals are replaced by single private-use characters, which no template can split or join;
+afterwards they are encoded as ordinary text. Everything else is tokenised as usual.
 
 Source: HF `encode_marked_chat` (the reference's optional protection, whose ids these are) and
 `Qwen3OmniMoeProcessor.replace_*_token` (the expansion). Deliberate differences: protection is not optional, covers keys
 of tool schemas and literals split over several text parts, and forbids all added tokens in tool results, the visible
-ones (`</tool_response>`) too; placeholders and media that differ are errors.
+ones (`</tool_response>`) too; placeholders and media that do not match are errors.
 """
 
 import itertools
@@ -40,7 +40,10 @@ def prompt_ids(
     add_generation_prompt: bool = True,
     enable_thinking: bool | None = None,
 ) -> list[int]:
-    """The token ids of a conversation, with a single placeholder for each medium."""
+    """The token ids of a conversation, with a single placeholder for each medium.
+
+    add_generation_prompt: end with the beginning of an answer. enable_thinking: passed to the template if not None.
+    """
     said = json.dumps([conversation.messages, conversation.tools], ensure_ascii=False)
     shield = _Shield(tokenizer, said + template.source)
     text = template.render(
@@ -55,7 +58,7 @@ def prompt_ids(
 def expand(
     token_ids: Sequence[int], items: Sequence[MediaItem], tokenizer: Tokenizer, config: ThinkerConfig
 ) -> np.ndarray:
-    """Give each medium its number of placeholders: ids with one each to int32 [T]; InputError if they do not match."""
+    """Repeat each medium's placeholder for each of its tokens: ids int32 [T]; InputError if they do not match."""
     kinds = {config.image_token_id: "image", config.video_token_id: "video", config.audio_token_id: "audio"}
     found = [kinds[i] for i in token_ids if i in kinds]
     if found != [item.kind for item in items]:
@@ -69,7 +72,7 @@ def expand(
 
 
 def _expanded(item: MediaItem, tokenizer: Tokenizer, config: ThinkerConfig) -> list[int]:
-    """The ids that stand for one medium."""
+    """The placeholder ids of one medium."""
     sound = [config.audio_token_id] * item.audio_tokens
     if item.grid is None:
         return sound
@@ -78,7 +81,7 @@ def _expanded(item: MediaItem, tokenizer: Tokenizer, config: ThinkerConfig) -> l
     frame *= h * w // config.vision.spatial_merge_size**2
     if not item.audio_tokens:
         return frame * t
-    # A frame comes before the first sound that does not begin earlier. In float64, as the reference writes them.
+    # A frame precedes the first sound token that begins no earlier. In float64, as in the reference.
     starts = np.ceil(np.arange(t) * item.seconds_per_grid * config.position_id_per_seconds)
     ids, at = [config.audio_start_token_id], 0
     for cut in np.minimum(starts, item.audio_tokens).astype(int).tolist():
@@ -92,7 +95,7 @@ def _count(kinds: list[str]) -> str:
 
 
 class _Shield:
-    """Hides literals of added tokens in one conversation behind private-use characters that it does not hold itself."""
+    """Replaces literals of added tokens in one conversation by private-use characters that do not occur in it."""
 
     def __init__(self, tokenizer: Tokenizer, taken: str):
         self._tokenizer = tokenizer
@@ -101,7 +104,7 @@ class _Shield:
         self._special, self._added = _pattern(tokenizer.special), _pattern(tokenizer.added)
 
     def hide_message(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A message with its literals hidden: in a tool's result those of all added tokens, else the special ones."""
+        """A message with its literals hidden: of all added tokens in a tool's result, else of the special ones."""
         pattern = self._added if message["role"] == "tool" else self._special
         if isinstance(message["content"], list):
             message = message | {"content": list(_join_split_literals(message["content"], pattern))}
@@ -144,7 +147,7 @@ def _pattern(literals: Sequence[str]) -> re.Pattern:
 
 
 def _join_split_literals(parts: list[dict[str, Any]], pattern: re.Pattern) -> Iterator[dict[str, Any]]:
-    """Make one part of neighbouring texts that spell a literal only together; templates join them anyway."""
+    """Join neighbouring text parts that contain a literal only together; templates join them in any case."""
     for kind, group in itertools.groupby(parts, key=lambda part: part["type"]):
         group = list(group)
         texts = [part["text"] for part in group] if kind == "text" else []

@@ -1,10 +1,10 @@
 """The Jinja environment in which chat templates run: the settings they are written for, and the limits of `limits`.
 
-    source -> lexer: is it small and flat? -> Jinja's parser -> counting calls put in -> Jinja's compiler -> template
+    source -> lexer: is it small and flat? -> Jinja's parser -> counting calls inserted -> Jinja's compiler -> template
 
-Jinja's sandbox keeps a template away from files and from Python. It lets a template look at operators, calls and
-attributes; loops, literals, `~`, comparisons, slices and output it does not, so calls that count them are put into the
-parsed template. Left out are filters and methods whose cost cannot be known beforehand and that no prompt needs.
+Jinja's sandbox keeps a template away from files and from Python. It has hooks for operators, calls and attributes, but
+none for loops, literals, `~`, comparisons, slices and output, so calls that count these are inserted into the parsed
+template. Filters and methods whose cost cannot be known beforehand, and that no prompt needs, are left out.
 
 Source: HF `_compile_jinja_template` (the same sandbox, settings, filters and functions). Deliberate differences: the
 limits, and what is left out.
@@ -19,15 +19,15 @@ from typing import Any, ClassVar
 from omni_jax.inputs.limits import LimitError, joined, made, nested, spend, text_of
 from omni_jax.inputs.operations import FILTER_CHECKS, check_method, check_operator, listed, metered
 
-MAX_SOURCE = 100_000  # characters of a template; the longest known have a quarter of it
-MAX_BLOCKS = 50  # `if`, `for`, `macro` and their like within each other
-MAX_TOKENS = 1000  # words and signs of one tag, which bound how deep an expression nests
+MAX_SOURCE = 100_000  # characters of a template; the longest known have a quarter of this
+MAX_BLOCKS = 50  # depth of nested `if`, `for`, `macro` and similar blocks
+MAX_TOKENS = 1000  # words and signs of one tag, which bound the depth of an expression
 LEFT_OUT = ("batch", "pprint", "random", "slice", "striptags", "urlize", "wordwrap", "xmlattr")
 _OPENS = frozenset("autoescape block call filter for generation if macro with".split())
 
 
 def compile_template(source: str) -> Any:
-    """The Jinja template of a source; LimitError, or whatever Jinja and Python raise, if it cannot be compiled."""
+    """The Jinja template of a source; if it cannot be compiled, LimitError, or any error of Jinja and Python."""
     environment = _environment()
     _check_source(environment, source)
     tree = _counting()().visit(environment.parse(source))
@@ -36,7 +36,7 @@ def compile_template(source: str) -> Any:
 
 
 def _check_source(environment: Any, source: str) -> None:
-    """Whether a template is so small and flat that no parser or compiler can run out of stack over it."""
+    """Raise LimitError unless a template is so small and flat that no parser or compiler can run out of stack."""
     if len(source) > MAX_SOURCE:
         raise LimitError(f"it has {len(source):,} characters, more than {MAX_SOURCE:,}")
     depth, tag = 0, []
@@ -56,7 +56,7 @@ def _check_source(environment: Any, source: str) -> None:
 
 @lru_cache(maxsize=1)
 def _counting() -> Any:
-    """The class that puts calls of `made` and `joined` into a parsed template, where Jinja would not ask."""
+    """The class that inserts calls of `made` and `joined` into a parsed template, where Jinja has no hook."""
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
 
@@ -71,7 +71,7 @@ def _counting() -> Any:
             return node
 
         def visit_TemplateData(self, node: Any) -> Any:
-            return nodes.Const(node.data, lineno=node.lineno)  # counted as other output, not written unseen
+            return nodes.Const(node.data, lineno=node.lineno)  # counted as other output is
 
         def visit_Concat(self, node: Any) -> Any:
             return call("joined", list(self.generic_visit(node).iter_child_nodes()))
@@ -102,7 +102,7 @@ def _sandbox() -> Any:
 
     class Sandbox(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
-        made, joined = staticmethod(made), staticmethod(joined)  # for the calls that are put into templates
+        made, joined = staticmethod(made), staticmethod(joined)  # for the calls that are inserted into templates
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             check_operator(operator, left, right)
@@ -136,7 +136,7 @@ def _environment() -> Any:
     from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """{% generation %} marks an assistant's words for training; here it only has to be read."""
+        """{% generation %} marks an assistant's words for training; here it has no effect."""
 
         tags: ClassVar[set[str]] = {"generation"}
 
@@ -145,7 +145,7 @@ def _environment() -> Any:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class Opaque(Namespace):
-        """A namespace that writes nothing of what it holds, which may hold itself."""
+        """A namespace whose text omits its contents, because it may contain itself."""
 
         def __repr__(self) -> str:
             return "<Namespace>"
@@ -156,10 +156,10 @@ def _environment() -> Any:
     @jinja2.pass_context
     def written(_: Any, value: Any) -> str:
         text = text_of(value)
-        spend(len(text))  # for the text of its macro, block or prompt
+        spend(len(text))  # counts as part of the macro, block or prompt that it is written to
         return text
 
-    # Unoptimised: constants would be computed while compiling, where nobody counts.
+    # Unoptimised: constants would be computed while compiling, where nothing is counted.
     environment = _sandbox()(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=written, optimized=False
     )
@@ -174,7 +174,7 @@ def _environment() -> Any:
 
 
 def _now(form: str) -> str:
-    """The time of day by a pattern of `strftime`, whose fields can be padded."""
+    """The current time by a pattern of `strftime`, bounded because its fields can be padded."""
     if len(form) > MAX_TOKENS:
         raise LimitError("it writes the time by an overlong pattern")
     return datetime.now().strftime(form)

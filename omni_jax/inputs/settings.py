@@ -1,8 +1,8 @@
 """How media become patches and mel frames: the settings that a checkpoint states in `preprocessor_config.json`.
 
 The file describes images and audio; the reference's processor class adds the size limits and the sampling of videos,
-which stand here as named constants because no file states them. Whatever the file does state has no default: a missing
-key is an error. The types of the fields state keys and ranges, `from_hf` how the numbers must fit each other.
+which are named constants here because no file states them. What the file does state has no default: a missing key is an
+error. The types of the fields state keys and ranges, and `from_hf` checks the relations between the numbers.
 
 Checkpoints that transformers 5 has saved again have `processor_config.json` instead, with a section for each medium and
 the limits as `size`.
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from omni_jax.files import read_object
 from omni_jax.reader import Range, Reader, Size
 
-SAMPLING_RATE = 16_000  # samples per second; the encoder was trained on nothing else
+SAMPLING_RATE = 16_000  # samples per second; the only rate that the encoder was trained on
 CHANNELS = 3
 FILE, SAVED = "preprocessor_config.json", "processor_config.json"
 
@@ -27,18 +27,19 @@ FILE, SAVED = "preprocessor_config.json", "processor_config.json"
 VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 128 * 32 * 32, 768 * 32 * 32
 VIDEO_FRAMES_PER_SECOND = 2.0
 VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES = 4, 768
-# qwen-omni-utils: nine tenths of a context of 128,000, shared by the frames of a video; and a picture with options.
+# qwen-omni-utils: nine tenths of a context of 128,000, shared by the frames of a video; limits of a picture with
+# options.
 VIDEO_TOTAL_TOKENS = 115_200
 PICTURE_MIN_TOKENS, PICTURE_MAX_TOKENS = 4, 16_384
 
 
 def read_settings(directory: Path) -> tuple[dict[str, Any], str]:
-    """What a checkpoint states about media, parsed but not checked, and the name of the file that does."""
+    """What a checkpoint states about media, parsed but not checked, and the name of the file that states it."""
     name = SAVED if isfile(directory / SAVED) and not isfile(directory / FILE) else FILE
     values = read_object(directory / name, remedy="copy it from the original checkpoint")
     if name == SAVED:
         r = Reader(values, "", name)
-        # The sound's section repeats limits of pictures from before they were saved; the picture's own count.
+        # The section of sound repeats outdated limits of pictures; those in the pictures' own section are valid.
         limits = {"min_pixels": None, "max_pixels": None}
         values = {**r.section("feature_extractor").values, **limits, **r.section("image_processor").values}
     return values, name
@@ -97,7 +98,7 @@ class VideoSettings:
 
     @classmethod
     def from_hf(cls, values: dict, file: str = FILE) -> "VideoSettings":
-        """Read a parsed `preprocessor_config.json`; the video's size limits and sampling are the processor class's."""
+        """Read a parsed `preprocessor_config.json`; size limits and sampling of videos are the constants above."""
         frame = replace(ImageSettings.from_hf(values, file), min_pixels=VIDEO_MIN_PIXELS, max_pixels=VIDEO_MAX_PIXELS)
         return cls(frame, VIDEO_FRAMES_PER_SECOND, VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES)
 

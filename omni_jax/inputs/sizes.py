@@ -1,8 +1,8 @@
-"""The sizes to which pictures and frames are resized, from their own size, the settings and the options.
+"""The sizes to which pictures and frames are resized, from their original size, the settings and the options.
 
 Source: `fetch_image` and `fetch_video` of the official utilities with this model's patch size (image_patch_size=16),
 after which the reference processor resizes nothing; without options, that processor alone. Videos always have the
-utilities' bound on the pixels of all their frames, which 300 frames of the largest size reach: 115,200 tokens.
+utilities' bound on the pixels of all their frames: 115,200 tokens, or 300 frames of the largest size.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def picture_size(shape: Sequence[int], settings: ImageSettings, options: Options
 
 
 def frame_size(shape: Sequence[int], count: int, settings: VideoSettings, options: Options) -> tuple[int, int]:
-    """The (height, width) of each of `count` resized frames; the most is an even share of the pixels of all."""
+    """The (height, width) of each of `count` resized frames; each has at most an equal share of all pixels."""
     if options.resized_height is not None and options.resized_width is not None:
         return smart_resize(options.resized_height, options.resized_width, _stated_limits(settings.frame), 1)
     frame = settings.frame
@@ -44,7 +44,7 @@ def frame_size(shape: Sequence[int], count: int, settings: VideoSettings, option
 
 
 def listed_frame_size(shape: Sequence[int], count: int, settings: VideoSettings, options: Options) -> tuple[int, int]:
-    """As `frame_size`, for frames given as pictures: the utilities first round these to twice the merged tokens."""
+    """As `frame_size`, for frames given as pictures: the utilities first round their sides to two merged tokens."""
     frame = settings.frame
     twice = replace(frame, merge_size=2 * frame.merge_size)
     if options.resized_height is not None and options.resized_width is not None:

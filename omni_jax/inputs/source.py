@@ -1,8 +1,8 @@
-"""Where media come from: a local path or bytes. Nothing is ever fetched.
+"""Where media come from: a local path or bytes. Nothing is ever downloaded.
 
-`image`, `audio` and `video` open what a user gives through `open_source`, so that URLs, playlists, directories and
-missing files are refused in one place with one remedy. Decoders get an open file, never a name: a name could make
-FFmpeg follow another protocol. `open_container` adds the list of containers that FFmpeg may take it for.
+`image`, `audio` and `video` open a user's files through `open_source`, so that URLs, playlists, directories and missing
+files are refused in one place with one remedy. Decoders get an open file, never a name: a name could make FFmpeg follow
+another protocol. `open_container` restricts the containers that FFmpeg may recognise.
 """
 
 import io
@@ -27,22 +27,22 @@ Source = str | os.PathLike | bytes | bytearray | memoryview
 
 MAX_WALL_SECONDS = 600.0  # for one file, decoding included
 
-# Two letters at least, because C:\clip.mp4 is a path; and more than a colon, because note:12.png is one too.
+# At least two letters, because C:\clip.mp4 is a path; and more than a colon, because note:12.png is one too.
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(?://|\\\\)|(data|file|blob|concatf?|subfile|pipe|fd|cache|crypto):", re.I)
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<!DOCTYPE", b"<html")
-# FFmpeg's names of the containers that hold media themselves; those that point elsewhere (hls, concat, dash) stay out.
+# FFmpeg's names of containers that hold media themselves, without those that refer to other files (hls, concat, dash).
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2|matroska,webm|avi|mpeg|mpegts|mpegvideo|m4v|h264|hevc|flv|asf|ogg|wav|w64|flac|mp3|aac|"
     "ac3|aiff|au|amr|caf|wv|gif"
 )
 
-# Of these, the containers that state their duration in a header instead of estimating it from the file's size.
+# Containers among these whose header states the duration; for others FFmpeg estimates it from the size of the file.
 STATE_DURATION = ("mov", "matroska", "flv")
 _MISSING_SECONDS = 0.5  # a stated duration may be rounded, or count samples that the decoder drops
 
 
 def scheme_of(text: str) -> str:
-    """The scheme of an address, in lower case ("https", "data", "file"); "" for a path, which may hold colons too."""
+    """The scheme of a URL, in lower case ("https", "data", "file"); "" for a path, which may contain colons too."""
     found = _ADDRESS.match(text)
     return (found[1] or found[2]).lower() if found else ""
 
@@ -54,9 +54,9 @@ def is_source(value: object) -> bool:
 
 @contextmanager
 def reading(source: object, kind: str, trouble: str = "damaged, or not a media file") -> Iterator[None]:
-    """Turn whatever a decoder raises in the block into one InputError that names the source, `trouble` and the reason.
+    """Turn any error that a decoder raises in the block into one InputError: the source, `trouble` and the reason.
 
-    Decoders of foreign files raise what they like: OSError, UnicodeDecodeError, AttributeError, RuntimeError, ...
+    Decoders of damaged files raise many kinds: OSError, UnicodeDecodeError, AttributeError, RuntimeError, ...
     """
     try:
         yield
@@ -66,7 +66,7 @@ def reading(source: object, kind: str, trouble: str = "damaged, or not a media f
         raise InputError(f"{kind} {name_of(source)}: it needs more memory than there is; make it smaller") from None
     except Exception as error:
         reason = reason_of(error)
-        # What Python says of a decoder's oversight, or FFmpeg of an error without words, helps nobody.
+        # Python's message about a bug of a decoder, or FFmpeg's about an unnamed error, would not help.
         if isinstance(error, AttributeError | TypeError | LookupError | UnicodeError) or "error number" in reason:
             reason = ""
         said = f"{kind} {name_of(source)}: {trouble}{reason and f' ({reason})'}"
@@ -74,10 +74,10 @@ def reading(source: object, kind: str, trouble: str = "damaged, or not a media f
 
 
 class MediaFile(io.RawIOBase, BinaryIO):
-    """An open file for decoders in C, whose callbacks lose exceptions: the first one is kept, and ends the file.
+    """An open file for decoders in C, whose callbacks lose exceptions: it keeps the first one and then reads as ended.
 
-    Positions stay within the file. It also ends `MAX_WALL_SECONDS` after it was opened: whatever a decoder does with it
-    takes no longer.
+    Positions stay within the file. It also reads as ended `MAX_WALL_SECONDS` after it was opened, which bounds the time
+    of any decoder.
     """
 
     def __init__(self, file: BinaryIO):
@@ -88,7 +88,7 @@ class MediaFile(io.RawIOBase, BinaryIO):
         file.seek(0)
 
     def mend(self, at: int, data: bytes) -> None:
-        """Let the bytes from `at` read as `data`."""
+        """From now on, read `data` in place of the bytes at position `at`."""
         self._at, self._bytes = at, data
 
     def readable(self) -> bool:
@@ -100,7 +100,7 @@ class MediaFile(io.RawIOBase, BinaryIO):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of a file, but never beyond it."""
+        """As for any file, but the position stays within it."""
         try:
             origin = (0, self._file.tell(), self._size)[whence]
             return self._file.seek(min(max(origin + offset, 0), self._size))
@@ -113,7 +113,7 @@ class MediaFile(io.RawIOBase, BinaryIO):
         return self.seek(0, io.SEEK_CUR)
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of a file; nothing after an exception."""
+        """As for any file; empty after an exception."""
         try:
             if time.monotonic() > self._deadline:
                 raise InputError(f"decoding takes more than {MAX_WALL_SECONDS:.0f} s; cut it into parts")
@@ -138,8 +138,8 @@ class MediaFile(io.RawIOBase, BinaryIO):
 def open_source(source: Source, kind: str) -> Iterator[MediaFile]:
     """Open a path or bytes for reading; `kind` ("audio", "image", "video") names it in errors.
 
-    Raises InputError for a URL, a playlist, an empty or missing file, whatever is not a regular file, and, at the end,
-    for an error while it was read.
+    Raises InputError for a URL, a playlist, an empty or missing file, anything that is not a regular file, and, at the
+    end, for an error while it was read.
     """
     with reading(source, kind, "cannot be read"):
         opened = _open_path(source, kind) if isinstance(source, str | os.PathLike) else io.BytesIO(source)
@@ -152,7 +152,7 @@ def open_source(source: Source, kind: str) -> Iterator[MediaFile]:
                 raise file.error
         if not head:
             raise InputError(f"{kind} {name_of(source)}: it is empty")
-        playlists = [begin for begin in _PLAYLISTS if kind != "image" or begin != b"<?xml"]  # a drawing may begin so
+        playlists = [begin for begin in _PLAYLISTS if kind != "image" or begin != b"<?xml"]  # SVG begins so
         if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(tuple(playlists)):
             raise InputError(f"{kind} {name_of(source)}: a playlist or web page; pass the media file itself")
         try:
@@ -168,7 +168,7 @@ def _open_path(given: str | os.PathLike, kind: str) -> BinaryIO:
         raise InputError(f"{kind} {given[:80]!r} is a URL; nothing is fetched: pass a local path or bytes")
     path = user_path(given, kind)
     try:
-        # Non-blocking, so that a pipe without a writer is refused below instead of waited for.
+        # Non-blocking, so that a pipe without a writer is refused below, without waiting.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise InputError(f"{kind} {name_of(path)}: there is no such file") from None
@@ -181,7 +181,7 @@ def _open_path(given: str | os.PathLike, kind: str) -> BinaryIO:
 
 
 def name_of(source: object) -> str:
-    """How an error names a source."""
+    """The name of a source in an error."""
     if isinstance(source, str | os.PathLike):
         return repr(str(Path(source)))[:200]
     if isinstance(source, bytes | bytearray | memoryview):
@@ -202,13 +202,13 @@ def container_in(file: MediaFile) -> Iterator["InputContainer"]:
     import av
 
     options = {"format_whitelist": _CONTAINERS.replace("|", ",")}
-    # Titles and other tags are often in some older encoding; nothing here needs them.
+    # Titles and other tags are often in an older encoding; they are not used.
     with av.open(file, mode="r", options=options, metadata_errors="replace") as container:
         yield container
 
 
 def demux(container: "InputContainer", stream: "Stream", what: str) -> Iterator["Packet"]:
-    """The packets of `stream`, the empty ones that flush its decoder included; InputError if the file is cut short."""
+    """The packets of `stream`, including the empty ones that flush its decoder; InputError for a truncated file."""
     end = 0.0
     for packet in container.demux():
         if packet.is_corrupt:
@@ -216,7 +216,7 @@ def demux(container: "InputContainer", stream: "Stream", what: str) -> Iterator[
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is not None:
             end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index == stream.index:  # its own stream_index is 0 where it only flushes
+        if packet.stream.index == stream.index:  # its stream_index is 0 if it only flushes
             yield packet
     stated = (container.duration or 0) / 1e6
     if container.format.name.startswith(STATE_DURATION) and end < stated - _MISSING_SECONDS:

@@ -1,25 +1,25 @@
-"""The Talker's prompt: which columns it reads, what each is made of, and where it stands.
+"""The Talker's prompt: which columns it reads, what each consists of, and its position.
 
-Data flow: a prepared `Batch` and the first token that the Thinker has drawn become a `SpeechPrompt`, which the Talker
-turns into embeddings. A row's columns are the tokens of its user, over all turns, then nine that open the answer:
+Data flow: a prepared `Batch` and the first token that the Thinker has sampled become a `SpeechPrompt`, which the Talker
+turns into embeddings. A row's columns are the tokens of the user's turns, then nine that open the answer:
 
     text    the user's turns | header x 3 | pad       pad        pad        pad      bos        the first token
     codec   nothing          | nothing    | nothink   think_bos  think_eos  speaker  codec_pad  codec_bos
 
-Text goes through the Thinker's embedding and the Talker's text projection; a medium's tokens through the hidden
-projection of the Thinker's hidden states, which `hidden_index` finds. Results of tools are the user's, for the chat
-template writes them in turns of this role; instructions of the system and earlier answers are not read.
+Text passes through the Thinker's embedding and the Talker's text projection; for tokens of media, the Thinker's hidden
+states (`hidden_index`) pass through the hidden projection. Results of tools belong to the user, because the chat
+template writes them in turns of this role; the system's instructions and earlier answers are not read.
 
 Source: HF `Qwen3OmniMoeForConditionalGeneration.generate`, `_get_talker_user_parts`, `_get_talker_assistant_parts`, and
 the Talker's `get_rope_index`. Deliberate differences:
-- Sound inside a video keeps its interleaved positions. The reference does not tell its Talker `use_audio_in_video`,
+- Sound inside a video keeps its interleaved positions. The reference passes no `use_audio_in_video` to its Talker,
   which therefore counts the media of the prompt differently from the Thinker.
-- Media of turns that are dropped are dropped with them. The reference places the user's pictures and videos by the
-  sizes of those, if they come first.
-- The first spoken token is the first one drawn. The reference takes whatever follows the header in the prompt, so it
+- Media of dropped turns are dropped too. The reference would use their sizes for the positions of the user's pictures
+  and videos, if they come first.
+- The first spoken token is the first sampled one. The reference takes whatever follows the header in the prompt, so it
   speaks an empty think block that the template has written.
-- Every row is assembled alone and has its own speaker. The reference reads the header where the first row has it, and a
-  prompt without a user's turn makes it read the whole prompt.
+- Every row is assembled alone and has its own speaker. The reference reads the header at the columns of the first
+  row's, and reads the whole of a prompt without a user's turn.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.positions import MediaItem, items_at, rope_positions
 
 HEADER = 3  # tokens: the turn's start, the role, a line break
-OPENING = 9  # columns behind the user's tokens
+OPENING = 9  # columns after the user's tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,9 @@ class SpeechPrompt:
     """What the Talker reads before its first frame, in NumPy: rows of U columns, padded on the right.
 
     text_ids: int32 [B, U], ids of the Thinker's vocabulary; 0 at media and padding. hidden_index: int32 [B, U], the
-    column of a medium's token in its row of the batch; -1 elsewhere. codec_ids: int32 [B, U], what is added to the
-    column, an id of the Talker's vocabulary; -1 for nothing. position_ids: float32 [3, B, U] (time, height, width); 0
-    at padding. rope_delta: float32 [B]; the position of the next column is length + rope_delta. length: int32 [B].
+    column in the batch of a token of media; -1 elsewhere. codec_ids: int32 [B, U], ids of the Talker's vocabulary whose
+    embeddings are added to the columns; -1 for none. position_ids: float32 [3, B, U] (time, height, width); 0 at
+    padding. rope_delta: float32 [B]; the position of the next column is length + rope_delta. length: int32 [B].
     """
 
     text_ids: np.ndarray
@@ -57,7 +57,7 @@ class SpeechPrompt:
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One row: ids, indices and codec ids, int32 [n], positions float32 [3, n], rope_delta."""
+    """One row: text ids, hidden indices and codec ids, int32 [n], positions float32 [3, n], rope_delta."""
 
     text_ids: np.ndarray
     hidden_index: np.ndarray
@@ -71,8 +71,9 @@ def speech_prompt(
 ) -> SpeechPrompt:
     """Assemble the Talker's prompt for each row of a batch, whichever side its padding is on.
 
-    first_spoken: the first token id drawn for each row. speaker_ids: each row's, see `speaker_ids`. Raises InputError
-    for a row that opens no answer, for media that do not fit their placeholders, and for a model that cannot speak.
+    first_spoken: the first token id sampled for each row. speaker_ids: one for each row, from `speaker_ids`. Raises
+    InputError for a row that does not end with the beginning of an answer, for media that do not match their
+    placeholders, and for a model that cannot speak.
     """
     talker = _talker(config)
     items = batch.items or ((),) * len(batch.token_ids)
@@ -88,7 +89,7 @@ def speech_prompt(
 
 
 def speaker_ids(speaker: str | Sequence[str], rows: int, config: OmniConfig) -> list[int]:
-    """The codec id of each row's speaker, given one name for all rows or one each; see `speaker_id`."""
+    """The codec id of each row's speaker; speaker: one name for all rows, or one for each. Errors as `speaker_id`."""
     talker = _talker(config)
     names = [speaker] * rows if isinstance(speaker, str) else speaker
     if not isinstance(names, Sequence):
@@ -99,7 +100,7 @@ def speaker_ids(speaker: str | Sequence[str], rows: int, config: OmniConfig) -> 
 
 
 def speaker_id(name: str, config: TalkerConfig) -> int:
-    """The codec id of a speaker; case does not count. Raises InputError with the names that the model knows."""
+    """The codec id of a speaker, whose case is ignored. Raises InputError with the names that the model knows."""
     known = {known.lower(): i for known, i in config.speakers}
     if not isinstance(name, str) or name.lower() not in known:
         raise InputError(f"the model has no speaker {name!r}; choose from {', '.join(sorted(known))}")
@@ -134,7 +135,7 @@ def _row(
     opening = [*header, *pads, config.tts_bos_token_id, spoken]
     codec = [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id]
     codec += [speaker, talker.codec_pad_id, talker.codec_bos_id]
-    # The opening counts on as text does, whatever its ids.
+    # The opening has the positions of text, whatever its ids.
     paced = replace(config.thinker, position_id_per_seconds=talker.position_id_per_seconds)
     placed = np.concatenate([user, [config.tts_pad_token_id] * OPENING])
     positions, rope_delta = rope_positions(placed, items_at(ids, items, is_user, paced), paced)
@@ -148,7 +149,7 @@ def _row(
 
 
 def _is_user(ids: np.ndarray, config: OmniConfig) -> np.ndarray:
-    """Which tokens [T] lie in a turn of the user, from its start mark to the next one: bool [T]."""
+    """Which tokens int [T] belong to a turn of the user, from its start mark to the next one: bool [T]."""
     is_user = np.zeros(len(ids), bool)
     for start, end in pairwise([*np.flatnonzero(ids == config.im_start_token_id).tolist(), len(ids)]):
         is_user[start:end] = ids[start + 1 : start + 2].tolist() == [config.user_token_id]
@@ -156,7 +157,7 @@ def _is_user(ids: np.ndarray, config: OmniConfig) -> np.ndarray:
 
 
 def _header(ids: np.ndarray, config: OmniConfig) -> list[int]:
-    """The tokens that head the last turn of the assistant."""
+    """The first tokens of the last turn of the assistant."""
     opens = np.flatnonzero((ids[:-1] == config.im_start_token_id) & (ids[1:] == config.assistant_token_id))
     header = ids[opens[-1] : opens[-1] + HEADER].tolist() if opens.size else []
     if len(header) < HEADER:

@@ -1,7 +1,7 @@
-"""A checkpoint's chat template: found in one of the places where checkpoints have it, compiled, and rendered to text.
+"""A checkpoint's chat template: found in one of the files that may hold it, compiled, and rendered to text.
 
-Source: HF `render_jinja_template` and `PreTrainedTokenizerBase`, for where templates come from. A deliberate
-difference: a template runs within the limits of `limits` and `sandbox`, whatever it does.
+Source: HF `render_jinja_template`, and `PreTrainedTokenizerBase` for the places of templates. Deliberate difference: a
+template always runs within the limits of `limits` and `sandbox`.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ class ChatTemplate:
     """A checkpoint's Jinja template, compiled in the sandbox."""
 
     def __init__(self, source: str, variables: dict[str, str], path: Path):
-        """`variables` (the tokenizer's eos_token and the like) can be read by the template; `path` is for errors."""
+        """variables: texts that the template can read, such as the tokenizer's eos_token. path: for errors."""
         self.source, self._variables, self._path = source, variables, path
         try:
             self._template = compile_template(source)
@@ -88,7 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _default(template: Any, path: Path) -> str:
-    """The template that is meant where none is named: the only one, or of several the one called "default"."""
+    """The template that is used if none is named: the only one, or the one called "default"."""
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = named[0].get("template") if named else None

@@ -1,11 +1,11 @@
 """Which frames of a video are taken, and how to decode these without the others.
 
 Data flow: `read_timeline` lists a file's packets without decoding them, `choose` picks moments and their rate, and
-`decode_at` gives the frames on display at these moments. A frame needs the packets from the key frame before it; all
-other packets are read and thrown away, and so are, in codecs that mark them, frames that no other one refers to.
+`decode_at` returns the frames on display at these moments. A frame needs the packets from the preceding key frame on;
+all other packets are read and dropped, and so are, in codecs that mark them, frames that no other frame refers to.
 
-What this cannot do surely (packets without time stamps, a frame that does not come out because it builds on something
-before its key frame) is done by decoding all from the start; the frames are the same either way.
+Where this is not reliable (packets without time stamps, a frame that is missing because it depends on frames before its
+key frame), everything is decoded from the start; the frames are the same either way.
 """
 
 import time
@@ -30,13 +30,13 @@ MAX_SECONDS = 4 * 3600.0
 MAX_FRAME_PIXELS = 8192 * 4320
 MIN_RATE, MAX_RATE = 1 / 120, 1000.0  # frames per second, on average; a file outside is damaged or malicious
 STAMP_SLACK = 1e-3  # seconds; Matroska rounds its time stamps to milliseconds
-# Codecs whose decoder knows exactly which frames no other one refers to.
+# Codecs whose decoder knows exactly which frames no other frame refers to.
 _MARK_DISPOSABLE = ("h264", "mpeg1video", "mpeg2video", "mpeg4")
 
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """What is taken on before giving up: playing time, time to decode, and the pixels of a decoded frame."""
+    """The largest playing time and time to decode, in seconds, and number of pixels of a decoded frame."""
 
     seconds: float = MAX_SECONDS
     wall_seconds: float = MAX_WALL_SECONDS
@@ -45,11 +45,11 @@ class VideoLimits:
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """The packets of a video in the order of decoding, all arrays [packets], and the whole's duration in seconds.
+    """The packets of a video in the order of decoding, all arrays [packets], and the total duration in seconds.
 
-    stamps: int64, when a packet's frame is shown, in units of the stream's time base. seconds: float64, the same from
-    the first frame on. is_key: bool, decoding can begin here. is_shown: bool. shape: (height, width) in pixels, not yet
-    rotated. is_exact: every packet states its own time.
+    stamps: int64, when a packet's frame is shown, in units of the stream's time base. seconds: float64, the same in
+    seconds from the first frame. is_key: bool, decoding can begin here. is_shown: bool. shape: (height, width) in
+    pixels, before rotation. is_exact: every packet states its own time, and no two the same.
     """
 
     stamps: np.ndarray
@@ -65,7 +65,7 @@ class Timeline:
 class Choice:
     """The moments at which frames are taken, float64 [T] in seconds from the first frame, and their rate per second.
 
-    duration: of the span from which they are taken, in seconds.
+    duration: that of the span from which they are taken, in seconds.
     """
 
     times: np.ndarray
@@ -77,14 +77,14 @@ LIMITS = VideoLimits()
 
 
 class Bounds:
-    """What bounds the work on one file: limits, and from now on a time. `what` names the file in errors."""
+    """The bounds of work on one file: limits, and a deadline that counts from now. `what` names the file in errors."""
 
     def __init__(self, what: str, limits: VideoLimits = LIMITS):
         self.what, self.limits = what, limits
         self._end = time.monotonic() + limits.wall_seconds
 
     def check_time(self) -> None:
-        """Raise InputError once the time is over."""
+        """Raise InputError after the deadline."""
         if time.monotonic() > self._end:
             most = self.limits.wall_seconds
             raise InputError(f"{self.what}: decoding takes too long, over {most:.0f} s; cut it, or scale it down")
@@ -107,7 +107,7 @@ def video_stream(container: "InputContainer", bounds: Bounds) -> "VideoStream":
 
 
 def read_timeline(container: "InputContainer", bounds: Bounds) -> Timeline:
-    """List the packets of a video without decoding; InputError for damage, and for what is too long."""
+    """List the packets of a video without decoding; InputError for a damaged or too long one."""
     stream = video_stream(container, bounds)
     stamps, keys, shown, lengths, exact = [], [], [], [], True
     for packet in demux(container, stream, bounds.what):
@@ -139,7 +139,7 @@ def read_timeline(container: "InputContainer", bounds: Bounds) -> Timeline:
 
 
 def stated_length(container: "InputContainer", bounds: Bounds) -> tuple[int, float, tuple[int, int]] | None:
-    """The number of frames, the seconds and the (height, width) that a header states; None where it does not."""
+    """The number of frames, the seconds and the (height, width) that a header states; None where it lacks one."""
     stream = video_stream(container, bounds)
     seconds = float((stream.duration or 0) * (stream.time_base or 0))
     if not container.format.name.startswith(STATE_DURATION):
@@ -152,10 +152,10 @@ def stated_length(container: "InputContainer", bounds: Bounds) -> tuple[int, flo
 
 
 def choose(timeline: Timeline, settings: VideoSettings, options: Options, what: str) -> Choice:
-    """The moments at which frames are taken, from the options of one video; InputError where they do not fit it.
+    """The moments at which frames are taken, from the options of one video; InputError for options that do not fit it.
 
-    With `fps` they are evenly spaced from the start of the span on, as in the reference processor. With `nframes` they
-    reach from its first to its last frame, as in the official utilities.
+    With `fps` they are evenly spaced from the start of the span, as in the reference processor. With `nframes` they are
+    spread from its first to its last frame, as in the official utilities.
     """
     seconds = np.sort(timeline.seconds[timeline.is_shown])
     first, last = _span(seconds, options, what)
@@ -173,7 +173,7 @@ def choose(timeline: Timeline, settings: VideoSettings, options: Options, what: 
 
 
 def _span(seconds: np.ndarray, options: Options, what: str) -> tuple[int, int]:
-    """The numbers of the first and last frame, of those shown at `seconds`, that a span holds."""
+    """The numbers of the first and the last frame within a span; seconds float64 [frames]: when each is shown."""
     start, end = options.video_start or 0.0, options.video_end
     first = int(np.searchsorted(seconds, start - STAMP_SLACK))
     last = len(seconds) if end is None else int(np.searchsorted(seconds, end + STAMP_SLACK, side="right"))
@@ -186,7 +186,7 @@ def _span(seconds: np.ndarray, options: Options, what: str) -> tuple[int, int]:
 
 
 def sample_count(count: int, duration: float, settings: VideoSettings, fps: float, options: Options = UNSTATED) -> int:
-    """How many of `count` frames to take for `fps` a second: a multiple of the temporal patch, but never none."""
+    """How many of `count` frames to take for `fps` per second: a multiple of the temporal patch, but at least one."""
     T = settings.frame.temporal_patch_size
     most = min(options.max_frames or settings.max_frames, count)
     least = -(-(options.min_frames or settings.min_frames) // T) * T
@@ -207,9 +207,9 @@ def _stated_count(nframes: int, count: int, settings: VideoSettings, what: str) 
 def decode_at(
     container: "InputContainer", timeline: Timeline, choice: Choice, bounds: Bounds
 ) -> Iterator[tuple[int, "VideoFrame"]]:
-    """The frames on display at the chosen moments, each with its number among these, in any order.
+    """The frames on display at the chosen moments, each with the number of its moment, in any order.
 
-    It ends early where it meets what it cannot do surely.
+    Ends early if decoding only parts of the file proves unreliable.
     """
     from av.video.frame import PictureType
 
@@ -219,7 +219,7 @@ def decode_at(
         numbers[stamp].append(number)
     begun = None
     for frame, key in _decoded(container, timeline, wanted, bounds):
-        # Pictures that are refreshed piece by piece have "key frames" that are none.
+        # In videos that are refreshed part by part, "key frames" are not complete.
         if key != begun and (frame.pts != key or frame.pict_type != PictureType.I) or frame.is_corrupt:
             return
         begun = key
@@ -227,17 +227,17 @@ def decode_at(
 
 
 def _on_display(timeline: Timeline, times: np.ndarray) -> np.ndarray:
-    """The packets whose frames are on display at `times`, int [T]."""
+    """The packets whose frames are on display at `times` float64 [T]: int [T]."""
     shown = np.flatnonzero(timeline.is_shown)
     shown = shown[np.argsort(timeline.seconds[shown], kind="stable")]
     return shown[np.maximum(np.searchsorted(timeline.seconds[shown], times + STAMP_SLACK, side="right") - 1, 0)]
 
 
 def needed_packets(timeline: Timeline, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which packets the frames of the `wanted` ones need, and where decoding begins anew: both bool [packets].
+    """Which packets the frames of `wanted`, int [T], need, and where decoding starts again: both bool [packets].
 
-    A frame needs all from the last key frame that is decoded and shown no later than itself. What is decoded after a
-    key frame and shown before it builds on earlier packets; where these are left out, it is too.
+    A frame needs all packets from the last key frame that is decoded and shown no later than itself. A frame that is
+    decoded after a key frame and shown before it depends on earlier packets; if these are left out, so is that frame.
     """
     needed, begins = np.zeros((2, len(timeline.stamps)), bool)
     keys = np.flatnonzero(timeline.is_key)
@@ -253,7 +253,7 @@ def needed_packets(timeline: Timeline, wanted: np.ndarray) -> tuple[np.ndarray, 
 def _decoded(
     container: "InputContainer", timeline: Timeline, wanted: np.ndarray, bounds: Bounds
 ) -> Iterator[tuple["VideoFrame", int | None]]:
-    """What the needed packets decode to, and the stamp of the key frame with which decoding last began anew."""
+    """The frames of the needed packets, each with the stamp of the key frame at which decoding last started again."""
     from av.error import FFmpegError
 
     stream = video_stream(container, bounds)
@@ -280,7 +280,7 @@ def _decoded(
 def decode_all(
     container: "InputContainer", timeline: Timeline, choice: Choice, bounds: Bounds
 ) -> Iterator[tuple[int, "VideoFrame"]]:
-    """As `decode_at`, from the start on and whatever the packets state; InputError for a damaged frame."""
+    """As `decode_at`, but decodes everything from the start; InputError for a damaged frame."""
     shown, start, number = None, None, 0
     for frame in container.decode(video_stream(container, bounds)):
         bounds.check_time()

@@ -1,12 +1,13 @@
-"""Text to token ids and back: a checkpoint's vocabulary, and decoding piece by piece.
+"""Text to token ids and back: a checkpoint's vocabulary, and incremental decoding.
 
-Second station of a prompt: `prompt.py` renders messages to text, this turns the text into ids; generated ids come back
-through `decode` or, while they are being made, through a `TextStream`. Encoding is the `tokenizers` library's. Decoding
-is a table of bytes per token, which makes a stream exact and linear: its pieces are the bytes of `decode`, cut where
-characters end. Encoding costs about a second per million characters, whatever they are, and takes `MAX_CHARACTERS`.
+The second step of a prompt: `prompt.py` renders messages to text, and this module turns the text into ids; generated
+ids are decoded by `decode` or, while they are being generated, by a `TextStream`. The `tokenizers` library encodes.
+Decoding is a table of bytes per token, which makes a stream exact and linear: its pieces are the bytes of `decode`,
+split at ends of characters. Encoding costs about one second per million characters, and at most `MAX_CHARACTERS` are
+accepted.
 
-Source: HF `PreTrainedTokenizerFast`. Deliberate differences: a text that is no valid Unicode, and a tokenizer that does
-not fit the model's embedding or the ids in its configuration, are errors with a remedy.
+Source: HF `PreTrainedTokenizerFast`. Deliberate differences: a text that is not valid Unicode, and a tokenizer that
+does not fit the model's embedding or the ids in its configuration, are errors with a remedy.
 """
 
 import codecs
@@ -17,10 +18,10 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs.vocabulary import build_tokenizer, byte_alphabet, read_vocabulary
 
-# Of one text, more than the longest context can hold. Encoding needs about 450 bytes per token meanwhile.
+# For one text, more than the longest context can hold. While encoding, each token takes about 450 bytes.
 MAX_CHARACTERS = 10_000_000
-# Tokens with a meaning of their own -> the id in config.json that must be theirs. They are the literals of the public
-# tokenizer_config.json; those with None are written by templates and the expansion of media.
+# Control tokens -> the key of config.json that must state their id. The literals are those of the public
+# tokenizer_config.json; tokens with None are written by templates and by the expansion of media.
 _CONTROL = {
     "<|im_start|>": "im_start_token_id", "<|im_end|>": "im_end_token_id", "<tts_pad>": "tts_pad_token_id",
     "<tts_text_bos>": "tts_bos_token_id", "<tts_text_eod>": "tts_eos_token_id",
@@ -34,8 +35,8 @@ _ROLES = ("system", "user", "assistant")
 class Tokenizer:
     """The byte-level BPE tokenizer of a checkpoint directory.
 
-    size: highest token id + 1. special: literals of control tokens (chat turns, media placeholders), which decoding
-    drops. added: those and the visible ones (`<think>`, `<tool_call>`), longest first.
+    size: the highest token id + 1. special: literals of control tokens (chat turns, media placeholders), which decoding
+    drops. added: these and the visible ones (`<think>`, `<tool_call>`), longest first.
     """
 
     def __init__(self, directory: str | Path):
@@ -49,7 +50,7 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     def check_rows(self, rows: int) -> None:
-        """Raise CheckpointError if the embedding's `rows` do not hold every token; spare rows are legal."""
+        """Raise CheckpointError if the embedding has fewer `rows` than there are tokens; spare rows are allowed."""
         if self.size > rows:
             raise CheckpointError(
                 f"{self._file} has token ids up to {self.size - 1}, the model's embedding has {rows} rows; "
@@ -57,7 +58,7 @@ class Tokenizer:
             )
 
     def check_ids(self, config: OmniConfig) -> None:
-        """Raise CheckpointError if a control token or role has another id than `config` states, or is ordinary text."""
+        """Raise CheckpointError if a control token is missing, or the id of one or of a role differs from `config`."""
         where = f"{self._file.parent / 'config.json'}; take both files from the same checkpoint"
         for literal in _CONTROL:
             if literal not in self.special:
@@ -76,7 +77,7 @@ class Tokenizer:
                 )
 
     def token_id(self, literal: str) -> int:
-        """The id of one token given by its exact spelling, e.g. "<|im_end|>"; CheckpointError if there is none."""
+        """The id of the token with this exact spelling, such as "<|im_end|>"; CheckpointError if there is none."""
         found = self._backend.token_to_id(literal)
         if found is None:
             raise CheckpointError(f"{self._file} has no token {literal!r}; is this a Qwen3-Omni tokenizer?")
@@ -93,7 +94,7 @@ class Tokenizer:
         return [token.id for word, _ in words for token in backend.model.tokenize(word)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids without a token become nothing."""
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, ids without a token are dropped."""
         return b"".join(self.token_bytes(i, skip_special) for i in ids).decode("utf-8", "replace")
 
     def stream(self, skip_special: bool = True) -> "TextStream":
@@ -101,7 +102,7 @@ class Tokenizer:
         return TextStream(self, skip_special)
 
     def token_bytes(self, token_id: int, skip_special: bool = True) -> bytes:
-        """The bytes that one token stands for: none for a special token (unless kept) or for a spare row's id."""
+        """The bytes of one token: empty for a special token that is skipped, and for the id of a spare row."""
         i = int(token_id)
         if i < 0:
             raise InputError(f"token id {i} is negative; cut padding off before decoding")
@@ -113,18 +114,18 @@ class Tokenizer:
 
 
 class TextStream:
-    """Decodes ids as they come: whole characters only, and the joined pieces equal `decode` of all ids."""
+    """Decodes ids incrementally: returns whole characters only, and the joined pieces equal `decode` of all ids."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
         self._tokenizer, self._skip_special = tokenizer, skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, ids: Iterable[int]) -> str:
-        """The text that `ids` complete; an unfinished character waits for its remaining bytes."""
+        """The text completed by `ids`; an incomplete character is held back until its remaining bytes arrive."""
         return self._decoder.decode(b"".join(self._tokenizer.token_bytes(i, self._skip_special) for i in ids))
 
     def finish(self) -> str:
-        """What an unfinished character leaves: U+FFFD, or nothing. The stream can then be used again."""
+        """U+FFFD for an incomplete character, else an empty text. The stream can then be used again."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -145,7 +146,7 @@ _ALPHABET = byte_alphabet()
 
 
 def _spelling_to_bytes(spelling: str) -> bytes:
-    """A vocabulary entry's bytes; an entry outside the alphabet (an added token with a space) is its own UTF-8."""
+    """The bytes of a vocabulary entry; one outside the alphabet (an added token with a space) is encoded as UTF-8."""
     if all(c in _ALPHABET for c in spelling):
         return bytes(_ALPHABET[c] for c in spelling)
     return spelling.encode("utf-8")

@@ -1,6 +1,6 @@
-"""Values of arguments: their types and ranges.
+"""Checks of arguments: their types and ranges.
 
-An error names the argument and what to give instead. Numbers of NumPy and JAX are numbers.
+An error names the argument and what to give instead. Scalars of NumPy and JAX are accepted as numbers.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from omni_jax.errors import InputError
 
 
 def plain(value: Any) -> Any:
-    """A scalar of NumPy or JAX, or an array without axes, as the number of Python; anything else as it is."""
+    """A scalar of NumPy or JAX, or an array without axes [], as a number of Python; anything else unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a setting is a whole number, of Python, NumPy or JAX."""
+    """Whether a value is a whole number, of Python, NumPy or JAX."""
     value = plain(value)
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -39,7 +39,7 @@ def number_of(name: str, value: Any) -> int | float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False as a bool; InputError for what only counts as one, such as the text "no"."""
+    """True or False as a bool; InputError for anything else, also for 0, 1 or the text "no"."""
     if not isinstance(plain(value), bool):
         raise InputError(f"{name} is {shown(value)}; it is True or False")
     return bool(value)
@@ -55,10 +55,10 @@ def listed(name: str, value: Any, remedy: str) -> list[Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: short, and without an object's address."""
+    """A value as text for an error: short, and without an object's address."""
     try:
         text = repr(value)
-    except Exception:  # the number is too long for text, or somebody's __repr__ fails
+    except Exception:  # an integer that is too long for text, or a __repr__ that fails
         text = ""
     if not text or " at 0x" in text or text.startswith("<"):
         return f"of type {type(value).__name__}"

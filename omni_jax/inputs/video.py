@@ -1,21 +1,21 @@
-"""Moving pictures: from a file to rows of patches, one row of the encoder per pair of frames, and their sound track.
+"""Videos: from a file to rows of patches, one row of the encoder per pair of frames, and their sound track.
 
-Data flow: `plan_video` reads what a video is without decoding it: how many frames will be taken, and their size;
-`VideoPlan.load` decodes them (`timeline`), `patchify_video` cuts them into patches; `video_audio` gives the sound of
-the same file on the same clock, for `audio.log_mel`.
+Data flow: `plan_video` finds out, without decoding, how many frames will be taken, and their size; `VideoPlan.load`
+decodes them (`timeline`), `patchify_video` cuts them into patches; `video_audio` returns the sound of the same file on
+the same clock, for `audio.log_mel`.
 
 Source: transformers `Qwen2VLVideoProcessor` with the settings of `Qwen3OmniMoeProcessor`: its sampling (a multiple of
 the temporal patch, `min_frames` to `max_frames`, evenly from the start), the size limits of a frame, and its patches;
 for options, the model's official utilities (see `sizes`). Deliberate differences:
 - The reference states 2 / fps seconds per grid step with the caller's fps or 1.0, whatever the file holds; here the
-  step is measured, duration / sampled frames x 2. An array with its fps gives the reference's figure.
-- The reference samples by frame number; here by time stamp, so that a variable frame rate keeps its clock. At a
-  constant rate both pick the same frames. The utilities spread frames from the first to the last; here that holds for
-  `nframes`, while `fps` is a clock that starts with the first frame.
-- Frames are resized by PIL, as pictures are, where the reference uses torchvision: at most 1/255 apart on natural
-  pictures.
-- The rotation that a phone notes in the file is applied, and damaged or cut files are errors; damage that only frames
-  have which are not taken goes unnoticed.
+  step is measured, duration / sampled frames x 2. For an array with its fps, both are equal.
+- The reference samples by frame number; here frames are sampled by time stamp, so that a variable frame rate keeps its
+  clock. At a constant rate both pick the same frames. The utilities spread frames from the first to the last; here that
+  holds for `nframes`, while `fps` is a clock that starts with the first frame.
+- Frames are resized by PIL, as pictures are, where the reference uses torchvision: they differ by at most 1/255 on
+  natural pictures.
+- The rotation that a phone notes in the file is applied, and damaged or truncated files are errors; damage to frames
+  that are not taken is not noticed.
 """
 
 import os
@@ -55,15 +55,15 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 Frames = np.ndarray | list | tuple  # one array, or a list of pictures
-RESIZERS = 8  # threads at most; each may hold a frame of 100 MB
-LIST_FPS = 2.0  # at which the utilities take a list of frames to be sampled
-# What has no meaning for frames that are sampled already.
+RESIZERS = 8  # the most threads; each may hold a frame of 100 MB
+LIST_FPS = 2.0  # the rate that the utilities assume for a list of frames
+# Options that have no meaning for frames that are sampled already.
 SAMPLING = ("nframes", "min_frames", "max_frames", "video_start", "video_end")
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Sampled and resized frames: uint8 [T, H, W, 3], their rate per second, and the seconds that they stand for."""
+    """Sampled and resized frames: uint8 [T, H, W, 3], their rate per second, and the seconds that they cover."""
 
     frames: np.ndarray
     fps: float
@@ -72,9 +72,9 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class VideoPlan:
-    """What a video will be, before a frame is decoded: `count` frames of `size` (height, width); `load` decodes them.
+    """A video before its frames are decoded: `count` frames of `size` (height, width); `load` decodes them.
 
-    The size follows from the header's, which knows no rotation; the loaded frames decide.
+    The size is computed from the header, which ignores rotation; that of the loaded frames is the true one.
     """
 
     count: int
@@ -82,13 +82,13 @@ class VideoPlan:
     load: Callable[[], Video]
 
     def tokens(self, settings: VideoSettings) -> int:
-        """How many tokens the frames take."""
+        """The number of tokens of all frames."""
         steps = -(-self.count // settings.frame.temporal_patch_size)
         return steps * (self.size[0] // settings.frame.factor) * (self.size[1] // settings.frame.factor)
 
 
 def check_fps(fps: float | None) -> None:
-    """Raise InputError unless `fps` is a rate at which a video can be sampled, or None for the settings' own."""
+    """Raise InputError unless `fps` is a rate at which a video can be sampled, or None for that of the settings."""
     if fps is not None and not (isinstance(fps, int | float | np.number) and MIN_RATE <= fps <= MAX_RATE):
         raise InputError(f"video fps {fps}; give frames per second between {MIN_RATE:.3f} and {MAX_RATE:.0f}")
 
@@ -100,10 +100,10 @@ def load_video(
     limits: VideoLimits = LIMITS,
     options: Options = UNSTATED,
 ) -> Video:
-    """Load a video: sample a file or bytes at `fps` (default: the settings'), or take frames as they are.
+    """Load a video: sample a file or bytes at `fps` (default: that of the settings), or take frames as they are.
 
-    Frames are an array uint8 [T, H, W, 3] or a list of pictures, already sampled at their `fps`. All come resized to
-    whole merged tokens. Raises InputError for what cannot be read, is damaged, or exceeds `limits`.
+    Frames are an array uint8 [T, H, W, 3] or a list of pictures, already sampled at `fps`. All are resized to whole
+    merged tokens. Raises InputError for a video that cannot be read, is damaged, or exceeds `limits`.
     """
     return plan_video(source, settings, fps, limits, options).load()
 
@@ -116,7 +116,10 @@ def plan_video(
     options: Options = UNSTATED,
     room: int | None = None,
 ) -> VideoPlan:
-    """What `load_video` will give. room: the tokens that a file may have, if its header states how long it is."""
+    """The plan of what `load_video` will return; arguments and errors are the same.
+
+    room: the most tokens of a file, which is refused before it is read if its header states more; None for no bound.
+    """
     check_fps(fps)
     check_fps(options.fps)
     if isinstance(source, np.ndarray | list | tuple):
@@ -143,7 +146,7 @@ def plan_video(
 def stated_plan(
     container: "InputContainer", settings: VideoSettings, options: Options, bounds: Bounds
 ) -> VideoPlan | None:
-    """What a file's header lets expect, found without reading the file; None where it does not state enough."""
+    """The plan that follows from a file's header, without reading the file; None where it does not state enough."""
     stated = stated_length(container, bounds)
     if stated is None or options.video_start is not None or options.video_end is not None:
         return None
@@ -182,9 +185,9 @@ def _decoded(
 def _resized(
     numbered: Iterator[tuple[int, np.ndarray]], count: int, size_of: Callable[[Sequence[int]], tuple[int, int]]
 ) -> np.ndarray | None:
-    """`count` frames, given with their numbers, resized as the first of them is; None if some are missing.
+    """The numbered frames, resized as the first is: uint8 [count, H, W, 3]; None if some are missing.
 
-    Resizing takes longer than decoding, so it runs in threads; few frames wait for it, because they are large.
+    Resizing takes longer than decoding, so it runs in threads; only few frames are queued, because they are large.
     """
     frames, taken = np.empty(0, np.uint8), set[int]()
     workers, running = min(os.cpu_count() or 1, RESIZERS), deque[Future]()
@@ -264,9 +267,9 @@ def _check_count(count: int, settings: VideoSettings) -> None:
 
 
 def patchify_video(video: Video, settings: VideoSettings) -> tuple[np.ndarray, tuple[int, int, int], float]:
-    """Cut a video into patches float32 [t * h * w, patch_dim], their grid (t, h, w), and the seconds of a grid step.
+    """Cut a video into patches float32 [t * h * w, patch_dim]; also returns their grid (t, h, w) and seconds per step.
 
-    The last frame is repeated to a multiple of the temporal patch.
+    The last frame is repeated until their number is a multiple of the temporal patch.
     """
     T, frames = settings.frame.temporal_patch_size, video.frames
     if len(frames) % T:
@@ -278,10 +281,10 @@ def patchify_video(video: Video, settings: VideoSettings) -> tuple[np.ndarray, t
 def video_audio(
     source: Source, max_seconds: float = audio.MAX_SECONDS, options: Options = UNSTATED
 ) -> np.ndarray | None:
-    """The sound track of a video, float32 [samples], mono at 16 kHz; None when there is none, or only an instant.
+    """The sound track of a video, float32 [samples], mono at 16 kHz; None if there is none or it is too short.
 
-    Sample 0 is the moment of the first frame: sound that starts later is preceded by silence, earlier sound is cut. Of
-    a span it is the moment at which that starts.
+    Sample 0 is the moment of the first frame, or of the start of a span in `options`: sound that starts later is
+    preceded by silence, earlier sound is cut off.
     """
     what = f"video {name_of(source)}"
     with open_container(source, "video") as container:

@@ -1,11 +1,11 @@
-"""A checkpoint's vocabulary, as it is published or as it is saved, and the byte-level BPE tokenizer that it makes.
+"""A checkpoint's vocabulary, as it is published or as it is saved, and the byte-level BPE tokenizer made from it.
 
     tokenizer.json                                                           one file, as `save_pretrained` writes it
     vocab.json, merges.txt, tokenizer_config.json (or added_tokens.json)     the parts, as the model is published
 
-Either way only tokens and merges are taken from the files. What happens to text before (NFC, the split into words, one
-letter per byte) is the model's own and built here; a tokenizer.json that asks for something else is another model's.
-So no pattern of a stranger ever runs over a prompt.
+In both cases only tokens and merges are taken from the files. The steps before (NFC, the split into words, one letter
+per byte) belong to the model and are built here; a tokenizer.json with other steps belongs to another model. So no
+regular expression of an untrusted file ever runs over a prompt.
 
 Source: HF `Qwen2Tokenizer`, the class that the published checkpoint names, and `TokenizersBackend`, which adds tokens.
 Deliberate differences: ids that the files state differently, and a vocabulary with holes, are errors with a remedy.
@@ -30,19 +30,19 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-MAX_ADDED = 1000  # added tokens, each of which is looked for in every text; Qwen3-Omni has 33
-MAX_LENGTH = 1000  # characters of one token; its longest has 128
-# What tokenizer.json must say about these, if it says anything: settings that change ids.
+MAX_ADDED = 1000  # added tokens, all of which are searched in every text; Qwen3-Omni has 33
+MAX_LENGTH = 1000  # characters of one token; the longest of Qwen3-Omni has 128
+# Settings that change ids, and the values that tokenizer.json must have, if it states them.
 _SPLIT = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_DEFAULT_TOKEN = "<|endoftext|>"  # the reference's for a role that tokenizer_config.json does not mention
+_DEFAULT_TOKEN = "<|endoftext|>"  # the reference's default for a role that tokenizer_config.json does not state
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in text before anything else; `id` is None where the files leave it to the order."""
+    """A token that is found in text before all others; `id` is None where it follows from the order in the files."""
 
     content: str
     id: int | None
@@ -51,7 +51,7 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What makes a tokenizer: spellings and their ids, pairs of spellings to be merged in this order, added tokens.
+    """The contents of a tokenizer: spellings and their ids, pairs of spellings to merge, in order, and added tokens.
 
     path: the file of the spellings, for errors.
     """
@@ -63,7 +63,7 @@ class Vocabulary:
 
 
 def tokenizer_files(directory: Path) -> tuple[Path, ...]:
-    """The files of a directory that make its tokenizer; CheckpointError names what is missing and where to get it."""
+    """The files of a directory's tokenizer; CheckpointError names what is missing and where to get it."""
     if (saved := directory / SAVED).is_file():
         return (saved,)
     parts = [directory / TOKENS, directory / MERGES]
@@ -78,7 +78,7 @@ def tokenizer_files(directory: Path) -> tuple[Path, ...]:
 
 
 def read_vocabulary(directory: Path) -> Vocabulary:
-    """The vocabulary of a directory, checked: tokenizer.json, or else its parts."""
+    """The vocabulary of a directory, checked: from tokenizer.json, or else from its parts."""
     files = tokenizer_files(directory)
     vocabulary = _saved(files[0]) if files[0].name == SAVED else _published(directory)
     _check(vocabulary)
@@ -86,7 +86,7 @@ def read_vocabulary(directory: Path) -> Vocabulary:
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> Any:
-    """The `tokenizers` object of a vocabulary; CheckpointError if it gives an added token another id than is stated."""
+    """The `tokenizers` object of a vocabulary; CheckpointError if an added token gets another id than is stated."""
     from tokenizers import AddedToken as Added
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -112,7 +112,7 @@ def build_tokenizer(vocabulary: Vocabulary) -> Any:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte: itself if printable, else the next from U+0100."""
+    """The character that byte-level BPE writes for each byte: itself if printable, else the next free from U+0100."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -135,7 +135,7 @@ def _saved(path: Path) -> Vocabulary:
 
 
 def _check_pipeline(values: dict[str, Any], path: Path) -> None:
-    """Whether the steps around a saved model are the ones that are built here."""
+    """Raise CheckpointError unless the steps around a saved model are the ones that are built here."""
     model, steps = values["model"], values.get("pre_tokenizer")
     inner = steps.get("pretokenizers") if isinstance(steps, dict) and steps.get("type") == "Sequence" else None
     fits = {
@@ -167,7 +167,7 @@ def _says(values: Any, expected: dict[str, Any]) -> bool:
 
 
 def _published(directory: Path) -> Vocabulary:
-    """The vocabulary of vocab.json, merges.txt and what states the added tokens."""
+    """The vocabulary of vocab.json, merges.txt and the file that states the added tokens."""
     path, merges = directory / TOKENS, directory / MERGES
     lines = [line.rstrip("\r") for line in read_text(merges, remedy=REMEDY).split("\n")]
     pairs = _pairs([line for line in lines if line and not line.startswith("#version")], merges)
@@ -226,7 +226,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _pairs(merges: list[Any], where: Path) -> list[tuple[str, str]]:
-    """Both sides of merges that are written as "a b" or ["a", "b"]."""
+    """Merges as pairs; files write them as "a b" or ["a", "b"]."""
     pairs: list[Any] = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     for number, pair in enumerate(pairs, 1):
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
@@ -235,7 +235,7 @@ def _pairs(merges: list[Any], where: Path) -> list[tuple[str, str]]:
 
 
 def _check(vocabulary: Vocabulary) -> None:
-    """Whether every byte has a token, every id from 0 on one token, and every merge its tokens."""
+    """Raise CheckpointError unless each byte has a token, each id from 0 up one token, and each merge its tokens."""
     ids, path = vocabulary.ids, vocabulary.path
     if not isinstance(ids, dict) or not all(type(i) is int and 0 <= i < 2**31 for i in ids.values()):
         raise CheckpointError(f"{path}: the vocabulary is no object of tokens and their ids from 0 up; {REMEDY}")

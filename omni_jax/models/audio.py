@@ -1,15 +1,15 @@
-"""The audio encoder: log-mel frames to tokens of the text model, 13 tokens a second.
+"""The audio encoder: log-mel frames to tokens of the text model, 13 tokens per second.
 
 Data flow: `inputs` cuts each clip into chunks of about one second and packs them by attention window (eight chunks in
-the public model) -> three strided convolutions per chunk, 8 mel frames a step -> sinusoidal positions that restart per
-chunk -> blocks in which a window's tokens see each other -> two projections to the text model's width.
+the public model) -> three strided convolutions per chunk, 8 mel frames per token -> sinusoidal positions that restart
+in each chunk -> blocks in which a window's tokens see each other -> two projections to the text model's width.
 
 Source: transformers `Qwen3OmniMoeAudioEncoder`. Deliberate difference, batch-independent short clips: the reference
 pads every chunk to the longest one in the call, and the convolutions' biases turn that padding into signal, so a clip
 shorter than one chunk changes with its batch mates (by up to 14 % on the tests' random checkpoints). Here each chunk
 carries the `width` that the convolutions must see: a short clip always equals the reference's result for that clip
-alone, and clips of at least one chunk equal it in any batch. `width` = chunk_frames everywhere gives the reference's
-result beside a longer clip.
+alone, and clips of at least one chunk equal it in any batch. With `width` = chunk_frames everywhere the result is the
+reference's in a batch with a longer clip.
 """
 
 from typing import TypeVar
@@ -29,7 +29,7 @@ NORM_EPS = 1e-5
 MAX_TIMESCALE = 10_000.0
 NUM_CONVS = 3
 
-# Chunks that the convolutions hold at once: their first output is 12 MB a chunk in the public model.
+# Chunks that the convolutions hold at once: their first output is 12 MB per chunk in the public model.
 CONV_CHUNKS = 64
 
 
@@ -37,12 +37,12 @@ Count = TypeVar("Count", int, jax.Array)
 
 
 def halve(frames: Count) -> Count:
-    """Length after one convolution of stride 2, for integers or integer arrays; 0 stays 0."""
+    """Length after one convolution of stride 2, for an integer or an integer array [...]; 0 stays 0."""
     return (frames - 1) // 2 + 1
 
 
 def steps(frames: Count) -> Count:
-    """Length after all convolutions: tokens of a chunk of `frames` mel frames, or bands of as many mel bins."""
+    """Length after all convolutions, for an integer or an integer array [...]: of mel frames or of mel bins."""
     for _ in range(NUM_CONVS):
         frames = halve(frames)
     return frames
@@ -97,7 +97,7 @@ class AudioEncoder(Module):
         """Encode windows: mel [W, C, M, F], frames and width int32 [W, C] -> tokens [W, C * 13, out].
 
         mel: one attention window of one clip per row, in chunks of F = chunk_frames mel frames, zero beyond `frames`;
-        any float dtype, computed in that of the parameters. frames: valid frames of each chunk, 0 for padding; only the
+        any float dtype, cast to that of the parameters. frames: valid frames of each chunk, 0 for padding; only the
         last chunk of a clip may be shorter than F. width: the frames that the convolutions see: F for a clip of at
         least one chunk, else the clip's own length, so that a short clip does not depend on its batch mates.
         A window's valid tokens are a prefix of its row, `steps(frames).sum()` long; the rest is meaningless but finite.
@@ -111,7 +111,7 @@ class AudioEncoder(Module):
 
     @jax.named_scope("convolutions")
     def _embed_chunk(self, chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """One chunk's mel [M, F] and its width -> [steps, D]; as if nothing existed at or beyond the width."""
+        """One chunk's mel [M, F] and its width int32 [] -> [steps, D], as if nothing existed at or beyond the width."""
         mel, width = chunk
         x = mel[None]
         for conv in (self.conv1, self.conv2, self.conv3):

@@ -1,21 +1,20 @@
-"""The vocoder: frames of codes to sound, 12.5 frames and 24,000 samples a second in the public model.
+"""The vocoder: frames of codes to sound, 12.5 frames and 24,000 samples per second in the public model.
 
     codes [Q, F] -> mean of embeddings -> sliding-window transformer -> upsampling stages (ConvNeXt)
                  -> decoder blocks (Snake, transposed convolution, residual units) -> samples
 
-Everything is causal, so there is one way to run it: a chunk of frames behind a `VocoderState`, which holds what later
+Everything is causal, so there is one way to run it: a chunk of frames after a `VocoderState`, which holds what later
 frames can see of earlier ones. A whole code sequence is a chunk too, and any cut into chunks gives the same samples.
 
-A decoder block's transposed convolution gives out a block of samples only when the next input is there, so sound lags
-behind the codes: the first `Code2WavConfig.lost_samples` samples that the first chunks give lie before the sound's
-beginning and are for the caller to drop. Inside, what lies before the beginning is set to zero at every stage, which
-is what padding shows to a convolution that starts there.
+A decoder block's transposed convolution completes a block of samples only with the next input, so the sound is late: of
+the samples that the first chunks give, the first `Code2WavConfig.lost_samples` come before the sound's beginning, and
+the caller drops them. Inside, what comes before the beginning is set to zero at every stage, which is what a
+convolution that starts there sees as padding.
 
 Source: transformers `Qwen3OmniMoeCode2Wav`. Deliberate difference: the state, hence no seams (the reference starts
 afresh every 300 frames and loses `lost_samples` there; `decode.vocode` has that as a mode).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -45,10 +44,10 @@ NEXT_NORM_EPS = 1e-6
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VocoderState:
-    """What the frames so far leave behind for later ones; all rows are equally far.
+    """What later frames need of the frames so far; all rows have the same number of frames.
 
-    frames: int32 [], how many there were. k and v: [L, B, K, W - 1, H], the keys and values of the last W - 1 (W the
-    sliding window), newest last. tails: for each convolution the last inputs that it looks back on, [B, P, C].
+    frames: int32 [], their number. k and v: [L, B, K, W - 1, H], the keys and values of the last W - 1 (W the sliding
+    window), newest last. tails: for each convolution, in the order in which they run, its last P inputs [B, P, C].
     """
 
     frames: jax.Array
@@ -57,7 +56,7 @@ class VocoderState:
     tails: tuple[jax.Array, ...]
 
     def laid_over(self, mesh: Mesh | None) -> "VocoderState":
-        """The same state, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
+        """The same state, inside `jit`, with its rows and heads on the devices of `mesh` that compute them."""
         tails = tuple(constrain_rows(tail, mesh) for tail in self.tails)
         return replace(self, k=constrain(self.k, CACHE_AXES, mesh), v=constrain(self.v, CACHE_AXES, mesh), tails=tails)
 
@@ -73,38 +72,42 @@ class Sound:
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a chunk stands at one sample rate: behind `frames` others, its first `count` frames real, others padding.
+    """A chunk at one sample rate: it follows `frames` int32 [] frames, and its first `count` frames are real.
 
-    before: the tails that convolutions find, in the order of their calls; None at the beginning. after: those that they
-    leave. rate: samples a frame here. lost: samples here before the sound's beginning.
+    Every convolution takes a stage and gives the one after it, so the order in which they find their tails is that in
+    which the stage goes through them.
+
+    before: the tails [B, P, C] that the chunk before left, for all convolutions; None at the beginning, which means
+    zeros. after: those that this one leaves, for the convolutions so far. rate: samples per frame here. lost: samples
+    here before the sound's beginning.
     """
 
     frames: jax.Array
     count: jax.Array | int
-    before: Iterator[jax.Array] | None
-    after: list[jax.Array]
+    before: tuple[jax.Array, ...] | None
+    after: tuple[jax.Array, ...] = ()
     rate: int = 1
     lost: int = 0
 
-    def look_back(self, x: jax.Array, size: int) -> jax.Array:
-        """x [B, T, C] with the `size` samples that went before in front; keeps the last ones for the next chunk."""
+    def look_back(self, x: jax.Array, size: int) -> tuple[jax.Array, "Stage"]:
+        """x [B, T, C] after the `size` samples before it: [B, size + T, C]; the stage keeps the last ones."""
         if not size:
-            return x
+            return x, self
         B, _, C = x.shape
-        tail = jnp.zeros((B, size, C), x.dtype) if self.before is None else next(self.before)
+        tail = jnp.zeros((B, size, C), x.dtype) if self.before is None else self.before[len(self.after)]
         seen = jnp.concatenate([tail, x], axis=1)
-        self.after.append(jax.lax.dynamic_slice_in_dim(seen, self.count * self.rate, size, axis=1))
-        return seen
+        last = jax.lax.dynamic_slice_in_dim(seen, self.count * self.rate, size, axis=1)
+        return seen, replace(self, after=(*self.after, last))
 
     def upsampled(self, stride: int, look_back: int) -> "Stage":
-        """The stage behind a transposed convolution that looks back on `look_back` samples."""
+        """The stage after a transposed convolution that sees `look_back` earlier samples."""
         return replace(self, rate=self.rate * stride, lost=(self.lost + look_back) * stride)
 
     def silence(self, x: jax.Array) -> jax.Array:
-        """x [B, T, C] with zeros for what lies before the sound's beginning."""
+        """x [B, T, C] with zeros for what comes before the sound's beginning."""
         if not self.lost:
             return x
-        # A frame gives at least one sample, so nothing is left after `lost` frames; so bounded, no product overflows.
+        # A frame gives at least one sample, so nothing is left after `lost` frames; the bound prevents an overflow.
         left = self.lost - self.rate * jnp.minimum(self.frames, self.lost)
         return jnp.where(jnp.arange(x.shape[1])[:, None] < left, 0, x)
 
@@ -118,10 +121,10 @@ class CausalConv(Module):
         self.bias = param(rngs, (channels_out,), (None,))
         self.dilation = dilation
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, in] -> [B, T, out]."""
-        seen = stage.look_back(x, (KERNEL - 1) * self.dilation)
-        return causal_conv(seen, self.weight[...], self.dilation) + self.bias[...]
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, in] -> [B, T, out], and the stage after it."""
+        seen, stage = stage.look_back(x, (KERNEL - 1) * self.dilation)
+        return causal_conv(seen, self.weight[...], self.dilation) + self.bias[...], stage
 
 
 class DepthwiseConv(Module):
@@ -131,10 +134,10 @@ class DepthwiseConv(Module):
         self.weight = param(rngs, (channels, 1, KERNEL), (None,) * 3, scale=KERNEL**-0.5)
         self.bias = param(rngs, (channels,), (None,))
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, C] -> [B, T, C]."""
-        y = depthwise_conv(stage.look_back(x, KERNEL - 1), self.weight[...]) + self.bias[...]
-        return y.astype(x.dtype)
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, C] -> [B, T, C], and the stage after it."""
+        seen, stage = stage.look_back(x, KERNEL - 1)
+        return (depthwise_conv(seen, self.weight[...]) + self.bias[...]).astype(x.dtype), stage
 
 
 class MonoConv(Module):
@@ -144,9 +147,10 @@ class MonoConv(Module):
         self.weight = param(rngs, (1, channels, KERNEL), (None,) * 3, scale=(channels * KERNEL) ** -0.5)
         self.bias = param(rngs, (1,), (None,))
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, in] -> float32 [B, T]."""
-        return conv_to_mono(stage.look_back(x, KERNEL - 1), self.weight[...]) + self.bias[...]
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, in] -> float32 [B, T], and the stage after it."""
+        seen, stage = stage.look_back(x, KERNEL - 1)
+        return conv_to_mono(seen, self.weight[...]) + self.bias[...], stage
 
 
 class Pointwise(Module):
@@ -162,7 +166,7 @@ class Pointwise(Module):
 
 
 class TransposedConv(Module):
-    """`stride` samples for each one, out of it and `look_back` before it: weight [in, out, k], bias [out]."""
+    """`stride` samples for each one, from it and the `look_back` before it: weight [in, out, k], bias [out]."""
 
     def __init__(self, rngs: nnx.Rngs, channels_in: int, channels_out: int, stride: int, look_back: int):
         kernel, scale = stride * (look_back + 1), (channels_in * (look_back + 1)) ** -0.5
@@ -171,8 +175,8 @@ class TransposedConv(Module):
         self.stride, self.look_back = stride, look_back
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
-        """[B, T, in] -> [B, T * stride, out], and the stage that it is at."""
-        seen = stage.look_back(x, self.look_back)
+        """[B, T, in] -> [B, T * stride, out], and the stage after it."""
+        seen, stage = stage.look_back(x, self.look_back)
         y = (conv_transpose(seen, self.weight[...], self.stride) + self.bias[...]).astype(x.dtype)
         stage = stage.upsampled(self.stride, self.look_back)
         return stage.silence(y), stage
@@ -203,10 +207,10 @@ class UpsampleStage(Module):
         self.gamma = param(rngs, (D,), ("embed",), fill=1.0)
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
-        """[B, T, D] -> [B, T * factor, D], and the stage that it is at."""
+        """[B, T, D] -> [B, T * factor, D], and the stage after it."""
         x, stage = self.conv(x, stage)
-        y = self.fc2(gelu_exact(self.fc1(self.norm(self.dwconv(x, stage)))))
-        return x + self.gamma[...] * y, stage
+        y, stage = self.dwconv(x, stage)
+        return x + self.gamma[...] * self.fc2(gelu_exact(self.fc1(self.norm(y)))), stage
 
 
 class Upsample(Module):
@@ -218,7 +222,7 @@ class Upsample(Module):
             setattr(self, f"stage_{i}", UpsampleStage(rngs, config.transformer.hidden_size, factor))
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
-        """[B, F, D] -> [B, F * product of ratios, D], and the stage that it is at."""
+        """[B, F, D] -> [B, F * product of ratios, D], and the stage after it."""
         for i in range(self.stages):
             with jax.named_scope(f"upsample_{i}"):
                 x, stage = getattr(self, f"stage_{i}")(x, stage)
@@ -234,10 +238,10 @@ class ResidualUnit(Module):
         self.act2 = Snake(rngs, channels)
         self.conv2 = Pointwise(rngs, channels)
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, C] -> [B, T, C]."""
-        y = self.conv2(self.act2(self.conv1(self.act1(x), stage)))
-        return stage.silence(x + y)
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, C] -> [B, T, C], and the stage after it."""
+        y, stage = self.conv1(self.act1(x), stage)
+        return stage.silence(x + self.conv2(self.act2(y))), stage
 
 
 class DecoderBlock(Module):
@@ -251,10 +255,10 @@ class DecoderBlock(Module):
             setattr(self, f"unit_{j}", ResidualUnit(rngs, channels // 2, dilation))
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
-        """[B, T, C] -> [B, T * stride, C / 2], and the stage that it is at."""
+        """[B, T, C] -> [B, T * stride, C / 2], and the stage after it."""
         x, stage = self.conv(snake(x, self.alpha[...], self.beta[...]), stage)
         for j in range(len(DILATIONS)):
-            x = getattr(self, f"unit_{j}")(x, stage)
+            x, stage = getattr(self, f"unit_{j}")(x, stage)
         return x, stage
 
 
@@ -271,10 +275,10 @@ class WaveDecoder(Module):
         self.beta = param(rngs, (channels,), (None,))
         self.conv_out = MonoConv(rngs, channels)
 
-    def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """[B, T, D] -> float32 [B, T * product of rates]."""
+    def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """[B, T, D] -> float32 [B, T * product of rates], and the stage after it."""
         with jax.named_scope("conv_in"):
-            x = self.conv_in(x, stage)
+            x, stage = self.conv_in(x, stage)
         for i in range(self.blocks):
             with jax.named_scope(f"block_{i}"):
                 x, stage = getattr(self, f"block_{i}")(x, stage)
@@ -299,9 +303,8 @@ class Code2Wav(Module):
         c, dtype = self.config.transformer, self.embed[...].dtype
 
         def tails() -> tuple[jax.Array, ...]:
-            stage = Stage(jnp.int32(0), jnp.int32(0), None, [])
-            self.sound(jnp.zeros((rows, 1, c.hidden_size), dtype), stage)
-            return tuple(stage.after)
+            x = jnp.zeros((rows, 1, c.hidden_size), dtype)
+            return self.sound(x, Stage(jnp.int32(0), jnp.int32(0), None))[1].after
 
         cache = KVCache.empty(c.num_layers, rows, c.num_kv_heads, self.past, c.head_dim, dtype)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(tails))
@@ -337,9 +340,8 @@ class Code2Wav(Module):
             return self(codes, self.start(codes.shape[0]), count).wave[:, self.config.lost_samples :]
         real = jnp.int32(codes.shape[2] if count is None else count)
         x, k, v = self.attend(self.embed_codes(codes), state, real)
-        stage = Stage(state.frames, real, iter(state.tails), [])
-        wave = jnp.clip(self.sound(x, stage), -1.0, 1.0)
-        return Sound(wave, VocoderState(state.frames + real, k, v, tuple(stage.after)))
+        wave, stage = self.sound(x, Stage(state.frames, real, state.tails))
+        return Sound(jnp.clip(wave, -1.0, 1.0), VocoderState(state.frames + real, k, v, stage.after))
 
     @jax.named_scope("embed")
     def embed_codes(self, codes: jax.Array) -> jax.Array:
@@ -365,6 +367,6 @@ class Code2Wav(Module):
         k, v = (jax.lax.dynamic_slice_in_dim(a, count, past, axis=3) for a in (out.cache.k, out.cache.v))
         return self.norm(out.hidden), k, v
 
-    def sound(self, x: jax.Array, stage: Stage) -> jax.Array:
-        """The convolutions: x [B, F, D] -> float32 [B, F * total_upsample]."""
+    def sound(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
+        """The convolutions: x [B, F, D] -> float32 [B, F * total_upsample], and the stage after them."""
         return self.decoder(*self.upsample(x, stage))

@@ -2,7 +2,7 @@
 
     Talker's state, embedding of the frame's first code -> decoder layers -> code 1 -> its embedding -> ... -> code Q-1
 
-A small causal transformer that starts afresh in every frame. Each codebook has its own embedding table and head: number
+A small causal transformer that starts anew in every frame. Each codebook has its own embedding table and head: number
 i belongs to code i + 1 (code 0 is the Talker's).
 
 Source: transformers `Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration`.
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from omni_jax.config import DecoderConfig
-from omni_jax.models.decoder import CachedOutput, DecoderLayers
+from omni_jax.models.decoder import DecoderLayers
+from omni_jax.models.output import CachedOutput
 from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope

@@ -1,42 +1,41 @@
 """A stack of causal decoder layers: the text models of Thinker and Talker, the code predictor, Code2Wav's transformer.
 
-Pre-norm layers of grouped-query attention, with per-head q/k norms where the configuration says so, then routed experts
-(with a shared one beside them in the Talker) or one MLP. Parameters are stacked over layers; `lax.scan` runs over the
-layer index with the cache in its carry. A stack that mixes expert and plain layers keeps each kind in its own, shorter
-stack.
+Pre-norm layers of grouped-query attention, with per-head q/k norms where the configuration has them, then routed
+experts (and a shared one in the Talker) or one MLP. Parameters are stacked over layers; `lax.scan` runs over the layer
+index with the cache in its carry. A stack that mixes expert and plain layers keeps each kind in its own, shorter stack.
 
-Two things may touch the hidden states between layers: deepstack features are added to the outputs of the first layers
-at visual positions, and `taps` copy chosen hidden states into a small buffer for whoever needs them (Talker, drafters).
+Two things happen to the hidden states between layers: deepstack features are added to the outputs of the first layers
+at visual positions, and `taps` copy chosen hidden states into a small buffer, for the Talker and for drafters.
 
 Source: transformers `Qwen3OmniMoeThinkerTextModel`. Hidden states are numbered as there: 0 is the input, k the output
 of layer k-1 before its deepstack feature is added.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
-from omni_jax.errors import InputError
+from omni_jax.models.output import CachedOutput, Output
 from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.ops.attention import attend, causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.expert_parallel import sharded_moe, sharded_route
+from omni_jax.ops.moe import ExpertWeights
 from omni_jax.ops.rope import rotate
-from omni_jax.sharding import Array, constrain, split_over
+from omni_jax.sharding import constrain, split_over
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Deepstack:
-    """features [n, X, D] of n first layers; index int32 [B, T] into X, -1 where a token is not visual."""
+    """features [n, X, D] of the first n layers; index int32 [B, T] into X, -1 where a token is not visual."""
 
     features: jax.Array
     index: jax.Array
@@ -50,34 +49,6 @@ class Deepstack:
             return jnp.where(self.index[..., None] >= 0, x + feature, x)
 
         return jax.lax.cond(l < self.features.shape[0], inject, lambda x: x, x)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Output:
-    """What a stack gives: hidden [B, T, D], and taps [n, B, T, D], the hidden states that were asked for."""
-
-    hidden: jax.Array
-    taps: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CachedOutput:
-    """As `Output`, and the cache, which holds the tokens now."""
-
-    hidden: jax.Array
-    cache: KVCache
-    taps: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CachedLogits:
-    """logits float32 [B, T, V], and the cache, which holds the tokens now."""
-
-    logits: jax.Array
-    cache: KVCache
 
 
 Rope = tuple[jax.Array, jax.Array]
@@ -105,8 +76,9 @@ class Experts(Module):
         split = () if self.mesh is None else split_over("batch", B, self.mesh)
         chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
         with jax.named_scope("router"):
-            ids, weights = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
-        return sharded_moe(rows, ids, weights, self.gate_up[...], self.down[...], l, self.mesh, split).reshape(B, T, D)
+            routing = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
+        experts = ExpertWeights(self.gate_up[...], self.down[...], l)
+        return sharded_moe(rows, routing, experts, self.mesh, split).reshape(B, T, D)
 
 
 class MLP(Module):
@@ -118,14 +90,14 @@ class MLP(Module):
 
     @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+        """[B, T, D] -> [B, T, D], by layer `l` of the stack."""
         gate, up = jnp.moveaxis(project(x, self.gate_up[...][l]), 2, 0)
         hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
         return project(hidden, self.down[...][l]).astype(x.dtype)
 
 
 class SharedExpert(MLP):
-    """A gated MLP that takes every row beside the routed experts, weighted by sigmoid(gate . x); gate [L, D]."""
+    """A gated MLP for every row, added to the routed experts with weight sigmoid(gate . x); gate [L, D]."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int):
         super().__init__(rngs, width, inner, layers)
@@ -133,7 +105,7 @@ class SharedExpert(MLP):
 
     @jax.named_scope("shared_expert")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+        """[B, T, D] -> [B, T, D], by layer `l` of the stack."""
         weight = jax.nn.sigmoid(project(x, self.gate[...][l][None]).astype(x.dtype))
         return weight * super().__call__(x, l)
 
@@ -303,7 +275,7 @@ class DecoderLayers(Module):
         return jax.lax.cond(is_dense[l], lambda: self.mlp(x, before[l]), lambda: self._experts(x, l - before[l]))
 
     def _by_rows(self, x: jax.Array) -> jax.Array:
-        """x [B, T, D] with its rows on the devices that hold them, and whole there."""
+        """x [B, T, D] with its rows on the devices that hold them, each row whole."""
         return constrain(x, ("batch", None, None), self.mesh)
 
     def _experts(self, x: jax.Array, l: jax.Array) -> jax.Array:
@@ -323,25 +295,3 @@ def _tap(tapped: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:
         lambda: jax.lax.dynamic_update_index_in_dim(tapped, x, jnp.maximum(slot, 0), 0),
         lambda: tapped,
     )
-
-
-def left_padding(mask: Array | None, B: int, T: int) -> jax.Array:
-    """Padding before each row's first token, int32 [B], by a mask bool [B, T]; 0 without one."""
-    return jnp.zeros((B,), jnp.int32) if mask is None else jnp.argmax(jnp.asarray(mask), axis=1).astype(jnp.int32)
-
-
-def count_valid(extended: KVCache, before: KVCache, mask: Array | None) -> KVCache:
-    """The extended cache, holding of the new tokens only those that the mask bool [B, T] keeps; all without one."""
-    if mask is None:
-        return extended
-    if isinstance(mask, np.ndarray) and not mask[:, 0].all():
-        raise InputError("mask: a cache takes rows that are padded on the right; prepare them so")
-    return replace(extended, length=before.length + jnp.sum(jnp.asarray(mask), axis=1, dtype=jnp.int32))
-
-
-def check_sequences(name: str, x: jax.Array, form: str, ndim: int, mask: Array | None) -> None:
-    """InputError unless x has `ndim` axes, [B, T, ...], and a mask the first two of them."""
-    if x.ndim != ndim:
-        raise InputError(f"{name} has shape {list(x.shape)}; give {form}, a batch even for one row")
-    if mask is not None and mask.shape != x.shape[:2]:
-        raise InputError(f"mask has shape {list(mask.shape)}; give bool {list(x.shape[:2])}, one for each token")

@@ -1,18 +1,18 @@
 """DFlash: a whole block of drafts in one pass.
 
     hidden states of the Thinker -> fc -> hidden_norm -> keys and values of every layer, remembered once per token
-    token at hand, W - 1 mask tokens (embedded) -> layers, each over [what is remembered; the block] -> norm -> head
+    last token, W - 1 mask tokens (embedded) -> layers, each over [what is remembered; the block] -> norm -> head
 
-The drafter makes its keys of what the Thinker thought about each token, so it needs no pass over the tokens themselves.
-Output i of a block stands for the token *at* its position, not for the one after it; output 0 is of no use. Embedding
-and head are the Thinker's, applied by whoever runs both.
+The drafter makes its keys from the Thinker's hidden states of each token, so it needs no pass over the tokens
+themselves. Output i of a block predicts the token *at* its position, not the one after it; output 0 is not used.
+Embedding and head are the Thinker's, applied by the caller.
 
-Positions are the plain index of a token in its row: that is the slot where its keys lie, whatever multimodal positions
-the Thinker gave it.
+Positions are the plain index of a token in its row: the slot of its keys, whatever its multimodal position in the
+Thinker is.
 
 Source: "DFlash: Block Diffusion for Flash Speculative Decoding" and z-lab `DFlashDraftModel`. There the block's keys
-are appended to the remembered ones and cropped afterwards; here they lie in the slots behind them, which are never
-counted.
+are appended to the remembered ones and cropped afterwards; here they are written into the slots after them, which are
+never counted.
 """
 
 from dataclasses import replace
@@ -42,7 +42,7 @@ class DFlash(Module):
         self.norm = RMSNorm(rngs, D, eps)
 
     def empty(self, rows: int, capacity: int, dtype: Any) -> KVCache:
-        """A cache of `capacity` slots for `rows` rows, of which nothing is remembered."""
+        """A cache [L, rows, K, capacity, H] that holds nothing yet."""
         c = self.config.layers
         return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, dtype)
 
@@ -53,7 +53,7 @@ class DFlash(Module):
 
     @jax.named_scope("remember")
     def remember(self, cache: KVCache, context: jax.Array, count: jax.Array) -> KVCache:
-        """Put keys and values of context [B, T, D] behind what each row holds; the first `count` int32 [B] are real.
+        """Put keys and values of context [B, T, D] after what each row holds; the first `count` int32 [B] are real.
 
         All T are written, and the cache must have the slots; those beyond `count` are overwritten later.
         """
@@ -70,10 +70,10 @@ class DFlash(Module):
 
     @jax.named_scope("draft")
     def draft(self, x: jax.Array, cache: KVCache, unroll: int = 1) -> tuple[jax.Array, KVCache]:
-        """An embedded block [B, W, D] behind what each row holds -> normed states [B, W, D], and the cache.
+        """An embedded block [B, W, D] after what each row holds -> normed states [B, W, D], and the cache.
 
-        The cache remembers what it did, though its W slots behind are written: going on with the one returned lets
-        XLA work in place.
+        The cache holds what it held, though the W slots after that are written; continue with the one that is returned,
+        so that XLA works in place. unroll: how many layers the compiled loop holds at once.
         """
         W = x.shape[1]
         visible = _block_masks(self.config, cache, W)
@@ -85,7 +85,7 @@ class DFlash(Module):
         return self.norm(x), replace(written, length=cache.length)
 
     def _rope(self, cache: KVCache, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """cos and sin of x [B, T, D] at the positions behind what each row holds."""
+        """cos and sin [B, T, H] of x [B, T, D] at the positions after what each row holds."""
         c = self.config.layers
         position = cache.length[:, None] + jnp.arange(x.shape[1])
         return rope(position.astype(jnp.float32), c.head_dim, c.rope, x.dtype)

@@ -8,9 +8,9 @@ Step i pairs the hidden state at position i with the token at i + 1 and predicts
 Thinker's states; the recursion feeds the output as it is, before the norm. The head knows a part of the vocabulary, the
 most frequent tokens, and `to_target` translates.
 
-Chain and tree are the same step: without a mask the T inputs follow each other behind what the cache holds; with one
-they are nodes of a tree, each seeing its ancestors. Nodes lie in the slots behind the row; giving the cache its former
-length back forgets them.
+Chain and tree are the same step: without a mask the T inputs follow each other after what the cache holds; with one
+they are nodes of a tree, each seeing its ancestors. Nodes are written into the slots after the row; setting the
+cache's length back forgets them.
 
 Source: EAGLE `cnets.Model` (LlamaDecoderLayeremb). There later nodes are appended to copies of the keys.
 """
@@ -48,7 +48,7 @@ class Midlayer(Module):
     def __call__(
         self, h: jax.Array, embedded: jax.Array, position: jax.Array, cache: KVCache, mask: jax.Array | None
     ) -> tuple[jax.Array, KVCache]:
-        """As `Eagle3.extend`, without counting what is written."""
+        """As `Eagle3.extend`, [B, T, D] -> [B, T, D], without counting what is written."""
         c = self.config
         B, T, _ = h.shape
         x = jnp.concatenate([self.input_norm(embedded), self.hidden_norm(h)], axis=-1)
@@ -83,7 +83,7 @@ class Eagle3(Module):
         self.d2t = nnx.Param(jnp.zeros((Vd,), jnp.int32), axes=("vocab",))
 
     def empty(self, rows: int, capacity: int, dtype: Any) -> KVCache:
-        """A cache of `capacity` slots for `rows` rows that hold nothing."""
+        """A cache [1, rows, K, capacity, H] that holds nothing yet."""
         c = self.config.layer
         return KVCache.empty(1, rows, c.num_kv_heads, capacity, c.head_dim, dtype)
 
@@ -109,7 +109,7 @@ class Eagle3(Module):
     ) -> tuple[jax.Array, KVCache]:
         """Hidden states h [B, T, D] with the embeddings [B, T, D] of the tokens after them -> outputs, and the cache.
 
-        Keys and values are written into the T slots behind what each row holds. count: int32 [B], how many of the T are
+        Keys and values are written into the T slots after what each row holds. count: int32 [B], how many of the T are
         real and counted as held, all by default. position: int32 [B, T], by default the slot's index. mask: bool
         [B, T, S], the slots that each input sees, itself included; by default all up to its own.
         """

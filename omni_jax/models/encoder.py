@@ -1,8 +1,8 @@
 """The transformer block stack that the vision and the audio encoder share.
 
 Data flow: media rows (one video frame, or one audio attention window) -> `EncoderBlocks` -> rows of the same shape,
-which the encoder then projects to the text model's width. A row is one attention segment: tokens attend to every token
-of their own row and to nothing else, so segments need no mask between them, only a length.
+which the encoder then projects to the text model's width. A row is one attention segment: its tokens attend to all
+tokens of the row and to no others, so no mask between segments is needed, only a length.
 
 Source: transformers `Qwen3OmniMoeVisionBlock` and `Qwen3OmniMoeAudioEncoderLayer` (pre-LayerNorm, biases everywhere).
 Deliberate differences: q, k and v are one projection (the reference has three in the audio encoder); segments are

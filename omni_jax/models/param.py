@@ -9,8 +9,8 @@ the modules inside `jit`:
     >>> jax.jit(lambda params, x: bind(declaration, params)(x))(params, jnp.ones((5, 2))).shape
     (5, 3)
 
-Repeated layers are one set of parameters with a leading layer axis; their modules take the layer index `l` (traced or
-not) when they are called.
+Repeated layers are one set of parameters with a leading layer axis; their modules take the index `l` of the layer, a
+number or int32 [], when they are called.
 """
 
 from collections.abc import Callable
@@ -126,8 +126,8 @@ class RMSNorm(Module):
 class Declaration:
     """A declared module: its static structure, and its parameters' shapes and logical axes as nested dicts.
 
-    mesh: the devices that its parameters lie on, for modules that compute on their own pieces; None for one device.
-    Compared by identity, so that it can be a static argument of a compiled function.
+    mesh: the devices of its parameters, for modules that compute on their own shards; None for one device. Compared by
+    identity, so that it can be a static argument of a compiled function: declare a module once.
     """
 
     graphdef: Any
@@ -149,7 +149,10 @@ def declare(module: Callable[..., nnx.Module], *args: Any, mesh: Mesh | None = N
 
 
 def bind(declaration: Declaration, params: dict) -> Any:
-    """The module with `params` (a plain nested dict) in place; call it inside `jit`.
+    """The module with `params` in place; call it inside `jit`, where it costs nothing.
+
+    declaration: what `declare` gives, or `Omni.declarations` holds.
+    params: the arrays as a plain nested dict, of the declared shapes and any float type.
 
     Submodules that have an attribute `mesh` are given the declaration's.
     """

@@ -1,10 +1,10 @@
-"""The Talker: what the Thinker read and wrote in, the first code of each frame of speech out.
+"""The Talker: from what the Thinker read and wrote to the first code of each frame of speech.
 
     Thinker's hidden states (media) -> hidden_projection --+
     Thinker's token embeddings (text) -> text_projection --+-> decoder layers -> norm -> codec_head -> first code
     codes of the frame before -> embed + code predictor's -+                          \\-> CodePredictor -> other codes
 
-It never sees the Thinker itself: whoever runs both hands over embeddings and hidden states of the Thinker's width.
+It never sees the Thinker itself: the caller passes embeddings and hidden states of the Thinker's width.
 
 Source: transformers `Qwen3OmniMoeTalkerForConditionalGeneration`.
 """
@@ -17,15 +17,8 @@ from flax import nnx
 
 from omni_jax.config import TalkerConfig
 from omni_jax.models.code_predictor import CodePredictor
-from omni_jax.models.decoder import (
-    CachedLogits,
-    CachedOutput,
-    DecoderLayers,
-    Output,
-    check_sequences,
-    count_valid,
-    left_padding,
-)
+from omni_jax.models.decoder import DecoderLayers
+from omni_jax.models.output import CachedLogits, CachedOutput, Output, check_sequences, count_valid, left_padding
 from omni_jax.models.param import Linear, Module, RMSNorm, param, project
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope, text_positions
@@ -93,7 +86,7 @@ class Talker(Module):
         return CachedLogits(self.logits(out.hidden), count_valid(out.cache, cache, mask))
 
     def empty_cache(self, rows: int, capacity: int) -> KVCache:
-        """A cache for `rows` rows of at most `capacity` inputs that holds none, in the type of the parameters."""
+        """A cache [L, rows, K, capacity, H] that holds nothing yet, in the type of the parameters."""
         c = self.config.text
         return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, self.embed[...].dtype)
 

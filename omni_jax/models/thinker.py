@@ -19,16 +19,8 @@ from flax import nnx
 
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.audio import AudioEncoder
-from omni_jax.models.decoder import (
-    CachedLogits,
-    CachedOutput,
-    DecoderLayers,
-    Deepstack,
-    Output,
-    check_sequences,
-    count_valid,
-    left_padding,
-)
+from omni_jax.models.decoder import DecoderLayers, Deepstack
+from omni_jax.models.output import CachedLogits, CachedOutput, Output, check_sequences, count_valid, left_padding
 from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.models.vision import VisionEncoder
 from omni_jax.ops.cache import KVCache
@@ -41,7 +33,7 @@ from omni_jax.sharding import Array
 class Media:
     """Encoded media: visual [X, D], its deepstack features [n, X, D], audio [Y, D]; None where a prompt has none.
 
-    visual_index and audio_index int32 [B, T] say which feature a token is, -1 for none.
+    visual_index and audio_index int32 [B, T]: the feature that each token is, -1 for none.
     """
 
     visual: jax.Array | None
@@ -119,7 +111,7 @@ class Thinker(Module):
         return CachedLogits(self.logits(out.hidden), count_valid(out.cache, cache, mask))
 
     def empty_cache(self, rows: int, capacity: int) -> KVCache:
-        """A cache for `rows` rows of at most `capacity` tokens that holds none, in the type of the parameters."""
+        """A cache [L, rows, K, capacity, H] that holds nothing yet, in the type of the parameters."""
         c = self.config.text
         return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, self.embed[...].dtype)
 
@@ -157,7 +149,7 @@ class Thinker(Module):
         media: Media | None = None,
         taps: tuple[int, ...] = (),
     ) -> CachedOutput:
-        """As `forward`, right-padded sequences, which the empty `cache` of at least T slots then holds, padding too."""
+        """As `forward`, right-padded sequences [B, T, D]: the empty `cache` of at least T slots then holds all T."""
         out = self.layers.prefill(x, self._rope(position_ids, x), cache, _deepstack(media), taps)
         hidden, tapped = self._finish(out, taps)
         return CachedOutput(hidden, out.cache, tapped)

@@ -28,7 +28,7 @@ def patch_positions(grid: jax.Array, patches: int, merge: int) -> jax.Array:
     """Row and column of every patch: grid int32 [R, 2] in patches -> int32 [R, P, 2], in merge-block order.
 
     The order is (block row, block column, row in block, column in block): the merge^2 patches of one token are
-    neighbours. Positions beyond height x width lie outside the picture.
+    neighbours. Positions beyond height x width are outside the picture.
     """
     index = jnp.arange(patches)
     block, inner = index // merge**2, index % merge**2

@@ -1,9 +1,9 @@
 """The key/value cache of a decoder stack: one array for keys, one for values, and a length per row.
 
-Slots hold tokens in order, so a slot is valid when its index is below the row's length, rolling back is setting
-`length`, and rows of one batch may be at different places. Arrays are [L, B, K, S, H]: a layer's keys are contiguous
-per head, which is the order that attention reads. The cache travels in a scan's carry and is donated, so XLA updates it
-in place.
+A row has `capacity` slots, which hold its tokens in order: a slot is valid when its index is below the row's length, so
+rolling back is setting `length`, and rows of one batch may have different lengths. Arrays are [L, B, K, S, H]: a
+layer's keys are contiguous per head, which is the order that attention reads. The cache travels in a scan's carry and
+is donated, so XLA updates it in place.
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,20 +16,21 @@ from jax.sharding import Mesh
 
 from omni_jax.sharding import constrain, constrain_rows, per_shard, platform
 
+# The smallest capacity, in tokens.
 MIN_CAPACITY = 256
 # Logical axes of keys and values.
 CACHE_AXES = ("layers", "batch", "kv_heads", None, "head_dim")
 
 
 def capacity_for(tokens: int) -> int:
-    """The static cache size that holds `tokens`: powers of two from 256, so that few sizes are ever compiled."""
+    """The capacity for `tokens` tokens: a power of two from 256 on, so that few sizes are ever compiled."""
     return max(MIN_CAPACITY, 1 << (tokens - 1).bit_length())
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """k and v: [L, B, K, S, H]; length: int32 [B], tokens that each row holds; mesh: what it is laid over, if any."""
+    """k and v [L, B, K, S, H]; length int32 [B], how many tokens each row holds; mesh: its devices, None for one."""
 
     k: jax.Array
     v: jax.Array
@@ -38,11 +39,12 @@ class KVCache:
 
     @classmethod
     def empty(cls, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, dtype: Any) -> "KVCache":
+        """Keys and values of zeros, [layers, rows, kv_heads, capacity, head_dim], of which none is valid."""
         shape = (layers, rows, kv_heads, capacity, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows,), jnp.int32))
 
     def laid_over(self, mesh: Mesh | None) -> "KVCache":
-        """The same cache, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
+        """The same cache, inside `jit`, with its rows and heads on the devices of `mesh` that compute them."""
         return replace(
             self,
             k=constrain(self.k, CACHE_AXES, mesh),
@@ -53,10 +55,12 @@ class KVCache:
 
     @property
     def rows(self) -> int:
+        """B."""
         return self.k.shape[1]
 
     @property
     def capacity(self) -> int:
+        """S, the most tokens that a row can hold."""
         return self.k.shape[3]
 
     def write(self, l: Any, k: jax.Array, v: jax.Array) -> "KVCache":
@@ -75,7 +79,7 @@ class KVCache:
         return replace(self, length=self.length + tokens)
 
     def pick(self, nodes: jax.Array) -> "KVCache":
-        """Keep of the slots behind each row's length only some, in order: those numbered `nodes` int32 [B, T]."""
+        """Of the slots after each row's length keep those numbered `nodes` int32 [B, T], moved together in order."""
 
         def picked(buffer: jax.Array) -> jax.Array:
             return per_shard(
@@ -85,14 +89,14 @@ class KVCache:
         return replace(self, k=picked(self.k), v=picked(self.v))
 
     def repeat(self, times: int) -> "KVCache":
-        """A cache of each row `times` times over, side by side."""
+        """A cache [L, B * times, K, S, H]: each row `times` times, side by side."""
         k, v = (jnp.repeat(buffer, times, axis=1) for buffer in (self.k, self.v))
         return replace(self, k=k, v=v, length=jnp.repeat(self.length, times))
 
     def insert(self, row: "KVCache", b: jax.Array | int) -> "KVCache":
-        """The same with `row`, a cache of one row and at most as many slots, in place of row `b`.
+        """The same with `row`, [L, 1, K, S', H] of at most this capacity, in place of row `b` (int32 [] or a number).
 
-        What the row before it left behind the new one's slots is not counted, so nothing reads it.
+        What the former row has in slots that the new one lacks stays there; it is not valid, so nothing reads it.
         """
 
         def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
@@ -101,10 +105,10 @@ class KVCache:
         return replace(self, k=put(self.k, row.k), v=put(self.v, row.v), length=self.length.at[b].set(row.length[0]))
 
     def grow(self, capacity: int) -> "KVCache":
-        """The same content in `capacity` slots, outside `jit`; this cache is given up.
+        """The same content as [L, B, K, capacity, H], outside `jit`; this cache cannot be used afterwards.
 
-        A buffer cannot become larger in place, so keys and values move one after the other. Where the slots double, a
-        device then holds at most 5/4 of what the new cache takes; both at once would take 6/4.
+        A buffer cannot become larger in place, so keys and values move one after the other. Where the capacity doubles,
+        a device then holds at most 5/4 of the new cache's size; moving both at once would take 6/4.
         """
         if capacity == self.capacity:
             return self
@@ -114,7 +118,7 @@ class KVCache:
 def lay_over(tree: Any, mesh: Mesh | None) -> Any:
     """A decoding state on the devices of `mesh`, inside `jit`: its caches, and all other arrays [B, ...] by rows.
 
-    A program that gives its state so takes it so the next time, without copies or another compilation.
+    A program that returns its state like this can take it again without copies and without another compilation.
     """
 
     def laid(x: Any) -> Any:
@@ -125,12 +129,12 @@ def lay_over(tree: Any, mesh: Mesh | None) -> Any:
 
 @partial(jax.jit, static_argnames=("capacity", "mesh"))
 def lengthen(buffer: jax.Array, *, capacity: int, mesh: Mesh | None) -> jax.Array:
-    """Keys or values [L, B, K, S, H] with `capacity` slots."""
+    """Keys or values [L, B, K, S, H] with `capacity` slots: [L, B, K, capacity, H]."""
     return constrain(jnp.pad(buffer, [(0, 0)] * 3 + [(0, capacity - buffer.shape[3]), (0, 0)]), CACHE_AXES, mesh)
 
 
 def _moved(buffer: jax.Array, capacity: int, mesh: Mesh | None) -> jax.Array:
-    """A longer copy, once it is there; the buffer's memory is free then."""
+    """A longer copy of buffer [L, B, K, S, H], once it is complete; the buffer's memory is free then."""
     longer = jax.block_until_ready(lengthen(buffer, capacity=capacity, mesh=mesh))
     buffer.delete()
     return longer
@@ -139,8 +143,8 @@ def _moved(buffer: jax.Array, capacity: int, mesh: Mesh | None) -> jax.Array:
 def _in_order(buffer: jax.Array) -> jax.Array:
     """The same buffer, kept in memory in the order of its axes.
 
-    XLA on GPU would rather have the slots of one row's keys innermost, which suits the product with several queries,
-    and transposes the whole cache to that order and back around every loop.
+    XLA on GPU prefers the slots of a row's keys innermost, which suits the product with several queries, and would
+    transpose the whole cache to that order and back around every loop.
     """
     if platform() == "cpu":
         return buffer

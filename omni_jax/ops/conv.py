@@ -1,12 +1,12 @@
 """Causal convolutions over time and the Snake activation: what the vocoder turns codes into sound with.
 
-Activations are [B, T, C], weights stay as they are on disk. Nothing here pads: a convolution is given the P samples
-that went before in front of the T that it is called for, so that a piece of a signal and a whole one (zeros in front)
-are the same call. Products accumulate in float32.
+Activations are [B, T, C], weights stay as they are on disk. Nothing here pads: a convolution is given P earlier samples
+and then the T that it is called for, so that a chunk of a signal and a whole one (with zeros in front) are the same
+call. Products accumulate in float32.
 
 Source: transformers `Qwen3OmniMoeCausalConvNet`, `Qwen3OmniMoeCausalTransConvNet` and `Qwen3OmniMoeSnakeBeta`.
 Deliberate differences: a transposed convolution is one matrix product, and keeps the samples that the reference trims
-on the left (those trimmed on the right come with the next piece); the sine is a polynomial.
+on the left (those trimmed on the right come with the next chunk); the sine is a polynomial.
 """
 
 import jax
@@ -71,7 +71,7 @@ def snake(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> jax.Array:
 
 
 def sin_squared(x: jax.Array) -> jax.Array:
-    """sin(x)^2 of float32 x, elementwise, within 3e-7 for |x| up to a thousand, between 0 and 1 for any finite x.
+    """sin(x)^2 of float32 x [...], elementwise, within 3e-7 for |x| up to a thousand, between 0 and 1 for any finite x.
 
     XLA on CPU calls a scalar sine for each number, which takes ten times as long.
     """

@@ -1,17 +1,21 @@
-"""Routed experts behind one signature: each row passes through its few chosen experts and nothing else is computed.
+"""Routed experts with one signature: each row passes through its few chosen experts and nothing else is computed.
 
-Weights stay stacked over layers, gate_up [L, E, D, 2, F] and down [L, E, F, D], and are indexed by layer and expert
-together: slicing out one layer first would copy all of its experts at every step on CPU.
+    rows [R, D] -> route -> Routing (ids and weights [R, A]) -> moe, over the ExpertWeights of all layers -> rows [R, D]
+
+Weights stay stacked over layers and are indexed by layer and expert together: slicing out one layer first would copy
+all of its experts at every step on CPU.
 
 Which way is fastest depends on the rows and the platform: a few rows loop over (row, expert) pairs on CPU and fuse a
 gather, a product and a sum on GPU; many rows are sorted by expert and cut into tiles of one expert each on CPU, and go
 through a grouped matrix product (tokamax) on GPU. `jax.lax.ragged_dot` is not used: on CPU it computes every expert for
-every row. Tiles have a backward pass of their own: derived, it would keep a copy of its expert's weights for each tile.
+every row. Tiles have a backward pass of their own: derived by JAX, it would keep a copy of an expert's weights for each
+tile.
 
 Source: transformers `Qwen3OmniMoeThinkerTextSparseMoeBlock`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -21,45 +25,59 @@ import jax.numpy as jnp
 
 from omni_jax.sharding import platform
 
-# Rows up to which looping over (row, expert) pairs wins on CPU, and gathering the experts' weights on GPU.
+# Rows up to which looping over (row, expert) pairs is faster on CPU, and gathering the experts' weights on GPU.
 PAIR_ROWS = 4
-# A tile has 1 to TILE_STEPS steps of rows, as many as its rows need, and a program for each: more steps pad less and
-# compile longer. A step's bounds: a product of fewer rows takes as long, and of over 512 rows leaves the CPU's caches.
+GPU_GATHER_ROWS = 3
+# A tile has 1 to TILE_STEPS steps of rows, the number that its rows need, and a program for each number: more steps pad
+# less and compile longer. A step's bounds: a product of fewer rows takes the same time, and one of over 512 rows leaves
+# the CPU's caches.
 TILE_STEPS = 8
 STEP_ROWS = (8, 64)
-GPU_GATHER_ROWS = 3
 # Widths that tokamax's Hopper kernel cuts into whole tiles.
 GROUPED_MULTIPLE = 64
 
 
-def route(x: jax.Array, router: jax.Array, experts_per_token: int, normalise: bool) -> tuple[jax.Array, jax.Array]:
-    """Choose experts for rows x [R, D] by router [E, D]: ids int32 [R, A] and weights [R, A] in x's dtype."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Routing:
+    """The experts of each row: ids int32 [R, A], and what each of them counts, weights [R, A]."""
+
+    ids: jax.Array
+    weights: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ExpertWeights:
+    """gate_up [L, E, D, 2, F] and down [L, E, F, D] of all layers, and the layer to take, int32 []."""
+
+    gate_up: jax.Array
+    down: jax.Array
+    layer: jax.Array | int
+
+    def flat(self) -> tuple[jax.Array, jax.Array, jax.Array | int]:
+        """Layer and expert as one axis: gate_up [L * E, D, 2 F], down [L * E, F, D], the first index of the layer."""
+        L, E, D, _, F = self.gate_up.shape
+        return self.gate_up.reshape(L * E, D, 2 * F), self.down.reshape(L * E, F, D), self.layer * E
+
+
+def route(x: jax.Array, router: jax.Array, experts_per_token: int, normalise: bool) -> Routing:
+    """Choose experts for rows x [R, D] by router [E, D]; weights are in x's dtype, with a sum of 1 if normalised."""
     logits = jnp.einsum("RD,ED->RE", x, router, preferred_element_type=jnp.float32).astype(x.dtype)
     probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
     weights, ids = jax.lax.top_k(probabilities, experts_per_token)
     if normalise:
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-    return ids, weights.astype(x.dtype)
+    return Routing(ids, weights.astype(x.dtype))
 
 
-def moe(x: jax.Array, ids: jax.Array, weights: jax.Array, gate_up: jax.Array, down: jax.Array, l: Any) -> jax.Array:
-    """Weighted sum over each row's experts of down(silu(gate(x)) * up(x)).
-
-    x [R, D], ids int32 [R, A], weights [R, A], gate_up [L, E, D, 2, F], down [L, E, F, D], layer `l`; returns [R, D].
-    """
-    return partial_moe(x, ids, weights, gate_up, down, l).astype(x.dtype)
+def moe(x: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
+    """Weighted sum over the experts of each row x [R, D] of down(silu(gate(x)) * up(x)): [R, D] in x's dtype."""
+    return partial_moe(x, routing, experts).astype(x.dtype)
 
 
-def partial_moe(
-    x: jax.Array,
-    ids: jax.Array,
-    weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
-    l: Any,
-    total: int | None = None,
-) -> jax.Array:
-    """As `moe`, float32, of those experts that are here: an id of E belongs to an expert elsewhere and adds nothing.
+def partial_moe(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | None = None) -> jax.Array:
+    """As `moe`, float32 [R, D], of the experts that are here: an id of E is an expert elsewhere and adds nothing.
 
     total: the number of experts everywhere, by default the E that are here. All backends take these arguments.
     """
@@ -67,22 +85,15 @@ def partial_moe(
         backend = pairwise if x.shape[0] <= PAIR_ROWS else tiled
     else:
         backend = gathered if x.shape[0] <= GPU_GATHER_ROWS else grouped
-    return backend(x, ids, weights, gate_up, down, l, total)
+    return backend(x, routing, experts, total)
 
 
-def pairwise(
-    x: jax.Array,
-    ids: jax.Array,
-    weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
-    l: Any,
-    total: int | None = None,
-) -> jax.Array:
-    """One (row, expert) pair after the other: reads just the chosen experts, for a few rows on CPU."""
+def pairwise(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | None = None) -> jax.Array:
+    """[R, D] -> float32 [R, D], one (row, expert) pair at a time: reads only chosen experts, for few rows on CPU."""
+    ids, weights = routing.ids, routing.weights
     R, A = ids.shape
-    E = gate_up.shape[1]
-    gate_up, down, first = _flat(gate_up, down, l)
+    E = experts.gate_up.shape[1]
+    gate_up, down, first = experts.flat()
 
     def pair(y: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         row, choice = i // A, i % A
@@ -91,35 +102,27 @@ def pairwise(
             out = _expert(jax.lax.dynamic_slice_in_dim(x, row, 1), gate_up, down, first + ids[row, choice])
             return y.at[row].add(out[0] * weights[row, choice])
 
-        # Where all experts are here, no condition stands in the way.
+        # Where all experts are here, no condition is needed.
         return add(y) if total is None else jax.lax.cond(ids[row, choice] < E, add, lambda y: y, y), None
 
     return jax.lax.scan(pair, jnp.zeros(x.shape, jnp.float32), jnp.arange(R * A))[0]
 
 
-def tiled(
-    x: jax.Array,
-    ids: jax.Array,
-    weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
-    l: Any,
-    total: int | None = None,
-) -> jax.Array:
-    """Rows sorted by expert and cut into tiles that belong to one expert each: many rows, any platform.
+def tiled(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | None = None) -> jax.Array:
+    """[R, D] -> float32 [R, D], rows sorted by expert and cut into tiles of one expert each: many rows, any platform.
 
-    Pairs of experts elsewhere are sorted behind all others and lie in no tile.
+    Pairs of experts elsewhere are sorted after all others and are in no tile.
     """
-    R, A = ids.shape
-    E = gate_up.shape[1]
+    ids, (R, A) = routing.ids, routing.ids.shape
+    E = experts.gate_up.shape[1]
     sizes = _tile_sizes(R, R * A // (total or E))
     order, start, rows, expert = _tile_plan(ids, E, sizes[-1])
-    gate_up, down, first = _flat(gate_up, down, l)
+    gate_up, down, first = experts.flat()
     # The last tile may reach beyond the last pair.
     source = jnp.pad(order // A, (0, sizes[-1]))
     out: Any = _tile_products(x[source], gate_up, down, (start, rows, first + expert), sizes)
     place = jnp.argsort(order).reshape(R, A)
-    return jnp.einsum("RAD,RA->RD", _here(out[place], ids, E, total), weights.astype(jnp.float32))
+    return jnp.einsum("RAD,RA->RD", _here(out[place], ids, E, total), routing.weights.astype(jnp.float32))
 
 
 def _here(rows: jax.Array, ids: jax.Array, E: int, total: int | None) -> jax.Array:
@@ -127,13 +130,15 @@ def _here(rows: jax.Array, ids: jax.Array, E: int, total: int | None) -> jax.Arr
     return rows if total is None else jnp.where((ids < E)[..., None], rows, 0)
 
 
-# Tiles in the order of their rows: first row of each among the sorted pairs, rows (none or less: unused), expert.
+# In the order of the rows: each tile's first row among the sorted pairs, how many rows (none or less: unused), expert.
 Tiles = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _tile_sizes(R: int, share: int) -> tuple[int, ...]:
-    """Rows that a tile may have, when R rows give each expert `share` on average: four to eight steps, so that padding
-    is small beside it."""
+    """Rows that a tile may have, when R rows give each expert `share` on average.
+
+    An average share takes four to eight steps, so that padding is small beside it.
+    """
     step = min(max(1 << (share // TILE_STEPS).bit_length(), STEP_ROWS[0]), STEP_ROWS[1])
     sizes = tuple(step * n for n in range(1, min(TILE_STEPS, -(-R // step)) + 1))
     # On GPU the host waits for every condition, so there is one.
@@ -161,7 +166,7 @@ def _tile_products(
 ) -> jax.Array:
     """Each tile's rows of x [pairs + largest tile, D] through its expert, float32.
 
-    A tile rounded up to its size also fills rows of the tiles behind it, which these then replace.
+    A tile rounded up to its size also fills rows of the tiles after it, which these then replace.
     """
 
     def one(out: jax.Array, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> jax.Array:
@@ -206,21 +211,14 @@ def _each_tile(one: Callable, carry: Any, tiles: Tiles, sizes: tuple[int, ...]) 
     return jax.lax.scan(step, carry, tiles)[0]
 
 
-def gathered(
-    x: jax.Array,
-    ids: jax.Array,
-    weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
-    l: Any,
-    total: int | None = None,
-) -> jax.Array:
-    """Gather, multiply and sum as one fusion with no temporary: one to three rows on GPU.
+def gathered(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | None = None) -> jax.Array:
+    """[R, D] -> float32 [R, D]: gather, multiply and sum as one fusion with no temporary, one to three rows on GPU.
 
     A pair of an expert elsewhere reads one that another pair reads too, which costs no memory traffic of its own.
     """
-    E, F = gate_up.shape[1], down.shape[2]
-    flat_gate_up, flat_down, first = _flat(gate_up, down, l)
+    ids, weights = routing.ids, routing.weights
+    E, F = experts.gate_up.shape[1], experts.down.shape[2]
+    flat_gate_up, flat_down, first = experts.flat()
     if total is not None:
         weights, ids = jnp.where(ids < E, weights, 0), jnp.where(ids < E, ids, jnp.min(ids) % E)
     rows = first + ids
@@ -230,39 +228,26 @@ def gathered(
     return jnp.sum(out * weights[..., None].astype(jnp.float32), axis=1)
 
 
-def grouped(
-    x: jax.Array,
-    ids: jax.Array,
-    weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
-    l: Any,
-    total: int | None = None,
-) -> jax.Array:
-    """Grouped matrix products over rows sorted by expert: many rows on GPU; tiles where tokamax has no kernel."""
+def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | None = None) -> jax.Array:
+    """[R, D] -> float32 [R, D] by grouped products over sorted rows: many rows on GPU. `tiled` without a kernel."""
+    ids, gate_up = routing.ids, experts.gate_up
     R, A = ids.shape
     _, E, D, _, F = gate_up.shape
     half = x.dtype in (jnp.bfloat16, jnp.float16) and x.dtype == gate_up.dtype
     if find_spec("tokamax") is None or not half or D % GROUPED_MULTIPLE or F % GROUPED_MULTIPLE:
-        return tiled(x, ids, weights, gate_up, down, l, total)
+        return tiled(x, routing, experts, total)
     import tokamax  # pyright: ignore[reportMissingImports]
 
     order = jnp.argsort(ids.reshape(-1), stable=True)
     counts = jnp.zeros(E, jnp.int32).at[ids.reshape(-1)].add(1)
     dot = partial(tokamax.ragged_dot, group_sizes=counts, implementation="mosaic", preferred_element_type=x.dtype)
-    hidden = dot(x[order // A], gate_up[l].reshape(E, D, 2 * F))
+    hidden = dot(x[order // A], gate_up[experts.layer].reshape(E, D, 2 * F))
     hidden = jax.nn.silu(hidden[:, :F]) * hidden[:, F:]
-    out = dot(hidden, down[l])
+    out = dot(hidden, experts.down[experts.layer])
     # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
     place = jnp.zeros(R * A, jnp.int32).at[order].set(jnp.arange(R * A, dtype=jnp.int32)).reshape(R, A)
     rows = _here(out[place], ids, E, total).astype(jnp.float32)
-    return jnp.sum(rows * weights[..., None].astype(jnp.float32), axis=1)
-
-
-def _flat(gate_up: jax.Array, down: jax.Array, l: Any) -> tuple[jax.Array, jax.Array, Any]:
-    """Weights with layer and expert as one axis, [L * E, D, 2 F] and [L * E, F, D], and the layer's first index."""
-    L, E, D, _, F = gate_up.shape
-    return gate_up.reshape(L * E, D, 2 * F), down.reshape(L * E, F, D), l * E
+    return jnp.sum(rows * routing.weights[..., None].astype(jnp.float32), axis=1)
 
 
 def _expert(rows: jax.Array, gate_up: jax.Array, down: jax.Array, e: Any) -> jax.Array:

@@ -19,7 +19,7 @@ FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "add-dependency opt-barrier".split()
 )
-# What each of the n devices of a ring sends for every byte of its result. A ragged one sends less: only what counts.
+# What each of the n devices of a ring sends for every byte of its result. A ragged one sends less: valid rows only.
 RING: dict[str, Callable[[int], Fraction]] = {
     "all-reduce": lambda n: Fraction(2 * (n - 1), n),
     "all-gather": lambda n: Fraction(n - 1, n),
@@ -28,9 +28,9 @@ RING: dict[str, Callable[[int], Fraction]] = {
     "ragged-all-to-all": lambda n: Fraction(n - 1, n),
     "collective-permute": lambda n: Fraction(1),
 }
-# What moves an array or a part of it and computes nothing.
+# Opcodes that copy an array or a part of it and compute nothing.
 MOVES = frozenset("copy copy-start transpose slice dynamic-slice concatenate pad".split())
-# What writes into an array that exists.
+# Opcodes that write into an existing array.
 UPDATES = frozenset("dynamic-update-slice scatter".split())
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
@@ -39,7 +39,7 @@ OPCODE = re.compile(r"(?:^|[\])} ])([a-z][a-z0-9\-]*)\(")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
-# Who takes part: listed, as an iota ("[2,4]<=[8]": two groups of four), or by axes of a mesh that is stated before.
+# The devices that take part: listed, as an iota ("[2,4]<=[8]": two groups of four), or by axes of a mesh given before.
 LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=")
 AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -62,7 +62,7 @@ class Op:
 
     @property
     def collective(self) -> str:
-        """What kind of collective it starts, or nothing."""
+        """The kind of collective that it starts, or an empty string."""
         kind = self.opcode.removesuffix("-start")
         return kind if kind in RING else ""
 
@@ -75,7 +75,7 @@ class Op:
         return int(size * RING[self.collective](self.group(devices)))
 
     def group(self, devices: int) -> int:
-        """How many devices take part in it together."""
+        """The number of devices that take part in it together."""
         if listed := LISTED.search(self.text):
             return len(listed[1].split(","))
         if iota := IOTA.search(self.text):
@@ -199,16 +199,16 @@ class Module:
         return total
 
     def _written(self, op: Op) -> list[Op]:
-        """The instructions behind what a launch writes: the outputs of a fusion, or the instruction itself."""
+        """The instructions that compute what a launch writes: the outputs of a fusion, or the instruction itself."""
         inner = self.computations.get(op.called[0], []) if op.called and op.opcode.startswith("fusion") else []
         named = {o.name: o for o in inner}
         roots = [o for o in inner if o.root] or [op]
         if roots[0].opcode == "tuple":
             roots = [named[name] for name in roots[0].operands if name in named]
-        return [self._behind(root, named) for root in roots]
+        return [self._before_bitcasts(root, named) for root in roots]
 
     @staticmethod
-    def _behind(op: Op, named: dict[str, Op]) -> Op:
+    def _before_bitcasts(op: Op, named: dict[str, Op]) -> Op:
         while op.opcode == "bitcast" and op.operands and op.operands[0] in named:
             op = named[op.operands[0]]
         return op

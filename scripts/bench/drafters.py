@@ -16,9 +16,8 @@ import numpy as np
 
 import omni_jax
 from omni_jax.decode.draft.acceptance import Rounds
-from omni_jax.decode.draft.engine import SpeculativeEngine, rounds_of
+from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import DraftPlan, KnownDrafters
-from omni_jax.decode.engine import Engine, PlainEngine
 from omni_jax.decode.limits import Limits
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
@@ -28,7 +27,7 @@ from scripts.bench.compare import write_json
 from scripts.bench.drafter_tables import figures, finite, plot, table
 from scripts.bench.experts import count_experts
 from scripts.bench.options import Drafters
-from scripts.bench.thinker import Decoded, OurThinker, decode
+from scripts.bench.thinker import Decoded, OurThinker
 from scripts.small.oracle import oracle
 
 # EAGLE's own tree: levels, and candidates of each.
@@ -57,16 +56,14 @@ class Way:
     experts: list[np.ndarray] = field(default_factory=list)
 
     def record(self, decoded: Decoded, plain: Decoded) -> None:
-        """Add the results of requests that are done; `plain` are those of the plain loop."""
+        """Add a decoded batch; `plain` is the same by the plain loop."""
         self.seconds += decoded.decode_seconds
-        self.tokens += sum(len(ids) - 1 for ids in decoded.rows)
-        self.differing += sum(ids != expected for ids, expected in zip(decoded.rows, plain.rows, strict=True))
-        if self.drafts is None:
-            return
-        for request in decoded.requests:
-            self.replies.append(rounds_of(request))
-            self.drafted += request.verified - len(request.given)
-            self.verified += request.verified
+        self.tokens += sum(len(ids) - 1 for ids in decoded.token_ids)
+        pairs = zip(decoded.token_ids, plain.token_ids, strict=True)
+        self.differing += sum(ids != expected for ids, expected in pairs)
+        self.replies += decoded.rounds
+        self.verified += sum(decoded.verified)
+        self.drafted += sum(decoded.verified) - sum(len(rounds.given) for rounds in decoded.rounds)
 
 
 def compare(options: Drafters) -> list[Way]:
@@ -85,24 +82,20 @@ def compare(options: Drafters) -> list[Way]:
 
 
 def answer(omni: Omni, batch: Batch, new: int, ways: list[Way], count: bool) -> None:
-    """Answer a batch in every way, and record the results; `count` the experts of its first rounds too."""
+    """Answer a batch in every way, the plain loop first; `count` the experts of its first rounds too."""
     model = OurThinker(omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text)
-    limits = Limits(new, (omni.config.im_end_token_id,))
-    engine = model.engine(limits.stop_ids)
-    plain: Decoded | None = None
+    stop_ids, plain = (omni.config.im_end_token_id,), None
     for way in ways:
         if way.error_rate is not None and plain is not None:
-            way.drafts = oracle(plain.requests, ORACLE_TOKENS, way.error_rate)
+            way.drafts = oracle(plain.source, ORACLE_TOKENS, way.error_rate)
         # The first run compiles.
-        decoded = [decode(_engine(engine, way), batch, limits) for _ in range(2)][1]
+        decoded = [model.decode(batch, new, way.drafts, stop_ids) for _ in range(2)][-1]
         plain = plain or decoded
         way.record(decoded, plain)
         if count and way.drafts is not None:
-            way.experts = count_experts(SpeculativeEngine(engine, way.drafts), batch, limits)
-
-
-def _engine(plain: PlainEngine, way: Way) -> Engine:
-    return plain if way.drafts is None else SpeculativeEngine(plain, way.drafts)
+            way.experts = count_experts(
+                SpeculativeEngine(model.engine(stop_ids), way.drafts), batch, Limits(new, stop_ids)
+            )
 
 
 def open_model(path: Path, dtype: str) -> Omni:

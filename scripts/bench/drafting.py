@@ -38,19 +38,19 @@ def figures(options: Text, seconds: dict[str, float]) -> dict[str, float]:
 
 
 def ours(options: Text, directory: Path | None) -> System:
-    """Our engines, plain and speculative."""
+    """Our Thinker, decoding plainly and with drafts."""
     from scripts.bench.thinker import our_thinker
     from scripts.small.oracle import oracle
 
     model, batch = our_thinker(options.run, directory), Batch.of_text(prompts(options.batch, options.prompt))
-    known = model.decode(batch, options.new)
+    known = model.decode_all(batch, options.new)
 
     def repeat() -> dict[str, float]:
-        parts = {"plain": model.decode(batch, options.new).decode_seconds}
+        parts = {"plain": model.decode_all(batch, options.new).decode_seconds}
         for width in WIDTHS:
-            decoded = model.decode(batch, options.new, oracle(known.requests, width))
-            parts[f"oracle_{width}"] = decoded.decode_seconds
-            require("tokens", decoded.rows, known.rows)
+            drafted = model.decode_all(batch, options.new, oracle(known.source, width))
+            parts[f"oracle_{width}"] = drafted.decode_seconds
+            require("tokens", drafted.token_ids, known.token_ids)
         return parts
 
     return our_system(repeat)
@@ -83,7 +83,7 @@ def _their_rounds(model: Any, prompt: Any, count: int, width: int, known: Any, d
 
     cache = DynamicCache()
     # transformers has called its keyword `cache` since 5.24.
-    keyword = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+    held_in = {"cache" if "cache" in signature(model.forward).parameters else "past_key_values": cache}
 
     def rounds() -> Any:
         new = token
@@ -93,7 +93,7 @@ def _their_rounds(model: Any, prompt: Any, count: int, width: int, known: Any, d
             block = torch.cat([new[:, -1:], drafts], dim=1)
             held = prompt.shape[1] + at - 1
             positions = torch.arange(held, held + block.shape[1], device=device).expand(3, block.shape[0], -1)
-            best = model(input_ids=block, position_ids=positions, **{keyword: cache}).logits.argmax(-1)
+            best = model(input_ids=block, position_ids=positions, **held_in).logits.argmax(-1)
             accepted = (drafts == best[:, :-1]).int().cumprod(1).sum(1).min().item()
             new = torch.cat([new, best[:, : accepted + 1]], dim=1)
             rejected = block.shape[1] - accepted - 1
@@ -102,6 +102,6 @@ def _their_rounds(model: Any, prompt: Any, count: int, width: int, known: Any, d
         return new[:, :count]
 
     with torch.no_grad():
-        first = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), **{keyword: cache}).logits[:, -1:]
+        first = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), **held_in).logits[:, -1:]
         token = first.argmax(-1)
         return timed(rounds, device)

@@ -51,7 +51,7 @@ def experts_used(
     drafts, _ = proposer.propose(params[1], thinker, state.memory, decode.rows.token, verify_tokens, choose)
     ancestors = drafts.ancestors()
     position = decode.positions(jnp.sum(ancestors, axis=2) - 1)
-    mask = tree_mask(decode.cache.length, ancestors, decode.cache.k.shape[3])
+    mask = tree_mask(decode.cache.length, ancestors, decode.cache.capacity)
     ids = chosen_experts(thinker, thinker.embed_tokens(drafts.token_ids), position, decode.cache, mask)
     used = jnp.any(ids[..., None] == jnp.arange(thinker.layers.config.num_experts), axis=(1, 2))
     return jnp.sum(used, axis=1, dtype=jnp.int32)
@@ -75,6 +75,6 @@ def chosen_experts(thinker: Thinker, x: jax.Array, position: jax.Array, cache: A
     def choose(layer: tuple) -> jax.Array:
         l, i, x = layer
         rows = layers.router_inputs(x, l, rotation, cache, over_cache).reshape(-1, x.shape[-1])
-        return route(rows, layers.moe.router[...][i], config.experts_per_token, config.norm_topk_prob)[0]
+        return route(rows, layers.moe.router[...][i], config.experts_per_token, config.norm_topk_prob).ids
 
     return jax.lax.map(choose, (jnp.asarray(routed), jnp.arange(len(routed)), inputs))

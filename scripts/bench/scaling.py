@@ -102,7 +102,7 @@ def rate(options: Scaling, mesh_name: str, rows: int) -> float:
 
     model = laid_out_thinker(options.shape, options.dtype, mesh_name)
     batch = Batch.of_text(np.resize(prompts(options.batch, options.prompt), (rows, options.prompt)))
-    seconds = [model.decode(batch, options.new).decode_seconds for _ in range(1 + options.repetitions)]
+    seconds = [model.decode_all(batch, options.new).decode_seconds for _ in range(1 + options.repetitions)]
     return rows * (options.new - 1) / statistics.median(seconds[1:])
 
 

@@ -41,7 +41,7 @@ def ours(options: Text, directory: Path | None) -> System:
     from scripts.bench.thinker import our_thinker
 
     model, batch = our_thinker(options.run, directory), Batch.of_text(prompts(options.batch, options.prompt))
-    return our_system(lambda: _repetition(lambda new: model.decode(batch, new), options.new))
+    return our_system(lambda: _repetition(lambda new: model.decode_all(batch, new), options.new))
 
 
 def theirs(options: Text, directory: Path | None) -> System:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ import jax.numpy as jnp
 from convert import load_hf
 from omni_jax.config import DecoderConfig, OmniConfig
 from omni_jax.decode.batching import Admission, Batching
-from omni_jax.decode.draft.engine import SpeculativeEngine
+from omni_jax.decode.draft.acceptance import Rounds
+from omni_jax.decode.draft.engine import SpeculativeEngine, rounds_of
 from omni_jax.decode.draft.plan import DraftPlan
 from omni_jax.decode.engine import Engine, PlainEngine
 from omni_jax.decode.limits import Limits
-from omni_jax.decode.request import Request, requests_for
+from omni_jax.decode.request import requests_for
 from omni_jax.decode.sampling import Sampling
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Declaration, declare, init_params
@@ -26,6 +28,21 @@ from scripts.small.configs import config_dict
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """A decoded batch.
+
+    token_ids: of each row. decode_seconds: without prefill. rounds: of each row, and verified: the number of tokens
+    that they verified; both empty without drafts. source: what an oracle drafts these replies from.
+    """
+
+    token_ids: list[list[int]]
+    decode_seconds: float
+    rounds: list[Rounds]
+    verified: list[int]
+    source: Any
+
+
+@dataclass(frozen=True)
 class OurThinker:
     """Parameters, declaration and sizes of our Thinker; it decodes greedily."""
 
@@ -33,37 +50,29 @@ class OurThinker:
     declaration: Declaration
     text: DecoderConfig
 
+    def decode(
+        self, batch: Batch, new: int, drafts: DraftPlan | None = None, stop_ids: tuple[int, ...] = ()
+    ) -> Decoded:
+        """Decode at most `new` tokens in each row, with drafts if there is a plan for them."""
+        requests = requests_for(batch, Limits(new, stop_ids), [0] * len(batch.token_ids))
+        plain = self.engine(stop_ids)
+        engine: Engine = plain if drafts is None else SpeculativeEngine(plain, drafts)
+        batching = Batching(engine, len(requests), Admission(batch, requests))
+        batching.finish()
+        drafted = requests if drafts else []
+        rounds, verified = [rounds_of(request) for request in drafted], [request.verified for request in drafted]
+        token_ids = [request.token_ids for request in requests]
+        return Decoded(token_ids, batching.decode_seconds, rounds, verified, requests)
+
+    def decode_all(self, batch: Batch, new: int, drafts: DraftPlan | None = None) -> Decoded:
+        """Decode exactly `new` tokens in each row; RuntimeError if there are fewer."""
+        decoded = self.decode(batch, new, drafts)
+        require("new tokens", [len(ids) for ids in decoded.token_ids], [new] * len(batch.token_ids))
+        return decoded
+
     def engine(self, stop_ids: tuple[int, ...] = ()) -> PlainEngine:
         """The engine that decodes plainly."""
         return PlainEngine(self.params, self.declaration, self.text, Sampling(), stop_ids)
-
-    def decode(self, batch: Batch, new: int, drafts: DraftPlan | None = None) -> "Decoded":
-        """`new` tokens in each row; RuntimeError if there are fewer."""
-        plain = self.engine()
-        decoded = decode(plain if drafts is None else SpeculativeEngine(plain, drafts), batch, Limits(new))
-        require("new tokens", [len(request.token_ids) for request in decoded.requests], [new] * len(batch.token_ids))
-        return decoded
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """Requests that are done, one for each row of a batch, and the seconds after their first tokens."""
-
-    requests: list[Request]
-    decode_seconds: float
-
-    @property
-    def rows(self) -> list[list[int]]:
-        """The token ids of each."""
-        return [request.token_ids for request in self.requests]
-
-
-def decode(engine: Engine, batch: Batch, limits: Limits) -> Decoded:
-    """Run a request for each row of a batch to its end."""
-    requests = requests_for(batch, limits, [0] * len(batch.token_ids))
-    batching = Batching(engine, len(requests), Admission(batch, requests))
-    batching.finish()
-    return Decoded(requests, batching.decode_seconds)
 
 
 def our_thinker(run: Run, directory: Path | None) -> OurThinker:

@@ -1,14 +1,14 @@
-"""Write tests/data/golden_media_options.json: what the official utilities make of media options, over a grid of values.
+"""Write tests/data/golden_media_options.json: results of the official utilities for media options, on a grid of values.
 
-They need torchvision, which has no build for CPU-only torch, and bring much that nothing here uses, and are therefore
-no dependency of the tests. Install both without their dependencies and run this once:
+They need torchvision, which has no build for CPU-only torch, and many packages that this project does not use, so the
+tests do not depend on them. Install both without their dependencies and run this once:
 
     pip install --no-deps torchvision qwen-omni-utils audioread
     python -m scripts.golden.media_options
 
 They are called with this model's patch size. Videos are described instead of decoded: the utilities' own functions find
-the span and the number of frames, and resizing is replaced by what it is asked for. The grids are those that
-transformers' processors make of the result, told not to resize a second time.
+the span and the number of frames, and resizing returns an empty array of the requested size. The grids are those that
+transformers' processors compute from the result, without resizing a second time.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 
 DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
 PATCH_SIZE = 16
@@ -147,7 +148,7 @@ def sound_rows() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Run the utilities over all grids and store what comes out."""
+    """Run the utilities over all grids and store the results."""
     from PIL import Image
 
     utilities = load_utilities()
@@ -174,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m scripts.golden.media_options", description=__doc__)

@@ -1,13 +1,13 @@
-"""Write tests/data/golden_video_patches.npz: what transformers' Qwen2VLVideoProcessor makes of two small videos.
+"""Write tests/data/golden_video_patches.npz: the patches of two small videos by transformers' Qwen2VLVideoProcessor.
 
-It needs torchvision, which has no build for CPU-only torch and is therefore no dependency of the tests. Install it
-without its dependencies and run this once:
+It needs torchvision, which has no build for CPU-only torch, so the tests do not depend on it. Install it without its
+dependencies and run this once:
 
     pip install --no-deps torchvision
     python -m scripts.golden.video_patches
 
-Two cases: "exact", frames that already have the size they would be resized to, and "resized", an odd number of frames
-that have not. Every eleventh row of each is kept, as bytes: the reference resizes and rounds before it normalises.
+Two cases: "exact", frames that already have the final size, and "resized", an odd number of frames of another size.
+Every eleventh row of each is kept, as bytes: the reference resizes and rounds before it normalises.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 
 DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
 ROW_STEP = 11
@@ -27,7 +28,7 @@ def shifted_crops(image: np.ndarray, count: int, height: int, width: int) -> np.
 
 def main() -> None:
     """Process both cases and store the grids and every eleventh row of patches."""
-    # torchvision's own operators are not loaded; importing it only asks that two of them be declared.
+    # torchvision's own operators are not loaded; importing it requires only that two of them are declared.
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m scripts.golden.video_patches", description=__doc__)

@@ -68,7 +68,7 @@ def root_mean_square(name: str, got: Any, want: Any, bound: float) -> Finding:
 
 
 def on_cpu(function: Any, *args: Any) -> np.ndarray:
-    """The function's result on the first CPU device."""
+    """The result of the function of arrays [...] on the first CPU device, in NumPy."""
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu):
         return np.asarray(jax.jit(function)(*jax.device_put(args, cpu)))
@@ -96,14 +96,19 @@ def check_backend(backend: Any, R: int, dtype: str) -> Finding:
     x, weights = jnp.asarray(rng.standard_normal((R, D)), dtype), jnp.asarray(rng.random((R, A)), dtype)
     ids = np.stack([rng.permutation(E)[:A] for _ in range(R)]).astype(np.int32)
     with precision(dtype):
-        got = jax.jit(backend)(x, ids, weights, gate_up, down, jnp.int32(1))
+        got = jax.jit(backend)(
+            x, moe.Routing(jnp.asarray(ids), weights), moe.ExpertWeights(gate_up, down, jnp.int32(1))
+        )
     rounded = [np.asarray(a, np.float64) for a in (x, weights, gate_up[1], down[1])]
     bound = FLOAT32 if dtype == "float32" else BFLOAT16
     return compare(f"moe {backend.__name__}, {R} rows, {dtype}", got, plain_moe(ids, *rounded), bound)
 
 
 def plain_moe(ids: np.ndarray, x: np.ndarray, weights: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """The weighted sum over each row's experts as two loops, float64."""
+    """The weighted sum over each row's experts as two loops, float64 [R, D].
+
+    ids int and weights [R, A], x [R, D], gate_up [E, D, 2, F], down [E, F, D].
+    """
     out = np.zeros_like(x)
     for r, row in enumerate(x):
         for e, weight in zip(ids[r], weights[r], strict=True):
@@ -132,7 +137,7 @@ def check_attention() -> list[Finding]:
 
 
 def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, offset: np.ndarray, window: int | None) -> np.ndarray:
-    """Softmax attention with an explicit mask, float64."""
+    """Softmax attention with an explicit mask, float64: q [B, T, K, G, H], k and v [B, K, S, H], offset int [B]."""
     T, S, H = q.shape[1], k.shape[2], q.shape[-1]
     position = (offset[:, None] + np.arange(T))[..., None]
     mask = (np.arange(S) <= position) & (np.arange(S) > position - (window or S + T))

@@ -165,7 +165,10 @@ def code_logits(
     *,
     declaration: Declaration,
 ) -> tuple[jax.Array, jax.Array]:
-    """The logits of given codes, each of the two networks run once over all frames instead of code by code."""
+    """The logits of given codes, each of the two networks run once over all frames instead of code by code.
+
+    embed [V, D], hidden [B, U, D], text_ids int32 [B, N], codes int32 [B, Q, N]; returns as `teacher_forced`.
+    """
     talker: Talker = bind(declaration, params)
     predictor, (B, Q, N) = talker.code_predictor, codes.shape
     heard = talker.hidden_projection(hidden.astype(embed.dtype)[:, :HEARD])

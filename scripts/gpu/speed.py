@@ -55,7 +55,7 @@ def measure(name: str, run: Callable[[], Any], repetitions: int, work: float = 0
 
 
 def repeated(function: Callable[..., jax.Array], turns: int) -> Callable[..., jax.Array]:
-    """Run x = function(x, ...) `turns` times in one program, so that short kernels are not hidden by the launch."""
+    """Run x = function(x, ...) `turns` times in one program, x [...], so that launches do not hide short kernels."""
 
     def loop(x: jax.Array, *args: Any) -> jax.Array:
         return jax.lax.fori_loop(0, turns, lambda _, x: function(x, *args).astype(x.dtype), x)
@@ -108,11 +108,11 @@ def expert_backends(config: ThinkerConfig, rows: tuple[int, ...], turns: int = 1
             if R <= most:
 
                 def layer(
-                    x: jax.Array, ids: jax.Array, w: jax.Array, gate_up: jax.Array, down: jax.Array, run: Any = backend
+                    x: jax.Array, routing: moe.Routing, gate_up: jax.Array, down: jax.Array, run: Any = backend
                 ) -> jax.Array:
-                    return x + run(x, ids, w, gate_up, down, 0)
+                    return x + run(x, routing, moe.ExpertWeights(gate_up, down, 0))
 
-                run = partial(repeated(layer, turns), x, ids, weights, gate_up, down)
+                run = partial(repeated(layer, turns), x, moe.Routing(ids, weights), gate_up, down)
                 timings.append(measure(f"experts {name}, {R} rows", run, 3, turns * R, "rows/s"))
     return timings
 
@@ -130,10 +130,12 @@ class Model:
         return jax.device_put(text_request(prompts, new))
 
     def prefill(self, request: PrefillInput, capacity: int) -> tuple[jax.Array, DecodeState]:
+        """The first tokens int32 [B], and the state to decode from."""
         plan = Sampling().plan(self.config.text.vocab_size)
         return prefill(self.params, request, None, declaration=self.declaration, plan=plan, capacity=capacity)[:2]
 
     def decode(self, request: PrefillInput, state: DecodeState, unroll: int) -> tuple[jax.Array, DecodeState]:
+        """The tokens int32 [B, CHUNK] of one chunk, and the state after it."""
         plan, steps = Sampling().plan(self.config.text.vocab_size), np.int32(CHUNK)
         return decode_chunk(
             self.params,

@@ -40,6 +40,7 @@ class Speaker:
         return prefill_talker(self.params, self.embed, prompt, None, VOICE.values(), **static)
 
     def speak(self, state: SpeechState, unroll: int) -> tuple[jax.Array, SpeechState]:
+        """The codes int32 [B, Q, FRAMES] of one chunk, and the state after it."""
         text_ids = np.zeros((state.frames.shape[0], FRAMES), np.int32)
         frames = np.full(state.frames.shape, FRAMES, np.int32)
         given = (self.params, self.embed, state, text_ids, frames, VOICE.values())

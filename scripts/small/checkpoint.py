@@ -2,13 +2,13 @@
 
     python -m scripts.small checkpoint DIR --variant tiny
 
-The directory holds what the public checkpoint's does (config.json, safetensors shards with their index, tokenizer, chat
-template, preprocessor settings) under the public on-disk names, one tensor per expert, and transformers loads it too.
+The directory holds the files of the public checkpoint (config.json, safetensors shards with their index, tokenizer,
+chat template, preprocessor settings) under the public names, one tensor per expert; transformers loads it too.
 
-The weights are random but not at initialisation scale: at that scale a wrong attention window or a dropped position
-embedding moves the output less than a test can see. Here attention is peaked, routers are decided, every bias, norm
-weight and layer scale is away from its neutral value, and logits reach 15 to 30. Each tensor is drawn from its own
-name, so that neither sharding nor the order of tensors changes a value.
+The weights are random but not at initialisation scale: there a wrong attention window or a missing position embedding
+changes the output less than a test can see. Here attention is peaked, routers are decided, every bias, norm weight and
+layer scale differs from its neutral value, and logits reach 15 to 30. The random seed of a tensor includes its name, so
+neither sharding nor the order of tensors changes a value.
 """
 
 import json
@@ -133,7 +133,7 @@ def _write_weights(directory: Path, config: dict, seed: int, dtype: str, shards:
 
 
 def draw(name: str, shape: Shape, config: dict, seed: int) -> np.ndarray:
-    """The float32 values of one tensor: normal, at the scale that `SCALES` gives its name."""
+    """The values of one tensor, float32 of `shape` [...]: normal, at the scale that `SCALES` gives its name."""
     mean, std, kind = next((m, s, k) for pattern, m, s, k in SCALES if re.search(pattern, name))
     if name == "thinker.model.embed_tokens.weight" and config["thinker_config"].get("tie_word_embeddings"):
         std, kind = 5.0, "fan_in"

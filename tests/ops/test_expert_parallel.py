@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from omni_jax.ops import expert_parallel
 from omni_jax.ops.expert_parallel import exchanged, own_ids, replicated, sharded_moe
-from omni_jax.ops.moe import gathered, grouped, moe, partial_moe
+from omni_jax.ops.moe import ExpertWeights, Routing, gathered, grouped, moe, partial_moe
 from omni_jax.sharding import make_mesh, parse_mesh, split_over
 from tests.helpers.arrays import close
 from tests.helpers.experts import collectives, plain
@@ -32,6 +32,11 @@ def case(rows: int, routing: str = "random") -> Arrays:
     if routing == "one shard":
         ids = np.tile(np.arange(E - A, E, dtype=np.int32), (rows, 1))
     return tuple(map(jnp.asarray, (x, ids, scale, gate_up, down)))
+
+
+def given(x: jax.Array, ids: jax.Array, scale: jax.Array, gate_up: Any, down: Any, l: int) -> tuple:
+    """The arguments of every form."""
+    return x, Routing(ids, scale), ExpertWeights(gate_up, down, l)
 
 
 def mesh_of(text: str) -> Mesh:
@@ -63,14 +68,14 @@ def test_forms_equal_one_device(mesh: str, form: str, rows: int, split: tuple[st
     many = jax.jit(partial(FORMS[form], mesh=mesh_of(mesh), split=split))
     for routing in ("random", "one shard"):
         arrays = case(rows, routing)
-        close(many(*arrays, 1), one_by_one(*arrays))
+        close(many(*given(*arrays, 1)), one_by_one(*arrays))
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "tensor=2", "fsdp=2,expert=2,tensor=2"])
 def test_other_axes_alone(mesh: str) -> None:
     over, arrays = mesh_of(mesh), case(24)
     split = split_over("batch", 24, over)
-    close(jax.jit(partial(sharded_moe, mesh=over, split=split))(*arrays, 1), one_by_one(*arrays))
+    close(jax.jit(partial(sharded_moe, mesh=over, split=split))(*given(*arrays, 1)), one_by_one(*arrays))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -78,7 +83,7 @@ def test_gradients_equal_one_device(form: str) -> None:
     over, (x, ids, scale, gate_up, down) = mesh_of("expert=2,tensor=2,data=2"), case(16)
 
     def loss(sum_of: Any, x: jax.Array, scale: jax.Array, gate_up: jax.Array, down: jax.Array) -> jax.Array:
-        return jnp.sum(sum_of(x, ids, scale, gate_up, down, 1) ** 2)
+        return jnp.sum(sum_of(*given(x, ids, scale, gate_up, down, 1)) ** 2)
 
     many = partial(loss, partial(FORMS[form], mesh=over, split=ALL))
     got = jax.jit(jax.grad(many, (0, 1, 2, 3)))(x, scale, gate_up, down)
@@ -91,7 +96,7 @@ def test_gradients_equal_one_device(form: str) -> None:
 def test_gradients_of_few_rows() -> None:
     over, (x, ids, scale, gate_up, down) = mesh_of("expert=4"), case(4)
     grads = [
-        jax.jit(jax.grad(lambda x, w, f=f: jnp.sum(f(x, ids, scale, w, down, 0) ** 2), (0, 1)))(x, gate_up)
+        jax.jit(jax.grad(lambda x, w, f=f: jnp.sum(f(*given(x, ids, scale, w, down, 0)) ** 2), (0, 1)))(x, gate_up)
         for f in (partial(replicated, mesh=over, split=()), moe)
     ]
     for mine, its in zip(*grads, strict=True):
@@ -104,7 +109,7 @@ def test_a_device_uses_no_experts_but_those_that_are_chosen(form: str, rows: int
     gate_up, down = (w.at[0].set(jnp.nan).at[1, jnp.array([0, 2, 4, 5])].set(jnp.nan) for w in (gate_up, down))
     ids = jnp.tile(jnp.array([[1, 3, 7]]), (rows, 1))
     many = jax.jit(partial(FORMS[form], mesh=mesh_of("expert=4"), split=ALL))
-    assert np.isfinite(many(x, ids, scale, gate_up, down, 1)).all()
+    assert np.isfinite(many(*given(x, ids, scale, gate_up, down, 1))).all()
 
 
 @pytest.mark.parametrize("backend, rows", [(gathered, 3), (grouped, 40), (partial_moe, 3)])
@@ -115,7 +120,7 @@ def test_shares_of_the_experts_add_up(backend: Any, rows: int) -> None:
     @jax.jit
     def share(s: jax.Array) -> jax.Array:
         own = (jax.lax.dynamic_slice_in_dim(w, 2 * s, 2, axis=1) for w in (gate_up, down))
-        return backend(x, own_ids(ids, s, 2), scale, *own, 1, E)
+        return backend(*given(x, own_ids(ids, s, 2), scale, *own, 1), E)
 
     close(sum(share(s) for s in range(E // 2)), one_by_one(*arrays))
 
@@ -142,7 +147,7 @@ def test_ragged_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     many = jax.jit(partial(exchanged, mesh=mesh_of("expert=4,data=2"), split=ALL))
     for routing in ("random", "one shard"):
         arrays = case(48, routing)
-        close(many(*arrays, 1), one_by_one(*arrays))
+        close(many(*given(*arrays, 1)), one_by_one(*arrays))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -155,7 +160,7 @@ def test_rows_move_and_weights_stay(form: str) -> None:
         jax.ShapeDtypeStruct(shape, jnp.int32 if i == 1 else jnp.float32, sharding=NamedSharding(over, part))
         for i, (shape, part) in enumerate(zip(shapes, where, strict=True))
     ]
-    found = collectives(jax.jit(partial(FORMS[form], mesh=over, split=split)).lower(*arrays, 1).compile())
+    found = collectives(jax.jit(partial(FORMS[form], mesh=over, split=split)).lower(*given(*arrays, 1)).compile())
     assert "all-reduce" in found and ("all-to-all" in found) == (form == "exchanged")
     one_expert = D * wide
     assert max(found.values()) <= 4 * rows * D <= one_expert
@@ -168,8 +173,8 @@ def test_the_form_follows_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expert_parallel, "EXCHANGE_ROWS", 4)
     many, few = case(64), case(32)
     over = mesh_of("expert=8")
-    sharded_moe(*many, 0, over, ALL)
-    sharded_moe(*few, 0, over, ALL)
-    sharded_moe(*many, 0, over, ())
-    sharded_moe(*many, 0, mesh_of("expert=2"), ALL)
+    sharded_moe(*given(*many, 0), over, ALL)
+    sharded_moe(*given(*few, 0), over, ALL)
+    sharded_moe(*given(*many, 0), over, ())
+    sharded_moe(*given(*many, 0), mesh_of("expert=2"), ALL)
     assert taken == ["exchanged", "replicated", "replicated", "replicated"]

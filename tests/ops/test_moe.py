@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.ops import moe
+from omni_jax.ops.moe import ExpertWeights, Routing
 from tests.helpers.experts import plain
 
 # Without tokamax `grouped` takes the tiles; with it, on a GPU, scripts/gpu holds it to the same sum.
@@ -27,7 +28,7 @@ def test_backends_equal_a_plain_loop(backend: str, rows: int) -> None:
     x = rng.standard_normal((rows, D), np.float32)
     ids = np.stack([rng.permutation(E)[:A] for _ in range(rows)]).astype(np.int32)
     scale = rng.random((rows, A), np.float32)
-    got = jax.jit(BACKENDS[backend])(x, ids, scale, gate_up, down, jnp.int32(1))
+    got = jax.jit(BACKENDS[backend])(x, Routing(ids, scale), ExpertWeights(gate_up, down, jnp.int32(1)))
     want = plain(x, ids, scale, gate_up, down, 1)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
@@ -38,7 +39,7 @@ def test_all_rows_to_one_expert(backend: str) -> None:
     x = np.random.default_rng(1).standard_normal((70, 6), np.float32)
     ids = jnp.full((70, 1), 4)
     scale = jnp.ones((70, 1))
-    got = BACKENDS[backend](jnp.asarray(x), ids, scale, gate_up, down, 0)
+    got = BACKENDS[backend](jnp.asarray(x), Routing(ids, scale), ExpertWeights(gate_up, down, 0))
     np.testing.assert_allclose(got, plain(x, ids, scale, gate_up, down, 0), atol=1e-5)
 
 
@@ -49,7 +50,8 @@ def test_other_experts_are_not_computed(backend: str) -> None:
         array[0] = array[1, [0, 2, 4, 5]] = np.nan
     x = jnp.asarray(np.random.default_rng(4).standard_normal((40, 8), np.float32))
     ids = jnp.tile(jnp.array([[1, 3]]), (40, 1))
-    assert np.all(np.isfinite(BACKENDS[backend](x, ids, jnp.ones((40, 2)), gate_up, down, 1)))
+    experts = ExpertWeights(gate_up, down, 1)
+    assert np.all(np.isfinite(BACKENDS[backend](x, Routing(ids, jnp.ones((40, 2))), experts)))
 
 
 @pytest.mark.parametrize("most", [5, 16, 17, 63, 64, 65, 130])
@@ -62,7 +64,7 @@ def test_tiles_of_every_size(most: int, monkeypatch: pytest.MonkeyPatch) -> None
     ids = np.stack([rng.permutation([0, 1, 2, 4])[:A] for _ in range(R)]).astype(np.int32)
     ids[rng.permutation(R)[:most], 1] = 3
     monkeypatch.setattr(moe, "STEP_ROWS", (8, 8))
-    got = jax.jit(moe.tiled)(x, ids, scale, gate_up, down, 0)
+    got = jax.jit(moe.tiled)(x, Routing(ids, scale), ExpertWeights(gate_up, down, 0))
     want = plain(x, ids, scale, gate_up, down, 0)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
@@ -74,7 +76,7 @@ def test_gradients_keep_no_weights_of_each_tile() -> None:
     ids = jax.ShapeDtypeStruct((R, A), jnp.int32)
 
     def loss(x: jax.Array, gate_up: jax.Array, down: jax.Array, ids: jax.Array, scale: jax.Array) -> jax.Array:
-        return jnp.sum(moe.tiled(x, ids, scale, gate_up, down, 1) ** 2)
+        return jnp.sum(moe.tiled(x, Routing(ids, scale), ExpertWeights(gate_up, down, 1)) ** 2)
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, gate_up, down, ids, scale).compile()
     # One expert's weights in every tile and size would be several times all experts of one layer.
@@ -97,7 +99,7 @@ def test_gradients_equal_the_dense_form(rows: int) -> None:
         return jnp.sum(jnp.einsum("RAD,RA->RD", out[jnp.arange(rows)[:, None], ids], scale) ** 2)
 
     def routed(x: jax.Array, gate_up: jax.Array, down: jax.Array) -> jax.Array:
-        return jnp.sum(moe.moe(x, ids, scale, gate_up, down, 0) ** 2)
+        return jnp.sum(moe.moe(x, Routing(ids, scale), ExpertWeights(gate_up, down, 0)) ** 2)
 
     for got, want in zip(
         jax.grad(routed, (0, 1, 2))(x, gate_up, down), jax.grad(dense, (0, 1, 2))(x, gate_up, down), strict=True
@@ -108,10 +110,10 @@ def test_gradients_equal_the_dense_form(rows: int) -> None:
 def test_routing_normalises_only_when_told() -> None:
     rng = np.random.default_rng(3)
     x, router = rng.standard_normal((5, 6), np.float32), rng.standard_normal((9, 6), np.float32)
-    ids, raw = moe.route(x, router, 3, False)
-    same, normalised = moe.route(x, router, 3, True)
+    chosen, same = (moe.route(x, router, 3, normalise) for normalise in (False, True))
+    raw, normalised = chosen.weights, same.weights
     probabilities = jax.nn.softmax(x @ router.T, axis=-1)
-    np.testing.assert_array_equal(ids, same)
+    np.testing.assert_array_equal(chosen.ids, same.ids)
     np.testing.assert_allclose(raw, np.sort(probabilities, axis=-1)[:, ::-1][:, :3], rtol=1e-5)
     np.testing.assert_allclose(normalised, raw / raw.sum(-1, keepdims=True), rtol=1e-6)
 
@@ -121,5 +123,5 @@ def test_routing_is_decided_in_float32_whatever_the_type_of_the_rows() -> None:
     E = 64
     router = jnp.asarray(0.25 + np.arange(E) / 512, jnp.bfloat16)[:, None]
     assert len(np.unique(np.asarray(router, np.float32))) == E
-    ids, scale = moe.route(jnp.ones((1, 1), jnp.bfloat16), router, E, False)
-    assert ids[0].tolist() == list(range(E))[::-1] and scale.dtype == jnp.bfloat16
+    got = moe.route(jnp.ones((1, 1), jnp.bfloat16), router, E, False)
+    assert got.ids[0].tolist() == list(range(E))[::-1] and got.weights.dtype == jnp.bfloat16
