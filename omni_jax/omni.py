@@ -26,7 +26,8 @@ from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, pad_length, seeds_of
 from omni_jax.decode.slots import Prompt, Slots
 from omni_jax.decode.speech.session import MAX_FRAMES, Voice
-from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
+from omni_jax.decode.speech.speaker import SpeechRequest
+from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.vocode import Vocoder, as_codes, vocode
 from omni_jax.decode.text import forward
 from omni_jax.errors import InputError

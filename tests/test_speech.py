@@ -12,7 +12,8 @@ from omni_jax.decode.answers import Writing
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session
 from omni_jax.decode.speech.session import RESIDUAL, Voice
-from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
+from omni_jax.decode.speech.speaker import SpeechRequest
+from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part

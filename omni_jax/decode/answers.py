@@ -14,7 +14,8 @@ import numpy as np
 from omni_jax.decode.reply import Event, Reply, logprobs_of, replies_of
 from omni_jax.decode.session import Session
 from omni_jax.decode.slots import Slots
-from omni_jax.decode.speech.speakers import Speaker, Speakers, SpeechRequest
+from omni_jax.decode.speech.speaker import Speaker, SpeechRequest
+from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.vocode import Vocoder
 from omni_jax.decode.stops import StopStrings
 from omni_jax.inputs.batch import Batch

@@ -163,7 +163,8 @@ class Ours:
     def _aloud(self, frames: int) -> Any:
         """What says `bench.batch` rows, for `frames` frames."""
         from omni_jax.decode.answers import Aloud
-        from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
+        from omni_jax.decode.speech.speaker import SpeechRequest
+        from omni_jax.decode.speech.speakers import Speakers
 
         embed, voice = self.params["thinker"]["embed"], replace(self.voice, max_frames=frames)
         parts = (self.params["talker"], self.declarations["talker"], lambda: embed, self.config, voice)
