@@ -74,7 +74,8 @@ class Speakers:
         """Nothing is read or computed here.
 
         params, declaration: the Talker's. embed: gives the Thinker's token embeddings [V, D], on the Talker's devices.
-        voice: how codes are drawn; its speaker and limit do not count. rows: their number, which the mesh should divide.
+        voice: how codes are drawn; its speaker and limit do not count. rows: their number, a multiple of what the mesh
+        splits rows into.
         """
         assert config.talker is not None
         self.params, self.declaration, self.embed = params, declaration, embed
