@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.decode.session import Session
-from omni_jax.inputs.tokenizer import Tokenizer
+from omni_jax.models.code2wav import SAMPLES_PER_SECOND
+
+# Letters of a text that a reply prints.
+SHOWN_LETTERS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,19 +24,19 @@ class Logprobs:
     top: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reply:
-    """An answer: its text, its token ids (the stop token included), its speech if that was asked for, and stats.
+    """An answer: its text, its token ids (the stop token included), its speech if there is any, and stats.
 
     With a stop string the text ends before it, and the token ids end with the token that completes it.
-    audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames]. logprobs: of the token ids, if asked for.
-    stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; if stop
-    strings were given also stop_string, the one that ended it or None; with speech also frames, audio_seconds,
-    speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also
-    rounds, tokens_per_round (the target's own token of each round included), drafted and verified (tokens), and by
-    round round_tokens, which it gave, and round_most, which it could give. The times are those of the whole batch, the
-    first call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for. Of many
-    replies that share slots there is one time instead: seconds, from when a slot took the prompt to its last token.
+    audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames]. logprobs: of the token ids, if they were wanted.
+    stats: prompt_tokens, new_tokens, finish_reason ("stop", "length", or "cancelled"), prefill_seconds and
+    decode_seconds; if stop strings were given also stop_string, the one that ended it or None; with speech also frames,
+    audio_seconds, speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also rounds,
+    tokens_per_round (the target's own token of each round included), drafted and verified (tokens), and by round
+    round_tokens, which it gave, and round_most, which it could give. The times are those of the whole batch, the first
+    call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for. Replies that
+    share slots have one time for their text instead: seconds, from when a slot took the prompt to its last token.
     """
 
     text: str
@@ -44,14 +46,18 @@ class Reply:
     codes: np.ndarray | None = None
     logprobs: Logprobs | None = None
 
+    def __repr__(self) -> str:
+        sound = "" if self.audio is None else f", {self.audio.size / SAMPLES_PER_SECOND:.1f} s of speech"
+        return f"Reply({_begin(self.text)}, {len(self.token_ids)} tokens{sound})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Event:
     """A step of a stream: a piece of text, never part of a character, and the token ids drawn since the last event.
 
     A piece may be empty while a character is incomplete, or while the text may be the beginning of a stop string.
     audio: the next piece of speech, float32 [samples] at 24 kHz, None in events without. logprobs: of the token ids, if
-    asked for and there are any. The last event carries the whole reply.
+    they were wanted and there are any. The last event carries the whole reply.
     """
 
     text: str
@@ -60,30 +66,12 @@ class Event:
     audio: np.ndarray | None = None
     logprobs: Logprobs | None = None
 
-
-def replies_of(session: Session, tokenizer: Tokenizer, times: dict[str, float]) -> list[Reply]:
-    """The replies of a finished session, row by row; `times` go into the stats of each."""
-    replies = []
-    for row, (length, ids, stopped) in enumerate(zip(session.lengths, session.rows, session.stopped, strict=True)):
-        stats = {
-            "prompt_tokens": int(length),
-            "new_tokens": len(ids),
-            "finish_reason": "stop" if stopped else "length",
-            **({"stop_string": session.met[row]} if session.watches else {}),
-            **times,
-            **session.row_stats(row),
-        }
-        text = session.watches[row].text() if session.watches else tokenizer.decode(ids)
-        replies.append(Reply(text, ids, stats, logprobs=logprobs_of(session, row)))
-    return replies
+    def __repr__(self) -> str:
+        sound = "" if self.audio is None else f", {self.audio.size / SAMPLES_PER_SECOND:.1f} s of speech"
+        reply = "" if self.reply is None else f", {self.reply}"
+        return f"Event({_begin(self.text)}, {len(self.token_ids)} tokens{sound}{reply})"
 
 
-def logprobs_of(session: Session, row: int, since: int = 0) -> Logprobs | None:
-    """The log-probabilities of a row's tokens from number `since` on; None if nobody asked."""
-    if session.logprobs is None:
-        return None
-    reports = session.reports(row, since)
-    floats, most = reports.view(np.float32), reports.shape[1] // 2 - 1
-    k = min(session.logprobs, most)
-    token, top = floats[:, 1].copy(), floats[:, 2 + most : 2 + most + k].copy()
-    return Logprobs(token, reports[:, 2 : 2 + k].copy(), top)
+def _begin(text: str) -> str:
+    """The beginning of a text, on one line."""
+    return repr(text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 3] + "...")

@@ -17,15 +17,15 @@ from omni_jax.inputs.values import number_of, shown, whole
 
 # The finest temperature and share of mass: float32 logits of scale 10 differ by that much.
 FINEST = 1e-6
-# The most alternatives to a token whose log-probabilities can be asked for.
+# The most alternatives to a token whose log-probabilities can be reported.
 MOST_LIKELY = 20
 
 
 class Plan(NamedTuple):
     """What the compiled program contains: no draw at all, the penalty, and how many candidates are sorted (0: none).
 
-    The candidates are a power of two or the whole vocabulary; which of them count is decided by traced values.
-    likely: of how many of the likeliest tokens it gives the log-probabilities beside the token's own; None for neither.
+    The number of candidates is a power of two or the whole vocabulary; traced values decide which of them count.
+    likely: the number of likeliest tokens whose log-probabilities are given with the token's own; None for neither.
     """
 
     greedy: bool
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of one request. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
+    """How tokens are drawn. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
 
     logprobs: how many alternatives to each token to report with log-probabilities; None for none, not even the token's.
     """
@@ -95,7 +95,7 @@ def sample(
 ) -> jax.Array:
     """Next token int32 [B] from float32 logits [B, V].
 
-    keys: one typed key per row. position: int32 [B], where the token will stand in its row. seen: bool [B, V] when
+    keys: one typed key per row. position: int32 [B], of the token in its row. seen: bool [B, V] when
     the plan is penalised.
     """
     logits = filtered(logits, seen, values, plan)
@@ -121,7 +121,7 @@ def filtered(logits: jax.Array, seen: jax.Array | None, values: dict, plan: Plan
 
 
 def draw_keyed(logits: jax.Array, keys: jax.Array, position: jax.Array, *more: int) -> jax.Array:
-    """Tokens int32 [B] from logits [B, V], each with its row's key, its position int32 [B] and further numbers."""
+    """Tokens int32 [B] from logits [B, V], each with its row's key, its position int32 [B] and more numbers."""
 
     def one(key: jax.Array, at: jax.Array, row: jax.Array) -> jax.Array:
         return jax.random.categorical(fold(key, at, *more), row)
@@ -130,7 +130,7 @@ def draw_keyed(logits: jax.Array, keys: jax.Array, position: jax.Array, *more: i
 
 
 def fold(key: jax.Array, *numbers: jax.Array | int) -> jax.Array:
-    """The key that belongs to `numbers`."""
+    """The key that belongs to a typed key [] and `numbers`, int32 []."""
     for number in numbers:
         key = jax.random.fold_in(key, number)
     return key

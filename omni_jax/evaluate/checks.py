@@ -5,10 +5,10 @@ from pathlib import Path
 import jax
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.draft.plan import Draftings
+from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.decode.memory import GB, available
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import row_keys
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.stops import StopStrings
 from omni_jax.errors import InputError
@@ -59,4 +59,6 @@ def check_stop(settings: Settings, model: Path) -> None:
 
 def check_drafting(settings: Settings, drafter: Drafter | None, config: OmniConfig) -> None:
     """Raise InputError for a drafter of another model, or that does not draft as the settings say."""
-    Draftings(config).settle(drafter, settings.draft_tokens, settings.draft_tree, settings.draft_sampling)
+    KnownDrafters(config).resolve_draft_plan(
+        drafter, settings.draft_tokens, settings.draft_tree, settings.draft_sampling
+    )

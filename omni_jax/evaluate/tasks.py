@@ -19,8 +19,7 @@ from typing import Any
 
 import jax
 
-from omni_jax.decode.session import check_context
-from omni_jax.decode.slots import Prompt
+from omni_jax.decode.prompt import Prompt, check_context
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample, reason
 from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, prepare_choices

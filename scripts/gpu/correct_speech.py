@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import CODEC_MARKS, Code2WavConfig, OmniConfig, TalkerConfig
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import row_keys
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.talker_loop import TalkerPrompt, decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import Vocoder, vocode

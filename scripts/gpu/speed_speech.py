@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import Code2WavConfig, OmniConfig, TalkerConfig
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import row_keys
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.talker_loop import FRAMES, SpeechState, TalkerPrompt, decode_frames, grow, prefill_talker
 from omni_jax.decode.speech.vocode import start, vocode_chunk
@@ -37,8 +37,8 @@ class Speaker:
     params: dict
     embed: jax.Array
 
-    def begin(self, prompt: TalkerPrompt, slots: int) -> SpeechState:
-        static = {"declaration": self.declaration, "plan": VOICE.plan(self.config), "capacity": slots}
+    def begin(self, prompt: TalkerPrompt, capacity: int) -> SpeechState:
+        static = {"declaration": self.declaration, "plan": VOICE.plan(self.config), "capacity": capacity}
         return prefill_talker(self.params, self.embed, prompt, None, VOICE.values(), **static)
 
     def speak(self, state: SpeechState, unroll: int) -> tuple[jax.Array, SpeechState]:
@@ -48,9 +48,9 @@ class Speaker:
         made, state = decode_frames(*given, declaration=self.declaration, plan=VOICE.plan(self.config), unroll=unroll)
         return made.codes, state
 
-    def said(self, rows: int, slots: int, frames: int) -> SpeechState:
+    def said(self, rows: int, capacity: int, frames: int) -> SpeechState:
         """The state behind prompts of 128 columns, which have `frames` frames to go."""
-        return grow(self.begin(text_prompt(rows, 128, frames), capacity_for(128)), capacity=slots)
+        return grow(self.begin(text_prompt(rows, 128, frames), capacity_for(128)), capacity=capacity)
 
 
 def make_speaker(shape: str, dtype: str) -> Speaker:
@@ -85,9 +85,9 @@ def prompts(speaker: Speaker, cases: Iterable[tuple[int, int]]) -> list[Timing]:
     return timings
 
 
-def frames(speaker: Speaker, rows: int, slots: int, unroll: int, repetitions: int = 3) -> Timing:
-    """Chunks of FRAMES frames in a cache of `slots` slots."""
-    state = speaker.said(rows, slots, FRAMES * (repetitions + 1))
+def frames(speaker: Speaker, rows: int, capacity: int, unroll: int, repetitions: int = 3) -> Timing:
+    """Chunks of FRAMES frames in a cache of `capacity` slots."""
+    state = speaker.said(rows, capacity, FRAMES * (repetitions + 1))
 
     def run() -> jax.Array:
         nonlocal state
@@ -95,15 +95,15 @@ def frames(speaker: Speaker, rows: int, slots: int, unroll: int, repetitions: in
         return codes
 
     form = "scan" if unroll == 1 else f"unroll {unroll}"
-    name = f"{FRAMES} frames of {rows} rows, {slots} slots, {form}"
+    name = f"{FRAMES} frames of {rows} rows, {capacity} slots, {form}"
     timing = measure(name, run, repetitions, rows * FRAMES, "frames/s")
     assert int(state.rows.remaining.max()) == 0, "rows ended early: the rate would be wrong"
     return timing
 
 
-def frame_kernels(speaker: Speaker, rows: int, slots: int, unroll: int) -> list[tuple[str, float, int]]:
+def frame_kernels(speaker: Speaker, rows: int, capacity: int, unroll: int) -> list[tuple[str, float, int]]:
     """Name, milliseconds and number of the kernels that one chunk of frames spends most time in."""
-    _, state = speaker.speak(speaker.said(rows, slots, 2 * FRAMES), unroll)
+    _, state = speaker.speak(speaker.said(rows, capacity, 2 * FRAMES), unroll)
     return profiled(partial(speaker.speak, jax.block_until_ready(state), unroll))
 
 

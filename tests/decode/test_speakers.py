@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from convert import load_hf
+from omni_jax.decode.batching import Admission, Batching
+from omni_jax.decode.engine import PlainEngine
+from omni_jax.decode.limits import Limits
+from omni_jax.decode.request import Request, requests_for, row_keys
+from omni_jax.decode.rows import idle, insert
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session, row_keys
-from omni_jax.decode.slots import idle, insert
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.speaker import Speaker, SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
@@ -248,14 +251,14 @@ def test_rows_end_by_themselves_and_a_cache_grows_with_the_longest(omni: Omni) -
             row.text.write(30)
         speakers.advance()
         assert speakers.state is not None
-        assert all(row.columns + row.made <= speakers.state.cache.slots for row in rows)
+        assert all(row.columns + row.made <= speakers.state.cache.capacity for row in rows)
     for row, codes in zip(rows, want, strict=True):
         np.testing.assert_array_equal(row.codes, codes)
     assert rows[2].columns < 256 < rows[2].columns + rows[2].made, "its cache grew"
     assert min(row.made for row in rows) < 30 and not all(row.cut for row in rows), "some end themselves"
 
 
-def test_replies_of_sessions_that_are_written_at_different_times(omni: Omni) -> None:
+def test_replies_that_are_written_at_different_times(omni: Omni) -> None:
     """Text, codes and sound are those of `generate`, and sound that is streamed is that of the whole."""
     assert omni.config.talker is not None and omni.config.code2wav is not None
     layer, settings = omni.config.talker.accept_hidden_layer, {"max_new_tokens": 20, "stop_ids": (), "max_frames": 24}
@@ -270,12 +273,14 @@ def test_replies_of_sessions_that_are_written_at_different_times(omni: Omni) -> 
                 batch = omni.prepare(messages)
                 request = SpeechRequest.read(batch, Voice(who, DRAWN, 24), omni.config)
                 thinker = (omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text)
-                session = Session(*thinker, batch, Sampling(), 20, seed, (), (layer,) if request.hears else ())
-                chunks = session.chunks(3 + i)
+                engine, (text,) = PlainEngine(*thinker, Sampling()), requests_for(batch, Limits(20), [seed])
+                chunks = Batching(engine, 1, Admission(batch, [text]), steps=3 + i).run()
                 next(chunks)
-                hidden = session.give_tapped(layer) if request.hears else None
-                speaker = speakers.insert(b, request, Row(session), hidden)
-                running[b] = Running(i, session, chunks, speaker, Vocoder(*vocoder))
+                again = engine.prefill(
+                    batch, requests_for(batch, Limits(20), [seed]), (layer,) if request.hears else ()
+                )
+                speaker = speakers.insert(b, request, text, None if again.tapped is None else again.tapped[0])
+                running[b] = Running(i, text, chunks, speaker, Vocoder(*vocoder))
         for one in running.values():
             next(one.chunks, None)
         for b, codes in enumerate(speakers.advance(5)):
@@ -286,7 +291,7 @@ def test_replies_of_sessions_that_are_written_at_different_times(omni: Omni) -> 
                 speakers.free(b)
                 del running[b]
                 reply = want[one.number]
-                assert one.session.rows[0] == reply.token_ids
+                assert one.text.token_ids == reply.token_ids
                 np.testing.assert_array_equal(one.speaker.codes, reply.codes)
                 (whole,) = vocode(*vocoder, one.speaker.codes[None])
                 np.testing.assert_array_equal(whole, reply.audio)
@@ -296,30 +301,11 @@ def test_replies_of_sessions_that_are_written_at_different_times(omni: Omni) -> 
 
 
 @dataclasses.dataclass
-class Row:
-    """The one row of a session as a text."""
-
-    session: Session
-
-    @property
-    def spoken(self) -> list[int]:
-        return self.session.spoken[0]
-
-    @property
-    def done(self) -> bool:
-        return self.session.row_done[0]
-
-    @property
-    def key(self) -> jax.Array:
-        return self.session.keys[0]
-
-
-@dataclasses.dataclass
 class Running:
     """A reply that is being written, said and heard."""
 
     number: int
-    session: Session
+    text: Request
     chunks: Any
     speaker: Speaker
     vocoder: Vocoder

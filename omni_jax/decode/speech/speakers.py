@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.slots import idle, insert
+from omni_jax.decode.rows import idle, insert
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.speaker import Speaker, SpeechRequest, Text
 from omni_jax.decode.speech.talker_loop import (
@@ -187,7 +187,7 @@ class Speakers:
             self.state = state
             return
         running = idle(state, rows=len(self.rows)) if self.state is None else self.state
-        self.state = insert(self._grown(running, state.cache.slots), state, np.int32(first))
+        self.state = insert(self._grown(running, state.cache.capacity), state, np.int32(first))
 
     def _speak(self, count: np.ndarray) -> list[np.ndarray]:
         """Up to count[b] (int32 [B]) more frames of each row b, int32 [Q, n]."""
@@ -221,7 +221,7 @@ class Speakers:
 
     @staticmethod
     def _grown(state: SpeechState, capacity: int) -> SpeechState:
-        return grow(state, capacity=capacity) if capacity > state.cache.slots else state
+        return grow(state, capacity=capacity) if capacity > state.cache.capacity else state
 
 
 @jax.jit
