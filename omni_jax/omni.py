@@ -106,7 +106,7 @@ class Omni:
         """Read the parameters, unless they are there."""
         if self._read is not None:
             for part, arrays in self._read().items():
-                # In place: sessions that were made before hold the dict of a part.
+                # In place: engines that were made before hold the dict of a part.
                 self.params[part].update(arrays)
             self._read = None
 

@@ -59,11 +59,11 @@ def test_drafting(system: Callable, checkpoints: Callable[[str], Path]) -> None:
 
 
 def test_too_few_frames_of_ours_are_an_error(ours: bench_speech.Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, session = ours.stream()
-    speaking = ours._speaking
-    monkeypatch.setattr(ours, "_speaking", lambda session, frames: speaking(session, frames - 1))
+    _, requests = ours.stream()
+    speakers = ours._speakers
+    monkeypatch.setattr(ours, "_speakers", lambda frames: speakers(frames - 1))
     with pytest.raises(RuntimeError, match=r"frames: \[3, 3\] made, \[4, 4\] asked for"):
-        ours.speak(session, SPEECH.frames)
+        ours.speak(requests, SPEECH.frames)
     with pytest.raises(RuntimeError, match="samples"):
         ours.stream()
 

@@ -1,4 +1,4 @@
-"""What a drafter proposes within a session, against its description and the Thinker's own states of the whole text."""
+"""What a drafter proposes as a reply is written, against its description and the Thinker's own states of the whole text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ class Case:
     "kind, variant, tree, width",
     [("dflash", "small", None, 6), ("eagle3", "odd", None, 4), ("eagle3", "tiny", (3, 3), 9)],
 )
-def test_a_session_drafts_what_the_description_says(
+def test_an_engine_drafts_what_the_description_says(
     kind: str,
     variant: str,
     tree: tuple[int, int] | None,
