@@ -14,7 +14,8 @@ from omni_jax.decode.limits import Limits
 from omni_jax.decode.request import Request
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.session import RESIDUAL, Voice
-from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
+from omni_jax.decode.speech.speaker import SpeechRequest
+from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
 from tests.helpers.prompts import PROMPTS

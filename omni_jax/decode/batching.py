@@ -27,7 +27,8 @@ from omni_jax.decode.chunk import Chunk
 from omni_jax.decode.engine import Engine, most_tokens
 from omni_jax.decode.request import Request
 from omni_jax.decode.rows import caches_of, idle, insert, retire
-from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
+from omni_jax.decode.speech.speaker import SpeechRequest
+from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import FRAMES
 from omni_jax.decode.text import CHUNK
 from omni_jax.inputs.batch import Batch

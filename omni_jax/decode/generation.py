@@ -18,7 +18,8 @@ from omni_jax.decode.reasoning import ends_inside_reasoning
 from omni_jax.decode.request import requests_for
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.session import Voice
-from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
+from omni_jax.decode.speech.speaker import SpeechRequest
+from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import FRAMES
 from omni_jax.decode.text import CHUNK
 from omni_jax.errors import InputError

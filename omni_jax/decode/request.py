@@ -14,7 +14,7 @@ import numpy as np
 from omni_jax.decode.chunk import ChunkPlan
 from omni_jax.decode.limits import Limits, seeds_of
 from omni_jax.decode.prompt import prompt_lengths
-from omni_jax.decode.speech.speakers import Speaker
+from omni_jax.decode.speech.speaker import Speaker
 from omni_jax.decode.stops import Watch
 from omni_jax.decode.text import NO_TOKEN
 from omni_jax.inputs.batch import Batch

@@ -17,7 +17,8 @@ from omni_jax.decode.limits import Limits
 from omni_jax.decode.request import requests_for
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.session import Voice
-from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
+from omni_jax.decode.speech.speaker import SpeechRequest
+from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.vocode import Vocoder, samples_of, vocode
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import declare, init_params

@@ -18,7 +18,8 @@ from omni_jax.decode.request import Request, requests_for, row_keys
 from omni_jax.decode.rows import idle, insert
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.session import Voice
-from omni_jax.decode.speech.speakers import Speaker, Speakers, SpeechRequest
+from omni_jax.decode.speech.speaker import Speaker, SpeechRequest
+from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import Vocoder, vocode, vocode_chunk
 from omni_jax.inputs.processor import Processor

@@ -2,20 +2,13 @@
 
     request, text and hidden states -> prompt (NumPy) -> prefill, a row alone or all at once -> chunks of frames
 
-The Talker says one text token per frame, so a row may run as far as its text is written: `Speakers.advance` makes the
-frames that the texts so far allow, and those to the end for texts that are complete. A row whose text is not there yet
-pauses. What a row says is the reply's spoken tokens (all but the last, which is the stop token or the one at the
-limit), the mark of its end, then padding; the first of these is the last column of the prompt, frame t adds number
-t + 1. No row depends on the others, and nothing compiles anew for another mixture of them.
-
-Deliberate differences from transformers' `Qwen3OmniMoeForConditionalGeneration.generate`: each row of a batch says what
-it says alone; a reply without a spoken token gives no audio instead of an error.
+`Speakers.advance` makes the frames that the texts so far allow, and those to the end for texts that are complete. A row
+whose text is not there yet pauses. No row depends on the others, and nothing compiles anew for another mixture of them.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +17,7 @@ import numpy as np
 from omni_jax.config import OmniConfig
 from omni_jax.decode.rows import idle, insert
 from omni_jax.decode.speech.session import Voice
+from omni_jax.decode.speech.speaker import Speaker, SpeechRequest, Text
 from omni_jax.decode.speech.talker_loop import (
     FRAMES,
     NO_CODE,
@@ -33,120 +27,12 @@ from omni_jax.decode.speech.talker_loop import (
     grow,
     prefill_talker,
 )
-from omni_jax.errors import InputError
-from omni_jax.inputs.batch import Batch, bucket
-from omni_jax.inputs.speech import SpeechPrompt, speaker_ids, speech_prompt
 from omni_jax.models.param import Declaration
 from omni_jax.ops.cache import capacity_for
 from omni_jax.sharding import place
 
 # Folded into a row's key, so that speech does not draw with the numbers that text draws with.
 SPEECH_KEY = 2**32 - 1
-
-
-class Text(Protocol):
-    """A reply as it is written, as far as speech has to know it."""
-
-    @property
-    def spoken(self) -> list[int]:
-        """The token ids that speech says so far; never the last one of a finished reply."""
-        ...
-
-    @property
-    def done(self) -> bool:
-        """Whether the reply is finished, so that `spoken` stays what it is."""
-        ...
-
-    @property
-    def key(self) -> jax.Array:
-        """The reply's PRNG key, of no shape, the one that its text is drawn with."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class SpeechRequest:
-    """What is known before the first token is drawn, checked, in NumPy: the prompts of B rows and their limits.
-
-    prompt: the first spoken token, its last column, is not known yet. budget: int32 [B], the most frames of each row.
-    """
-
-    prompt: SpeechPrompt
-    budget: np.ndarray
-
-    @classmethod
-    def read(cls, batch: Batch, voice: Voice, config: OmniConfig) -> "SpeechRequest":
-        """The request of a prepared batch and a voice; InputError if the Talker cannot hold its prompts."""
-        assert config.talker is not None
-        speakers = speaker_ids(voice.speaker, len(batch.mask), config)
-        prompt = speech_prompt(batch, [config.tts_eos_token_id] * len(speakers), speakers, config)
-        context = config.talker.text.max_position_embeddings
-        room = context - prompt.length
-        if room.min() < 1:
-            raise InputError(
-                f"the Talker's context of {context} does not hold a prompt of {int(prompt.length.max())} columns; "
-                "shorten the conversation or its media, or leave out speech"
-            )
-        return cls(prompt, np.minimum(room, min(voice.max_frames, context)).astype(np.int32))
-
-    @property
-    def hears(self) -> bool:
-        """Whether the prompts hold media, whose hidden states the Talker needs."""
-        return bool((self.prompt.hidden_index >= 0).any())
-
-    def begun(self, spoken: Sequence[list[int]]) -> "SpeechRequest":
-        """The same with each row's first spoken token in place; a row without one makes no frames."""
-        text_ids, last = self.prompt.text_ids.copy(), self.prompt.length - 1
-        for row, ids, column in zip(text_ids, spoken, last.tolist(), strict=True):
-            row[column] = ids[0] if ids else row[column]
-        silent = np.asarray([not ids for ids in spoken])
-        return SpeechRequest(replace(self.prompt, text_ids=text_ids), np.where(silent, 0, self.budget))
-
-
-@dataclass(eq=False)
-class Speaker:
-    """One row that speaks.
-
-    text: what it says. columns: of its prompt. budget: the most frames that it makes. seconds: what the steps took in
-    which it took part. done: whether it has made its last frame. running: whether its prompt has run.
-    """
-
-    text: Text
-    columns: int
-    budget: int
-    seconds: float = 0.0
-    done: bool = False
-    running: bool = False
-    made: int = 0
-    _parts: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def codes(self) -> np.ndarray:
-        """The codes so far, int32 [Q, frames]."""
-        return np.concatenate(self._parts, axis=1)
-
-    @property
-    def cut(self) -> bool:
-        """Whether its limit of frames ended it, not it itself."""
-        return 0 < self.budget <= self.made
-
-    @property
-    def ready(self) -> bool:
-        """Whether its prompt may run: its first token is known, or it is known to have none."""
-        return self.done or self.text.done or bool(self.text.spoken)
-
-    @property
-    def allowed(self) -> int:
-        """The number of frames that it may make now."""
-        if self.done or not self.running:
-            return 0
-        left = self.budget - self.made
-        return left if self.text.done else max(0, min(left, len(self.text.spoken) - 1 - self.made))
-
-    def add(self, codes: np.ndarray, seconds: float) -> None:
-        """Note the codes int32 [Q, n] of its next frames, and what the step took."""
-        self._parts.append(codes)
-        self.made += codes.shape[1]
-        self.seconds += seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +74,8 @@ class Speakers:
         """Nothing is read or computed here.
 
         params, declaration: the Talker's. embed: gives the Thinker's token embeddings [V, D], on the Talker's devices.
-        voice: how codes are drawn. rows: the number of rows, whole for the Talker's mesh.
+        voice: how codes are drawn; its speaker and limit do not count. rows: their number, a multiple of what the mesh
+        splits rows into.
         """
         assert config.talker is not None
         self.params, self.declaration, self.embed = params, declaration, embed
@@ -246,6 +133,7 @@ class Speakers:
 
     @property
     def _no_codes(self) -> np.ndarray:
+        """The codes of no frame, int32 [Q, 0]."""
         return np.empty((self.talker.num_code_groups, 0), np.int32)
 
     def _take(
@@ -253,7 +141,7 @@ class Speakers:
     ) -> list[Speaker]:
         """New speakers for the rows from number `first` on."""
         given = zip(texts, request.prompt.length.tolist(), request.budget.tolist(), strict=True)
-        speakers = [Speaker(text, columns, budget, _parts=[self._no_codes]) for text, columns, budget in given]
+        speakers = [Speaker(text, columns, budget, self._no_codes) for text, columns, budget in given]
         # A row that was given up while it waited with others is free once they speak.
         waiting = [b for w in self._waiting for b in range(w.first, w.first + len(w.speakers))]
         rows = range(first, first + len(speakers))
@@ -271,13 +159,14 @@ class Speakers:
         return [speaker for waiting in ready for speaker in waiting.speakers]
 
     def _run_prompt(self, waiting: _Waiting) -> None:
+        """Run the prompt of rows that came together, unless all are silent."""
         # A speaker that was given up while it waited is silent.
         request = waiting.request.begun([[] if s.done else s.text.spoken for s in waiting.speakers])
         for speaker, budget in zip(waiting.speakers, request.budget.tolist(), strict=True):
             speaker.budget, speaker.running, speaker.done = budget, budget > 0, budget == 0
         if not request.budget.any():
             return
-        prompt, mesh = _padded(request.prompt), self.declaration.mesh
+        prompt, mesh = request.padded(), self.declaration.mesh
         keys = _speech_keys(jnp.stack([speaker.text.key for speaker in waiting.speakers]))
         hidden = waiting.hidden
         state = prefill_talker(
@@ -339,19 +228,3 @@ class Speakers:
 def _speech_keys(keys: jax.Array) -> jax.Array:
     """The keys that speech draws with, [B], of those that texts are drawn with."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, np.uint32(SPEECH_KEY))
-
-
-def _padded(prompt: SpeechPrompt) -> SpeechPrompt:
-    """The same prompt with a bucketed number of columns."""
-    more = bucket(prompt.text_ids.shape[1]) - prompt.text_ids.shape[1]
-
-    def pad(array: np.ndarray, fill: int) -> np.ndarray:
-        return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, more)], constant_values=fill)
-
-    return replace(
-        prompt,
-        text_ids=pad(prompt.text_ids, 0),
-        hidden_index=pad(prompt.hidden_index, -1),
-        codec_ids=pad(prompt.codec_ids, -1),
-        position_ids=pad(prompt.position_ids, 0),
-    )

@@ -115,7 +115,7 @@ class Loop:
 def prefill_talker(
     params: dict,
     embed: jax.Array,
-    prompt: TalkerPrompt,
+    request: TalkerPrompt,
     hidden: jax.Array | None,
     values: SpeechValues,
     *,
@@ -129,23 +129,23 @@ def prefill_talker(
     capacity: columns that the cache holds.
     """
     talker: Talker = bind(declaration, params)
-    text, B = talker.config.text, prompt.budget.shape[0]
-    x = _prompt_inputs(talker, embed, prompt.prompt, hidden)
+    text, prompt, B = talker.config.text, request.prompt, request.budget.shape[0]
+    x = _prompt_inputs(talker, embed, prompt, hidden)
     empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
-    out = talker.prefill(x, jnp.asarray(prompt.prompt.position_ids), empty)
-    length, budget = jnp.asarray(prompt.prompt.length), jnp.asarray(prompt.budget)
+    out = talker.prefill(x, jnp.asarray(prompt.position_ids), empty)
+    length, budget = jnp.asarray(prompt.length), jnp.asarray(request.budget)
     rows = Rows(
         token=jnp.zeros((B,), jnp.int32),
         done=budget <= 0,
         remaining=budget,
         seen=jnp.zeros((B, text.vocab_size if plan.first.penalised else 0), bool),
-        keys=prompt.keys,
+        keys=request.keys,
     )
     state = SpeechState(
         cache=replace(out.cache, length=length),
         hidden=jnp.take_along_axis(out.hidden, length[:, None, None] - 1, axis=1)[:, 0],
         frames=jnp.zeros((B,), jnp.int32),
-        rope_delta=jnp.asarray(prompt.prompt.rope_delta),
+        rope_delta=jnp.asarray(prompt.rope_delta),
         rows=rows,
     )
     drawn = _draw(talker, state, jnp.ones((B,), bool), values.first, plan.first)

@@ -3,8 +3,8 @@
 `vocode_chunk` is the one compiled step. Its callers cut codes into chunks of a few sizes, so that memory is bounded and
 few programs are compiled. A chunk may end in padding, which leaves nothing in the state.
 
-Replies that begin and end at different times have a `Vocoder` each, or `vocode` each at their end: both run the programs
-of one row, whatever the number of replies.
+Replies that begin and end at different times have a `Vocoder` each, or go through `vocode` one by one when they end:
+both run the programs of one row, whatever the number of replies.
 
 Codes are NumPy integers [B, Q, F]: rows, quantizers, frames. Sound is float32 in [-1, 1] at
 `models.code2wav.SAMPLES_PER_SECOND`; F frames give `samples_of(config, F)` samples.
@@ -74,8 +74,9 @@ def vocode(
 ) -> list[np.ndarray]:
     """The sound of each row of codes [B, Q, F], float32 [samples].
 
-    params, declaration: those of Code2Wav. lengths: frames of each row, all F by default; what follows
-    them is not heard and may be any code. A row of zero frames gives no samples. InputError for codes out of range or of a wrong shape.
+    params, declaration: those of Code2Wav. lengths: frames of each row, all F by default; what follows them is not
+    heard and may be any code. A row of zero frames gives no samples. InputError for codes out of range or of a wrong
+    shape.
     """
     codes, lengths = _check_rows(codes, lengths, config)
     if not lengths.any():
