@@ -114,8 +114,8 @@ class Omni:
         missing = [part for part in parts if part not in self.params]
         if any(getattr(self.config, part) is None for part in missing):
             raise InputError(
-                f"this model has no {' and '.join(missing)} (enable_audio_output is false in its config.json, as in "
-                "Thinking and Captioner checkpoints); use the Thinker alone"
+                f"this checkpoint holds no {' and '.join(missing)}; convert the whole model, with all its parts, if it "
+                "has them (Thinking and Captioner models do not)"
             )
         if missing:
             remedy = f"load it with parts={(*self.params, *missing)}, from a checkpoint that holds them"

@@ -150,7 +150,7 @@ def test_processes_meet_before_they_load(monkeypatch: pytest.MonkeyPatch) -> Non
     """On CPU, those that come to their first collective 30 seconds apart do not connect any more."""
     done = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **waits: done.append(waits))
-    monkeypatch.setattr(distributed, "meet", done.append)
+    monkeypatch.setattr(distributed, "barrier", done.append)
     with socket.create_server(("127.0.0.1", 0)) as first:
         start(f"127.0.0.1:{first.getsockname()[1]}", 2, 1)
     assert done[0]["initialization_timeout"] >= 300 and done[1:] == ["joined"]
