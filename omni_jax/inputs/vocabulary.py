@@ -104,7 +104,7 @@ def build_tokenizer(vocabulary: Vocabulary) -> Any:
     for token in vocabulary.added:
         if token.id is not None and backend.token_to_id(token.content) != token.id:
             raise CheckpointError(
-                f"{vocabulary.path.parent}: the added token {token.content[:80]!r} is stated to have the id {token.id}; "
+                f"{vocabulary.path.parent}: the added token {token.content[:80]!r} is stated with the id {token.id}; "
                 f"added to the {len(vocabulary.ids)} tokens of {vocabulary.path.name} it gets "
                 f"{backend.token_to_id(token.content)}; {REMEDY}"
             )
