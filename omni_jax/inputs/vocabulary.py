@@ -230,7 +230,7 @@ def _pairs(merges: list[Any], where: Path) -> list[tuple[str, str]]:
     pairs: list[Any] = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     for number, pair in enumerate(pairs, 1):
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
-            raise CheckpointError(f"{where}: merge {number} is not a pair of tokens; {REMEDY}")
+            raise CheckpointError(f"{where}: merge {number} is not a pair of two tokens; {REMEDY}")
     return [(left, right) for left, right in pairs]
 
 
