@@ -100,7 +100,7 @@ def _check_round(value: Any, precision: Any = 0, *_: Any, **__: Any) -> None:
 
 def _check_sum(values: Any, attribute: Any = None, start: Any = 0, *_: Any, **__: Any) -> None:
     if not isinstance(start, int | float):
-        raise LimitError("it adds up what are no numbers")
+        raise LimitError("it adds up values that are not numbers")
 
 
 def _check_split(text: Any, separator: Any = None, *_: Any, **__: Any) -> None:

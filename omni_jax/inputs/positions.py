@@ -113,7 +113,7 @@ def _runs(token_ids: np.ndarray, items: Sequence[MediaItem], config: ThinkerConf
         opening = token_ids[max(start - marks, free) : start].tolist()
         if opening != _opening(item, config) or end + marks > len(token_ids):
             raise InputError(
-                f"the {item.kind} at tokens {start} to {end - 1} does not stand between its start and end marks; "
+                f"the {item.kind} at tokens {start} to {end - 1} is not between its start and end marks; "
                 "the chat template does not fit Qwen3-Omni"
             )
         tokens = token_ids[start:end]

@@ -95,5 +95,5 @@ def _default(template: Any, path: Path) -> str:
         if template is None:
             raise CheckpointError(f"{path}: no template of 'chat_template' is called 'default'; {REMEDY}")
     if not isinstance(template, str):
-        raise CheckpointError(f"{path}: 'chat_template' is of type {type(template).__name__}, no text; {REMEDY}")
+        raise CheckpointError(f"{path}: 'chat_template' is of type {type(template).__name__}, not text; {REMEDY}")
     return template

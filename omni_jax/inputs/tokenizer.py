@@ -63,8 +63,8 @@ class Tokenizer:
         for literal in _CONTROL:
             if literal not in self.special:
                 raise CheckpointError(
-                    f"{self._file}: {literal!r} is no special token of this tokenizer, as Qwen3-Omni's is; take the "
-                    "tokenizer's files from the same checkpoint as config.json"
+                    f"{self._file}: {literal!r} is not a special token of this tokenizer, but is of Qwen3-Omni's; take "
+                    "the tokenizer's files from the same checkpoint as config.json"
                 )
         for literal, name in (_CONTROL | {role: f"{role}_token_id" for role in _ROLES}).items():
             if name is None:

@@ -104,7 +104,7 @@ def build_tokenizer(vocabulary: Vocabulary) -> Any:
     for token in vocabulary.added:
         if token.id is not None and backend.token_to_id(token.content) != token.id:
             raise CheckpointError(
-                f"{vocabulary.path.parent}: the added token {token.content[:80]!r} is said to have the id {token.id}; "
+                f"{vocabulary.path.parent}: the added token {token.content[:80]!r} is stated with the id {token.id}; "
                 f"added to the {len(vocabulary.ids)} tokens of {vocabulary.path.name} it gets "
                 f"{backend.token_to_id(token.content)}; {REMEDY}"
             )
@@ -123,14 +123,14 @@ def _saved(path: Path) -> Vocabulary:
     values = parse_json(read_bytes(path, remedy=REMEDY), str(path), remedy=REMEDY)
     model = values.get("model") if isinstance(values, dict) else None
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise CheckpointError(f"{path} is no file of a byte-level BPE tokenizer, which Qwen3-Omni has; {REMEDY}")
+        raise CheckpointError(f"{path} is not the file of a byte-level BPE tokenizer, as Qwen3-Omni's is; {REMEDY}")
     _check_pipeline(values, path)
     added = values.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise CheckpointError(f"{path}: 'added_tokens' is no list of objects; {REMEDY}")
+        raise CheckpointError(f"{path}: 'added_tokens' is not a list of objects; {REMEDY}")
     tokens = sorted((_added(token, token.get("id"), path) for token in added), key=lambda token: token.id or 0)
     if not isinstance(merges := model.get("merges"), list):
-        raise CheckpointError(f"{path}: 'merges' is no list; {REMEDY}")
+        raise CheckpointError(f"{path}: 'merges' is not a list; {REMEDY}")
     return Vocabulary(model.get("vocab", {}), _pairs(merges, path), tokens, path)
 
 
@@ -181,7 +181,7 @@ def _added_tokens(directory: Path) -> list[AddedToken]:
     if stated is not None:
         where = directory / SETTINGS
         if not isinstance(stated, dict) or not all(i.isascii() and i.isdigit() and len(i) < 11 for i in stated):
-            raise CheckpointError(f"{where}: 'added_tokens_decoder' is no object of ids and tokens; {REMEDY}")
+            raise CheckpointError(f"{where}: 'added_tokens_decoder' is not an object of ids and tokens; {REMEDY}")
         tokens = [_added(token, int(i), where) for i, token in stated.items()]
     else:
         where, settings = directory / ADDED, settings | _optional(directory / "special_tokens_map.json")
@@ -217,7 +217,7 @@ def _added(token: Any, token_id: Any, where: Path) -> AddedToken:
         raise CheckpointError(f"{where}: an added token without a text or a whole number as its id; {REMEDY}")
     flags = {name: token.get(name, False) for name in _FLAGS} | {"normalized": token.get("normalized", True)}
     if not all(isinstance(flag, bool) for flag in flags.values()):
-        raise CheckpointError(f"{where}: the added token {content[:80]!r} has a flag that is no boolean; {REMEDY}")
+        raise CheckpointError(f"{where}: the added token {content[:80]!r} has a flag that is not a boolean; {REMEDY}")
     return AddedToken(content, token_id, flags)
 
 
@@ -230,7 +230,7 @@ def _pairs(merges: list[Any], where: Path) -> list[tuple[str, str]]:
     pairs: list[Any] = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     for number, pair in enumerate(pairs, 1):
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
-            raise CheckpointError(f"{where}: merge {number} is no pair of two tokens; {REMEDY}")
+            raise CheckpointError(f"{where}: merge {number} is not a pair of two tokens; {REMEDY}")
     return [(left, right) for left, right in pairs]
 
 
@@ -238,7 +238,7 @@ def _check(vocabulary: Vocabulary) -> None:
     """Raise CheckpointError unless each byte has a token, each id from 0 up one token, and each merge its tokens."""
     ids, path = vocabulary.ids, vocabulary.path
     if not isinstance(ids, dict) or not all(type(i) is int and 0 <= i < 2**31 for i in ids.values()):
-        raise CheckpointError(f"{path}: the vocabulary is no object of tokens and their ids from 0 up; {REMEDY}")
+        raise CheckpointError(f"{path}: the vocabulary is not an object of tokens and ids from 0 up; {REMEDY}")
     letters = byte_alphabet()
     if missing := [byte for letter, byte in letters.items() if letter not in ids]:
         raise CheckpointError(f"{path}: no token for {len(missing)} bytes, 0x{min(missing):02x} the first; {REMEDY}")
@@ -257,7 +257,7 @@ def _check(vocabulary: Vocabulary) -> None:
             f"characters; at most {MAX_ADDED:,} and {MAX_LENGTH:,} are read, {REMEDY}"
         )
     if re.search("[\ud800-\udfff]", "".join(texts)):
-        raise CheckpointError(f"{path}: a token with half of a surrogate pair, which is no character; {REMEDY}")
+        raise CheckpointError(f"{path}: a token holds half of a surrogate pair, which is not a character; {REMEDY}")
     for number, (left, right) in enumerate(vocabulary.merges, 1):
         if left not in ids or right not in ids or left + right not in ids:
             raise CheckpointError(
