@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     ("config", "decoder_config", "distributed", "draft_config", "errors", "files", "process", "reader", "sharding"),
-    ("ops", "inputs", "sound"),
+    ("ops", "inputs", "settings", "sound"),
     ("models",),
     ("decode", "weights"),
     ("train", "evaluate", "inspection", "loading", "media_flags", "omni"),
