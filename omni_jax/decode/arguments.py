@@ -10,6 +10,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from omni_jax.errors import InputError
+from omni_jax.settings import parameters
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,18 +46,28 @@ INSTEAD = {
 def explained(function: Callable[P, R]) -> Callable[P, R]:
     """The same function, whose unknown keywords raise InputError with the name that was meant.
 
-    The one place that passes keywords on unseen; the signature stays that of the function.
+    The one place that passes keywords on unseen. The signature stays that of the function, but that `**settings` is
+    shown as the settings that it takes, each with its type and default.
     """
-    known = inspect.signature(function).parameters
+    shown = _with_settings(inspect.signature(function))
+    known = list(shown.parameters)
 
     @wraps(function)
     def checked(*given: P.args, **named: P.kwargs) -> R:
         for name in named:
             if name not in known:
-                raise InputError(f"{function.__name__} has no {name!r}; {_meant(name, list(known))}")
+                raise InputError(f"{function.__name__} has no {name!r}; {_meant(name, known)}")
         return function(*given, **named)
 
+    checked.__signature__ = shown  # type: ignore[attr-defined]
     return checked
+
+
+def _with_settings(signature: inspect.Signature) -> inspect.Signature:
+    """A signature with every setting by name in place of `**settings`, if it has that."""
+    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = parameters() if len(own) < len(signature.parameters) else []
+    return signature.replace(parameters=[*own, *more])
 
 
 def _meant(name: str, known: Sequence[str]) -> str:

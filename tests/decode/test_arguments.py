@@ -1,17 +1,20 @@
 """Settings are numbers of Python from the call on, whatever library they come from."""
 
+import inspect
 import warnings
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omni_jax.decode.arguments import explained
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.session import Session, seeds_of, stop_ids_of
 from omni_jax.decode.speech.session import Voice
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import flag, is_whole, number_of, whole
+from omni_jax.settings import NAMES, Keywords, Settings
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,25 @@ def test_reports_of_the_last_tokens_read_the_last_chunks(since: int) -> None:
     if since in (5, 6, 7):
         session._reports = [[np.zeros((5, 2)), *chunks[3:]]]
         assert session.reports(0, since)[:, 0].tolist() == list(range(since, 7)), "earlier ones do not even fit"
+
+
+@explained
+def asked(messages: str, *, n: int | None = None, **settings: Unpack[Keywords]) -> dict:
+    return {"messages": messages, "n": n, **Settings.read(settings).keywords()}
+
+
+def test_a_function_that_takes_settings_shows_them_all() -> None:
+    shown = inspect.signature(asked).parameters
+    assert list(shown) == ["messages", "n", *NAMES]
+    assert all(one.kind is one.KEYWORD_ONLY for name, one in shown.items() if name != "messages")
+    assert shown["speech_top_k"].default == 50 and shown["stop"].annotation == Keywords.__annotations__["stop"]
+    assert asked("Hi", n=2, top_k=3) == {"messages": "Hi", "n": 2, **Settings.read({"top_k": 3}).keywords()}
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [("max_tokens", "it is called max_new_tokens here"), ("temprature", "did you mean temperature"), ("x", "leave it")],
+)
+def test_a_setting_that_there_is_not(name: str, why: str) -> None:
+    with pytest.raises(InputError, match=f"asked has no '{name}'; {why}"):
+        asked("Hi", **{name: 5})  # type: ignore[arg-type]
