@@ -142,11 +142,6 @@ class Drafting:
     def __post_init__(self) -> None:
         object.__setattr__(self, "draft_sampling", flag("draft_sampling", self.draft_sampling))
 
-    @property
-    def stated(self) -> bool:
-        """Whether anything is asked for, which needs a drafter."""
-        return self != Drafting()
-
 
 @dataclass(frozen=True)
 class Ending:

@@ -16,7 +16,7 @@ FLOORS = (
     ("ops", "inputs", "settings", "sound"),
     ("models",),
     ("decode", "weights"),
-    ("train", "evaluate", "inspection", "loading", "media_flags", "omni"),
+    ("ask", "evaluate", "flags", "inspection", "loading", "omni", "printing"),
     ("cli",),
 )
 # Slow or optional to import: only inside the functions that need them.

@@ -18,7 +18,6 @@ from omni_jax.errors import InputError
 from omni_jax.settings import (
     GROUPS,
     NAMES,
-    Drafting,
     Ending,
     Keywords,
     Preparation,
@@ -119,12 +118,6 @@ def test_how_a_voice_draws() -> None:
     made = Voice(speech_temperature=0.5, speech_top_k=3, speech_top_p=0.25, speech_repetition_penalty=1.5)
     assert made.sampling == Sampling(0.5, 3, 0.25, repetition_penalty=1.5)
     assert Voice().sampling == Sampling(0.9, 50, repetition_penalty=1.05)
-
-
-def test_what_needs_a_drafter() -> None:
-    assert not Drafting().stated
-    for name in ("draft_tokens", "draft_tree", "draft_sampling"):
-        assert Drafting(**{name: OTHERS[name]}).stated
 
 
 def test_settings_load_without_jax() -> None:

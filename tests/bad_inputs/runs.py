@@ -10,9 +10,10 @@ from typing import Any
 from omni_jax.errors import InputError
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.evaluate.data import read_dataset
-from omni_jax.evaluate.run import try_directory
+from omni_jax.evaluate.run import claim_directory
 from omni_jax.omni import Omni
 from tests.bad_inputs.case import Case
+from tests.commands import command
 
 ROW = {"prompt": "Hi", "reference": "x"}
 
@@ -57,7 +58,7 @@ def _output(name: str, make: Callable[[Path], Any], *words: str) -> Case:
     def act(folder: Path, _: Any) -> None:
         (folder / "run.json").write_text("{}")
         make(folder)
-        try_directory(folder, {})
+        claim_directory(folder, {})
 
     return Case(f"results: {name}", act, words, InputError)
 
@@ -70,7 +71,7 @@ def _held(name: str, line: str, *words: str) -> Case:
 def _evaluate(folder: Path, world: Any, row: dict, settings: dict) -> None:
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
     paths: dict[str, Any] = {"model": world.converted, "data": folder / "rows.jsonl", "output": folder / "out"}
-    evaluate(Evaluate(**paths | settings), _unread)
+    evaluate(command(Evaluate, **paths | settings), _unread)
 
 
 def _sparse(size: int) -> Callable[[Path], None]:

@@ -15,9 +15,10 @@ from omni_jax.evaluate import loglikelihood, run
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
-from omni_jax.evaluate.run import read_all
-from omni_jax.evaluate.tasks import lacks
+from omni_jax.evaluate.stored import read_all
+from omni_jax.evaluate.tasks import missing_field
 from omni_jax.omni import Omni
+from tests.commands import command
 from tests.parity import image_part, user
 
 NEW = 6
@@ -30,7 +31,7 @@ def write(path: Path, *rows: dict) -> Path:
 
 def score(omni: Omni, model: Path, data: Path, output: Path, **settings: Any) -> dict:
     asked = {"max_new_tokens": NEW, "slots": 2, **settings}
-    return evaluate(Evaluate(model=model, data=data, output=output, **asked), lambda parts: omni)
+    return evaluate(command(Evaluate, model=model, data=data, output=output, **asked), lambda parts: omni)
 
 
 def results(output: Path) -> dict[str, dict]:
@@ -86,7 +87,7 @@ def test_a_forward_has_so_many_tokens_and_no_more(
 
 def test_what_samples_lack() -> None:
     def lacking(task: str, **fields: Any) -> str:
-        return lacks(Sample("0", [], **fields), task, ()) or ""
+        return missing_field(Sample("0", [], **fields), task, ()) or ""
 
     assert "choice 1 is empty" in lacking("choice", choices=("a", ""), answer=0), "nothing is likelier than nothing"
     assert "the 'reference' is empty" in lacking("loglikelihood", references=("", "b"))
