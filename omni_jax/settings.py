@@ -7,9 +7,12 @@ whether a text can end a reply, whether a drafter drafts so.
     keywords -> Settings.read -> Settings(sampling, voice, drafting, ending, preparation, seed) -> keywords()
 """
 
+import ast
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypedDict, get_type_hints
 
 import numpy as np
@@ -247,6 +250,20 @@ def parameters() -> list[inspect.Parameter]:
     types, defaults = get_type_hints(Keywords), Settings().keywords()
     kind = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter(name, kind, default=defaults[name], annotation=types[name]) for name in NAMES]
+
+
+def meanings() -> dict[str, str]:
+    """What each setting means, by name: the text under its field, in one line. Empty where there is no source code."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[__name__]))
+    except OSError:
+        return {}
+    found = {}
+    for node in (one for body in tree.body if isinstance(body, ast.ClassDef) for one in pairwise(body.body)):
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return {name: found[name] for name in NAMES}
 
 
 def _of(kind: type, keywords: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ A call is checked before anything is read, prepared or compiled. What the values
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
+from textwrap import fill
 from typing import ParamSpec, TypeVar
 
 from omni_jax.errors import InputError
-from omni_jax.settings import parameters
+from omni_jax.settings import meanings, parameters
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,10 +47,11 @@ INSTEAD = {
 def explained(function: Callable[P, R]) -> Callable[P, R]:
     """The same function, whose unknown keywords raise InputError with the name that was meant.
 
-    The one place that passes keywords on unseen. The signature stays that of the function, but that `**settings` is
-    shown as the settings that it takes, each with its type and default.
+    The one place that passes keywords on unseen. The signature stays that of the function, except that `**settings`
+    becomes the settings themselves, each with its type and default; the docstring gets a list of what they mean.
     """
-    shown = _with_settings(inspect.signature(function))
+    own = inspect.signature(function)
+    shown = _with_settings(own)
     known = list(shown.parameters)
 
     @wraps(function)
@@ -60,7 +62,16 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
         return function(*given, **named)
 
     checked.__signature__ = shown  # type: ignore[attr-defined]
+    if shown != own and checked.__doc__:
+        checked.__doc__ = f"{inspect.cleandoc(checked.__doc__)}\n\n{_list_of_settings()}"
     return checked
+
+
+@cache
+def _list_of_settings() -> str:
+    """All settings with their meanings, one by one."""
+    lines = [f"{name}: {meaning}" for name, meaning in meanings().items()]
+    return "\n".join(["Settings:", *(fill(line, 110, subsequent_indent="    ") for line in lines)])
 
 
 def _with_settings(signature: inspect.Signature) -> inspect.Signature:

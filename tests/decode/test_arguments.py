@@ -14,7 +14,7 @@ from omni_jax.decode.session import Session, seeds_of, stop_ids_of
 from omni_jax.decode.speech.session import Voice
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import flag, is_whole, number_of, whole
-from omni_jax.settings import NAMES, Keywords, Settings
+from omni_jax.settings import NAMES, Keywords, Settings, meanings
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,10 @@ def test_reports_of_the_last_tokens_read_the_last_chunks(since: int) -> None:
 
 @explained
 def asked(messages: str, *, n: int | None = None, **settings: Unpack[Keywords]) -> dict:
+    """Answer.
+
+    n: several.
+    """
     return {"messages": messages, "n": n, **Settings.read(settings).keywords()}
 
 
@@ -73,6 +77,14 @@ def test_a_function_that_takes_settings_shows_them_all() -> None:
     assert all(one.kind is one.KEYWORD_ONLY for name, one in shown.items() if name != "messages")
     assert shown["speech_top_k"].default == 50 and shown["stop"].annotation == Keywords.__annotations__["stop"]
     assert asked("Hi", n=2, top_k=3) == {"messages": "Hi", "n": 2, **Settings.read({"top_k": 3}).keywords()}
+
+
+def test_its_docstring_lists_them_one_by_one() -> None:
+    lines = (asked.__doc__ or "").splitlines()
+    assert lines[:5] == ["Answer.", "", "n: several.", "", "Settings:"] and all(len(line) <= 110 for line in lines)
+    assert [line.split(":")[0] for line in lines[5:] if not line.startswith(" ")] == list(NAMES)
+    text = " ".join(line.strip() for line in lines)
+    assert all(f"{name}: {meaning}" in text for name, meaning in meanings().items())
 
 
 @pytest.mark.parametrize(
