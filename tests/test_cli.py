@@ -230,13 +230,13 @@ def test_help_shows_the_question_first_and_then_groups(
     groups = [f"{name} options" for name in ("prompt", "media", "reply", "sampling", "speech", "drafting", "devices")]
     groups += ["output options"] if last == "output" else []
     order = ["--model", *question, *groups]
-    places = [re.search(rf"{word}\b", out) for word in order]
-    assert [place.start() for place in places if place] == sorted(place.start() for place in places if place)
-    assert all(places)
+    places = [place.start() if (place := re.search(rf"{word}\b", out)) else -1 for word in order]
+    assert -1 not in places and places == sorted(places)
     within = {"--top-p": "sampling", "--seed": "sampling", "--speaker": "speech", "--drafter": "drafting"}
     within |= {"--mesh": "devices", "--dtype": "devices", "--fps": "prompt", "--nframes": "media", "--stop": "reply"}
-    boxes = {box.split(" options", 1)[0].strip(): box for box in out.split("╭─ ")}
-    assert all(re.search(rf"{flag}\b", boxes[group]) for flag, group in within.items())
+    _, *boxes = re.split(r"(\w+) options ", out)
+    shown = dict(zip(boxes[::2], boxes[1::2], strict=True))
+    assert all(re.search(rf"{flag}\b", shown[group]) for flag, group in within.items())
 
 
 def test_speech_is_written_whoever_reads_the_text(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
