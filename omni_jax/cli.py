@@ -2,12 +2,12 @@
 
 Answers go to stdout, everything else to stderr. With `--json` stdout holds JSON only: one object, or for `stream` one
 per line. Exit status: 0 done; 1 a bug, with its traceback; 2 wrong usage; 3 bad input or checkpoint, too little memory,
-or an answer that could not be written; 4 evaluated, but not all rows could be scored; 130 interrupted; 141 whoever read
-the answer left before its end, as `head` may.
+or an answer that could not be written; 4 evaluated, but not all rows could be scored; 130 interrupted; 141 the reader
+of the answer closed it before its end, as `head` may.
 """
 
 if __name__ == "__main__":
-    # Here rather than below the imports, which take time: an interrupt may fall into them too.
+    # Before the imports, which take time: an interrupt may come during them too.
     from omni_jax.process import enter
 
     enter("omni-jax", "omni_jax.cli")
@@ -77,7 +77,7 @@ def _run(command: Command) -> None:
 
 
 def _join(command: Generate | Stream | Evaluate) -> None:
-    """Join the others; only the first answers, and what libraries write to standard output goes to stderr."""
+    """Join the other processes; only the first answers, and what libraries write to standard output goes to stderr."""
     answers = os.dup(sys.stdout.fileno())
     # Joining already connects the processes, which XLA reports on standard output.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

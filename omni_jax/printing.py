@@ -13,18 +13,18 @@ from omni_jax.omni import Omni
 
 
 def report_mesh(omni: Omni) -> None:
-    """Say which mesh was chosen, if it was, and why."""
+    """Print which mesh was chosen automatically, if one was, and why."""
     if omni.mesh_reason and is_primary():
         print(f"mesh {omni.mesh_reason}", file=sys.stderr)
 
 
 def json_text(values: Any) -> str:
-    """JSON in the letters that standard output knows; where it is not UTF-8, others are escaped."""
+    """JSON that standard output can encode: where that is not UTF-8, letters beyond ASCII are escaped."""
     return json.dumps(values, ensure_ascii=sys.stdout.encoding.lower().replace("-", "") != "utf8")
 
 
 def reply_values(made: Reply | Event, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What JSON shows of a reply or an event: sound by its length only."""
+    """A reply or an event as JSON shows it; of sound, only the length."""
     values: dict[str, Any] = {"text": made.text, "token_ids": made.token_ids}
     if made.logprobs is not None:
         values["logprobs"] = _logprobs(made.token_ids, made.logprobs, tokenizer)
@@ -35,7 +35,7 @@ def reply_values(made: Reply | Event, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _logprobs(token_ids: list[int], logprobs: Logprobs, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """For each token its text, id and log-probability, and those of the likeliest in its place."""
+    """For each token its text, id and log-probability, and those of the likeliest tokens at its place."""
 
     def one(token_id: int, logprob: float) -> dict[str, Any]:
         return {"token": tokenizer.decode([token_id], skip_special=False), "token_id": token_id, "logprob": logprob}

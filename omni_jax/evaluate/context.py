@@ -19,7 +19,7 @@ from omni_jax.weights.drafters import Drafter
 
 @dataclass(frozen=True, eq=False)
 class TaskContext:
-    """The model, and how it is asked. slots: requests at once."""
+    """The model, and the settings of every request. slots: requests at once."""
 
     omni: Omni
     settings: RunSettings
@@ -54,7 +54,7 @@ class TaskContext:
 def seed_of(seed: int, *what: str | int) -> int:
     """The seed of one sample of a run: the first 63 bits of SHA-256 of the run's seed and of `what`.
 
-    So equal prompts draw each for themselves, and a sample draws alike whatever the samples beside it.
+    So equal prompts are drawn independently, and a sample gets the same reply whatever other samples run with it.
     """
     digest = hashlib.sha256(repr((seed, *what)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,7 +1,7 @@
 """The report of a run: a summary of plain numbers, and Markdown with plots.
 
-Both follow from the results alone, in the dataset's order, so a run that was killed and resumed reports what it would
-have reported at once. Plots need matplotlib and are left out without it.
+Both follow from the results alone, in the dataset's order, so a run that was killed and resumed gives the report of an
+uninterrupted one. Plots need matplotlib and are left out without it.
 """
 
 import json

@@ -75,7 +75,7 @@ def check_writable(directory: Path) -> None:
 
 @contextmanager
 def safe_results(directory: Path) -> Iterator[None]:
-    """Explain that a report which cannot be written loses nothing."""
+    """Explain that nothing is lost when a report cannot be written."""
     try:
         yield
     except OSError as error:

@@ -13,14 +13,14 @@ FIXED = ("logprobs", "stop_ids", "tools", "speech_top_k", "speech_top_p", "speec
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All that a result depends on, beside sample and model."""
+    """All that a result depends on, apart from sample, model and drafter."""
 
     task: str
     """What is done with a sample; see `tasks`."""
     metrics: tuple[MetricName, ...]
     """How replies are compared with references."""
     recogniser: str | None
-    """Who hears what was said, as module:function."""
+    """What recognises speech, as module:function."""
     media: MediaFlags
     """Options of media as flags, which are stored as they were given."""
     request: Settings

@@ -102,7 +102,7 @@ CASES = [
     _bytes("UTF-16 cut within a character", '{"prompt": "a"}\n'.encode("utf-16")[:-1], "rows.jsonl", "complete"),
     _bytes("empty", b"", "no row that can be used"),
     _bytes("a pickle", b"\x80\x04\x95\n", "rows.jsonl:1"),
-    _file("a line of 10 GB", _sparse(10**10), "rows.jsonl:1", "64,000,000 bytes", "one row a line"),
+    _file("a line of 10 GB", _sparse(10**10), "rows.jsonl:1", "64,000,000 bytes", "one row per line"),
     _bytes("a packed line of 65 MB", gzip.compress(b"a" * 65_000_000, 1), "longer than", file="rows.jsonl.gz"),
     _bytes("gzip that is none", b'{"prompt": "a"}\n', "rows.jsonl.gz", "complete", file="rows.jsonl.gz"),
     _bytes("gzip cut short", gzip.compress(b'{"prompt": "a"}\n')[:-9], "complete", file="rows.jsonl.gz"),
