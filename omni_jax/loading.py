@@ -87,8 +87,7 @@ def load_lazily(
             for name, leaf in checkpoint.flatten(awaited).items()
         }
     )
-    omni = Omni(params, config, processor, placement.meshes or None, read)
-    omni.mesh_reason = placement.reason
+    omni = Omni(params, config, processor, placement.meshes or None, read, placement.reason)
     return omni
 
 

@@ -136,7 +136,8 @@ class Drafting:
     """How a drafter drafts. It changes the time and nothing else, unless drafts are drawn too."""
 
     draft_tokens: int | Literal["auto"] | None = None
-    """Tokens drafted per round: by default as many as it was trained for, with auto as many as prove fastest."""
+    """Tokens drafted per round, by default the number that the drafter was trained for; auto measures once what rounds
+    take, and follows what is accepted."""
     draft_tree: tuple[int, int] | None = None
     """Levels and candidates of the tree that an EAGLE-3 drafter proposes; its authors take 7 and 10."""
     draft_sampling: bool = False

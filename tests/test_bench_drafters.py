@@ -10,8 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from omni_jax.decode.draft.plan import Draftings
-from omni_jax.decode.draft.session import DraftedSession
+from omni_jax.decode.draft.engine import SpeculativeEngine
+from omni_jax.decode.draft.plan import KnownDrafters
+from omni_jax.decode.engine import PlainEngine
+from omni_jax.decode.limits import Limits
+from omni_jax.decode.request import requests_for
 from omni_jax.decode.sampling import Sampling
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
@@ -94,27 +97,17 @@ def test_experts_are_those_that_the_round_used(
     omni = omnis("odd")
     batch = omni.prepare([user("One"), user("Another one")])
     for kind, tree in (("dflash", None), ("eagle3", (2, 3))):
-        drafting = Draftings(omni.config).settle(load_drafter(drafters(kind, "odd")), None, tree, False)
-        assert drafting is not None
-        asked = (
-            omni.params["thinker"],
-            omni.declarations["thinker"],
-            omni.config.thinker.text,
-            batch,
-            Sampling(),
-            9,
-            0,
-            (),
-            (),
-        )
-        session = DraftedSession(*asked, drafting)
-        counted = bench_drafters.count_experts(session)
+        drafts = KnownDrafters(omni.config).resolve_draft_plan(load_drafter(drafters(kind, "odd")), None, tree, False)
+        assert drafts is not None
+        parts = omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text
+        engine = SpeculativeEngine(PlainEngine(*parts, Sampling()), drafts)
+        counted = bench_drafters.count_experts(engine, batch, Limits(9))
         used: list[int] = []
         monkeypatch.setattr(expert_parallel, "route", watched(expert_parallel.route, used))
-        _, state = session.begin()
+        state = engine.prefill(batch, requests_for(batch, Limits(9), [0, 0])).state
         jax.clear_caches()
         used.clear()
-        session._run(state, session.stop_ids, 1)
+        engine.dispatch(state, engine.plan_of(engine.lengths[0], 1))
         jax.effects_barrier()
         monkeypatch.undo()
         assert used == counted[0].tolist()

@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 
 import convert
-import omni_jax.omni
 from omni_jax.ask import Generate, Stream
 from omni_jax.cli import main
+from omni_jax.config import OmniConfig
+from omni_jax.decode import generation
+from omni_jax.decode.batching import Batching
+from omni_jax.decode.engine import Engine
+from omni_jax.decode.generation import GenerationPlan
 from omni_jax.decode.reply import Event, Reply
 from omni_jax.flags import MediaFlags
+from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.processor import Processor
 from omni_jax.omni import Omni
 from omni_jax.weights.drafters import load_drafter
@@ -71,17 +76,18 @@ def told(
 ) -> Callable:
     """`told("generate", top_k=7)` is what that call tells those who do the work, by name; nothing is run."""
     omni, record = omnis("tiny"), {}
-    made, slots, prepare = omni._sessions, omni_jax.omni.Slots, Processor.prepare
+    batching, prepare = generation.Batching, Processor.prepare
 
-    def sessions(batch, sampling, limits, seed, voice, drafting, copies=1, beside=0):
-        session, _ = made(batch, sampling, limits, seed, None, drafting, copies)
-        record.update({f"sampling.{name}": getattr(sampling, name) for name in SAMPLING})
-        record.update(max_new_tokens=session.max_new_tokens, stop=session.stops and session.stops.strings)
-        record.update(stop_ids=session.stop_ids.tolist(), seed=np.ravel(seed).tolist(), copies=session.copies)
-        if drafting is not None:
-            proposer = drafting.proposer
+    def together(self: GenerationPlan, batch: Batch, seeds: list[int], config: OmniConfig) -> Any:
+        record.update({f"sampling.{name}": getattr(self.sampling, name) for name in SAMPLING})
+        limits, drafts, voice = self.limits, self.drafts, self.voice
+        assert limits.stops is not None
+        record.update(max_new_tokens=limits.max_new_tokens, stop=limits.stops.strings, stop_ids=list(limits.stop_ids))
+        record.update(seed=seeds, copies=len(seeds) // len(batch.mask))
+        if drafts is not None:
+            proposer: Any = drafts.proposer
             tree = (proposer.depth, proposer.top_k) if hasattr(proposer, "depth") else None
-            record.update(widths=drafting.widths, drawn=drafting.drawn, tree=tree)
+            record.update(widths=drafts.verify_tokens, drawn=drafts.drawn, tree=tree)
         if voice is not None:
             record.update({f"speech.{name}": getattr(voice.sampling, name) for name in SPOKEN})
             record.update(speaker=voice.speaker, max_frames=voice.max_frames)
@@ -91,13 +97,13 @@ def told(
         record.update({f"prepare.{name}": value for name, value in settings.items()})
         return prepare(self, messages, **settings)
 
-    def counted(prompts, session, n, mesh):
-        record["slots"] = n
-        return slots(prompts, session, n, mesh)
+    def counted(engine: Engine, rows: int, *given: Any, **named: Any) -> Batching:
+        record["slots"] = rows
+        return batching(engine, rows, *given, **named)
 
-    monkeypatch.setattr(omni, "_sessions", sessions)
+    monkeypatch.setattr(GenerationPlan, "together", together)
     monkeypatch.setattr(Processor, "prepare", prepared)
-    monkeypatch.setattr(omni_jax.omni, "Slots", counted)
+    monkeypatch.setattr(generation, "Batching", counted)
 
     def call(door: str, **settings: Any) -> dict[str, Any]:
         record.clear()

@@ -12,9 +12,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from convert import convert_checkpoint, load_hf
+from omni_jax.decode.batching import Admission, Batching
+from omni_jax.decode.engine import PlainEngine
+from omni_jax.decode.limits import Limits
+from omni_jax.decode.request import requests_for
+from omni_jax.decode.rows import insert
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session
-from omni_jax.decode.slots import Prompt, Slots, insert
 from omni_jax.decode.text import decode_chunk, forward, prefill
 from omni_jax.errors import InputError
 from omni_jax.evaluate import loglikelihood
@@ -25,7 +28,7 @@ from omni_jax.models.param import Declaration, bind
 from omni_jax.omni import Omni
 from omni_jax.ops import expert_parallel
 from omni_jax.ops.cache import lay_over
-from omni_jax.sharding import constrain, make_mesh, mesh_name, parse_mesh, sharding_for, split_over
+from omni_jax.sharding import constrain, make_mesh, mesh_name, parse_mesh, round_up_rows, sharding_for, split_over
 from omni_jax.weights.drafters import load_drafter
 from tests.ops.test_expert_parallel import collectives
 from tests.parity import audio_part, image_part, user
@@ -73,23 +76,20 @@ def test_rows_that_the_mesh_does_not_divide(on_mesh: Callable, said: list[list[i
 
 
 def test_slots_that_the_mesh_does_not_divide(on_mesh: Callable, said: list[list[int]]) -> None:
-    omni, row = on_mesh("expert=8"), []
-
-    def session(prompt: Prompt) -> Session:
-        limits = omni._limits(prompt.max_new_tokens, None, ())
-        row.append(omni._sessions(prompt.batch, Sampling(), limits, prompt.seed, None, None)[0])
-        return row[-1]
-
-    slots = Slots((Prompt(omni.prepare(one), 0, 8) for one in WORDS), session, 12, omni.meshes["thinker"])
-    got = {taken.number: taken.session.rows[0] for taken in slots.finished()}
-    assert [got[i] for i in range(len(WORDS))] == said
-    text, cache = omni.config.thinker.text, slots.state.cache
-    one = text.num_layers * text.num_kv_heads * cache.slots * text.head_dim * 4
-    for buffer in (cache.k, cache.v):
+    omni, text = on_mesh("expert=8"), on_mesh("expert=8").config.thinker.text
+    engine = PlainEngine(omni.params["thinker"], omni.declarations["thinker"], text, Sampling())
+    batches = [omni.prepare(one) for one in WORDS]
+    waiting = [Admission(batch, requests_for(batch, Limits(8), [0])) for batch in batches]
+    batching = Batching(engine, round_up_rows(12, omni.meshes["thinker"]), waiting=iter(waiting))
+    batching.finish()
+    assert [admission.requests[0].token_ids for admission in waiting] == said
+    state = batching.state
+    one = text.num_layers * text.num_kv_heads * state.cache.capacity * text.head_dim * 4
+    for buffer in (state.cache.k, state.cache.v):
         assert [shard.data.nbytes for shard in buffer.addressable_shards] == [2 * one] * 8, "16 rows over 8 devices"
     # Writing a prompt's row moves no cache between devices, nor copies it.
-    _, alone = row[0].begin()
-    writing = insert.lower(slots.state, alone, np.int32(3)).compile()
+    alone = engine.prefill(batches[0], requests_for(batches[0], Limits(8), [0])).state
+    writing = insert.lower(state, alone, np.int32(3)).compile()
     assert max([0, *collectives(writing).values()]) < one
     assert writing.memory_analysis().temp_size_in_bytes < one
 
@@ -192,8 +192,10 @@ def test_a_drafter_on_a_mesh_drafts_alike(drafters: Callable) -> None:
 def test_log_likelihoods_are_computed_once(on_mesh: Callable, omnis: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 3 rows, which expert=8 does not divide, every device would compute all."""
     ran: list[tuple[int, ...]] = []
-    score = loglikelihood.score
-    monkeypatch.setattr(loglikelihood, "score", lambda p, ids, *a, **k: ran.append(ids.shape) or score(p, ids, *a, **k))
+    score = loglikelihood.token_log_probs
+    monkeypatch.setattr(
+        loglikelihood, "token_log_probs", lambda p, ids, *a, **k: ran.append(ids.shape) or score(p, ids, *a, **k)
+    )
     got, want = (
         log_likelihoods(omni, prepare_choices(omni, omni.prepare(WORDS[0]), ["yes", "no", "no, never"]), rows=3)
         for omni in (on_mesh("expert=8"), omnis("tiny"))
@@ -206,17 +208,17 @@ def test_log_likelihoods_are_computed_once(on_mesh: Callable, omnis: Callable, m
 def test_only_rows_travel(mesh: str, on_mesh: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled steps hold the collectives of their layout, and no weights, no experts and no cache move."""
     omni, text = on_mesh(mesh), on_mesh(mesh).config.thinker.text
-    asked = (omni.params["thinker"], omni.declarations["thinker"], text, omni.prepare(WORDS), Sampling(), 8, 0, ())
-    session, prompted = Session(*asked), []
-    monkeypatch.setattr("omni_jax.decode.session.prefill", lambda *a, **k: prompted.append((a, k)) or prefill(*a, **k))
-    _, state = session.begin()
+    engine, prompted = PlainEngine(omni.params["thinker"], omni.declarations["thinker"], text, Sampling()), []
+    monkeypatch.setattr("omni_jax.decode.engine.prefill", lambda *a, **k: prompted.append((a, k)) or prefill(*a, **k))
+    batch = omni.prepare(WORDS)
+    state = engine.prefill(batch, requests_for(batch, Limits(8), [0] * len(WORDS))).state
     # Rows lie over the expert shards, heads over the tensor axis.
     shape = state.cache.k.sharding.shard_shape(state.cache.k.shape)
     sizes = parse_mesh(mesh)
     assert shape[1:3] == (8 // sizes["expert"], 2 // sizes.get("tensor", 1))
-    sampled = (np.int32(5), session.stop_ids, session.values)
+    sampled = (np.int32(5), engine.stop_ids, engine.values)
     step = decode_chunk.lower(
-        session.params, state, *sampled, declaration=session.declaration, plan=session.plan
+        engine.params, state, *sampled, declaration=engine.declaration, plan=engine.sampling_plan
     ).compile()
     found = collectives(step)
     assert {"all-reduce", "reduce-scatter", "all-gather"} <= set(found)

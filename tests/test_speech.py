@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omni_jax.decode.batching import Admission, Batching
+from omni_jax.decode.engine import PlainEngine
+from omni_jax.decode.limits import Limits
+from omni_jax.decode.request import Request
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session
-from omni_jax.decode.speech.session import RESIDUAL, SpeechSession, Voice
+from omni_jax.decode.speech.session import RESIDUAL, Voice
+from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part
@@ -199,19 +203,21 @@ def test_codes_do_not_depend_on_the_chunks(frames: int, omnis: Callable[[str], O
     omni = omnis("small")
     config, text = omni.config, omni.config.thinker.text
     batch, thinker = omni.prepare(user("Hello")), omni.params["thinker"]
-    session = Session(thinker, omni.declarations["thinker"], text, batch, Sampling(), 300, 0, ())
-    for _ in session.chunks():
-        pass
+    request = Request(batch.token_ids.shape[1], Limits(300))
+    engine = PlainEngine(thinker, omni.declarations["thinker"], text, Sampling())
+    Batching(engine, 1, Admission(batch, [request])).finish()
     said = []
     for step in (32, frames):
         voice = Voice("vera", Sampling(0.9, top_k=50), 290)
         parts = (omni.params["talker"], omni.declarations["talker"], lambda: thinker["embed"], config)
-        speaking = SpeechSession(*parts, batch, session, voice)
-        lengths = [codes.shape[2] for codes in speaking.chunks(step)]
-        assert set(lengths[:-1]) <= {min(step, 32)} and sum(lengths) == speaking.codes[0].shape[1]
-        said.append(speaking.codes[0])
+        speakers = Speakers(*parts, voice, rows=1)
+        speaker, lengths = speakers.insert(0, SpeechRequest.read(batch, voice, config), request), []
+        while not speaker.done:
+            lengths.append(speakers.advance(step)[0].shape[1])
+        assert set(lengths[:-1]) <= {min(step, 32)} and sum(lengths) == speaker.codes.shape[1]
+        said.append(speaker.codes)
     np.testing.assert_array_equal(*said)
-    assert said[0].shape[1] == 290 and speaking.state is not None and speaking.state.cache.slots == 512
+    assert said[0].shape[1] == 290 and speakers.state is not None and speakers.state.cache.capacity == 512
 
 
 @pytest.mark.parametrize("variant", ["odd"])

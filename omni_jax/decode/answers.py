@@ -1,22 +1,21 @@
-"""Running sessions to their end, and what they have made as replies or as the events of a stream.
+"""Requests as replies, once they are done, and as the events of a stream while they run.
 
-Session -> chunks of tokens -> text -> Reply, or Events as they come
-   `-> SpeechSession -> frames of codes -> waveform -'
+Batching -> token ids -> text ------------.
+         `-> frames of codes -> waveform --+-> Reply, or Events as they come
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
-from omni_jax.decode.reply import Event, Reply, logprobs_of, replies_of
-from omni_jax.decode.session import Session
-from omni_jax.decode.slots import Slots
-from omni_jax.decode.speech.session import SpeechSession
+from omni_jax.decode.batching import Batching
+from omni_jax.decode.reply import Event, Logprobs, Reply
+from omni_jax.decode.request import Request
 from omni_jax.decode.speech.vocode import Vocoder
 from omni_jax.decode.stops import StopStrings
-from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 
@@ -24,83 +23,103 @@ from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 STREAM_STEPS = 8
 STREAM_FRAMES = 4
 
-# Codes int32 [B, Q, F] and their lengths, to a waveform for each row.
-Sound = Callable[[np.ndarray, list[int]], list[np.ndarray]]
+# Codes int32 [B, Q, F] and the frames of each row, to a waveform for each row, float32 [samples].
+Vocode = Callable[[np.ndarray, list[int]], list[np.ndarray]]
 
 
-def repeated(batch: Batch, times: int) -> Batch:
-    """The batch with each row `times` times side by side; they read the same media."""
-    names = ("token_ids", "mask", "rope_delta", "visual_index", "audio_index")
-    rows = {name: np.repeat(getattr(batch, name), times, axis=0) for name in names}
-    items = tuple(row for row in batch.items for _ in range(times))
-    return replace(batch, position_ids=np.repeat(batch.position_ids, times, axis=1), items=items, **rows)
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """The waveform of a request, float32 [samples], and the seconds that the vocoder took."""
+
+    wave: np.ndarray
+    seconds: float
 
 
-def written(session: Session, tokenizer: Tokenizer) -> list[Reply]:
-    """The replies of a session, written to their end."""
-    for _ in session.chunks():
-        pass
-    return _replies(session, tokenizer)
+def replies_together(
+    batching: Batching, requests: Sequence[Request], tokenizer: Tokenizer, vocode: Vocode
+) -> list[Reply]:
+    """The replies of requests that run all at once, in their order."""
+    batching.finish()
+    times = {"prefill_seconds": batching.prefill_seconds, "decode_seconds": batching.decode_seconds}
+    sounds = sounds_of(requests, vocode)
+    replies = zip(requests, sounds, strict=True)
+    return [reply_of(request, batching.engine.stats(request), tokenizer, times, sound) for request, sound in replies]
 
 
-def spoken(session: Session, speaking: SpeechSession, sound: Sound, tokenizer: Tokenizer) -> list[Reply]:
-    """The replies of a session, written and said to their end."""
-    replies = written(session, tokenizer)
-    for _ in speaking.chunks():
-        pass
-    start = perf_counter()
-    lengths = [codes.shape[1] for codes in speaking.codes]
-    padded = np.stack([np.pad(codes, ((0, 0), (0, max(lengths) - codes.shape[1]))) for codes in speaking.codes])
-    waves = sound(padded, lengths)
-    times = (speaking.seconds, perf_counter() - start)
-    said = zip(replies, speaking.codes, waves, speaking.cut, strict=True)
-    return [_with_speech(reply, codes, wave, cut, times) for reply, codes, wave, cut in said]
-
-
-def finished(slots: Slots, tokenizer: Tokenizer) -> Iterator[tuple[int, Reply]]:
+def replies_in_turn(batching: Batching, tokenizer: Tokenizer, vocode: Vocode) -> Iterator[tuple[int, Reply]]:
     """The number of each prompt, and its reply, as they end."""
-    for taken in slots.finished():
-        (reply,) = replies_of(taken.session, tokenizer, {"seconds": taken.seconds})
-        yield taken.number, replace(reply, stats={**reply.stats, "finish_reason": "stop"}) if taken.ended else reply
+    for done in batching.run():
+        for request in done:
+            (sound,) = sounds_of([request], vocode)
+            stats, times = batching.engine.stats(request), {"seconds": request.seconds}
+            yield request.number, reply_of(request, stats, tokenizer, times, sound)
 
 
-def written_events(session: Session, tokenizer: Tokenizer) -> Iterator[Event]:
-    """The events of a session of one row."""
-    text = (session.stops or StopStrings(tokenizer, ())).watch()
-    for (new,) in session.chunks(STREAM_STEPS):
-        text.add(new)
-        yield Event(text.piece(), new, logprobs=logprobs_of(session, 0, len(session.rows[0]) - len(new)))
-    yield Event(text.last_piece(), [], _replies(session, tokenizer)[0])
-
-
-def spoken_events(session: Session, speaking: SpeechSession, vocoder: Vocoder, tokenizer: Tokenizer) -> Iterator[Event]:
-    """The events of a session of one row that is also said."""
-    waves, seconds = [np.zeros(0, np.float32)], 0.0
-    for event in written_events(session, tokenizer):
-        if event.reply is not None:
-            wave, times = np.concatenate(waves), (speaking.seconds, seconds)
-            yield replace(event, reply=_with_speech(event.reply, speaking.codes[0], wave, speaking.cut[0], times))
-            return
-        yield event
-        for (codes,) in speaking.chunks(STREAM_FRAMES):
+def events_of(batching: Batching, request: Request, tokenizer: Tokenizer, vocoder: Vocoder | None) -> Iterator[Event]:
+    """The events of one request that runs alone; it speaks if there is a vocoder."""
+    text = (request.limits.stops or StopStrings(tokenizer, ())).watch()
+    written, said, seconds, waves = 0, 0, 0.0, [np.zeros(0, np.float32)]
+    for _ in batching.run():
+        if new := request.token_ids[written:]:
+            text.add(new)
+            yield Event(text.piece(), new, logprobs=logprobs_of(request, written))
+            written += len(new)
+        if vocoder is not None and request.speaker is not None and request.speaker.made > said:
             start = perf_counter()
-            waves.append(vocoder.add(codes))
+            waves.append(vocoder.add(request.speaker.codes[:, said:]))
+            said = request.speaker.made
             seconds += perf_counter() - start
             yield Event("", [], audio=waves[-1])
+    times = {"prefill_seconds": batching.prefill_seconds, "decode_seconds": batching.decode_seconds}
+    sound = None if vocoder is None else Sound(np.concatenate(waves), seconds)
+    reply = reply_of(request, batching.engine.stats(request), tokenizer, times, sound)
+    yield Event(text.last_piece(), [], reply)
 
 
-def _replies(session: Session, tokenizer: Tokenizer) -> list[Reply]:
-    times = {"prefill_seconds": session.prefill_seconds, "decode_seconds": session.decode_seconds}
-    return replies_of(session, tokenizer, times)
+def sounds_of(requests: Sequence[Request], vocode: Vocode) -> list[Sound | None]:
+    """The sound of each request, None for those that do not speak."""
+    speakers = [request.speaker for request in requests if request.speaker is not None]
+    if not speakers:
+        return [None for _ in requests]
+    start = perf_counter()
+    lengths = [speaker.made for speaker in speakers]
+    padded = np.stack([np.pad(s.codes, ((0, 0), (0, max(lengths) - s.made))) for s in speakers])
+    waves = iter(vocode(padded, lengths))
+    seconds = perf_counter() - start
+    return [None if request.speaker is None else Sound(next(waves), seconds) for request in requests]
 
 
-def _with_speech(reply: Reply, codes: np.ndarray, audio: np.ndarray, cut: bool, times: tuple[float, float]) -> Reply:
-    """The reply with its speech; `times` are those of the Talker and of the vocoder."""
+def reply_of(
+    request: Request, drafting: dict[str, Any], tokenizer: Tokenizer, times: dict[str, float], sound: Sound | None
+) -> Reply:
+    """The reply of a request that is done; drafting, times: what its stats report of these."""
     stats = {
-        "frames": codes.shape[1],
-        "audio_seconds": len(audio) / SAMPLES_PER_SECOND,
-        "speech_finish_reason": "length" if cut else "stop",
-        "talker_seconds": times[0],
-        "vocoder_seconds": times[1],
+        "prompt_tokens": request.prompt_tokens,
+        "new_tokens": len(request.token_ids),
+        "finish_reason": "cancelled" if request.cancelled else "stop" if request.stopped else "length",
+        **({} if request.watch is None else {"stop_string": request.stop_string}),
+        **times,
+        **drafting,
     }
-    return replace(reply, stats={**reply.stats, **stats}, audio=audio, codes=codes)
+    text = tokenizer.decode(request.token_ids) if request.watch is None else request.watch.text()
+    if request.speaker is None or sound is None:
+        return Reply(text, request.token_ids, stats, logprobs=logprobs_of(request))
+    stats |= {
+        "frames": request.speaker.made,
+        "audio_seconds": len(sound.wave) / SAMPLES_PER_SECOND,
+        "speech_finish_reason": "length" if request.speaker.cut else "stop",
+        "talker_seconds": request.speaker.seconds,
+        "vocoder_seconds": sound.seconds,
+    }
+    return Reply(text, request.token_ids, stats, sound.wave, request.speaker.codes, logprobs_of(request))
+
+
+def logprobs_of(request: Request, since: int = 0) -> Logprobs | None:
+    """The log-probabilities of a request's tokens from number `since` on; None if they are not wanted."""
+    if request.logprobs is None:
+        return None
+    reports = request.reports(since)
+    floats, most = reports.view(np.float32), reports.shape[1] // 2 - 1
+    k = min(request.logprobs, most)
+    token, top = floats[:, 1].copy(), floats[:, 2 + most : 2 + most + k].copy()
+    return Logprobs(token, reports[:, 2 : 2 + k].copy(), top)

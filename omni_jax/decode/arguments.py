@@ -1,4 +1,4 @@
-"""Arguments of the public functions: names that other libraries use, and what they are called here.
+"""Arguments of the public functions: names that other libraries use, and their names here.
 
 A call is checked before anything is read, prepared or compiled. What the values may be is checked by `inputs.values`.
 """
@@ -11,7 +11,16 @@ from textwrap import fill
 from typing import ParamSpec, TypeVar
 
 from omni_jax.errors import InputError
-from omni_jax.settings import meanings, parameters
+from omni_jax.settings import Keywords, meanings, parameters
+from omni_jax.weights.drafters import Drafter
+
+
+class GenerateKeywords(Keywords, total=False):
+    """The keywords of `Omni.generate` but `n`, for its overloads."""
+
+    speech: bool
+    drafter: Drafter | None
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,10 +46,6 @@ INSTEAD = {
     "ignore_eos": "stop_ids=() lets a reply run to max_new_tokens",
     "n": "generate gives several replies of one conversation",
     "stream": "call stream instead",
-    **dict.fromkeys(
-        ("speech", "speaker", "max_frames", "speech_temperature", "speech_top_k", "speech_top_p"),
-        "generate and stream speak",
-    ),
 }
 
 

@@ -1,6 +1,6 @@
 """From prepared NumPy rows to encoded media on the device.
 
-Each bucket of vision rows and the audio windows are one compiled call, and what they give is padded to a bucketed
+Each bucket of vision rows and the audio windows are one compiled call, and their results are padded to a bucketed
 number of tokens: a new prompt recompiles only when it needs a bucket that was not seen before.
 """
 

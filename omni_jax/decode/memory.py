@@ -1,8 +1,8 @@
-"""The memory that a request needs, planned before it is spent: caches at their limits, beside the weights.
+"""The memory that a request needs, planned before it is spent: caches at their limits, and the weights.
 
-A cache is one array for all rows, so one long reply makes room for all of them: it is planned for every row at the
-limit. What is there is the device's own memory where it states it, else what the host has free, which its devices
-share. Weights may be arrays, or jax.ShapeDtypeStructs while they are not read.
+A cache is one array for all rows, so one long reply makes room in all of them: it is planned with every row at the
+limit. What is available is the device's own memory where it states that, else what is free on the host, which its
+devices share. Weights may be arrays, or jax.ShapeDtypeStructs while they are not read.
 """
 
 import os
@@ -33,7 +33,7 @@ class Cache:
     tokens: int
 
     def bytes(self, params: Mapping[str, dict], mesh: Mesh | None) -> int:
-        """At most, on each device; in the type of the part's weights."""
+        """The most bytes on each device, in the type of the part's weights."""
         itemsize = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(params[self.part]))
         sizes = {} if mesh is None else mesh.shape
         return most_cache_bytes(self.text, itemsize, sizes, self.rows, self.tokens)
@@ -42,7 +42,7 @@ class Cache:
 def check_memory(
     caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None], remedy: str
 ) -> None:
-    """Raise InputError, with the plan, what there is and the remedy, for caches that devices cannot hold."""
+    """Raise InputError, with the plan, the available memory and the remedy, for caches that devices cannot hold."""
     for mesh in dict.fromkeys(meshes[cache.part] for cache in caches):
         planned = [cache for cache in caches if meshes[cache.part] == mesh]
         need, have = sum(cache.bytes(params, mesh) for cache in planned), _left(params, meshes, mesh)
@@ -61,7 +61,7 @@ def check_memory(
 
 
 def fitting_rows(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> int:
-    """How many of the rows devices can hold, 0 if none."""
+    """The number of these rows that devices can hold, 0 if none."""
 
     def fits(rows: int) -> bool:
         return all(
@@ -74,7 +74,7 @@ def fitting_rows(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Ma
 
 
 def _would_fit(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> str:
-    """What would fit instead: as many rows as long, and as many rows with shorter replies."""
+    """What would fit instead: fewer rows of this length, and the same number of shorter rows."""
     rows = fitting_rows(caches, params, meshes)
     lengths = (1 << n for n in range(max(c.tokens for c in caches).bit_length(), 7, -1))
     for length in lengths:
@@ -86,13 +86,13 @@ def _would_fit(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapp
 
 
 def _left(params: Mapping[str, dict], meshes: Mapping[str, Mesh | None], mesh: Mesh | None) -> int:
-    """Bytes that each device of a mesh has beside the weights."""
+    """Bytes that the weights leave free on each device of a mesh."""
     here = [params[part] for part in params if meshes[part] == mesh]
     return max(available(mesh) - weight_bytes(here, mesh), 0)
 
 
 def weight_bytes(params: Any, mesh: Mesh | None) -> int:
-    """Bytes that weights take of what is `available` on each device; of a host, those not yet read."""
+    """Bytes of what is `available` on each device that weights take; on a host, only those not yet read."""
     leaves = jax.tree.leaves(params)
     if usable(_devices(mesh)[0]) is None:
         leaves = [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct)]
@@ -101,9 +101,9 @@ def weight_bytes(params: Any, mesh: Mesh | None) -> int:
 
 
 def available(mesh: Mesh | None) -> int:
-    """Bytes that a device of a mesh, or the first device, has for weights and caches: all of its own, or a host's free.
+    """Bytes for weights and caches on a device of a mesh, or on the first device: its own, or a host's free ones.
 
-    A host that does not state what is free is taken to be empty.
+    A host that does not state what is free counts as empty.
     """
     devices = _devices(mesh)
     stated = usable(devices[0])

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.decode.session import Session
-from omni_jax.inputs.tokenizer import Tokenizer
+from omni_jax.models.code2wav import SAMPLES_PER_SECOND
+
+# Letters of a text that a reply prints.
+SHOWN_LETTERS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,7 @@ class Logprobs:
     top: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reply:
     """An answer: its text, its token ids (the stop token included), its speech if that was asked for, and stats.
 
@@ -44,8 +46,12 @@ class Reply:
     codes: np.ndarray | None = None
     logprobs: Logprobs | None = None
 
+    def __repr__(self) -> str:
+        sound = "" if self.audio is None else f", {self.audio.size / SAMPLES_PER_SECOND:.1f} s of speech"
+        return f"Reply({_begin(self.text)}, {len(self.token_ids)} tokens{sound})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Event:
     """A step of a stream: a piece of text, never part of a character, and the token ids drawn since the last event.
 
@@ -60,30 +66,12 @@ class Event:
     audio: np.ndarray | None = None
     logprobs: Logprobs | None = None
 
-
-def replies_of(session: Session, tokenizer: Tokenizer, times: dict[str, float]) -> list[Reply]:
-    """The replies of a finished session, row by row; `times` go into the stats of each."""
-    replies = []
-    for row, (length, ids, stopped) in enumerate(zip(session.lengths, session.rows, session.stopped, strict=True)):
-        stats = {
-            "prompt_tokens": int(length),
-            "new_tokens": len(ids),
-            "finish_reason": "stop" if stopped else "length",
-            **({"stop_string": session.met[row]} if session.watches else {}),
-            **times,
-            **session.row_stats(row),
-        }
-        text = session.watches[row].text() if session.watches else tokenizer.decode(ids)
-        replies.append(Reply(text, ids, stats, logprobs=logprobs_of(session, row)))
-    return replies
+    def __repr__(self) -> str:
+        sound = "" if self.audio is None else f", {self.audio.size / SAMPLES_PER_SECOND:.1f} s of speech"
+        reply = "" if self.reply is None else f", {self.reply}"
+        return f"Event({_begin(self.text)}, {len(self.token_ids)} tokens{sound}{reply})"
 
 
-def logprobs_of(session: Session, row: int, since: int = 0) -> Logprobs | None:
-    """The log-probabilities of a row's tokens from number `since` on; None if nobody asked."""
-    if session.logprobs is None:
-        return None
-    reports = session.reports(row, since)
-    floats, most = reports.view(np.float32), reports.shape[1] // 2 - 1
-    k = min(session.logprobs, most)
-    token, top = floats[:, 1].copy(), floats[:, 2 + most : 2 + most + k].copy()
-    return Logprobs(token, reports[:, 2 : 2 + k].copy(), top)
+def _begin(text: str) -> str:
+    """The beginning of a text, on one line."""
+    return repr(text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 3] + "...")

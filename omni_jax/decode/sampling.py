@@ -22,7 +22,7 @@ def sample(
 ) -> jax.Array:
     """Next token int32 [B] from float32 logits [B, V].
 
-    keys: one typed key per row. position: int32 [B], where the token will stand in its row. seen: bool [B, V] when
+    keys: one typed key per row. position: int32 [B], of the token in its row. seen: bool [B, V] when
     the plan is penalised.
     """
     logits = filtered(logits, seen, values, plan)
@@ -48,7 +48,7 @@ def filtered(logits: jax.Array, seen: jax.Array | None, values: dict, plan: Plan
 
 
 def draw_keyed(logits: jax.Array, keys: jax.Array, position: jax.Array, *more: int) -> jax.Array:
-    """Tokens int32 [B] from logits [B, V], each with its row's key, its position int32 [B] and further numbers."""
+    """Tokens int32 [B] from logits [B, V], each with its row's key, its position int32 [B] and more numbers."""
 
     def one(key: jax.Array, at: jax.Array, row: jax.Array) -> jax.Array:
         return jax.random.categorical(fold(key, at, *more), row)
@@ -57,7 +57,7 @@ def draw_keyed(logits: jax.Array, keys: jax.Array, position: jax.Array, *more: i
 
 
 def fold(key: jax.Array, *numbers: jax.Array | int) -> jax.Array:
-    """The key that belongs to `numbers`."""
+    """The key that belongs to a typed key [] and `numbers`, int32 []."""
     for number in numbers:
         key = jax.random.fold_in(key, number)
     return key

@@ -2,7 +2,7 @@
 
 Texts are compared as bytes, which find the same places in valid UTF-8 and need no whole characters. The token that
 completes a stop string is the last of a reply; which token that is follows from the reply's tokens alone, so neither
-chunks nor a batch change it. Until then, an end of the text that may begin a stop string is held back.
+chunks nor a batch change it. Until then, the end of the text is held back where it may begin a stop string.
 """
 
 import codecs
@@ -48,7 +48,7 @@ class StopStrings:
         return cls(tokenizer, tuple(strings))
 
     def watch(self) -> "Watch":
-        """What looks for them in one reply."""
+        """The watch that looks for them in one reply."""
         return Watch(self)
 
 
@@ -68,7 +68,7 @@ class Watch:
         self._shown = 0
 
     def add(self, ids: Sequence[int]) -> int:
-        """Read more tokens: how many of them belong to the reply, the one that completes a stop string included."""
+        """Read more tokens: the number of them that belong to the reply, with the one that completes a stop string."""
         for count, token in enumerate(ids if self.met is None else ()):
             before = len(self._data)
             self._data += self._tokenizer.token_bytes(token)
@@ -88,7 +88,7 @@ class Watch:
 
     @property
     def tokens(self) -> int:
-        """How many tokens are text for certain, each as a whole."""
+        """The number of tokens that are text for certain, each of them whole."""
         return bisect_right(self._ends, self.text_end)
 
     def text(self) -> str:
@@ -108,7 +108,7 @@ class Watch:
         return len(self._data) if self.met is None else self.text_end
 
     def _begun(self) -> int:
-        """How many bytes at the end may be the beginning of a stop string."""
+        """The number of bytes at the end that may begin a stop string."""
         longest = max((len(stop) for stop, _ in self._stops), default=1) - 1
         tails = (bytes(self._data[-n:]) for n in range(min(longest, len(self._data)), 0, -1))
         return next((len(tail) for tail in tails if any(stop.startswith(tail) for stop, _ in self._stops)), 0)

@@ -9,7 +9,6 @@ Rows are right-padded and keep their own length, position and key: no row can se
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ CHUNK = 32
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """Where each row stands.
+    """What is known of each row.
 
     token int32 [B]: drawn, not yet run. done bool [B]. remaining int32 [B]: tokens that may still be drawn.
     seen bool [B, V], or [B, 0] without a penalty. keys: [B].
@@ -54,7 +53,7 @@ class DecodeState:
     rows: Rows
 
     def positions(self, offset: jax.Array) -> jax.Array:
-        """Positions float32 [3, B, T] of tokens `offset` int32 [T] or [B, T] behind what the cache holds."""
+        """Positions float32 [3, B, T] of tokens at `offset` int32 [T] or [B, T] after what the cache holds."""
         at = (self.cache.length + self.rope_delta)[:, None] + offset
         return jnp.broadcast_to(at, (3, *at.shape))
 
@@ -62,7 +61,7 @@ class DecodeState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PrefillInput:
-    """What prefill needs beside the parameters.
+    """What prefill needs besides the parameters.
 
     token_ids int32 [B, T], right-padded; length int32 [B]; position_ids float32 [3, B, T]; rope_delta float32 [B];
     budget int32 [B * n], tokens to draw; keys [B * n], for n replies to each prompt; stop_ids int32 [m]; values: the
@@ -85,7 +84,7 @@ class PrefillInput:
         return replace(self, position_ids=place(self.position_ids, (None, "batch", None), mesh), **rows)
 
 
-@partial(jax.jit, static_argnames=("declaration", "plan", "slots", "taps"))
+@partial(jax.jit, static_argnames=("declaration", "plan", "capacity", "taps"))
 def prefill(
     params: dict,
     request: PrefillInput,
@@ -93,19 +92,19 @@ def prefill(
     *,
     declaration: Declaration,
     plan: Plan,
-    slots: int,
+    capacity: int,
     taps: tuple[int, ...] = (),
 ) -> tuple[jax.Array, DecodeState, jax.Array]:
-    """Run the prompts and draw each row's first token: int32 [B], the state to go on from, and hidden states.
+    """Run the prompts and draw each row's first token: int32 [B], the next state, and hidden states [n, B, T, D].
 
-    The latter are those numbered `taps`, [n, B, T, D]. Tokens are as `reported` gives them. A prompt is run once,
-    however many keys the request has for it; all results then have a row for each key.
+    taps: numbers of these hidden states. Tokens are as `reported` gives them. A prompt runs once, whatever the number
+    of keys that the request has for it; all results then have a row for each key.
     """
     thinker = bind(declaration, params)
     text = thinker.config.text
     B = request.token_ids.shape[0]
     x = thinker.embed_tokens(request.token_ids, media)
-    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
+    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
     hidden, cache, tapped = thinker.whole(x, jnp.asarray(request.position_ids), empty, media=media, taps=taps)
     assert cache is not None
     length, rope_delta = jnp.asarray(request.length), jnp.asarray(request.rope_delta)
@@ -140,10 +139,11 @@ def decode_chunk(
     unroll: int = 1,
     until: Array | int | None = None,
 ) -> tuple[jax.Array, DecodeState]:
-    """Draw up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none, and the state to go on from.
+    """Draw up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none, and the next state.
 
-    Tokens are as `reported` gives them. It ends before when `until` rows are done, by default all. The cache must hold
-    `steps` more tokens. Rows that are done neither move nor write anything that is read.
+    Tokens are as `reported` gives them. stop_ids: int32 [m]. until: the number of done rows at which it ends early, by
+    default all. The cache must hold `steps` more tokens. Rows that are done neither move nor write anything that is
+    read.
     """
     thinker = bind(declaration, params)
     tokens = jnp.full((state.rows.token.shape[0], CHUNK, *reported_shape(plan)), NO_TOKEN, jnp.int32)
@@ -159,11 +159,12 @@ def decode_chunk(
         tokens = jax.lax.dynamic_update_slice(tokens, reported(token, logits, plan)[:, None], at)
         return i + 1, replace(state, cache=cache, rows=rows), tokens
 
+    enough = len(tokens) if until is None else until
+
     def going(carry: tuple) -> jax.Array:
         i, state, _ = carry
         return (i < steps) & (jnp.sum(state.rows.done) < enough)
 
-    enough = len(tokens) if until is None else until
     _, state, tokens = jax.lax.while_loop(going, step, (0, state, tokens))
     return replicate(tokens, declaration.mesh), lay_over(state, declaration.mesh)
 
@@ -173,38 +174,41 @@ def forward(
     params: dict,
     token_ids: jax.Array,
     position_ids: jax.Array,
-    first: jax.Array,
+    first_valid: jax.Array,
     media: Media | None,
     *,
     declaration: Declaration,
 ) -> jax.Array:
-    """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first` [B] on.
+    """Logits float32 [B, T, V] of whole sequences int32 [B, T] at positions [3, B, T], real from `first_valid` [B] on.
 
     Every process can read them.
     """
     thinker = bind(declaration, params)
     x = thinker.embed_tokens(token_ids, media)
-    hidden, _, _ = thinker.whole(x, position_ids, first=first, media=media)
+    hidden, _, _ = thinker.whole(x, position_ids, first_valid=first_valid, media=media)
     return replicate_for_hosts(thinker.logits(hidden), declaration.mesh)
 
 
-def grow(state: DecodeState, *, slots: int) -> DecodeState:
-    """The same state with a cache of `slots` slots; the one given is given up."""
-    return replace(state, cache=state.cache.grow(slots))
+def grow(state: DecodeState, *, capacity: int) -> DecodeState:
+    """The same state with a cache of `capacity` positions; the one given is given up."""
+    return replace(state, cache=state.cache.grow(capacity))
 
 
 def draw(
     logits: jax.Array, rows: Rows, position: jax.Array, stop_ids: Array, values: dict, plan: Plan
 ) -> tuple[jax.Array, Rows]:
-    """Draw each row's token at `position` int32 [B] (-1 where done) from logits [B, V], and book it.
+    """Sample each row's token at `position` int32 [B] from logits [B, V]: int32 [B], -1 where done, and the new rows.
 
-    Stop ids and the budget end a row after their token.
+    Stop ids (int32 [m]) and the budget end a row after their token.
     """
     return record(sample(logits, rows.keys, position, rows.seen, values, plan), rows, stop_ids, plan)
 
 
 def record(drawn: jax.Array, rows: Rows, stop_ids: Array, plan: Plan) -> tuple[jax.Array, Rows]:
-    """Give each row the token that was drawn for it, int32 [B]: these, -1 where a row is done, and the rows."""
+    """Record the token sampled for each row, int32 [B]: these tokens, -1 for rows that are done, and the new rows.
+
+    stop_ids: int32 [m].
+    """
     token = jnp.where(rows.done, NO_TOKEN, drawn)
     remaining = rows.remaining - ~rows.done
     done = rows.done | jnp.isin(drawn, stop_ids) | (remaining <= 0)
@@ -223,7 +227,7 @@ def reported_shape(plan: Plan) -> tuple[int, ...]:
 def reported(token: jax.Array, logits: jax.Array, plan: Plan) -> jax.Array:
     """Tokens int32 [...] as programs give them to the host, drawn from the raw logits [..., V].
 
-    Where the plan asks for log-probabilities, int32 [..., 2 + 2k]: the token, its log-probability, then ids and
+    With log-probabilities in the plan, int32 [..., 2 + 2k]: the token, its log-probability, then ids and
     log-probabilities of the k likeliest; log-probabilities are bits of float32. One array, because each read costs.
     """
     if plan.likely is None:
@@ -233,27 +237,6 @@ def reported(token: jax.Array, logits: jax.Array, plan: Plan) -> jax.Array:
     top, ids = jax.lax.top_k(log_probs, plan.likely)
     bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
     return jnp.concatenate([token[..., None], bits(own), ids, bits(top)], axis=-1)
-
-
-def caches_of(state: Any) -> list[KVCache]:
-    """The caches of what a decoding loop carries."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
-    return [leaf for leaf in leaves if isinstance(leaf, KVCache)]
-
-
-def laid(state: Any) -> Any:
-    """What a decoding loop carries, on the devices of its caches' mesh, inside `jit`."""
-    return lay_over(state, caches_of(state)[0].mesh)
-
-
-@partial(jax.jit, donate_argnames="state")
-def retire(state: Any, b: Array | int) -> Any:
-    """What a decoding loop carries, with row `b` done."""
-
-    def finish(leaf: Any) -> Any:
-        return replace(leaf, done=leaf.done.at[b].set(True)) if isinstance(leaf, Rows) else leaf
-
-    return laid(jax.tree.map(finish, state, is_leaf=lambda leaf: isinstance(leaf, Rows)))
 
 
 def _seen_in_prompt(request: PrefillInput, vocab_size: int) -> jax.Array:

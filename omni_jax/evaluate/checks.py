@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.draft.plan import Draftings
+from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.decode.memory import GB, available
-from omni_jax.decode.session import row_keys
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.stops import StopStrings
 from omni_jax.errors import InputError
@@ -56,4 +56,6 @@ def check_stop(settings: RunSettings, model: Path) -> None:
 def check_drafting(settings: RunSettings, drafter: Drafter | None, config: OmniConfig) -> None:
     """Raise InputError for a drafter of another model, or that does not draft as the settings say."""
     drafting = settings.request.drafting
-    Draftings(config).settle(drafter, drafting.draft_tokens, drafting.draft_tree, drafting.draft_sampling)
+    KnownDrafters(config).resolve_draft_plan(
+        drafter, drafting.draft_tokens, drafting.draft_tree, drafting.draft_sampling
+    )

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omni_jax.decode.session import check_context
-from omni_jax.decode.slots import Prompt
+from omni_jax.decode.prompt import Prompt, check_context
 from omni_jax.evaluate.context import TaskContext, failure_of, result_of
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.metrics import METRICS, Scores

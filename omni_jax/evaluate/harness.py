@@ -29,7 +29,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 import omni_jax
-from omni_jax.decode.slots import Prompt
+from omni_jax.decode.prompt import Prompt
 from omni_jax.errors import InputError
 from omni_jax.evaluate.context import seed_of
 from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, text_context

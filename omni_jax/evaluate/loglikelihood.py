@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from omni_jax.decode.log_probs import token_log_probs
 from omni_jax.decode.media import encode_media
-from omni_jax.decode.score import score
-from omni_jax.decode.session import check_context, pad_length
+from omni_jax.decode.prompt import check_context, pad_length
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.omni import Omni
@@ -129,7 +129,9 @@ def _score(omni: Omni, group: Sequence[Continuation], rows: int) -> list[Scored]
         row[:n] = np.arange(one.length - n, one.length)
     token_ids = np.concatenate([row.token_ids for row in whole])
     position_ids = np.concatenate([row.position_ids for row in whole], axis=1)
-    likely, best = (np.asarray(x) for x in score(params, token_ids, position_ids, at, media, declaration=declaration))
+    likely, best = (
+        np.asarray(x) for x in token_log_probs(params, token_ids, position_ids, at, media, declaration=declaration)
+    )
     counts = [len(one.token_ids) for one in group]
     return [
         Scored(float(likely[b, :n].sum(dtype=np.float64)), bool(best[b, :n].all()), n) for b, n in enumerate(counts)

@@ -11,7 +11,7 @@ failure, so that no run ends at the same row again and again.
 
 from collections.abc import Callable, Iterator, Sequence
 
-from omni_jax.decode.session import check_context
+from omni_jax.decode.prompt import check_context
 from omni_jax.evaluate.context import TaskContext, failure_of, result_of
 from omni_jax.evaluate.conversations import reply_results
 from omni_jax.evaluate.data import Sample

@@ -27,7 +27,7 @@ from omni_jax.config import Code2WavConfig
 from omni_jax.models.decoder import DecoderLayers
 from omni_jax.models.encoder import gelu_exact
 from omni_jax.models.param import LayerNorm, Linear, RMSNorm, param, project
-from omni_jax.ops.cache import AXES, KVCache
+from omni_jax.ops.cache import CACHE_AXES, KVCache
 from omni_jax.ops.conv import causal_conv, conv_to_mono, conv_transpose, depthwise_conv, snake
 from omni_jax.ops.rope import rope
 from omni_jax.sharding import constrain, constrain_rows
@@ -57,7 +57,7 @@ class VocoderState:
     def laid_over(self, mesh: Mesh | None) -> "VocoderState":
         """The same state, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
         tails = tuple(constrain_rows(tail, mesh) for tail in self.tails)
-        return replace(self, k=constrain(self.k, AXES, mesh), v=constrain(self.v, AXES, mesh), tails=tails)
+        return replace(self, k=constrain(self.k, CACHE_AXES, mesh), v=constrain(self.v, CACHE_AXES, mesh), tails=tails)
 
 
 @dataclass(frozen=True)
@@ -328,8 +328,8 @@ class Code2Wav(nnx.Module):
         more = [(0, 0)] * 3 + [(0, F), (0, 0)]
         cache = KVCache(jnp.pad(state.k, more), jnp.pad(state.v, more), jnp.full((B,), past, jnp.int32))
         positions = (state.frames + jnp.arange(F))[None]
-        first = jnp.full((B,), jnp.maximum(past - state.frames, 0))
-        x, cache, _ = self.layers.extend(x, rope(positions, c.head_dim, c.rope, x.dtype), cache, first)
+        first_valid = jnp.full((B,), jnp.maximum(past - state.frames, 0))
+        x, cache, _ = self.layers.extend(x, rope(positions, c.head_dim, c.rope, x.dtype), cache, first_valid)
         k, v = (jax.lax.dynamic_slice_in_dim(a, count, past, axis=3) for a in (cache.k, cache.v))
         return self.norm(x), k, v
 

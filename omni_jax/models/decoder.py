@@ -140,11 +140,11 @@ class DecoderLayers(nnx.Module):
         x: jax.Array,
         rope: Rope,
         cache: KVCache | None = None,
-        first: jax.Array | None = None,
+        first_valid: jax.Array | None = None,
         deepstack: Deepstack | None = None,
         taps: tuple[int, ...] = (),
     ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-        """Run whole sequences x [B, T, D] at rope (cos, sin) [B, T, H], real from token `first` [B] on.
+        """Run whole sequences x [B, T, D] at rope (cos, sin) [B, T, H], real from token `first_valid` [B] on.
 
         Returns the outputs [B, T, D], the cache (empty, at least T slots) with the sequences in it, and the tapped
         hidden states [n, B, T, D]. The state numbered L, which follows the final norm, is the caller's to fill in.
@@ -152,7 +152,7 @@ class DecoderLayers(nnx.Module):
         window = self.config.sliding_window
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, _: KVCache | None, l: Any) -> jax.Array:
-            return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first, window)
+            return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first_valid, window)
 
         return self.run(x, rope, cache, attend, deepstack, taps)
 
@@ -161,15 +161,15 @@ class DecoderLayers(nnx.Module):
         x: jax.Array,
         rope: Rope,
         cache: KVCache,
-        first: jax.Array | None = None,
+        first_valid: jax.Array | None = None,
         taps: tuple[int, ...] = (),
         unroll: int = 1,
         mask: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache, jax.Array]:
         """Run x [B, T, D] behind what each row of the cache holds; returns as `whole`, T tokens more in the cache.
 
-        first: int32 [B], the first slot of each row that holds a token; 0 by default. mask: bool [B, T, S], the slots
-        that each token sees, itself included; by default all up to its own.
+        first_valid: int32 [B], the first slot of each row that holds a token; 0 by default. mask: bool [B, T, S], the
+        slots that each token sees, itself included; by default all up to its own.
         """
         window = self.config.sliding_window
 
@@ -177,7 +177,7 @@ class DecoderLayers(nnx.Module):
             assert cache is not None
             if mask is not None:
                 return attend_masked(q, cache.k[l], cache.v[l], mask)
-            return causal_attention(q, cache.k[l], cache.v[l], cache.length, first, window)
+            return causal_attention(q, cache.k[l], cache.v[l], cache.length, first_valid, window)
 
         x, extended, tapped = self.run(x, rope, cache, attend, None, taps, unroll)
         assert extended is not None

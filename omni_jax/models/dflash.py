@@ -41,10 +41,10 @@ class DFlash(nnx.Module):
         self.layers = DecoderLayers(rngs, config.layers)
         self.norm = RMSNorm(rngs, D, eps)
 
-    def empty(self, rows: int, slots: int, dtype: Any) -> KVCache:
-        """A cache of `slots` slots for `rows` rows, of which nothing is remembered."""
+    def empty(self, rows: int, capacity: int, dtype: Any) -> KVCache:
+        """A cache of `capacity` slots for `rows` rows, of which nothing is remembered."""
         c = self.config.layers
-        return KVCache.empty(c.num_layers, rows, c.num_kv_heads, slots, c.head_dim, dtype)
+        return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, dtype)
 
     def fuse(self, features: jax.Array) -> jax.Array:
         """Hidden states side by side, in the order of the taps, [B, T, n * D] -> context [B, T, D]."""
@@ -92,12 +92,12 @@ class DFlash(nnx.Module):
 
 def _block_masks(config: DFlashConfig, cache: KVCache, W: int) -> Any:
     """A function of the layer: bool [B, W, S], which slots a block's queries see."""
-    key = jnp.arange(cache.slots)
+    key = jnp.arange(cache.capacity)
     query = (cache.length[:, None] + jnp.arange(W))[..., None]
     written = key < cache.length[:, None, None] + W
     causal = jnp.asarray(config.causal)
     # A window as wide as the cache hides nothing.
-    windows = jnp.asarray([cache.slots if window is None else window for window in config.windows])
+    windows = jnp.asarray([cache.capacity if window is None else window for window in config.windows])
 
     def visible(l: Any) -> jax.Array:
         near = jnp.abs(query - key) < windows[l]

@@ -82,10 +82,10 @@ class Eagle3(nnx.Module):
         self.lm_head = param(rngs, (Vd, D), ("vocab", "embed"), scale=D**-0.5)
         self.d2t = nnx.Param(jnp.zeros((Vd,), jnp.int32), axes=("vocab",))
 
-    def empty(self, rows: int, slots: int, dtype: Any) -> KVCache:
-        """A cache of `slots` slots for `rows` rows that hold nothing."""
+    def empty(self, rows: int, capacity: int, dtype: Any) -> KVCache:
+        """A cache of `capacity` slots for `rows` rows that hold nothing."""
         c = self.config.layer
-        return KVCache.empty(1, rows, c.num_kv_heads, slots, c.head_dim, dtype)
+        return KVCache.empty(1, rows, c.num_kv_heads, capacity, c.head_dim, dtype)
 
     def embed_tokens(self, token_ids: jax.Array, target_embed: jax.Array) -> jax.Array:
         """Token ids int32 [...] -> [..., D] by the drafter's own table, or by the Thinker's [V, D] if it has none."""

@@ -51,10 +51,10 @@ class Talker(nnx.Module):
         return self.embed[...][codes]
 
     def whole(
-        self, x: jax.Array, position_ids: jax.Array, cache: KVCache | None = None, first: jax.Array | None = None
+        self, x: jax.Array, position_ids: jax.Array, cache: KVCache | None = None, first_valid: jax.Array | None = None
     ) -> tuple[jax.Array, KVCache | None]:
-        """Prompts [B, T, D] at positions float32 [3, B, T], real from `first` [B] on -> normed states and the cache."""
-        x, cache, _ = self.layers.whole(x, self._rope(position_ids, x), cache, first)
+        """Prompts [B, T, D] at positions float32 [3, B, T], real from `first_valid` [B] on -> normed states and the cache."""
+        x, cache, _ = self.layers.whole(x, self._rope(position_ids, x), cache, first_valid)
         return self.norm(x), cache
 
     def extend(

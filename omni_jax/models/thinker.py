@@ -69,18 +69,18 @@ class Thinker(nnx.Module):
         x: jax.Array,
         position_ids: jax.Array,
         cache: KVCache | None = None,
-        first: jax.Array | None = None,
+        first_valid: jax.Array | None = None,
         media: Media | None = None,
         taps: tuple[int, ...] = (),
     ) -> tuple[jax.Array, KVCache | None, jax.Array]:
         """Embedded sequences [B, T, D] at positions float32 [3, B, T] -> normed states, cache, taps [n, B, T, D].
 
-        cache: empty, filled on the way. first: int32 [B], the first token of each row that is not padding.
+        cache: empty, filled on the way. first_valid: int32 [B], the first token of each row that is not padding.
         """
         deepstack = None
         if media is not None and media.deepstack is not None:
             deepstack = Deepstack(media.deepstack, media.visual_index)
-        x, cache, tapped = self.layers.whole(x, self._rope(position_ids, x), cache, first, deepstack, taps)
+        x, cache, tapped = self.layers.whole(x, self._rope(position_ids, x), cache, first_valid, deepstack, taps)
         x, tapped = self._finish(x, tapped, taps)
         return x, cache, tapped
 

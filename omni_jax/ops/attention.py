@@ -1,6 +1,6 @@
 """Causal grouped-query attention: whole sequences, and blocks of queries against a cache (decode, verification).
 
-Queries sit behind `offset` earlier tokens of their row and see the keys from `first` on up to themselves. Logits and
+Queries sit behind `offset` earlier tokens of their row and see the keys from `first_valid` on up to themselves. Logits and
 softmax are float32. The score matrix keeps to a fixed budget, or to FEW_QUERIES queries where those are more: longer
 query blocks are mapped over chunks, and a sequence that is not too long is cut into blocks that meet no key that none
 of their queries may see. The mask is explicit because library causal flags align a block of queries with the first
@@ -25,18 +25,18 @@ MAX_BLOCKS = 16
 
 
 def self_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, first: jax.Array | None = None, window: int | None = None
+    q: jax.Array, k: jax.Array, v: jax.Array, first_valid: jax.Array | None = None, window: int | None = None
 ) -> jax.Array:
-    """Causal attention of whole sequences: q [B, T, K, G, H], k and v [B, K, T, H]; `first` and `window` as below."""
+    """Causal attention of whole sequences: q [B, T, K, G, H], k and v [B, K, T, H]; `first_valid` and `window` as below."""
     B, T = q.shape[:2]
     if T > BLOCK * MAX_BLOCKS:
-        return causal_attention(q, k, v, jnp.zeros((B,), jnp.int32), first, window)
+        return causal_attention(q, k, v, jnp.zeros((B,), jnp.int32), first_valid, window)
     blocks = []
     for start in range(0, T, BLOCK):
         stop = min(start + BLOCK, T)
         oldest = 0 if window is None else max(0, start - window + 1)
         offset = jnp.full((B,), start - oldest, jnp.int32)
-        first_key = None if first is None else first - oldest
+        first_key = None if first_valid is None else first_valid - oldest
         keys, values = k[:, :, oldest:stop], v[:, :, oldest:stop]
         blocks.append(causal_attention(q[:, start:stop], keys, values, offset, first_key, window))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
@@ -62,13 +62,15 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return out.swapaxes(1, 2).astype(dtype)
 
 
-def causal_mask(query: jax.Array, S: int, offset: jax.Array, first: jax.Array | None, window: int | None) -> jax.Array:
-    """Bool [B, T, S]: key s is visible to query index t [T] when first <= s <= offset + t and within `window` keys."""
+def causal_mask(
+    query: jax.Array, S: int, offset: jax.Array, first_valid: jax.Array | None, window: int | None
+) -> jax.Array:
+    """Bool [B, T, S]: key s is visible to query index t [T] when first_valid <= s <= offset + t and within `window` keys."""
     key = jnp.arange(S)
     position = (offset[:, None] + query)[..., None]
     mask = key <= position
-    if first is not None:
-        mask &= key >= first[:, None, None]
+    if first_valid is not None:
+        mask &= key >= first_valid[:, None, None]
     if window is not None:
         mask &= key > position - window
     return mask
@@ -90,26 +92,26 @@ def causal_attention(
     k: jax.Array,
     v: jax.Array,
     offset: jax.Array,
-    first: jax.Array | None = None,
+    first_valid: jax.Array | None = None,
     window: int | None = None,
 ) -> jax.Array:
     """Causal attention of q [B, T, K, G, H] over k and v [B, K, S, H].
 
-    offset: int32 [B], keys before the first query of each row. first: int32 [B], first valid key (left padding).
+    offset: int32 [B], keys before the first query of each row. first_valid: int32 [B], first valid key (left padding).
     window: keys that a query sees, itself included.
     """
     B, T, K, G, H = q.shape
     S = k.shape[2]
     chunk = max(FEW_QUERIES, SCORE_BUDGET // (B * K * G * S))
     if T <= chunk:
-        return attend(q, k, v, causal_mask(jnp.arange(T), S, offset, first, window))
+        return attend(q, k, v, causal_mask(jnp.arange(T), S, offset, first_valid, window))
     chunks = -(-T // chunk)
     padded = jnp.pad(q, [(0, 0), (0, chunks * chunk - T)] + [(0, 0)] * 3)
     blocks = jnp.moveaxis(padded.reshape(B, chunks, chunk, K, G, H), 1, 0)
 
     def one(block: tuple[jax.Array, jax.Array]) -> jax.Array:
         start, q_block = block
-        return attend(q_block, k, v, causal_mask(start + jnp.arange(chunk), S, offset, first, window))
+        return attend(q_block, k, v, causal_mask(start + jnp.arange(chunk), S, offset, first_valid, window))
 
     out = jax.lax.map(one, (jnp.arange(chunks) * chunk, blocks))
     return jnp.moveaxis(out, 0, 1).reshape(B, chunks * chunk, K, G, H)[:, :T]

@@ -16,14 +16,14 @@ from jax.sharding import Mesh
 
 from omni_jax.sharding import constrain, constrain_rows, per_shard, platform
 
-SMALLEST = 256
+MIN_CAPACITY = 256
 # Logical axes of keys and values.
-AXES = ("layers", "batch", "kv_heads", None, "head_dim")
+CACHE_AXES = ("layers", "batch", "kv_heads", None, "head_dim")
 
 
 def capacity_for(tokens: int) -> int:
     """The static cache size that holds `tokens`: powers of two from 256, so that few sizes are ever compiled."""
-    return max(SMALLEST, 1 << (tokens - 1).bit_length())
+    return max(MIN_CAPACITY, 1 << (tokens - 1).bit_length())
 
 
 @jax.tree_util.register_dataclass
@@ -37,16 +37,16 @@ class KVCache:
     mesh: Mesh | None = field(default=None, metadata={"static": True})
 
     @classmethod
-    def empty(cls, layers: int, rows: int, kv_heads: int, slots: int, head_dim: int, dtype: Any) -> "KVCache":
-        shape = (layers, rows, kv_heads, slots, head_dim)
+    def empty(cls, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, dtype: Any) -> "KVCache":
+        shape = (layers, rows, kv_heads, capacity, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows,), jnp.int32))
 
     def laid_over(self, mesh: Mesh | None) -> "KVCache":
         """The same cache, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
         return replace(
             self,
-            k=constrain(self.k, AXES, mesh),
-            v=constrain(self.v, AXES, mesh),
+            k=constrain(self.k, CACHE_AXES, mesh),
+            v=constrain(self.v, CACHE_AXES, mesh),
             length=constrain(self.length, ("batch",), mesh),
             mesh=mesh,
         )
@@ -56,7 +56,7 @@ class KVCache:
         return self.k.shape[1]
 
     @property
-    def slots(self) -> int:
+    def capacity(self) -> int:
         return self.k.shape[3]
 
     def write(self, l: Any, k: jax.Array, v: jax.Array) -> "KVCache":
@@ -64,7 +64,9 @@ class KVCache:
 
         def written(buffer: jax.Array, new: jax.Array) -> jax.Array:
             new_axes = ("batch", None, "kv_heads", "head_dim")
-            return per_shard(_write, self.mesh, (buffer, AXES), (l, ()), (new, new_axes), (self.length, ("batch",)))
+            return per_shard(
+                _write, self.mesh, (buffer, CACHE_AXES), (l, ()), (new, new_axes), (self.length, ("batch",))
+            )
 
         return replace(self, k=_in_order(written(self.k, k)), v=_in_order(written(self.v, v)))
 
@@ -76,7 +78,9 @@ class KVCache:
         """Keep of the slots behind each row's length only some, in order: those numbered `nodes` int32 [B, T]."""
 
         def picked(buffer: jax.Array) -> jax.Array:
-            return per_shard(_pick, self.mesh, (buffer, AXES), (nodes, ("batch", None)), (self.length, ("batch",)))
+            return per_shard(
+                _pick, self.mesh, (buffer, CACHE_AXES), (nodes, ("batch", None)), (self.length, ("batch",))
+            )
 
         return replace(self, k=picked(self.k), v=picked(self.v))
 
@@ -96,15 +100,15 @@ class KVCache:
 
         return replace(self, k=put(self.k, row.k), v=put(self.v, row.v), length=self.length.at[b].set(row.length[0]))
 
-    def grow(self, slots: int) -> "KVCache":
-        """The same content in `slots` slots, outside `jit`; this cache is given up.
+    def grow(self, capacity: int) -> "KVCache":
+        """The same content in `capacity` slots, outside `jit`; this cache is given up.
 
         A buffer cannot become larger in place, so keys and values move one after the other. Where the slots double, a
         device then holds at most 5/4 of what the new cache takes; both at once would take 6/4.
         """
-        if slots == self.slots:
+        if capacity == self.capacity:
             return self
-        return replace(self, k=_moved(self.k, slots, self.mesh), v=_moved(self.v, slots, self.mesh))
+        return replace(self, k=_moved(self.k, capacity, self.mesh), v=_moved(self.v, capacity, self.mesh))
 
 
 def lay_over(tree: Any, mesh: Mesh | None) -> Any:
@@ -119,15 +123,15 @@ def lay_over(tree: Any, mesh: Mesh | None) -> Any:
     return tree if mesh is None else jax.tree.map(laid, tree, is_leaf=lambda x: isinstance(x, KVCache))
 
 
-@partial(jax.jit, static_argnames=("slots", "mesh"))
-def lengthen(buffer: jax.Array, *, slots: int, mesh: Mesh | None) -> jax.Array:
-    """Keys or values [L, B, K, S, H] with `slots` slots."""
-    return constrain(jnp.pad(buffer, [(0, 0)] * 3 + [(0, slots - buffer.shape[3]), (0, 0)]), AXES, mesh)
+@partial(jax.jit, static_argnames=("capacity", "mesh"))
+def lengthen(buffer: jax.Array, *, capacity: int, mesh: Mesh | None) -> jax.Array:
+    """Keys or values [L, B, K, S, H] with `capacity` slots."""
+    return constrain(jnp.pad(buffer, [(0, 0)] * 3 + [(0, capacity - buffer.shape[3]), (0, 0)]), CACHE_AXES, mesh)
 
 
-def _moved(buffer: jax.Array, slots: int, mesh: Mesh | None) -> jax.Array:
+def _moved(buffer: jax.Array, capacity: int, mesh: Mesh | None) -> jax.Array:
     """A longer copy, once it is there; the buffer's memory is free then."""
-    longer = jax.block_until_ready(lengthen(buffer, slots=slots, mesh=mesh))
+    longer = jax.block_until_ready(lengthen(buffer, capacity=capacity, mesh=mesh))
     buffer.delete()
     return longer
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from omni_jax.config import DecoderConfig
 from omni_jax.distributed import min_over_processes
 from omni_jax.errors import CheckpointError, InputError
-from omni_jax.ops.cache import AXES, capacity_for
+from omni_jax.ops.cache import CACHE_AXES, capacity_for
 from omni_jax.sharding import (
     Axes,
     bytes_on_a_device,
@@ -84,9 +84,9 @@ class Part:
 
 def cache_bytes(text: DecoderConfig, itemsize: int, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
     """Bytes on one device of a cache for `rows` conversations of `tokens` tokens, in numbers of `itemsize` bytes."""
-    slots = capacity_for(min(tokens, text.max_position_embeddings))
-    shape = (text.num_layers, rows, text.num_kv_heads, slots, text.head_dim)
-    over = (name for axis, size in zip(AXES, shape, strict=True) for name in split_over(axis, size, sizes))
+    capacity = capacity_for(min(tokens, text.max_position_embeddings))
+    shape = (text.num_layers, rows, text.num_kv_heads, capacity, text.head_dim)
+    over = (name for axis, size in zip(CACHE_AXES, shape, strict=True) for name in split_over(axis, size, sizes))
     return 2 * prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over)
 
 

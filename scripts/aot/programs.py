@@ -19,18 +19,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.config import DecoderConfig, OmniConfig
 from omni_jax.decode.draft.loop import SpeculativeState, decode_rounds
-from omni_jax.decode.draft.proposers import proposer_for
+from omni_jax.decode.draft.plan import proposer_for
 from omni_jax.decode.media import encode_audio, encode_vision
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import FRAMES, Voice
-from omni_jax.decode.speech.talker_loop import TalkerPrompt, decode_frames, prefill_talker
+from omni_jax.decode.speech.session import Voice
+from omni_jax.decode.speech.talker_loop import FRAMES, SpeechValues, TalkerPrompt, decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import start, vocode_chunk
 from omni_jax.decode.text import DecodeState, PrefillInput, Rows, decode_chunk, prefill
 from omni_jax.draft_config import read_draft_config
+from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.omni import PARTS
-from omni_jax.ops.cache import AXES as CACHE_AXES
-from omni_jax.ops.cache import KVCache, capacity_for, lay_over
+from omni_jax.ops.cache import CACHE_AXES, KVCache, capacity_for, lay_over
 from omni_jax.sharding import MESH_AXES, Axes, sharding_for
 from omni_jax.weights.drafters import Drafter, declare_drafter
 from scripts.small.configs import PUBLIC_DFLASH, config_dict
@@ -66,8 +66,8 @@ class Target:
             lambda p, axes: self.array(*p.shape, dtype=self.dtype, axes=axes), declaration.shapes, declaration.axes
         )
 
-    def cache(self, layers: int, rows: int, kv_heads: int, slots: int, head_dim: int) -> KVCache:
-        kv = self.array(layers, rows, kv_heads, slots, head_dim, dtype=self.dtype, axes=CACHE_AXES)
+    def cache(self, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int) -> KVCache:
+        kv = self.array(layers, rows, kv_heads, capacity, head_dim, dtype=self.dtype, axes=CACHE_AXES)
         return KVCache(kv, kv, self.rows(rows), self.declarations["thinker"].mesh)
 
     def keys(self, rows: int) -> Any:
@@ -123,9 +123,9 @@ def mesh_programs(target: Target) -> Iterator[Program]:
     for rows, tokens in ((1, 4096), (8, 4096)):
         lower = partial(lower_prefill, target, rows, tokens)
         yield Program(f"prefill {rows}x{tokens}", "thinker", True, (rows, capacity_for(tokens)), lower, rows * tokens)
-    for rows, slots in ((8, 4096), (64, 4096)):
-        lower = partial(lower_decode, target, rows, slots, 1)
-        yield Program(f"decode {rows}, {slots} slots", "thinker", True, (rows, slots), lower, rows)
+    for rows, capacity in ((8, 4096), (64, 4096)):
+        lower = partial(lower_decode, target, rows, capacity, 1)
+        yield Program(f"decode {rows}, {capacity} slots", "thinker", True, (rows, capacity), lower, rows)
     for rows in (8, 64):
         lower = partial(lower_round, target, rows, 4096, 8)
         yield Program(f"verify {rows}x8, 4096 slots", "thinker", True, (rows, 4096), lower, 8 * rows)
@@ -145,10 +145,10 @@ def _text_programs(target: Target) -> Iterator[Program]:
     for tokens in (512, 4096, 8192):
         lower = partial(lower_prefill, target, 1, tokens)
         yield Program(f"prefill 1x{tokens}", "thinker", True, (1, capacity_for(tokens)), lower)
-    for rows, slots in ((1, 2048), (8, 2048), (32, 4096)):
+    for rows, capacity in ((1, 2048), (8, 2048), (32, 4096)):
         for form, unroll in (("scan", 1), ("unroll", text.num_layers)):
-            lower = partial(lower_decode, target, rows, slots, unroll)
-            yield Program(f"decode {rows}, {slots} slots, {form}", "thinker", True, (rows, slots), lower)
+            lower = partial(lower_decode, target, rows, capacity, unroll)
+            yield Program(f"decode {rows}, {capacity} slots, {form}", "thinker", True, (rows, capacity), lower)
 
 
 def _media_programs(target: Target) -> Iterator[Program]:
@@ -192,12 +192,12 @@ def lower_prefill(target: Target, rows: int, tokens: int) -> Any:
     )
     plan, declaration = Sampling().plan(target.config.thinker.text.vocab_size), target.declarations["thinker"]
     return prefill.lower(
-        target.params("thinker"), request, None, declaration=declaration, plan=plan, slots=capacity_for(tokens)
+        target.params("thinker"), request, None, declaration=declaration, plan=plan, capacity=capacity_for(tokens)
     )
 
 
-def standing(target: Target, rows: int, slots: int) -> DecodeState:
-    """The state of `rows` rows with `slots` cache slots."""
+def standing(target: Target, rows: int, capacity: int) -> DecodeState:
+    """The state of `rows` rows with `capacity` cache slots."""
     text = target.config.thinker.text
     state = Rows(
         token=target.rows(rows),
@@ -206,15 +206,15 @@ def standing(target: Target, rows: int, slots: int) -> DecodeState:
         seen=target.rows(rows, 0, dtype=jnp.bool_),
         keys=target.keys(rows),
     )
-    cache = target.cache(text.num_layers, rows, text.num_kv_heads, slots, text.head_dim)
+    cache = target.cache(text.num_layers, rows, text.num_kv_heads, capacity, text.head_dim)
     return DecodeState(cache, target.rows(rows, dtype=jnp.float32), state)
 
 
-def lower_decode(target: Target, rows: int, slots: int, unroll: int) -> Any:
-    """A chunk of decode steps for `rows` rows with `slots` cache slots."""
+def lower_decode(target: Target, rows: int, capacity: int, unroll: int) -> Any:
+    """A chunk of decode steps for `rows` rows with `capacity` cache slots."""
     steps, stop_ids = target.array(dtype=jnp.int32), target.array(1, dtype=jnp.int32)
     plan, declaration = Sampling().plan(target.config.thinker.text.vocab_size), target.declarations["thinker"]
-    state = standing(target, rows, slots)
+    state = standing(target, rows, capacity)
     return decode_chunk.lower(
         target.params("thinker"),
         state,
@@ -227,8 +227,8 @@ def lower_decode(target: Target, rows: int, slots: int, unroll: int) -> Any:
     )
 
 
-def lower_round(target: Target, rows: int, slots: int, width: int) -> Any:
-    """Rounds that draft with the public DFlash drafter's shape and verify `width` tokens."""
+def lower_round(target: Target, rows: int, capacity: int, verify_tokens: int) -> Any:
+    """Rounds that draft with the public DFlash drafter's shape and verify `verify_tokens` tokens."""
     config = read_draft_config(PUBLIC_DFLASH)
     declared = replace(declare_drafter(config)[1], mesh=target.declarations["thinker"].mesh)
     drafter = Drafter("dflash", config, declared, {}, PUBLIC_DFLASH, {})
@@ -237,9 +237,9 @@ def lower_round(target: Target, rows: int, slots: int, width: int) -> Any:
     declaration, plan = target.declarations["thinker"], Sampling().plan(target.config.thinker.text.vocab_size)
 
     def memory(params: dict) -> Any:
-        return lay_over(proposer.empty(params, rows, slots, target.dtype), declaration.mesh)
+        return lay_over(proposer.empty(params, rows, capacity, target.dtype), declaration.mesh)
 
-    state = SpeculativeState(standing(target, rows, slots), target.result(memory, params[1]))
+    state = SpeculativeState(standing(target, rows, capacity), target.result(memory, params[1]))
     count, stop_ids = target.array(dtype=jnp.int32), target.array(1, dtype=jnp.int32)
     return decode_rounds.lower(
         params,
@@ -250,7 +250,7 @@ def lower_round(target: Target, rows: int, slots: int, width: int) -> Any:
         proposer=proposer,
         declaration=declaration,
         plan=plan,
-        width=width,
+        verify_tokens=verify_tokens,
     )
 
 
@@ -277,44 +277,48 @@ def lower_init(target: Target) -> Any:
     return jax.jit(make, out_shardings=NamedSharding(target.mesh, PartitionSpec())).lower()
 
 
-def _speech_settings(target: Target, rows: int, columns: int) -> tuple[Any, Any, tuple, TalkerPrompt]:
+def _speech_settings(target: Target, rows: int, columns: int) -> tuple[Any, Any, SpeechValues, TalkerPrompt]:
     """The Thinker's embeddings, the plan and values of drawing as users do, and a prompt [rows, columns]."""
     assert target.config.talker is not None
     text = target.config.thinker.text
     embed = target.array(text.vocab_size, text.hidden_size, dtype=target.dtype, axes=("vocab", "embed"))
     voice = Voice("ethan", Sampling(0.9, 50, repetition_penalty=1.05), FRAMES)
     ids = target.rows(rows, columns)
-    prompt = TalkerPrompt(
+    prompt = SpeechPrompt(
         text_ids=ids,
         hidden_index=ids,
         codec_ids=ids,
         position_ids=target.array(3, rows, columns, axes=(None, "batch", None)),
         rope_delta=target.rows(rows, dtype=jnp.float32),
         length=target.rows(rows),
-        budget=target.rows(rows),
-        keys=target.keys(rows),
     )
-    return embed, voice.plan(target.config.talker), (target.values(), target.values()), prompt
+    values = SpeechValues(target.values(), target.values())
+    return embed, voice.plan(target.config.talker), values, TalkerPrompt(prompt, target.rows(rows), target.keys(rows))
 
 
 def lower_begin(target: Target, rows: int, columns: int) -> Any:
     """The Talker's prompt, [rows, columns], with media."""
     embed, plan, values, prompt = _speech_settings(target, rows, columns)
     hidden = target.rows(rows, columns, target.config.thinker.text.hidden_size, dtype=target.dtype)
-    declaration, slots = target.declarations["talker"], capacity_for(columns)
+    declaration, capacity = target.declarations["talker"], capacity_for(columns)
     return prefill_talker.lower(
-        target.params("talker"), embed, prompt, hidden, values, declaration=declaration, plan=plan, slots=slots
+        target.params("talker"), embed, prompt, hidden, values, declaration=declaration, plan=plan, capacity=capacity
     )
 
 
-def lower_speak(target: Target, rows: int, slots: int, unroll: int) -> Any:
-    """A chunk of whole frames for `rows` rows with `slots` cache slots."""
+def lower_speak(target: Target, rows: int, capacity: int, unroll: int) -> Any:
+    """A chunk of whole frames for `rows` rows with `capacity` cache slots."""
     embed, plan, values, prompt = _speech_settings(target, rows, 128)
     params, declaration = target.params("talker"), target.declarations["talker"]
     state = target.result(
-        partial(prefill_talker, declaration=declaration, plan=plan, slots=slots), params, embed, prompt, None, values
+        partial(prefill_talker, declaration=declaration, plan=plan, capacity=capacity),
+        params,
+        embed,
+        prompt,
+        None,
+        values,
     )
-    text_ids, frames = target.rows(rows, FRAMES), target.array(dtype=jnp.int32)
+    text_ids, frames = target.rows(rows, FRAMES), target.rows(rows)
     return decode_frames.lower(
         params, embed, state, text_ids, frames, values, declaration=declaration, plan=plan, unroll=unroll
     )

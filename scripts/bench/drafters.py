@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import omni_jax
+from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.acceptance import (
     Rounds,
     acceptance_curve,
@@ -25,13 +26,16 @@ from omni_jax.decode.draft.acceptance import (
     mean_accepted,
     mean_accepted_per_reply,
 )
+from omni_jax.decode.draft.engine import SpeculativeEngine, rounds_of
 from omni_jax.decode.draft.loop import SpeculativeState
-from omni_jax.decode.draft.plan import Drafting, Draftings
-from omni_jax.decode.draft.session import DraftedSession
+from omni_jax.decode.draft.plan import DraftPlan, KnownDrafters
 from omni_jax.decode.draft.tree import DraftSampler
+from omni_jax.decode.engine import PlainEngine
+from omni_jax.decode.limits import Limits
+from omni_jax.decode.request import Request, requests_for
 from omni_jax.decode.sampling import Plan, Sampling
-from omni_jax.decode.session import Session
 from omni_jax.errors import InputError
+from omni_jax.inputs.batch import Batch
 from omni_jax.loading import default_dtype
 from omni_jax.models.decoder import DecoderLayers
 from omni_jax.models.param import Declaration, bind
@@ -55,7 +59,7 @@ class Way:
 
     name: str
     lies: float | None = None
-    drafting: Drafting | None = None
+    drafts: DraftPlan | None = None
     seconds: float = 0.0
     tokens: int = 0
     drafted: int = 0
@@ -76,34 +80,36 @@ def compare(bench: Bench) -> list[Way]:
         ways += [Way(name, lies=lies[name])] if name in lies else ways_of(name, omni, bench.dtype)
     for start in range(0, len(asked), bench.batch):
         batch = omni.prepare([[{"role": "user", "content": text}] for text in asked[start : start + bench.batch]])
-        stop_ids = (omni.config.im_end_token_id,)
-        settings = (omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text, batch, Sampling())
-        said = Session(*settings, bench.new, 0, stop_ids)
+        limits, thinker = Limits(bench.new, (omni.config.im_end_token_id,)), omni.params["thinker"]
+        text, stop_ids = omni.config.thinker.text, limits.stop_ids
+        plain = PlainEngine(thinker, omni.declarations["thinker"], text, Sampling(), stop_ids)
+        said: list[Request] = []
         for way in ways:
-            session = said
             if way.lies is not None:
-                way.drafting = oracle(said, 8, way.lies)
-            if way.drafting is not None:
-                session = DraftedSession(*settings, bench.new, 0, stop_ids, (), way.drafting)
+                way.drafts = oracle(said, 8, way.lies)
+            engine = plain if way.drafts is None else SpeculativeEngine(plain, way.drafts)
             for _ in range(2):
-                for _ in session.chunks():
-                    pass
-            book(way, session, said)
-            if not start and isinstance(session, DraftedSession):
-                way.experts = count_experts(session)
+                requests = requests_for(batch, limits, [0] * len(batch.mask))
+                batching = Batching(engine, len(requests), Admission(batch, requests))
+                batching.finish()
+            said = said or requests
+            note(way, requests, said, batching.decode_seconds)
+            if not start and way.drafts is not None:
+                way.experts = count_experts(SpeculativeEngine(plain, way.drafts), batch, limits)
     return ways
 
 
-def book(way: Way, session: Session, said: Session) -> None:
-    """Add what a session gave to its way."""
-    way.seconds += session.decode_seconds
-    way.tokens += sum(len(ids) - 1 for ids in session.rows)
-    way.differing += sum(ids != plain for ids, plain in zip(session.rows, said.rows, strict=True))
-    if isinstance(session, DraftedSession):
-        for row in range(len(session.rows)):
-            stats = session.row_stats(row)
-            way.replies.append(session.rounds_of(row))
-            way.drafted, way.verified = way.drafted + stats["drafted"], way.verified + stats["verified"]
+def note(way: Way, requests: list[Request], said: list[Request], decode_seconds: float) -> None:
+    """Add what requests gave, and took, to their way; said: the same ones, decoded plainly."""
+    way.seconds += decode_seconds
+    way.tokens += sum(len(request.token_ids) - 1 for request in requests)
+    way.differing += sum(a.token_ids != b.token_ids for a, b in zip(requests, said, strict=True))
+    if way.drafts is not None:
+        for request in requests:
+            rounds = rounds_of(request)
+            way.replies.append(rounds)
+            way.drafted += request.verified - len(rounds.given)
+            way.verified += request.verified
 
 
 def open_model(path: Path, dtype: str) -> Omni:
@@ -130,13 +136,13 @@ def read_lies(name: str) -> float:
 
 def ways_of(directory: str, omni: Omni, dtype: str) -> list[Way]:
     """The ways to draft with the drafter of a directory."""
-    drafter, known = load_drafter(directory, dtype=dtype or default_dtype()), Draftings(omni.config)
+    drafter, known = load_drafter(directory, dtype=dtype or default_dtype()), KnownDrafters(omni.config)
     folder, ways = Path(directory).resolve().name, []
     label = folder if drafter.kind in folder else f"{drafter.kind} {folder}"
     for what, tree in (("block", None),) if drafter.kind == "dflash" else (("chain", None), ("tree", TREE)):
-        drafting = known.settle(drafter, None, tree, drawn=False)
-        assert drafting is not None
-        ways.append(Way(f"{label}, {what} of {drafting.widths[0] - 1}", drafting=drafting))
+        drafts = known.resolve_draft_plan(drafter, None, tree, drawn=False)
+        assert drafts is not None
+        ways.append(Way(f"{label}, {what} of {drafts.verify_tokens[0] - 1}", drafts=drafts))
     return ways
 
 
@@ -167,23 +173,14 @@ def _first_turn(line: str, where: str) -> str:
     return text
 
 
-def count_experts(session: DraftedSession) -> list[np.ndarray]:
+def count_experts(engine: SpeculativeEngine, batch: Batch, limits: Limits) -> list[np.ndarray]:
     """Distinct experts of every layer that each of the first rounds' verifications used, all rows together: int [L]."""
-    _, state = session.begin()
-    counted = []
+    state = engine.prefill(batch, requests_for(batch, limits, [0] * len(batch.mask))).state
+    length, counted = engine.lengths[0], []
     for _ in range(COUNTED_ROUNDS):
-        counted.append(
-            np.asarray(
-                experts_used(
-                    (session.params, session.drafting.params),
-                    state,
-                    session.drafting.proposer,
-                    session.declaration,
-                    session.width,
-                )
-            )
-        )
-        _, state = session._run(state, session.stop_ids, 1)
+        used = experts_used(engine.params, state, engine.proposer, engine.target.declaration, length)
+        counted.append(np.asarray(used))
+        _, state = engine.dispatch(state, engine.plan_of(length, 1))
         if bool(jnp.all(state.decode.rows.done)):
             break
     return counted
@@ -191,14 +188,14 @@ def count_experts(session: DraftedSession) -> list[np.ndarray]:
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def experts_used(
-    params: tuple[dict, Any], state: SpeculativeState, proposer: Any, declaration: Declaration, width: int
+    params: tuple[dict, Any], state: SpeculativeState, proposer: Any, declaration: Declaration, verify_tokens: int
 ) -> jax.Array:
-    """Distinct experts of every layer of experts, int32 [L], if `state` went on with a greedy round of `width`."""
+    """Distinct experts of every layer of experts, int32 [L], if `state` went on with such a greedy round."""
     thinker, decode = bind(declaration, params[0]), state.decode
     choose = DraftSampler(decode.rows.keys, decode.cache.length + 1, {}, Plan(True, False, 0))
-    drafts, _ = proposer.propose(params[1], thinker, state.memory, decode.rows.token, width, choose)
+    drafts, _ = proposer.propose(params[1], thinker, state.memory, decode.rows.token, verify_tokens, choose)
     ancestors = drafts.ancestors()
-    mask = tree_mask(decode.cache.length, ancestors, decode.cache.slots)
+    mask = tree_mask(decode.cache.length, ancestors, decode.cache.capacity)
     position = decode.positions(jnp.sum(ancestors, axis=2) - 1)
     layers: DecoderLayers = thinker.layers
     config = layers.config

@@ -9,14 +9,14 @@ out, and the ratio to one's own plain loop.
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.text import our_thinker, prompts, text_batch, their_thinker
+from scripts.bench.text import answer_together, our_thinker, prompts, text_batch, their_thinker
 from scripts.bench.worker import Bench, System, our_system, require, their_system, timed
 
-WIDTHS = (4, 8, 16)
+LENGTHS = (4, 8, 16)
 ROWS = (
     ("plain, tokens/s", "plain", 1.0, ".1f"),
-    *((f"{w} a round, tokens/s", f"oracle_{w}", 1.0, ".1f") for w in WIDTHS),
-    *((f"{w} a round / plain", f"gain_{w}", 1.0, ".2f") for w in WIDTHS),
+    *((f"{w} a round, tokens/s", f"oracle_{w}", 1.0, ".1f") for w in LENGTHS),
+    *((f"{w} a round / plain", f"gain_{w}", 1.0, ".2f") for w in LENGTHS),
 )
 
 
@@ -28,33 +28,32 @@ def title(bench: Bench) -> str:
 def figures(bench: Bench, seconds: dict[str, float]) -> dict[str, float]:
     """Tokens a second, and their ratios to the plain loop."""
     drawn = bench.batch * (bench.new - 1)
-    rates = {name: drawn / seconds[name] for name in ("plain", *(f"oracle_{w}" for w in WIDTHS))}
-    return {**rates, **{f"gain_{w}": rates[f"oracle_{w}"] / rates["plain"] for w in WIDTHS}}
+    rates = {name: drawn / seconds[name] for name in ("plain", *(f"oracle_{w}" for w in LENGTHS))}
+    return {**rates, **{f"gain_{w}": rates[f"oracle_{w}"] / rates["plain"] for w in LENGTHS}}
 
 
 def ours(bench: Bench, directory: Path | None) -> System:
-    """Our sessions, plain and drafted."""
-    from omni_jax.decode.draft.session import DraftedSession
+    """Our engines, plain and speculative."""
+    from omni_jax.decode.draft.engine import SpeculativeEngine
+    from omni_jax.decode.engine import Engine, PlainEngine
     from omni_jax.decode.sampling import Sampling
-    from omni_jax.decode.session import Session
     from scripts.small.oracle import oracle
 
     batch = text_batch(prompts(bench).astype("int32"))
-    asked = (*our_thinker(bench, directory), batch, Sampling(), bench.new, 0, (), ())
+    plain = PlainEngine(*our_thinker(bench, directory), Sampling())
 
-    def run(session: Session) -> Session:
-        drawn = sum(len(ids) for step in session.chunks() for ids in step)
-        require("new tokens", drawn, bench.batch * bench.new)
-        return session
+    def run(engine: Engine) -> tuple[Any, float]:
+        requests, batching = answer_together(engine, batch, bench.new)
+        require("new tokens", sum(len(request.token_ids) for request in requests), bench.batch * bench.new)
+        return requests, batching.decode_seconds
 
-    said = run(Session(*asked))
+    said, _ = run(plain)
 
     def repeat() -> dict[str, float]:
-        parts = {"plain": run(Session(*asked)).decode_seconds}
-        for width in WIDTHS:
-            session = DraftedSession(*asked, oracle(said, width))
-            parts[f"oracle_{width}"] = run(session).decode_seconds
-            require("tokens", session.rows, said.rows)
+        parts = {"plain": run(plain)[1]}
+        for length in LENGTHS:
+            requests, parts[f"oracle_{length}"] = run(SpeculativeEngine(plain, oracle(said, length)))
+            require("tokens", [r.token_ids for r in requests], [r.token_ids for r in said])
         return parts
 
     return our_system(repeat)
@@ -96,7 +95,7 @@ def theirs(bench: Bench, directory: Path | None) -> System:
     def repeat() -> dict[str, float]:
         seconds, said = decode(1, None)
         parts = {"plain": seconds}
-        for width in WIDTHS:
+        for width in LENGTHS:
             parts[f"oracle_{width}"], drafted = decode(width, said)
             require("tokens", drafted.tolist(), said.tolist())
         return parts

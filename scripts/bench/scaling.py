@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from scripts.bench.text import prompts, text_batch
+from scripts.bench.text import answer_together, prompts, text_batch
 from scripts.bench.worker import Bench, require
 
 VIRTUAL_DEVICES = 8
@@ -101,8 +101,8 @@ def rate(bench: Bench, mesh_name: str, rows: int) -> float:
     import numpy as np
 
     from omni_jax.config import OmniConfig
+    from omni_jax.decode.engine import PlainEngine
     from omni_jax.decode.sampling import Sampling
-    from omni_jax.decode.session import Session
     from omni_jax.models.param import declare, init_params
     from omni_jax.models.thinker import Thinker
     from omni_jax.sharding import check_mesh, make_mesh, parse_mesh, shardings
@@ -117,10 +117,10 @@ def rate(bench: Bench, mesh_name: str, rows: int) -> float:
     ids = np.resize(prompts(bench).astype(np.int32), (rows, bench.prompt))
     seconds = []
     for _ in range(1 + bench.repetitions):
-        session = Session(params, declaration, config.text, text_batch(ids), Sampling(), bench.new, 0, ())
-        drawn = sum(len(row) for step in session.chunks() for row in step)
-        require("new tokens", drawn, rows * bench.new)
-        seconds.append(session.decode_seconds)
+        engine = PlainEngine(params, declaration, config.text, Sampling())
+        requests, batching = answer_together(engine, text_batch(ids), bench.new)
+        require("new tokens", sum(len(request.token_ids) for request in requests), rows * bench.new)
+        seconds.append(batching.decode_seconds)
     return rows * (bench.new - 1) / statistics.median(seconds[1:])
 
 

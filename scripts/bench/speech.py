@@ -100,9 +100,9 @@ class Ours:
         """One repetition."""
         from omni_jax.decode.speech.vocode import vocode
 
-        reply, (first_audio, session) = timed(self.stream)
-        first, _ = timed(lambda: self.speak(session, 1))
-        talker, codes = timed(lambda: self.speak(session, self.bench.frames))
+        reply, (first_audio, requests) = timed(self.stream)
+        first, _ = timed(lambda: self.speak(requests, 1))
+        talker, codes = timed(lambda: self.speak(requests, self.bench.frames))
         seconds, sound = timed(
             lambda: vocode(self.params["code2wav"], self.declarations["code2wav"], self.config.code2wav, codes)
         )
@@ -117,50 +117,63 @@ class Ours:
         }
 
     def stream(self) -> tuple[float, Any]:
-        """Say a whole reply while it is written: seconds to the first audio, and the finished session."""
+        """Say a whole reply while it is written: seconds to the first audio, and the requests, which are done."""
         import time
 
+        import numpy as np
+
         from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS
+        from omni_jax.decode.batching import Admission, Batching
+        from omni_jax.decode.engine import PlainEngine
+        from omni_jax.decode.limits import Limits
+        from omni_jax.decode.request import requests_for
         from omni_jax.decode.sampling import Sampling
-        from omni_jax.decode.session import Session
         from omni_jax.decode.speech.vocode import Vocoder
 
         assert self.config.talker is not None and self.config.code2wav is not None
         start, samples, first_audio = time.perf_counter(), 0, 0.0
-        taps = (self.config.talker.accept_hidden_layer,)
-        text, new = self.config.thinker.text, self.bench.new
-        session = Session(
-            self.params["thinker"], self.declarations["thinker"], text, self.batch, Sampling(), new, 0, (), taps
+        rows, new, said = self.bench.batch, self.bench.new, 0
+        thinker = self.params["thinker"], self.declarations["thinker"], self.config.thinker.text
+        requests = requests_for(self.batch, Limits(new), [0] * rows)
+        speakers, speech = self._speakers(self.bench.frames)
+        batching = Batching(
+            PlainEngine(*thinker, Sampling()),
+            rows,
+            Admission(self.batch, requests, speech),
+            speakers=speakers,
+            steps=STREAM_STEPS,
+            frames=STREAM_FRAMES,
         )
-        speaking = self._speaking(session, self.bench.frames)
-        vocoder = Vocoder(
-            self.params["code2wav"], self.declarations["code2wav"], self.config.code2wav, self.bench.batch
-        )
-        for _ in session.chunks(STREAM_STEPS):
-            for codes in speaking.chunks(STREAM_FRAMES):
-                samples += vocoder.add(codes).shape[1]
+        vocoder = Vocoder(self.params["code2wav"], self.declarations["code2wav"], self.config.code2wav, rows)
+        for _ in batching.run():
+            rows_of_codes = [request.speaker.codes for request in requests if request.speaker is not None]
+            if rows_of_codes and rows_of_codes[0].shape[1] > said:
+                codes = np.stack(rows_of_codes)[:, :, said:]
+                samples, said = samples + vocoder.add(codes).shape[1], said + codes.shape[2]
                 first_audio = first_audio or (time.perf_counter() - start if samples else 0.0)
-        require("tokens of the reply", [len(ids) for ids in session.rows], [new] * self.bench.batch)
+        require("tokens of the reply", [len(request.token_ids) for request in requests], [new] * rows)
         self._require_samples(samples)
-        return first_audio, session
+        return first_audio, requests
 
-    def speak(self, session: Any, frames: int) -> Any:
-        """Codes int32 [B, Q, frames] of what the session has written."""
+    def speak(self, requests: Any, frames: int) -> Any:
+        """Codes int32 [B, Q, frames] of what requests that are done have written."""
         import numpy as np
 
-        speaking = self._speaking(session, frames)
-        for _ in speaking.chunks():
-            pass
-        require("frames", [codes.shape[1] for codes in speaking.codes], [frames] * self.bench.batch)
-        return np.stack(speaking.codes)
+        speakers, speech = self._speakers(frames)
+        rows = speakers.fill(speech, requests)
+        while not speakers.done:
+            speakers.advance()
+        require("frames", [row.made for row in rows], [frames] * self.bench.batch)
+        return np.stack([row.codes for row in rows])
 
-    def _speaking(self, session: Any, frames: int) -> Any:
-        from omni_jax.decode.speech.session import SpeechSession
+    def _speakers(self, frames: int) -> tuple[Any, Any]:
+        """What says `bench.batch` rows for `frames` frames, and the prompts of that speech."""
+        from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
 
         embed, voice = self.params["thinker"]["embed"], replace(self.voice, max_frames=frames)
-        return SpeechSession(
-            self.params["talker"], self.declarations["talker"], lambda: embed, self.config, self.batch, session, voice
-        )
+        talker = self.params["talker"], self.declarations["talker"]
+        speakers = Speakers(*talker, lambda: embed, self.config, voice, self.bench.batch)
+        return speakers, SpeechRequest.read(self.batch, voice, self.config)
 
     def _require_samples(self, samples: int) -> None:
         from omni_jax.decode.speech.vocode import samples_of

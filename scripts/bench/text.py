@@ -56,17 +56,28 @@ def ours(bench: Bench, directory: Path | None) -> System:
     """Our Thinker, from the checkpoint or with random weights."""
     import numpy as np
 
+    from omni_jax.decode.engine import PlainEngine
     from omni_jax.decode.sampling import Sampling
-    from omni_jax.decode.session import Session
 
     model, batch = our_thinker(bench, directory), text_batch(prompts(bench).astype(np.int32))
 
     def answer(new: int) -> None:
-        session = Session(*model, batch, Sampling(), new, 0, ())
-        drawn = sum(len(ids) for step in session.chunks() for ids in step)
-        require("new tokens", drawn, bench.batch * new)
+        requests, _ = answer_together(PlainEngine(*model, Sampling()), batch, new)
+        require("new tokens", sum(len(request.token_ids) for request in requests), bench.batch * new)
 
     return our_system(lambda: _repetition(answer, bench))
+
+
+def answer_together(engine: Any, batch: Any, new: int) -> tuple[list[Any], Any]:
+    """The requests of a prepared batch, `new` tokens each, run to their end, and what has run them, with its times."""
+    from omni_jax.decode.batching import Admission, Batching
+    from omni_jax.decode.limits import Limits
+    from omni_jax.decode.request import requests_for
+
+    requests = requests_for(batch, Limits(new), [0] * len(batch.mask))
+    batching = Batching(engine, len(requests), Admission(batch, requests))
+    batching.finish()
+    return requests, batching
 
 
 def their_thinker(bench: Bench, directory: Path | None) -> tuple[Any, str]:

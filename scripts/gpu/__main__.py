@@ -117,9 +117,11 @@ def model(shape: str) -> dict:
     cases = (
         ((1, 2048, 1), (8, 2048, 1), (32, 4096, 1), (1, 2048, 4), (1, 2048, L)) if full else ((2, 512, 1), (1, 512, L))
     )
-    for rows, slots, unroll in cases:
+    for rows, capacity, unroll in cases:
         attempt(
-            lambda rows=rows, slots=slots, unroll=unroll: [speed.decodes(made, rows, slots, unroll)], timings, errors
+            lambda rows=rows, capacity=capacity, unroll=unroll: [speed.decodes(made, rows, capacity, unroll)],
+            timings,
+            errors,
         )
     found = timing_tables("Model", timings, errors)
     busiest: list = []
@@ -134,7 +136,7 @@ def speech(shape: str) -> dict:
     from scripts.gpu import speed_speech as speed
 
     full = shape == "full"
-    dtype, slots = ("bfloat16", 1024) if full else ("float32", 256)
+    dtype, capacity = ("bfloat16", 1024) if full else ("float32", 256)
     sizes = ((1, 4), (1, 16), (1, 64), (8, 4), (8, 16)) if full else ((1, 4),)
     timings, errors, busiest = [], [], []
     attempt(lambda: speed.sounds(shape, dtype, sizes), timings, errors)
@@ -143,8 +145,8 @@ def speech(shape: str) -> dict:
     # The flat programs come last: they take longest to compile.
     flat = made.config.text.num_layers
     for rows, unroll in ((1, 1), (8, 1), (1, flat), (8, flat)) if full else ((1, 1),):
-        attempt(lambda rows=rows, unroll=unroll: [speed.frames(made, rows, slots, unroll)], timings, errors)
-    attempt(lambda: speed.frame_kernels(made, 1, slots, 1), busiest, errors)
+        attempt(lambda rows=rows, unroll=unroll: [speed.frames(made, rows, capacity, unroll)], timings, errors)
+    attempt(lambda: speed.frame_kernels(made, 1, capacity, 1), busiest, errors)
     found = timing_tables("Speech", timings, errors)
     found["tables"]["One chunk of frames, one row: where its time goes"] = kernel_table(busiest)
     return found

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import OmniConfig, ThinkerConfig
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import row_keys
 from omni_jax.decode.text import CHUNK, PrefillInput, decode_chunk, prefill
 from omni_jax.decoder_config import RopeConfig
 from omni_jax.models.param import Declaration, bind, declare
@@ -258,7 +258,7 @@ def greedy(params: dict, declaration: Declaration, prompts: np.ndarray, device: 
     plan = Sampling().plan(declaration.shapes["embed"].shape[0])
     with jax.default_device(device):
         params, request = jax.device_put((params, request), device)
-        first, state, _ = prefill(params, request, None, declaration=declaration, plan=plan, slots=256)
+        first, state, _ = prefill(params, request, None, declaration=declaration, plan=plan, capacity=256)
         rest, _ = decode_chunk(
             params, state, np.int32(CHUNK), request.stop_ids, request.values, declaration=declaration, plan=plan
         )

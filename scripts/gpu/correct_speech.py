@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import CODEC_MARKS, Code2WavConfig, OmniConfig, TalkerConfig
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import row_keys
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.talker_loop import TalkerPrompt, decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import Vocoder, vocode
 from omni_jax.decoder_config import RopeConfig
+from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.talker import Talker
@@ -47,7 +48,7 @@ PIECES = (4, 4)
 class Conversation:
     """What is said to a small Talker, in NumPy: its prompt, the Thinker's states [B, U, D], what the frames say."""
 
-    prompt: TalkerPrompt
+    prompt: SpeechPrompt
     hidden: np.ndarray
     text_ids: np.ndarray
 
@@ -118,15 +119,13 @@ def conversation() -> Conversation:
     """Prompts of media, text and codec marks, all of one length."""
     rng = np.random.default_rng(7)
     column = np.broadcast_to(np.arange(COLUMNS, dtype=np.int32), (ROWS, COLUMNS))
-    prompt = TalkerPrompt(
+    prompt = SpeechPrompt(
         text_ids=rng.integers(0, 512, (ROWS, COLUMNS)).astype(np.int32),
         hidden_index=np.where(column < HEARD, column, -1),
         codec_ids=np.where(column >= COLUMNS - 6, 2100 + column, -1),
         position_ids=np.broadcast_to(column.astype(np.float32), (3, ROWS, COLUMNS)),
         rope_delta=np.zeros(ROWS, np.float32),
         length=np.full(ROWS, COLUMNS, np.int32),
-        budget=np.full(ROWS, FRAMES, np.int32),
-        keys=row_keys(0, ROWS),
     )
     hidden = rng.standard_normal((ROWS, COLUMNS, THINKER), np.float32)
     return Conversation(prompt, hidden, rng.integers(0, 512, (ROWS, FRAMES)).astype(np.int32))
@@ -137,12 +136,13 @@ def greedy_codes(params: dict, embed: Any, said: Conversation, declaration: Decl
     voice = Voice("ethan", Sampling(), FRAMES)
     plan, values = voice.plan(small_talker()), voice.values()
     with jax.default_device(device):
-        params, embed, prompt, hidden = jax.device_put((params, embed, said.prompt, said.hidden), device)
-        state = prefill_talker(params, embed, prompt, hidden, values, declaration=declaration, plan=plan, slots=64)
-        codes, _ = decode_frames(
-            params, embed, state, said.text_ids, np.int32(FRAMES), values, declaration=declaration, plan=plan
-        )
-    return np.asarray(codes)
+        frames = np.full(ROWS, FRAMES, np.int32)
+        prompt = TalkerPrompt(said.prompt, frames, row_keys(0, ROWS))
+        params, embed, prompt, hidden = jax.device_put((params, embed, prompt, said.hidden), device)
+        static = {"declaration": declaration, "plan": plan}
+        state = prefill_talker(params, embed, prompt, hidden, values, capacity=64, **static)
+        made, _ = decode_frames(params, embed, state, said.text_ids, frames, values, **static)
+    return np.asarray(made.codes)
 
 
 def teacher_forced(
@@ -159,7 +159,7 @@ def teacher_forced(
 def code_logits(
     params: dict,
     embed: jax.Array,
-    prompt: TalkerPrompt,
+    prompt: SpeechPrompt,
     hidden: jax.Array,
     text_ids: jax.Array,
     codes: jax.Array,

@@ -129,9 +129,9 @@ class Model:
         prompts = np.random.default_rng(0).integers(0, 200, (rows, tokens)).astype(np.int32)
         return jax.device_put(text_request(prompts, new))
 
-    def prefill(self, request: PrefillInput, slots: int) -> tuple[jax.Array, DecodeState]:
+    def prefill(self, request: PrefillInput, capacity: int) -> tuple[jax.Array, DecodeState]:
         plan = Sampling().plan(self.config.text.vocab_size)
-        return prefill(self.params, request, None, declaration=self.declaration, plan=plan, slots=slots)[:2]
+        return prefill(self.params, request, None, declaration=self.declaration, plan=plan, capacity=capacity)[:2]
 
     def decode(self, request: PrefillInput, state: DecodeState, unroll: int) -> tuple[jax.Array, DecodeState]:
         plan, steps = Sampling().plan(self.config.text.vocab_size), np.int32(CHUNK)
@@ -163,11 +163,11 @@ def prefills(model: Model, lengths: tuple[int, ...]) -> list[Timing]:
     return timings
 
 
-def decodes(model: Model, rows: int, slots: int, unroll: int, repetitions: int = 3) -> Timing:
-    """Chunks of decode behind prompts of 128 tokens, in a cache of `slots` slots."""
+def decodes(model: Model, rows: int, capacity: int, unroll: int, repetitions: int = 3) -> Timing:
+    """Chunks of decode behind prompts of 128 tokens, in a cache of `capacity` slots."""
     request = model.request(rows, 128, CHUNK * (repetitions + 1) + 1)
     _, state = model.prefill(request, capacity_for(128))
-    state = grow(state, slots=slots)
+    state = grow(state, capacity=capacity)
 
     def run() -> jax.Array:
         nonlocal state
@@ -175,16 +175,16 @@ def decodes(model: Model, rows: int, slots: int, unroll: int, repetitions: int =
         return tokens
 
     form = "scan" if unroll == 1 else f"unroll {unroll}"
-    timing = measure(f"decode {rows} rows, {slots} slots, {form}", run, repetitions, rows * CHUNK, "tokens/s")
+    timing = measure(f"decode {rows} rows, {capacity} slots, {form}", run, repetitions, rows * CHUNK, "tokens/s")
     assert int(state.rows.remaining.max()) == 0, "rows ended early: the rate would be wrong"
     return timing
 
 
-def kernel_times(model: Model, rows: int, slots: int, unroll: int) -> list[tuple[str, float, int]]:
+def kernel_times(model: Model, rows: int, capacity: int, unroll: int) -> list[tuple[str, float, int]]:
     """Name, milliseconds and number of the kernels that one chunk of decode spends most time in."""
     request = model.request(rows, 128, 2 * CHUNK + 1)
     _, state = model.prefill(request, capacity_for(128))
-    _, state = model.decode(request, grow(state, slots=slots), unroll)
+    _, state = model.decode(request, grow(state, capacity=capacity), unroll)
     return profiled(partial(model.decode, request, jax.block_until_ready(state), unroll))
 
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import Code2WavConfig, OmniConfig, TalkerConfig
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import row_keys
-from omni_jax.decode.speech.session import FRAMES, Voice
-from omni_jax.decode.speech.talker_loop import SpeechState, TalkerPrompt, decode_frames, grow, prefill_talker
+from omni_jax.decode.speech.session import Voice
+from omni_jax.decode.speech.talker_loop import FRAMES, SpeechState, TalkerPrompt, decode_frames, grow, prefill_talker
 from omni_jax.decode.speech.vocode import start, vocode_chunk
+from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND, Code2Wav
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.models.talker import Talker
@@ -36,20 +37,20 @@ class Speaker:
     params: dict
     embed: jax.Array
 
-    def begin(self, prompt: TalkerPrompt, slots: int) -> SpeechState:
-        plan = VOICE.plan(self.config)
-        return prefill_talker(
-            self.params, self.embed, prompt, None, VOICE.values(), declaration=self.declaration, plan=plan, slots=slots
-        )
+    def begin(self, prompt: TalkerPrompt, capacity: int) -> SpeechState:
+        static = {"declaration": self.declaration, "plan": VOICE.plan(self.config), "capacity": capacity}
+        return prefill_talker(self.params, self.embed, prompt, None, VOICE.values(), **static)
 
     def speak(self, state: SpeechState, unroll: int) -> tuple[jax.Array, SpeechState]:
-        text_ids = np.zeros((state.code.shape[0], FRAMES), np.int32)
-        given = (self.params, self.embed, state, text_ids, np.int32(FRAMES), VOICE.values())
-        return decode_frames(*given, declaration=self.declaration, plan=VOICE.plan(self.config), unroll=unroll)
+        text_ids = np.zeros((state.frames.shape[0], FRAMES), np.int32)
+        frames = np.full(state.frames.shape, FRAMES, np.int32)
+        given = (self.params, self.embed, state, text_ids, frames, VOICE.values())
+        made, state = decode_frames(*given, declaration=self.declaration, plan=VOICE.plan(self.config), unroll=unroll)
+        return made.codes, state
 
-    def said(self, rows: int, slots: int, frames: int) -> SpeechState:
+    def said(self, rows: int, capacity: int, frames: int) -> SpeechState:
         """The state behind prompts of 128 columns, which have `frames` frames to go."""
-        return grow(self.begin(text_prompt(rows, 128, frames), capacity_for(128)), slots=slots)
+        return grow(self.begin(text_prompt(rows, 128, frames), capacity_for(128)), capacity=capacity)
 
 
 def make_speaker(shape: str, dtype: str) -> Speaker:
@@ -64,17 +65,15 @@ def make_speaker(shape: str, dtype: str) -> Speaker:
 
 def text_prompt(rows: int, columns: int, frames: int) -> TalkerPrompt:
     """Prompts of text, int32 [rows, columns], with a budget of `frames` frames."""
-    prompt = TalkerPrompt(
+    prompt = SpeechPrompt(
         text_ids=np.random.default_rng(0).integers(0, 200, (rows, columns)).astype(np.int32),
         hidden_index=np.full((rows, columns), -1, np.int32),
         codec_ids=np.full((rows, columns), -1, np.int32),
         position_ids=np.broadcast_to(np.arange(columns, dtype=np.float32), (3, rows, columns)),
         rope_delta=np.zeros(rows, np.float32),
         length=np.full(rows, columns, np.int32),
-        budget=np.full(rows, frames, np.int32),
-        keys=row_keys(0, rows),
     )
-    return jax.device_put(prompt)
+    return jax.device_put(TalkerPrompt(prompt, np.full(rows, frames, np.int32), row_keys(0, rows)))
 
 
 def prompts(speaker: Speaker, cases: Iterable[tuple[int, int]]) -> list[Timing]:
@@ -86,9 +85,9 @@ def prompts(speaker: Speaker, cases: Iterable[tuple[int, int]]) -> list[Timing]:
     return timings
 
 
-def frames(speaker: Speaker, rows: int, slots: int, unroll: int, repetitions: int = 3) -> Timing:
-    """Chunks of FRAMES frames in a cache of `slots` slots."""
-    state = speaker.said(rows, slots, FRAMES * (repetitions + 1))
+def frames(speaker: Speaker, rows: int, capacity: int, unroll: int, repetitions: int = 3) -> Timing:
+    """Chunks of FRAMES frames in a cache of `capacity` slots."""
+    state = speaker.said(rows, capacity, FRAMES * (repetitions + 1))
 
     def run() -> jax.Array:
         nonlocal state
@@ -96,15 +95,15 @@ def frames(speaker: Speaker, rows: int, slots: int, unroll: int, repetitions: in
         return codes
 
     form = "scan" if unroll == 1 else f"unroll {unroll}"
-    name = f"{FRAMES} frames of {rows} rows, {slots} slots, {form}"
+    name = f"{FRAMES} frames of {rows} rows, {capacity} slots, {form}"
     timing = measure(name, run, repetitions, rows * FRAMES, "frames/s")
-    assert int(state.remaining.max()) == 0, "rows ended early: the rate would be wrong"
+    assert int(state.rows.remaining.max()) == 0, "rows ended early: the rate would be wrong"
     return timing
 
 
-def frame_kernels(speaker: Speaker, rows: int, slots: int, unroll: int) -> list[tuple[str, float, int]]:
+def frame_kernels(speaker: Speaker, rows: int, capacity: int, unroll: int) -> list[tuple[str, float, int]]:
     """Name, milliseconds and number of the kernels that one chunk of frames spends most time in."""
-    _, state = speaker.speak(speaker.said(rows, slots, 2 * FRAMES), unroll)
+    _, state = speaker.speak(speaker.said(rows, capacity, 2 * FRAMES), unroll)
     return profiled(partial(speaker.speak, jax.block_until_ready(state), unroll))
 
 

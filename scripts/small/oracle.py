@@ -1,5 +1,6 @@
 """A drafter that knows what the target will say, and may be told to lie: to test and to measure the loop itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.decode.draft.loop import Seen
-from omni_jax.decode.draft.plan import Drafting
+from omni_jax.decode.draft.plan import DraftPlan
 from omni_jax.decode.draft.tree import DraftSampler, DraftTree
-from omni_jax.decode.session import Session
+from omni_jax.decode.request import Request
 from omni_jax.models.thinker import Thinker
 
 
@@ -22,14 +23,14 @@ class Oracle:
     """
 
     taps: tuple[int, ...] = (1,)
-    usual: int = 15
-    most: int = 64
+    default_tokens: int = 15
+    max_tokens: int = 64
 
-    def empty(self, params: dict, rows: int, slots: int, dtype: Any) -> jax.Array:
+    def empty(self, params: dict, rows: int, capacity: int, dtype: Any) -> jax.Array:
         """Its memory: how many tokens each row has read."""
         return jnp.zeros((rows,), jnp.int32)
 
-    def grow(self, memory: jax.Array, slots: int) -> jax.Array:
+    def grow(self, memory: jax.Array, capacity: int) -> jax.Array:
         """The same."""
         return memory
 
@@ -37,19 +38,25 @@ class Oracle:
         """Count what was read."""
         return memory + seen.count
 
-    def gives(self, width: int) -> int:
+    def max_emitted(self, verify_tokens: int) -> int:
         """As many as it drafts, and one."""
-        return width
+        return verify_tokens
 
-    def writes(self, width: int) -> int:
+    def slots_written(self, verify_tokens: int) -> int:
         """The same."""
-        return width
+        return verify_tokens
 
     def propose(
-        self, params: dict, thinker: Thinker, memory: jax.Array, token: jax.Array, width: int, choose: DraftSampler
+        self,
+        params: dict,
+        thinker: Thinker,
+        memory: jax.Array,
+        token: jax.Array,
+        verify_tokens: int,
+        choose: DraftSampler,
     ) -> tuple[DraftTree, jax.Array]:
         """The tokens that follow, or lies."""
-        at = (memory - params["length"])[:, None] + 1 + jnp.arange(width - 1)
+        at = (memory - params["length"])[:, None] + 1 + jnp.arange(verify_tokens - 1)
         at = jnp.minimum(at, params["ids"].shape[1] - 1)
         drafts, lies = (jnp.take_along_axis(params[name], at, axis=1) for name in ("ids", "lie"))
         return DraftTree.chain(token, jnp.where(lies, (drafts + 1) % thinker.embed.shape[0], drafts)), memory
@@ -59,11 +66,11 @@ class Oracle:
 ORACLE = Oracle()
 
 
-def oracle(said: Session, width: int, lies: float = 0.0) -> Drafting:
-    """Draft what a finished session said, `width` tokens a round, of which a fraction `lies` is wrong."""
-    ids = np.zeros((len(said.rows), max(map(len, said.rows))), np.int32)
-    for row, tokens in zip(ids, said.rows, strict=True):
-        row[: len(tokens)] = tokens
+def oracle(said: Sequence[Request], verify_tokens: int, lies: float = 0.0) -> DraftPlan:
+    """Draft what finished requests said, verifying `verify_tokens` per round, of which a fraction `lies` is wrong."""
+    ids = np.zeros((len(said), max(len(request.token_ids) for request in said)), np.int32)
+    for row, request in zip(ids, said, strict=True):
+        row[: len(request.token_ids)] = request.token_ids
     lie = np.random.default_rng(0).random(ids.shape) < lies
-    params = {"ids": jnp.asarray(ids), "lie": jnp.asarray(lie), "length": jnp.asarray(said.lengths)}
-    return Drafting(ORACLE, params, (width,))
+    length = jnp.asarray([request.prompt_tokens for request in said], jnp.int32)
+    return DraftPlan(ORACLE, {"ids": jnp.asarray(ids), "lie": jnp.asarray(lie), "length": length}, (verify_tokens,))

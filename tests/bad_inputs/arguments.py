@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax import load
-from omni_jax.decode.slots import Prompt
+from omni_jax.decode.prompt import Prompt
 from omni_jax.errors import InputError
 from omni_jax.inspection import Inspect, inspect
 from tests.bad_inputs.case import Case
@@ -27,7 +27,7 @@ def _asked(name: str, settings: dict[str, Any], *words: str, doors: tuple[str, .
 
 
 def _spoken(name: str, settings: dict[str, Any], *words: str) -> list[Case]:
-    return _asked(name, {"speech": True, **settings}, *words, doors=("generate", "stream"))
+    return _asked(name, {"speech": True, **settings}, *words, doors=DOORS)
 
 
 def _one(name: str, settings: dict[str, Any], *words: str) -> list[Case]:
@@ -112,7 +112,7 @@ CASES = [
     *_asked("log-probabilities, yes", {"logprobs": True}, "logprobs is True", "0 to 20"),
     *_one("too many log-probabilities", {"logprobs": 21}, "logprobs is 21", "0 to 20"),
     # True or False.
-    *_asked("speech as text", {"speech": "no"}, "speech is 'no'", "True or False", doors=("generate", "stream")),
+    *_asked("speech as text", {"speech": "no"}, "speech is 'no'", "True or False", doors=DOORS),
     *_one("speech as a number", {"speech": 1}, "speech is 1", "True or False"),
     *_one("use_audio_in_video as text", {"use_audio_in_video": "yes"}, "use_audio_in_video is 'yes'"),
     *_asked("thinking as text", {"thinking": "no"}, "thinking is 'no'", "True or False"),
@@ -121,10 +121,9 @@ CASES = [
     *_asked("5 media options", {"media": 5}, "media is of type int", doors=("generate_many",)),
     *_asked("a strange media option", {"media": {"foo": 1}}, "foo", doors=("generate_many",)),
     # Settings of speech are checked without it too.
-    *_asked("a silent speaker of 5", {"speaker": 5}, "speaker is 5", "give a name", doors=DOORS[:2]),
-    *_asked("silent degrees", {"speech_temperature": "x"}, "speech_temperature is 'x'", doors=DOORS[:2]),
-    *_asked("10^12 silent frames", {"max_frames": 10**12}, "max_frames is 10000", "at most 4096", doors=DOORS[:2]),
-    *_asked("a speaking crowd", {"speech": True}, "generate and stream speak", doors=("generate_many",)),
+    *_asked("a silent speaker of 5", {"speaker": 5}, "speaker is 5", "give a name", doors=DOORS),
+    *_asked("silent degrees", {"speech_temperature": "x"}, "speech_temperature is 'x'", doors=DOORS),
+    *_asked("10^12 silent frames", {"max_frames": 10**12}, "max_frames is 10000", "at most 4096", doors=DOORS),
     # Speech.
     *_spoken("no speaker", {"speaker": None}, "speaker is None", "give a name"),
     *_spoken("a speaker as bytes", {"speaker": b"ethan"}, "speaker is b'ethan'", "give a name"),

@@ -10,8 +10,8 @@ from scipy.stats import chisquare
 
 from omni_jax.decode.draft.accept import accept_by_rejection, accept_matching
 from omni_jax.decode.draft.tree import DraftSampler, DraftTree
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling, filtered, sample
-from omni_jax.decode.session import row_keys
 from omni_jax.decode.text import NO_TOKEN, Rows
 
 V, B, W = 11, 3, 5

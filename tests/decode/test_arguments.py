@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from omni_jax.decode.arguments import explained
+from omni_jax.decode.limits import Limits, seeds_of, stop_ids_of
+from omni_jax.decode.request import Request
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session, seeds_of, stop_ids_of
 from omni_jax.decode.speech.session import Voice
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import flag, is_whole, number_of, whole
@@ -53,13 +54,13 @@ def test_flags() -> None:
 
 @pytest.mark.parametrize("since", range(8))
 def test_reports_of_the_last_tokens_read_the_last_chunks(since: int) -> None:
-    session = Session.__new__(Session)
+    request = Request(5, Limits(9))
     chunks = [np.arange(first, first + n)[:, None] for first, n in ((0, 1), (1, 4), (5, 0), (5, 2))]
-    session.rows, session._reports = [list(range(7))], [chunks]
-    assert session.reports(0, since)[:, 0].tolist() == list(range(since, 7))
+    request.token_ids, request._reports = list(range(7)), chunks
+    assert request.reports(since)[:, 0].tolist() == list(range(since, 7))
     if since in (5, 6, 7):
-        session._reports = [[np.zeros((5, 2)), *chunks[3:]]]
-        assert session.reports(0, since)[:, 0].tolist() == list(range(since, 7)), "earlier ones do not even fit"
+        request._reports = [np.zeros((5, 2)), *chunks[3:]]
+        assert request.reports(since)[:, 0].tolist() == list(range(since, 7)), "earlier ones do not even fit"
 
 
 @explained

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omni_jax.decode import session
+from omni_jax.decode import engine
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
 from omni_jax.weights.drafters import load_drafter
@@ -37,9 +37,9 @@ def test_reply_i_is_that_of_seed_plus_i(
     omni: Omni, alone: dict[int, list[list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    prefill = session.prefill
+    prefill = engine.prefill
     monkeypatch.setattr(
-        session, "prefill", lambda p, r, *a, **k: rows.append(len(r.token_ids)) or prefill(p, r, *a, **k)
+        engine, "prefill", lambda p, r, *a, **k: rows.append(len(r.token_ids)) or prefill(p, r, *a, **k)
     )
     assert ids(omni.generate(ASKED[1], n=3, seed=5, **SETTINGS)) == [alone[seed][1] for seed in (5, 6, 7)]
     first, second = omni.generate(ASKED, n=2, seed=[6, 9], **SETTINGS)

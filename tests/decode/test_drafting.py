@@ -11,7 +11,7 @@ import pytest
 
 from omni_jax.decode.draft import plan as drafting
 from omni_jax.decode.draft.loop import decode_rounds
-from omni_jax.decode.draft.plan import Draftings
+from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.omni import Omni
 from omni_jax.weights.drafters import load_drafter
 from tests.parity import user
@@ -44,13 +44,15 @@ def test_drafters_of_one_architecture_share_programs(
     before = decode_rounds._cache_size()
     omni.generate(**ASKED, drafter=two, draft_tokens=2)
     assert decode_rounds._cache_size() == before
-    known = Draftings(omni.config)
-    first, second, half = (known.settle(d, 2, None, False) for d in (one, two, load_drafter(directory, "bfloat16")))
+    known = KnownDrafters(omni.config)
+    first, second, half = (
+        known.resolve_draft_plan(d, 2, None, False) for d in (one, two, load_drafter(directory, "bfloat16"))
+    )
     assert first is not None and second is not None and half is not None
-    assert first.proposer is second.proposer and first.measured is second.measured
+    assert first.proposer is second.proposer and first.times is second.times
     assert first.params is one.params and second.params is two.params, "each with its own weights"
-    assert half.measured is not first.measured, "another type takes other times"
-    tree = known.settle(one, 3, (2, 2), False)
+    assert half.times is not first.times, "another type takes other times"
+    tree = known.resolve_draft_plan(one, 3, (2, 2), False)
     assert tree is not None and tree.proposer is not first.proposer
 
 
@@ -59,22 +61,22 @@ def test_programs_of_few_architectures_are_kept(
 ) -> None:
     monkeypatch.setattr(drafting, "ARCHITECTURES", 1)
     omni = omnis("tiny")
-    monkeypatch.setattr(omni, "_draftings", Draftings(omni.config))
+    monkeypatch.setattr(omni, "_drafters", KnownDrafters(omni.config))
     decode_rounds.clear_cache()
     made = [load_drafter(drafters(kind, "tiny")) for kind in ("dflash", "eagle3")]
     want = omni.generate(**ASKED).token_ids
     for drafter in (*made, made[0]):
         assert omni.generate(**ASKED, drafter=drafter, draft_tokens=2).token_ids == want
-        assert decode_rounds._cache_size() == 1 and len(omni._draftings._shared) == 1
+        assert decode_rounds._cache_size() == 1 and len(omni._drafters._shared) == 1
 
 
 def test_the_least_recently_used_goes_first(
     omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafting, "ARCHITECTURES", 2)
-    known, drafter = Draftings(omnis("tiny").config), load_drafter(drafters("eagle3", "tiny"))
-    kept = known.settle(drafter, None, (2, 2), False)
+    known, drafter = KnownDrafters(omnis("tiny").config), load_drafter(drafters("eagle3", "tiny"))
+    kept = known.resolve_draft_plan(drafter, None, (2, 2), False)
     for tree in ((2, 3), (2, 2), (3, 2)):
-        known.settle(drafter, None, tree, False)
-    again = known.settle(drafter, None, (2, 2), False)
+        known.resolve_draft_plan(drafter, None, tree, False)
+    again = known.resolve_draft_plan(drafter, None, (2, 2), False)
     assert kept is not None and again is not None and replace(again) == kept and again.proposer is kept.proposer

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omni_jax.decode.limits import seeds_of, stop_ids_of
+from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Plan
-from omni_jax.decode.session import row_keys, seeds_of, stop_ids_of
 from omni_jax.decode.text import NO_TOKEN, PrefillInput, Rows, _seen_in_prompt, decode_chunk, prefill, record
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni

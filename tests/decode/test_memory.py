@@ -10,12 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-import omni_jax.omni
 from convert import convert_checkpoint
-from omni_jax.decode import memory
+from omni_jax.decode import generation, memory
 from omni_jax.decode.memory import Cache, available, check_memory, weight_bytes
+from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Reply
-from omni_jax.decode.slots import Prompt
 from omni_jax.errors import InputError
 from omni_jax.loading import load, load_lazily
 from omni_jax.omni import Omni
@@ -149,8 +148,8 @@ def test_slots_are_planned_for_prompts_and_replies_together(omni: Omni, monkeypa
 
 def test_slots_that_nobody_stated_are_as_many_as_fit(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     text, beside = omni.config.thinker.text, (stated(omni.params) + 10) / 1e9
-    seen, slots = [], omni_jax.omni.Slots
-    monkeypatch.setattr(omni_jax.omni, "Slots", lambda *given: seen.append(given[2]) or slots(*given))
+    seen, batching = [], generation.Batching
+    monkeypatch.setattr(generation, "Batching", lambda *given: seen.append(given[1]) or batching(*given))
     for rows in (12, 5, 1):
         with_memory(monkeypatch, beside + Cache("thinker", text, rows, 4097).bytes(omni.params, None) / 1e9)
         omni.generate_many([], max_new_tokens=4096)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from omni_jax.decode.draft import loop as speculative
+from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.loop import Seen
-from omni_jax.decode.draft.plan import Drafting, Draftings
-from omni_jax.decode.draft.session import DraftedSession
+from omni_jax.decode.draft.plan import DraftPlan, KnownDrafters
 from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.sampling import Sampling
 from omni_jax.models.eagle3 import Eagle3
@@ -37,24 +37,24 @@ class Listening:
 
     real: Any
     told: Oracle
-    usual: int = 3
-    most: int = 99
+    default_tokens: int = 3
+    max_tokens: int = 99
 
     @property
     def taps(self) -> tuple[int, ...]:
         return self.real.taps
 
-    def gives(self, width: int) -> int:
-        return self.told.gives(width)
+    def max_emitted(self, verify_tokens: int) -> int:
+        return self.told.max_emitted(verify_tokens)
 
-    def writes(self, width: int) -> int:
-        return width
+    def slots_written(self, verify_tokens: int) -> int:
+        return verify_tokens
 
     def empty(self, params: tuple, *asked: Any) -> tuple:
         return self.real.empty(params[0], *asked), self.told.empty(params[1], *asked)
 
-    def grow(self, memory: tuple, slots: int) -> tuple:
-        return self.real.grow(memory[0], slots), self.told.grow(memory[1], slots)
+    def grow(self, memory: tuple, capacity: int) -> tuple:
+        return self.real.grow(memory[0], capacity), self.told.grow(memory[1], capacity)
 
     def remember(self, params: tuple, thinker: Thinker, memory: tuple, seen: Seen) -> tuple:
         told = self.told.remember(params[1], thinker, memory[1], seen)
@@ -126,28 +126,27 @@ def test_a_session_drafts_what_the_description_says(
     omni, directory = omnis(variant), drafters(kind, variant)
     asked = Asked(omni, omni.prepare([user("Just words"), user("And some more of them")]), Sampling(), new=20)
     plain = asked.plainly()
-    real = Draftings(omni.config).settle(load_drafter(directory), width - 1, tree, drawn=False)
+    real = KnownDrafters(omni.config).settle(load_drafter(directory), width - 1, tree, drawn=False)
     assert real is not None
     told, told_width = (TREE_ORACLE, 2 * BRANCHES + 1) if tree else (ORACLE, 4)
     listening: Any = Listening(real.proposer, told)
-    drafting = Drafting(listening, (real.params, oracle(plain, told_width, 0.4).params), (told_width,))
-    session = DraftedSession(*asked._arguments(), (), drafting)
-    prompts = [asked.batch.token_ids[b, :n].tolist() for b, n in enumerate(plain.lengths)]
-    texts = [prompt + ids for prompt, ids in zip(prompts, plain.rows, strict=True)]
+    drafting = DraftPlan(listening, (real.params, oracle(plain, told_width, 0.4).params), (told_width,))
+    engine = SpeculativeEngine(asked.engine(), drafting)
+    prompts = [asked.batch.token_ids[b, :n].tolist() for b, n in enumerate(request.prompt_tokens for request in plain)]
+    texts = [prompt + request.token_ids for prompt, request in zip(prompts, plain, strict=True)]
     states = [_states(omni, real.proposer.taps, text) for text in texts]
     case = Case(omni, directory, draft_config_dict(variant, kind), tree, texts, states)
-    _, state = session.begin()
-    params, lengths = (session.params, drafting.params), []
+    state, lengths = engine.prefill(asked.batch, asked.requests()).state, []
     for turn in range(5):
-        drafts = proposed(real.proposer, session.declaration, params, state, width)
+        drafts = proposed(real.proposer, engine.target.declaration, engine.params, state, width)
         lengths.append(state.decode.cache.length.tolist())
         for b, n in enumerate(lengths[-1]):
             tokens, parents = case.expected(b, n, width)
             assert drafts.token_ids[b].tolist() == [texts[b][n], *tokens]
             assert parents is None or drafts.parent[b].tolist() == [-1, *parents]
         if turn == 1:
-            state = speculative.grow(state, proposer=listening, slots=512)
-        _, state = session._run(state, session.stop_ids, 1)
+            state = speculative.grow(state, proposer=listening, capacity=512)
+        _, state = engine.dispatch(state, engine.plan_of(told_width, 1))
     steps = np.diff(lengths, axis=0)
     assert len(set(steps.ravel().tolist())) > 1, "some drafts stood and some fell"
 

@@ -1,18 +1,18 @@
 """Continuous batching: what a slot says is what its prompt gets alone, whoever sits beside it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
 
-from omni_jax.decode import slots as running
-from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session
-from omni_jax.decode.slots import Prompt, Slots, idle, insert
+from omni_jax.decode import batching as running
+from omni_jax.decode.chunk import Chunk
+from omni_jax.decode.engine import PlainEngine
+from omni_jax.decode.prompt import Prompt
+from omni_jax.decode.request import Request
+from omni_jax.decode.rows import idle, insert
 from omni_jax.decode.text import decode_chunk, prefill
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
@@ -115,26 +115,24 @@ def test_prompts_are_taken_as_slots_come_free(omnis: Callable[[str], Omni]) -> N
     assert sorted(ended) == list(range(len(ASKED))) != ended and taken == sorted(taken)
 
 
-def test_a_slot_is_refilled_when_its_row_is_done(omnis: Callable[[str], Omni]) -> None:
+def test_a_slot_is_refilled_when_its_row_is_done(omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at the end of a chunk: a chunk that others wait for ends with its first row."""
     omni, chunks = omnis("small"), []
+    receive = PlainEngine.receive
 
-    class Counting(Slots):
-        def _read(self, tokens: jax.Array) -> list:
-            chunks.append(int((np.asarray(tokens) >= 0).any(axis=0).sum()))
-            return super()._read(tokens)
+    def counting(self: PlainEngine, chunk: Chunk, rows: Sequence[Request | None]) -> None:
+        if chunk.plan.rounds > 1:
+            chunks.append(int((chunk.read()[..., 0] >= 0).any(axis=(0, 2)).sum()))
+        receive(self, chunk, rows)
 
-    def session(prompt: Prompt) -> Session:
-        limits = omni._limits(prompt.max_new_tokens, None, ())
-        return omni._sessions(prompt.batch, Sampling(), limits, prompt.seed, None, None)[0]
-
+    monkeypatch.setattr(PlainEngine, "receive", counting)
     batch = omni.prepare(user("Hi"))
     asked = (Prompt(batch, 0, new) for new in (5, 30, 7, 4))
-    assert sum(1 for _ in Counting(asked, session, 2).finished()) == 4
+    assert sum(1 for _ in omni.generate_many(asked, slots=2, stop_ids=())) == 4
     assert chunks[:3] == [4, 6, 3], "the first token is the prefill's"
     chunks.clear()
     ended = [Prompt(batch, 0, 90, ends=lambda ids: len(ids) > 5), Prompt(batch, 0, 40)]
-    assert sum(1 for _ in Counting(ended, session, 2).finished()) == 2
+    assert sum(1 for _ in omni.generate_many(ended, slots=2, stop_ids=())) == 2
     assert chunks == [32, 7], "a row that its prompt has ended is not run on"
 
 

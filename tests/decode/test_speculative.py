@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omni_jax.decode.batching import Admission, Batching
+from omni_jax.decode.draft.engine import SpeculativeEngine, rounds_of
 from omni_jax.decode.draft.loop import decode_rounds
-from omni_jax.decode.draft.plan import Drafting, Draftings
-from omni_jax.decode.draft.session import DraftedSession
+from omni_jax.decode.draft.plan import DraftPlan, KnownDrafters
+from omni_jax.decode.engine import Engine, PlainEngine
+from omni_jax.decode.limits import Limits
+from omni_jax.decode.request import Request, requests_for
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.session import Session
 from omni_jax.decode.text import CHUNK
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
@@ -41,23 +44,28 @@ class Asked:
     new: int = NEW
     seed: Any = field(default_factory=lambda: [3, 4, 5])
 
-    def plainly(self) -> Session:
-        return self._run(Session(*self._arguments(), ()))
+    def plainly(self) -> list[Request]:
+        return self._run(self.engine())
 
-    def drafted(self, drafting: Drafting) -> DraftedSession:
-        return self._run(DraftedSession(*self._arguments(), (), drafting))
+    def drafted(self, drafts: DraftPlan) -> list[Request]:
+        return self._run(SpeculativeEngine(self.engine(), drafts))
 
-    def _arguments(self) -> tuple:
-        omni, seed = self.omni, self.seed[: len(self.batch.token_ids)]
-        text = omni.config.thinker.text
-        head = (omni.params["thinker"], omni.declarations["thinker"], text, self.batch, self.sampling)
-        return (*head, self.new, seed, self.stop_ids)
+    def engine(self) -> PlainEngine:
+        omni = self.omni
+        parts = omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text
+        return PlainEngine(*parts, self.sampling, self.stop_ids)
 
-    @staticmethod
-    def _run(session: Any) -> Any:
-        for _ in session.chunks():
-            pass
-        return session
+    def requests(self) -> list[Request]:
+        return requests_for(self.batch, Limits(self.new, self.stop_ids), self.seed[: len(self.batch.token_ids)])
+
+    def _run(self, engine: Engine) -> list[Request]:
+        requests = self.requests()
+        Batching(engine, len(requests), Admission(self.batch, requests)).finish()
+        return requests
+
+
+def ids(requests: list[Request]) -> list[list[int]]:
+    return [request.token_ids for request in requests]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +78,8 @@ def test_an_oracle_changes_the_rounds_and_nothing_else(
     plain = asked.plainly()
     for lies in (0.0, 0.4, 1.0):
         drafted = asked.drafted(oracle(plain, width, lies))
-        assert drafted.rows == plain.rows
-        emitted = [drafted.rounds_of(b).given for b in range(len(plain.rows))]
+        assert ids(drafted) == ids(plain)
+        emitted = [rounds_of(request).given for request in drafted]
         assert all(row.sum() == NEW - 1 for row in emitted), "all but the token that the prompt itself gave"
         if lies == 0.0:
             whole = [width] * ((NEW - 1) // width) + [(NEW - 1) % width] * bool((NEW - 1) % width)
@@ -84,15 +92,15 @@ def test_stop_ids_and_single_rows(omnis: Callable[[str], Omni]) -> None:
     omni = omnis("small")
     asked = Asked(omni, omni.prepare(MIXED), Sampling())
     free = asked.plainly()
-    stop = (free.rows[0][9], free.rows[2][14])
+    stop = (free[0].token_ids[9], free[2].token_ids[14])
     stopped = replace(asked, stop_ids=stop).plainly()
     drafting = oracle(free, 8, 0.2)
-    assert replace(asked, stop_ids=stop).drafted(drafting).rows == stopped.rows
-    assert len({len(row) for row in stopped.rows}) > 1
+    assert ids(replace(asked, stop_ids=stop).drafted(drafting)) == ids(stopped)
+    assert len({len(row) for row in ids(stopped)}) > 1
     for b, messages in enumerate(MIXED):
         alone = Asked(omni, omni.prepare(messages), Sampling(), seed=[3 + b])
         one = {**drafting.params, **{name: drafting.params[name][b : b + 1] for name in ("ids", "lie", "length")}}
-        assert alone.drafted(replace(drafting, params=one)).rows == [free.rows[b]]
+        assert ids(alone.drafted(replace(drafting, params=one))) == [free[b].token_ids]
 
 
 def test_a_reply_that_outgrows_its_cache(omnis: Callable[[str], Omni]) -> None:
@@ -101,8 +109,8 @@ def test_a_reply_that_outgrows_its_cache(omnis: Callable[[str], Omni]) -> None:
     words = asked.plainly()
     long = replace(asked, new=300)
     said = long.plainly()
-    assert said.rows[0][:NEW] == words.rows[0] and long.batch.token_ids.shape[1] + 300 > 256
-    assert long.drafted(oracle(words, 8, 0.1)).rows == said.rows, "behind what the oracle knows it guesses wrong"
+    assert said[0].token_ids[:NEW] == words[0].token_ids and long.batch.token_ids.shape[1] + 300 > 256
+    assert ids(long.drafted(oracle(words, 8, 0.1))) == ids(said), "behind what the oracle knows it guesses wrong"
 
 
 def test_no_transfer_and_no_compilation_between_rounds(omnis: Callable[[str], Omni]) -> None:
@@ -111,15 +119,15 @@ def test_no_transfer_and_no_compilation_between_rounds(omnis: Callable[[str], Om
     drafting = oracle(asked.plainly(), 4, 0.5)
     asked.drafted(drafting)
     compiled = decode_rounds._cache_size()
-    session = DraftedSession(*asked._arguments(), (), drafting)
-    _, state = session.begin()
+    engine = SpeculativeEngine(asked.engine(), drafting)
+    state = engine.prefill(asked.batch, asked.requests()).state
     for steps in (CHUNK, CHUNK, 8):
-        session.progress(steps)
-        _, state = session.decode(state, steps)
+        _, state = engine.dispatch(state, engine.plan(state, steps))
     assert decode_rounds._cache_size() == compiled
     # A chunk is one program, and nothing in it speaks to the host. (The transfer guard sees nothing on CPU.)
-    static = {"proposer": drafting.proposer, "declaration": session.declaration, "plan": session.plan, "width": 4}
-    asked_for = ((session.params, drafting.params), state, np.int32(8), session.stop_ids, session.values)
+    static = {"proposer": drafting.proposer, "declaration": engine.target.declaration}
+    static |= {"plan": engine.target.sampling_plan, "verify_tokens": 4}
+    asked_for = (engine.params, state, np.int32(8), engine.target.stop_ids, engine.target.values)
     program = decode_rounds.lower(*asked_for, **static).compile().as_text()
     assert "while(" in program and not re.findall(r"callback|infeed|outfeed|= \S+ (?:send|recv)\(", program)
 
@@ -154,9 +162,9 @@ def test_drafted_replies_stream_and_speak_alike(
 def test_a_chosen_width_changes_nothing_else(omnis: Callable[[str], Omni]) -> None:
     asked = Asked(omnis("small"), omnis("small").prepare(MIXED), Sampling())
     plain = asked.plainly()
-    drafted = asked.drafted(replace(oracle(plain, 4, 0.3), widths=(1, 2, 4)))
-    assert drafted.rows == plain.rows and drafted.chooser is not None
-    assert set(drafted.chooser.seconds) == {1, 2, 4} and min(drafted.chooser.seconds.values()) > 0
+    engine = SpeculativeEngine(asked.engine(), replace(oracle(plain, 4, 0.3), verify_tokens=(1, 2, 4)))
+    assert ids(asked._run(engine)) == ids(plain) and engine.tuner is not None
+    assert set(engine.tuner.seconds) == {1, 2, 4} and min(engine.tuner.seconds.values()) > 0
 
 
 def test_wrong_drafters_and_lengths_are_refused(
@@ -184,5 +192,5 @@ def test_auto_tries_the_drafters_own_length_too(
     omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
 ) -> None:
     drafter = load_drafter(drafters("dflash", "small"))
-    drafting = Draftings(omnis("small").config).settle(drafter, "auto", None, drawn=False)
-    assert drafting is not None and drafting.widths == (1, 2, 4, 6)
+    drafting = KnownDrafters(omnis("small").config).resolve_draft_plan(drafter, "auto", None, drawn=False)
+    assert drafting is not None and drafting.verify_tokens == (1, 2, 4, 6)

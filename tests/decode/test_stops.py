@@ -151,10 +151,10 @@ def test_held_text_is_released(omni: Omni, free: list[Any]) -> None:
 
 
 def test_rows_that_have_met_theirs_are_not_run_on(omni: Omni, free: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from omni_jax.decode import session
+    from omni_jax.decode import batching
 
     retired = []
-    monkeypatch.setattr(session, "retire", lambda state, b: retired.append(int(b)) or state)
+    monkeypatch.setattr(batching, "retire", lambda state, b: retired.append(int(b)) or state)
     stop = next(filter(None, (stops_of(omni, free[1].token_ids, i) for i in range(3, 20))))
     omni.generate(ASKED, max_new_tokens=NEW, stop_ids=(), stop=stop)
     assert retired == [1]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from omni_jax.decode.draft.plan import Drafting, Draftings
-from omni_jax.decode.draft.proposers import Pairs, TreeProposer
+from omni_jax.decode.draft.eagle3 import Pairs, TreeProposer
+from omni_jax.decode.draft.plan import DraftPlan, KnownDrafters
 from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.sampling import Plan, Sampling
 from omni_jax.errors import InputError
@@ -23,7 +23,7 @@ from omni_jax.omni import Omni
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.drafter import draft_config_dict
 from scripts.small.oracle import Oracle, oracle
-from tests.decode.test_speculative import MIXED, NEW, Asked
+from tests.decode.test_speculative import MIXED, NEW, Asked, ids
 from tests.models.statements import StepStatement
 from tests.parity import user
 
@@ -35,13 +35,19 @@ BRANCHES = 3
 class TreeOracle(Oracle):
     """Three tokens a level behind the right one of the level before; the right one is among them unless it lies."""
 
-    def gives(self, width: int) -> int:
-        return (width - 1) // BRANCHES + 1
+    def max_emitted(self, verify_tokens: int) -> int:
+        return (verify_tokens - 1) // BRANCHES + 1
 
     def propose(
-        self, params: dict, thinker: Thinker, memory: jax.Array, token: jax.Array, width: int, choose: DraftSampler
+        self,
+        params: dict,
+        thinker: Thinker,
+        memory: jax.Array,
+        token: jax.Array,
+        verify_tokens: int,
+        choose: DraftSampler,
     ) -> tuple[DraftTree, jax.Array]:
-        levels = self.gives(width) - 1
+        levels = self.max_emitted(verify_tokens) - 1
         chain, memory = super().propose(params, thinker, memory, token, levels + 1, choose)
         right, place = chain.token_ids[:, 1:], (7 * np.arange(levels) + 1) % BRANCHES
         away = (np.arange(BRANCHES) - place[:, None]) % BRANCHES
@@ -63,12 +69,12 @@ def test_a_tree_changes_the_rounds_and_nothing_else(
     plain = asked.plainly()
     for lies in (0.0, 0.3, 1.0):
         width = BRANCHES * levels + 1
-        drafted = asked.drafted(Drafting(TREE_ORACLE, oracle(plain, width, lies).params, (width,)))
-        assert drafted.rows == plain.rows
-        emitted = [drafted.rounds_of(b).given.tolist() for b in range(len(plain.rows))]
+        drafted = asked.drafted(DraftPlan(TREE_ORACLE, oracle(plain, width, lies).params, (width,)))
+        assert ids(drafted) == ids(plain)
+        emitted = [request.given for request in drafted]
         if lies == 0.0:
             whole, rest = divmod(NEW - 1, levels + 1)
-            assert emitted == [[levels + 1] * whole + [rest] * (rest > 0)] * len(plain.rows)
+            assert emitted == [[levels + 1] * whole + [rest] * (rest > 0)] * len(plain)
         elif lies == 1.0:
             assert {gave for row in emitted for gave in row} == {1}
         else:
@@ -164,8 +170,8 @@ def test_a_tree_has_room_where_the_reply_almost_fills_the_cache(
     batch = omni.prepare(user("word " * 57))
     assert 236 < batch.token_ids.shape[1] + new < 256 < batch.token_ids.shape[1] + new + 20
     asked = Asked(omni, batch, Sampling(), new=new)
-    drafting = Draftings(omni.config).settle(drafter, 19, (3, 4), drawn=False)
-    assert drafting is not None and asked.drafted(drafting).rows == asked.plainly().rows
+    drafting = KnownDrafters(omni.config).resolve_draft_plan(drafter, 19, (3, 4), drawn=False)
+    assert drafting is not None and ids(asked.drafted(drafting)) == ids(asked.plainly())
 
 
 def test_trees_that_cannot_be_drafted_are_refused(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.slots import Prompt
+from omni_jax.decode.prompt import Prompt
 from omni_jax.evaluate.loglikelihood import text_context
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.processor import Processor

@@ -335,7 +335,7 @@ def test_no_flag_is_without_a_test() -> None:
 
 def test_a_prompts_end_is_asked_of_all_that_was_written(omnis: Callable[[str], Omni]) -> None:
     """A stop string may span what two reads of the device bring."""
-    from omni_jax.decode.slots import Prompt
+    from omni_jax.decode.prompt import Prompt
     from omni_jax.decode.text import CHUNK
 
     omni, seen = omnis("small"), []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.session import pad_length
+from omni_jax.decode.prompt import pad_length
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.processor import Processor

@@ -109,7 +109,7 @@ def test_growing_keeps_the_content() -> None:
     k, v = np.asarray(cache.k), np.asarray(cache.v) + 1
     cache = replace(cache, v=jnp.asarray(v))
     grown = cache.grow(16)
-    assert grown.slots == 16
+    assert grown.capacity == 16
     for longer, old in ((grown.k, k), (grown.v, v)):
         np.testing.assert_array_equal(longer[:, :, :, :4], old)
         assert not np.any(longer[:, :, :, 4:])

@@ -1,14 +1,15 @@
-"""Which drafted tokens stand: the two rules that make drafting lossless.
+"""Which drafted tokens are accepted: the two rules that make drafting lossless.
 
-`accept_matching` walks a chain or a tree from the token at hand. At each node the target draws its own token, with the key and
-the position that plain decoding would use. If a draft behind the node equals it, the walk goes on there; otherwise the
-token ends the round. So what is emitted is what plain decoding emits, token for token, greedy or sampled, whatever was
-drafted; drafts only decide how many tokens one forward gives. A draft stands as often as the target gives it, which is
-the most that drafts chosen greedily can reach.
+`accept_matching` walks a chain or a tree from the current token. At each node the target draws its own token, with the
+key and the position that plain decoding would use. If a draft after the node equals it, the walk goes on there;
+otherwise the token ends the round. So what is emitted is what plain decoding emits, token for token, greedy or sampled,
+whatever was drafted; drafts only decide how many tokens one forward gives. A draft is accepted as often as the target
+draws it, which is the most that drafts chosen greedily can reach.
 
-`accept_by_rejection` is for drafts that were drawn themselves: a draft x of probability q(x) stands with min(1, p(x) / q(x)),
-and the first that falls is replaced by a draw from what p has more than q. More drafts stand where the target is
-uncertain; the tokens follow the target's distribution, and are not those of plain decoding.
+`accept_by_rejection` is for drafts that were drawn themselves: a draft x of probability q(x) is accepted with
+min(1, p(x) / q(x)), and the first that is rejected is replaced by a draw from what p has more than q. More drafts are
+accepted where the target is uncertain; the tokens follow the target's distribution and are not those of plain
+decoding.
 
 Source: the acceptance loop of z-lab's DFlash, with draws coupled to positions; "Fast Inference from Transformers via
 Speculative Decoding", algorithm 1.
@@ -24,7 +25,7 @@ from omni_jax.decode.sampling import Plan, draw_keyed, filtered, fold
 from omni_jax.decode.text import NO_TOKEN, Array, Rows, draw, record
 
 # What the two draws of a verified draft fold in, beside the row's key and the position.
-STANDS, INSTEAD = 2, 3
+ACCEPTED, INSTEAD = 2, 3
 
 
 def accept_matching(
@@ -32,9 +33,9 @@ def accept_matching(
 ) -> tuple[jax.Array, jax.Array, Rows]:
     """Emit the drafted tokens that the target draws too and one of its own.
 
-    logits float32 [B, W, V]: the target's behind each node. length int32 [B]: tokens before the first. Returns int32
-    [B, longest] the tokens, -1 behind them, and the nodes behind which they were drawn, and the rows. A row that is
-    done emits nothing; stop ids and the budget end a row.
+    logits float32 [B, W, V]: the target's after each node. length int32 [B]: tokens before the first node. stop_ids
+    int32 [m]. Returns the tokens int32 [B, longest], -1 after the last; the node after which each was drawn, int32
+    [B, longest]; and the rows. A row that is done emits nothing; stop ids and the budget end a row.
     """
 
     def position(carry: tuple, _: None) -> tuple:
@@ -42,9 +43,9 @@ def accept_matching(
         here = jnp.take_along_axis(logits, node[:, None, None], axis=1)[:, 0]
         token, after = draw(here, replace(rows, done=~alive), at, stop_ids, values, plan)
         rows = replace(after, done=rows.done | (alive & after.done))
-        stands = (drafts.parent == node[:, None]) & (drafts.token_ids == token[:, None])
-        alive = ~after.done & jnp.any(stands, axis=1)
-        return (alive, rows, jnp.argmax(stands, axis=1), at + 1), (token, node)
+        accepted = (drafts.parent == node[:, None]) & (drafts.token_ids == token[:, None])
+        alive = ~after.done & jnp.any(accepted, axis=1)
+        return (alive, rows, jnp.argmax(accepted, axis=1), at + 1), (token, node)
 
     start = (~rows.done, rows, jnp.zeros_like(length), length + 1)
     (_, rows, *_), (tokens, path) = jax.lax.scan(position, start, None, length=drafts.longest)
@@ -54,10 +55,13 @@ def accept_matching(
 def accept_by_rejection(
     logits: jax.Array, drafts: DraftTree, rows: Rows, length: jax.Array, stop_ids: Array, values: dict, plan: Plan
 ) -> tuple[jax.Array, jax.Array, Rows]:
-    """Emit drafts of a chain by rejection sampling, and one token more; arguments and result as of `accept_matching`."""
+    """Emit drafts of a chain by rejection sampling, and one token more.
+
+    logits float32 [B, W, V]; other arguments and results as of `accept_matching`.
+    """
     assert drafts.log_probs is not None and drafts.is_chain
     B, W, _ = logits.shape
-    # Behind the last draft nothing was drafted: q is 0, and what p has more than q is p.
+    # After the last draft nothing was drafted: q is 0, and what p has more than q is p.
     q = jnp.pad(jax.nn.softmax(drafts.log_probs, axis=-1), ((0, 0), (0, 1), (0, 0)))
     guesses = jnp.pad(drafts.token_ids[:, 1:], ((0, 0), (0, 1)), constant_values=NO_TOKEN)
 
@@ -66,15 +70,15 @@ def accept_by_rejection(
         logits, guess, q = step
         p = jax.nn.softmax(filtered(logits, rows.seen, values, plan), axis=-1)
         p_guess, q_guess = (jnp.take_along_axis(x, jnp.maximum(guess, 0)[:, None], axis=1)[:, 0] for x in (p, q))
-        chance = jax.vmap(lambda key, at: jax.random.uniform(fold(key, at, STANDS)))(rows.keys, at)
-        stands = (guess >= 0) & (chance * q_guess < p_guess)
+        chance = jax.vmap(lambda key, at: jax.random.uniform(fold(key, at, ACCEPTED)))(rows.keys, at)
+        accepted = (guess >= 0) & (chance * q_guess < p_guess)
         more = jnp.maximum(p - q, 0.0)
         # Rounding may leave nothing where p equals q.
         more = jnp.where(jnp.any(more > 0, axis=-1, keepdims=True), more, p)
-        token = jnp.where(stands, guess, draw_keyed(jnp.log(more), rows.keys, at, INSTEAD))
+        token = jnp.where(accepted, guess, draw_keyed(jnp.log(more), rows.keys, at, INSTEAD))
         token, after = record(token, replace(rows, done=~alive), stop_ids, plan)
         rows = replace(after, done=rows.done | (alive & after.done))
-        return (~after.done & stands, rows, at + 1), token
+        return (~after.done & accepted, rows, at + 1), token
 
     start = (~rows.done, rows, length + 1)
     steps = (jnp.swapaxes(logits, 0, 1), guesses.T, jnp.swapaxes(q, 0, 1))

@@ -1,6 +1,6 @@
-"""What drafting gave: how many tokens a round, and how often the drafts of each position stood.
+"""What drafting gave: how many tokens per round, and how often the drafts of each position were accepted.
 
-A round of e tokens had e - 1 drafts that stood and one token of the target's own, which counts too. The first token of
+A round of e tokens had e - 1 accepted drafts and one token of the target's own, which counts too. The first token of
 a reply comes from the prompt and from no round.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Prompts drawn again for an interval, and the quantiles of what they give that bound it.
+# Resamples of the replies for an interval, and the percentiles that bound it.
 RESAMPLES, INTERVAL = 2000, (2.5, 97.5)
 
 
@@ -27,25 +27,26 @@ class Rounds:
 
     @property
     def mean(self) -> float:
-        """Tokens a round; 0 without one."""
+        """Tokens per round; 0 without a round."""
         return float(self.given.sum() / max(len(self.given), 1))
 
 
 def mean_accepted(replies: Sequence[Rounds]) -> float:
-    """Tokens a round over all rounds of all replies."""
+    """Tokens per round over all rounds of all replies."""
     return float(sum(r.given.sum() for r in replies) / max(sum(len(r.given) for r in replies), 1))
 
 
 def mean_accepted_per_reply(replies: Sequence[Rounds]) -> float:
-    """The mean over replies of each one's tokens a round; replies without a round do not count."""
+    """The mean over replies of each one's tokens per round; replies without a round do not count."""
     means = [r.mean for r in replies if len(r.given)]
     return float(np.mean(means)) if means else 0.0
 
 
 def acceptance_curve(replies: Sequence[Rounds], positions: int | None = None) -> np.ndarray:
-    """How often the first i drafts of a round all stood, float [positions] for i = 1, 2, ..., by default all drafted.
+    """How often the first i drafts of a round were all accepted, float [positions] for i = 1, 2, ...
 
-    Of the whole rounds that drafted so many; NaN where there are none. It never rises where all drafted alike.
+    positions: by default all that were drafted. Of the whole rounds that drafted at least i tokens; NaN where there are
+    none. It never rises where all rounds drafted the same number.
     """
     if positions is None:
         positions = max((int(r.most.max()) for r in replies if len(r.most)), default=1) - 1
@@ -57,7 +58,10 @@ def acceptance_curve(replies: Sequence[Rounds], positions: int | None = None) ->
 
 
 def conditional(survived: np.ndarray) -> np.ndarray:
-    """How often draft i stood where all before it did, from `acceptance_curve`; NaN where none did."""
+    """How often draft i was accepted where all before it were, float [positions], from `acceptance_curve`; NaN if none.
+
+    survived: float [positions].
+    """
     before = np.concatenate([[1.0], survived[:-1]])
     return np.divide(survived, before, out=np.full(len(survived), np.nan), where=before > 0)
 
@@ -67,7 +71,7 @@ def interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % bootstrap interval of a statistic over replies: its lower and upper bounds, of the statistic's shape.
 
-    Replies are drawn again, not rounds, because the rounds of one reply resemble each other.
+    Replies are resampled, not rounds, because the rounds of one reply resemble each other.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(replies), (RESAMPLES, len(replies)))

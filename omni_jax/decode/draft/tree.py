@@ -7,16 +7,16 @@ import jax.numpy as jnp
 
 from omni_jax.decode.sampling import Plan, draw_keyed, filtered
 
-# What a draft is drawn with beside its row's key and its position; the target's own draws fold in nothing more.
+# What a draft's draw folds in besides its row's key and its position; the target's own draws fold in nothing more.
 DRAFT = 1
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DraftTree:
-    """Tokens for one forward of the Thinker, the one at hand first.
+    """Tokens for one forward of the Thinker, the current one first.
 
-    token_ids int32 [B, W]. parent int32 [B, W]: the node that each follows, which stands before it; -1 for the first.
+    token_ids int32 [B, W]. parent int32 [B, W]: the node that each follows, which comes before it; -1 for the first.
     log_probs float32 [B, W - 1, V]: what each draft was drawn from, unnormalised; None where none was drawn. longest:
     the most nodes on a path. is_chain: whether each node follows the one before it.
     """
@@ -29,13 +29,16 @@ class DraftTree:
 
     @classmethod
     def chain(cls, token: jax.Array, drafts: jax.Array, log_probs: jax.Array | None = None) -> "DraftTree":
-        """Drafts int32 [B, W - 1] one behind the other, behind the token at hand int32 [B]."""
+        """Drafts int32 [B, W - 1], one after the other, after the current token int32 [B].
+
+        log_probs float32 [B, W - 1, V]: what they were drawn from, if they were.
+        """
         token_ids = jnp.concatenate([token[:, None], drafts], axis=1)
         parent = jnp.broadcast_to(jnp.arange(-1, token_ids.shape[1] - 1), token_ids.shape)
         return cls(token_ids, parent, log_probs, longest=token_ids.shape[1], is_chain=True)
 
     def ancestors(self) -> jax.Array:
-        """Bool [B, W, W]: which nodes lie on the way to each, itself included."""
+        """Bool [B, W, W]: which nodes are on the path to each, itself included."""
         W = self.token_ids.shape[1]
         reach = (self.parent[..., None] == jnp.arange(W)) | jnp.eye(W, dtype=bool)
         steps = 1
@@ -49,7 +52,7 @@ class DraftTree:
 class DraftSampler:
     """How drafts are chosen: the likeliest with a greedy plan, else drawn as the request's settings say.
 
-    keys: one per row. position int32 [B]: where the first draft will stand.
+    keys: one per row. position int32 [B]: of the first draft.
     """
 
     keys: jax.Array
@@ -58,7 +61,7 @@ class DraftSampler:
     plan: Plan
 
     def __call__(self, logits: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Array | None]:
-        """Draft number `step` int32 [B] from logits [B, V], and the logits that it was drawn from."""
+        """Draft number `step` int32 [B] from logits [B, V], and the logits [B, V] that it was drawn from, if any."""
         if self.plan.greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32), None
         logits = filtered(logits, None, self.values, self.plan)

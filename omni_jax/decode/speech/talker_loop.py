@@ -1,18 +1,20 @@
 """The compiled speech loop: the Talker's prompt, then whole frames of codes.
 
-`prefill_talker` runs the prompt and draws the first code of the first frame. `decode_frames` makes many frames on the device: the code
-predictor adds a frame's other codes, their embeddings and the next text token are the Talker's next input, and the
-Talker draws the first code of the frame after. A frame is one step of one program; the host reads several at once.
+`prefill_talker` runs the prompt and draws the first code of the first frame. `decode_frames` makes many frames on the
+device: the code predictor adds a frame's other codes; their embeddings and the next text token are the Talker's next
+input; and the Talker draws the first code of the next frame. A frame is one step of one program; the host reads several
+frames at once.
 
-Both are pure functions of (params, ...). Rows keep their own length, position and key; none can be changed by another.
+Both are pure functions of (params, ...). Every row has its own length, position, key and number of frames, and may make
+as many frames as its own text allows; no row can be changed by another.
 
 Source: transformers `Qwen3OmniMoeTalkerForConditionalGeneration.prepare_inputs_for_generation`. Deliberate difference:
-a row that has ended stays ended, whatever its batch mates do.
+a row that has ended stays ended, whatever the other rows of its batch do.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ from jax.sharding import Mesh
 
 from omni_jax.config import CODEC_MARKS
 from omni_jax.decode.sampling import Plan, sample
+from omni_jax.decode.text import Rows
+from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.code_predictor import CodePredictor
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.talker import Talker
@@ -30,9 +34,14 @@ from omni_jax.sharding import place, place_rows, replicate
 Array = jax.Array | np.ndarray
 
 NO_CODE = -1
+# The most frames of one chunk.
+FRAMES = 32
+
+jax.tree_util.register_dataclass(SpeechPrompt)
 
 
-class SpeechPlan(NamedTuple):
+@dataclass(frozen=True)
+class SpeechPlan:
     """The static part of drawing: for first codes, and for the other codes of a frame."""
 
     first: Plan
@@ -41,89 +50,117 @@ class SpeechPlan(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class TalkerPrompt:
-    """The columns of each row's prompt, right-padded; as `omni_jax.inputs.speech.SpeechPrompt` describes them.
+class SpeechValues:
+    """The traced part of drawing: for first codes, and for the other codes of a frame."""
 
-    text_ids, hidden_index and codec_ids: int32 [B, U]. position_ids: float32 [3, B, U]. rope_delta: float32 [B].
-    length: int32 [B]. budget: int32 [B], frames to make. keys: [B].
+    first: dict
+    residual: dict
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TalkerPrompt:
+    """What the Talker reads before its first frame, and how its rows draw.
+
+    prompt: rows of U columns. budget: int32 [B], the most frames that each row makes. keys: [B].
     """
 
-    text_ids: Array
-    hidden_index: Array
-    codec_ids: Array
-    position_ids: Array
-    rope_delta: Array
-    length: Array
+    prompt: SpeechPrompt
     budget: Array
     keys: jax.Array
 
     def placed(self, mesh: Mesh | None) -> "TalkerPrompt":
         """The same prompts with their rows on the devices of `mesh` that will run them."""
-        names = ("text_ids", "hidden_index", "codec_ids", "rope_delta", "length", "budget", "keys")
-        rows = {name: place_rows(getattr(self, name), mesh) for name in names}
-        return replace(self, position_ids=place(self.position_ids, (None, "batch", None), mesh), **rows)
+        names = [field.name for field in fields(SpeechPrompt) if field.name != "position_ids"]
+        rows = {name: place_rows(getattr(self.prompt, name), mesh) for name in names}
+        positions = place(self.prompt.position_ids, (None, "batch", None), mesh)
+        prompt = SpeechPrompt(**rows, position_ids=positions)
+        return TalkerPrompt(prompt, place_rows(self.budget, mesh), place_rows(self.keys, mesh))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SpeechState:
-    """Where each row stands.
+    """What the speech loop carries; all its arrays have rows first, except those of the cache.
 
-    hidden [B, D]: the Talker's last normed state. code int32 [B]: the first code drawn from it, its frame not yet made.
-    frames int32 []: frames made. rope_delta float32 [B]. done bool [B]. remaining int32 [B]: frames that may follow.
-    seen bool [B, V]: first codes drawn; [B, 0] without a penalty. keys [B].
+    hidden [B, D]: the Talker's last normed state. frames int32 [B]: frames that each row has made. rope_delta float32
+    [B]: position minus index of columns after the prompt. rows: the first code of each row's next frame as its token,
+    the frames that may follow as `remaining`, and the first codes drawn so far as `seen`.
     """
 
     cache: KVCache
     hidden: jax.Array
-    code: jax.Array
     frames: jax.Array
     rope_delta: jax.Array
+    rows: Rows
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Frames:
+    """What a chunk gives to the host: codes int32 [B, Q, N], -1 where none, and which rows are done, bool [B]."""
+
+    codes: jax.Array
     done: jax.Array
-    remaining: jax.Array
-    seen: jax.Array
-    keys: jax.Array
 
 
-@partial(jax.jit, static_argnames=("declaration", "plan", "slots"))
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Loop:
+    """The loop of one chunk after `step` steps (int32 []): the state, and codes int32 [B, Q, N], -1 where none."""
+
+    step: jax.Array
+    state: SpeechState
+    codes: jax.Array
+
+
+@partial(jax.jit, static_argnames=("declaration", "plan", "capacity"))
 def prefill_talker(
     params: dict,
     embed: jax.Array,
     prompt: TalkerPrompt,
     hidden: jax.Array | None,
-    values: tuple[dict, dict],
+    values: SpeechValues,
     *,
     declaration: Declaration,
     plan: SpeechPlan,
-    slots: int,
+    capacity: int,
 ) -> SpeechState:
     """Run the prompts and draw each row's first code.
 
     embed [V, D]: the Thinker's token embeddings. hidden [B, T, D]: its accepted hidden states, None without media.
+    capacity: columns that the cache holds.
     """
     talker: Talker = bind(declaration, params)
-    text, B = talker.config.text, prompt.length.shape[0]
-    x = _prompt_inputs(talker, embed, prompt, hidden)
-    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, slots, text.head_dim, x.dtype)
-    states, cache = talker.whole(x, jnp.asarray(prompt.position_ids), empty)
+    text, B = talker.config.text, prompt.budget.shape[0]
+    x = _prompt_inputs(talker, embed, prompt.prompt, hidden)
+    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
+    states, cache = talker.whole(x, jnp.asarray(prompt.prompt.position_ids), empty)
     assert cache is not None
-    length = jnp.asarray(prompt.length)
-    state = SpeechState(
-        cache=replace(cache, length=length),
-        hidden=jnp.take_along_axis(states, length[:, None, None] - 1, axis=1)[:, 0],
-        code=jnp.zeros((B,), jnp.int32),
-        frames=jnp.int32(0),
-        rope_delta=jnp.asarray(prompt.rope_delta),
-        done=jnp.asarray(prompt.budget) <= 0,
-        remaining=jnp.asarray(prompt.budget),
+    length, budget = jnp.asarray(prompt.prompt.length), jnp.asarray(prompt.budget)
+    rows = Rows(
+        token=jnp.zeros((B,), jnp.int32),
+        done=budget <= 0,
+        remaining=budget,
         seen=jnp.zeros((B, text.vocab_size if plan.first.penalised else 0), bool),
         keys=prompt.keys,
     )
-    return lay_over(_draw(talker, state, values[0], plan.first), declaration.mesh)
+    state = SpeechState(
+        cache=replace(cache, length=length),
+        hidden=jnp.take_along_axis(states, length[:, None, None] - 1, axis=1)[:, 0],
+        frames=jnp.zeros((B,), jnp.int32),
+        rope_delta=jnp.asarray(prompt.prompt.rope_delta),
+        rows=rows,
+    )
+    drawn = _draw(talker, state, jnp.ones((B,), bool), values.first, plan.first)
+    return lay_over(drawn, declaration.mesh)
 
 
-def _prompt_inputs(talker: Talker, embed: jax.Array, prompt: TalkerPrompt, hidden: jax.Array | None) -> jax.Array:
-    """The columns of the prompt, [B, U, D]: text or what the Thinker made of media, plus a codec mark where one is."""
+def _prompt_inputs(talker: Talker, embed: jax.Array, prompt: SpeechPrompt, hidden: jax.Array | None) -> jax.Array:
+    """The columns of the prompt, [B, U, D]: text, or what the Thinker made of media, plus a codec mark where one is.
+
+    embed [V, D] and hidden [B, T, D] as in `prefill_talker`.
+    """
     x = talker.text_projection(embed[prompt.text_ids])
     if hidden is not None:
         index = jnp.asarray(prompt.hidden_index)[..., None]
@@ -139,77 +176,89 @@ def decode_frames(
     embed: jax.Array,
     state: SpeechState,
     text_ids: Array,
-    frames: Array | int,
-    values: tuple[dict, dict],
+    frames: Array,
+    values: SpeechValues,
     *,
     declaration: Declaration,
     plan: SpeechPlan,
     unroll: int = 1,
-) -> tuple[jax.Array, SpeechState]:
-    """Make up to `frames` frames per row: codes int32 [B, Q, N], -1 where none, and the state to go on from.
+) -> tuple[Frames, SpeechState]:
+    """Make up to frames[b] frames of each row b: the frames, and the state to go on from (`state` is donated).
 
-    text_ids int32 [B, N]: what the reply says next, one token a frame; at most N frames are made. The cache must hold
-    as many more columns as frames are made.
+    text_ids int32 [B, N]: what each reply says next, one token a frame. frames: int32 [B], at most N. A row that has
+    made its frames pauses: nothing of it changes until a later chunk. The cache must hold as many more columns of a row
+    as frames are made of it. embed [V, D]: the Thinker's token embeddings.
     """
     talker: Talker = bind(declaration, params)
     text = talker.text_projection(embed[text_ids])
     B, N = text_ids.shape
     codes = jnp.full((B, talker.config.num_code_groups, N), NO_CODE, jnp.int32)
 
-    def step(carry: tuple) -> tuple:
-        i, state, codes = carry
-        frame, x = _frame(talker.code_predictor, talker.embed_codes(state.code), state, values[1], plan.residual)
-        frame = jnp.where(state.done[:, None], NO_CODE, frame)
-        codes = jax.lax.dynamic_update_slice(codes, frame[..., None], (0, 0, i))
-        remaining = state.remaining - ~state.done
-        state = replace(state, remaining=remaining, done=state.done | (remaining <= 0), frames=state.frames + 1)
-        x = x + jax.lax.dynamic_index_in_dim(text, i, axis=1, keepdims=False)
-        x = x.astype(text.dtype)
-        return i + 1, _draw(talker, _listen(talker, x, state, unroll), values[0], plan.first), codes
+    def speaks(loop: Loop) -> jax.Array:
+        return (loop.step < frames) & ~loop.state.rows.done
 
-    def going(carry: tuple) -> jax.Array:
-        i, state, _ = carry
-        return (i < jnp.minimum(frames, N)) & ~jnp.all(state.done)
+    def going(loop: Loop) -> jax.Array:
+        return (loop.step < N) & jnp.any(speaks(loop))
 
-    _, state, codes = jax.lax.while_loop(going, step, (jnp.int32(0), state, codes))
-    return replicate(codes, declaration.mesh), lay_over(state, declaration.mesh)
+    def step(loop: Loop) -> Loop:
+        active, state = speaks(loop), loop.state
+        first = talker.embed_codes(state.rows.token)
+        frame, x = _frame(talker.code_predictor, first, state, values.residual, plan.residual)
+        frame = jnp.where(active[:, None], frame, NO_CODE)
+        codes = jax.lax.dynamic_update_slice(loop.codes, frame[..., None], (0, 0, loop.step))
+        remaining = state.rows.remaining - active
+        rows = replace(state.rows, remaining=remaining, done=state.rows.done | (remaining <= 0))
+        state = replace(state, rows=rows, frames=state.frames + active)
+        x = x + jax.lax.dynamic_index_in_dim(text, loop.step, axis=1, keepdims=False)
+        active = active & ~rows.done
+        state = _listen(talker, x.astype(text.dtype), state, active, unroll)
+        return Loop(loop.step + 1, _draw(talker, state, active, values.first, plan.first), codes)
+
+    loop = jax.lax.while_loop(going, step, Loop(jnp.int32(0), state, codes))
+    mesh = declaration.mesh
+    return Frames(replicate(loop.codes, mesh), replicate(loop.state.rows.done, mesh)), lay_over(loop.state, mesh)
 
 
-def grow(state: SpeechState, *, slots: int) -> SpeechState:
-    """The same state with a cache of `slots` slots; the one given is given up."""
-    return replace(state, cache=state.cache.grow(slots))
+def grow(state: SpeechState, *, capacity: int) -> SpeechState:
+    """The same state with a cache of `capacity` columns; the one given is given up."""
+    return replace(state, cache=state.cache.grow(capacity))
 
 
-def _listen(talker: Talker, x: jax.Array, state: SpeechState, unroll: int) -> SpeechState:
-    """Run one input [B, D] per row through the Talker."""
+def _listen(talker: Talker, x: jax.Array, state: SpeechState, active: jax.Array, unroll: int) -> SpeechState:
+    """Run one input [B, D] per row through the Talker; only rows that are `active` (bool [B]) move on."""
     position = state.cache.length + state.rope_delta
     position = jnp.broadcast_to(position[None, :, None], (3, position.shape[0], 1))
     hidden, cache = talker.extend(x[:, None], position, state.cache, unroll=unroll)
-    cache = replace(cache, length=jnp.where(state.done, state.cache.length, cache.length))
-    return replace(state, hidden=hidden[:, 0], cache=cache)
+    cache = replace(cache, length=jnp.where(active, cache.length, state.cache.length))
+    return replace(state, hidden=jnp.where(active[:, None], hidden[:, 0], state.hidden), cache=cache)
 
 
-def _draw(talker: Talker, state: SpeechState, values: dict, plan: Plan) -> SpeechState:
-    """Draw the first code of each row's next frame; the end mark ends a row without a frame."""
-    config = talker.config
-    ids = jnp.arange(config.text.vocab_size)
-    mark = (ids >= config.text.vocab_size - CODEC_MARKS) & (ids != config.codec_eos_id)
+def _draw(talker: Talker, state: SpeechState, active: jax.Array, values: dict, plan: Plan) -> SpeechState:
+    """Draw the first code of the next frame of the rows that are `active` (bool [B]).
+
+    The end mark ends a row without a frame.
+    """
+    config, rows = talker.config, state.rows
+    V = config.text.vocab_size
+    ids = jnp.arange(V)
+    mark = (ids >= V - CODEC_MARKS) & (ids != config.codec_eos_id)
     logits = jnp.where(mark, -jnp.inf, talker.logits(state.hidden))
-    at = jnp.full(state.code.shape, state.frames * config.num_code_groups)
-    code = sample(logits, state.keys, at, state.seen, values, plan)
-    seen = state.seen
+    code = sample(logits, rows.keys, state.frames * config.num_code_groups, rows.seen, values, plan)
+    seen = rows.seen
     if plan.penalised:
-        seen = seen.at[jnp.arange(code.shape[0]), code].set(True)
-    done = state.done | (code == config.codec_eos_id)
-    return replace(state, code=jnp.where(done, 0, code), done=done, seen=seen)
+        # A row that pauses writes after the end of its vocabulary, where nothing is.
+        seen = seen.at[jnp.arange(code.shape[0]), jnp.where(active, code, V)].set(True, mode="drop")
+    done = rows.done | (active & (code == config.codec_eos_id))
+    token = jnp.where(done, 0, jnp.where(active, code, rows.token))
+    return replace(state, rows=replace(rows, token=token, done=done, seen=seen))
 
 
 def _frame(
     predictor: CodePredictor, first: jax.Array, state: SpeechState, values: dict, plan: Plan
 ) -> tuple[jax.Array, jax.Array]:
-    """The codes int32 [B, Q] of the frame that `state.code` opens (embedded: `first` [B, D]), and their sum.
+    """The codes int32 [B, Q] of the frame that the rows' tokens open (embedded: `first` [B, D]), and their sum.
 
-    The sum float32 [B, D] is of the codes' embeddings: many small numbers, which half precision would round each.
+    The sum float32 [B, D] is of the codes' embeddings: many small numbers, each of which half precision would round.
     """
     config = predictor.config
     B, Q = first.shape[0], predictor.embed.shape[0] + 1
@@ -217,8 +266,7 @@ def _frame(
     states, cache = predictor.extend(jnp.stack([state.hidden, first], axis=1), cache)
 
     def draw(hidden: jax.Array, i: Any) -> tuple[jax.Array, jax.Array]:
-        at = jnp.full((B,), state.frames * Q + i + 1)
-        code = sample(predictor.logits(hidden, i), state.keys, at, None, values, plan)
+        code = sample(predictor.logits(hidden, i), state.rows.keys, state.frames * Q + i + 1, None, values, plan)
         return code, predictor.embed_code(code, i)
 
     def step(carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
@@ -230,4 +278,4 @@ def _frame(
     total = first.astype(jnp.float32)
     (hidden, _, total), codes = jax.lax.scan(step, (states[:, -1], cache, total), jnp.arange(Q - 2))
     last, x = draw(hidden, Q - 2)
-    return jnp.concatenate([state.code[:, None], codes.T, last[:, None]], axis=1), total + x
+    return jnp.concatenate([state.rows.token[:, None], codes.T, last[:, None]], axis=1), total + x

@@ -59,8 +59,8 @@ def vocode(
 ) -> list[np.ndarray]:
     """The sound of each row of codes [B, Q, F], float32 [samples].
 
-    params, declaration: those of Code2Wav. lengths: frames of each row, all F by default; what follows them is not heard and
-    may be any code. A row of zero frames gives no samples. InputError for codes out of range or of a wrong shape.
+    params, declaration: those of Code2Wav. lengths: frames of each row, all F by default; what follows
+    them is not heard and may be any code. A row of zero frames gives no samples. InputError for codes out of range or of a wrong shape.
     """
     codes, lengths = _check_rows(codes, lengths, config)
     if not lengths.any():

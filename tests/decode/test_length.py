@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from omni_jax.decode.draft.length import WIDTHS, DraftLengthTuner
+from omni_jax.decode.draft.length import LENGTHS, DraftLengthTuner
 
 # Seconds of a round, in units of a plain step: drafts nearly free; 128 experts of which 8 work, for one row and for
 # twelve (what their bytes amount to); and a dense model with a costly drafter.
@@ -33,7 +33,7 @@ def speed(
 
     A chunk is chosen before the one ahead of it is read.
     """
-    rng, seconds = np.random.default_rng(1), dict(zip(WIDTHS, cost, strict=True))
+    rng, seconds = np.random.default_rng(1), dict(zip(LENGTHS, cost, strict=True))
     chooser, tokens, taken = DraftLengthTuner(seconds), np.zeros(rows, int), 0.0
     ahead: tuple[int, np.ndarray] | None = None
     while tokens.min() < 1500:
@@ -56,7 +56,7 @@ def test_it_is_never_a_tenth_slower_than_the_best_fixed_width(
     cost: str, acceptance: str, steps: int, rows: int
 ) -> None:
     stands = ACCEPTANCE[acceptance]
-    best = max(speed(width, COSTS[cost], stands, steps, rows) for width in WIDTHS)
+    best = max(speed(width, COSTS[cost], stands, steps, rows) for width in LENGTHS)
     assert speed(None, COSTS[cost], stands, steps, rows) >= 0.9 * best
 
 

@@ -1,6 +1,6 @@
-"""How likely the model finds given tokens: log-probabilities behind whole sequences, in one forward.
+"""How likely the model finds given tokens: their log-probabilities within whole sequences, in one forward.
 
-Logits are made of the positions that are asked about and of no others, a block of them at a time: those of a long
+Logits are made at the positions of these tokens and at no others, a block of positions at a time: the logits of a long
 sequence over the whole vocabulary would need more memory than the model.
 """
 
@@ -19,7 +19,7 @@ BLOCK = 256
 
 
 @partial(jax.jit, static_argnames="declaration")
-def score(
+def token_log_probs(
     params: dict,
     token_ids: Array,
     position_ids: Array,
@@ -28,9 +28,9 @@ def score(
     *,
     declaration: Declaration,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability float32 [B, C] of the tokens at index `at` int32 [B, C], and whether each is the likeliest.
+    """Log-probability float32 [B, C] of the tokens at index `at` int32 [B, C], and bool [B, C] whether none is higher.
 
-    token_ids: int32 [B, T], right-padded; position_ids: float32 [3, B, T]. No token is asked about at index 0.
+    token_ids: int32 [B, T], right-padded; position_ids: float32 [3, B, T]. No index is 0: nothing predicts that token.
     """
     thinker = bind(declaration, params)
     token_ids = jnp.asarray(token_ids)
@@ -39,9 +39,10 @@ def score(
     before = jnp.take_along_axis(hidden, jnp.asarray(at)[..., None] - 1, axis=1)
     targets = jnp.take_along_axis(token_ids, jnp.asarray(at), axis=1)
 
-    def one(asked: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = thinker.logits(asked[0])
-        chosen = logits[asked[1]]
+    def one(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        hidden, target = row
+        logits = thinker.logits(hidden)
+        chosen = logits[target]
         return chosen - jax.nn.logsumexp(logits), chosen >= jnp.max(logits)
 
     flat = (before.reshape(B * C, -1), targets.reshape(B * C))

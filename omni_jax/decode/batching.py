@@ -1,0 +1,261 @@
+"""The one loop that runs requests on an engine: all at once, or through a fixed number of rows as these come free.
+
+    waiting prompts -> prefill alone -> its row into a free one -.
+    a batch of prompts -> prefill together ----------------------+-> chunks of text over all rows -.
+                                                        ^                 `-> frames of speech ----+-> done requests
+                                                        `------------------------------------------'
+
+A prompt from the queue runs alone and its state is written over a free row of the running state: nothing compiles for
+another mixture of prompts, and no reply depends on the rows beside it. While prompts wait, a chunk ends as soon as a
+row does, so no row idles longer than the host needs to read that and to run the next prompt. Once nobody waits, the
+next chunk is dispatched before the last is read, so that the device does not wait for the host. What the host does for
+prompts and replies it does while the device works.
+
+Rows that speak do so between chunks of text, each as far as its own text allows; a row is free when its text and its
+speech are complete.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omni_jax.decode.chunk import Chunk
+from omni_jax.decode.engine import Engine, most_tokens
+from omni_jax.decode.request import Request
+from omni_jax.decode.rows import caches_of, idle, insert, retire
+from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
+from omni_jax.decode.speech.talker_loop import FRAMES
+from omni_jax.decode.text import CHUNK
+from omni_jax.inputs.batch import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Admission:
+    """Prompts to run together: a batch of B rows, and n requests for each of them, side by side.
+
+    speech: what says the requests, None for text alone.
+    """
+
+    batch: Batch
+    requests: Sequence[Request]
+    speech: SpeechRequest | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Unread:
+    """A chunk that the host has not read, and the request of each of its rows."""
+
+    chunk: Chunk
+    rows: tuple[Request | None, ...]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Tokens of a request: at least, unless it ends, and at most."""
+
+    fewest: int
+    most: int
+
+
+class Batching:
+    """Runs requests in a number of rows; iterate over `run`.
+
+    rows: the request of each row, None where it is free. writing: the same, None where its text is complete too.
+    state: what the engine decodes from. prefill_seconds: until the first tokens were read; decode_seconds: from then
+    on. Both leave out speech and what the caller does in between.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        rows: int,
+        first: Admission | None = None,
+        waiting: Iterator[Admission | None] | None = None,
+        speakers: Speakers | None = None,
+        steps: int = CHUNK,
+        frames: int = FRAMES,
+    ):
+        """engine: draws the tokens. rows: requests that run at the same time. speakers: says them, in as many rows.
+
+        first: prompts to begin with, whose requests fill all rows. waiting: prompts of one request each, taken as rows
+        come free, one ahead; None in it stands for "none at the moment, ask again when a request is done". steps: of a
+        chunk, at most CHUNK. frames: of speech at a time, at most FRAMES.
+        """
+        self.engine, self.waiting, self.speakers = engine, waiting, speakers
+        self.steps, self.frames = steps, frames
+        self.rows: list[Request | None] = [None] * rows
+        self.writing: list[Request | None] = [None] * rows
+        self.state: Any = None
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self._next, self._over, self._has_read = first, waiting is None, False
+        self._unread: deque[_Unread] = deque()
+
+    def run(self) -> Iterator[list[Request]]:
+        """After each read of the device, the requests that are done, in the order of their rows."""
+        while True:
+            done = self._release()
+            dispatched = self._begin()
+            if self._has_read:
+                # The device works while the caller looks at them.
+                yield done
+            if self._unread:
+                self._finish(dispatched)
+            elif self.speakers is None or self.speakers.done:
+                if self._over:
+                    return
+                if not done:
+                    raise RuntimeError("the prompts gave None while no reply was awaited")
+                continue
+            if self.speakers is not None:
+                # The text comes before its sound.
+                yield []
+                yield from self._speak(self.speakers)
+
+    def finish(self) -> None:
+        """Run all requests to their end."""
+        for _ in self.run():
+            pass
+
+    def _begin(self) -> bool:
+        """Fill free rows, and start the next chunk of text if there is one: whether there is."""
+        start = time.perf_counter()
+        while None in self.rows:
+            self._look_ahead()
+            if self._next is None:
+                break
+            admission, self._next = self._next, None
+            self._admit(admission)
+        dispatched = self._dispatch()
+        self._count(start)
+        return dispatched
+
+    def _finish(self, dispatched: bool) -> None:
+        """Read what was dispatched, with the next prompt prepared meanwhile."""
+        start = time.perf_counter()
+        self._look_ahead()
+        self._read(dispatched)
+        self._count(start)
+        self._has_read = True
+
+    def _look_ahead(self) -> None:
+        """Have the next prompt prepared, if there is one."""
+        if self._next is None and self.waiting is not None and not self._over:
+            try:
+                self._next = next(self.waiting)
+            except StopIteration:
+                self._over = True
+
+    def _admit(self, admission: Admission) -> None:
+        """Run prompts and give each of their requests a free row."""
+        requests = admission.requests
+        for request in requests:
+            request.start()
+        # Only a prompt with media has hidden states that speech wants.
+        hears = admission.speech is not None and admission.speech.hears
+        taps = (self.speakers.talker.accept_hidden_layer,) if self.speakers is not None and hears else ()
+        prefilled = self.engine.prefill(admission.batch, requests, taps)
+        self._unread.append(_Unread(prefilled.chunk, tuple(requests)))
+        first = self.rows.index(None)
+        if self.state is None and len(requests) == len(self.rows):
+            self.state = prefilled.state
+        else:
+            if self.state is None:
+                self.state = idle(prefilled.state, rows=len(self.rows))
+            capacity = max(cache.capacity for cache in caches_of(prefilled.state))
+            self.state = insert(self.engine.grow(self.state, capacity), prefilled.state, np.int32(first))
+        self.rows[first : first + len(requests)] = self.writing[first : first + len(requests)] = requests
+        if self.speakers is None or admission.speech is None:
+            return
+        hidden = None if prefilled.tapped is None else prefilled.tapped[0]
+        if len(requests) == len(self.rows):
+            for request, speaker in zip(requests, self.speakers.fill(admission.speech, requests, hidden), strict=True):
+                request.speaker = speaker
+        else:
+            requests[0].speaker = self.speakers.insert(first, admission.speech, requests[0], hidden)
+
+    def _dispatch(self) -> bool:
+        """Start the next chunk, unless every text ends with what is under way: whether there is one."""
+        running = [request for request in self.writing if request is not None]
+        if all(self._drawn(request).fewest >= request.max_new_tokens for request in running):
+            return False
+        plan = self.engine.plan(self.state, self.steps)
+        tokens = max(most_tokens([request], self._drawn(request).most + plan.most) for request in running)
+        self.state = self.engine.grow(self.state, self.engine.capacity(tokens))
+        # If a prompt waits for a row, with the next text that is complete.
+        waits = None not in self.rows and not self._over
+        until = 1 + self.writing.count(None) if waits else None
+        chunk, self.state = self.engine.dispatch(self.state, plan, until)
+        self._unread.append(_Unread(chunk, tuple(self.writing)))
+        return True
+
+    def _drawn(self, request: Request) -> _Drawn:
+        """How many tokens a request has once all that is under way has come."""
+        chunks = [unread.chunk for unread in self._unread if request in unread.rows]
+        had = len(request.token_ids)
+        return _Drawn(had + sum(chunk.fewest for chunk in chunks), had + sum(chunk.plan.most for chunk in chunks))
+
+    def _read(self, dispatched: bool) -> None:
+        """Wait for chunks, hand out their tokens, and take texts that are complete out of `writing`.
+
+        A chunk that was dispatched just now is left under way if nobody waits for a row and the host ends no request.
+        """
+        watched = any(request is not None and request.ends is not None for request in self.writing)
+        left = 1 if dispatched and self._over and not watched else 0
+        while len(self._unread) > left:
+            unread = self._unread.popleft()
+            self.engine.receive(unread.chunk, unread.rows)
+        complete = [b for b, request in enumerate(self.writing) if request is not None and request.settle()]
+        for b in complete:
+            self.writing[b] = None
+        if self._over and not any(self.writing):
+            # Nothing is decoded any more.
+            self._unread.clear()
+            complete = complete if self.waiting is not None else []
+        for b in complete:
+            self._stop_row(b)
+
+    def _stop_row(self, b: int) -> None:
+        """Tell the device that the request of row `b` has ended: by itself it knows of stop ids and limits only."""
+        request = self.rows[b]
+        if request is not None and (request.cancelled or request.ended or request.stop_string is not None):
+            self.state = retire(self.state, np.int32(b))
+
+    def _speak(self, speakers: Speakers) -> Iterator[list[Request]]:
+        """Make frames of speech, a step between two results, as far as the texts allow.
+
+        A reply whose text is complete speaks on as long as it holds up no other text.
+        """
+        while any(codes.shape[1] for codes in speakers.advance(self.frames)):
+            yield []
+            texts = [request for request in self.writing if request is not None]
+            if texts and not any(request.speaker is not None and request.speaker.allowed for request in texts):
+                return
+            if not self._over and any(request is not None and request.complete for request in self.rows):
+                return
+
+    def _release(self) -> list[Request]:
+        """Free the rows of requests that are complete or were cancelled: these requests."""
+        done = []
+        for b, request in enumerate(self.rows):
+            if request is None or not request.complete:
+                continue
+            if self.writing[b] is not None:
+                self.writing[b] = None
+                self._stop_row(b)
+            if self.speakers is not None and request.speaker is not None:
+                self.speakers.free(b)
+            self.rows[b] = None
+            done.append(request)
+        return done
+
+    def _count(self, start: float) -> None:
+        """Add the time since `start` to what it was spent on."""
+        seconds = time.perf_counter() - start
+        if self._has_read:
+            self.decode_seconds += seconds
+        else:
+            self.prefill_seconds += seconds

@@ -1,0 +1,164 @@
+"""The engine that drafts: the tokens of `PlainEngine`, in fewer forwards of the Thinker.
+
+The same tokens come for the same seed, whatever the drafter, the number of drafts and the batch; only the time differs,
+and what `stats` reports. How many tokens a round verifies is fixed, or chosen from measured times and from how often
+drafts were accepted lately.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omni_jax.decode.chunk import Chunk, ChunkPlan
+from omni_jax.decode.draft.acceptance import Rounds
+from omni_jax.decode.draft.length import DraftLengthTuner
+from omni_jax.decode.draft.loop import SpeculativeState, begin_drafting, decode_rounds, grow, rounds_for
+from omni_jax.decode.draft.plan import DraftPlan
+from omni_jax.decode.engine import PlainEngine, Prefilled, most_tokens, record
+from omni_jax.decode.prompt import pad_length
+from omni_jax.decode.request import Request
+from omni_jax.decode.text import CHUNK, NO_TOKEN
+from omni_jax.distributed import broadcast_from_first
+from omni_jax.inputs.batch import Batch, bucket
+
+# Timed chunks for each number of tokens to verify, of which the fastest counts: the first one also compiles.
+TIMED_CHUNKS = 3
+
+
+class SpeculativeEngine:
+    """Draws tokens as `target` does, with the drafts of a plan."""
+
+    def __init__(self, target: PlainEngine, drafts: DraftPlan):
+        self.target, self.proposer, self.drafter_params = target, drafts.proposer, drafts.params
+        self.lengths, self.drawn, self.times = drafts.verify_tokens, drafts.drawn, drafts.times
+        self.tuner: DraftLengthTuner | None = None
+
+    @property
+    def params(self) -> tuple[dict, Any]:
+        """The Thinker's parameters and the drafter's, as `decode_rounds` takes them."""
+        return self.target.params, self.drafter_params
+
+    def prefill(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()) -> Prefilled:
+        """As `Engine.prefill`; the drafter reads the prompts too."""
+        batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
+        # The wanted ones come first.
+        order: tuple[int, ...] = tuple(dict.fromkeys((*taps, *self.proposer.taps)))
+        capacity = self.capacity(most_tokens(requests, CHUNK))
+        prefilled = self.target.prefill_for(batch, requests, order, capacity)
+        mine = np.asarray([order.index(number) for number in self.proposer.taps], np.int32)
+        assert prefilled.tapped is not None
+        state = begin_drafting(
+            self.params,
+            prefilled.state,
+            prefilled.tapped[mine],
+            np.repeat(batch.token_ids, len(requests) // len(batch.token_ids), axis=0),
+            proposer=self.proposer,
+            declaration=self.target.declaration,
+            capacity=prefilled.state.cache.capacity,
+        )
+        return Prefilled(prefilled.chunk, state, prefilled.tapped[: len(taps)] if taps else None)
+
+    def capacity(self, tokens: int) -> int:
+        """As `Engine.capacity`: a round writes all that it drafts, even if little of it is accepted."""
+        return self.target.capacity(tokens + max(map(self.proposer.slots_written, self.lengths)))
+
+    def grow(self, state: SpeculativeState, capacity: int) -> SpeculativeState:
+        """As `Engine.grow`."""
+        if capacity <= state.decode.cache.capacity:
+            return state
+        return grow(state, proposer=self.proposer, capacity=capacity)
+
+    def plan(self, state: SpeculativeState, steps: int) -> ChunkPlan:
+        """As `Engine.plan`. If there is a choice of lengths, the first call measures rounds of each on `state`."""
+        if self.tuner is None and len(self.lengths) > 1:
+            self.tuner = DraftLengthTuner(self._round_seconds(state))
+        if self.tuner is None:
+            return self.plan_of(self.lengths[0], steps)
+        verify_tokens, rounds = self.tuner.choose(steps)
+        return replace(self.plan_of(verify_tokens, steps), rounds=rounds)
+
+    def plan_of(self, verify_tokens: int, steps: int) -> ChunkPlan:
+        """A chunk of about `steps` tokens in rounds that verify `verify_tokens` each."""
+        max_emitted = self.proposer.max_emitted(verify_tokens)
+        return ChunkPlan(rounds_for(steps, max_emitted), max_emitted, verify_tokens)
+
+    def dispatch(
+        self, state: SpeculativeState, plan: ChunkPlan, until: int | None = None
+    ) -> tuple[Chunk, SpeculativeState]:
+        """As `Engine.dispatch`."""
+        tokens, state = self._run(state, plan, self.target.stop_ids, until)
+        return Chunk(tokens, plan, self.target.columns, fewest=plan.rounds if until is None else 0), state
+
+    def receive(self, chunk: Chunk, rows: Sequence[Request | None]) -> None:
+        """As `Engine.receive`; what rounds gave is learned from."""
+        gave = record(chunk, rows)
+        if self.tuner is not None and chunk.plan.verify_tokens is not None and gave:
+            # The last round of a row that is done may have been cut short.
+            whole = [rounds[:-1] if request.done else rounds for request, rounds in gave.items()]
+            self.tuner.observe(chunk.plan.max_emitted, np.concatenate(whole))
+
+    def stats(self, request: Request) -> dict[str, Any]:
+        """Rounds, tokens that each gave (the target's own and the accepted drafts) and could give, and sums."""
+        rounds = rounds_of(request)
+        return {
+            "rounds": len(rounds.given),
+            "tokens_per_round": rounds.mean,
+            "drafted": request.verified - len(rounds.given),
+            "verified": request.verified,
+            "round_tokens": rounds.given.tolist(),
+            "round_most": rounds.most.tolist(),
+        }
+
+    def _run(
+        self, state: SpeculativeState, plan: ChunkPlan, stop_ids: np.ndarray, until: int | None = None
+    ) -> tuple[jax.Array, SpeculativeState]:
+        assert plan.verify_tokens is not None
+        return decode_rounds(
+            self.params,
+            state,
+            np.int32(plan.rounds),
+            stop_ids,
+            self.target.values,
+            proposer=self.proposer,
+            declaration=self.target.declaration,
+            plan=self.target.sampling_plan,
+            verify_tokens=plan.verify_tokens,
+            drawn=self.drawn,
+            until=np.int32(state.decode.cache.rows if until is None else until),
+        )
+
+    def _round_seconds(self, state: SpeculativeState) -> dict[int, float]:
+        """Seconds of a round of each length, for a state of this size: measured once."""
+        cache = state.decode.cache
+        measured, size = self.times.measured, (cache.rows, cache.capacity)
+        if size not in measured:
+            seconds = {length: self._seconds(state, length) for length in self.lengths}
+            mesh = self.target.declaration.mesh
+            # Processes that share a model must choose alike.
+            measured[size] = broadcast_from_first(seconds) if mesh is not None and mesh.is_multi_process else seconds
+        return measured[size]
+
+    def _seconds(self, state: SpeculativeState, verify_tokens: int) -> float:
+        """Seconds of a round after this prompt: chunks of rounds run on copies, and their tokens are dropped."""
+        plan, seconds = self.plan_of(verify_tokens, CHUNK), []
+        never = np.full(self.target.stop_ids.shape, NO_TOKEN, np.int32)
+        for _ in range(TIMED_CHUNKS):
+            trial = jax.tree.map(jnp.copy, state)
+            rows = trial.decode.rows
+            rows = replace(rows, done=jnp.zeros_like(rows.done), remaining=rows.remaining + CHUNK)
+            trial = replace(trial, decode=replace(trial.decode, rows=rows))
+            jax.block_until_ready(trial)
+            start = time.perf_counter()
+            np.asarray(self._run(trial, plan, never)[0])
+            seconds.append((time.perf_counter() - start) / plan.rounds)
+        return min(seconds)
+
+
+def rounds_of(request: Request) -> Rounds:
+    """What the rounds of a request gave."""
+    return Rounds(np.asarray(request.given, np.int32), np.asarray(request.could_give, np.int32))

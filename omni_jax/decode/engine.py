@@ -1,0 +1,171 @@
+"""Engines: how prompts are run and how tokens are drawn, a chunk at a time, for all rows of a state.
+
+An engine knows the device and no schedule; `batching` knows the schedule and no device. `PlainEngine` draws a token per
+step; `draft.engine.SpeculativeEngine` drafts several and verifies them in one forward. Both give the same tokens.
+
+    prepared batch -> prefill -> first tokens, state -> (plan, grow, dispatch) -> Chunk, state -> receive -> Requests
+                                                   ^------------------------------------'
+
+Shapes that reach the compiler are bucketed: prompts to a few lengths, caches to powers of two that grow with replies.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from omni_jax.config import DecoderConfig
+from omni_jax.decode.chunk import Chunk, ChunkPlan
+from omni_jax.decode.limits import stop_ids_of
+from omni_jax.decode.media import encode_media
+from omni_jax.decode.prompt import pad_length, prompt_lengths
+from omni_jax.decode.request import Request, row_keys
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.text import CHUNK, DecodeState, PrefillInput, decode_chunk, grow, prefill, reported_shape
+from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.models.param import Declaration
+from omni_jax.ops.cache import capacity_for
+
+
+@dataclass(frozen=True, eq=False)
+class Prefilled:
+    """Prompts that have run: the first token of every row, the state to go on from, and hidden states.
+
+    tapped: the prompts' hidden states of the n numbers that were wanted, [n, B, T, D], T bucketed; None without any.
+    """
+
+    chunk: Chunk
+    state: Any
+    tapped: jax.Array | None
+
+
+class Engine(Protocol):
+    """What draws the tokens of requests that share a state, one row each."""
+
+    def prefill(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()) -> Prefilled:
+        """Run the prompts of `batch`, B rows, for n requests each, side by side: their states have B * n rows.
+
+        taps: numbers of hidden states to hand out.
+        """
+        ...
+
+    def capacity(self, tokens: int) -> int:
+        """The size of a cache in which a row may come to hold `tokens` tokens."""
+        ...
+
+    def grow(self, state: Any, capacity: int) -> Any:
+        """The state with caches of at least `capacity` positions; the one given is given up."""
+        ...
+
+    def plan(self, state: Any, steps: int) -> ChunkPlan:
+        """How to decode the next chunk of about `steps` (at most CHUNK) tokens."""
+        ...
+
+    def dispatch(self, state: Any, plan: ChunkPlan, until: int | None = None) -> tuple[Chunk, Any]:
+        """Start a chunk: what will have its tokens, and the state after it; the state given is given up.
+
+        until: the number of done rows at which it ends early, by default all.
+        """
+        ...
+
+    def receive(self, chunk: Chunk, rows: Sequence[Request | None]) -> None:
+        """Wait for a chunk and hand each row's tokens to its request; rows without one are passed over."""
+        ...
+
+    def stats(self, request: Request) -> dict[str, Any]:
+        """What there is to report about how a request was drawn."""
+        ...
+
+
+class PlainEngine:
+    """Draws one token per row and step."""
+
+    def __init__(
+        self,
+        params: dict,
+        declaration: Declaration,
+        text: DecoderConfig,
+        sampling: Sampling,
+        stop_ids: Sequence[int] = (),
+    ):
+        """params, declaration and text: the Thinker's. sampling, stop_ids: of all requests."""
+        self.params, self.declaration = params, declaration
+        self.stop_ids = stop_ids_of(stop_ids, text.vocab_size)
+        self.sampling_plan, self.values = sampling.plan(text.vocab_size), sampling.values()
+        self.columns = int(np.prod(reported_shape(self.sampling_plan), dtype=int))
+
+    def prefill(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()) -> Prefilled:
+        """As `Engine.prefill`, with room for a first chunk."""
+        return self.prefill_for(batch, requests, taps, self.capacity(most_tokens(requests, CHUNK)))
+
+    def prefill_for(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...], capacity: int) -> Prefilled:
+        """As `prefill`, into caches of at least `capacity` positions."""
+        batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
+        media = encode_media(self.params, batch, self.declaration)
+        prompts = PrefillInput(
+            token_ids=batch.token_ids,
+            length=prompt_lengths(batch),
+            position_ids=batch.position_ids,
+            rope_delta=batch.rope_delta,
+            budget=np.asarray([request.max_new_tokens for request in requests], np.int32),
+            keys=row_keys([request.seed for request in requests], len(requests)),
+            stop_ids=self.stop_ids,
+            values=self.values,
+        ).placed(self.declaration.mesh)
+        token, state, tapped = prefill(
+            self.params,
+            prompts,
+            media,
+            declaration=self.declaration,
+            plan=self.sampling_plan,
+            capacity=max(capacity_for(batch.token_ids.shape[1]), capacity),
+            taps=taps,
+        )
+        return Prefilled(Chunk(token, ChunkPlan(rounds=1), self.columns, fewest=1), state, tapped if taps else None)
+
+    def capacity(self, tokens: int) -> int:
+        """As `Engine.capacity`."""
+        return capacity_for(tokens)
+
+    def grow(self, state: DecodeState, capacity: int) -> DecodeState:
+        """As `Engine.grow`."""
+        return grow(state, capacity=capacity) if capacity > state.cache.capacity else state
+
+    def plan(self, state: DecodeState, steps: int) -> ChunkPlan:
+        """As `Engine.plan`: `steps` plain steps."""
+        return ChunkPlan(rounds=steps)
+
+    def dispatch(self, state: DecodeState, plan: ChunkPlan, until: int | None = None) -> tuple[Chunk, DecodeState]:
+        """As `Engine.dispatch`."""
+        tokens, state = decode_chunk(
+            self.params,
+            state,
+            np.int32(plan.rounds),
+            self.stop_ids,
+            self.values,
+            declaration=self.declaration,
+            plan=self.sampling_plan,
+            until=np.int32(state.cache.rows if until is None else until),
+        )
+        return Chunk(tokens, plan, self.columns, fewest=plan.rounds if until is None else 0), state
+
+    def receive(self, chunk: Chunk, rows: Sequence[Request | None]) -> None:
+        """As `Engine.receive`."""
+        record(chunk, rows)
+
+    def stats(self, request: Request) -> dict[str, Any]:
+        """As `Engine.stats`: nothing beside what every request has."""
+        return {}
+
+
+def record(chunk: Chunk, rows: Sequence[Request | None]) -> dict[Request, np.ndarray]:
+    """Wait for a chunk and hand each row's tokens to its request: what each of its rounds gave it, int32 [n]."""
+    read = zip(rows, chunk.read(), strict=True)
+    return {request: request.record(reports, chunk.plan) for request, reports in read if request is not None}
+
+
+def most_tokens(requests: Sequence[Request], more: int) -> int:
+    """The most tokens that a row holds, prompt and reply, once each request has drawn `more` tokens or all it may."""
+    return max(request.prompt_tokens + min(more, request.max_new_tokens) for request in requests)

@@ -1,0 +1,143 @@
+"""What one call asks for, checked: how replies are drawn, where they end, who says them, and who drafts."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import jax
+from jax.sharding import Mesh
+
+from omni_jax.config import OmniConfig
+from omni_jax.decode.batching import Admission, Batching
+from omni_jax.decode.draft.engine import SpeculativeEngine
+from omni_jax.decode.draft.plan import DraftPlan
+from omni_jax.decode.engine import Engine, PlainEngine
+from omni_jax.decode.limits import Limits, limit_of, seeds_of
+from omni_jax.decode.memory import Cache, check_memory, fitting_rows
+from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat_rows
+from omni_jax.decode.request import requests_for
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.speech.session import Voice
+from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
+from omni_jax.decode.speech.talker_loop import FRAMES
+from omni_jax.decode.text import CHUNK
+from omni_jax.inputs.batch import Batch
+from omni_jax.inputs.values import whole
+from omni_jax.models.param import Declaration
+from omni_jax.sharding import round_up_rows
+
+# Slots unless the caller states a number.
+SLOTS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationPlan:
+    """The settings of a call. voice: None for text alone. drafts: None for plain decoding."""
+
+    sampling: Sampling
+    limits: Limits
+    voice: Voice | None
+    drafts: DraftPlan | None
+
+    def together(self, batch: Batch, seeds: list[int], config: OmniConfig) -> Admission:
+        """A request for each seed, the same number for each of the batch's prompts, side by side.
+
+        Raises InputError for a prompt that does not fit the Thinker's context together with its reply, or the Talker's.
+        """
+        longest, limits = int(prompt_lengths(batch).max()), self.limits
+        check_context(longest, limits.max_new_tokens, config.thinker.text.max_position_embeddings)
+        requests, speech = requests_for(batch, limits, seeds, self.sampling.logprobs), None
+        if self.voice is not None:
+            copies = len(seeds) // len(batch.mask)
+            speech = SpeechRequest.read(repeat_rows(batch, copies), self.voice.repeated(copies), config)
+        return Admission(batch, requests, speech)
+
+    def alone(self, prompt: Prompt, number: int, config: OmniConfig) -> Admission:
+        """The request of a prompt with a seed, a limit and perhaps a speaker of its own; raises as `together` does."""
+        limits = replace(self.limits, max_new_tokens=limit_of(prompt.max_new_tokens))
+        voice = self.voice if prompt.speech else None
+        if voice is not None and prompt.speaker is not None:
+            voice = replace(voice, speaker=prompt.speaker)
+        own = replace(self, limits=limits, voice=voice)
+        admission = own.together(prompt.batch, seeds_of(prompt.seed, 1), config)
+        (request,) = admission.requests
+        request.ends, request.number = prompt.ends, number
+        return admission
+
+    def caches(self, rows: int, prompt_tokens: int, max_new_tokens: int, config: OmniConfig) -> list[Cache]:
+        """What `rows` rows fill at most."""
+        caches = [Cache("thinker", config.thinker.text, rows, prompt_tokens + max_new_tokens)]
+        if self.voice is not None and config.talker is not None:
+            caches.append(Cache("talker", config.talker.text, rows, prompt_tokens + self.voice.max_frames))
+        return caches
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """The parts of a model that generation runs on: plans become admissions and the loop that runs them.
+
+    params, declarations, meshes: of the parts that are loaded, by name. embed_for_talker: gives the Thinker's token
+    embeddings [V, D] on the Talker's devices. Nothing here reads a weight, so a bad request is refused within a second.
+    """
+
+    params: Mapping[str, dict]
+    declarations: Mapping[str, Declaration]
+    meshes: Mapping[str, Mesh | None]
+    config: OmniConfig
+    embed_for_talker: Callable[[], jax.Array]
+
+    def together(self, plan: GenerationPlan, batch: Batch, seeds: list[int]) -> Admission:
+        """The requests of a batch that run all at once. Raises InputError for what does not fit context or memory."""
+        admission = plan.together(batch, seeds, self.config)
+        longest = max(request.prompt_tokens for request in admission.requests)
+        self.check_memory(plan, len(seeds), longest, plan.limits.max_new_tokens)
+        return admission
+
+    def alone(self, plan: GenerationPlan, prompt: Prompt, number: int, rows: int) -> Admission:
+        """The request of a prompt in one of `rows` rows, which all become as long as the longest; raises likewise."""
+        admission = plan.alone(prompt, number, self.config)
+        (request,) = admission.requests
+        self.check_memory(plan, rows, request.prompt_tokens, request.max_new_tokens)
+        return admission
+
+    def batching(
+        self,
+        plan: GenerationPlan,
+        rows: int,
+        first: Admission | None = None,
+        waiting: Iterator[Admission | None] | None = None,
+        steps: int = CHUNK,
+        frames: int = FRAMES,
+    ) -> Batching:
+        """The loop that carries out a plan; the other arguments are those of `Batching`."""
+        params, declaration = self.params["thinker"], self.declarations["thinker"]
+        plain = PlainEngine(params, declaration, self.config.thinker.text, plan.sampling, plan.limits.stop_ids)
+        engine: Engine = plain if plan.drafts is None else SpeculativeEngine(plain, plan.drafts)
+        speakers = None
+        if plan.voice is not None:
+            params, declaration = self.params["talker"], self.declarations["talker"]
+            speakers = Speakers(params, declaration, self.embed_for_talker, self.config, plan.voice, rows)
+        return Batching(engine, rows, first, waiting, speakers, steps, frames)
+
+    def slots(self, plan: GenerationPlan, slots: int | None) -> int:
+        """The number of slots, whole for the meshes, by default what memory holds, at most SLOTS.
+
+        Raises InputError for more than memory holds without any prompt.
+        """
+        most, parts = plan.limits.max_new_tokens, ("thinker",) if plan.voice is None else ("thinker", "talker")
+
+        def rounded(rows: int) -> int:
+            return max(round_up_rows(rows, self.meshes[part]) for part in parts)
+
+        if slots is not None:
+            rows = rounded(whole("slots", slots, "have at least one"))
+            self.check_memory(plan, rows, 0, most)
+            return rows
+        # With a prompt, which is one token at least.
+        caches = plan.caches(rounded(SLOTS), 1, most, self.config)
+        return rounded(max(1, min(SLOTS, fitting_rows(caches, self.params, self.meshes))))
+
+    def check_memory(self, plan: GenerationPlan, rows: int, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Raise InputError for requests whose caches would not fit, all rows as long as they may become."""
+        caches = plan.caches(rows, prompt_tokens, max_new_tokens, self.config)
+        remedy = "have fewer slots, conversations or replies at once, or lower max_new_tokens"
+        check_memory(caches, self.params, self.meshes, remedy if plan.voice is None else f"{remedy} or max_frames")

@@ -1,0 +1,63 @@
+"""Rows of whatever a decoding loop carries: text, drafted text or speech.
+
+A state is a pytree whose arrays have rows first, except caches, which know their own rows; `text.Rows` in it says which
+rows are done.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from omni_jax.decode.text import Array, Rows
+from omni_jax.ops.cache import KVCache, lay_over
+
+
+@partial(jax.jit, static_argnames="rows")
+def idle(state: Any, *, rows: int) -> Any:
+    """A state of `rows` rows that are all done, shaped like `state` of one row."""
+
+    def repeat(leaf: Any) -> Any:
+        return leaf.repeat(rows) if isinstance(leaf, KVCache) else jnp.repeat(leaf, rows, axis=0)
+
+    def finish(leaf: Any) -> Any:
+        return replace(leaf, done=jnp.ones((rows,), bool)) if isinstance(leaf, Rows) else leaf
+
+    repeated = jax.tree.map(repeat, state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
+    return laid(jax.tree.map(finish, repeated, is_leaf=lambda leaf: isinstance(leaf, Rows)))
+
+
+@partial(jax.jit, donate_argnames="state")
+def insert(state: Any, row: Any, b: jax.Array | int) -> Any:
+    """The state [B, ...] with `row`, a state of one row, in place of its row `b`, int32 [].
+
+    Whatever a decoding loop carries has its rows first, except caches, which put rows in themselves.
+    """
+
+    def put(leaf: Any, new: Any) -> Any:
+        return leaf.insert(new, b) if isinstance(leaf, KVCache) else leaf.at[b].set(new[0])
+
+    return laid(jax.tree.map(put, state, row, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
+
+
+def caches_of(state: Any) -> list[KVCache]:
+    """The caches of what a decoding loop carries."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, KVCache))
+    return [leaf for leaf in leaves if isinstance(leaf, KVCache)]
+
+
+def laid(state: Any) -> Any:
+    """What a decoding loop carries, on the devices of its caches' mesh, inside `jit`."""
+    return lay_over(state, caches_of(state)[0].mesh)
+
+
+@partial(jax.jit, donate_argnames="state")
+def retire(state: Any, b: Array | int) -> Any:
+    """What a decoding loop carries, with row `b` done."""
+
+    def finish(leaf: Any) -> Any:
+        return replace(leaf, done=leaf.done.at[b].set(True)) if isinstance(leaf, Rows) else leaf
+
+    return laid(jax.tree.map(finish, state, is_leaf=lambda leaf: isinstance(leaf, Rows)))

@@ -1,0 +1,146 @@
+"""Requests that are cancelled, and rows that speak beside rows that do not."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omni_jax.decode.batching import Admission, Batching
+from omni_jax.decode.engine import PlainEngine
+from omni_jax.decode.generation import GenerationPlan
+from omni_jax.decode.limits import Limits
+from omni_jax.decode.prompt import Prompt
+from omni_jax.decode.request import Request, requests_for
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.speech.session import Voice
+from omni_jax.omni import Omni, Reply
+from omni_jax.weights.drafters import load_drafter
+from tests.decode.test_slots import ASKED, TEXTS, in_order
+from tests.parity import user
+
+
+def engine_of(omni: Omni) -> PlainEngine:
+    return PlainEngine(omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text, Sampling())
+
+
+def alone(engine: PlainEngine, admission: Admission) -> list[int]:
+    """What the one request of an admission says when nobody cancels it or runs beside it."""
+    requests = requests_for(admission.batch, admission.requests[0].limits, [0])
+    Batching(engine, 1, Admission(admission.batch, requests)).finish()
+    return requests[0].token_ids
+
+
+def test_a_row_whose_request_is_cancelled_goes_to_the_next(omnis: Callable[[str], Omni]) -> None:
+    omni, engine = omnis("tiny"), engine_of(omnis("tiny"))
+    limits, texts = (900, 60, 40, 50), ("One.", "Two and more.", "Three.", "Four.")
+    batches = [omni.prepare(user(text)) for text in texts]
+    admissions = [
+        Admission(batch, requests_for(batch, Limits(new), [0])) for batch, new in zip(batches, limits, strict=True)
+    ]
+    endless, *others = [admission.requests[0] for admission in admissions]
+    batching, left = Batching(engine, 2, waiting=iter(admissions)), []
+    for done in batching.run():
+        left += done
+        if endless.token_ids and not endless.cancelled:
+            assert batching.rows[0] is endless
+            endless.cancel()
+        assert not endless.cancelled or len(endless.token_ids) < 100, "nothing is recorded any more"
+    assert left[0] is endless and set(left[1:]) == set(others), "handed out at once, before those that ran beside it"
+    want = [alone(engine, admission) for admission in admissions[1:]]
+    assert [request.token_ids for request in others] == want
+    assert endless.done and endless.complete and not endless.stopped
+
+
+def test_a_cancelled_row_changes_nothing_in_those_beside_it(omnis: Callable[[str], Omni]) -> None:
+    omni, engine = omnis("tiny"), engine_of(omnis("tiny"))
+    batch = omni.prepare([user("One."), user("Two and more.")])
+    plain = requests_for(batch, Limits(80), [0, 0])
+    Batching(engine, 2, Admission(batch, plain)).finish()
+    requests = requests_for(batch, Limits(80), [0, 0])
+    for done in Batching(engine, 2, Admission(batch, requests), steps=8).run():
+        if len(requests[0].token_ids) == 9:
+            requests[0].cancel()
+        assert all(request.complete for request in done)
+    assert requests[0].token_ids == plain[0].token_ids[:9] and requests[1].token_ids == plain[1].token_ids
+
+
+def test_a_closed_iterator_takes_no_further_prompt(omnis: Callable[[str], Omni]) -> None:
+    taken = []
+
+    def source() -> Iterator[list[dict]]:
+        for number in range(9):
+            taken.append(number)
+            yield user(f"Question {number}")
+
+    replies: Any = omnis("tiny").generate_many(source(), slots=2, max_new_tokens=5, stop_ids=())
+    next(replies)
+    before = list(taken)
+    replies.close()
+    assert taken == before and len(taken) <= 5 and list(replies) == []
+
+
+VOICES: tuple[dict[str, Any], ...] = ({}, {"speaker": "vera"}, {"speech": False}, {}, {"speaker": "vera"})
+
+
+def spoken_alone(omni: Omni, asked: list[tuple], **settings: Any) -> list[Reply]:
+    return [
+        omni.generate(messages, seed=seed, max_new_tokens=new, **{**settings, **own})
+        for (messages, seed, new), own in zip(asked, VOICES, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("asked, drafted, stop", [(ASKED, False, None), (TEXTS, True, "e")])
+def test_rows_speak_as_alone_beside_rows_that_do_not(
+    asked: list[tuple],
+    drafted: bool,
+    stop: str | None,
+    omnis: Callable[[str], Omni],
+    drafters: Callable[[str, str], Path],
+) -> None:
+    omni = omnis("small")
+    settings: dict[str, Any] = {"speech": True, "max_frames": 45, "temperature": 1.0, "stop_ids": (), "stop": stop}
+    want = spoken_alone(omni, asked, **settings)
+    if drafted:
+        settings |= {"drafter": load_drafter(drafters("eagle3", "small")), "draft_tokens": 3}
+    prompts = [
+        replace(Prompt(omni.prepare(messages), seed, new), **own)
+        for (messages, seed, new), own in zip(asked, VOICES, strict=True)
+    ]
+    got = in_order(omni.generate_many(prompts, slots=2, **settings))
+    assert [reply.token_ids for reply in got] == [reply.token_ids for reply in want]
+    assert [reply.text for reply in got] == [reply.text for reply in want]
+    for ours, theirs, own in zip(got, want, VOICES, strict=True):
+        if own.get("speech") is False:
+            assert ours.audio is None and ours.codes is None and "frames" not in ours.stats
+            continue
+        assert ours.codes is not None and theirs.codes is not None and ours.audio is not None
+        np.testing.assert_array_equal(ours.codes, theirs.codes)
+        np.testing.assert_allclose(ours.audio, theirs.audio, atol=1e-5, rtol=0)
+        for name in ("frames", "audio_seconds", "speech_finish_reason", "new_tokens", "finish_reason"):
+            assert ours.stats[name] == theirs.stats[name]
+    assert len({reply.stats.get("frames") for reply in got}) > 1, "rows that end at different times"
+
+
+def test_a_reply_that_is_cancelled_while_it_speaks(omnis: Callable[[str], Omni]) -> None:
+    """Its text is complete, its speech is not; the next prompt gets its row."""
+    omni = omnis("small")
+    plan = GenerationPlan(Sampling(), Limits(4), Voice("ethan", Sampling(0.9, top_k=50), 90), None)
+
+    def run(texts: tuple[str, ...], cancelled_at: int) -> list[Request]:
+        prompts = [Prompt(omni.prepare(user(text)), 0, 4) for text in texts]
+        admissions = [omni._generator.alone(plan, prompt, i, 1) for i, prompt in enumerate(prompts)]
+        first = admissions[0].requests[0]
+        for _ in omni._generator.batching(plan, 1, waiting=iter(admissions)).run():
+            if first.speaker is not None and first.speaker.made >= cancelled_at:
+                first.cancel()
+        return [admission.requests[0] for admission in admissions]
+
+    (want,) = run(("Two.",), 999)
+    first, second = run(("One.", "Two."), 20)
+    assert first.speaker is not None and first.cancelled and 20 <= first.speaker.made < 90
+    assert second.speaker is not None and want.speaker is not None and want.speaker.made == 90
+    assert second.token_ids == want.token_ids
+    np.testing.assert_array_equal(second.speaker.codes, want.speaker.codes)
