@@ -23,6 +23,7 @@ from omni_jax.flags import MediaFlags
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.processor import Processor
 from omni_jax.omni import Omni
+from omni_jax.settings import Settings, meanings
 from omni_jax.weights.drafters import load_drafter
 from tests.commands import flag_names
 from tests.parity import user
@@ -132,6 +133,18 @@ def test_a_keyword_changes_what_it_says(
 def test_the_table_has_every_keyword(door: str) -> None:
     known = set(inspect.signature(getattr(Omni, door)).parameters) - {"self", "messages", "conversations"}
     assert not known - {row[0] for row in TOLD}
+
+
+@pytest.mark.parametrize("door, own", [
+    ("generate", {"n": None}), ("stream", {}), ("generate_many", {"slots": None}),
+])  # fmt: skip
+def test_every_door_shows_all_settings_with_defaults_and_meanings(door: str, own: dict) -> None:
+    shown = {name: one.default for name, one in inspect.signature(getattr(Omni, door)).parameters.items()}
+    given = {name: shown.pop(name) for name in [*shown][: 2 + len(own) + 2]}
+    assert shown == Settings().keywords()
+    assert list(given.items())[2:] == [*own.items(), ("speech", False), ("drafter", None)]
+    docs = " ".join((inspect.getdoc(getattr(Omni, door)) or "").split())
+    assert all(f"{name}: {meaning}" in docs for name, meaning in meanings().items())
 
 
 def test_padding(omnis: Callable[[str], Omni]) -> None:
