@@ -48,7 +48,7 @@ class Omni:
     """A loaded model; build one with `omni_jax.load`.
 
     params: nested dict of arrays, {"thinker": ..., "talker": ..., "code2wav": ...}, of the parts that are loaded.
-    declarations: the declarations of these parts, static under jit. meshes: where each part lies, None for one device.
+    declarations: the declarations of these parts, static under jit. meshes: where each part is, None for one device.
     mesh_reason: what an automatic mesh was chosen for.
     """
 

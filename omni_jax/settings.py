@@ -108,7 +108,7 @@ class Voice:
     speech_top_p: float = 1.0
     """As top_p, for codes of speech."""
     speech_repetition_penalty: float = 1.05
-    """As repetition_penalty, for codes that were said before, also when greedy."""
+    """As repetition_penalty, on earlier codes of the speech, also when greedy."""
     max_frames: int = 4096
     """Longest speech, in frames of 80 ms."""
 

@@ -58,16 +58,16 @@ def replies_in_turn(batching: Batching, tokenizer: Tokenizer, vocode: Vocode) ->
 def events_of(batching: Batching, request: Request, tokenizer: Tokenizer, vocoder: Vocoder | None) -> Iterator[Event]:
     """The events of one request that runs alone; it speaks if there is a vocoder."""
     text = (request.limits.stops or StopStrings(tokenizer, ())).watch()
-    written, said, seconds, waves = 0, 0, 0.0, [np.zeros(0, np.float32)]
+    written, frames, seconds, waves = 0, 0, 0.0, [np.zeros(0, np.float32)]
     for _ in batching.run():
         if new := request.token_ids[written:]:
             text.add(new)
             yield Event(text.piece(), new, logprobs=logprobs_of(request, written))
             written += len(new)
-        if vocoder is not None and request.speaker is not None and request.speaker.made > said:
+        if vocoder is not None and request.speaker is not None and request.speaker.made > frames:
             start = perf_counter()
-            waves.append(vocoder.add(request.speaker.codes[:, said:]))
-            said = request.speaker.made
+            waves.append(vocoder.add(request.speaker.codes[:, frames:]))
+            frames = request.speaker.made
             seconds += perf_counter() - start
             yield Event("", [], audio=waves[-1])
     times = {"prefill_seconds": batching.prefill_seconds, "decode_seconds": batching.decode_seconds}

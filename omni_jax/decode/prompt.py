@@ -18,8 +18,8 @@ class Prompt:
 
     batch: from `Omni.prepare`. seed: of the reply. max_new_tokens: its limit. ends: whether a reply with these token
     ids so far is complete; it is called after every chunk, and a reply may hold tokens after its end that came in the
-    same chunk. speech: whether the reply is said, where the call asks for speech. speaker: who says it, by default the
-    call's speaker.
+    same chunk. speech: whether the reply is also spoken, in a call with speech. speaker: who speaks it, by default
+    the speaker of the call.
     """
 
     batch: Batch

@@ -26,17 +26,17 @@ class Logprobs:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reply:
-    """An answer: its text, its token ids (the stop token included), its speech if that was asked for, and stats.
+    """An answer: its text, its token ids (the stop token included), its speech if there is any, and stats.
 
     With a stop string the text ends before it, and the token ids end with the token that completes it.
-    audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames]. logprobs: of the token ids, if asked for.
-    stats: prompt_tokens, new_tokens, finish_reason ("stop" or "length"), prefill_seconds and decode_seconds; if stop
-    strings were given also stop_string, the one that ended it or None; with speech also frames, audio_seconds,
-    speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also
-    rounds, tokens_per_round (the target's own token of each round included), drafted and verified (tokens), and by
-    round round_tokens, which it gave, and round_most, which it could give. The times are those of the whole batch, the
-    first call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for. Of many
-    replies that share slots there is one time instead: seconds, from when a slot took the prompt to its last token.
+    audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames]. logprobs: of the token ids, if they were wanted.
+    stats: prompt_tokens, new_tokens, finish_reason ("stop", "length", or "cancelled"), prefill_seconds and
+    decode_seconds; if stop strings were given also stop_string, the one that ended it or None; with speech also frames,
+    audio_seconds, speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also rounds,
+    tokens_per_round (the target's own token of each round included), drafted and verified (tokens), and by round
+    round_tokens, which it gave, and round_most, which it could give. The times are those of the whole batch, the first
+    call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for. Replies that
+    share slots have one time for their text instead: seconds, from when a slot took the prompt to its last token.
     """
 
     text: str
@@ -57,7 +57,7 @@ class Event:
 
     A piece may be empty while a character is incomplete, or while the text may be the beginning of a stop string.
     audio: the next piece of speech, float32 [samples] at 24 kHz, None in events without. logprobs: of the token ids, if
-    asked for and there are any. The last event carries the whole reply.
+    they were wanted and there are any. The last event carries the whole reply.
     """
 
     text: str

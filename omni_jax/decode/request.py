@@ -1,4 +1,4 @@
-"""One reply as the host sees it: what was asked for, the tokens that came, and whether it has ended.
+"""One reply as the host sees it: its limits, the tokens that came, and whether it has ended.
 
 Engines draw tokens for many requests at once and hand each row's tokens to its `Request`; nothing here knows of batches
 or devices.

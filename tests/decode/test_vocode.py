@@ -25,7 +25,7 @@ from omni_jax.decode.speech.vocode import (
     samples_of,
     vocode,
     vocode_chunk,
-    vocode_in_pieces,
+    vocode_like_reference,
 )
 from omni_jax.errors import ConfigError, InputError
 from omni_jax.models.code2wav import Code2Wav
@@ -105,7 +105,7 @@ def test_three_hundred_frames_behind_twenty_five(load) -> None:
     """The reference's chunks, with two seams; what it loses there is lost."""
     tiny = load("tiny")
     codes = tiny.codes(640)
-    (ours,), (want,) = vocode_in_pieces(*tiny.model, codes), tiny.theirs(codes, 300, 25)
+    (ours,), (want,) = vocode_like_reference(*tiny.model, codes), tiny.theirs(codes, 300, 25)
     assert ours.shape == want.shape == (640 * tiny.config.total_upsample - 3 * tiny.config.lost_samples,)
     np.testing.assert_allclose(ours, want, rtol=0, atol=TOLERANCE)
     (whole,) = vocode(*tiny.model, codes)
@@ -117,14 +117,14 @@ def test_three_hundred_frames_behind_twenty_five(load) -> None:
 @pytest.mark.parametrize("piece,context", [(20, 3), (16, 16), (7, 10), (64, 0)])
 def test_pieces_of_other_sizes(odd: Case, piece: int, context: int) -> None:
     codes = odd.codes(61)
-    (ours,) = vocode_in_pieces(*odd.model, codes, piece=piece, context=context)
+    (ours,) = vocode_like_reference(*odd.model, codes, piece=piece, context=context)
     (want,) = odd.theirs(codes, piece, context)
     np.testing.assert_allclose(ours, want, rtol=0, atol=TOLERANCE)
 
 
 def test_pieces_of_unequal_rows_are_those_of_each_row(odd: Case) -> None:
     codes, lengths = odd.codes(41, rows=3), (41, 23, 0)
-    ours = vocode_in_pieces(*odd.model, codes, lengths, piece=20, context=5)
+    ours = vocode_like_reference(*odd.model, codes, lengths, piece=20, context=5)
     for row, n, wave in zip(codes, lengths, ours, strict=True):
         want = odd.theirs(row[None, :, :n], 20, 5)[0] if n else np.zeros(0)
         assert wave.shape == want.shape
@@ -194,7 +194,7 @@ def test_chunks_are_bounded_and_mostly_real(rows: int) -> None:
 
 
 def test_nothing_sounds_like_nothing(odd: Case) -> None:
-    for wave in (*vocode(*odd.model, odd.codes(0, rows=2)), *vocode_in_pieces(*odd.model, odd.codes(0, rows=2))):
+    for wave in (*vocode(*odd.model, odd.codes(0, rows=2)), *vocode_like_reference(*odd.model, odd.codes(0, rows=2))):
         assert wave.shape == (0,) and wave.dtype == np.float32
     assert vocode(*odd.model, odd.codes(4, rows=0)) == []
     vocoder = Vocoder(*odd.model)
@@ -224,7 +224,7 @@ def test_half_precision_sounds_alike(odd: Case) -> None:
 )
 def test_codes_that_are_none(odd: Case, change: Callable, message: str) -> None:
     wrong = change(odd.config, odd.codes(4))
-    for call in (vocode, vocode_in_pieces):
+    for call in (vocode, vocode_like_reference):
         with pytest.raises(InputError, match=message):
             call(*odd.model, wrong)
 
@@ -236,7 +236,7 @@ def test_lengths_and_pieces_that_are_none(odd: Case) -> None:
             vocode(*odd.model, codes, lengths)
     for piece, context in ((0, 1), (4, -1)):
         with pytest.raises(InputError, match="give at least 1 and at least 0"):
-            vocode_in_pieces(*odd.model, codes, piece=piece, context=context)
+            vocode_like_reference(*odd.model, codes, piece=piece, context=context)
 
 
 def test_a_stream_survives_codes_that_are_none(odd: Case) -> None:

@@ -53,8 +53,8 @@ def acceptance_curve(replies: Sequence[Rounds], positions: int | None = None) ->
     given, most = (np.concatenate([getattr(r.whole, name) for r in replies] or [[]]) for name in ("given", "most"))
     index = np.arange(1, positions + 1)
     tried = (most[:, None] > index).sum(axis=0)
-    stood = ((given[:, None] > index) & (most[:, None] > index)).sum(axis=0)
-    return np.divide(stood, tried, out=np.full(positions, np.nan), where=tried > 0)
+    accepted = ((given[:, None] > index) & (most[:, None] > index)).sum(axis=0)
+    return np.divide(accepted, tried, out=np.full(positions, np.nan), where=tried > 0)
 
 
 def conditional(survived: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ class KnownDrafters:
     """
 
     def __init__(self, config: OmniConfig, mesh: Mesh | None = None):
-        """mesh: where the Thinker lies; drafters are placed there too, replicated where it does not divide them."""
+        """mesh: where the Thinker is; drafters are placed there too, replicated where it does not divide them."""
         self.config, self.mesh = config, mesh
         self._placed: WeakKeyDictionary[Drafter, _Placed] = WeakKeyDictionary()
         self._shared: dict[Any, _Shared] = {}

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.rows import idle, insert, retire
+from omni_jax.decode.rows import idle, insert
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.talker_loop import (
     FRAMES,
@@ -225,8 +225,7 @@ class Speakers:
         speaker, self.rows[b] = self.rows[b], None
         if speaker is None:
             return
-        if speaker.running and not speaker.done:
-            self.state = retire(self.state, np.int32(b))
+        # On the device, a row that may make no frames stays what it is until another one takes its place.
         speaker.done = True
         self._waiting = [waiting for waiting in self._waiting if not all(s.done for s in waiting.speakers)]
 

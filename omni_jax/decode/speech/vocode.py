@@ -1,13 +1,17 @@
 """From codes to sound on the host: whole code sequences, streams, and the reference's way of cutting them.
 
-`vocode_chunk` is the one compiled step. All who call it cut codes into chunks of a few sizes, so that memory is bounded
-and few programs are compiled. A chunk may end in padding, which leaves nothing in the state.
+`vocode_chunk` is the one compiled step. Its callers cut codes into chunks of a few sizes, so that memory is bounded and
+few programs are compiled. A chunk may end in padding, which leaves nothing in the state.
+
+Replies that begin and end at different times have a `Vocoder` each, or `vocode` each at their end: both run the programs
+of one row, whatever the number of replies.
 
 Codes are NumPy integers [B, Q, F]: rows, quantizers, frames. Sound is float32 in [-1, 1] at
 `models.code2wav.SAMPLES_PER_SECOND`; F frames give `samples_of(config, F)` samples.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,9 +26,20 @@ from omni_jax.models.param import Declaration, bind
 from omni_jax.sharding import replicate
 
 # Frames of a chunk, and the most that a program takes over all rows: in the public model 64 frames are 5 s of sound,
-# and its widest array takes 0.74 MB a frame in float32.
+# and its widest array takes 0.74 MB per frame in float32.
 SIZES = (1, 4, 16, 64)
 MAX_FRAMES = 256
+# The forms of codes, and their numbers of axes.
+ONE_ROW, ROWS = "[Q, F]", "[B, Q, F]"
+RANKS = {ONE_ROW: 2, ROWS: 3}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one step takes: codes int32 [B, Q, F], of which the first `count` frames are real, the others padding."""
+
+    codes: np.ndarray
+    count: int
 
 
 @partial(jax.jit, static_argnames=("rows", "declaration"))
@@ -39,7 +54,7 @@ def vocode_chunk(
 ) -> tuple[jax.Array, VocoderState]:
     """Codes int32 [B, Q, F], of which the first `count` frames are real -> float32 [B, F * total_upsample], next state.
 
-    The samples lag by `lost_samples`: as many, the first that a row gives, lie before its beginning.
+    The samples lag by `lost_samples`: the first ones of a row, this number of them, lie before its beginning.
     """
     wave, state = bind(declaration, params)(codes, state, count)
     return replicate(wave, declaration.mesh), state.laid_over(declaration.mesh)
@@ -67,15 +82,15 @@ def vocode(
         return [np.zeros(0, np.float32) for _ in lengths]
     state = start(params, rows=codes.shape[0], declaration=declaration)
     waves = []
-    for chunk, count in _chunks(codes[:, :, : lengths.max()]):
-        wave, state = vocode_chunk(params, chunk, state, np.int32(count), declaration=declaration)
+    for chunk in _chunks(codes[:, :, : lengths.max()]):
+        wave, state = vocode_chunk(params, chunk.codes, state, np.int32(chunk.count), declaration=declaration)
         waves.append(wave)
     # Read only now: the device has all chunks to do before the host waits for one.
     sound = np.concatenate(waves, axis=1)[:, config.lost_samples :]
     return [row[: samples_of(config, n)] for row, n in zip(sound, lengths.tolist(), strict=True)]
 
 
-def vocode_in_pieces(
+def vocode_like_reference(
     params: dict,
     declaration: Declaration,
     config: Code2WavConfig,
@@ -84,10 +99,10 @@ def vocode_in_pieces(
     piece: int = 300,
     context: int = 25,
 ) -> list[np.ndarray]:
-    """As `vocode`, but the way that the reference does it: every `piece` frames afresh, behind `context` frames.
+    """As `vocode`, but the way that the reference does it: every `piece` frames afresh, after `context` frames.
 
     Each piece, the first one too, is `lost_samples` short, and hears no more of what went before than its context. For
-    comparisons with the reference; `vocode` has neither flaw.
+    comparisons with the reference; `vocode` has neither flaw. Float32 [samples] for each row of codes [B, Q, F].
     """
     codes, lengths = _check_rows(codes, lengths, config)
     if piece < 1 or context < 0:
@@ -105,7 +120,7 @@ def vocode_in_pieces(
 class Vocoder:
     """Sound from a stream of codes, given in pieces of any length; the pieces together are what `vocode` gives.
 
-    rows: how many rows go side by side, each piece with as many frames for all; None for one without that axis.
+    rows: the number of rows side by side, which have equally many frames in each piece; None for one without that axis.
     """
 
     def __init__(self, params: dict, declaration: Declaration, config: Code2WavConfig, rows: int | None = None):
@@ -122,14 +137,14 @@ class Vocoder:
         The first frames give `lost_samples` fewer. Zero frames give none. Raises InputError for codes out of range or
         of a wrong shape, which leaves the stream as it was.
         """
-        form = "[Q, F]" if self.rows is None else "[B, Q, F]"
-        codes = check_codes(_check_shape(codes, self.config, self.rows, form), self.config)
+        codes = check_codes(_check_shape(codes, self.config, ONE_ROW if self.rows is None else ROWS), self.config)
         codes = codes[None] if self.rows is None else codes
+        if len(codes) != (self.rows or 1):
+            raise InputError(f"codes have shape {list(codes.shape)}; this stream takes B = {self.rows} rows")
         waves: list[np.ndarray | jax.Array] = [np.zeros((codes.shape[0], 0), np.float32)]
-        for chunk, count in _chunks(codes):
-            wave, self.state = vocode_chunk(
-                self.params, chunk, self.state, np.int32(count), declaration=self.declaration
-            )
+        for chunk in _chunks(codes):
+            given = (self.params, chunk.codes, self.state, np.int32(chunk.count))
+            wave, self.state = vocode_chunk(*given, declaration=self.declaration)
             waves.append(wave)
         sound = np.concatenate(waves, axis=1)[:, : codes.shape[2] * self.config.total_upsample]
         dropped = min(self.to_drop, sound.shape[1])
@@ -139,7 +154,7 @@ class Vocoder:
 
 
 def as_codes(codes: Any, config: Code2WavConfig) -> np.ndarray:
-    """Codes as int32 [Q, F] or [B, Q, F], as they are given; InputError unless they are one of the two."""
+    """Codes as int32 [Q, F] or [B, Q, F], whichever is given; InputError unless they are one of the two."""
     try:
         codes = np.asarray(codes)
     except ValueError as error:
@@ -147,7 +162,7 @@ def as_codes(codes: Any, config: Code2WavConfig) -> np.ndarray:
     rows = None if codes.ndim == 2 else len(codes) if codes.ndim else 1
     if rows == 0:
         raise InputError("codes hold no row; give [Q, F] or [B, Q, F] with at least one")
-    codes = _check_shape(codes, config, rows, "[Q, F]" if rows is None else "[B, Q, F]")
+    codes = _check_shape(codes, config, ONE_ROW if rows is None else ROWS)
     frames = (rows or 1) * codes.shape[-1]
     needed = 4 * frames * (config.num_quantizers + config.total_upsample)
     check_memory(needed, f"the sound of {frames:,} frames", "vocode fewer at a time")
@@ -168,24 +183,19 @@ def check_codes(codes: np.ndarray, config: Code2WavConfig) -> np.ndarray:
     return codes.astype(np.int32)
 
 
-def _check_shape(codes: np.ndarray, config: Code2WavConfig, rows: int | None, form: str) -> np.ndarray:
-    """The codes as an array, or InputError unless it has the form [Q, F] or [B, Q, F] and, where given, B = rows."""
-    codes = np.asarray(codes)
-    axes = form.count(",") + 1
-    if codes.ndim != axes or codes.shape[-2] != config.num_quantizers or codes.shape[0] != (rows or codes.shape[0]):
-        held = f" and B = {rows} rows" if rows else ""
-        raise InputError(
-            f"codes have shape {list(codes.shape)}; give {form} with the model's Q = {config.num_quantizers} "
-            f"codebooks{held}"
-        )
+def _check_shape(codes: np.ndarray, config: Code2WavConfig, form: str) -> np.ndarray:
+    """The codes as an array of the form "[Q, F]" or "[B, Q, F]"; InputError for other shapes."""
+    codes, Q = np.asarray(codes), config.num_quantizers
+    if codes.ndim != RANKS[form] or codes.shape[-2] != Q:
+        raise InputError(f"codes have shape {list(codes.shape)}; give {form} with the model's Q = {Q} codebooks")
     return codes
 
 
 def _check_rows(
     codes: np.ndarray, lengths: Sequence[int] | np.ndarray | None, config: Code2WavConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int32 [B, Q, F] with zeros behind each row's length, and the lengths [B], all F where none are given."""
-    codes = _check_shape(codes, config, None, "[B, Q, F]")
+    """Codes int32 [B, Q, F] with zeros after each row's length, and the lengths [B], all F where none are given."""
+    codes = _check_shape(codes, config, ROWS)
     B, _, F = codes.shape
     lengths = np.full(B, F) if lengths is None else np.asarray(lengths)
     if lengths.shape != (B,) or not np.issubdtype(lengths.dtype, np.integer) or ((lengths < 0) | (lengths > F)).any():
@@ -194,15 +204,15 @@ def _check_rows(
     return check_codes(np.where(inside, codes, 0).astype(codes.dtype), config), lengths
 
 
-def _chunks(codes: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Cut codes [B, Q, F] into chunks, each with its number of real frames, padded to one of SIZES."""
+def _chunks(codes: np.ndarray) -> Iterator[Chunk]:
+    """Cut codes int32 [B, Q, F] into chunks, each padded to one of SIZES."""
     B, _, F = codes.shape
     begin = 0
     while begin < F:
         size = _size(F - begin, B)
         chunk = codes[:, :, begin : begin + size]
         count = chunk.shape[2]
-        yield np.pad(chunk, ((0, 0), (0, 0), (0, size - count))), count
+        yield Chunk(np.pad(chunk, ((0, 0), (0, 0), (0, size - count))), count)
         begin += count
 
 
