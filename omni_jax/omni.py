@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from omni_jax.config import OmniConfig
 from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS, events_of, replies_in_turn, replies_together
-from omni_jax.decode.arguments import GenerateKeywords, explained
+from omni_jax.decode.arguments import GenerateArguments, explained
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.decode.generation import GenerationPlan, Generator
@@ -176,19 +176,19 @@ class Omni:
         return np.stack(waves) if codes.ndim == 3 else waves[0]
 
     @overload
-    def generate(self, messages: Messages, *, n: None = None, **settings: Unpack[GenerateKeywords]) -> Reply: ...
+    def generate(self, messages: Messages, *, n: None = None, **settings: Unpack[GenerateArguments]) -> Reply: ...
 
     @overload
-    def generate(self, messages: Messages, *, n: int, **settings: Unpack[GenerateKeywords]) -> list[Reply]: ...
+    def generate(self, messages: Messages, *, n: int, **settings: Unpack[GenerateArguments]) -> list[Reply]: ...
 
     @overload
     def generate(
-        self, messages: list[Messages], *, n: None = None, **settings: Unpack[GenerateKeywords]
+        self, messages: list[Messages], *, n: None = None, **settings: Unpack[GenerateArguments]
     ) -> list[Reply]: ...
 
     @overload
     def generate(
-        self, messages: list[Messages], *, n: int, **settings: Unpack[GenerateKeywords]
+        self, messages: list[Messages], *, n: int, **settings: Unpack[GenerateArguments]
     ) -> list[list[Reply]]: ...
 
     @explained

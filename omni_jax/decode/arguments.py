@@ -15,7 +15,7 @@ from omni_jax.settings import Keywords, meanings, parameters
 from omni_jax.weights.drafters import Drafter
 
 
-class GenerateKeywords(Keywords, total=False):
+class GenerateArguments(Keywords, total=False):
     """The keywords of `Omni.generate` but `n`, for its overloads."""
 
     speech: bool
