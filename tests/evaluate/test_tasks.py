@@ -77,8 +77,8 @@ def test_a_forward_has_so_many_tokens_and_no_more(
         ran.append(token_ids.shape)
         return score_tokens(params, token_ids, *more, **settings)
 
-    score_tokens = loglikelihood.score
-    monkeypatch.setattr(loglikelihood, "score", counted)
+    score_tokens = loglikelihood.token_log_probs
+    monkeypatch.setattr(loglikelihood, "token_log_probs", counted)
     monkeypatch.setattr(loglikelihood, "TOKENS", 128)
     got = log_likelihoods(omni, asked, rows=3)
     assert [one.log_likelihood for one in got] == pytest.approx([one.log_likelihood for one in want], abs=1e-3)
