@@ -23,6 +23,7 @@ _PUBLIC = {
     "Omni": "omni_jax.omni",
     "Reply": "omni_jax.omni",
     "Event": "omni_jax.omni",
+    "bind": "omni_jax.models.param",
     "load_drafter": "omni_jax.weights.drafters",
     "write_sound": "omni_jax.sound",
     "OmniConfig": "omni_jax.config",

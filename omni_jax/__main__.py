@@ -1,4 +1,4 @@
-"""The command `omni-jax`, also `python -m omni_jax`: nothing heavy is imported before interrupts are answered."""
+"""The command `omni-jax`, also `python -m omni_jax`: nothing heavy is imported before interrupts are handled."""
 
 from typing import NoReturn
 
@@ -6,7 +6,7 @@ from omni_jax.process import enter
 
 
 def main() -> NoReturn:
-    """Be the command."""
+    """Run the command."""
     enter("omni-jax", "omni_jax.cli")
 
 

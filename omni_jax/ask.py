@@ -187,7 +187,7 @@ def _read_messages(path: Path) -> Any:
 
 def _follow(ask: Ask, events: Iterator[Event], tokenizer: Tokenizer) -> Reply:
     """Show a reply as it is made, text on stdout if it is streamed and progress on stderr, and return it."""
-    live, reply = isinstance(ask, Stream), None
+    live, thinks, reply = isinstance(ask, Stream), False, None
     bar = partial(tqdm, file=sys.stderr, leave=False, disable=live or not is_primary() or None)
     spoken = partial(bar, desc="speech", unit="s", bar_format="{desc}: {n:.1f} s of audio in {elapsed}")
     with (
@@ -200,7 +200,11 @@ def _follow(ask: Ask, events: Iterator[Event], tokenizer: Tokenizer) -> Reply:
             if live and ask.output.json:
                 print(json_text(reply_values(event, tokenizer)), flush=True)
             elif live:
+                # The answer begins on a line of its own, where a terminal shows both.
+                after = "\n" if thinks and event.text else ""
+                print(event.reasoning, end=after, file=sys.stderr, flush=True)
                 print(event.text, end="", flush=True)
+                thinks = not event.text and (thinks or bool(event.reasoning))
             if process.unread() and ask.output.speak is None and not ask.devices.distributed:
                 sys.exit()
             reply = event.reply

@@ -1,10 +1,11 @@
 """Hyperparameters of every sub-model, read from a Hugging Face `config.json`.
 
 One frozen dataclass per sub-model describes its section: the types of its fields state keys, types and ranges, and
-`from_hf` how the numbers must fit each other. Nothing else in the project has hyperparameter defaults, and here there
-are none either: a key that the checkpoint does not state is an error, because the reference's class defaults describe
-another model (3,584 vocabulary rows instead of 152,064). Both ways of writing the rotary base are read (`rope_theta`
-with `rope_scaling`, or `rope_parameters`).
+`from_hf` checks relations between the numbers. Nothing else in the project has hyperparameter defaults. Here only
+`enable_audio_output` and the token ids at the top of the file have some, those of the reference, which Thinking and
+Captioner checkpoints may leave out. Any other key that the checkpoint does not state is an error, because the
+reference's class defaults describe another model (3,584 vocabulary rows instead of 152,064). Both ways of writing the
+rotary base are read (`rope_theta` with `rope_scaling`, or `rope_parameters`).
 
 Source: transformers `configuration_qwen3_omni_moe.py`.
 """
@@ -19,11 +20,14 @@ from omni_jax.decoder_config import DecoderConfig
 from omni_jax.reader import Heads, LayerIds, Layers, Length, Range, Reader, Size, Vocabulary, Width, is_one_of, shown
 
 MODEL_TYPE = "qwen3_omni_moe"
-# Codec ids at the end of the Talker's vocabulary that are marks, not sounds.
+# Ids at the end of the Talker's vocabulary that are control tokens, not sounds.
 CODEC_MARKS = 1024
-CHUNK_TOKENS, CHUNK_WINDOWS = 13, range(49, 53)  # tokens of a chunk of audio, and the n_window that give so many
+CHUNK_TOKENS, CHUNK_WINDOWS = (
+    13,
+    range(49, 53),
+)  # tokens of a chunk of audio, and the values of n_window that give this number
 
-MAX_UPSAMPLE = 100_000  # samples of a frame
+MAX_UPSAMPLE = 100_000  # samples per frame
 
 TokenId = Annotated[int, Range(0, 10**7)]
 Codebooks = Annotated[int, Range(2, 500)]
@@ -168,7 +172,7 @@ class TalkerConfig:
         predictor = r.section("code_predictor_config")
         config = cls(
             **r.fields(cls),
-            # The reference gives every Talker layer experts, whatever mlp_only_layers says.
+            # In the reference every Talker layer has experts, whatever mlp_only_layers states.
             text=replace(DecoderConfig.from_hf(r.section("text_config")), dense_layers=()),
             code_predictor=DecoderConfig.from_hf(predictor),
             speakers=_speakers(r.section("speaker_id")),
@@ -183,7 +187,7 @@ class TalkerConfig:
 
 
 def _speakers(r: Reader) -> tuple[tuple[str, int], ...]:
-    """The codec id of each voice, by name; users may write a name in any case."""
+    """The codec id of each voice, by name; upper and lower case are the same to users."""
     (name, times), *_ = Counter(name.strip().lower() for name in r.values).most_common(1) or [("", 0)]
     r.require(
         (times > 0, "names no voice"),
@@ -206,18 +210,18 @@ class Code2WavConfig:
 
     @property
     def sliding_window(self) -> int:
-        """Frames that a frame attends to, itself included."""
+        """How many frames a frame attends to, itself included."""
         assert self.transformer.sliding_window is not None
         return self.transformer.sliding_window
 
     @property
     def total_upsample(self) -> int:
-        """Samples for each frame."""
+        """Samples per frame."""
         return prod((*self.upsampling_ratios, *self.upsample_rates))
 
     @property
     def lost_samples(self) -> int:
-        """Samples by which sound lags behind the codes: F frames give F * total_upsample less these."""
+        """Samples that are missing at the end: F frames give F * total_upsample minus these."""
         lost = 0
         for rate in self.upsample_rates:
             lost = (lost + 1) * rate
@@ -240,23 +244,23 @@ class Code2WavConfig:
 
 @dataclass(frozen=True)
 class OmniConfig:
-    """The whole model. `talker` and `code2wav` are None for a checkpoint without speech (no `enable_audio_output`)."""
+    """The whole model. `talker` and `code2wav` are None for a Thinker alone (`enable_audio_output` is false)."""
 
     thinker: ThinkerConfig
     talker: TalkerConfig | None
     code2wav: Code2WavConfig | None
-    im_start_token_id: TokenId
-    im_end_token_id: TokenId
-    system_token_id: TokenId
-    user_token_id: TokenId
-    assistant_token_id: TokenId
-    tts_pad_token_id: TokenId
-    tts_bos_token_id: TokenId
-    tts_eos_token_id: TokenId
+    im_start_token_id: TokenId = 151644
+    im_end_token_id: TokenId = 151645
+    system_token_id: TokenId = 8948
+    user_token_id: TokenId = 872
+    assistant_token_id: TokenId = 77091
+    tts_pad_token_id: TokenId = 151671
+    tts_bos_token_id: TokenId = 151672
+    tts_eos_token_id: TokenId = 151673
 
     @property
     def token_ids(self) -> dict[str, int]:
-        """Every token id that the file states, by its key."""
+        """Every token id of the file and its defaults, by key."""
         stated = {**vars(self), **vars(self.thinker)}
         return {name: value for name, value in stated.items() if name.endswith("_token_id")}
 
@@ -266,7 +270,10 @@ class OmniConfig:
         r = Reader(values, "", file)
         kind = values.get("model_type")
         r.require((kind == MODEL_TYPE, f"model_type is {shown(kind)}, not {MODEL_TYPE!r}"))
-        speech = r.get("enable_audio_output", bool)
+        speech = r.flag("enable_audio_output", absent=True)
+        lacking = [name for name in ("talker_config", "code2wav_config") if speech and not r.has(name)]
+        alone = "a Thinker alone states that enable_audio_output is false"
+        r.require((not lacking, f"section {' and '.join(map(repr, lacking))} is missing; {alone}"))
         config = cls(
             **r.fields(cls),
             thinker=ThinkerConfig.from_hf(r.section("thinker_config")),
@@ -280,7 +287,7 @@ class OmniConfig:
 
 
 def _check_token_ids(r: Reader, config: OmniConfig) -> None:
-    """Whether the Thinker knows all ids, and whether sections that repeat one state the same."""
+    """Check that all ids are in the Thinker's vocabulary, and that sections which repeat one agree."""
     thinker = config.thinker
     ids = {f"thinker_config.{name}" if hasattr(thinker, name) else name: i for name, i in config.token_ids.items()}
     _check_ids(r, ids.items(), range(thinker.text.vocab_size), "the Thinker's vocabulary")
@@ -297,7 +304,7 @@ def _check_repeated(r: Reader, values: dict[str, int]) -> None:
 
 
 def _check_ids(r: Reader, ids: Iterable[tuple[str, int]], allowed: range, of: str) -> None:
-    """Ids that mean different things must differ, and be among those that `of` has."""
+    """Check that ids with different meanings differ, and that all are in the range `allowed`, called `of`."""
     taken: dict[int, str] = {}
     for name, i in ids:
         r.require(
@@ -308,7 +315,7 @@ def _check_ids(r: Reader, ids: Iterable[tuple[str, int]], allowed: range, of: st
 
 
 def _check_speech(r: Reader, thinker: DecoderConfig, talker: TalkerConfig, code2wav: Code2WavConfig) -> None:
-    """Whether the parts of speech fit each other; each is checked by itself before."""
+    """Check that the parts of speech fit each other; each has been checked alone."""
     predictor, size = talker.code_predictor, code2wav.codebook_size
     for name, stated, fits, expected in (
         ("thinker_hidden_size", talker.thinker_hidden_size, thinker.hidden_size, "the Thinker's width is"),

@@ -1,7 +1,7 @@
-"""Hyperparameters of a causal transformer stack, which four sub-models and every drafter have.
+"""Hyperparameters of a causal transformer stack, as four sub-models and every drafter have one.
 
-Source: transformers `configuration_qwen3_omni_moe.py`. Whatever a file says, only the vocoder's stack has a window: the
-reference masks the others without one.
+Source: transformers `configuration_qwen3_omni_moe.py`. Only the vocoder's stack has a sliding window, whatever the file
+states: the reference masks the others without one.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Annotated
 
 from omni_jax.reader import Heads, LayerIds, Layers, Length, Range, Reader, Vocabulary, Width, shown
 
-MAX_EXPERTS = 500_000  # in all layers together
+MAX_EXPERTS = 500_000  # of all layers together
 
 HeadDim = Annotated[int, Range(1, 10_000)]
 Experts = Annotated[int, Range(1, 20_000)]
@@ -20,7 +20,7 @@ Sections = Annotated[tuple[int, int, int], Range(1, 10_000)]
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding: base and, for multimodal positions, how many frequencies follow time, height and width."""
+    """Rotary embedding: its base and, for multimodal positions, the frequencies for time, height and width."""
 
     theta: float
     mrope_section: tuple[int, int, int] | None
@@ -39,9 +39,9 @@ class RopeConfig:
 class DecoderConfig:
     """A causal transformer stack: the Thinker's and Talker's text models, the code predictor, Code2Wav's transformer.
 
-    vocab_size: 0 for a stack without token ids. num_experts: 0 for a stack of plain MLPs. dense_layers: the layers that
-    hold an MLP although the stack has experts. shared_expert_intermediate_size: 0 without a shared expert. layer_scale:
-    what a layer adds is scaled by channel. sliding_window: keys that a query sees, itself included; None for all.
+    vocab_size: 0 for a stack without token ids. num_experts: 0 for a stack of plain MLPs. dense_layers: the layers with
+    an MLP in a stack of experts. shared_expert_intermediate_size: 0 without a shared expert. layer_scale: whether the
+    output of a layer is scaled per channel. sliding_window: how many keys a query sees, its own included; None for all.
     """
 
     vocab_size: int
@@ -75,7 +75,7 @@ class DecoderConfig:
         layer_scale: bool = False,
         sliding_window: int | None = None,
     ) -> "DecoderConfig":
-        """`vocab_size`: instead of what the section states. `sliding_window`: of those stacks that always have one."""
+        """`vocab_size`: replaces the section's own. `sliding_window`: for stacks that always have one."""
         for name, supported in (("attention_bias", False), ("hidden_act", "silu"), ("use_sliding_window", False)):
             r.expect(name, supported)
         experts = r.read("num_experts", Maybe, r.read("num_local_experts", Maybe, 0))

@@ -1,11 +1,11 @@
 """Several processes as one program: every process runs the same commands, and together they hold one mesh.
 
-JAX's own runtime does the work. A scheduler that it knows (SLURM, Open MPI, Kubernetes with the package `kubernetes`)
-tells it everything; anywhere else three numbers are enough. A process that is lost ends all others: those that wait for
-it in a collective fail there, the rest within `LOST_SECONDS`.
+JAX's own runtime does the work. It detects SLURM, Open MPI and Kubernetes (with the package `kubernetes`); elsewhere
+three values are needed: the coordinator, how many processes there are, and which one this is. If a process dies, all
+others end: those that wait for it in a collective fail there, the rest within `LOST_SECONDS`.
 
-On CPU, processes must come to the first collective of all within 30 seconds, in which they connect; behind it they may
-wait for each other as long as they need. So they meet as soon as they know each other, before anything is loaded.
+On CPU, all processes must reach their first collective within 30 seconds of each other, because they connect in it;
+later ones may wait as long as needed. So processes meet at a barrier as soon as they have joined, before they load.
 """
 
 import errno
@@ -20,22 +20,22 @@ import numpy as np
 from omni_jax.errors import InputError
 from omni_jax.process import before_failing
 
-# Seconds in which all processes must have been started; a node may have to fetch an image before.
+# Seconds within which all processes must have started; a node may first have to pull a container image.
 START_SECONDS = 600
-# Seconds without a sign of life after which a process counts as lost, and that the last ones wait for each other.
+# Seconds without a heartbeat after which a process counts as lost, and that processes wait for each other at the end.
 LOST_SECONDS = 30
-# Seconds that a process which gives up waits for others that do so too. When the first one goes it takes all with it.
+# Seconds that a failing process waits for others that fail too: the first one to exit ends all others.
 LEAVE_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """Flags of commands that may run on several devices and as several processes."""
+    """Flags of commands that can run on several devices and as several processes."""
 
     mesh: str | None = None
-    """Devices to lay the model over: expert=4,data=2, by part thinker:expert=4;talker:expert=2, or auto."""
+    """Devices to place the model on: expert=4,data=2, by part thinker:expert=4;talker:expert=2, or auto."""
     distributed: bool = False
-    """This is one of several processes: a scheduler's (SLURM, Open MPI, Kubernetes), or as the next three flags say."""
+    """Run as one of several processes: those of SLURM, Open MPI or Kubernetes, or as the next three flags state."""
     coordinator: str | None = None
     """HOST:PORT of process 0."""
     processes: int | None = None
@@ -44,7 +44,7 @@ class Machines:
     """Which one this is, from 0."""
 
     def join(self) -> None:
-        """Join the other processes, if there are any; InputError for flags that do not fit together."""
+        """Join the other processes, if there are any; InputError for flags that do not belong together."""
         stated = (self.coordinator, self.processes, self.process)
         if self.distributed:
             start(*stated)
@@ -53,10 +53,14 @@ class Machines:
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Join the other processes; call it before anything else touches a device.
+    """Join the other processes; call it before anything else uses a device.
 
-    coordinator: "HOST:PORT" of process 0, reachable by all; processes: how many there are; process: which one this is,
-    from 0. All three or none, in which case the scheduler is asked. InputError, with the remedy, where that fails.
+    Give all three arguments, or none to read them from the scheduler. InputError, with the remedy, where that fails.
+
+    Args:
+        coordinator: "HOST:PORT" of process 0, reachable from all processes.
+        processes: how many processes there are.
+        process: which one this is, from 0.
     """
     stated = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [name for name, value in stated.items() if value is None]
@@ -83,7 +87,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         )
         before_failing(_wait_for_others)
         barrier("joined")
-    # What asks a scheduler may raise anything: it reads files, resolves names and talks to servers.
+    # Detecting a scheduler may raise anything: it reads files, resolves names and calls servers.
     except Exception as error:
         if "must be defined" in str(error) or "should be defined" in str(error):
             remedy = "start it with srun or mpirun, or in Kubernetes as an indexed job with omni_jax[k8s] installed"
@@ -93,12 +97,12 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
 
 
 def _check_free(port: int) -> None:
-    """InputError if a program listens on the port.
+    """InputError if a program listens on the port already.
 
-    JAX would listen there too, and each process would reach one of both: those of two runs would mix, and hang.
+    JAX would listen there too, each process would reach either one, and the processes of two runs would mix and hang.
     """
     with socket.socket() as probe:
-        # Only who listens is in the way, not what is left of connections that are closed.
+        # Only a listener is in the way, not a closed connection that lingers.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -110,7 +114,7 @@ def _check_free(port: int) -> None:
 
 
 def _wait_for(host: str, port: int) -> None:
-    """Wait until process 0 listens; InputError if it does not in time: JAX would end the process without a word."""
+    """Wait until process 0 listens; InputError if it takes too long: JAX would end the process without a message."""
     until = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -124,7 +128,7 @@ def _wait_for(host: str, port: int) -> None:
 
 
 def barrier(where: str) -> None:
-    """Wait until all processes are at this place; alone, there is nothing to wait for."""
+    """Wait until all processes have reached this point; returns at once if there is one process."""
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 
@@ -132,9 +136,9 @@ def barrier(where: str) -> None:
 
 
 def _wait_for_others() -> None:
-    """Wait shortly for others that give up too, so that each can say why.
+    """Wait briefly for other processes that fail too, so that each can report why.
 
-    It takes the place of JAX's farewell, which waits for all and aborts in vain.
+    Used instead of `jax.distributed.shutdown`, which would wait for every process and then abort.
     """
     from orbax.checkpoint.multihost import get_barrier_sync_fn
 
@@ -142,19 +146,19 @@ def _wait_for_others() -> None:
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Whether this is process 0, which prints and writes files."""
     return jax.process_index() == 0
 
 
 def min_over_processes(number: int) -> int:
-    """The smallest of all processes' numbers; all must ask."""
+    """The smallest of all processes' numbers; every process must call this."""
     from jax.experimental.multihost_utils import process_allgather
 
     return int(np.min(process_allgather(np.float64(number))))
 
 
 def broadcast_from_first(numbers: Mapping[int, float]) -> dict[int, float]:
-    """The first process's numbers, for decisions that all must take alike; all must ask, for the same keys."""
+    """Process 0's numbers, for decisions that must agree; every process must call this, with the same keys."""
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
     values = broadcast_one_to_all(np.asarray(list(numbers.values()), np.float32))

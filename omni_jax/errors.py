@@ -1,16 +1,16 @@
-"""The errors that bad input raises. Each names the thing and the remedy; the command line prints no trace of them."""
+"""The errors that bad input raises. Each names the thing and the remedy; the command line prints no traceback."""
 
 
 class OmniError(ValueError):
-    """Anything that a user can mend."""
+    """Anything that a user can fix."""
 
 
 class ConfigError(OmniError):
-    """A `config.json` that is not, or not completely, a Qwen3-Omni configuration."""
+    """A `config.json` that is not a complete Qwen3-Omni configuration."""
 
 
 class CheckpointError(OmniError):
-    """Weights that are missing, damaged, of another shape, or not ours."""
+    """Weights that are missing, damaged, of another shape or of another model."""
 
 
 class InputError(OmniError):

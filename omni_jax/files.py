@@ -1,8 +1,8 @@
-"""Files that nobody vouches for: paths as users type them, bytes within a bound, JSON within bounds.
+"""Untrusted files: paths as users type them, and bytes, text and JSON within limits.
 
-Everything that the project reads as text or JSON comes through here, so that a missing file, a pipe, an endless device,
-a byte-order mark, UTF-16, a number of a thousand digits or a hundred thousand brackets end in one sentence that names
-the file and the remedy. What the JSON means is checked by those who asked for it (`reader` for configuration files).
+All text and JSON that the project reads comes through here, so that a missing file, a pipe, an endless device, a wrong
+encoding, a number of a thousand digits or a hundred thousand brackets give one sentence that names the file and the
+remedy. Byte-order marks, UTF-16 and UTF-32 are read. The caller checks what the JSON means (configurations: `reader`).
 """
 
 import codecs
@@ -19,21 +19,21 @@ from typing import Any
 from omni_jax.errors import CheckpointError, InputError, OmniError
 
 MAX_JSON_BYTES = 64_000_000
-MAX_DEPTH = 100  # of lists and objects within each other; no honest configuration or conversation comes near
-MAX_DIGITS = 320  # of a number; a float64 with all its digits has 309 before the point
+MAX_DEPTH = 100  # nested lists and objects; far more than any real configuration or conversation has
+MAX_DIGITS = 320  # of one number; a float64 has at most 309 before the point
 STDIN = "-"
 
-# By the first bytes of a text. UTF-32 first: its little-endian mark begins like that of UTF-16.
+# Byte-order marks. UTF-32 comes first, because its little-endian mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
-# JSON begins with two ASCII characters, so zeros between them tell an encoding without a mark.
+# JSON begins with two ASCII characters, so zeros between them show the encoding of a file without a mark.
 _ZEROS = ((b"\0\0\0", "utf-32-be"), (b"\0", "utf-16-be"))
 
 
 def user_path(value: Any, what: str) -> Path:
-    """The path that a user gave as text or path object, with `~` expanded; InputError names `what` otherwise."""
+    """The path that a user gave as text or path object, with `~` expanded; else InputError, which names `what`."""
     if not isinstance(value, str | os.PathLike) or isinstance(text := os.fspath(value), bytes):
         raise InputError(f"{what} is of type {type(value).__name__}; give a path")
     if not text:
@@ -51,7 +51,7 @@ def user_path(value: Any, what: str) -> Path:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why an operation failed, in words and without a number or an object's address."""
+    """Why an operation failed, in words, without error numbers and addresses of objects."""
     if said := getattr(error, "strerror", None):  # of OSError, and of FFmpeg's errors
         return str(said).lower()
     said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>|<_io\.[^<>]*>", "the file", str(error))
@@ -62,10 +62,10 @@ def reason_of(error: BaseException) -> str:
 def read_bytes(
     path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
 ) -> bytes:
-    """The bytes of a regular file of at most `most` bytes, unpacked if its name ends in .gz; `error` says why not.
+    """The bytes of a regular file of at most `most` bytes, decompressed if its name ends in .gz.
 
-    remedy: what a user should do about a file that is missing or damaged. Path("-") is standard input, if the error
-    is an InputError.
+    Raises `error`, which names the file, if it cannot be read. remedy: what a user should do about a file that is
+    missing or damaged. Path("-") is standard input if `error` is InputError.
     """
     remedy = f"; {remedy}" if remedy else ""
     if _is_stdin(path, error):
@@ -73,7 +73,7 @@ def read_bytes(
             raise error("standard input is closed; name a file")
         return _bounded(sys.stdin.buffer.read(most + 1), "standard input", most, error)
     try:
-        # Non-blocking, so that a pipe without a writer is refused below instead of waited for.
+        # Non-blocking, so that opening a pipe without a writer does not wait; pipes are refused below.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -97,14 +97,14 @@ def _is_stdin(path: Path, error: type[OmniError]) -> bool:
 def read_text(
     path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
 ) -> str:
-    """The text of a file, as `read_bytes`: UTF-8, or UTF-16 or UTF-32 that says so by its first bytes."""
+    """The text of a file, read as `read_bytes` does: UTF-8, or UTF-16 or UTF-32 if its first bytes show that."""
     return decode_text(read_bytes(path, most=most, error=error, remedy=remedy), str(path), error=error)
 
 
 def read_json(
     path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
 ) -> Any:
-    """What a JSON file holds, as `read_bytes` and `parse_json`."""
+    """The value of a JSON file; arguments and errors as in `read_bytes` and `parse_json`."""
     where = "standard input" if _is_stdin(path, error) else str(path)
     return parse_json(read_bytes(path, most=most, error=error, remedy=remedy), where, error=error, remedy=remedy)
 
@@ -112,7 +112,7 @@ def read_json(
 def read_object(
     path: Path, *, most: int = MAX_JSON_BYTES, error: type[OmniError] = CheckpointError, remedy: str = ""
 ) -> dict[str, Any]:
-    """What a JSON file holds that must be an object of names and values, as `read_json`."""
+    """The value of a JSON file that must be an object of names and values; arguments and errors as in `read_json`."""
     values = read_json(path, most=most, error=error, remedy=remedy)
     if not isinstance(values, dict):
         raise error(f"{path}: holds no JSON object of names and values{f'; {remedy}' if remedy else ''}")
@@ -120,9 +120,9 @@ def read_object(
 
 
 def parse_json(data: bytes | str, where: str, *, error: type[OmniError] = CheckpointError, remedy: str = "") -> Any:
-    """The value of a JSON text; `error` for what is none, is nested too deep, or repeats a name.
+    """The value of a JSON text; raises `error` if it is invalid, is nested too deep, or repeats a name.
 
-    NaN and Infinity, which Python's writer makes, are read; whoever needs a number checks its range.
+    NaN and Infinity, which Python writes, are read; the caller checks the ranges of numbers.
     """
     remedy = f"; {remedy}" if remedy else ""
     text = decode_text(data, where, error=error) if isinstance(data, bytes) else data
@@ -154,7 +154,7 @@ def parse_json(data: bytes | str, where: str, *, error: type[OmniError] = Checkp
 
 
 def depth_of(value: Any) -> int:
-    """How many lists and dicts lie within each other, found without recursion; it stops beyond MAX_DEPTH."""
+    """How deep lists and dicts are nested; counted without recursion, up to one more than MAX_DEPTH."""
     depth, level = 0, [value]
     while (level := [v for v in level if isinstance(v, dict | list | tuple)]) and depth <= MAX_DEPTH:
         depth += 1
@@ -172,7 +172,7 @@ def decode_text(data: bytes, where: str, *, error: type[OmniError] = CheckpointE
 
 
 def encoding_of(head: bytes) -> str:
-    """Python's name of the encoding of a text that begins with these four bytes, JSON unless it has a mark."""
+    """Python's name of the encoding of a text with these first four bytes; without a mark it must be JSON."""
     encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None)
     if encoding is None:
         encoding = next((name for zeros, name in _ZEROS if head.startswith(zeros)), "utf-8")

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from omni_jax import sharding
+from omni_jax.compilation_cache import use_compilation_cache
 from omni_jax.config import OmniConfig
 from omni_jax.decode.arguments import explained
 from omni_jax.errors import CheckpointError, InputError
@@ -62,6 +63,7 @@ def load_lazily(
     path = user_path(path, "the model")
     _check_arguments(mesh, dtype, parts)
     usual = default_dtype()
+    use_compilation_cache()
     config, manifest = checkpoint.read_config(path), read_manifest(path)
     parts = _chosen(path, manifest.parts, parts)
     processor = Processor.from_dir(path, config)

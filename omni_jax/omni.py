@@ -34,7 +34,7 @@ from omni_jax.inputs.values import flag, whole
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.talker import Talker
-from omni_jax.models.thinker import Thinker
+from omni_jax.models.thinker import Media, Thinker
 from omni_jax.settings import Ending, Keywords, Settings
 from omni_jax.settings import Voice as VoiceSettings
 from omni_jax.sharding import place
@@ -105,7 +105,7 @@ class Omni:
         """Read the parameters, unless they are there."""
         if self._read is not None:
             for part, arrays in self._read().items():
-                # In place: sessions that were made before hold the dict of a part.
+                # In place: engines that were made before hold the dict of a part.
                 self.params[part].update(arrays)
             self._read = None
 
@@ -114,7 +114,8 @@ class Omni:
         missing = [part for part in parts if part not in self.params]
         if any(getattr(self.config, part) is None for part in missing):
             raise InputError(
-                f"this checkpoint holds no {' and '.join(missing)}; convert the whole model, with all its parts"
+                f"this model has no {' and '.join(missing)} (enable_audio_output is false in its config.json, as in "
+                "Thinking and Captioner checkpoints); use the Thinker alone"
             )
         if missing:
             remedy = f"load it with parts={(*self.params, *missing)}, from a checkpoint that holds them"
@@ -147,6 +148,11 @@ class Omni:
             padding=padding,
             enable_thinking=None if thinking is None else flag("thinking", thinking),
         )
+
+    def encode(self, batch: Batch) -> Media | None:
+        """The media of a prepared batch as `thinker(..., media=)` takes them; None where it has none."""
+        declaration, params = self._part("thinker")
+        return encode_media(params, batch, declaration)
 
     def logits(self, batch: Batch) -> jax.Array:
         """Teacher-forced Thinker logits of a prepared batch, float32 [B, T, V]; rows at padding mean nothing.

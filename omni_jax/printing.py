@@ -26,6 +26,8 @@ def json_text(values: Any) -> str:
 def reply_values(made: Reply | Event, tokenizer: Tokenizer) -> dict[str, Any]:
     """A reply or an event as JSON shows it; of sound, only the length."""
     values: dict[str, Any] = {"text": made.text, "token_ids": made.token_ids}
+    if made.reasoning:
+        values["reasoning"] = made.reasoning
     if made.logprobs is not None:
         values["logprobs"] = _logprobs(made.token_ids, made.logprobs, tokenizer)
     if isinstance(made, Reply):

@@ -1,16 +1,17 @@
-"""A command as a process: how it begins and ends. The standard library only, imported before all that takes time.
+"""A command as a process: how it starts and ends. Uses the standard library only, and is imported before anything slow.
 
 Interrupts. A thread waits for them while the main thread imports, compiles or computes. Nothing is raised in the main
 thread: inside a callback or destructor of a C++ library an exception is swallowed, or crashes the process. The first
 interrupt ends the process with one line and status 130, unless the main thread is in a `finishing` block; then the
 process ends at the next `check`, or at the end of the block. The second interrupt ends it at once.
 
-Streams. A line is out once it is printed, whatever standard output is: at an interrupt nothing can be flushed, since
+Streams. Standard output is line-buffered, even into a file or pipe: at an interrupt nothing can be flushed, because
 the main thread may hold the stream, or wait for a pipe that nobody reads. Printing never raises. Characters that a
-terminal cannot encode are replaced. A stream that cannot be written drops the rest, and the exit status reports it. So
-a broken pipe never keeps a command from writing its files.
+terminal cannot encode are replaced. After a failed write the rest is dropped, and the exit status reports the failure.
+So a broken pipe never keeps a command from writing its files.
 
-Ends. The process leaves by `os._exit`: while the interpreter shuts down, libraries with threads of their own may crash.
+Exit. The process ends with `os._exit`, because libraries with threads of their own may crash while the interpreter
+shuts down.
 """
 
 import atexit
@@ -26,17 +27,17 @@ from importlib import import_module
 from typing import NoReturn, TextIO
 
 FAILED, BAD_INPUT, UNSCORED, INTERRUPTED, UNREAD = 1, 3, 4, 130, 141
-# Seconds after which a process that is still finishing what it has begun says that it was interrupted.
+# Seconds after which an interrupted process that is still busy in a `finishing` block says so.
 QUIET_SECONDS = 1.0
 
 
 class Output(io.TextIOWrapper):
-    """A standard stream; the first failure to write is kept, and nothing is raised."""
+    """A standard stream that never raises; `failure` is the first error of a write."""
 
     failure: OSError | None = None
 
     def write(self, text: str, /) -> int:
-        """Write as far as possible; at once if Python was told not to buffer."""
+        """Write as much as possible, and flush at once under `python -u`."""
         try:
             written = super().write(text)
             if self.write_through:
@@ -47,7 +48,7 @@ class Output(io.TextIOWrapper):
             return len(text)
 
     def flush(self) -> None:
-        """Flush as far as possible."""
+        """Flush as much as possible."""
         try:
             super().flush()
         except OSError as error:
@@ -55,10 +56,10 @@ class Output(io.TextIOWrapper):
 
 
 class _Process:
-    """The state of this process, if it is a command's.
+    """The state of a command's process.
 
-    finishing: the notes of the blocks that the main thread is in. farewell: what other processes must be told before
-    this one is gone without success.
+    finishing: the notes of the `finishing` blocks that the main thread is in. farewell: called before the process ends
+    without success, to notify other processes.
     """
 
     def __init__(self) -> None:
@@ -74,9 +75,9 @@ _process = _Process()
 
 
 def enter(name: str, module: str) -> NoReturn:
-    """Be the command `name`: run `main` of a module, which may take time to import, and end with the status it returns.
+    """Run the command `name`: import `module`, which may take long, call its `main`, and exit with the status.
 
-    An exception that `main` does not explain is a bug, and keeps its traceback.
+    An exception that leaves `main` is a bug, and is printed with its traceback.
     """
     _process.name = name
     _open_streams()
@@ -101,7 +102,7 @@ def enter(name: str, module: str) -> NoReturn:
 
 @contextmanager
 def finishing(note: str = "") -> Iterator[None]:
-    """A block in which the first interrupt does not end a command: the next `check` does, or the end of the block.
+    """A block in which the first interrupt does not end a command at once: the next `check` or the block's end does.
 
     note: printed at the interrupt, for a user who has to wait. Outside `enter`, where Python raises KeyboardInterrupt,
     this does nothing.
@@ -117,33 +118,33 @@ def finishing(note: str = "") -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if the command was interrupted, at a place where that is safe."""
+    """Raise KeyboardInterrupt if the command was interrupted; call it where that is safe."""
     if _process.interrupted:
         raise KeyboardInterrupt
 
 
 def unread() -> bool:
-    """Whether standard output has failed, so that a command which only prints may end."""
+    """Whether standard output has failed, so that a command that only prints may stop."""
     return isinstance(sys.stdout, Output) and sys.stdout.failure is not None
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error means that the memory of the host or of a device ran out."""
+    """Whether an error means that the host or a device is out of memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def answer_on(descriptor: int) -> None:
-    """Let standard output be another file descriptor, open for writing."""
+    """Redirect standard output to another file descriptor, which is open for writing."""
     sys.stdout = _stream(descriptor, "replace", sys.stdout)
 
 
 def before_failing(farewell: Callable[[], None]) -> None:
-    """Call `farewell` before this process ends without success; it must not take long, and what it raises is lost."""
+    """Call `farewell` before this process ends without success; it must be quick, and its exceptions are ignored."""
     _process.farewell = farewell
 
 
 def _open_streams() -> None:
-    """Make all three streams usable. A closed descriptor would be given to the next file, and libraries write to 2."""
+    """Make all three streams usable. The next file opened would get a closed descriptor, and libraries write to 2."""
     closed = [descriptor for descriptor in (0, 1, 2) if not _is_open(descriptor)]
     for _ in closed:
         os.open(os.devnull, os.O_RDWR)
@@ -163,41 +164,41 @@ def _is_open(descriptor: int) -> bool:
 
 
 def _stream(descriptor: int, errors: str, before: TextIO | None) -> Output:
-    """A stream in the place of another, with its encoding and, as with `python -u`, without a buffer."""
+    """A stream that replaces `before`, with its encoding and, under `python -u`, without a buffer too."""
     buffer, encoding = os.fdopen(descriptor, "wb", closefd=False), before and before.encoding
     unbuffered = getattr(before, "write_through", False)
     return Output(buffer, encoding, errors, line_buffering=True, write_through=unbuffered)
 
 
 def _await_interrupts() -> None:
-    """Start the thread that answers interrupts, unless they are ignored, as in a script's background job."""
+    """Start the thread that handles interrupts, unless they are ignored, as in the background job of a script."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, _note)
-    # Restart system calls after the signal, also in libraries that do not expect one.
+    # System calls are restarted after the signal, for libraries that do not expect one.
     signal.siginterrupt(signal.SIGINT, False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_answer_interrupts, args=(reading,), daemon=True).start()
 
 
 def _note(*_: object) -> None:
-    """Run by the main thread, so that an end which the signal caused there counts as an interrupt."""
+    """The signal handler, run by the main thread: an exit that the signal causes there counts as an interrupt."""
     _process.interrupted = True
 
 
 def _forget() -> None:
-    """Be an ordinary process again, as a child that was forked."""
+    """Restore the default handling of interrupts, in a forked child."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _answer_interrupts(reading: int) -> None:
-    """The thread: end the process at the first interrupt or, while it is finishing something, at the second."""
+    """The thread: end the process at the first interrupt or, inside a `finishing` block, at the second."""
     _wait(reading)
-    # Held to the end unless something is finishing, so that no `finishing` block begins any more.
+    # Kept unless a `finishing` block is active, so that no further block can begin.
     _process.lock.acquire()
     _process.interrupted = True
     notes = [note for note in _process.finishing if note]
@@ -214,7 +215,7 @@ def _answer_interrupts(reading: int) -> None:
 
 
 def _wait(reading: int, seconds: float | None = None) -> bool:
-    """Wait for one interrupt, or so long; whether it came."""
+    """Wait for an interrupt, at most `seconds`; whether it came."""
     while select.select([reading], [], [], seconds)[0]:
         if os.read(reading, 1)[0] == signal.SIGINT:
             return True
@@ -222,7 +223,7 @@ def _wait(reading: int, seconds: float | None = None) -> bool:
 
 
 def _say(*notes: str) -> None:
-    """Say once that the process was interrupted, waiting no longer than QUIET_SECONDS for somebody to read it."""
+    """Print once that the process was interrupted; wait at most QUIET_SECONDS for the message to be written."""
     with _process.saying:
         if _process.said:
             return
@@ -230,28 +231,28 @@ def _say(*notes: str) -> None:
         bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
         begun = "\n" if len(bars) or os.isatty(2) else ""
         line = f"{begun}{'; '.join([f'{_process.name}: interrupted', *notes])}\n"
-        # In a thread that may wait for ever: room in a pipe may be gone as soon as it is seen.
+        # In a thread of its own, because writing to a full pipe may block forever.
         writer = threading.Thread(target=_write_error, args=(line,), daemon=True)
         writer.start()
         writer.join(QUIET_SECONDS)
 
 
 def _write_error(text: str) -> None:
-    """Write straight to the descriptor: the main thread may hold the stream."""
+    """Write directly to the descriptor, because the main thread may hold the stream."""
     with suppress(OSError):
         os.write(2, text.encode(errors="backslashreplace"))
 
 
 def _end(status: int) -> NoReturn:
-    """Leave with a status, or another one where standard output was not written."""
+    """Exit with a status, or with another one if standard output could not be written."""
     if status == INTERRUPTED:
-        _process.ending.acquire()  # Never released: only one thread ends the process.
+        _process.ending.acquire()  # never released: only one thread ends the process
         _say()
     if status and _process.farewell is not None:
         with suppress(BaseException):
             _process.farewell()
     elif status != INTERRUPTED:
-        sys.stdout.flush()  # What is called next may take long, and be interrupted.
+        sys.stdout.flush()  # the exit functions may take long, and be interrupted
         atexit._run_exitfuncs()
     if status != INTERRUPTED:
         status = _written(status)
@@ -259,7 +260,7 @@ def _end(status: int) -> NoReturn:
 
 
 def _written(status: int) -> int:
-    """The status, once all that was printed is out; a failure to print replaces success only."""
+    """The status after all output is flushed; a failure to print replaces a status of success only."""
     sys.stdout.flush()
     failure = sys.stdout.failure if isinstance(sys.stdout, Output) else None
     left = isinstance(failure, BrokenPipeError)

@@ -1,4 +1,4 @@
-"""Reads a section of a checkpoint's JSON file and names the file, the key and the remedy when something is wrong.
+"""Reads a section of a checkpoint's JSON file; errors name the file, the key and the remedy.
 
 What a section may hold is said once, by the types of the dataclass that is made of it; `Reader.fields` reads them:
 
@@ -7,8 +7,9 @@ What a section may hold is said once, by the types of the dataclass that is made
         layers: Annotated[int, Range(1, 2000), "depth"]    # the same, under another key
         rates: Annotated[tuple[int, ...], Range(1, 1000)]  # a list of them
         mean: Annotated[tuple[float, float], Range(0, 1)]  # a list of two numbers
+        start: Annotated[int, Range(0, 10**6)] = 7         # may be absent
 
-How numbers must fit each other is the dataclass's own affair; it says so through `Reader.require`.
+Relations between numbers are checked by the dataclass itself, with `Reader.require`.
 """
 
 from collections.abc import Iterable
@@ -23,35 +24,35 @@ SHOWN = 80  # characters of a wrong value that a message repeats
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `least` to `most`, both included; NaN is in no range."""
+    """The numbers from `least` to `most`, both included, and never NaN."""
 
     least: float
     most: float
 
     def holds(self, value: Any) -> bool:
-        """Whether `value` is a number within the range; true and false are no numbers."""
+        """Whether `value` is a number within the range; true and false are not numbers."""
         return isinstance(value, int | float) and not isinstance(value, bool) and self.least <= value <= self.most
 
     def __str__(self) -> str:
         return f"from {self.least:,} to {self.most:,}"
 
 
-# Bounds are an order of magnitude above anything published: what exceeds them is a slip or an attack, and should not
-# cost minutes and gigabytes before it is found.
+# Limits are an order of magnitude above anything published. A larger number is a typo or an attack, and is reported
+# before it costs minutes and gigabytes.
 Layers = Annotated[int, Range(1, 2_000)]
 LayerIds = Annotated[tuple[int, ...], Range(0, 1_999)]
 Heads = Annotated[int, Range(1, 10_000)]
 Width = Annotated[int, Range(1, 10**6)]
 Vocabulary = Annotated[int, Range(1, 10**7)]
 Length = Annotated[int, Range(1, 10**9)]  # tokens, frames, keys
-Size = Annotated[int, Range(1, 1_000)]  # of a patch, or of what is merged
+Size = Annotated[int, Range(1, 1_000)]  # of a patch, or of a block of merged patches
 
 
 class Reader:
     """A section of a parsed JSON file; every method raises ConfigError unless the value is there and as expected."""
 
     def __init__(self, values: Any, path: str, file: str = "config.json"):
-        """`path`: where in the file the section stands ("thinker_config.text_config"), "" for the whole file."""
+        """`path`: of the section in the file ("thinker_config.text_config"), "" for the whole file."""
         if values is None:
             raise ConfigError(f"{file}: section '{path}' is missing; is this a Qwen3-Omni checkpoint?")
         if not isinstance(values, dict):
@@ -67,15 +68,18 @@ class Reader:
         return Reader(self.values.get(name), f"{self.path}.{name}" if self.path else name, self.file)
 
     def has(self, name: str) -> bool:
-        """Whether `name` is stated and not null."""
+        """Whether `name` is present and not null."""
         return self.values.get(name) is not None
 
     def fields(self, described: type) -> dict[str, Any]:
-        """The fields of a dataclass whose types are `Annotated` with a range, and with the key where it differs."""
-        return {field: self.read(key, kind) for field, key, kind in _keys(described)}
+        """The fields of a dataclass whose types are `Annotated` with a range, and with the key where it differs.
+
+        The section may leave out, or state as null, those that have a default.
+        """
+        return {field: self.read(key, kind, getattr(described, field, None)) for field, key, kind in _keys(described)}
 
     def read(self, name: str, kind: Any, absent: Any = None) -> Any:
-        """A number or list of numbers as `kind` says, `Annotated` with its range; `absent` where that may be."""
+        """A number or list of numbers of type `kind`, `Annotated` with its range; `absent`, if given, where missing."""
         if absent is not None and not self.has(name):
             return absent
         number, limits, *_ = get_args(kind)
@@ -88,7 +92,7 @@ class Reader:
         return number(value)
 
     def _list(self, name: str, items: tuple, limits: Range) -> tuple:
-        """`items`: the type of each, or one type and `...`."""
+        """A list of numbers; `items`: the type of each, or one type and `...`."""
         values, number = self.get(name, (list, tuple)), items[0]
         count = len(values) if items[-1] is ... else len(items)
         if len(values) != count or not all(limits.holds(v) and isinstance(v, int | number) for v in values):
@@ -97,7 +101,7 @@ class Reader:
         return tuple(number(v) for v in values)
 
     def get(self, name: str, kind: type | tuple[type, ...]) -> Any:
-        """The value of `name`, of type `kind`; numbers are never true or false."""
+        """The value of `name`, which must be of type `kind`; true and false are not numbers."""
         if name not in self.values:
             raise ConfigError(f"{self.where(name)} is missing; take {self.file} from the checkpoint itself")
         value = self.values[name]
@@ -106,23 +110,23 @@ class Reader:
         return value
 
     def names(self, name: str) -> tuple[str, ...]:
-        """A list of names, empty if there is none."""
+        """A list of names, empty if it is missing."""
         values = self.get(name, (list, tuple)) if self.has(name) else ()
         if not all(isinstance(v, str) for v in values):
             raise ConfigError(f"{self.where(name)} is {shown(values)}, not a list of names")
         return tuple(values)
 
     def flag(self, name: str, absent: bool) -> bool:
-        """true or false; `absent` where it is not stated."""
+        """true or false; `absent` where it is missing."""
         return self.get(name, bool) if self.has(name) else absent
 
     def expect(self, name: str, *allowed: Any) -> None:
-        """Refuse a switch that this implementation does not have."""
+        """Refuse a value of `name` that this implementation does not support."""
         if name in self.values and not is_one_of(self.values[name], allowed):
             raise ConfigError(f"{self.where(name)} is {shown(self.values[name])}; supported: {list(allowed)}")
 
     def require(self, *relations: tuple[bool, str]) -> None:
-        """Refuse the section with the sentence of the first relation that does not hold."""
+        """Refuse the section if a relation does not hold, with the sentence of the first one."""
         for holds, sentence in relations:
             if not holds:
                 raise ConfigError(f"{self.file}: {self.path}: {sentence}" if self.path else f"{self.file}: {sentence}")
@@ -136,12 +140,12 @@ def _keys(described: type) -> list[tuple[str, str, Any]]:
 
 
 def is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
-    """Whether a value is one of `allowed`; 1 is 1.0, but never true."""
+    """Whether a value is one of `allowed`; 1 equals 1.0, but not true."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
 
 
 def shown(value: Any) -> str:
-    """A value as messages repeat it: its beginning, if it is long."""
+    """A value as messages quote it, shortened if it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, or lists thousands deep

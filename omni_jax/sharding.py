@@ -45,7 +45,10 @@ CONFIG_NAMES = {
     "embed": "hidden_size",
 }
 
+# The logical axes of an array.
 Axes = tuple[str | None, ...]
+# An array of the device, or of the host.
+Array = jax.Array | np.ndarray
 
 
 def platform() -> str:

@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 tokens="${DEMO_TOKENS:-24}"
 
 echo "== A tiny Qwen3-Omni in the Hugging Face layout. ITS WEIGHTS ARE RANDOM: the answers will be nonsense."
-python -m scripts.small.checkpoint "$work/hf" --variant tiny
+python -m scripts.small checkpoint "$work/hf" --variant tiny
 
 echo "== Convert it: python -m convert SRC DST"
 python -m convert "$work/hf" "$work/checkpoint"

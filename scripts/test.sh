@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must pass before a commit: format, lint, types, tests. Needs only Python 3.11 or 3.12, and git.
+# Everything that must pass before a commit: format, lint, types, tests. Needs only Python 3.11 to 3.14, and git.
 #
 #   bash scripts/test.sh                    the whole of it
 #   bash scripts/test.sh tests/ops -k rope  the checks, then these tests

@@ -7,21 +7,23 @@
 # A finished installation leaves a stamp, so that later runs start at once until pyproject.toml changes.
 
 supported() {
-    command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
+    command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
 }
 
 make_venv() {
     local python
-    for python in python3.11 python3.12 python3; do
-        supported "$python" || continue
+    # The newest first: newer releases of jax come for newer Pythons only.
+    for python in python3.14 python3.13 python3.12 python3.11 python3; do
+        # One that is there may lack its venv module, or be a shim for a version that is not installed.
+        supported "$python" 2>/dev/null || continue
         if ! "$python" -m venv --clear .venv; then
             echo "error: $python cannot make a virtual environment; install its venv module (Debian: python3-venv)" >&2
             return 1
         fi
         return
     done
-    echo "error: Python 3.11 or 3.12 is needed, and neither python3.11, python3.12 nor python3 is one;" >&2
-    echo "       install python3.12 with its venv module, then run this again" >&2
+    echo "error: Python 3.11 to 3.14 is needed, and none of python3.14, python3.13, python3.12, python3.11 and python3" >&2
+    echo "       is one; install python3.13 with its venv module, then run this again" >&2
     return 1
 }
 

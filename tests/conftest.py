@@ -1,4 +1,4 @@
-"""Shared by all tests: JAX on 8 virtual CPU devices, small random checkpoints, and the reference model for each."""
+"""Shared by all tests: JAX with 8 virtual CPU devices, small random checkpoints, and the reference model of each."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,10 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# Both must be in place before anything imports jax.
+# All must be in place before anything imports jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# The tests compile far more than they run: the compiler's slowest passes cost more than they save here.
-# So does the newer code generator, which takes twice the time of the older one; later versions have that alone.
+os.environ["OMNI_JAX_CACHE"] = "off"  # Tests compile for themselves, and leave the user's directory alone.
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+# The tests spend more time compiling than running, so the compiler's slowest passes are off. The older code generator
+# takes half the time of the newer one; jax 0.11 and later have only the newer one.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -25,7 +27,7 @@ DATA = Path(__file__).resolve().parent / "data"
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs() -> Iterator[None]:
-    """Give back what a module has compiled: a process that holds too many programs crashes while compiling the next."""
+    """Free what a test module has compiled: a process with too many programs crashes while it compiles the next."""
     yield
     import jax
 
@@ -75,7 +77,7 @@ def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
         model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
             checkpoints(variant), dtype=torch.float32, attn_implementation="eager"
         )
-        # Read by transformers 5.23 when a talker prompt mixes audio and vision, though no configuration has it.
+        # transformers reads this for a prompt with audio and vision together, although no configuration has it.
         model.talker.config.audio_config = model.thinker.config.audio_config
         return model.eval()
 
@@ -84,7 +86,7 @@ def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def omnis(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
-    """`omnis("tiny")` is our whole model of that checkpoint, loaded straight from its safetensors."""
+    """`omnis("tiny")` is our whole model of that checkpoint, loaded directly from its safetensors."""
     from convert import load_hf
     from omni_jax.inputs.processor import Processor
     from omni_jax.omni import Omni

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.aot.__main__ import Row, groups, temporaries
 from scripts.aot.programs import Program
+from scripts.aot.report import groups
+from scripts.aot.tables import COLUMNS, MESH_COLUMNS, Row, mesh_table, table, temporaries
 
 
 def row(program: str, temp_gb: float, rows: int, slots: int) -> Row:
@@ -45,3 +46,10 @@ def test_devices_that_exchange_share_their_tokens(sizes: dict[str, int], rows: i
     target = SimpleNamespace(mesh=SimpleNamespace(shape={"data": 1, "fsdp": 1, "expert": 1, "tensor": 1, **sizes}))
     program = Program("decode", "thinker", True, (rows, 4096), lambda: None, rows)
     assert groups(target, program) == number  # pyright: ignore
+
+
+def test_every_line_of_a_table_has_all_columns() -> None:
+    rows = [*COMPILED, Row("decode", "tiled", error="out | of memory")]
+    for lines, columns in ((table(rows), COLUMNS), (mesh_table(rows), MESH_COLUMNS)):
+        assert lines.splitlines()[0] == "| " + " | ".join(columns) + " |"
+        assert {line.count("|") for line in lines.splitlines()} == {len(columns) + 1}

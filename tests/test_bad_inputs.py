@@ -2,7 +2,6 @@
 
 import importlib
 import pkgutil
-import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +13,9 @@ import pytest
 
 from tests import bad_inputs
 from tests.bad_inputs.case import Case
+from tests.helpers.commands import OPAQUE
 
 SECONDS = 20
-# What no message may show: an object's address, a bare errno, the name of a Python class of somebody else's.
-OPAQUE = re.compile(r"0x[0-9a-f]{6,}|\[Errno|<_io|Traceback|<class|object at")
 
 
 def _cases() -> Iterator[Case]:

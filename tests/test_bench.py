@@ -1,38 +1,99 @@
 """The benchmark runs end to end, its figures fit together, and it does not measure less than it was asked for."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.bench import __main__ as bench
-from scripts.bench import drafting as bench_speculative
-from scripts.bench import speech as bench_speech
-from scripts.bench import text as bench_text
-from scripts.bench.worker import Bench, Worker
+from omni_jax.errors import InputError
+from scripts.bench import compare, drafting, speech, text
+from scripts.bench.options import Run, Scaling, Speech, Text
+from scripts.bench.our_speech import Ours
+from scripts.bench.worker import ROOT, Worker
 
-SPEECH = Bench(speech=True, prompt=16, new=10, frames=4, batch=2, repetitions=1, threads=1)
-
-
-@pytest.fixture(scope="module")
-def ours(checkpoints: Callable[[str], Path]) -> bench_speech.Ours:
-    return bench_speech.Ours(SPEECH, checkpoints("tiny"))
+SPEECH = Speech(prompt=16, new=10, frames=4, batch=2, run=Run(repetitions=1, threads=1))
+SHORT = Text(prompt=8, new=4, run=Run(repetitions=1))
 
 
 @pytest.fixture(scope="module")
-def theirs(checkpoints: Callable[[str], Path]) -> bench_speech.Theirs:
+def ours(checkpoints: Callable[[str], Path]) -> Ours:
+    return Ours(SPEECH, checkpoints("tiny"))
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoints: Callable[[str], Path]) -> Any:
     pytest.importorskip("transformers")
-    return bench_speech.Theirs(SPEECH, checkpoints("tiny"))
+    from scripts.bench.their_speech import Theirs
+
+    return Theirs(SPEECH, checkpoints("tiny"))
 
 
 def test_text_in_a_process_of_its_own() -> None:
-    settings = Bench(prompt=8, new=4, repetitions=1)
-    figures = bench.run(settings)
+    figures = compare.run(text, SHORT)
     found = figures["ours"]
     assert found["prefill_tokens_per_second"] * found["time_to_first_token"] == pytest.approx(8)
     assert found["compile_seconds"] > 0.1 and found["peak_bytes"] > 1e8
-    assert all(label in bench.table(settings, figures) for label, *_ in (*bench_text.ROWS, *bench.COMMON_ROWS))
+    assert found["checkout"] == str(ROOT)
+    table = compare.table(text, SHORT, figures)
+    assert all(label in table for label, *_ in (*text.ROWS, *compare.COMMON_ROWS))
+
+
+OLDER = """
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+@dataclass(frozen=True)
+class Bench:
+    shape: str
+    prompt: int
+    new: int
+    speech: bool
+    speculative: bool
+
+def ours(bench, directory):
+    assert (directory / "config.json").is_file()
+    print("whatever a library prints")
+    def repeat():
+        return {"first": bench.prompt, "others": 1 + bench.speech}
+    return SimpleNamespace(repeat=repeat, memory=lambda: None, about={"device": "theirs"})
+
+def kind(bench):
+    return SimpleNamespace(ours=ours)
+"""
+
+
+def test_an_older_checkout_is_measured_beside_this_one(tmp_path: Path) -> None:
+    for name, source in (("omni_jax/__init__.py", "__version__ = '0'"), ("scripts/bench_worker.py", OLDER)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+    (tmp_path / "scripts" / "bench.py").write_text("")
+    options = replace(SHORT, run=replace(SHORT.run, beside=tmp_path))
+    figures = compare.run(text, options)
+    assert list(figures) == ["ours", "beside"]
+    beside = figures["beside"]
+    assert beside["checkout"] == str(tmp_path.resolve()) and beside["device"] == "theirs"
+    assert beside["time_to_first_token"] == 8 and beside["decode_tokens_per_second"] == 3
+    head, line = compare.table(text, options, figures).splitlines()[1:5:3]
+    ratio = figures["ours"]["decode_tokens_per_second"] / 3
+    assert head.endswith("ours / beside") and float(line.split()[-1]) == pytest.approx(ratio, rel=1e-2)
+
+
+def test_this_form_of_checkout_is_measured_beside_itself() -> None:
+    options = replace(SHORT, run=replace(SHORT.run, beside=ROOT))
+    found = compare.run(text, options)["beside"]
+    assert found["prefill_tokens_per_second"] * found["time_to_first_token"] == pytest.approx(8)
+
+
+@pytest.mark.parametrize("found, complaint", [((), "no checkout"), (("omni_jax",), "cannot be measured")])
+def test_a_folder_that_is_no_checkout_is_refused(found: tuple, complaint: str, tmp_path: Path) -> None:
+    for name in found:
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=complaint):
+        compare.run(text, replace(SHORT, run=Run(repetitions=1, beside=tmp_path)))
 
 
 @pytest.mark.parametrize("system", ["ours", "theirs"])
@@ -40,62 +101,62 @@ def test_speech(system: str, request: pytest.FixtureRequest) -> None:
     seconds = request.getfixturevalue(system).repeat()
     assert min(seconds.values()) > 0
     assert (seconds["first_audio"] < seconds["reply"]) == (system == "ours"), "only ours streams"
-    figures = bench_speech.figures(SPEECH, seconds)
+    figures = speech.figures(SPEECH, seconds)
     sound = SPEECH.batch * SPEECH.frames / 12.5
     assert figures["code2wav_factor"] * sound == pytest.approx(seconds["code2wav"])
     assert figures["speech_factor"] == pytest.approx(figures["talker_factor"] + figures["code2wav_factor"])
     assert figures["frames_per_second"] * seconds["other_frames"] == pytest.approx(SPEECH.batch * (SPEECH.frames - 1))
 
 
-@pytest.mark.parametrize("system", [bench_speculative.ours, bench_speculative.theirs])
+@pytest.mark.parametrize("system", [drafting.ours, drafting.theirs])
 def test_drafting(system: Callable, checkpoints: Callable[[str], Path]) -> None:
     """The repetition itself raises if a width gives other tokens than plain decoding."""
-    settings = Bench(speculative=True, prompt=8, new=18, batch=2, repetitions=1, threads=1)
-    seconds = system(settings, checkpoints("tiny")).repeat()
-    figures = bench_speculative.figures(settings, seconds)
+    options = Text(prompt=8, new=18, batch=2, run=Run(repetitions=1, threads=1))
+    seconds = system(options, checkpoints("tiny")).repeat()
+    figures = drafting.figures(options, seconds)
     assert figures["oracle_8"] * seconds["oracle_8"] == pytest.approx(2 * 17)
     assert figures["gain_16"] == pytest.approx(seconds["plain"] / seconds["oracle_16"])
-    assert all(key in figures for _, key, *_ in bench_speculative.ROWS)
+    assert all(key in figures for _, key, *_ in drafting.ROWS)
 
 
-def test_too_few_frames_of_ours_are_an_error(ours: bench_speech.Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, session = ours.stream()
-    speaking = ours._speaking
-    monkeypatch.setattr(ours, "_speaking", lambda session, frames: speaking(session, frames - 1))
-    with pytest.raises(RuntimeError, match=r"frames: \[3, 3\] made, \[4, 4\] asked for"):
-        ours.speak(session, SPEECH.frames)
+def test_too_few_frames_of_ours_are_an_error(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, requests = ours.stream()
+    speakers = ours._speakers
+    monkeypatch.setattr(ours, "_speakers", lambda frames: speakers(frames - 1))
+    with pytest.raises(RuntimeError, match=r"frames: \[3, 3\] produced, \[4, 4\] expected"):
+        ours.speak(requests, SPEECH.frames)
     with pytest.raises(RuntimeError, match="samples"):
         ours.stream()
 
 
-def test_too_few_frames_of_theirs_are_an_error(theirs: bench_speech.Theirs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_frames_of_theirs_are_an_error(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs.reply()
     speak = theirs.speak
-    monkeypatch.setattr(theirs, "speak", lambda **asked: speak(**{**asked, "max_new_tokens": SPEECH.frames}))
-    with pytest.raises(RuntimeError, match=r"frames: \(2, 3\) made, \(2, 4\) asked for"):
+    monkeypatch.setattr(theirs, "speak", lambda **settings: speak(**{**settings, "max_new_tokens": SPEECH.frames}))
+    with pytest.raises(RuntimeError, match=r"frames: \(2, 3\) produced, \(2, 4\) expected"):
         theirs.codes(SPEECH.frames)
 
 
 def test_a_measured_process_that_fails_fails_the_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="process that measures 'ours' failed"):
-        Worker("ours", Bench(), tmp_path)
-
-
-@pytest.mark.parametrize("wrong", [{"frames": 1}, {"repetitions": 0}, {"prompt": 7}])
-def test_settings_that_give_no_figures_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="give at least"):
-        Bench(**wrong)
+        Worker("ours", text, Text(), tmp_path)
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"speech": True, "load": True},
-        {"load": True, "against": "hf"},
-        {"load": True, "shape": "full"},
-        {"scaling": True, "load": True},
-    ],
+    "options, wrong",
+    [(Speech, {"frames": 1}), (Run, {"repetitions": 0}), (Text, {"prompt": 7}), (Scaling, {"batch": 0})],
 )
-def test_kinds_that_do_not_go_together_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"one of|alone|choose large"):
-        Bench(**wrong)
+def test_options_that_give_no_figures_are_refused(options: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="give at least"):
+        options(**wrong)
+
+
+def test_a_file_that_could_not_be_written_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="folder does not exist"):
+        Run(json=tmp_path / "no" / "figures.json")
+
+
+def test_the_json_holds_options_and_figures(tmp_path: Path) -> None:
+    compare.write_json(tmp_path / "figures.json", SHORT, {"ours": {"rate": 1.5}})
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found["figures"] == {"ours": {"rate": 1.5}} and found["options"]["run"]["shape"] == "tiny"

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from omni_jax.omni import Omni
 from omni_jax.ops import expert_parallel
 from omni_jax.weights.drafters import load_drafter
 from scripts.bench import drafters as bench_drafters
-from scripts.bench.worker import Bench
+from scripts.bench.drafter_tables import figures
+from scripts.bench.experts import count_experts
+from scripts.bench.options import Drafters
 from tests.parity import user
 
 NEW = 30
@@ -30,7 +31,7 @@ NEW = 30
 @pytest.fixture(scope="module")
 def compared(
     checkpoints: Callable[[str], Path], drafters: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Bench, dict[str, bench_drafters.Way]]:
+) -> tuple[Drafters, dict[str, bench_drafters.Way]]:
     folder = tmp_path_factory.mktemp("bench")
     lines = [
         {"turns": ["First question", "Second"]},
@@ -38,8 +39,7 @@ def compared(
         {"question": "And a third"},
     ]
     (folder / "prompts.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
-    bench = Bench(
-        speculative=True,
+    options = Drafters(
         model=checkpoints("small"),
         drafter=(str(drafters("dflash", "small")), str(drafters("eagle3", "small")), "oracle:0.2"),
         prompts=folder / "prompts.jsonl",
@@ -48,36 +48,36 @@ def compared(
         plot=folder / "plot.png",
         json=folder / "figures.json",
     )
-    return bench, {way.name: way for way in bench_drafters.compare(bench)}
+    return options, {way.name: way for way in bench_drafters.compare(options)}
 
 
-def test_every_way_says_the_same(compared: tuple[Bench, dict[str, bench_drafters.Way]]) -> None:
+def test_every_way_says_the_same(compared: tuple[Drafters, dict[str, bench_drafters.Way]]) -> None:
     _, ways = compared
     assert [name.split(",")[-1] for name in ways][1:] == [" block of 5", " chain of 3", " tree of 59", "oracle:0.2"]
     assert all(way.differing == 0 for way in ways.values())
     plain, oracle = ways["plain"], ways["oracle:0.2"]
     assert all(way.tokens == plain.tokens for way in ways.values()) and plain.tokens > 2 * NEW
     assert sum(r.given.sum() for r in oracle.replies) == plain.tokens
-    told = bench_drafters.figures(oracle, plain)
+    found = figures(oracle, plain)
     # Each of seven drafts is right with 0.8.
-    assert told["survival"][0] == pytest.approx(0.8, abs=0.15) and 2.5 < told["micro"] < 5.5
-    assert told["verified"] == 8 * told["rounds"] and told["drafted"] == 7 * told["rounds"]
-    low, high = told["micro_interval"]
-    assert low <= told["micro"] <= high
+    assert found["acceptance"][0] == pytest.approx(0.8, abs=0.15) and 2.5 < found["tokens_per_round"] < 5.5
+    assert found["verified"] == 8 * found["rounds"] and found["drafted"] == 7 * found["rounds"]
+    low, high = found["tokens_per_round_interval"]
+    assert low <= found["tokens_per_round"] <= high
 
 
 def test_table_json_and_plot(
-    compared: tuple[Bench, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    compared: tuple[Drafters, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    bench, ways = compared
+    options, ways = compared
     monkeypatch.setattr(bench_drafters, "compare", lambda _: list(ways.values()))
-    bench_drafters.report(bench)
+    bench_drafters.report(options)
     printed = capsys.readouterr().out
-    assert bench.json is not None and bench.plot is not None
-    figures = json.loads(bench.json.read_text())["figures"]
+    assert options.json is not None and options.plot is not None
+    figures = json.loads(options.json.read_text())["figures"]
     assert all(name in printed for name in ways) and list(figures) == list(ways)
-    assert f"{figures['oracle:0.2']['micro']:.2f}" in printed
-    assert bench.plot.stat().st_size > 10_000
+    assert f"{figures['oracle:0.2']['tokens_per_round']:.2f}" in printed
+    assert options.plot.stat().st_size > 10_000
 
 
 def watched(route: Callable, used: list[int]) -> Callable:
@@ -101,7 +101,7 @@ def test_experts_are_those_that_the_round_used(
         assert drafts is not None
         parts = omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text
         engine = SpeculativeEngine(PlainEngine(*parts, Sampling()), drafts)
-        counted = bench_drafters.count_experts(engine, batch, Limits(9))
+        counted = count_experts(engine, batch, Limits(9))
         used: list[int] = []
         monkeypatch.setattr(expert_parallel, "route", watched(expert_parallel.route, used))
         state = engine.prefill(batch, requests_for(batch, Limits(9), [0, 0])).state
@@ -111,13 +111,6 @@ def test_experts_are_those_that_the_round_used(
         jax.effects_barrier()
         monkeypatch.undo()
         assert used == counted[0].tolist()
-
-
-@pytest.mark.parametrize("missing", ["speculative", "model", "prompts"])
-def test_settings_that_compare_nothing_are_refused(missing: str) -> None:
-    whole: dict[str, Any] = {"speculative": True, "model": Path("m"), "prompts": Path("p"), "drafter": ("d",)}
-    with pytest.raises(ValueError, match="--drafter needs"):
-        Bench(**{key: value for key, value in whole.items() if key != missing})
 
 
 @pytest.mark.parametrize(
@@ -139,8 +132,10 @@ def test_prompts_that_cannot_be_read_are_named(text: str, complaint: str, tmp_pa
 
 def test_what_would_fail_late_fails_first(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "x"}')
-    asked = Bench(speculative=True, model=tmp_path, prompts=tmp_path / "p.jsonl", drafter=("oracle:abc",))
-    with pytest.raises(InputError, match="oracle lies"):
-        bench_drafters.report(asked)
+    settings: dict[str, Any] = {"model": tmp_path, "prompts": tmp_path / "p.jsonl"}
+    with pytest.raises(InputError, match="error rate"):
+        bench_drafters.report(Drafters(drafter=("oracle:abc",), **settings))
     with pytest.raises(InputError, match="folder does not exist"):
-        bench_drafters.report(replace(asked, plot=tmp_path / "no" / "plot.png"))
+        Drafters(drafter=("oracle:0.3",), plot=tmp_path / "no" / "plot.png", **settings)
+    with pytest.raises(InputError, match="no drafter"):
+        Drafters(drafter=(), **settings)

@@ -139,7 +139,7 @@ def test_what_was_saved_is_read_before_it_gets_its_name(ours, tmp_path, monkeypa
 
 
 def test_flipped_bits_of_saved_checkpoints_are_found(ours, tmp_path):
-    from tests.convert.test_convert import flip
+    from tests.helpers.damage import flip
 
     params = restore(ours, ("thinker",))
     save(tmp_path / "saved", params, ours)

@@ -62,6 +62,20 @@ def test_a_checkpoint_without_speech(public: dict) -> None:
     assert config.talker is None and config.code2wav is None
 
 
+def test_what_the_reference_has_defaults_for_may_be_absent(public: dict) -> None:
+    """Just the reference's own, at the top of the file; here too null means absent."""
+    from transformers import Qwen3OmniMoeConfig
+
+    short, theirs = public, Qwen3OmniMoeConfig()
+    for name in [key for key, value in public.items() if key.endswith("_token_id") or isinstance(value, bool)]:
+        short = change(short, name)
+    config = OmniConfig.from_hf(short)
+    assert config == OmniConfig.from_hf(public) and config.talker is not None
+    top = {name: i for name, i in config.token_ids.items() if not hasattr(config.thinker, name)}
+    assert len(top) == 8 and top == {name: getattr(theirs, name) for name in top} and theirs.enable_audio_output
+    assert OmniConfig.from_hf(change(change(public, "enable_audio_output", None), "user_token_id", None)) == config
+
+
 def test_layers_without_experts() -> None:
     values = config_dict("odd")
     text = OmniConfig.from_hf(values).thinker.text
@@ -128,8 +142,11 @@ WRONG: list[tuple[Callable[[dict], dict], str]] = [
     (lambda v: change(v, f"{THINKER}.vision_config.out_hidden_size", 64), "the vision encoder gives 64"),
     (lambda v: change(v, f"{THINKER}.audio_config.n_window", 20), "13 tokens"),
     (lambda v: change(v, f"{THINKER}.audio_config.n_window_infer", 50), "shorter than a chunk"),
-    (lambda v: change(v, "enable_audio_output"), "enable_audio_output"),
-    (lambda v: change(v, "talker_config"), "'talker_config' is missing"),
+    (lambda v: change(v, "enable_audio_output", "no"), "enable_audio_output"),
+    (lambda v: change(v, "talker_config"), "'talker_config' is missing; a Thinker alone states"),
+    (lambda v: change(change(v, "enable_audio_output"), "code2wav_config", None), "'code2wav_config' is missing"),
+    (lambda v: change(v, "thinker_config.audio_token_id"), "audio_token_id' is missing"),
+    (lambda v: change(v, "talker_config.codec_bos_id"), "codec_bos_id' is missing"),
 ]
 
 

@@ -103,7 +103,7 @@ def test_taps_are_the_references_hidden_states(
     ids, L = np.arange(7, 20)[None], config.thinker.text.num_layers
     taps = drafter.taps(L)
     position = jnp.broadcast_to(jnp.arange(13.0), (3, 1, 13))
-    _, _, tapped = thinker.whole(thinker.embed_tokens(jnp.asarray(ids)), position, taps=taps)
+    tapped = thinker.forward(thinker.embed_tokens(jnp.asarray(ids)), position, taps=taps).taps
     with torch.no_grad():
         states = reference(variant).thinker(input_ids=torch.tensor(ids), output_hidden_states=True).hidden_states
     if isinstance(drafter.config, DFlashConfig):

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from scripts.aot import hlo as hlo_report
 from scripts.gpu import __main__ as gpu_check
 from scripts.gpu import correct as gpu_correct
 from scripts.gpu import correct_speech as gpu_correct_speech
+from scripts.gpu import sections
 from scripts.gpu import speed as gpu_speed
 
 
@@ -47,7 +49,7 @@ def test_everything_holds(name: str) -> None:
     ],
 )
 def test_wrong_speech_is_noticed(part: str, wrong: str) -> None:
-    params = gpu_correct.random_params(getattr(gpu_correct_speech, f"{part}_graph")())
+    params = gpu_correct.random_params(getattr(gpu_correct_speech, f"{part}_declaration")())
 
     def spoilt(path: Any, leaf: np.ndarray) -> np.ndarray:
         return np.roll(leaf, 1, axis=-1) if "/".join(key.key for key in path) == wrong else leaf
@@ -125,7 +127,7 @@ def test_an_error_leaves_the_other_measurements() -> None:
 
     steps: list[Callable[[], list[int]]] = [lambda: [1], fails, lambda: [2]]
     for step in steps:
-        gpu_check.attempt(step, results, errors)
+        sections.attempt(step, results, errors)
     assert results == [1, 2] and errors == ["RuntimeError: out of memory"]
 
 
@@ -136,6 +138,16 @@ def test_the_busiest_kernels_of_a_profile() -> None:
     stream = line("Stream #1", ("gemm", 3e6), ("copy", 5e6), ("gemm", 4e6))
     device = SimpleNamespace(name="/device:GPU:0", lines=[line("XLA Modules", ("jit", 9e6)), stream])
     assert gpu_speed.busiest([device]) == [("gemm", 7.0, 2), ("copy", 5.0, 1)]
+
+
+def test_every_section_can_be_asked_for() -> None:
+    assert get_args(gpu_check.Section) == tuple(sections.SECTIONS)
+
+
+def test_a_section_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    assert gpu_check.check(tmp_path, "tiny", only=("versions",)) == 0
+    assert "| jax |" in (tmp_path / "summary.md").read_text()
+    assert "error" in gpu_check.run_apart("versions", "tiny", tmp_path, limit=0.01)
 
 
 def test_summary_names_failures() -> None:

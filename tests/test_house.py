@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    ("config", "decoder_config", "distributed", "draft_config", "errors", "files", "process", "reader", "sharding"),
+    (
+        "compilation_cache",
+        "config",
+        "decoder_config",
+        "distributed",
+        "draft_config",
+        "errors",
+        "files",
+        "process",
+        "reader",
+        "sharding",
+    ),
     ("ops", "inputs", "settings", "sound"),
     ("models",),
     ("decode", "weights"),

@@ -24,48 +24,12 @@ from omni_jax.models.param import bind
 from omni_jax.omni import Omni
 from omni_jax.ops.cache import KVCache, lengthen
 from tests.convert.conftest import as_first_format
-from tests.parity import audio_part, image_part, reference_inputs, user, video_part
+from tests.helpers.prompts import PROMPTS
+from tests.parity import image_part, reference_inputs, user, video_part
 
 VARIANTS = ("tiny", "small", "odd")
 ATOL = 5e-4
 MARGIN = 2e-3
-
-
-SPOKEN = Path(__file__).parent / "data" / "hello_with_speech.mp4"
-PROMPTS: dict[str, tuple[list[list[dict]], bool]] = {
-    "text": ([user("Why is the sky blue?")], False),
-    "image": ([user(image_part(120, 90), "What is this?")], False),
-    "images": ([user(image_part(64, 200), "and", image_part(150, 100, 3), "differ how?")], False),
-    "audio": ([user(audio_part(2.3), "Who speaks?")], False),
-    "long audio": ([user("Listen:", audio_part(11.7, 1))], False),
-    "half a minute of audio": ([user(audio_part(33.2, 4), "Go on.")], False),
-    "short audio": ([user(audio_part(0.3, 2), "A click?")], False),
-    "video": ([user(video_part(7, 90, 120), "What happens?")], False),
-    "audio in video": ([user({"type": "video", "video": str(SPOKEN), "fps": 0.5}, "What is said?")], True),
-    "mixed": (
-        [
-            user(
-                image_part(60, 80, 1),
-                audio_part(1.4, 3),
-                video_part(5, 70, 60, 1.5),
-                "between",
-                audio_part(3.1, 4),
-                image_part(100, 40, 2),
-                "and the end",
-            )
-        ],
-        False,
-    ),
-    "unequal rows": (
-        [
-            user("Just words."),
-            user(image_part(90, 90, 5), "One picture, and rather more words than in the first row."),
-            user(audio_part(1.2, 5), video_part(4, 64, 64, 2.0, 6)),
-            user(audio_part(9.4, 6), image_part(40, 130, 7), "Both."),
-        ],
-        False,
-    ),
-}
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -143,14 +107,14 @@ def cached_logits(omni: Omni, batch: Batch, token_ids: list[int]) -> np.ndarray:
     n, media = batch.token_ids.shape[1], encode_media(params, batch, omni.declarations["thinker"])
     cache = KVCache.empty(text.num_layers, 1, text.num_kv_heads, n + len(token_ids), text.head_dim, np.float32)
     x = thinker.embed_tokens(batch.token_ids, media)
-    hidden, cache, _ = thinker.whole(x, batch.position_ids, cache, media=media)
-    logits = [thinker.logits(hidden[0, -1:])]
+    out = thinker.prefill(x, batch.position_ids, cache, media=media)
+    logits = [thinker.logits(out.hidden[0, -1:])]
     for start in (0, *range(1, len(token_ids) - 1, 4)):
         ids = np.array([token_ids[start : 1 if start == 0 else min(start + 4, len(token_ids) - 1)]])
         at = n + start + np.arange(ids.shape[1]) + batch.rope_delta[0]
         position_ids = np.broadcast_to(at, (3, 1, ids.shape[1])).astype(np.float32)
-        hidden, cache, _ = thinker.extend(thinker.embed_tokens(ids), position_ids, cache)
-        logits.append(thinker.logits(hidden[0]))
+        out = thinker.extend(thinker.embed_tokens(ids), position_ids, out.cache)
+        logits.append(thinker.logits(out.hidden[0]))
     return np.concatenate(logits)
 
 
@@ -168,7 +132,8 @@ def test_tapped_hidden_states_are_those_of_the_reference(
     media = encode_media(params, batch, omni.declarations["thinker"])
     L = omni.config.thinker.text.num_layers
     taps = (0, 1, 2, L - 1, L)
-    _, _, got = thinker.whole(thinker.embed_tokens(batch.token_ids, media), batch.position_ids, media=media, taps=taps)
+    x = thinker.embed_tokens(batch.token_ids, media)
+    got = thinker.forward(x, batch.position_ids, media=media, taps=taps).taps
     inputs = reference_inputs(omni.processor, conversations, batch)
     with torch.no_grad():
         want = reference(variant).thinker(**inputs, output_hidden_states=True).hidden_states

@@ -159,7 +159,7 @@ def test_what_other_programs_call_a_manifest_is_not_overwritten(tmp_path: Path) 
     assert names(tmp_path / "site") == [MANIFEST, "thesis.txt"] and names(tmp_path) == ["site"]
 
 
-@pytest.mark.parametrize("name", ["results", "params/more"])
+@pytest.mark.parametrize("name", ["results", "params/more", ".env"])
 def test_what_lies_beside_a_checkpoint_is_not_deleted_with_it(tmp_path: Path, name: str) -> None:
     write(tmp_path / "old", "old")
     (tmp_path / "old" / ".DS_Store").touch()
@@ -175,6 +175,13 @@ def test_what_lies_beside_a_checkpoint_is_not_deleted_with_it(tmp_path: Path, na
     with pytest.raises(CheckpointError, match="everything is written"):
         write(tmp_path / "old", overwrite=True, meanwhile=somebody)
     assert (tmp_path / "old" / name).exists()
+
+
+def test_the_remedy_for_a_damaged_destination_can_be_followed(tmp_path: Path) -> None:
+    write(tmp_path / "old", "old")
+    (tmp_path / "old" / MANIFEST).write_text('{"format": 2, "leaves": {}}')
+    with pytest.raises(CheckpointError, match="it is damaged.*; remove it, or choose another name$"):
+        write(tmp_path / "old", overwrite=True)
 
 
 def test_what_appears_in_an_empty_directory_is_not_replaced(tmp_path: Path) -> None:

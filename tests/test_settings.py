@@ -25,7 +25,7 @@ from omni_jax.inputs.processor import Processor
 from omni_jax.omni import Omni
 from omni_jax.settings import Settings, meanings
 from omni_jax.weights.drafters import load_drafter
-from tests.commands import flag_names
+from tests.helpers.flags import flag_names
 from tests.parity import user
 
 MESSAGES = user("What is this?")

@@ -30,7 +30,7 @@ from omni_jax.ops import expert_parallel
 from omni_jax.ops.cache import lay_over
 from omni_jax.sharding import constrain, make_mesh, mesh_name, parse_mesh, round_up_rows, sharding_for, split_over
 from omni_jax.weights.drafters import load_drafter
-from tests.ops.test_expert_parallel import collectives
+from tests.helpers.experts import collectives
 from tests.parity import audio_part, image_part, user
 
 WORDS = [user(text) for text in ("Why?", "One two", "The sky is blue.", "Go on", "a b c", "Tell me", "x", "And then?")]

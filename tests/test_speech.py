@@ -17,8 +17,8 @@ from omni_jax.decode.speech.session import RESIDUAL, Voice
 from omni_jax.decode.speech.speakers import Speakers, SpeechRequest
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
+from tests.helpers.prompts import PROMPTS
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part
-from tests.test_omni import PROMPTS
 
 WAVE_ATOL = 1e-3
 NEW, FRAMES = 9, 20

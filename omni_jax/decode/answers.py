@@ -5,13 +5,14 @@ Batching -> token ids -> text ------------.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from omni_jax.decode.batching import Batching
+from omni_jax.decode.reasoning import ReasoningSplitter, split_reasoning
 from omni_jax.decode.reply import Event, Logprobs, Reply
 from omni_jax.decode.request import Request
 from omni_jax.decode.speech.vocode import Vocoder
@@ -58,11 +59,13 @@ def replies_in_turn(batching: Batching, tokenizer: Tokenizer, vocode: Vocode) ->
 def events_of(batching: Batching, request: Request, tokenizer: Tokenizer, vocoder: Vocoder | None) -> Iterator[Event]:
     """The events of one request that runs alone; it speaks if there is a vocoder."""
     text = (request.limits.stops or StopStrings(tokenizer, ())).watch()
+    splitter = ReasoningSplitter(request.begins_inside_reasoning)
     written, frames, seconds, waves = 0, 0, 0.0, [np.zeros(0, np.float32)]
     for _ in batching.run():
         if new := request.token_ids[written:]:
             text.add(new)
-            yield Event(text.piece(), new, logprobs=logprobs_of(request, written))
+            piece = splitter.add(text.piece())
+            yield Event(piece.text, new, logprobs=logprobs_of(request, written), reasoning=piece.reasoning)
             written += len(new)
         if vocoder is not None and request.speaker is not None and request.speaker.made > frames:
             start = perf_counter()
@@ -73,7 +76,8 @@ def events_of(batching: Batching, request: Request, tokenizer: Tokenizer, vocode
     times = {"prefill_seconds": batching.prefill_seconds, "decode_seconds": batching.decode_seconds}
     sound = None if vocoder is None else Sound(np.concatenate(waves), seconds)
     reply = reply_of(request, batching.engine.stats(request), tokenizer, times, sound)
-    yield Event(text.last_piece(), [], reply)
+    piece = splitter.add(text.last_piece(), last=True)
+    yield Event(piece.text, [], reply, reasoning=piece.reasoning)
 
 
 def sounds_of(requests: Sequence[Request], vocode: Vocode) -> list[Sound | None]:
@@ -102,16 +106,18 @@ def reply_of(
         **drafting,
     }
     text = tokenizer.decode(request.token_ids) if request.watch is None else request.watch.text()
+    text, reasoning = split_reasoning(text, request.begins_inside_reasoning)
+    reply = Reply(text, request.token_ids, stats, logprobs=logprobs_of(request), reasoning=reasoning)
     if request.speaker is None or sound is None:
-        return Reply(text, request.token_ids, stats, logprobs=logprobs_of(request))
-    stats |= {
+        return reply
+    spoken = {
         "frames": request.speaker.made,
         "audio_seconds": len(sound.wave) / SAMPLES_PER_SECOND,
         "speech_finish_reason": "length" if request.speaker.cut else "stop",
         "talker_seconds": request.speaker.seconds,
         "vocoder_seconds": sound.seconds,
     }
-    return Reply(text, request.token_ids, stats, sound.wave, request.speaker.codes, logprobs_of(request))
+    return replace(reply, stats=stats | spoken, audio=sound.wave, codes=request.speaker.codes)
 
 
 def logprobs_of(request: Request, since: int = 0) -> Logprobs | None:

@@ -14,6 +14,7 @@ from omni_jax.decode.engine import Engine, PlainEngine
 from omni_jax.decode.limits import Limits, limit_of, seeds_of
 from omni_jax.decode.memory import Cache, check_memory, fitting_rows
 from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat_rows
+from omni_jax.decode.reasoning import ends_inside_reasoning
 from omni_jax.decode.request import requests_for
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.session import Voice
@@ -46,8 +47,12 @@ class GenerationPlan:
         longest, limits = int(prompt_lengths(batch).max()), self.limits
         check_context(longest, limits.max_new_tokens, config.thinker.text.max_position_embeddings)
         requests, speech = requests_for(batch, limits, seeds, self.sampling.logprobs), None
+        copies = len(seeds) // len(batch.mask)
+        for b, request in enumerate(requests):
+            ids, mask = batch.token_ids[b // copies], batch.mask[b // copies]
+            if limits.stops is not None:
+                request.begins_inside_reasoning = ends_inside_reasoning(ids, mask, limits.stops.tokenizer)
         if self.voice is not None:
-            copies = len(seeds) // len(batch.mask)
             speech = SpeechRequest.read(repeat_rows(batch, copies), self.voice.repeated(copies), config)
         return Admission(batch, requests, speech)
 

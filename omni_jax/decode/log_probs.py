@@ -9,10 +9,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from omni_jax.decode.text import Array
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
-from omni_jax.sharding import replicate
+from omni_jax.sharding import Array, replicate
 
 # Positions whose logits exist at the same time, over all rows.
 BLOCK = 256
@@ -34,9 +33,9 @@ def token_log_probs(
     """
     thinker = bind(declaration, params)
     token_ids = jnp.asarray(token_ids)
-    hidden, _, _ = thinker.whole(thinker.embed_tokens(token_ids, media), jnp.asarray(position_ids), media=media)
+    out = thinker.forward(thinker.embed_tokens(token_ids, media), jnp.asarray(position_ids), media=media)
     B, C = at.shape
-    before = jnp.take_along_axis(hidden, jnp.asarray(at)[..., None] - 1, axis=1)
+    before = jnp.take_along_axis(out.hidden, jnp.asarray(at)[..., None] - 1, axis=1)
     targets = jnp.take_along_axis(token_ids, jnp.asarray(at), axis=1)
 
     def one(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

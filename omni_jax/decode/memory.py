@@ -21,6 +21,7 @@ from omni_jax.inputs.memory import available_bytes
 from omni_jax.weights.placement import WORKING_SHARE, most_cache_bytes, usable
 
 GB = 1e9
+MOST_ROWS = 1 << 40  # that are counted; no machine holds them
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def fitting_rows(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Ma
             for mesh in {meshes[c.part] for c in caches}
         )
 
-    return bisect_left(range(caches[0].rows), True, key=lambda less: not fits(less + 1))
+    return bisect_left(range(min(caches[0].rows, MOST_ROWS)), True, key=lambda less: not fits(less + 1))
 
 
 def _would_fit(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> str:

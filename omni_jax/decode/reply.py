@@ -29,6 +29,8 @@ class Reply:
     """An answer: its text, its token ids (the stop token included), its speech if there is any, and stats.
 
     With a stop string the text ends before it, and the token ids end with the token that completes it.
+    text: the answer. reasoning: what a thinking model wrote before it, between <think> and </think>; None without. A
+    reply that ends while it still thinks has no answer. The token ids are those of both.
     audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames]. logprobs: of the token ids, if they were wanted.
     stats: prompt_tokens, new_tokens, finish_reason ("stop", "length", or "cancelled"), prefill_seconds and
     decode_seconds; if stop strings were given also stop_string, the one that ended it or None; with speech also frames,
@@ -45,6 +47,7 @@ class Reply:
     audio: np.ndarray | None = None
     codes: np.ndarray | None = None
     logprobs: Logprobs | None = None
+    reasoning: str | None = None
 
     def __repr__(self) -> str:
         sound = "" if self.audio is None else f", {self.audio.size / SAMPLES_PER_SECOND:.1f} s of speech"
@@ -57,7 +60,8 @@ class Event:
 
     A piece may be empty while a character is incomplete, or while the text may be the beginning of a stop string.
     audio: the next piece of speech, float32 [samples] at 24 kHz, None in events without. logprobs: of the token ids, if
-    they were wanted and there are any. The last event carries the whole reply.
+    they were wanted and there are any. reasoning: the next piece of what a thinking model writes before its answer; the
+    text has none of it. The last event carries the whole reply.
     """
 
     text: str
@@ -65,6 +69,7 @@ class Event:
     reply: Reply | None = None
     audio: np.ndarray | None = None
     logprobs: Logprobs | None = None
+    reasoning: str = ""
 
     def __repr__(self) -> str:
         sound = "" if self.audio is None else f", {self.audio.size / SAMPLES_PER_SECOND:.1f} s of speech"

@@ -25,7 +25,8 @@ class Request:
     """One reply.
 
     prompt_tokens: of its prompt. limits: where it ends. seed: of its draws. ends: as in `Prompt`. logprobs:
-    alternatives to report with each token, None for no log-probabilities. number: which of the prompts it answers.
+    alternatives to report with each token, None for no log-probabilities. begins_inside_reasoning: whether
+    its prompt ends with <think>. number: which of the prompts it answers.
     token_ids: drawn so far. speaker: what says it, None for text alone. cancelled: whether `cancel` was called. ended:
     whether `ends` was true. seconds: from `start` until its text was done. given, could_give: tokens that each round of
     drafting gave and could give. verified: tokens that rounds verified.
@@ -36,6 +37,7 @@ class Request:
     seed: int = 0
     ends: Callable[[list[int]], bool] | None = None
     logprobs: int | None = None
+    begins_inside_reasoning: bool = False
     number: int = 0
     token_ids: list[int] = field(default_factory=list)
     speaker: Speaker | None = None

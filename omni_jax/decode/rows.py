@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from omni_jax.decode.text import Array, Rows
+from omni_jax.decode.text import Rows
 from omni_jax.ops.cache import KVCache, lay_over
+from omni_jax.sharding import Array
 
 
 @partial(jax.jit, static_argnames="rows")

@@ -12,16 +12,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
 from omni_jax.ops.cache import KVCache, lay_over
-from omni_jax.sharding import place, place_rows, replicate, replicate_for_hosts
-
-Array = jax.Array | np.ndarray
+from omni_jax.sharding import Array, place, place_rows, replicate, replicate_for_hosts
 
 NO_TOKEN = -1
 CHUNK = 32
@@ -105,10 +102,10 @@ def prefill(
     B = request.token_ids.shape[0]
     x = thinker.embed_tokens(request.token_ids, media)
     empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
-    hidden, cache, tapped = thinker.whole(x, jnp.asarray(request.position_ids), empty, media=media, taps=taps)
-    assert cache is not None
+    out = thinker.prefill(x, jnp.asarray(request.position_ids), empty, media=media, taps=taps)
+    cache, tapped = out.cache, out.taps
     length, rope_delta = jnp.asarray(request.length), jnp.asarray(request.rope_delta)
-    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)[:, 0]
+    last = jnp.take_along_axis(out.hidden, length[:, None, None] - 1, axis=1)[:, 0]
     budget = jnp.asarray(request.budget)
     rows = Rows(
         token=jnp.zeros(budget.shape, jnp.int32),
@@ -151,9 +148,9 @@ def decode_chunk(
     def step(carry: tuple) -> tuple:
         i, state, tokens = carry
         x = thinker.embed_tokens(state.rows.token[:, None])
-        hidden, cache, _ = thinker.extend(x, state.positions(jnp.arange(1)), state.cache, unroll=unroll)
-        cache = replace(cache, length=jnp.where(state.rows.done, state.cache.length, cache.length))
-        logits = thinker.logits(hidden[:, 0])
+        out = thinker.extend(x, state.positions(jnp.arange(1)), state.cache, unroll=unroll)
+        cache = replace(out.cache, length=jnp.where(state.rows.done, state.cache.length, out.cache.length))
+        logits = thinker.logits(out.hidden[:, 0])
         token, rows = draw(logits, state.rows, cache.length, stop_ids, values, plan)
         at = (0, i, *(0,) * len(reported_shape(plan)))
         tokens = jax.lax.dynamic_update_slice(tokens, reported(token, logits, plan)[:, None], at)
@@ -185,8 +182,8 @@ def forward(
     """
     thinker = bind(declaration, params)
     x = thinker.embed_tokens(token_ids, media)
-    hidden, _, _ = thinker.whole(x, position_ids, first_valid=first_valid, media=media)
-    return replicate_for_hosts(thinker.logits(hidden), declaration.mesh)
+    out = thinker.forward(x, position_ids, first_valid, media)
+    return replicate_for_hosts(thinker.logits(out.hidden), declaration.mesh)
 
 
 def grow(state: DecodeState, *, capacity: int) -> DecodeState:

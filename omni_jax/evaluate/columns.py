@@ -27,9 +27,17 @@ def check_columns(row: Mapping[str, Any]) -> set[str]:
     free = [name for name in _MEANT if name not in row and name not in taken]
     for name in sorted(unread):
         medium = _MEDIUM.fullmatch(name)
-        if medium is not None and (kind := medium[1].lower()) in free:
+        if medium is not None and (kind := medium[1].lower()) in free and not _holds(row.get("messages"), kind):
             where = "its part of the messages" if "messages" in row else f"{kind!r}, which may be a list"
             raise InputError(f"the column {name!r} is not read; write {where}")
-        if near := get_close_matches(name.lower(), free, n=1, cutoff=_NEAR):
+        # People rarely miss the first letter: "preference" is a word of its own.
+        if near := get_close_matches(name.lower(), [one for one in free if one[0] == name[:1].lower()], 1, _NEAR):
             raise InputError(f"the column {name!r} is not read; write {near[0]!r} if that is meant, or rename it")
     return unread
+
+
+def _holds(messages: Any, kind: str) -> bool:
+    """Whether a part of the messages is a medium of a kind, in any form; nothing else is checked."""
+    contents = [message.get("content") for message in messages or () if isinstance(message, Mapping)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, Mapping) and kind in str(part.get("type")) for part in parts)

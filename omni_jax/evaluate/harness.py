@@ -32,8 +32,9 @@ import omni_jax
 from omni_jax.decode.prompt import Prompt
 from omni_jax.errors import InputError
 from omni_jax.evaluate.context import seed_of
-from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods, text_context
+from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods
 from omni_jax.files import user_path
+from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.messages import read_conversation
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.omni import Omni
@@ -132,7 +133,7 @@ class OmniLM(TemplateLM):
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             raise InputError(f"{len(continuation)} tokens of continuation do not fit a context of {self.max_length}")
-        return Continuation(text_context(context[-room:]), continuation)
+        return Continuation(Batch.of_text([context[-room:]]), continuation)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole text, in windows of the context where it is longer."""
@@ -193,7 +194,7 @@ class OmniLM(TemplateLM):
             text = self._tokens.decode(written)
             return any(stop in text for stop in stops)
 
-        return Prompt(text_context(ids or [self.prefix_token_id]), request.seed, new, ends)
+        return Prompt(Batch.of_text([ids or [self.prefix_token_id]]), request.seed, new, ends)
 
     def _stops(self, gen_kwargs: dict) -> list[str]:
         stops = handle_stop_sequences(_settings(gen_kwargs, self.max_gen_toks)["until"], eos=None)

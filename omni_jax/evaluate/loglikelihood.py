@@ -56,22 +56,6 @@ class Continuation:
         return longer
 
 
-def text_context(token_ids: Sequence[int]) -> Batch:
-    """A context of plain tokens."""
-    ids = np.asarray([token_ids], np.int32)
-    B, T = ids.shape
-    return Batch(
-        token_ids=ids,
-        mask=np.ones((B, T), bool),
-        position_ids=np.broadcast_to(np.arange(T, dtype=np.float32), (3, B, T)).copy(),
-        rope_delta=np.zeros(B, np.float32),
-        vision=(),
-        visual_index=np.full((B, T), -1, np.int32),
-        audio=None,
-        audio_index=np.full((B, T), -1, np.int32),
-    )
-
-
 def log_likelihoods(
     omni: Omni,
     continuations: Sequence[Continuation],

@@ -161,6 +161,12 @@ def _from_file(source: Source, max_seconds: float, start: float, end: float | No
     return samples, rate
 
 
+def _skip(sound: Any, samples: int) -> None:
+    """Read on in an open soundfile.SoundFile whose codec cannot seek, as telephony's cannot."""
+    while samples > 0 and (read := len(sound.read(min(samples, 1 << 20), dtype="float32"))):
+        samples -= read
+
+
 def _read_sound(sound: Any, what: str, max_seconds: float, start: float, end: float | None) -> np.ndarray:
     """A span of an open soundfile.SoundFile as mono float32 [samples]."""
     import soundfile
@@ -170,8 +176,10 @@ def _read_sound(sound: Any, what: str, max_seconds: float, start: float, end: fl
     _check_start(what, start, sound.samplerate, sound.frames)
     samples, filled = np.empty(last - first, np.float32), 0
     try:
-        if first:
+        if sound.seekable():
             sound.seek(first)
+        else:
+            _skip(sound, first)
         # Not sound.blocks: where a file ends early, that goes on with whatever its buffer held.
         while (block := sound.read(min(last - first - filled, 1 << 20), dtype="float32", always_2d=True)).size:
             with np.errstate(invalid="ignore", over="ignore"):  # infinite samples are refused with a sentence

@@ -14,15 +14,15 @@ if it were alone.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from omni_jax.config import AudioConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import TOKENS_PER_CHUNK, token_count
-from omni_jax.inputs.positions import MediaItem
-
-Grid = tuple[int, int, int]
+from omni_jax.inputs.positions import Grid, MediaItem
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class AudioWindows:
     width: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Batch:
     """Everything that the Thinker reads, in NumPy, and what the Talker's prompt is made of.
 
@@ -73,6 +73,27 @@ class Batch:
     audio: AudioWindows | None
     audio_index: np.ndarray
     items: tuple[tuple[MediaItem, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        B, T = self.token_ids.shape
+        frames, windows = sum(len(rows.grid) for rows in self.vision), 0 if self.audio is None else len(self.audio.mel)
+        return f"Batch(token_ids [{B}, {T}], {frames} rows of patches, {windows} audio windows)"
+
+    @classmethod
+    def of_text(cls, token_ids: ArrayLike) -> Self:
+        """Rows of plain tokens int32 [B, T], without media and without padding."""
+        ids = np.asarray(token_ids, np.int32)
+        B, T = ids.shape
+        return cls(
+            token_ids=ids,
+            mask=np.ones((B, T), bool),
+            position_ids=np.tile(np.arange(T, dtype=np.float32), (3, B, 1)),
+            rope_delta=np.zeros(B, np.float32),
+            vision=(),
+            visual_index=np.full((B, T), -1, np.int32),
+            audio=None,
+            audio_index=np.full((B, T), -1, np.int32),
+        )
 
 
 def bucket(n: int) -> int:

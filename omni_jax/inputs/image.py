@@ -33,7 +33,9 @@ STRIP_PIXELS = 1 << 22  # converted at a time, so that a picture is held twice, 
 # Not PIL's whole list: some of its readers start other programs (EPS) or hold no picture of their own.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_MARKER = re.compile(rb"\xff+([^\0\xff\xd0-\xd7])")  # of a part of a JPEG; in a scan, 0 or a restart follows each 0xff
+# Of a part of a JPEG; in a scan, 0 or a restart follows each 0xff. No "+" after the first byte: it would take quadratic
+# time for a file that ends in many of them.
+_MARKER = re.compile(rb"\xff([^\0\xff\xd0-\xd7])")
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from omni_jax.errors import InputError
+from omni_jax.inputs.values import plain
 
 _SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 _FRAMES = ("fps", "nframes", "min_frames", "max_frames", "total_pixels", "video_start", "video_end")
@@ -122,8 +123,9 @@ def did_you_mean(name: Any, known: Iterable[str]) -> str:
 
 
 def number(value: Any, what: str) -> float:
-    """A number above zero, of Python or NumPy; InputError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < (given := _python(value)) <= MOST:
+    """A number above zero, of Python, NumPy or JAX; InputError otherwise."""
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, numbers.Real) or not 0 < (given := _python(found)) <= MOST:
         raise InputError(f"{what} is {_shown(value)}; give a positive number of at most {MOST:g}")
     return given
 

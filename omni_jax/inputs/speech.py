@@ -110,8 +110,8 @@ def _talker(config: OmniConfig) -> TalkerConfig:
     missing = [part for part in ("talker", "code2wav") if getattr(config, part) is None]
     if config.talker is None or missing:
         raise InputError(
-            f"this checkpoint cannot speak, it holds no {' and '.join(missing)}; convert the whole model, with all its "
-            "parts, or ask for text only"
+            f"this model cannot speak, it has no {' and '.join(missing)} (enable_audio_output is false in its "
+            "config.json, as in Thinking and Captioner checkpoints); ask for text only"
         )
     return config.talker
 

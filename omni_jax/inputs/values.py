@@ -47,7 +47,7 @@ def flag(name: str, value: Any) -> bool:
 
 def listed(name: str, value: Any, remedy: str) -> list[Any]:
     """The items of a list, tuple, set, range or array; InputError for text, bytes and anything else."""
-    if isinstance(value, np.ndarray) and value.ndim == 1:
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Sequence | set | frozenset):
         raise InputError(f"{name} is {shown(value)}; {remedy}")

@@ -20,8 +20,9 @@ import numpy as np
 from flax import nnx
 
 from omni_jax.config import AudioConfig
-from omni_jax.models.encoder import EncoderBlocks, gelu_exact
-from omni_jax.models.param import LayerNorm, Linear, param
+from omni_jax.models.encoder import EncoderBlocks
+from omni_jax.models.param import LayerNorm, Linear, Module, param
+from omni_jax.ops.gelu import gelu_exact
 
 # Constants of the architecture: no config.json states them.
 NORM_EPS = 1e-5
@@ -54,7 +55,7 @@ def sinusoids(length: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-class StridedConv(nnx.Module):
+class StridedConv(Module):
     """3 x 3 convolution of stride 2 over (mel, time), padded by one, with the exact GELU; weight as on disk, OIHW."""
 
     def __init__(self, rngs: nnx.Rngs, channels_in: int, channels_out: int):
@@ -68,7 +69,7 @@ class StridedConv(nnx.Module):
         return gelu_exact(y + self.bias[...][:, None, None])
 
 
-class AudioEncoder(nnx.Module):
+class AudioEncoder(Module):
     """Windows of mel chunks to text-model tokens."""
 
     def __init__(self, rngs: nnx.Rngs, config: AudioConfig):
@@ -91,6 +92,7 @@ class AudioEncoder(nnx.Module):
         self.proj1 = Linear(rngs, (D, D), ("mlp", "embed"))
         self.proj2 = Linear(rngs, (config.out_hidden_size, D), ("embed", "mlp"))
 
+    @jax.named_scope("audio")
     def __call__(self, mel: jax.Array, frames: jax.Array, width: jax.Array) -> jax.Array:
         """Encode windows: mel [W, C, M, F], frames and width int32 [W, C] -> tokens [W, C * 13, out].
 
@@ -107,6 +109,7 @@ class AudioEncoder(nnx.Module):
         x, _ = self.blocks(x.reshape(W, -1, x.shape[2]), steps(frames).sum(axis=1))
         return self.proj2(gelu_exact(self.proj1(self.post_norm(x))))
 
+    @jax.named_scope("convolutions")
     def _embed_chunk(self, chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         """One chunk's mel [M, F] and its width -> [steps, D]; as if nothing existed at or beyond the width."""
         mel, width = chunk

@@ -17,6 +17,7 @@ afresh every 300 frames and loses `lost_samples` there; `decode.vocode` has that
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from omni_jax.config import Code2WavConfig
+from omni_jax.errors import InputError
 from omni_jax.models.decoder import DecoderLayers
-from omni_jax.models.encoder import gelu_exact
-from omni_jax.models.param import LayerNorm, Linear, RMSNorm, param, project
+from omni_jax.models.param import LayerNorm, Linear, Module, RMSNorm, param, project
 from omni_jax.ops.cache import CACHE_AXES, KVCache
 from omni_jax.ops.conv import causal_conv, conv_to_mono, conv_transpose, depthwise_conv, snake
+from omni_jax.ops.gelu import gelu_exact
 from omni_jax.ops.rope import rope
-from omni_jax.sharding import constrain, constrain_rows
+from omni_jax.sharding import Array, constrain, constrain_rows
 
 # Constants of the architecture: no config.json states them.
 SAMPLES_PER_SECOND = 24_000
@@ -58,6 +60,15 @@ class VocoderState:
         """The same state, inside `jit`, with rows and heads on the devices of `mesh` that compute them."""
         tails = tuple(constrain_rows(tail, mesh) for tail in self.tails)
         return replace(self, k=constrain(self.k, CACHE_AXES, mesh), v=constrain(self.v, CACHE_AXES, mesh), tails=tails)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sound:
+    """wave: float32 [B, samples]. state: what these frames and those before leave for later ones."""
+
+    wave: jax.Array
+    state: VocoderState
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class Stage:
         return jnp.where(jnp.arange(x.shape[1])[:, None] < left, 0, x)
 
 
-class CausalConv(nnx.Module):
+class CausalConv(Module):
     """A causal convolution: weight [out, in, k], bias [out]."""
 
     def __init__(self, rngs: nnx.Rngs, channels_in: int, channels_out: int, dilation: int = 1):
@@ -113,7 +124,7 @@ class CausalConv(nnx.Module):
         return causal_conv(seen, self.weight[...], self.dilation) + self.bias[...]
 
 
-class DepthwiseConv(nnx.Module):
+class DepthwiseConv(Module):
     """A causal convolution of each channel by itself: weight [C, 1, k], bias [C]."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
@@ -126,7 +137,7 @@ class DepthwiseConv(nnx.Module):
         return y.astype(x.dtype)
 
 
-class MonoConv(nnx.Module):
+class MonoConv(Module):
     """The causal convolution to one channel: weight [1, in, k], bias [1]."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
@@ -138,7 +149,7 @@ class MonoConv(nnx.Module):
         return conv_to_mono(stage.look_back(x, KERNEL - 1), self.weight[...]) + self.bias[...]
 
 
-class Pointwise(nnx.Module):
+class Pointwise(Module):
     """A convolution of kernel 1: weight [C, C, 1], bias [C]."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
@@ -150,7 +161,7 @@ class Pointwise(nnx.Module):
         return (project(x, self.weight[...][..., 0]) + self.bias[...]).astype(x.dtype)
 
 
-class TransposedConv(nnx.Module):
+class TransposedConv(Module):
     """`stride` samples for each one, out of it and `look_back` before it: weight [in, out, k], bias [out]."""
 
     def __init__(self, rngs: nnx.Rngs, channels_in: int, channels_out: int, stride: int, look_back: int):
@@ -167,7 +178,7 @@ class TransposedConv(nnx.Module):
         return stage.silence(y), stage
 
 
-class Snake(nnx.Module):
+class Snake(Module):
     """The Snake activation: alpha and beta [C], the logarithms of frequency and of inverse magnitude."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
@@ -179,7 +190,7 @@ class Snake(nnx.Module):
         return snake(x, self.alpha[...], self.beta[...])
 
 
-class UpsampleStage(nnx.Module):
+class UpsampleStage(Module):
     """A transposed convolution without overlap, then a ConvNeXt block."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int, factor: int):
@@ -198,7 +209,7 @@ class UpsampleStage(nnx.Module):
         return x + self.gamma[...] * y, stage
 
 
-class Upsample(nnx.Module):
+class Upsample(Module):
     """stage_0, stage_1, ...: one for each of the upsampling ratios."""
 
     def __init__(self, rngs: nnx.Rngs, config: Code2WavConfig):
@@ -209,11 +220,12 @@ class Upsample(nnx.Module):
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
         """[B, F, D] -> [B, F * product of ratios, D], and the stage that it is at."""
         for i in range(self.stages):
-            x, stage = getattr(self, f"stage_{i}")(x, stage)
+            with jax.named_scope(f"upsample_{i}"):
+                x, stage = getattr(self, f"stage_{i}")(x, stage)
         return x, stage
 
 
-class ResidualUnit(nnx.Module):
+class ResidualUnit(Module):
     """x + conv2(snake(conv1(snake(x)))), conv1 dilated."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int, dilation: int):
@@ -228,7 +240,7 @@ class ResidualUnit(nnx.Module):
         return stage.silence(x + y)
 
 
-class DecoderBlock(nnx.Module):
+class DecoderBlock(Module):
     """Snake (alpha, beta), a transposed convolution that halves the channels, then residual units."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int, stride: int):
@@ -246,7 +258,7 @@ class DecoderBlock(nnx.Module):
         return x, stage
 
 
-class WaveDecoder(nnx.Module):
+class WaveDecoder(Module):
     """The first convolution, block_0, block_1, ... for the upsampling rates, Snake (alpha, beta), the last one."""
 
     def __init__(self, rngs: nnx.Rngs, config: Code2WavConfig):
@@ -261,13 +273,16 @@ class WaveDecoder(nnx.Module):
 
     def __call__(self, x: jax.Array, stage: Stage) -> jax.Array:
         """[B, T, D] -> float32 [B, T * product of rates]."""
-        x = self.conv_in(x, stage)
+        with jax.named_scope("conv_in"):
+            x = self.conv_in(x, stage)
         for i in range(self.blocks):
-            x, stage = getattr(self, f"block_{i}")(x, stage)
-        return self.conv_out(snake(x, self.alpha[...], self.beta[...]), stage)
+            with jax.named_scope(f"block_{i}"):
+                x, stage = getattr(self, f"block_{i}")(x, stage)
+        with jax.named_scope("conv_out"):
+            return self.conv_out(snake(x, self.alpha[...], self.beta[...]), stage)
 
 
-class Code2Wav(nnx.Module):
+class Code2Wav(Module):
     """embed [Q, C, D] (Q quantizers of C codes), decoder layers and norm, upsampling stages, waveform decoder."""
 
     def __init__(self, rngs: nnx.Rngs, config: Code2WavConfig):
@@ -297,26 +312,43 @@ class Code2Wav(nnx.Module):
         """Frames before its own that a frame attends to."""
         return self.config.sliding_window - 1
 
-    def __call__(
-        self, codes: jax.Array, state: VocoderState, count: jax.Array | int | None = None
-    ) -> tuple[jax.Array, VocoderState]:
-        """Codes int32 [B, Q, F] behind `state` -> float32 [B, F * total_upsample] in [-1, 1], and the next state.
+    @overload
+    def __call__(self, codes: Array, state: None = None, count: Array | int | None = None) -> jax.Array: ...
 
-        count: the first frames that are real, all by default; what follows them is padding, which gives meaningless
-        samples and leaves nothing in the state.
+    @overload
+    def __call__(self, codes: Array, state: VocoderState, count: Array | int | None = None) -> Sound: ...
+
+    def __call__(
+        self, codes: Array, state: VocoderState | None = None, count: Array | int | None = None
+    ) -> jax.Array | Sound:
+        """The whole sound of codes int [B, Q, F]: float32 [B, samples] in [-1, 1]; with a state, `Sound`.
+
+        state: what earlier frames leave for these; the sound is then [B, F * total_upsample], and the first
+            `lost_samples` of a row's first frames are the caller's to drop.
+        count: how many of the frames are real, all by default; what follows them is padding, which gives meaningless
+            samples and leaves nothing in the state.
+
+        Raises InputError for an array of another shape.
         """
+        codes, Q = jnp.asarray(codes), self.config.num_quantizers
+        if codes.ndim != 3 or codes.shape[1] != Q:
+            raise InputError(f"codes have shape {list(codes.shape)}; give int [B, Q, F] with Q = {Q}")
+        if state is None:
+            return self(codes, self.start(codes.shape[0]), count).wave[:, self.config.lost_samples :]
         real = jnp.int32(codes.shape[2] if count is None else count)
         x, k, v = self.attend(self.embed_codes(codes), state, real)
         stage = Stage(state.frames, real, iter(state.tails), [])
         wave = jnp.clip(self.sound(x, stage), -1.0, 1.0)
-        return wave, VocoderState(state.frames + real, k, v, tuple(stage.after))
+        return Sound(wave, VocoderState(state.frames + real, k, v, tuple(stage.after)))
 
+    @jax.named_scope("embed")
     def embed_codes(self, codes: jax.Array) -> jax.Array:
         """Codes int32 [B, Q, F] -> [B, F, D]: the mean over codebooks."""
         embed = self.embed[...]
         x = embed[jnp.arange(codes.shape[1])[:, None], codes]
         return jnp.mean(x.astype(jnp.float32), axis=1).astype(embed.dtype)
 
+    @jax.named_scope("transformer")
     def attend(
         self, x: jax.Array, state: VocoderState, count: jax.Array | int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -329,9 +361,9 @@ class Code2Wav(nnx.Module):
         cache = KVCache(jnp.pad(state.k, more), jnp.pad(state.v, more), jnp.full((B,), past, jnp.int32))
         positions = (state.frames + jnp.arange(F))[None]
         first_valid = jnp.full((B,), jnp.maximum(past - state.frames, 0))
-        x, cache, _ = self.layers.extend(x, rope(positions, c.head_dim, c.rope, x.dtype), cache, first_valid)
-        k, v = (jax.lax.dynamic_slice_in_dim(a, count, past, axis=3) for a in (cache.k, cache.v))
-        return self.norm(x), k, v
+        out = self.layers.extend(x, rope(positions, c.head_dim, c.rope, x.dtype), cache, first_valid)
+        k, v = (jax.lax.dynamic_slice_in_dim(a, count, past, axis=3) for a in (out.cache.k, out.cache.v))
+        return self.norm(out.hidden), k, v
 
     def sound(self, x: jax.Array, stage: Stage) -> jax.Array:
         """The convolutions: x [B, F, D] -> float32 [B, F * total_upsample]."""

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from omni_jax.config import DecoderConfig
-from omni_jax.models.decoder import DecoderLayers
-from omni_jax.models.param import RMSNorm, param, project
+from omni_jax.models.decoder import CachedOutput, DecoderLayers
+from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope
 
 
-class CodePredictor(nnx.Module):
+class CodePredictor(Module):
     """embed and lm_head [Q - 1, V, D], the decoder layers and the final norm."""
 
     def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, codebooks: int):
@@ -33,17 +33,20 @@ class CodePredictor(nnx.Module):
         self.norm = RMSNorm(rngs, D, config.rms_norm_eps)
         self.lm_head = param(rngs, (codebooks - 1, V, D), axes, scale=D**-0.5)
 
-    def extend(self, x: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """Embedded codes [B, T, D] behind what the cache holds -> normed states [B, T, D] and the cache."""
+    @jax.named_scope("code_predictor")
+    def extend(self, x: jax.Array, cache: KVCache) -> CachedOutput:
+        """Embedded codes [B, T, D] after what the cache holds -> normed states [B, T, D] and the cache."""
         position = cache.length[:, None] + jnp.arange(x.shape[1])
         cos_sin = rope(position.astype(jnp.float32), self.config.head_dim, self.config.rope, x.dtype)
-        x, cache, _ = self.layers.extend(x, cos_sin, cache)
-        return self.norm(x), cache
+        out = self.layers.extend(x, cos_sin, cache)
+        return CachedOutput(self.norm(out.hidden), out.cache, out.taps)
 
+    @jax.named_scope("code_embed")
     def embed_code(self, code: jax.Array, i: Any) -> jax.Array:
         """Codes int32 [B] of codebook i + 1 -> [B, D]."""
         return self.embed[...][i, code]
 
+    @jax.named_scope("code_logits")
     def logits(self, hidden: jax.Array, i: Any) -> jax.Array:
         """Normed states [..., D] -> float32 logits [..., V] of codebook i + 1."""
         return project(hidden, self.lm_head[...][i])

@@ -13,23 +13,24 @@ of layer k-1 before its deepstack feature is added.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
-from omni_jax.models.param import RMSNorm, param, project
-from omni_jax.ops.attention import attend as attend_masked
-from omni_jax.ops.attention import causal_attention, self_attention
+from omni_jax.errors import InputError
+from omni_jax.models.param import Module, RMSNorm, param, project
+from omni_jax.ops.attention import attend, causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.expert_parallel import sharded_moe, sharded_route
 from omni_jax.ops.rope import rotate
-from omni_jax.sharding import constrain, split_over
+from omni_jax.sharding import Array, constrain, split_over
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +41,7 @@ class Deepstack:
     features: jax.Array
     index: jax.Array
 
+    @jax.named_scope("deepstack")
     def add(self, x: jax.Array, l: Any) -> jax.Array:
         """x [B, T, D] plus layer `l`'s feature at visual positions."""
 
@@ -50,12 +52,41 @@ class Deepstack:
         return jax.lax.cond(l < self.features.shape[0], inject, lambda x: x, x)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Output:
+    """What a stack gives: hidden [B, T, D], and taps [n, B, T, D], the hidden states that were asked for."""
+
+    hidden: jax.Array
+    taps: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CachedOutput:
+    """As `Output`, and the cache, which holds the tokens now."""
+
+    hidden: jax.Array
+    cache: KVCache
+    taps: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CachedLogits:
+    """logits float32 [B, T, V], and the cache, which holds the tokens now."""
+
+    logits: jax.Array
+    cache: KVCache
+
+
 Rope = tuple[jax.Array, jax.Array]
+Cache = TypeVar("Cache", KVCache, None)
 # (queries [B, T, K, G, H], keys and values [B, T, K, H], cache, layer) -> attended [B, T, K, G, H]
-Attend = Callable[[jax.Array, jax.Array, jax.Array, KVCache | None, Any], jax.Array]
+Attention = Callable[[jax.Array, jax.Array, jax.Array, Cache, Any], jax.Array]
 
 
-class Experts(nnx.Module):
+class Experts(Module):
     """Routed experts of L layers: router [L, E, D], gate_up [L, E, D, 2, F], down [L, E, F, D]."""
 
     def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, layers: int):
@@ -66,23 +97,26 @@ class Experts(nnx.Module):
         self.config = config
         self.mesh: Mesh | None = None
 
+    @jax.named_scope("experts")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D] through the experts of stack index `l`."""
         B, T, D = x.shape
         rows = x.reshape(B * T, D)
         split = () if self.mesh is None else split_over("batch", B, self.mesh)
         chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
-        ids, weights = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
+        with jax.named_scope("router"):
+            ids, weights = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
         return sharded_moe(rows, ids, weights, self.gate_up[...], self.down[...], l, self.mesh, split).reshape(B, T, D)
 
 
-class MLP(nnx.Module):
+class MLP(Module):
     """Gated MLP of L layers: down(silu(gate(x)) * up(x)); gate_up [L, 2, F, D], down [L, D, F]."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int):
         self.gate_up = param(rngs, (layers, 2, inner, width), ("layers", None, "mlp", "embed"), scale=width**-0.5)
         self.down = param(rngs, (layers, width, inner), ("layers", "embed", "mlp"), scale=inner**-0.5)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         gate, up = jnp.moveaxis(project(x, self.gate_up[...][l]), 2, 0)
@@ -97,17 +131,15 @@ class SharedExpert(MLP):
         super().__init__(rngs, width, inner, layers)
         self.gate = param(rngs, (layers, width), ("layers", "embed"), scale=width**-0.5)
 
+    @jax.named_scope("shared_expert")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         weight = jax.nn.sigmoid(project(x, self.gate[...][l][None]).astype(x.dtype))
         return weight * super().__call__(x, l)
 
 
-class DecoderLayers(nnx.Module):
-    """L decoder layers, run over whole sequences or behind a cache.
-
-    `unroll` is how many layers the compiled loop holds at once.
-    """
+class DecoderLayers(Module):
+    """L decoder layers, run over whole sequences or after what a cache holds."""
 
     def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
         L, D, N, K, H = (
@@ -135,26 +167,33 @@ class DecoderLayers(nnx.Module):
         self.attention_scale = scale() if config.layer_scale else None
         self.mlp_scale = scale() if config.layer_scale else None
 
-    def whole(
+    def forward(
         self,
         x: jax.Array,
         rope: Rope,
-        cache: KVCache | None = None,
         first_valid: jax.Array | None = None,
         deepstack: Deepstack | None = None,
         taps: tuple[int, ...] = (),
-    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-        """Run whole sequences x [B, T, D] at rope (cos, sin) [B, T, H], real from token `first_valid` [B] on.
+    ) -> Output:
+        """Run whole sequences x [B, T, D] at rope (cos, sin) [B, T, H], without a cache.
 
-        Returns the outputs [B, T, D], the cache (empty, at least T slots) with the sequences in it, and the tapped
-        hidden states [n, B, T, D]. The state numbered L, which follows the final norm, is the caller's to fill in.
+        first_valid: int32 [B], the first token of each row that is not padding; 0 by default. taps: numbers of the
+        hidden states to give; the one numbered L, which follows the final norm, is the caller's to fill in.
         """
-        window = self.config.sliding_window
+        x, _, tapped = self.run(x, rope, None, self._over_sequence(first_valid), deepstack, taps)
+        return Output(x, tapped)
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, _: KVCache | None, l: Any) -> jax.Array:
-            return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first_valid, window)
-
-        return self.run(x, rope, cache, attend, deepstack, taps)
+    def prefill(
+        self,
+        x: jax.Array,
+        rope: Rope,
+        cache: KVCache,
+        deepstack: Deepstack | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> CachedOutput:
+        """As `forward`, right-padded sequences x [B, T, D], which an empty cache of at least T slots then holds."""
+        x, cache, tapped = self.run(x, rope, cache, self._over_sequence(None), deepstack, taps)
+        return CachedOutput(x, cache, tapped)
 
     def extend(
         self,
@@ -165,49 +204,58 @@ class DecoderLayers(nnx.Module):
         taps: tuple[int, ...] = (),
         unroll: int = 1,
         mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVCache, jax.Array]:
-        """Run x [B, T, D] behind what each row of the cache holds; returns as `whole`, T tokens more in the cache.
+        deepstack: Deepstack | None = None,
+    ) -> CachedOutput:
+        """Run x [B, T, D] after what each row of the cache holds; the cache then holds T tokens more.
 
         first_valid: int32 [B], the first slot of each row that holds a token; 0 by default. mask: bool [B, T, S], the
-        slots that each token sees, itself included; by default all up to its own.
+        slots that each token sees, itself included; by default all up to its own. unroll: how many layers the compiled
+        loop holds at once.
         """
         window = self.config.sliding_window
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache | None, l: Any) -> jax.Array:
-            assert cache is not None
+        def over_cache(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, l: Any) -> jax.Array:
             if mask is not None:
-                return attend_masked(q, cache.k[l], cache.v[l], mask)
+                return attend(q, cache.k[l], cache.v[l], mask)
             return causal_attention(q, cache.k[l], cache.v[l], cache.length, first_valid, window)
 
-        x, extended, tapped = self.run(x, rope, cache, attend, None, taps, unroll)
-        assert extended is not None
-        return x, extended, tapped
+        x, cache, tapped = self.run(x, rope, cache, over_cache, deepstack, taps, unroll)
+        return CachedOutput(x, cache, tapped)
+
+    def _over_sequence(self, first_valid: jax.Array | None) -> Callable[..., jax.Array]:
+        """Attention within whole sequences, for `run`."""
+        window = self.config.sliding_window
+
+        def over_sequence(q: jax.Array, k: jax.Array, v: jax.Array, _: Any, l: Any) -> jax.Array:
+            return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first_valid, window)
+
+        return over_sequence
 
     def run(
         self,
         x: jax.Array,
         rope: Rope,
-        cache: KVCache | None,
-        attend: Attend,
+        cache: Cache,
+        attention: Attention[Cache],
         deepstack: Deepstack | None = None,
         taps: tuple[int, ...] = (),
         unroll: int = 1,
-    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-        """Run x [B, T, D] with attention as `attend` defines it; returns as `whole`.
+    ) -> tuple[jax.Array, Cache, jax.Array]:
+        """Run x [B, T, D] with the given attention: outputs [B, T, D], cache, tapped hidden states [n, B, T, D].
 
-        attend: is given the cache after the layer has written its T keys and values behind what each row holds.
+        attention: is given the cache after the layer has written its T keys and values after what each row holds.
         """
         L = self.config.num_layers
-        slots = jnp.asarray([taps.index(k) if k in taps and k < L else -1 for k in range(L + 1)], jnp.int32)
+        place = jnp.asarray([taps.index(k) if k in taps and k < L else -1 for k in range(L + 1)], jnp.int32)
         tapped = jnp.zeros((len(taps), *x.shape), x.dtype)
 
         def layer(carry: tuple, _: None) -> tuple[tuple, None]:
             l, x, cache, tapped = carry
-            attended, cache = self._attention(x, l, rope, cache, attend)
+            attended, cache = self._attention(x, l, rope, cache, attention)
             x = x + _scaled(attended, self.attention_scale, l)
             x = x + _scaled(self._feed_forward(self.mlp_norm(x, l), l), self.mlp_scale, l)
             if taps:
-                tapped = _tap(tapped, x, slots[l + 1])
+                tapped = _tap(tapped, x, place[l + 1])
             if deepstack is not None:
                 x = deepstack.add(x, l)
             return (l + 1, self._by_rows(x), cache, tapped), None
@@ -215,13 +263,16 @@ class DecoderLayers(nnx.Module):
         if 0 in taps:
             tapped = tapped.at[taps.index(0)].set(x)
         # The index is a counter in the carry: read from a scanned array, XLA on GPU would copy each layer's experts.
-        carry = (jnp.int32(0), self._by_rows(x), cache.laid_over(self.mesh) if cache is not None else None, tapped)
+        laid = None if cache is None else cache.laid_over(self.mesh)
+        carry: Any = (jnp.int32(0), self._by_rows(x), laid, tapped)
         (_, x, cache, tapped), _ = jax.lax.scan(layer, carry, None, length=L, unroll=unroll)
-        return x, cache.advance(x.shape[1]) if cache is not None else None, tapped
+        return x, cache if cache is None else cache.advance(x.shape[1]), tapped
 
+    @jax.named_scope("attention")
     def _attention(
-        self, x: jax.Array, l: Any, rope: Rope, cache: KVCache | None, attend: Attend
-    ) -> tuple[jax.Array, KVCache | None]:
+        self, x: jax.Array, l: Any, rope: Rope, cache: Cache, attention: Attention[Cache]
+    ) -> tuple[jax.Array, Cache]:
+        """x [B, T, D] through layer `l`'s attention -> [B, T, D], and the cache with the layer's keys and values."""
         config = self.config
         B, T, _ = x.shape
         qkv = project(self.attention_norm(x, l), self.qkv[...][l]).astype(x.dtype)
@@ -231,8 +282,15 @@ class DecoderLayers(nnx.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             cache = cache.write(l, k, v).laid_over(self.mesh)
-        out = attend(q, k, v, cache, l).reshape(B, T, config.num_heads, config.head_dim)
+        out = attention(q, k, v, cache, l).reshape(B, T, config.num_heads, config.head_dim)
         return project(out, self.out[...][l], contracted=2).astype(x.dtype), cache
+
+    def router_inputs(
+        self, x: jax.Array, l: Any, rope: Rope, cache: KVCache, attention: Callable[..., jax.Array]
+    ) -> jax.Array:
+        """What the router of layer `l` reads, [B, T, D], for the layer's input x [B, T, D]; the rest as in `run`."""
+        attended, _ = self._attention(x, l, rope, cache, attention)
+        return self.mlp_norm(x + _scaled(attended, self.attention_scale, l), l)
 
     def _feed_forward(self, x: jax.Array, l: jax.Array) -> jax.Array:
         dense = self.config.dense_layers
@@ -265,3 +323,25 @@ def _tap(tapped: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:
         lambda: jax.lax.dynamic_update_index_in_dim(tapped, x, jnp.maximum(slot, 0), 0),
         lambda: tapped,
     )
+
+
+def left_padding(mask: Array | None, B: int, T: int) -> jax.Array:
+    """Padding before each row's first token, int32 [B], by a mask bool [B, T]; 0 without one."""
+    return jnp.zeros((B,), jnp.int32) if mask is None else jnp.argmax(jnp.asarray(mask), axis=1).astype(jnp.int32)
+
+
+def count_valid(extended: KVCache, before: KVCache, mask: Array | None) -> KVCache:
+    """The extended cache, holding of the new tokens only those that the mask bool [B, T] keeps; all without one."""
+    if mask is None:
+        return extended
+    if isinstance(mask, np.ndarray) and not mask[:, 0].all():
+        raise InputError("mask: a cache takes rows that are padded on the right; prepare them so")
+    return replace(extended, length=before.length + jnp.sum(jnp.asarray(mask), axis=1, dtype=jnp.int32))
+
+
+def check_sequences(name: str, x: jax.Array, form: str, ndim: int, mask: Array | None) -> None:
+    """InputError unless x has `ndim` axes, [B, T, ...], and a mask the first two of them."""
+    if x.ndim != ndim:
+        raise InputError(f"{name} has shape {list(x.shape)}; give {form}, a batch even for one row")
+    if mask is not None and mask.shape != x.shape[:2]:
+        raise InputError(f"mask has shape {list(mask.shape)}; give bool {list(x.shape[:2])}, one for each token")

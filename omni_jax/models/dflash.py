@@ -24,13 +24,13 @@ from flax import nnx
 
 from omni_jax.draft_config import DFlashConfig
 from omni_jax.models.decoder import DecoderLayers
-from omni_jax.models.param import Linear, RMSNorm, project
+from omni_jax.models.param import Linear, Module, RMSNorm, project
 from omni_jax.ops.attention import attend
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope, rotate
 
 
-class DFlash(nnx.Module):
+class DFlash(Module):
     """fc [D, n * D] and hidden_norm for n hidden states, dense decoder layers with q/k norms, the final norm."""
 
     def __init__(self, rngs: nnx.Rngs, config: DFlashConfig):
@@ -46,10 +46,12 @@ class DFlash(nnx.Module):
         c = self.config.layers
         return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, dtype)
 
+    @jax.named_scope("fuse")
     def fuse(self, features: jax.Array) -> jax.Array:
         """Hidden states side by side, in the order of the taps, [B, T, n * D] -> context [B, T, D]."""
         return self.hidden_norm(self.fc(features))
 
+    @jax.named_scope("remember")
     def remember(self, cache: KVCache, context: jax.Array, count: jax.Array) -> KVCache:
         """Put keys and values of context [B, T, D] behind what each row holds; the first `count` int32 [B] are real.
 
@@ -66,6 +68,7 @@ class DFlash(nnx.Module):
         (_, cache), _ = jax.lax.scan(layer, (jnp.int32(0), cache), None, length=self.config.layers.num_layers)
         return cache.advance(count)
 
+    @jax.named_scope("draft")
     def draft(self, x: jax.Array, cache: KVCache, unroll: int = 1) -> tuple[jax.Array, KVCache]:
         """An embedded block [B, W, D] behind what each row holds -> normed states [B, W, D], and the cache.
 
@@ -75,12 +78,10 @@ class DFlash(nnx.Module):
         W = x.shape[1]
         visible = _block_masks(self.config, cache, W)
 
-        def over_context(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache | None, l: Any) -> jax.Array:
-            assert cache is not None
+        def over_context(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, l: Any) -> jax.Array:
             return attend(q, cache.k[l], cache.v[l], visible(l))
 
         x, written, _ = self.layers.run(x, self._rope(cache, x), cache, over_context, unroll=unroll)
-        assert written is not None
         return self.norm(x), replace(written, length=cache.length)
 
     def _rope(self, cache: KVCache, x: jax.Array) -> tuple[jax.Array, jax.Array]:

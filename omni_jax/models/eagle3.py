@@ -23,13 +23,13 @@ from flax import nnx
 
 from omni_jax.draft_config import Eagle3Config
 from omni_jax.models.decoder import MLP
-from omni_jax.models.param import Linear, RMSNorm, param, project
+from omni_jax.models.param import Linear, Module, RMSNorm, param, project
 from omni_jax.ops.attention import attend, causal_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope, rotate
 
 
-class Midlayer(nnx.Module):
+class Midlayer(Module):
     """The one layer: attention over [token, hidden state], qkv [K, G + 2, H, 2 * D], then a gated MLP."""
 
     def __init__(self, rngs: nnx.Rngs, config: Eagle3Config):
@@ -65,7 +65,7 @@ class Midlayer(nnx.Module):
         return h + self.mlp(self.mlp_norm(h), 0), cache
 
 
-class Eagle3(nnx.Module):
+class Eagle3(Module):
     """fc [D, n * D] for n hidden states, the layer, norm and head [Vd, D], d2t int32 [Vd]; embed [V, D] where owned.
 
     d2t: what to add to a draft id to get the token id.
@@ -92,10 +92,12 @@ class Eagle3(nnx.Module):
         table = target_embed if self.embed is None else self.embed[...]
         return table[token_ids]
 
+    @jax.named_scope("fuse")
     def fuse(self, features: jax.Array) -> jax.Array:
         """Hidden states of the Thinker side by side, in the order of the taps, [B, T, n * D] -> [B, T, D]."""
         return self.fc(features)
 
+    @jax.named_scope("draft")
     def extend(
         self,
         h: jax.Array,
@@ -116,6 +118,7 @@ class Eagle3(nnx.Module):
         out, cache = self.midlayer(h, embedded, position, cache, mask)
         return out, cache.advance(h.shape[1] if count is None else count)
 
+    @jax.named_scope("draft_logits")
     def logits(self, out: jax.Array) -> jax.Array:
         """Outputs of `extend` [..., D] -> float32 logits [..., Vd] over the draft vocabulary."""
         return project(self.norm(out), self.lm_head[...])

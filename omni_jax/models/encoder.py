@@ -17,55 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from omni_jax.models.param import LayerNorm, Linear, param, project
-from omni_jax.ops.attention import MASKED
+from omni_jax.models.param import LayerNorm, Linear, Module, param, project
+from omni_jax.ops.attention import attend_in_rows
 from omni_jax.ops.rope import rotate
 
 Rotary = tuple[jax.Array, jax.Array]
 
-# Attention logits held at once, over rows, heads, queries and keys: 128 MiB in float32.
-MAX_LOGITS = 2**25
 
-
-def gelu_exact(x: jax.Array) -> jax.Array:
-    """GELU by the error function, elementwise."""
-    return jax.nn.gelu(x, approximate=False)
-
-
-def gelu_tanh(x: jax.Array) -> jax.Array:
-    """GELU by its tanh approximation, elementwise; differs from the exact one by up to 5e-4."""
-    return jax.nn.gelu(x, approximate=True)
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, max_logits: int = MAX_LOGITS) -> jax.Array:
-    """Bidirectional attention within each row: q, k, v [R, T, N, H] and lengths [R] -> [R, T, N, H] in q's dtype.
-
-    Keys at or beyond a row's length are not seen; what queries there give is meaningless but finite. Logits and softmax
-    are float32, and no more than about `max_logits` logits exist at once, in the backward pass too.
-    """
-    R, T, N, H = q.shape
-    chunks = min(T, -(-R * N * T * T // max_logits))
-    if chunks <= 1:
-        return _attend_chunk(q, k, v, lengths)
-    size = -(-T // chunks)
-    chunks = -(-T // size)
-    padded = jnp.pad(q, ((0, 0), (0, chunks * size - T), (0, 0), (0, 0)))
-    split = jnp.moveaxis(padded.reshape(R, chunks, size, N, H), 1, 0)
-    out = jax.lax.map(jax.checkpoint(lambda part: _attend_chunk(part, k, v, lengths)), split)
-    return jnp.moveaxis(out, 0, 1).reshape(R, chunks * size, N, H)[:, :T]
-
-
-def _attend_chunk(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Queries [R, T, N, H] against all keys [R, S, N, H]."""
-    S, H = k.shape[1], k.shape[3]
-    logits = jnp.einsum("RTNH,RSNH->RNTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
-    seen = jnp.arange(S) < lengths[:, None]
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], logits, MASKED), axis=-1)
-    out = jnp.einsum("RNTS,RSNH->RTNH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return out.astype(q.dtype)
-
-
-class FusedQKV(nnx.Module):
+class FusedQKV(Module):
     """Query, key and value projections as one: weight [L, 3, N, H, D] and bias [L, 3, N, H]."""
 
     def __init__(self, rngs: nnx.Rngs, layers: int, width: int, heads: int):
@@ -79,7 +38,7 @@ class FusedQKV(nnx.Module):
         return y[:, :, 0], y[:, :, 1], y[:, :, 2]
 
 
-class EncoderBlocks(nnx.Module):
+class EncoderBlocks(Module):
     """A stack of bidirectional pre-LayerNorm transformer blocks over rows; the layers' parameters are stacked."""
 
     def __init__(
@@ -122,11 +81,14 @@ class EncoderBlocks(nnx.Module):
         (_, x, tapped), _ = jax.lax.scan(step, (jnp.int32(0), x, tapped), None, length=self.layers)
         return x, tapped[: len(taps)]
 
+    @jax.named_scope("block")
     def _block(self, x: jax.Array, lengths: jax.Array, rotary: Rotary | None, l: jax.Array) -> jax.Array:
         R, T, D = x.shape
-        q, k, v = self.qkv(self.attention_norm(x, l), l)
-        if rotary is not None:
-            # cos and sin are float32, and so is the product with half-precision queries and keys.
-            q, k = (rotate(x, *rotary).astype(x.dtype) for x in (q, k))
-        x = x + self.out(attend(q, k, v, lengths).reshape(R, T, D), l)
-        return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x, l), l)), l)
+        with jax.named_scope("attention"):
+            q, k, v = self.qkv(self.attention_norm(x, l), l)
+            if rotary is not None:
+                # cos and sin are float32, and so is the product with half-precision queries and keys.
+                q, k = (rotate(x, *rotary).astype(x.dtype) for x in (q, k))
+            x = x + self.out(attend_in_rows(q, k, v, lengths).reshape(R, T, D), l)
+        with jax.named_scope("mlp"):
+            return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x, l), l)), l)

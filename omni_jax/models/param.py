@@ -1,11 +1,13 @@
 """How a module declares parameters: shape, logical axes and initial scale on one line.
 
 Every module here states its arrays and its forward; nothing is allocated until someone asks. `declare` gives the
-static declaration with the shapes and axes; the arrays travel as a plain nested dict, and `bind` puts them back into the
-modules inside `jit`:
+static declaration with the shapes and axes; the arrays travel as a plain nested dict, and `bind` puts them back into
+the modules inside `jit`:
 
-    declaration = declare(Thinker, config.thinker)
-    logits = jax.jit(lambda params, x: bind(declaration, params)(x))(params, x)
+    >>> declaration = declare(Linear, (3, 2), ("mlp", "embed"))
+    >>> params = init_params(Linear, (3, 2), ("mlp", "embed"))
+    >>> jax.jit(lambda params, x: bind(declaration, params)(x))(params, jnp.ones((5, 2))).shape
+    (5, 3)
 
 Repeated layers are one set of parameters with a leading layer axis; their modules take the layer index `l` (traced or
 not) when they are called.
@@ -22,9 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from omni_jax.sharding import platform
-
-Axes = tuple[str | None, ...]
+from omni_jax.sharding import Axes, platform
 
 
 def param(
@@ -53,7 +53,18 @@ def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     return y.reshape(*x.shape[: x.ndim - contracted], *weight.shape[: weight.ndim - contracted])
 
 
-class Linear(nnx.Module):
+class Module(nnx.Module):
+    """A Flax NNX module that prints as one line: its name, how many parameters it has, and their types."""
+
+    def __repr__(self) -> str:
+        arrays = jax.tree.leaves(nnx.state(self))
+        types = sorted({str(x.dtype) for x in arrays})
+        return f"{type(self).__name__}({sum(x.size for x in arrays):,} parameters, {' and '.join(types)})"
+
+    __str__ = __repr__
+
+
+class Linear(Module):
     """y = x W^T + b with W as on disk, [out, in], or [layers, out, in] for a stack; accumulates in float32."""
 
     def __init__(
@@ -77,7 +88,7 @@ class Linear(nnx.Module):
         return y.astype(x.dtype)
 
 
-class LayerNorm(nnx.Module):
+class LayerNorm(Module):
     """Layer normalisation with weight and bias over the last axis, computed in float32."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, eps: float, layers: int | None = None):
@@ -95,7 +106,7 @@ class LayerNorm(nnx.Module):
         return (x32 * weight + bias).astype(x.dtype)
 
 
-class RMSNorm(nnx.Module):
+class RMSNorm(Module):
     """Root-mean-square normalisation over the last axis: computed in float32, cast back, then scaled by the weight."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, eps: float, layers: int | None = None, axis: str = "embed"):

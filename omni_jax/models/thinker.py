@@ -11,6 +11,7 @@ Source: transformers `Qwen3OmniMoeThinkerForConditionalGeneration`.
 """
 
 from dataclasses import dataclass
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,21 @@ from flax import nnx
 
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.audio import AudioEncoder
-from omni_jax.models.decoder import DecoderLayers, Deepstack
-from omni_jax.models.param import RMSNorm, param, project
+from omni_jax.models.decoder import (
+    CachedLogits,
+    CachedOutput,
+    DecoderLayers,
+    Deepstack,
+    Output,
+    check_sequences,
+    count_valid,
+    left_padding,
+)
+from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.models.vision import VisionEncoder
 from omni_jax.ops.cache import KVCache
-from omni_jax.ops.rope import rope
+from omni_jax.ops.rope import rope, text_positions
+from omni_jax.sharding import Array
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +51,7 @@ class Media:
     audio_index: jax.Array
 
 
-class Thinker(nnx.Module):
+class Thinker(Module):
     """embed and lm_head [V, D] (one array when tied), both encoders, the decoder layers and the final norm."""
 
     def __init__(self, rngs: nnx.Rngs, config: ThinkerConfig):
@@ -54,6 +65,65 @@ class Thinker(nnx.Module):
         if not config.text.tie_word_embeddings:
             self.lm_head = param(rngs, (V, D), ("vocab", "embed"), scale=D**-0.5)
 
+    @overload
+    def __call__(
+        self,
+        token_ids: Array,
+        position_ids: Array | None = None,
+        *,
+        mask: Array | None = None,
+        media: Media | None = None,
+        cache: None = None,
+    ) -> jax.Array: ...
+
+    @overload
+    def __call__(
+        self,
+        token_ids: Array,
+        position_ids: Array | None = None,
+        *,
+        mask: Array | None = None,
+        media: Media | None = None,
+        cache: KVCache,
+    ) -> CachedLogits: ...
+
+    def __call__(
+        self,
+        token_ids: Array,
+        position_ids: Array | None = None,
+        *,
+        mask: Array | None = None,
+        media: Media | None = None,
+        cache: KVCache | None = None,
+    ) -> jax.Array | CachedLogits:
+        """Next-token logits float32 [B, T, V] of token ids int [B, T]; with a cache, `CachedLogits`.
+
+        position_ids: float32 [3, B, T] (time, height, width); by default those of text, counted from each row's first
+            token, cached ones included.
+        mask: bool [B, T], False at padding, left or right; with a cache right only. Logits at padding mean nothing.
+        media: encoded pictures, videos and sounds, as `Omni.encode` gives them.
+        cache: what goes before; it must have room for T tokens more. The one that is returned holds them.
+
+        Raises InputError for arrays of other shapes.
+        """
+        token_ids = jnp.asarray(token_ids)
+        check_sequences("token_ids", token_ids, "int [B, T]", 2, mask)
+        x = self.embed_tokens(token_ids, media)
+        if cache is None:
+            start = left_padding(mask, *token_ids.shape)
+            position_ids = text_positions(-start, x.shape[1]) if position_ids is None else jnp.asarray(position_ids)
+            return self.logits(self.forward(x, position_ids, None if mask is None else start, media).hidden)
+        if position_ids is None:
+            position_ids = text_positions(cache.length, x.shape[1])
+        out = self.extend(x, jnp.asarray(position_ids), cache, media=media)
+        return CachedLogits(self.logits(out.hidden), count_valid(out.cache, cache, mask))
+
+    def empty_cache(self, rows: int, capacity: int) -> KVCache:
+        """A cache for `rows` rows of at most `capacity` tokens that holds none, in the type of the parameters."""
+        c = self.config.text
+        return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, self.embed[...].dtype)
+
+    @jax.named_scope("embed")
     def embed_tokens(self, token_ids: jax.Array, media: Media | None = None) -> jax.Array:
         """Token ids int32 [B, T] -> [B, T, D], with media features in place of their placeholders."""
         x = self.embed[...][token_ids]
@@ -64,25 +134,33 @@ class Thinker(nnx.Module):
                 x = jnp.where(index[..., None] >= 0, features[jnp.maximum(index, 0)].astype(x.dtype), x)
         return x
 
-    def whole(
+    def forward(
         self,
         x: jax.Array,
         position_ids: jax.Array,
-        cache: KVCache | None = None,
         first_valid: jax.Array | None = None,
         media: Media | None = None,
         taps: tuple[int, ...] = (),
-    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-        """Embedded sequences [B, T, D] at positions float32 [3, B, T] -> normed states, cache, taps [n, B, T, D].
+    ) -> Output:
+        """Embedded sequences [B, T, D] at positions float32 [3, B, T] -> normed states [B, T, D], taps [n, B, T, D].
 
-        cache: empty, filled on the way. first_valid: int32 [B], the first token of each row that is not padding.
+        first_valid: int32 [B], the first token of each row that is not padding. taps: numbers of hidden states to give.
         """
-        deepstack = None
-        if media is not None and media.deepstack is not None:
-            deepstack = Deepstack(media.deepstack, media.visual_index)
-        x, cache, tapped = self.layers.whole(x, self._rope(position_ids, x), cache, first_valid, deepstack, taps)
-        x, tapped = self._finish(x, tapped, taps)
-        return x, cache, tapped
+        out = self.layers.forward(x, self._rope(position_ids, x), first_valid, _deepstack(media), taps)
+        return Output(*self._finish(out, taps))
+
+    def prefill(
+        self,
+        x: jax.Array,
+        position_ids: jax.Array,
+        cache: KVCache,
+        media: Media | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> CachedOutput:
+        """As `forward`, right-padded sequences, which the empty `cache` of at least T slots then holds, padding too."""
+        out = self.layers.prefill(x, self._rope(position_ids, x), cache, _deepstack(media), taps)
+        hidden, tapped = self._finish(out, taps)
+        return CachedOutput(hidden, out.cache, tapped)
 
     def extend(
         self,
@@ -92,26 +170,36 @@ class Thinker(nnx.Module):
         taps: tuple[int, ...] = (),
         unroll: int = 1,
         mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVCache, jax.Array]:
-        """Embedded tokens [B, T, D] behind what the cache holds -> normed states, cache, taps [n, B, T, D].
+        media: Media | None = None,
+    ) -> CachedOutput:
+        """Embedded tokens [B, T, D] at positions float32 [3, B, T] after what the cache holds; results as `prefill`.
 
-        mask: bool [B, T, S], the slots that each token sees, itself included; by default all up to its own.
+        mask: bool [B, T, S], the slots that each token sees, itself included; by default all up to its own. unroll: how
+        many layers the compiled loop holds at once.
         """
-        rotation = self._rope(position_ids, x)
-        x, cache, tapped = self.layers.extend(x, rotation, cache, taps=taps, unroll=unroll, mask=mask)
-        x, tapped = self._finish(x, tapped, taps)
-        return x, cache, tapped
+        rotation, deepstack = self._rope(position_ids, x), _deepstack(media)
+        out = self.layers.extend(x, rotation, cache, taps=taps, unroll=unroll, mask=mask, deepstack=deepstack)
+        hidden, tapped = self._finish(out, taps)
+        return CachedOutput(hidden, out.cache, tapped)
 
     def _rope(self, position_ids: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rope(position_ids, self.config.text.head_dim, self.config.text.rope, x.dtype)
 
-    def _finish(self, x: jax.Array, tapped: jax.Array, taps: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """The final norm, which gives the hidden state of the highest number."""
-        x = self.norm(x)
+    @jax.named_scope("norm")
+    def _finish(self, out: Output | CachedOutput, taps: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """Normed states and taps: the final norm gives the hidden state of the highest number."""
+        x = self.norm(out.hidden)
         last = self.config.text.num_layers
-        return x, tapped.at[taps.index(last)].set(x) if last in taps else tapped
+        return x, out.taps.at[taps.index(last)].set(x) if last in taps else out.taps
 
+    @jax.named_scope("logits")
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Normed states [..., D] -> float32 logits [..., V]."""
         head = self.embed if self.config.text.tie_word_embeddings else self.lm_head
         return project(hidden, head[...])
+
+
+def _deepstack(media: Media | None) -> Deepstack | None:
+    if media is None or media.deepstack is None:
+        return None
+    return Deepstack(media.deepstack, media.visual_index)

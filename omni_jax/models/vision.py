@@ -15,8 +15,9 @@ import numpy as np
 from flax import nnx
 
 from omni_jax.config import VisionConfig
-from omni_jax.models.encoder import EncoderBlocks, Rotary, gelu_exact, gelu_tanh
-from omni_jax.models.param import LayerNorm, Linear, param
+from omni_jax.models.encoder import EncoderBlocks, Rotary
+from omni_jax.models.param import LayerNorm, Linear, Module, param
+from omni_jax.ops.gelu import gelu_exact, gelu_tanh
 
 # Constants of the architecture: no config.json states them.
 NORM_EPS = 1e-6
@@ -68,7 +69,7 @@ def interpolate_positions(table: jax.Array, positions: jax.Array, grid: jax.Arra
     )
 
 
-class PatchMerger(nnx.Module):
+class PatchMerger(Module):
     """Project each group of merge^2 neighbouring patches to one token of the text model's width.
 
     `norm_width` D normalises every patch by itself (before the shuffle), merge^2 D the group as a whole (after it).
@@ -81,6 +82,7 @@ class PatchMerger(nnx.Module):
         self.fc1 = Linear(rngs, (group, group), ("mlp", "embed"), layers)
         self.fc2 = Linear(rngs, (config.out_hidden_size, group), ("embed", "mlp"), layers)
 
+    @jax.named_scope("merger")
     def __call__(self, x: jax.Array, l: int | None = None) -> jax.Array:
         """[R, P, D] in merge-block order -> [R, P / merge^2, out]; `l` picks the merger of a stack."""
         R = x.shape[0]
@@ -88,7 +90,7 @@ class PatchMerger(nnx.Module):
         return self.fc2(gelu_exact(self.fc1(x, l)), l)
 
 
-class VisionEncoder(nnx.Module):
+class VisionEncoder(Module):
     """Rows of patches, one row a frame, to text-model tokens and deepstack features."""
 
     def __init__(self, rngs: nnx.Rngs, config: VisionConfig):
@@ -108,6 +110,7 @@ class VisionEncoder(nnx.Module):
         self.merger = PatchMerger(rngs, config, norm_width=D)
         self.deepstack = PatchMerger(rngs, config, norm_width=D * config.spatial_merge_size**2, layers=len(taps))
 
+    @jax.named_scope("vision")
     def __call__(self, patches: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Encode frames: patches [R, P, patch_dim] and grid int32 [R, 2] -> tokens and deepstack features.
 

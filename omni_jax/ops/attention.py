@@ -1,25 +1,28 @@
-"""Causal grouped-query attention: whole sequences, and blocks of queries against a cache (decode, verification).
+"""Attention: causal over whole sequences and over a cache (decoding, verification), bidirectional within media rows.
 
-Queries sit behind `offset` earlier tokens of their row and see the keys from `first_valid` on up to themselves. Logits and
-softmax are float32. The score matrix keeps to a fixed budget, or to FEW_QUERIES queries where those are more: longer
-query blocks are mapped over chunks, and a sequence that is not too long is cut into blocks that meet no key that none
-of their queries may see. The mask is explicit because library causal flags align a block of queries with the first
-keys, not the last.
+Causal queries come after `offset` earlier tokens of their row and see the keys from `first_valid` on up to themselves.
+Logits and softmax are float32. No more than SCORE_BUDGET logits exist at once, or those of FEW_QUERIES queries where
+that is more: longer query blocks are mapped over chunks. A causal sequence that is not too long is cut into blocks
+instead, each of which meets only keys that one of its queries may see. The mask is explicit because library causal
+flags align a block of queries with the first keys, not the last.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from omni_jax.sharding import platform
 
-# Largest score block in elements: 128 MB of float32.
+# The most attention logits that exist at once, over rows, heads, queries and keys: 128 MiB in float32.
 SCORE_BUDGET = 1 << 25
-# Queries of a block that reads a cache, in decoding and verification: never mapped, so that the cache is read once.
+# The most queries of a block that reads a cache, in decoding and verification: not mapped, so that the cache is read
+# once.
 FEW_QUERIES = 16
-# A masked logit: finite, so that a row that sees nothing gives numbers (unused ones) instead of NaN.
+# A masked logit: finite, so that a query that sees nothing gives numbers (unused ones) instead of NaN.
 MASKED = -1e30
-# Queries of a sequence that are taken together, and the most blocks that a program holds: their scores may all be kept
-# at once, so longer sequences go through a loop.
+# Queries of a sequence that are taken together, and the most such blocks in a program: all their logits may be kept at
+# once, so longer sequences go through a loop.
 BLOCK = 128
 MAX_BLOCKS = 16
 
@@ -27,7 +30,11 @@ MAX_BLOCKS = 16
 def self_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, first_valid: jax.Array | None = None, window: int | None = None
 ) -> jax.Array:
-    """Causal attention of whole sequences: q [B, T, K, G, H], k and v [B, K, T, H]; `first_valid` and `window` as below."""
+    """Causal attention of whole sequences: q [B, T, K, G, H] over k and v [B, K, T, H] -> [B, T, K, G, H].
+
+    first_valid: int32 [B], the first token of each row that is not padding. window: how many keys a query sees, its own
+    included.
+    """
     B, T = q.shape[:2]
     if T > BLOCK * MAX_BLOCKS:
         return causal_attention(q, k, v, jnp.zeros((B,), jnp.int32), first_valid, window)
@@ -65,7 +72,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 def causal_mask(
     query: jax.Array, S: int, offset: jax.Array, first_valid: jax.Array | None, window: int | None
 ) -> jax.Array:
-    """Bool [B, T, S]: key s is visible to query index t [T] when first_valid <= s <= offset + t and within `window` keys."""
+    """Bool [B, T, S]: key s is visible to query t when first_valid <= s <= offset + t and within `window` keys.
+
+    query: int32 [T], the indices t. offset and first_valid: int32 [B].
+    """
     key = jnp.arange(S)
     position = (offset[:, None] + query)[..., None]
     mask = key <= position
@@ -79,7 +89,7 @@ def causal_mask(
 def tree_mask(length: jax.Array, ancestors: jax.Array, S: int) -> jax.Array:
     """Bool [B, T, S] for T nodes of a tree: each sees what its row held at `length` int32 [B], and some nodes.
 
-    ancestors: bool [B, T, n], which of the n nodes behind `length` each of the T sees, itself included.
+    ancestors: bool [B, T, n], which of the n nodes after `length` each of the T sees, itself included.
     """
     B, T, n = ancestors.shape
     node = jnp.broadcast_to((jnp.arange(S) - length[:, None])[:, None], (B, T, S))
@@ -100,18 +110,49 @@ def causal_attention(
     offset: int32 [B], keys before the first query of each row. first_valid: int32 [B], first valid key (left padding).
     window: keys that a query sees, itself included.
     """
-    B, T, K, G, H = q.shape
+    B, T, K, G, _ = q.shape
     S = k.shape[2]
-    chunk = max(FEW_QUERIES, SCORE_BUDGET // (B * K * G * S))
-    if T <= chunk:
-        return attend(q, k, v, causal_mask(jnp.arange(T), S, offset, first_valid, window))
-    chunks = -(-T // chunk)
-    padded = jnp.pad(q, [(0, 0), (0, chunks * chunk - T)] + [(0, 0)] * 3)
-    blocks = jnp.moveaxis(padded.reshape(B, chunks, chunk, K, G, H), 1, 0)
 
-    def one(block: tuple[jax.Array, jax.Array]) -> jax.Array:
-        start, q_block = block
-        return attend(q_block, k, v, causal_mask(start + jnp.arange(chunk), S, offset, first_valid, window))
+    def over_keys(start: jax.Array | int, q: jax.Array) -> jax.Array:
+        query = start + jnp.arange(q.shape[1])
+        return attend(q, k, v, causal_mask(query, S, offset, first_valid, window))
 
-    out = jax.lax.map(one, (jnp.arange(chunks) * chunk, blocks))
-    return jnp.moveaxis(out, 0, 1).reshape(B, chunks * chunk, K, G, H)[:, :T]
+    size = max(FEW_QUERIES, SCORE_BUDGET // (B * K * G * S))
+    return over_keys(0, q) if T <= size else _in_chunks(over_keys, q, size)
+
+
+def attend_in_rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, max_logits: int = SCORE_BUDGET
+) -> jax.Array:
+    """Bidirectional attention within each row: q, k, v [R, T, N, H] and lengths int32 [R] -> [R, T, N, H] in q's dtype.
+
+    Keys at or beyond a row's length are not seen; what queries there give is meaningless but finite. No more than about
+    `max_logits` logits exist at once, in the backward pass too.
+    """
+    R, T, N, _ = q.shape
+
+    def over_keys(_: jax.Array | int, q: jax.Array) -> jax.Array:
+        return _attend_row(q, k, v, lengths)
+
+    chunks = min(T, -(-R * N * T * T // max_logits))
+    return over_keys(0, q) if chunks <= 1 else _in_chunks(jax.checkpoint(over_keys), q, -(-T // chunks))
+
+
+def _attend_row(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Queries [R, T, N, H] over keys and values [R, S, N, H], of which the first `lengths` int32 [R] count."""
+    S, H = k.shape[1], k.shape[3]
+    logits = jnp.einsum("RTNH,RSNH->RNTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    seen = jnp.arange(S) < lengths[:, None]
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], logits, MASKED), axis=-1)
+    out = jnp.einsum("RNTS,RSNH->RTNH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype)
+
+
+def _in_chunks(attention: Callable[[jax.Array, jax.Array], jax.Array], q: jax.Array, size: int) -> jax.Array:
+    """attention(index of the first query, queries) over q [B, T, ...], `size` queries after the other."""
+    B, T, *heads = q.shape
+    chunks = -(-T // size)
+    padded = jnp.pad(q, [(0, 0), (0, chunks * size - T)] + [(0, 0)] * len(heads))
+    blocks = jnp.moveaxis(padded.reshape(B, chunks, size, *heads), 1, 0)
+    out = jax.lax.map(lambda block: attention(*block), (jnp.arange(chunks) * size, blocks))
+    return jnp.moveaxis(out, 0, 1).reshape(B, chunks * size, *heads)[:, :T]

@@ -19,6 +19,12 @@ def frequencies(head_dim: int, theta: float) -> np.ndarray:
     return (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))).astype(np.float32)
 
 
+def text_positions(start: jax.Array, T: int) -> jax.Array:
+    """Positions float32 [3, B, T] of T tokens of text from `start` int32 [B] on: the same number three times."""
+    position = (start[:, None] + jnp.arange(T)).astype(jnp.float32)
+    return jnp.broadcast_to(position, (3, *position.shape))
+
+
 def rope(position_ids: jax.Array, head_dim: int, config: RopeConfig, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """cos and sin [B, T, H] in `dtype` for float32 positions [3, B, T], or [B, T] where positions are plain."""
     angles = position_ids[..., None].astype(jnp.float32) * frequencies(head_dim, config.theta)

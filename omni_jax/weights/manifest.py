@@ -41,6 +41,8 @@ LOADED = (
 )
 # What file managers leave in every folder that they show; hidden files are passed over anyway.
 JUNK = ("Thumbs.db", "desktop.ini")
+# Names of hidden files that systems leave everywhere begin so.
+HIDDEN_JUNK = (".DS_Store", "._", ".nfs", ".Trash")
 SMALL_BYTES = 1 << 20  # files up to this size are hashed whenever a checkpoint is loaded
 THREADS, PIECE_BYTES = 8, 1 << 20
 AGAIN = "the checkpoint is damaged: copy it again, or convert it again"
@@ -178,10 +180,10 @@ def surplus(directory: Path, manifest: Manifest) -> list[str]:
 
 
 def unnamed(directory: Path, manifest: Manifest) -> list[str]:
-    """Files and folders of a checkpoint that are not hidden and were not written with it."""
+    """Files and folders of a checkpoint that were not written with it, but for what systems leave everywhere."""
     small = manifest.files or [path.name for path in metadata_files(directory)]
-    known = {MANIFEST, PARAMS, *JUNK, *small}
-    found = [name for name in os.listdir(directory) if name not in known and not name.startswith(".")]
+    known = {MANIFEST, PARAMS, MARKER, PARTIAL, *JUNK, *small}
+    found = [name for name in os.listdir(directory) if name not in known and not name.startswith(HIDDEN_JUNK)]
     return sorted(found) + surplus(directory, manifest)
 
 

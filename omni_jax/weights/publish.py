@@ -19,7 +19,7 @@ import jax
 
 from omni_jax.errors import CheckpointError
 from omni_jax.files import reason_of, user_path
-from omni_jax.weights.manifest import JUNK, MANIFEST, MARKER, PARTIAL, read_manifest, unnamed
+from omni_jax.weights.manifest import JUNK, MANIFEST, MARKER, PARTIAL, is_ours, read_manifest, unnamed
 
 # Longer names are hidden under a hash: a file system's limit is 255 bytes, and ours is longer by ".partial".
 LONGEST_NAME = 200
@@ -134,9 +134,10 @@ def _check_path(place: Place) -> None:
     try:
         read_manifest(final)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{final} exists and is not a complete checkpoint of omni_jax ({error}); choose another name"
-        ) from None
+        what, remedy = f"({error})", "choose another name"
+        if is_ours(final):
+            what, remedy = "(it is damaged)", "remove it, or choose another name"
+        raise CheckpointError(f"{final} exists and is not a complete checkpoint of omni_jax {what}; {remedy}") from None
 
 
 def _in_the_way(place: Place) -> list[str]:

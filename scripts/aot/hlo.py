@@ -1,7 +1,7 @@
 """Read an optimised HLO text: which kernels it launches, how large their results are, what is copied.
 
-Used by `aot_report.py`. Only computations that run as a sequence of launches count (the entry, loop bodies and
-branches); what is inside a fusion is one kernel.
+Only computations that run as a sequence of launches count (the entry, loop bodies and branches); a fusion is one
+kernel.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""The programs that `aot_report.py` compiles: the real entry points, lowered with shapes alone.
+"""The programs that `report` compiles: the real entry points, lowered with shapes alone.
 
 So the full 30B-A3B model needs neither its weights nor memory for them. Arrays are placed on H200s that exist as a
-description only, `h200_target_config.textproto`; on several, they are laid over a mesh as `load` would.
+description only, `h200_target_config.textproto`; on several, they are laid out over a mesh as `load` does it.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ class Target:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     def rows(self, *shape: int, dtype: Any = jnp.int32) -> Any:
-        """An array [B, ...] whose rows lie where they are computed."""
+        """An array [B, ...] whose rows are on the devices that compute them."""
         return self.array(*shape, dtype=dtype, axes=("batch", *[None] * (len(shape) - 1)))
 
     def params(self, part: str) -> dict:

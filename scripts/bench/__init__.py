@@ -1,0 +1,1 @@
+"""Measurements of speed and memory: `python -m scripts.bench text|speech|drafting|drafters|loading|scaling`."""

@@ -1,103 +1,107 @@
-"""Measure the drafting loop itself: an oracle drafts what the target will say, so a round gives all that it verifies.
+"""Measure the drafting loop itself: an oracle drafts the known reply, so a round gives as many tokens as it verifies.
 
-Plain decoding is the compiled loop that users run without a drafter, not a loop on the host. Theirs is the structure of
-the official PyTorch loop: one forward of the block, a comparison, the cache cropped, and a read by the host each round.
-One repetition decodes plainly and then with rounds of each width; figures are tokens a second of all rows, prefill left
-out, and the ratio to one's own plain loop.
+Plain decoding is the compiled loop that users run without a drafter, not a loop on the host. With transformers it is
+the structure of the official PyTorch loop: one forward of the block, a comparison, the cache cropped, and one read by
+the host per round. One repetition decodes plainly and then with rounds of each width; figures are tokens per second of
+all rows, without prefill, and the ratio to the same system's plain loop.
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.text import answer_together, our_thinker, prompts, text_batch, their_thinker
-from scripts.bench.worker import Bench, System, our_system, require, their_system, timed
+from omni_jax.inputs.batch import Batch
+from scripts.bench.compare import Row
+from scripts.bench.options import Text
+from scripts.bench.system import System, our_system, prompts, require, their_system, timed
 
-LENGTHS = (4, 8, 16)
-ROWS = (
+# Tokens that a round verifies.
+WIDTHS = (4, 8, 16)
+ROWS: tuple[Row, ...] = (
     ("plain, tokens/s", "plain", 1.0, ".1f"),
-    *((f"{w} a round, tokens/s", f"oracle_{w}", 1.0, ".1f") for w in LENGTHS),
-    *((f"{w} a round / plain", f"gain_{w}", 1.0, ".2f") for w in LENGTHS),
+    *((f"{w} per round, tokens/s", f"oracle_{w}", 1.0, ".1f") for w in WIDTHS),
+    *((f"{w} per round / plain", f"gain_{w}", 1.0, ".2f") for w in WIDTHS),
 )
 
 
-def title(bench: Bench) -> str:
-    """What was measured, in a line."""
-    return f"drafting by an oracle, {bench.shape}, {bench.dtype}, batch {bench.batch}, new {bench.new}"
+def title(options: Text) -> str:
+    """What was measured, in one line."""
+    sizes = f"batch {options.batch}, new {options.new}"
+    return f"drafting by an oracle, {options.run.shape}, {options.run.dtype}, {sizes}"
 
 
-def figures(bench: Bench, seconds: dict[str, float]) -> dict[str, float]:
-    """Tokens a second, and their ratios to the plain loop."""
-    drawn = bench.batch * (bench.new - 1)
-    rates = {name: drawn / seconds[name] for name in ("plain", *(f"oracle_{w}" for w in LENGTHS))}
-    return {**rates, **{f"gain_{w}": rates[f"oracle_{w}"] / rates["plain"] for w in LENGTHS}}
+def figures(options: Text, seconds: dict[str, float]) -> dict[str, float]:
+    """Tokens per second, and their ratios to the plain loop."""
+    tokens = options.batch * (options.new - 1)
+    rates = {name: tokens / seconds[name] for name in ("plain", *(f"oracle_{w}" for w in WIDTHS))}
+    return {**rates, **{f"gain_{w}": rates[f"oracle_{w}"] / rates["plain"] for w in WIDTHS}}
 
 
-def ours(bench: Bench, directory: Path | None) -> System:
+def ours(options: Text, directory: Path | None) -> System:
     """Our engines, plain and speculative."""
-    from omni_jax.decode.draft.engine import SpeculativeEngine
-    from omni_jax.decode.engine import Engine, PlainEngine
-    from omni_jax.decode.sampling import Sampling
+    from scripts.bench.thinker import our_thinker
     from scripts.small.oracle import oracle
 
-    batch = text_batch(prompts(bench).astype("int32"))
-    plain = PlainEngine(*our_thinker(bench, directory), Sampling())
-
-    def run(engine: Engine) -> tuple[Any, float]:
-        requests, batching = answer_together(engine, batch, bench.new)
-        require("new tokens", sum(len(request.token_ids) for request in requests), bench.batch * bench.new)
-        return requests, batching.decode_seconds
-
-    said, _ = run(plain)
+    model, batch = our_thinker(options.run, directory), Batch.of_text(prompts(options.batch, options.prompt))
+    known = model.decode(batch, options.new)
 
     def repeat() -> dict[str, float]:
-        parts = {"plain": run(plain)[1]}
-        for length in LENGTHS:
-            requests, parts[f"oracle_{length}"] = run(SpeculativeEngine(plain, oracle(said, length)))
-            require("tokens", [r.token_ids for r in requests], [r.token_ids for r in said])
+        parts = {"plain": model.decode(batch, options.new).decode_seconds}
+        for width in WIDTHS:
+            decoded = model.decode(batch, options.new, oracle(known.requests, width))
+            parts[f"oracle_{width}"] = decoded.decode_seconds
+            require("tokens", decoded.rows, known.rows)
         return parts
 
     return our_system(repeat)
 
 
-def theirs(bench: Bench, directory: Path | None) -> System:
-    """Their Thinker in the official loop's structure, with width 1 for plain decoding."""
+def theirs(options: Text, directory: Path | None) -> System:
+    """Transformers' Thinker in the official loop's structure, with width 1 for plain decoding."""
     import torch
-    from transformers import DynamicCache
 
-    model, device = their_thinker(bench, directory)
-    prompt = torch.tensor(prompts(bench), device=device)
+    from scripts.bench.their_thinker import their_thinker
 
-    @torch.no_grad()
-    def decode(width: int, known: Any) -> tuple[float, Any]:
-        """Seconds behind the prompt, and all new tokens; `known` are the oracle's."""
-        cache = DynamicCache()
-        first = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache).logits[:, -1:]
-        token = first.argmax(-1)
-
-        def rounds() -> Any:
-            new = token
-            while new.shape[1] < bench.new:
-                at = new.shape[1]
-                drafts = known[:, at : at + width - 1] if known is not None else new[:, :0]
-                block = torch.cat([new[:, -1:], drafts], dim=1)
-                held = prompt.shape[1] + at - 1
-                positions = torch.arange(held, held + block.shape[1], device=device).expand(3, block.shape[0], -1)
-                best = model(input_ids=block, position_ids=positions, past_key_values=cache).logits.argmax(-1)
-                stands = (drafts == best[:, :-1]).int().cumprod(1).sum(1).min().item()
-                new = torch.cat([new, best[:, : stands + 1]], dim=1)
-                rejected = block.shape[1] - stands - 1
-                if rejected:
-                    cache.crop(-rejected)
-            return new[:, : bench.new]
-
-        return timed(rounds, device)
+    model, device = their_thinker(options.run, directory)
+    prompt = torch.tensor(prompts(options.batch, options.prompt), device=device)
 
     def repeat() -> dict[str, float]:
-        seconds, said = decode(1, None)
+        seconds, known = _their_rounds(model, prompt, options.new, 1, None, device)
         parts = {"plain": seconds}
-        for width in LENGTHS:
-            parts[f"oracle_{width}"], drafted = decode(width, said)
-            require("tokens", drafted.tolist(), said.tolist())
+        for width in WIDTHS:
+            parts[f"oracle_{width}"], drafted = _their_rounds(model, prompt, options.new, width, known, device)
+            require("tokens", drafted.tolist(), known.tolist())
         return parts
 
     return their_system(repeat, device)
+
+
+def _their_rounds(model: Any, prompt: Any, count: int, width: int, known: Any, device: str) -> tuple[float, Any]:
+    """Seconds after the prompt int64 [B, T], and `count` new tokens [B, count]; `known` [B, count] are the drafts."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    # transformers has called its keyword `cache` since 5.24.
+    keyword = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+    def rounds() -> Any:
+        new = token
+        while new.shape[1] < count:
+            at = new.shape[1]
+            drafts = known[:, at : at + width - 1] if known is not None else new[:, :0]
+            block = torch.cat([new[:, -1:], drafts], dim=1)
+            held = prompt.shape[1] + at - 1
+            positions = torch.arange(held, held + block.shape[1], device=device).expand(3, block.shape[0], -1)
+            best = model(input_ids=block, position_ids=positions, **{keyword: cache}).logits.argmax(-1)
+            accepted = (drafts == best[:, :-1]).int().cumprod(1).sum(1).min().item()
+            new = torch.cat([new, best[:, : accepted + 1]], dim=1)
+            rejected = block.shape[1] - accepted - 1
+            if rejected:
+                cache.crop(-rejected)
+        return new[:, :count]
+
+    with torch.no_grad():
+        first = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), **{keyword: cache}).logits[:, -1:]
+        token = first.argmax(-1)
+        return timed(rounds, device)

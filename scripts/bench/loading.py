@@ -1,23 +1,22 @@
-"""Measure what a host holds while it loads a model onto a mesh: how far above its share of the weights it ever is.
+"""Measure the memory that a host needs while it loads a model onto a mesh, above its share of the weights.
 
-    python -m scripts.bench --load --shape large
+    python -m scripts.bench loading --shape large
 
-A checkpoint with random weights is written and converted, then loaded onto expert=8: converted (`oj.load`) and straight
+A checkpoint with random weights is written and converted, then loaded onto expert=8: converted (`oj.load`) and directly
 from safetensors (`convert.load_hf`), by one process with eight virtual CPU devices and by two with four each. Every
-process is new. A process's share is what its own devices hold, distinct buffers only; on CPU they lie in its memory.
-The requirement is that its peak exceeds its share by no more than one shard, the largest piece of an array that any
-device holds. The figures also hold what Python and the libraries need meanwhile, some tens of megabytes whatever the
+process is new. The share of a process is what its own devices hold, distinct buffers only; on CPU they lie in its
+memory. The requirement is that its peak exceeds its share by at most one shard, the largest piece of an array that any
+device holds. The figures also include what Python and the libraries need meanwhile, some tens of megabytes whatever the
 size of the model.
 
 Peaks are memory that belongs to the process (RssAnon and RssShmem of /proc/self/status, read every two milliseconds)
-above what it held when everything was imported and the devices were there. Files that are mapped are the page cache's:
-how much more of them was resident is told beside. VmHWM, which the kernel keeps without sampling and which counts
-mapped files too, bounds the peak from above.
+above what it held when everything was imported and the devices were known. Mapped files belong to the page cache; how
+much more of them was resident is reported in a column of its own. VmHWM, which the kernel keeps without sampling and
+which includes mapped files, is an upper bound of the peak.
 """
 
 import ctypes
 import gc
-import json
 import multiprocessing
 import os
 import platform
@@ -26,13 +25,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from scripts.bench.worker import Bench
+from scripts.bench.compare import write_json
+from scripts.bench.options import Loading
 
 MESH, DEVICES = "expert=8", 8
 # How a model is loaded, and by how many processes.
@@ -55,14 +55,13 @@ class Load:
     coordinator: str = ""
 
 
-def report(bench: Bench) -> None:
-    """Measure all ways, print the table, and write the JSON where asked for."""
-    found = run(bench.shape, bench.dtype)
+def report(options: Loading) -> None:
+    """Measure all ways to load, print the table, and write the JSON if asked for."""
+    found = run(options.shape, options.dtype)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {found[0]['jax']}")
-    print(f"{bench.shape}, {bench.dtype}, {found[0]['weights'] / 1e9:.2f} GB of weights, on {MESH}; by process")
+    print(f"{options.shape}, {options.dtype}, {found[0]['weights'] / 1e9:.2f} GB of weights, on {MESH}; by process")
     print(table(found))
-    if bench.json:
-        bench.json.write_text(json.dumps({"bench": {**asdict(bench), "json": None}, "figures": found}, indent=1))
+    write_json(options.json, options, found)
 
 
 def run(shape: str, dtype: str) -> list[dict[str, Any]]:
@@ -75,7 +74,7 @@ def run(shape: str, dtype: str) -> list[dict[str, Any]]:
         converted = Path(folder) / "converted"
         convert_checkpoint(written, converted)
         directories = {"oj.load": converted, "convert.load_hf": written}
-        return [told for how, processes in WAYS for told in measure(how, directories[how], dtype, processes)]
+        return [found for how, processes in WAYS for found in measure(how, directories[how], dtype, processes)]
 
 
 def measure(how: str, directory: Path, dtype: str, processes: int) -> list[dict[str, Any]]:
@@ -87,15 +86,15 @@ def measure(how: str, directory: Path, dtype: str, processes: int) -> list[dict[
     running, pipes = [], []
     for process in range(processes):
         pipe, child = context.Pipe()
-        asked = Load(how, directory, dtype, processes, process, coordinator)
-        running.append(context.Process(target=work, args=(asked, child), daemon=True))
+        load = Load(how, directory, dtype, processes, process, coordinator)
+        running.append(context.Process(target=work, args=(load, child), daemon=True))
         running[-1].start()
         child.close()
         pipes.append(pipe)
     try:
         found = [pipe.recv() for pipe in pipes]
     except EOFError:
-        raise RuntimeError(f"a process that loads with {how} failed; its error stands above") from None
+        raise RuntimeError(f"a process that loads with {how} failed; its error is printed above") from None
     for pipe in pipes:
         pipe.send(True)
     for process in running:
@@ -103,32 +102,32 @@ def measure(how: str, directory: Path, dtype: str, processes: int) -> list[dict[
     return found
 
 
-def work(asked: Load, pipe: Connection) -> None:
-    """A process that loads: sends its figures, and ends when told to."""
-    devices = DEVICES // asked.processes
+def work(load: Load, pipe: Connection) -> None:
+    """A process that loads: sends its figures, and ends at the next message."""
+    devices = DEVICES // load.processes
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    if asked.processes > 1:
+    if load.processes > 1:
         from omni_jax.distributed import start
 
-        start(asked.coordinator, asked.processes, asked.process)
+        start(load.coordinator, load.processes, load.process)
     import jax
 
-    load = loader(asked)
+    params_of = loader(load)
     jax.devices()
     _release()
     before, started = memory(), time.perf_counter()
     with watched() as peak:
-        params = jax.block_until_ready(load())
+        params = jax.block_until_ready(params_of())
     seconds, after = time.perf_counter() - started, memory()
     pieces = [shard.data for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards]
     # Devices of one process may share a buffer that holds the same numbers.
     share = sum({x.unsafe_buffer_pointer(): x.nbytes for x in pieces}.values())
     pipe.send(
         {
-            "how": asked.how,
-            "processes": asked.processes,
-            "process": asked.process,
+            "how": load.how,
+            "processes": load.processes,
+            "process": load.process,
             "weights": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
             "share": share,
             "largest_shard": max(x.nbytes for x in pieces),
@@ -143,21 +142,21 @@ def work(asked: Load, pipe: Connection) -> None:
     pipe.recv()
 
 
-def loader(asked: Load) -> Any:
-    """What loads the parameters, with everything imported that it needs."""
+def loader(load: Load) -> Any:
+    """A function that loads the parameters, with everything imported that it needs."""
     import orbax.checkpoint  # noqa: F401
     import tensorstore  # noqa: F401
 
     import convert
     import omni_jax
 
-    if asked.how == "oj.load":
-        return lambda: omni_jax.load(asked.directory, mesh=MESH, dtype=asked.dtype).params
-    return lambda: convert.load_hf(asked.directory, dtype=asked.dtype, mesh=MESH)[0]
+    if load.how == "oj.load":
+        return lambda: omni_jax.load(load.directory, mesh=MESH, dtype=load.dtype).params
+    return lambda: convert.load_hf(load.directory, dtype=load.dtype, mesh=MESH)[0]
 
 
 def memory() -> dict[str, int]:
-    """Bytes by the names of /proc/self/status, and `own`: those that belong to this process alone."""
+    """Bytes by the names of /proc/self/status, and as `own` those that belong to this process alone."""
     lines = (line.split() for line in STATUS.read_text().splitlines())
     sizes = {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
     return {**sizes, "own": sizes["RssAnon"] + sizes["RssShmem"]}
@@ -165,7 +164,7 @@ def memory() -> dict[str, int]:
 
 @contextmanager
 def watched() -> Iterator[dict[str, int]]:
-    """The largest figures of `memory` while the block runs; they are complete behind it."""
+    """The largest figures of `memory` while the block runs; they are complete after it."""
     peak, over = memory(), Event()
 
     def look() -> None:
@@ -186,7 +185,7 @@ def watched() -> Iterator[dict[str, int]]:
 
 
 def _release() -> None:
-    """Give back what imports left unused, which the load could otherwise fill unseen, and forget the peak so far."""
+    """Release what imports left unused, which loading could otherwise fill unseen, and reset the kernel's peak."""
     gc.collect()
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -195,16 +194,16 @@ def _release() -> None:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """The figures as Markdown, a line for each process."""
+    """The figures as Markdown, one line per process."""
     lines = ["| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|"]
-    for told in found:
+    for process in found:
         cells = [
-            told["how"],
-            f"{told['process'] + 1} of {told['processes']}",
-            *(f"{told[key] / 1e6:.0f}" for key in ("share", "largest_shard", "above_share")),
-            f"{(told['above_share'] - told['largest_shard']) / 1e6:.0f}",
-            *(f"{told[key] / 1e6:.0f}" for key in ("kernel_peak_above_share", "mapped")),
-            f"{told['seconds']:.1f}",
+            process["how"],
+            f"{process['process'] + 1} of {process['processes']}",
+            *(f"{process[key] / 1e6:.0f}" for key in ("share", "largest_shard", "above_share")),
+            f"{(process['above_share'] - process['largest_shard']) / 1e6:.0f}",
+            *(f"{process[key] / 1e6:.0f}" for key in ("kernel_peak_above_share", "mapped")),
+            f"{process['seconds']:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,35 +1,37 @@
-"""Measure decoding on meshes of one, two, four, ... devices: what is left of each one's speed when there are more.
+"""Measure decoding on meshes of 1, 2, 4, ... devices: how much of each device's speed remains as there are more.
 
-    python -m scripts.bench --scaling                  # eight virtual CPU devices, or the GPUs that are there
-    python -m scripts.bench --scaling --shape full --dtype bfloat16 --batch 8
+    python -m scripts.bench scaling                  # on eight virtual CPU devices, or all GPUs
+    python -m scripts.bench scaling --shape full --dtype bfloat16 --batch 8
 
-Two ways to lay a model out, rows of a batch over devices (data=n) and experts and rows over devices (expert=n), each
-measured twice: strong scaling keeps the rows of all devices together, `--batch` times the most devices; weak scaling
-keeps `--batch` rows on each device. Efficiency is the rate over that of one device and their number.
+A model is laid out in two ways, with rows of a batch over devices (data=n) and with experts and rows over devices
+(expert=n). Each is measured twice: strong scaling has a fixed number of rows, `--batch` times the most devices; weak
+scaling has `--batch` rows per device. Efficiency is the speed relative to one device, divided by the number of devices.
 
-Virtual CPU devices share the cores of one machine. They cannot show a speed-up, however good the program: if nothing
-were lost, a fixed batch would give the same tokens a second on any number of them. What is missing is overhead.
+Virtual CPU devices share the cores of one machine, so they cannot show a speed-up, however good the program: without
+any loss, a fixed batch would give the same tokens per second on any number of them. What is missing is overhead.
 """
 
-import json
 import os
 import platform
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
-from scripts.bench.text import answer_together, prompts, text_batch
-from scripts.bench.worker import Bench, require
+import numpy as np
+
+from omni_jax.inputs.batch import Batch
+from scripts.bench.compare import write_json
+from scripts.bench.options import Scaling
+from scripts.bench.system import prompts
 
 VIRTUAL_DEVICES = 8
-TITLES = ("scaling", "mesh", "devices", "rows", "tokens/s", "tokens/s a device", "of one device", "efficiency")
+TITLES = ("scaling", "mesh", "devices", "rows", "tokens/s", "tokens/s per device", "relative to one", "efficiency")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A mesh and the rows that it decodes."""
+    """A mesh, and the number of rows that it decodes."""
 
     scaling: str
     axis: str
@@ -41,45 +43,45 @@ class Case:
         return f"{self.axis}={self.devices}"
 
 
-def report(bench: Bench) -> None:
-    """Measure all meshes, print the table, and write the JSON where asked for."""
-    # Read when the first device is asked for; for CPU only.
+def report(options: Scaling) -> None:
+    """Measure all meshes, print the table, and write the JSON if asked for."""
+    # Read when the first device is looked up; for CPU only.
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={VIRTUAL_DEVICES}"
     )
     import jax
 
     first = jax.devices()[0]
-    found = run(bench)
+    found = run(options)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}")
-    print(f"{first.device_kind}; {bench.shape}, {bench.dtype}, prompt {bench.prompt}, new {bench.new}, decoding alone")
+    sizes = f"{options.shape}, {options.dtype}, prompt {options.prompt}, new {options.new}"
+    print(f"{first.device_kind}; {sizes}, decoding without prefill")
     if first.platform == "cpu":
         print(
             f"{len(jax.devices())} virtual devices share {os.cpu_count()} cores: this shows what splitting costs, and "
-            "can show no speed-up"
+            "cannot show a speed-up"
         )
     print(table(found))
-    if bench.json:
-        bench.json.write_text(json.dumps({"bench": {**asdict(bench), "json": None}, "figures": found}, indent=1))
+    write_json(options.json, options, found)
 
 
-def run(bench: Bench) -> list[dict[str, Any]]:
+def run(options: Scaling) -> list[dict[str, Any]]:
     """The figures of every case, in the order of the table."""
     import jax
 
     rates: dict[tuple[str, int], float] = {}
     found = []
-    for case in cases(bench.batch, len(jax.devices())):
-        # One device is one device, whatever its axis is called.
+    for case in cases(options.batch, len(jax.devices())):
+        # On one device the axis makes no difference.
         mesh = "data=1" if case.devices == 1 else case.mesh
         if (mesh, case.rows) not in rates:
-            rates[mesh, case.rows] = rate(bench, mesh, case.rows)
+            rates[mesh, case.rows] = rate(options, mesh, case.rows)
         found.append({**asdict(case), "mesh": case.mesh, "tokens_per_second": rates[mesh, case.rows]})
-    return [{**told, **compared(told, found)} for told in found]
+    return [{**case, **compared(case, found)} for case in found]
 
 
 def cases(batch: int, devices: int) -> Iterator[Case]:
-    """All meshes of one, two, four, ... of so many devices, fixed rows first."""
+    """All meshes of 1, 2, 4, ... up to the number of devices, those with a fixed number of rows first."""
     counts = [1 << i for i in range(devices.bit_length())]
     for scaling in ("strong", "weak"):
         for axis in ("data", "expert"):
@@ -87,50 +89,30 @@ def cases(batch: int, devices: int) -> Iterator[Case]:
                 yield Case(scaling, axis, n, batch * (counts[-1] if scaling == "strong" else n))
 
 
-def compared(told: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, float]:
-    """A case beside the same on one device."""
-    same = (other for other in found if all(other[key] == told[key] for key in ("scaling", "axis")))
-    ratio = told["tokens_per_second"] / next(other for other in same if other["devices"] == 1)["tokens_per_second"]
-    return {"of_one_device": ratio, "efficiency": ratio / told["devices"]}
+def compared(case: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, float]:
+    """A case's speed relative to the same case on one device."""
+    same = (other for other in found if all(other[key] == case[key] for key in ("scaling", "axis")))
+    ratio = case["tokens_per_second"] / next(other for other in same if other["devices"] == 1)["tokens_per_second"]
+    return {"relative_to_one": ratio, "efficiency": ratio / case["devices"]}
 
 
-def rate(bench: Bench, mesh_name: str, rows: int) -> float:
-    """Tokens a second of `rows` rows on a mesh: the median of all repetitions but the first, which compiles."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
+def rate(options: Scaling, mesh_name: str, rows: int) -> float:
+    """Tokens per second of `rows` rows on a mesh: the median of all repetitions but the first, which compiles."""
+    from scripts.bench.thinker import laid_out_thinker
 
-    from omni_jax.config import OmniConfig
-    from omni_jax.decode.engine import PlainEngine
-    from omni_jax.decode.sampling import Sampling
-    from omni_jax.models.param import declare, init_params
-    from omni_jax.models.thinker import Thinker
-    from omni_jax.sharding import check_mesh, make_mesh, parse_mesh, shardings
-    from scripts.small.configs import config_dict
-
-    sizes, config = parse_mesh(mesh_name), OmniConfig.from_hf(config_dict(bench.shape)).thinker
-    mesh = make_mesh(None, **sizes)
-    declaration = declare(Thinker, config, mesh=mesh)
-    check_mesh({"thinker": (declaration.shapes, declaration.axes)}, mesh)
-    make = partial(init_params, Thinker, config, dtype=jnp.dtype(bench.dtype))
-    params = jax.jit(make, out_shardings=shardings(declaration.axes, mesh))()
-    ids = np.resize(prompts(bench).astype(np.int32), (rows, bench.prompt))
-    seconds = []
-    for _ in range(1 + bench.repetitions):
-        engine = PlainEngine(params, declaration, config.text, Sampling())
-        requests, batching = answer_together(engine, text_batch(ids), bench.new)
-        require("new tokens", sum(len(request.token_ids) for request in requests), rows * bench.new)
-        seconds.append(batching.decode_seconds)
-    return rows * (bench.new - 1) / statistics.median(seconds[1:])
+    model = laid_out_thinker(options.shape, options.dtype, mesh_name)
+    batch = Batch.of_text(np.resize(prompts(options.batch, options.prompt), (rows, options.prompt)))
+    seconds = [model.decode(batch, options.new).decode_seconds for _ in range(1 + options.repetitions)]
+    return rows * (options.new - 1) / statistics.median(seconds[1:])
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """The figures as Markdown."""
     lines = ["| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|"]
-    for told in found:
-        speed = told["tokens_per_second"]
+    for case in found:
+        speed = case["tokens_per_second"]
         lines.append(
-            f"| {told['scaling']} | {told['mesh']} | {told['devices']} | {told['rows']} | {speed:.1f} "
-            f"| {speed / told['devices']:.1f} | {told['of_one_device']:.2f} | {told['efficiency']:.2f} |"
+            f"| {case['scaling']} | {case['mesh']} | {case['devices']} | {case['rows']} | {speed:.1f} "
+            f"| {speed / case['devices']:.1f} | {case['relative_to_one']:.2f} | {case['efficiency']:.2f} |"
         )
     return "\n".join(lines)

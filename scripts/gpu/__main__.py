@@ -2,218 +2,29 @@
 
     python -m scripts.gpu results/                         # the public 30B-A3B shape; needs 80 GB
     python -m scripts.gpu results/ --shape tiny            # the same steps, small: runs on CPU too
-    python -m scripts.gpu results/ --only kernels,model
-    python -m scripts.gpu results/ --only speech,speech_bench --limit 280     # with a limit a section
+    python -m scripts.gpu results/ --only kernels model
+    python -m scripts.gpu results/ --only speech speech_bench --limit 280     # with a limit per section
 
-Needs jax, flax and numpy; torch and transformers for the comparison, tokamax for the grouped kernels. Sections run in
-processes of their own, so that memory is given back and a crash costs one section: its error is printed, the rest goes
-on, and the exit code is 1. Every section leaves `<section>.json` in the folder; `summary.md` is rewritten after each.
+Needs tyro, jax, flax and numpy; torch and transformers for the comparison, tokamax for the grouped kernels. Each
+section runs in a process of its own, so that its memory is released and a crash costs one section: its error is
+printed, the others follow, and the exit status is 1. Every section leaves `<section>.json` in the folder; `summary.md`
+is rewritten after each.
 """
 
-import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
-import time
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+import tyro
+
+from scripts.gpu.sections import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-# Sections are guests on one device after each other, bench workers even beside their parent.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
-Table = list[list[Any]]
-
-
-def versions(shape: str) -> dict:
-    """What runs here."""
-    import jax
-
-    names = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy", "tokamax", "torch", "transformers",
-             "nvidia-cudnn-cu13", "nvidia-cublas")  # fmt: skip
-    found = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    device = jax.devices()[0]
-    memory = device.memory_stats() or {}
-    found |= {
-        "devices": len(jax.devices()),
-        "device": device.device_kind,
-        "memory GB": memory.get("bytes_limit", 0) / 1e9,
-        "cuDNN loaded": cudnn_version(),
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-    }
-    return {"tables": {"Versions": [["", ""], *([name, value] for name, value in found.items())]}}
-
-
-def cudnn_version() -> str:
-    """The cuDNN that JAX loads, or why there is none."""
-    try:
-        from jax._src.lib import cuda_versions
-    except ImportError:
-        return "none"
-    try:
-        return str(cuda_versions.cudnn_get_version()) if cuda_versions else "none"
-    except RuntimeError as error:
-        return str(error)
-
-
-def correctness(shape: str) -> dict:
-    """Backends, attention, positions, cache, a tiny Thinker, Talker and vocoder against NumPy and the CPU."""
-    from scripts.gpu import correct as gpu_correct
-    from scripts.gpu import correct_speech as gpu_correct_speech
-
-    findings = [*gpu_correct.all_findings(), *gpu_correct_speech.all_findings()]
-    rows = [[f.name, f"{f.error:.2e}", f"{f.bound:.0e}", "yes" if f.ok else "NO"] for f in findings]
-    failed = [f.name for f in findings if not f.ok]
-    return {
-        "tables": {"Correctness": [["compared", "relative error", "bound", "holds"], *rows]},
-        "findings": [asdict(f) for f in findings],
-        "error": f"out of bounds: {', '.join(failed)}" if failed else "",
-    }
-
-
-def kernels(shape: str) -> dict:
-    """Copy bandwidth, products of one row, and one layer of experts by each backend."""
-    from omni_jax.config import OmniConfig
-    from scripts.gpu import speed as speed
-    from scripts.small.configs import config_dict
-
-    config = OmniConfig.from_hf(config_dict(shape)).thinker
-    full = shape == "full"
-    timings, errors = [], []
-    for step in (
-        lambda: speed.bandwidth(4.0 if full else 0.01),
-        lambda: speed.one_row_products(config),
-        *(
-            lambda rows=rows: speed.expert_backends(config, (rows,))
-            for rows in (1, 4, 16, 512, 8192)[: 5 if full else 3]
-        ),
-    ):
-        attempt(step, timings, errors)
-    return timing_tables("Kernels", timings, errors)
-
-
-def model(shape: str) -> dict:
-    """Prefill, decode as a loop and flat, and the kernels of a decode step, with random weights of the whole shape."""
-    from scripts.gpu import speed as speed
-
-    full = shape == "full"
-    made = speed.make_model(shape, "bfloat16" if full else "float32")
-    L = made.config.text.num_layers
-    timings, errors = [], []
-    attempt(lambda: speed.prefills(made, (512, 4096) if full else (16,)), timings, errors)
-    # The flat program comes last: it takes longest to compile.
-    cases = (
-        ((1, 2048, 1), (8, 2048, 1), (32, 4096, 1), (1, 2048, 4), (1, 2048, L)) if full else ((2, 512, 1), (1, 512, L))
-    )
-    for rows, capacity, unroll in cases:
-        attempt(
-            lambda rows=rows, capacity=capacity, unroll=unroll: [speed.decodes(made, rows, capacity, unroll)],
-            timings,
-            errors,
-        )
-    found = timing_tables("Model", timings, errors)
-    busiest: list = []
-    attempt(lambda: speed.kernel_times(made, 1, 2048 if full else 512, 1), busiest, errors)
-    found["tables"]["One decode chunk, one row: where its time goes"] = kernel_table(busiest)
-    found["error"] = "; ".join(errors)
-    return found
-
-
-def speech(shape: str) -> dict:
-    """The Talker's prompt, whole frames as a loop and flat, the vocoder, with random weights of the whole shape."""
-    from scripts.gpu import speed_speech as speed
-
-    full = shape == "full"
-    dtype, capacity = ("bfloat16", 1024) if full else ("float32", 256)
-    sizes = ((1, 4), (1, 16), (1, 64), (8, 4), (8, 16)) if full else ((1, 4),)
-    timings, errors, busiest = [], [], []
-    attempt(lambda: speed.sounds(shape, dtype, sizes), timings, errors)
-    made = speed.make_speaker(shape, dtype)
-    attempt(lambda: speed.prompts(made, ((1, 512), (8, 512)) if full else ((1, 16),)), timings, errors)
-    # The flat programs come last: they take longest to compile.
-    flat = made.config.text.num_layers
-    for rows, unroll in ((1, 1), (8, 1), (1, flat), (8, flat)) if full else ((1, 1),):
-        attempt(lambda rows=rows, unroll=unroll: [speed.frames(made, rows, capacity, unroll)], timings, errors)
-    attempt(lambda: speed.frame_kernels(made, 1, capacity, 1), busiest, errors)
-    found = timing_tables("Speech", timings, errors)
-    found["tables"]["One chunk of frames, one row: where its time goes"] = kernel_table(busiest)
-    return found
-
-
-def bench(shape: str) -> dict:
-    """Our Thinker and transformers', by scripts/bench."""
-    return side_by_side(shape, prompt=512, new=64, repetitions=3)
-
-
-def speech_bench(shape: str) -> dict:
-    """Our spoken replies and transformers', by scripts/bench."""
-    # Few: transformers runs a program per code, and a whole reply is said twice in a repetition.
-    return side_by_side(shape, speech=True, prompt=128, new=16, frames=24, repetitions=2)
-
-
-def side_by_side(shape: str, prompt: int, new: int, repetitions: int, speech: bool = False, frames: int = 64) -> dict:
-    """What scripts/bench finds, with transformers where it is installed; smaller for the tiny shape."""
-    from scripts.bench import __main__ as beside
-
-    settings = beside.Bench(speech=speech, prompt=prompt, new=new, frames=frames, repetitions=repetitions)
-    if shape == "full":
-        settings = replace(settings, shape="full", dtype="bfloat16")
-    else:
-        settings = replace(settings, prompt=16, new=10, frames=4, repetitions=1)
-    errors, text, figures = [], [], {}
-    # Alone only where the comparison fails: loading the whole shape twice takes minutes.
-    for against in ("hf", None) if find_spec("transformers") and find_spec("torch") else (None,):
-        try:
-            case = replace(settings, against=against)
-            figures = beside.run(case)
-            text = [beside.table(case, figures)]
-            break
-        except Exception as error:
-            traceback.print_exc()
-            errors.append(f"against {against}: {type(error).__name__}: {error}")
-    return {"tables": {}, "text": text, "figures": figures, "error": "; ".join(errors)}
-
-
-SECTIONS: dict[str, Callable[[str], dict]] = {
-    "versions": versions, "correctness": correctness, "kernels": kernels, "bench": bench, "model": model,
-    "speech": speech, "speech_bench": speech_bench,
-}  # fmt: skip
-
-
-def attempt(step: Callable[[], list], results: list, errors: list[str]) -> None:
-    """Add what `step` returns to `results`, or what went wrong to `errors`."""
-    try:
-        results += step()
-    except Exception as error:
-        traceback.print_exc()
-        errors.append(f"{type(error).__name__}: {str(error)[:300]}")
-
-
-def kernel_table(busiest: list[tuple[str, float, int]]) -> Table:
-    """Kernels by the time that they took."""
-    return [["kernel", "ms", "calls"], *([name[:90], f"{ms:.3f}", calls] for name, ms, calls in busiest)]
-
-
-def timing_tables(title: str, timings: list, errors: list[str]) -> dict:
-    """A section of timings."""
-    rows = [
-        [t.name, f"{t.milliseconds:.3f}", f"{t.rate:,.0f} {t.unit}" if t.rate else "", f"{t.first_seconds:.1f}"]
-        for t in timings
-    ]
-    table = [["measured", "ms", "rate", "first call, s"], *rows]
-    return {"tables": {title: table}, "timings": [asdict(t) for t in timings], "error": "; ".join(errors)}
+RUN_SECTION = "import sys; from scripts.gpu.sections import run_section; run_section(*sys.argv[1:])"
+Section = Literal["versions", "correctness", "kernels", "bench", "model", "speech", "speech_bench"]
 
 
 def markdown(sections: dict[str, dict]) -> str:
@@ -231,57 +42,46 @@ def markdown(sections: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def run_section(name: str, shape: str, folder: Path) -> None:
-    """Run one section here and write what it found."""
-    start = time.perf_counter()
-    found: dict[str, Any]
+def run_apart(name: str, shape: str, folder: Path, limit: float) -> dict:
+    """Run one section in a process of its own, for at most `limit` seconds, and return its results."""
+    file = folder / f"{name}.json"
+    file.unlink(missing_ok=True)
+    command = [sys.executable, "-c", RUN_SECTION, name, shape, str(folder)]
     try:
-        found = SECTIONS[name](shape)
-    except Exception as error:
-        traceback.print_exc()
-        found = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
-    found["seconds"] = time.perf_counter() - start
-    (folder / f"{name}.json").write_text(json.dumps(found, indent=1))
+        code = subprocess.run(command, timeout=limit, check=False, cwd=ROOT).returncode
+    except subprocess.TimeoutExpired:
+        code = -1
+    if file.exists():
+        return json.loads(file.read_text())
+    return {"error": f"the process ended with {code}" if code >= 0 else f"took longer than {limit:.0f} s"}
 
 
-def main() -> int:
-    """Run the sections asked for, each in its own process, and summarise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where results are written")
-    parser.add_argument("--shape", choices=("tiny", "full"), default="full")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas: %(default)s")
-    parser.add_argument("--limit", type=float, default=1800.0, help="seconds that one section may take")
-    parser.add_argument("--section", choices=tuple(SECTIONS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    if options.section:
-        run_section(options.section, options.shape, options.folder)
-        return 0
+def check(
+    folder: Annotated[Path, tyro.conf.Positional],
+    shape: Literal["full", "tiny"] = "full",
+    only: tuple[Section, ...] = (),
+    limit: float = 1800.0,
+) -> int:
+    """Run the sections and summarise them.
+
+    Args:
+        folder: where results are written.
+        shape: the public shape, or a small one for a machine without GPU.
+        only: sections to run; all by default.
+        limit: seconds that one section may take.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     sections: dict[str, dict] = {}
-    for name in options.only.split(","):
-        file = options.folder / f"{name}.json"
-        file.unlink(missing_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "scripts.gpu",
-            str(options.folder),
-            "--shape",
-            options.shape,
-            "--section",
-            name,
-        ]
+    for name in only or SECTIONS:
         print(f"== {name}", flush=True)
-        try:
-            code = subprocess.run(command, timeout=options.limit, check=False).returncode
-        except subprocess.TimeoutExpired:
-            code = -1
-        failed = {"error": f"the process ended with {code}" if code >= 0 else f"longer than {options.limit:.0f} s"}
-        sections[name] = json.loads(file.read_text()) if file.exists() else failed
-        (options.folder / "summary.md").write_text(markdown(sections))
+        sections[name] = run_apart(name, shape, folder, limit)
+        (folder / "summary.md").write_text(markdown(sections))
         print(markdown({name: sections[name]}), flush=True)
     return int(any(found.get("error") for found in sections.values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Sections run on one device, those of scripts/bench in processes beside their parent.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    sys.exit(tyro.cli(check, prog="python -m scripts.gpu", description=__doc__))

@@ -1,4 +1,4 @@
-"""Does the device compute what NumPy and the CPU compute? Used by `gpu_check.py`, and small enough to run on CPU.
+"""Does the device compute what NumPy and the CPU compute? Small enough to run on CPU too.
 
 Every function returns findings: what was compared, the largest error relative to the largest value expected, and the
 bound it must keep. float32 runs at the highest matrix precision, so that its bounds are those of rounding.
@@ -19,6 +19,7 @@ from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.text import CHUNK, PrefillInput, decode_chunk, prefill
 from omni_jax.decoder_config import RopeConfig
+from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops import moe
@@ -53,14 +54,14 @@ def precision(dtype: str) -> Any:
 
 
 def compare(name: str, got: Any, want: Any, bound: float) -> Finding:
-    """The largest difference over the largest expected value; infinite where something is not finite."""
+    """The largest difference relative to the largest expected value; infinite where something is not finite."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     error = np.abs(got - want).max() / np.abs(want).max()
     return Finding(name, float(error) if np.isfinite(error) else float("inf"), bound)
 
 
 def root_mean_square(name: str, got: Any, want: Any, bound: float) -> Finding:
-    """The root mean square difference over that of what is expected; infinite where something is not finite."""
+    """The root mean square difference relative to that of `want`; infinite where something is not finite."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
     return Finding(name, float(error) if np.isfinite(error) else float("inf"), bound)
@@ -226,7 +227,7 @@ def small_thinker() -> ThinkerConfig:
 def all_logits(params: dict, token_ids: jax.Array, positions: jax.Array, *, declaration: Declaration) -> jax.Array:
     """Logits float32 [B, T, V] of text alone."""
     thinker = bind(declaration, params)
-    return thinker.logits(thinker.whole(thinker.embed_tokens(token_ids), positions)[0])
+    return thinker(token_ids, positions)
 
 
 def teacher_forced(params: dict, declaration: Declaration, token_ids: np.ndarray, device: Any) -> np.ndarray:
@@ -240,11 +241,12 @@ def teacher_forced(params: dict, declaration: Declaration, token_ids: np.ndarray
 def text_request(prompts: np.ndarray, new: int) -> PrefillInput:
     """A request for `new` tokens after each of the prompts int32 [B, T], greedy and without stop ids."""
     B, T = prompts.shape
+    batch = Batch.of_text(prompts)
     return PrefillInput(
-        token_ids=prompts,
+        token_ids=batch.token_ids,
         length=np.full(B, T, np.int32),
-        position_ids=np.broadcast_to(np.arange(T, dtype=np.float32), (3, B, T)),
-        rope_delta=np.zeros(B, np.float32),
+        position_ids=batch.position_ids,
+        rope_delta=batch.rope_delta,
         budget=np.full(B, new, np.int32),
         keys=row_keys(0, B),
         stop_ids=np.zeros(0, np.int32),
@@ -266,7 +268,7 @@ def greedy(params: dict, declaration: Declaration, prompts: np.ndarray, device: 
 
 
 def margins(logits: np.ndarray) -> np.ndarray:
-    """By how much the best of logits [..., V] exceeds the second: [...]."""
+    """By how much the best of the logits [..., V] exceeds the second best: [...]."""
     best = np.partition(logits, -2, axis=-1)
     return best[..., -1] - best[..., -2]
 

@@ -1,5 +1,4 @@
-"""Does the device speak as the CPU does? Talker, code predictor and vocoder, small; used by `gpu_check.py` like
-`gpu_correct.py`.
+"""Does the device speak as the CPU does? Talker, code predictor and vocoder, small.
 
 Codes may differ where two are about equally likely, and all that follows them then differs too. So networks are
 compared on given codes, and codes up to the first near tie.
@@ -38,7 +37,7 @@ from scripts.gpu.correct import (
 )
 from scripts.small.configs import config_dict
 
-# Of the Talker's logits, as in gpu_correct: a wrong gate of the shared expert costs 0.09.
+# Of the Talker's logits, as in `correct`: a wrong gate of the shared expert costs 0.09.
 CODES_BFLOAT16 = 6e-2
 ROWS, COLUMNS, HEARD, FRAMES, THINKER = 2, 24, 10, 8, 96
 PIECES = (4, 4)
@@ -46,7 +45,7 @@ PIECES = (4, 4)
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is said to a small Talker, in NumPy: its prompt, the Thinker's states [B, U, D], what the frames say."""
+    """The inputs of a small Talker: prompt, the Thinker's states [B, U, D], text ids int32 [B, F] of frames."""
 
     prompt: SpeechPrompt
     hidden: np.ndarray
@@ -55,13 +54,13 @@ class Conversation:
 
 def check_talker() -> list[Finding]:
     """A small Talker with its predictor: logits of given codes, and greedy codes, against the CPU."""
-    params = random_params(talker_graph())
+    params = random_params(talker_declaration())
     return compared_talkers(params, params)
 
 
 def compared_talkers(params: dict, others: dict) -> list[Finding]:
     """The Talker with parameters `others` on the device against `params` on the CPU."""
-    declaration = talker_graph()
+    declaration = talker_declaration()
     cpu, device, said = jax.devices("cpu")[0], jax.devices()[0], conversation()
     embed = np.random.default_rng(6).standard_normal((512, THINKER), np.float32)
     with precision("float32"):
@@ -72,7 +71,7 @@ def compared_talkers(params: dict, others: dict) -> list[Finding]:
         findings = [compare(n, g, w, LOGITS_FLOAT32) for n, g, w in zip(names, got, want, strict=True)]
         got_codes = greedy_codes(others, embed, said, declaration, device)
         sure = np.concatenate([margins(want[0])[..., None], margins(want[1])], axis=-1)
-        # In the order in which they are drawn: all codes of a frame, then the next frame.
+        # In the order of sampling: all codes of a frame, then the next frame.
         drawn, wanted = (codes.transpose(0, 2, 1).reshape(ROWS, -1) for codes in (got_codes, want_codes))
         findings.append(same_tokens("small Talker greedy codes", drawn, wanted, sure.reshape(ROWS, -1)))
         half, other_half, half_embed = jax.tree.map(partial(jnp.asarray, dtype=jnp.bfloat16), (params, others, embed))
@@ -86,13 +85,13 @@ def compared_talkers(params: dict, others: dict) -> list[Finding]:
 
 
 @cache
-def talker_graph() -> Declaration:
+def talker_declaration() -> Declaration:
     """The small Talker, one object so that it is compiled once."""
     return declare(Talker, small_talker())
 
 
 @cache
-def vocoder_graph() -> Declaration:
+def vocoder_declaration() -> Declaration:
     """The small vocoder, one object so that it is compiled once."""
     return declare(Code2Wav, small_code2wav())
 
@@ -176,24 +175,24 @@ def code_logits(
     parts = [talker.embed_codes(codes[:, 0]), *(predictor.embed_code(codes[:, i + 1], i) for i in range(Q - 1))]
     said = talker.text_projection(embed[text_ids]) + sum(parts)
     position = jnp.broadcast_to(jnp.arange(COLUMNS + N - 1, dtype=jnp.float32), (3, B, COLUMNS + N - 1))
-    states = talker.whole(jnp.concatenate([x, said[:, :-1]], axis=1), position)[0][:, COLUMNS - 1 :]
+    states = talker.forward(jnp.concatenate([x, said[:, :-1]], axis=1), position).hidden[:, COLUMNS - 1 :]
     frames = jnp.stack([states, *parts[:-1]], axis=2).reshape(B * N, Q, -1)
     c = predictor.config
     cache = KVCache.empty(c.num_layers, B * N, c.num_kv_heads, Q, c.head_dim, frames.dtype)
-    inner = predictor.extend(frames, cache)[0].reshape(B, N, Q, -1)
+    inner = predictor.extend(frames, cache).hidden.reshape(B, N, Q, -1)
     others = jnp.stack([predictor.logits(inner[:, :, i + 1], i) for i in range(Q - 1)], axis=2)
     return talker.logits(states)[..., :-CODEC_MARKS], others
 
 
 def check_code2wav() -> list[Finding]:
     """A small vocoder, streamed in pieces on the device, against the whole waveform on the CPU."""
-    params = random_params(vocoder_graph())
+    params = random_params(vocoder_declaration())
     return compared_vocoders(params, params)
 
 
 def compared_vocoders(params: dict, others: dict) -> list[Finding]:
     """The vocoder with parameters `others` on the device against `params` on the CPU."""
-    config, declaration = small_code2wav(), vocoder_graph()
+    config, declaration = small_code2wav(), vocoder_declaration()
     shape = (ROWS, config.num_quantizers, sum(PIECES))
     codes = np.random.default_rng(8).integers(0, config.codebook_size, shape).astype(np.int32)
     half = jax.tree.map(partial(jnp.asarray, dtype=jnp.bfloat16), params)
@@ -210,7 +209,7 @@ def compared_vocoders(params: dict, others: dict) -> list[Finding]:
 
 
 def small_code2wav() -> Code2WavConfig:
-    """The public vocoder, narrow and with few stages: it compiles for long."""
+    """The public vocoder, narrow and with few stages, because it takes long to compile."""
     config = OmniConfig.from_hf(config_dict("full")).code2wav
     assert config is not None
     transformer = replace(

@@ -1,7 +1,7 @@
 """How fast is the device, what do our kernels reach on it, and where does a decode step's time go?
 
-Used by `gpu_check.py`. Weights are random and made on the device; times are wall clock around `block_until_ready`, the
-median of some repetitions after one that compiles.
+Weights are random and made on the device; times are wall clock around `block_until_ready`, the median of some
+repetitions after one that compiles.
 """
 
 import statistics
@@ -34,7 +34,7 @@ TOP_KERNELS = 25
 
 @dataclass(frozen=True)
 class Timing:
-    """One measured thing: milliseconds (median), seconds of the first call, and what it amounts to."""
+    """One measurement: milliseconds (median), seconds of the first call, and the rate that follows."""
 
     name: str
     milliseconds: float
@@ -164,7 +164,7 @@ def prefills(model: Model, lengths: tuple[int, ...]) -> list[Timing]:
 
 
 def decodes(model: Model, rows: int, capacity: int, unroll: int, repetitions: int = 3) -> Timing:
-    """Chunks of decode behind prompts of 128 tokens, in a cache of `capacity` slots."""
+    """Chunks of decode after prompts of 128 tokens, in a cache of `capacity` capacity."""
     request = model.request(rows, 128, CHUNK * (repetitions + 1) + 1)
     _, state = model.prefill(request, capacity_for(128))
     state = grow(state, capacity=capacity)
@@ -175,13 +175,13 @@ def decodes(model: Model, rows: int, capacity: int, unroll: int, repetitions: in
         return tokens
 
     form = "scan" if unroll == 1 else f"unroll {unroll}"
-    timing = measure(f"decode {rows} rows, {capacity} slots, {form}", run, repetitions, rows * CHUNK, "tokens/s")
+    timing = measure(f"decode {rows} rows, {capacity} capacity, {form}", run, repetitions, rows * CHUNK, "tokens/s")
     assert int(state.rows.remaining.max()) == 0, "rows ended early: the rate would be wrong"
     return timing
 
 
 def kernel_times(model: Model, rows: int, capacity: int, unroll: int) -> list[tuple[str, float, int]]:
-    """Name, milliseconds and number of the kernels that one chunk of decode spends most time in."""
+    """Name, milliseconds and calls of the kernels that take most time in one chunk of decoding."""
     request = model.request(rows, 128, 2 * CHUNK + 1)
     _, state = model.prefill(request, capacity_for(128))
     _, state = model.decode(request, grow(state, capacity=capacity), unroll)
@@ -189,7 +189,7 @@ def kernel_times(model: Model, rows: int, capacity: int, unroll: int) -> list[tu
 
 
 def profiled(run: Callable[[], Any]) -> list[tuple[str, float, int]]:
-    """Name, milliseconds and number of the kernels that `run`, compiled before, spends most time in."""
+    """Name, milliseconds and calls of the kernels that take most time in `run`, which is compiled already."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(run())

@@ -1,6 +1,4 @@
-"""How fast does the device speak? The Talker's prompt, chunks of whole frames, the vocoder; used by `gpu_check.py` like
-`gpu_speed.py`, with random weights too.
-"""
+"""How fast does the device speak? The Talker's prompt, chunks of whole frames, the vocoder; random weights."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,7 +22,7 @@ from omni_jax.ops.cache import capacity_for
 from scripts.gpu.speed import Timing, measure, profiled
 from scripts.small.configs import config_dict
 
-# As users draw: text of the prompt alone, sampled codes.
+# The public settings: codes are sampled.
 VOICE = Voice("ethan", Sampling(0.9, 50, repetition_penalty=1.05), FRAMES)
 
 
@@ -49,7 +47,7 @@ class Speaker:
         return made.codes, state
 
     def said(self, rows: int, capacity: int, frames: int) -> SpeechState:
-        """The state behind prompts of 128 columns, which have `frames` frames to go."""
+        """The state after prompts of 128 columns, with `frames` frames left to speak."""
         return grow(self.begin(text_prompt(rows, 128, frames), capacity_for(128)), capacity=capacity)
 
 
@@ -86,7 +84,7 @@ def prompts(speaker: Speaker, cases: Iterable[tuple[int, int]]) -> list[Timing]:
 
 
 def frames(speaker: Speaker, rows: int, capacity: int, unroll: int, repetitions: int = 3) -> Timing:
-    """Chunks of FRAMES frames in a cache of `capacity` slots."""
+    """Chunks of FRAMES frames in a cache of `capacity` capacity."""
     state = speaker.said(rows, capacity, FRAMES * (repetitions + 1))
 
     def run() -> jax.Array:
@@ -95,14 +93,14 @@ def frames(speaker: Speaker, rows: int, capacity: int, unroll: int, repetitions:
         return codes
 
     form = "scan" if unroll == 1 else f"unroll {unroll}"
-    name = f"{FRAMES} frames of {rows} rows, {capacity} slots, {form}"
+    name = f"{FRAMES} frames of {rows} rows, {capacity} capacity, {form}"
     timing = measure(name, run, repetitions, rows * FRAMES, "frames/s")
     assert int(state.rows.remaining.max()) == 0, "rows ended early: the rate would be wrong"
     return timing
 
 
 def frame_kernels(speaker: Speaker, rows: int, capacity: int, unroll: int) -> list[tuple[str, float, int]]:
-    """Name, milliseconds and number of the kernels that one chunk of frames spends most time in."""
+    """Name, milliseconds and calls of the kernels that take most time in one chunk of frames."""
     _, state = speaker.speak(speaker.said(rows, capacity, 2 * FRAMES), unroll)
     return profiled(partial(speaker.speak, jax.block_until_ready(state), unroll))
 

@@ -1,23 +1,25 @@
 """The configurations of the small random checkpoints: the public one with other numbers.
 
-"tiny" is the demo's, "medium" the benchmark's, "large" (2.3 GB in float32) is there to be loaded. "small" and "odd"
-exist for tests: they differ from "tiny", from the public values and from each other in every size, so that a constant
-hidden in the code cannot pass. "odd" also takes the roads that the public checkpoint does not: tied embeddings, some
-layers without experts, unnormalised routing weights, and the rotary base written as `rope_parameters`. "full" is the
-public configuration itself, for shapes only.
+"tiny" is for the demo, "medium" for the benchmark, "large" (2.3 GB in float32) for measuring how it loads. "small" and
+"odd" are for tests: they differ from "tiny", from the public values and from each other in every size, so that a
+constant hidden in the code fails. "odd" also has what the public checkpoint does not: tied embeddings, some layers
+without experts, unnormalised routing weights, and the rotary base written as `rope_parameters`. "thinking" is the
+Thinker of "tiny" alone, as in the public Thinking and Captioner checkpoints. "full" is the public configuration itself,
+for shapes only.
 
-Token ids come from the tokenizer: `config_dict` fills in whatever ids it gives the special tokens.
+Token ids come from the tokenizer: `config_dict` fills in the ids of its special tokens.
 """
 
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from scripts.small.tokenizer import build_tokenizer, token_ids
 
 PUBLIC_CONFIG = Path(__file__).resolve().parents[2] / "tests" / "data" / "public_config.json"
-VARIANTS = ("tiny", "small", "odd", "medium", "large")
+Variant = Literal["tiny", "small", "odd", "thinking", "medium", "large"]
+VARIANTS: tuple[str, ...] = get_args(Variant)
 ABSENT = object()
 
 _TINY = {
@@ -197,9 +199,12 @@ _MEDIUM = {
 # Four times the experts.
 _LARGE = {"thinker_config": {"text_config": {"num_experts": 64}}}
 
+_THINKING = {"enable_audio_output": False, "talker_config": ABSENT, "code2wav_config": ABSENT}
+
 # What each variant changes in the public configuration, in this order.
 _CHANGES: dict[str, tuple[dict, ...]] = {
-    "tiny": (_TINY,), "small": (_SMALL,), "odd": (_ODD,), "medium": (_MEDIUM,), "large": (_MEDIUM, _LARGE), "full": ()
+    "tiny": (_TINY,), "small": (_SMALL,), "odd": (_ODD,), "thinking": (_TINY, _THINKING), "medium": (_MEDIUM,),
+    "large": (_MEDIUM, _LARGE), "full": (),
 }  # fmt: skip
 
 
@@ -234,8 +239,8 @@ def _merge(base: dict, changes: dict) -> dict:
 
 
 def _set_token_ids(config: dict, ids: dict[str, int]) -> None:
-    """Write every id that the configuration states, in each of the three sections that repeat it."""
-    for section in (config, config["thinker_config"], config["talker_config"]):
+    """Write every id that the configuration states, in each of the sections that repeat it."""
+    for section in (config, config["thinker_config"], config.get("talker_config", {})):
         for name in [key for key in section if key.removesuffix("_token_id") in ids]:
             section[name] = ids[name.removesuffix("_token_id")]
 

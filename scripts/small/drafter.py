@@ -1,14 +1,13 @@
 """Write a small random drafter in its public layout, for one of the small random checkpoints.
 
-    python -m scripts.small.drafter DIR --variant tiny --kind dflash
+    python -m scripts.small drafter DIR --variant tiny --kind dflash
 
-The drafters of the three variants differ in all that the public ones differ in: sliding layers and full ones, more
-hidden states than layers, options at the top and in their section, names with and without "model.", the EAGLE-3 layer
-as `midlayer` and as `layers.0`, a part of the vocabulary and all of it. Weights are drawn as those of the checkpoints,
-so that every structure moves the output.
+The drafters of the three variants differ in everything in which the public ones differ: sliding and full attention,
+more hidden states than layers, options at the top level and in their section, names with and without "model.", the
+EAGLE-3 layer as `midlayer` and as `layers.0`, a part of the vocabulary and all of it. Weights are drawn like those of
+the checkpoints, so that every structure changes the output.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +19,10 @@ from scripts.small.configs import config_dict
 from scripts.small.tokenizer import build_tokenizer
 
 Shape = tuple[int, ...]
-KINDS = ("dflash", "eagle3")
 MASK = "<|fim_pad|>"
 
-# What each drafter states beside what follows from its target. "names": (prefix, EAGLE-3 layer), "shards": files; they
-# are not written.
+# What each drafter's config states besides what follows from its target. Not written: "names", the (prefix, EAGLE-3
+# layer) of tensor names, and "shards", the number of files.
 DRAFTERS: dict[tuple[str, str], dict] = {
     ("dflash", "tiny"): {
         "names": ("", ""), "shards": 1, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -162,20 +160,3 @@ def _public_name(names: tuple[str, str], name: str) -> str:
     if name in ("lm_head.weight", "d2t", "t2d"):
         return name
     return prefix + name.replace("midlayer.", layer)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Write a small random drafter in its public layout.")
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--variant", choices=sorted({variant for _, variant in DRAFTERS}), default="tiny")
-    parser.add_argument("--kind", choices=KINDS, default="dflash")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    args = parser.parse_args()
-    path = make_drafter(args.directory, args.variant, args.kind, args.seed, args.dtype)
-    print(f"{args.kind} drafter for {args.variant!r} with random weights in {path}")
-
-
-if __name__ == "__main__":
-    main()

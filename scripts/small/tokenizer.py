@@ -1,8 +1,8 @@
 """Byte-level BPE tokenizers and the chat template of the small random checkpoints.
 
-The tokenizers are made on the fly: 256 bytes and the merges that a few sentences give, behind the normaliser and the
-pre-tokenizer of the real one, followed by all of its special tokens. Their ids differ between the variants, so that no
-id can hide as a constant.
+The tokenizers are trained on the fly: 256 bytes and the merges of a few sentences, after the normaliser and the
+pre-tokenizer of the public one, then all of its special tokens. Token ids differ between the variants, so that an id
+written into the code as a constant fails a test.
 """
 
 import json
@@ -59,11 +59,11 @@ _SENTENCES = (
     "There is a small house by the river; people walk along the water and listen to the music of the morning.",
     "A model that listens, looks, thinks and speaks should answer every question with something that matters.",
 )
-# Tokens before the special ones, how often the training text repeats the role names (which moves their ids), and
-# whether the special tokens come in reverse order.
+# The number of tokens before the special ones, how often the training text repeats the role names (which moves their
+# ids), and whether the special tokens come in reverse order.
 _SHAPES = {
     "tiny": (460, 50, False), "medium": (460, 50, False), "large": (460, 50, False), "small": (420, 6, False),
-    "odd": (400, 3, True),
+    "odd": (400, 3, True), "thinking": (460, 50, False),
 }  # fmt: skip
 
 CHAT_TEMPLATE = """\
@@ -139,6 +139,17 @@ CHAT_TEMPLATE = """\
 """
 
 
+# That of a model which thinks: the prompt opens the reply's reasoning or, where nobody wants any, closes it at once.
+THINKING_TEMPLATE = (
+    CHAT_TEMPLATE
+    + """\
+{%- if add_generation_prompt -%}
+  {{- '<think>\\n' if enable_thinking is not defined or enable_thinking else '<think>\\n\\n</think>\\n\\n' -}}
+{%- endif -%}
+"""
+)
+
+
 def build_tokenizer(variant: str) -> Any:
     """A `tokenizers.Tokenizer` for a variant, the same at every call."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -163,6 +174,21 @@ def build_tokenizer(variant: str) -> Any:
     return tokenizer
 
 
+def read_tokenizer(path: str | Path) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
+
+
+def write_tokenizer(directory: Path, tokenizer: Any, template: str = CHAT_TEMPLATE) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja to a directory."""
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text(template)
+    settings = json.dumps(tokenizer_config(tokenizer), indent=2, ensure_ascii=False)
+    (directory / "tokenizer_config.json").write_text(settings + "\n")
+
+
 def _add_special_tokens(tokenizer: Any, tokens: list[str]) -> None:
     from tokenizers import AddedToken
 
@@ -181,7 +207,7 @@ def token_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def publish(directory: Path) -> None:
-    """Give a directory's tokenizer and chat template the form of the public checkpoint.
+    """Rewrite a directory's tokenizer and chat template in the form of the public checkpoint.
 
     tokenizer.json becomes vocab.json and merges.txt, whose added tokens are those of tokenizer_config.json, and the
     chat template moves to chat_template.json.

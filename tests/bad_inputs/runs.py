@@ -13,7 +13,7 @@ from omni_jax.evaluate.data import read_dataset
 from omni_jax.evaluate.run import claim_directory
 from omni_jax.omni import Omni
 from tests.bad_inputs.case import Case
-from tests.commands import command
+from tests.helpers.flags import command
 
 ROW = {"prompt": "Hi", "reference": "x"}
 

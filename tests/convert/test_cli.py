@@ -11,7 +11,9 @@ import pytest
 from convert.__main__ import main
 from omni_jax.weights import checkpoint
 from tests.convert.conftest import as_first_format, read_tensors
-from tests.convert.test_convert import ROOT, flip
+from tests.helpers.damage import flip
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_convert_verify_and_back(checkpoints, tmp_path, capsys):

@@ -29,6 +29,7 @@ from omni_jax.weights.manifest import MARKER, metadata_files
 from omni_jax.weights.plan import plan
 from omni_jax.weights.safetensors import open_checkpoint
 from tests.convert.conftest import INDEX, as_first_format, edit_manifest, read_tensors
+from tests.helpers.damage import flip
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -165,18 +166,6 @@ def test_parts(checkpoints, tmp_path):
         checkpoint.restore(tmp_path / "ours", parts=("talker",))
     with pytest.raises(CheckpointError, match="part 'vision' does not exist"):
         convert_checkpoint(checkpoints("small"), tmp_path / "other", parts=("vision",))
-
-
-def flip(directory: Path, pattern: bytes, bit: int) -> None:
-    """Flip one bit of the bytes `pattern` where they lie in the data of a converted checkpoint."""
-    for file in sorted((directory / "params").rglob("d/*")):
-        data = bytearray(file.read_bytes())
-        at = data.find(pattern)
-        if at >= 0:
-            data[at + bit // 8] ^= 1 << bit % 8
-            file.write_bytes(data)
-            return
-    raise AssertionError("the tensor's bytes are nowhere in the data")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What programs and sessions keep of the rows of a batch, and which shapes reach the compiler."""
+"""What programs keep of the rows of a batch, and which shapes reach the compiler."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -29,7 +29,7 @@ ACCEPTANCE: dict[str, Callable[[int, int], float]] = {
 def speed(
     width: int | None, cost: tuple[float, ...], stands: Callable[[int, int], float], steps: int, rows: int
 ) -> float:
-    """Tokens a second of a reply of 1500 tokens a row, at a fixed width or at the chosen ones: as a session goes.
+    """Tokens per second of replies of 1500 tokens, at a fixed length or at chosen ones, as an engine does it.
 
     A chunk is chosen before the one ahead of it is read.
     """

@@ -175,3 +175,8 @@ def test_a_prompt_that_all_slots_would_have_to_hold(omni: Omni, monkeypatch: pyt
     answers = omni.generate_many([user("Hi"), user("word " * 4000)], slots=3, max_new_tokens=3)
     with pytest.raises(InputError, match="3 rows of up to 16,"):
         list(answers)
+
+
+def test_a_number_of_rows_beyond_any_machine_is_one_sentence(omni: Omni) -> None:
+    with pytest.raises(InputError, match="GB of a device for caches"):
+        omni.generate([{"role": "user", "content": "Hi"}], n=10**20, temperature=1.0)

@@ -1,4 +1,4 @@
-"""What a drafter proposes within a session, against its description and the Thinker's own states of the whole text."""
+"""What a drafter proposes as a reply is written, against its description and the Thinker's states of the whole text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from omni_jax.omni import Omni
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.drafter import draft_config_dict
 from scripts.small.oracle import ORACLE, Oracle, oracle
-from tests.decode.test_speculative import Asked
-from tests.decode.test_tree import BRANCHES, GREEDY, TREE_ORACLE, expected_tree
+from tests.helpers.decoding import Asked
+from tests.helpers.trees import BRANCHES, GREEDY, TREE_ORACLE, expected_tree
 from tests.models.statements import BlockStatement, StepStatement
 from tests.parity import user
 
@@ -113,7 +113,7 @@ class Case:
     "kind, variant, tree, width",
     [("dflash", "small", None, 6), ("eagle3", "odd", None, 4), ("eagle3", "tiny", (3, 3), 9)],
 )
-def test_a_session_drafts_what_the_description_says(
+def test_an_engine_drafts_what_the_description_says(
     kind: str,
     variant: str,
     tree: tuple[int, int] | None,
@@ -155,5 +155,5 @@ def _states(omni: Omni, taps: tuple[int, ...], text: list[int]) -> np.ndarray:
     """The Thinker's states of a whole text, side by side: [T, n * D]."""
     thinker, ids = omni.thinker, jnp.asarray([text], jnp.int32)
     position = jnp.broadcast_to(jnp.arange(len(text), dtype=jnp.float32), (3, 1, len(text)))
-    _, _, tapped = thinker.whole(thinker.embed_tokens(ids), position, taps=taps)
+    tapped = thinker.forward(thinker.embed_tokens(ids), position, taps=taps).taps
     return np.moveaxis(np.asarray(tapped)[:, 0], 0, 1).reshape(len(text), -1)

@@ -2,70 +2,24 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.engine import SpeculativeEngine, rounds_of
 from omni_jax.decode.draft.loop import decode_rounds
-from omni_jax.decode.draft.plan import DraftPlan, KnownDrafters
-from omni_jax.decode.engine import Engine, PlainEngine
-from omni_jax.decode.limits import Limits
-from omni_jax.decode.request import Request, requests_for
+from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.text import CHUNK
 from omni_jax.errors import InputError
-from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.oracle import oracle
-from tests.parity import audio_part, image_part, user, video_part
-
-NEW = 40
-MIXED = [
-    user("Just words."),
-    user(image_part(90, 90, 5), "One picture, and more words than in the first row."),
-    user(audio_part(1.2, 5), video_part(4, 64, 64, 2.0, 6), "Both."),
-]
-
-
-@dataclass
-class Asked:
-    """One question to both ways of decoding."""
-
-    omni: Omni
-    batch: Batch
-    sampling: Sampling
-    stop_ids: tuple[int, ...] = ()
-    new: int = NEW
-    seed: Any = field(default_factory=lambda: [3, 4, 5])
-
-    def plainly(self) -> list[Request]:
-        return self._run(self.engine())
-
-    def drafted(self, drafts: DraftPlan) -> list[Request]:
-        return self._run(SpeculativeEngine(self.engine(), drafts))
-
-    def engine(self) -> PlainEngine:
-        omni = self.omni
-        parts = omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text
-        return PlainEngine(*parts, self.sampling, self.stop_ids)
-
-    def requests(self) -> list[Request]:
-        return requests_for(self.batch, Limits(self.new, self.stop_ids), self.seed[: len(self.batch.token_ids)])
-
-    def _run(self, engine: Engine) -> list[Request]:
-        requests = self.requests()
-        Batching(engine, len(requests), Admission(self.batch, requests)).finish()
-        return requests
-
-
-def ids(requests: list[Request]) -> list[list[int]]:
-    return [request.token_ids for request in requests]
+from tests.helpers.decoding import MIXED, NEW, Asked, ids
+from tests.parity import user
 
 
 @pytest.mark.parametrize(
@@ -163,7 +117,7 @@ def test_a_chosen_width_changes_nothing_else(omnis: Callable[[str], Omni]) -> No
     asked = Asked(omnis("small"), omnis("small").prepare(MIXED), Sampling())
     plain = asked.plainly()
     engine = SpeculativeEngine(asked.engine(), replace(oracle(plain, 4, 0.3), verify_tokens=(1, 2, 4)))
-    assert ids(asked._run(engine)) == ids(plain) and engine.tuner is not None
+    assert ids(asked.run(engine)) == ids(plain) and engine.tuner is not None
     assert set(engine.tuner.seconds) == {1, 2, 4} and min(engine.tuner.seconds.values()) > 0
 
 

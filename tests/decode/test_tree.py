@@ -1,7 +1,6 @@
 """Trees of drafts: EAGLE-3's own against its description, and that drafting them changes no reply."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,51 +13,18 @@ import torch
 
 from omni_jax.decode.draft.eagle3 import Pairs, TreeProposer
 from omni_jax.decode.draft.plan import DraftPlan, KnownDrafters
-from omni_jax.decode.draft.tree import DraftSampler, DraftTree
-from omni_jax.decode.sampling import Plan, Sampling
+from omni_jax.decode.draft.tree import DraftSampler
+from omni_jax.decode.sampling import Sampling
 from omni_jax.errors import InputError
 from omni_jax.models.eagle3 import Eagle3
-from omni_jax.models.thinker import Thinker
 from omni_jax.omni import Omni
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.drafter import draft_config_dict
-from scripts.small.oracle import Oracle, oracle
-from tests.decode.test_speculative import MIXED, NEW, Asked, ids
+from scripts.small.oracle import oracle
+from tests.helpers.decoding import MIXED, NEW, Asked, ids
+from tests.helpers.trees import BRANCHES, GREEDY, TREE_ORACLE, expected_tree
 from tests.models.statements import StepStatement
 from tests.parity import user
-
-GREEDY = Plan(greedy=True, penalised=False, candidates=0)
-BRANCHES = 3
-
-
-@dataclass(frozen=True, eq=False)
-class TreeOracle(Oracle):
-    """Three tokens a level behind the right one of the level before; the right one is among them unless it lies."""
-
-    def max_emitted(self, verify_tokens: int) -> int:
-        return (verify_tokens - 1) // BRANCHES + 1
-
-    def propose(
-        self,
-        params: dict,
-        thinker: Thinker,
-        memory: jax.Array,
-        token: jax.Array,
-        verify_tokens: int,
-        choose: DraftSampler,
-    ) -> tuple[DraftTree, jax.Array]:
-        levels = self.max_emitted(verify_tokens) - 1
-        chain, memory = super().propose(params, thinker, memory, token, levels + 1, choose)
-        right, place = chain.token_ids[:, 1:], (7 * np.arange(levels) + 1) % BRANCHES
-        away = (np.arange(BRANCHES) - place[:, None]) % BRANCHES
-        token_ids = (right[..., None] + away) % thinker.embed.shape[0]
-        before = np.concatenate([[0], 1 + BRANCHES * np.arange(levels - 1) + place[:-1]])
-        parent = np.concatenate([[-1], np.repeat(before, BRANCHES)])
-        token_ids = jnp.concatenate([token[:, None], token_ids.reshape(len(token), -1)], axis=1)
-        return DraftTree(token_ids, jnp.broadcast_to(parent, token_ids.shape), longest=levels + 1), memory
-
-
-TREE_ORACLE = TreeOracle()
 
 
 @pytest.mark.parametrize("sampling, levels", [(Sampling(), 4), (Sampling(1.0, top_k=20, repetition_penalty=1.3), 2)])
@@ -79,35 +45,6 @@ def test_a_tree_changes_the_rounds_and_nothing_else(
             assert {gave for row in emitted for gave in row} == {1}
         else:
             assert all(1 < np.mean(row) < levels + 1 for row in emitted)
-
-
-def expected_tree(row: StepStatement, table: np.ndarray, to_target: Any, width: int, depth: int, k: int) -> tuple:
-    """EAGLE's tree from its description: tokens and parents of the nodes behind the token at hand."""
-    candidates: list[dict] = []
-
-    def children(output: Any, score: float, parent: int) -> list[int]:
-        best, ids = torch.log_softmax(row.logits(output), -1).topk(k)
-        for gain, i in zip(best.tolist(), ids.tolist(), strict=True):
-            candidates.append({"token": int(to_target(i)), "score": score + gain, "parent": parent, "before": output})
-        return list(range(len(candidates) - k, len(candidates)))
-
-    held = len(row.h)
-    frontier, run = children(row.run()[-1], 0.0, -1), {}
-    for level in range(depth):
-        for c in frontier:
-            up, seen = candidates[c]["parent"], []
-            while up >= 0:
-                seen.append(run[up])
-                up = candidates[up]["parent"]
-            given = candidates[c]["before"], table[candidates[c]["token"]]
-            run[c] = row.add(*given, held + level, [*range(held), *seen])
-        outputs = row.run()[-k:]
-        made = [j for c, out in zip(frontier, outputs, strict=True) for j in children(out, candidates[c]["score"], c)]
-        frontier = sorted(made, key=lambda j: -candidates[j]["score"])[:k]
-    row.forget(held)
-    kept = sorted(sorted(range(len(candidates)), key=lambda j: -candidates[j]["score"])[: width - 1])
-    number = {c: n + 1 for n, c in enumerate(kept)} | {-1: 0}
-    return [candidates[c]["token"] for c in kept], [number[candidates[c]["parent"]] for c in kept]
 
 
 @pytest.mark.parametrize("variant, width, depth, k", [("tiny", 20, 3, 4), ("odd", 9, 5, 2), ("small", 4, 4, 3)])

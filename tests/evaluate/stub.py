@@ -7,7 +7,6 @@ import numpy as np
 
 from omni_jax.config import OmniConfig
 from omni_jax.decode.prompt import Prompt
-from omni_jax.evaluate.loglikelihood import text_context
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.processor import Processor
 from omni_jax.omni import Reply
@@ -32,7 +31,7 @@ class StubOmni:
         if self.processor is not None:
             thinking = settings.pop("thinking", None)
             self.processor.prepare(messages, enable_thinking=thinking, **settings)
-        return text_context([ord(letter) for letter in _text(messages)])
+        return Batch.of_text([[ord(letter) for letter in _text(messages)]])
 
     def generate_many(self, prompts: Iterator[Prompt | None], *, slots: int, **settings: Any) -> Iterator:
         self.asked["generate_many"].append({"slots": slots, **settings})

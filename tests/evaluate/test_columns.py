@@ -7,7 +7,7 @@ import pytest
 
 from omni_jax.evaluate.columns import check_columns
 from omni_jax.evaluate.data import read_dataset
-from tests.evaluate.test_data import write
+from tests.helpers.datasets import write
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -40,9 +40,11 @@ def test_columns_that_would_be_lost(row: dict, why: str, tmp_path: Path) -> None
     {"prompt": "a", "image": "a.png", "image_url": "https://example.org/a.png", "images": ["a.png"]},
     {"prompt": "a", "reference": "b", "references_en": "c", "message": "d", "turn": 1},
     {"turns": ["a"], "prompts": 2, "reference": ["a"]},
+    {"prompt": "a", "preference": 1},
+    {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "image_path": "a.png"},
 ], ids=str)  # fmt: skip
 def test_columns_that_mean_nothing_here(row: dict[str, Any]) -> None:
-    known = {"prompt", "turns", "image", "reference"}
+    known = {"messages", "prompt", "turns", "image", "reference"}
     assert check_columns(row) == set(row) - known
 
 

@@ -14,8 +14,8 @@ from omni_jax.evaluate.command import Evaluate, _drafter_digest, _model_digest, 
 from omni_jax.flags import MediaFlags
 from omni_jax.omni import Omni
 from omni_jax.weights import checkpoint
-from tests.commands import command
-from tests.evaluate.test_tasks import results, score, write
+from tests.helpers.datasets import results, score, write
+from tests.helpers.flags import command
 
 
 def deaf(wave: np.ndarray, rate: int) -> str:

@@ -12,16 +12,10 @@ import pytest
 from omni_jax.errors import InputError
 from omni_jax.evaluate import data as data_module
 from omni_jax.evaluate.data import read_dataset
+from tests.helpers.datasets import write
 
 # Lists in lists that the JSON reader still takes, which follows another limit from Python 3.12 on.
 DEEP = 900 if sys.version_info < (3, 12) else 1250
-
-
-def write(path: Path, *rows: Any) -> Path:
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def test_the_forms_of_a_row(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import omni_jax
-from omni_jax.cli import main
 from omni_jax.errors import InputError
 from omni_jax.evaluate import metrics, tasks
 from omni_jax.evaluate.loglikelihood import Scored
@@ -21,8 +20,8 @@ from omni_jax.inputs import processor as processor_module
 from omni_jax.inputs.processor import Processor
 from omni_jax.weights import checkpoint
 from tests.evaluate.stub import StubOmni
-from tests.evaluate.test_tasks import write
-from tests.test_bad_inputs import OPAQUE
+from tests.helpers.commands import OPAQUE, status_of
+from tests.helpers.datasets import write
 
 RAISED = (
     UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid continuation byte"),
@@ -48,13 +47,6 @@ def stub(model: Path, monkeypatch: pytest.MonkeyPatch) -> StubOmni:
     stub = StubOmni(config, Processor.from_dir(model, config))
     monkeypatch.setattr(omni_jax, "load", lambda *_, **__: stub)
     return stub
-
-
-def status_of(asked: list[str]) -> int:
-    try:
-        return main(asked) or 0
-    except SystemExit as end:
-        return int(end.code or 0)
 
 
 def results(asked: list[str]) -> dict[str, dict]:
@@ -193,10 +185,6 @@ def raiser(error: Exception) -> Callable[..., Any]:
         raise error
 
     return fail
-
-
-def hear(wave: np.ndarray, rate: int) -> str:
-    return "a"
 
 
 def weigh(omni: Any, asked: list, rows: int) -> list[Scored]:

@@ -10,7 +10,7 @@ from threading import Timer
 import pytest
 
 from omni_jax.evaluate.stored import read_all
-from tests.evaluate.test_tasks import write
+from tests.helpers.datasets import write
 
 # The command with a model that says when a reply is under way and ends it when it is told so, by a line or the end of
 # its input.

@@ -9,15 +9,12 @@ from pathlib import Path
 import pytest
 
 from omni_jax.errors import InputError
-from omni_jax.evaluate.data import Dataset, Problem, Sample
+from omni_jax.evaluate.data import Dataset, Problem
 from omni_jax.evaluate.processes import Share, share
 from omni_jax.evaluate.report import current_results, summary_of, write_report
 from omni_jax.evaluate.run import Results
 from omni_jax.evaluate.stored import read_all
-
-ALONE = share(0, 1, own_model=True)
-SAMPLES = [Sample(str(i), [], category="ab"[i % 2]) for i in range(12)]
-WORDS = "".join(f"word {i} " for i in range(40)) + "ü"
+from tests.helpers.datasets import ALONE, SAMPLES, result
 
 # Writes results until it is killed, the parent's word on stdin setting the pace.
 WRITER = """
@@ -25,20 +22,13 @@ import sys
 from pathlib import Path
 from omni_jax.evaluate.processes import share
 from omni_jax.evaluate.run import Results
-from tests.evaluate.test_run import SAMPLES, result
+from tests.helpers.datasets import SAMPLES, result
 with Results(Path(sys.argv[1]), {"task": "t"}, share(0, 1, own_model=True)) as written:
     for sample in written.remaining(SAMPLES):
         sys.stdin.readline()
         written.add(result(sample))
         print(sample.id, flush=True)
 """
-
-
-def result(sample: Sample) -> dict:
-    stats = {"new_tokens": int(sample.id), "finish_reason": "stop", "rounds": 2, "tokens_per_round": 1.5}
-    stats |= {"round_tokens": [1, 2], "round_most": [4, 4]}
-    turns = [{"text": WORDS, "token_ids": [], "stats": stats}]
-    return {"id": sample.id, "category": sample.category, "scores": {"exact": int(sample.id) % 3 / 2}, "turns": turns}
 
 
 def test_a_killed_run_goes_on_without_repeating_or_losing_a_sample(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from omni_jax.flags import DeviceFlags, MediaFlags
 from omni_jax.omni import Omni
 from omni_jax.settings import Settings
 from omni_jax.weights import checkpoint
-from tests.commands import flag_names
 from tests.evaluate.stub import StubOmni
-from tests.evaluate.test_failures import hear, status_of
-from tests.evaluate.test_tasks import write
+from tests.helpers.commands import hear, status_of
+from tests.helpers.datasets import write
+from tests.helpers.flags import flag_names
 
 
 def hear_nothing(wave: np.ndarray, rate: int) -> str:

@@ -14,8 +14,8 @@ from omni_jax.evaluate.data import Dataset, Sample
 from omni_jax.evaluate.report import current_results, summary_of, write_report
 from omni_jax.evaluate.run import Results, claim_directory
 from omni_jax.evaluate.stored import read_all
-from tests.evaluate.test_run import ALONE, SAMPLES, result
-from tests.test_bad_inputs import OPAQUE
+from tests.helpers.commands import OPAQUE
+from tests.helpers.datasets import ALONE, SAMPLES, result
 
 SPOKEN = {f"{part}_seconds": 1.0 for part in ("prefill", "decode", "talker", "vocoder", "audio")} | {"compiled": 0}
 

@@ -12,30 +12,13 @@ import pytest
 from omni_jax.cli import main
 from omni_jax.errors import InputError
 from omni_jax.evaluate import loglikelihood, run
-from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
 from omni_jax.evaluate.stored import read_all
 from omni_jax.evaluate.tasks import missing_field
 from omni_jax.omni import Omni
-from tests.commands import command
+from tests.helpers.datasets import NEW, results, score, write
 from tests.parity import image_part, user
-
-NEW = 6
-
-
-def write(path: Path, *rows: dict) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def score(omni: Omni, model: Path, data: Path, output: Path, **settings: Any) -> dict:
-    asked = {"max_new_tokens": NEW, "slots": 2, **settings}
-    return evaluate(command(Evaluate, model=model, data=data, output=output, **asked), lambda parts: omni)
-
-
-def results(output: Path) -> dict[str, dict]:
-    return {result["id"]: result for result in read_all(output)}
 
 
 def test_log_likelihoods_are_those_of_the_logits(omnis: Callable[[str], Omni]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from omni_jax.config import AudioConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import TOKENS_PER_CHUNK, token_count
-from omni_jax.inputs.batch import bucket, pack_audio, pack_vision
+from omni_jax.inputs.batch import Batch, bucket, pack_audio, pack_vision
 
 BINS = 3
 
@@ -18,6 +18,15 @@ def audio_config(n_window: int, window_chunks: int) -> AudioConfig:
         num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8, conv_channels=2, mel_bins=BINS,
         max_source_positions=100, n_window=n_window, n_window_infer=2 * n_window * window_chunks, out_hidden_size=8,
     )  # fmt: skip
+
+
+def test_a_batch_of_text_has_neither_media_nor_padding():
+    batch = Batch.of_text([[7, 8, 9], [1, 2, 3]])
+    assert batch.token_ids.dtype == np.int32 and batch.token_ids.tolist() == [[7, 8, 9], [1, 2, 3]]
+    assert batch.mask.all() and batch.vision == () and batch.audio is None
+    assert (batch.visual_index == -1).all() and (batch.audio_index == -1).all()
+    assert batch.position_ids.dtype == np.float32 and batch.position_ids.shape == (3, 2, 3)
+    assert (batch.position_ids == np.arange(3)).all() and batch.rope_delta.tolist() == [0, 0]
 
 
 def test_buckets_are_powers_of_two_and_their_three_halves():

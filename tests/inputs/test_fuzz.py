@@ -15,7 +15,7 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.audio import load_audio
 from omni_jax.inputs.image import load_image
 from omni_jax.inputs.video import video_audio
-from tests.inputs.test_audio import in_container
+from tests.helpers.sounds import in_container
 
 MUTATIONS = 15
 SOUNDS = ("WAV", "AIFF", "AU", "W64", "CAF", "FLAC", "OGG")

@@ -231,6 +231,12 @@ def test_only_scans_of_a_jpeg_are_counted(china):
         load_image(plain[:-2] + scan * 100 + plain[-2:])
 
 
+def test_a_tail_of_erased_bytes_costs_no_more_than_its_length():
+    data = encoded(Image.effect_noise((64, 64), 90), "JPEG")
+    with pytest.raises(InputError, match="damaged|cut short|cannot be read"):
+        load_image(data[: len(data) // 2] + b"\xff" * 3_000_000)
+
+
 def test_a_large_picture_is_converted_in_strips(monkeypatch, data_dir):
     whole = [load_image(data_dir / name) for name in ("china.jpg", "chelsea.png")]
     monkeypatch.setattr(image, "STRIP_PIXELS", 5000)

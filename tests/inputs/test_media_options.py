@@ -11,12 +11,12 @@ from omni_jax.errors import InputError
 from omni_jax.inputs import memory
 from omni_jax.inputs import processor as module
 from omni_jax.inputs.image import resize
-from omni_jax.inputs.options import Options
+from omni_jax.inputs.options import Options, read_options
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.video import video_audio
+from tests.helpers.processing import Asked, patches_at, theirs, user
+from tests.helpers.videos import encode
 from tests.inputs.rope_reference import rope_index
-from tests.inputs.test_processor import Asked, patches_at, theirs, user
-from tests.inputs.test_video import encode
 
 rng = np.random.default_rng(0)
 PICTURE = rng.integers(0, 256, (400, 640, 3), np.uint8)
@@ -294,3 +294,10 @@ def test_options_of_a_call(processor, name):
     settings, words = BAD_CALLS[name]
     with pytest.raises(InputError, match=words):
         processor.prepare(user({"type": "text", "text": "hi"}), **settings)
+
+
+def test_numbers_of_jax_are_numbers():
+    import jax.numpy as jnp
+
+    assert read_options({"fps": jnp.float32(2)}, "the call") == read_options({"fps": 2}, "the call")
+    assert read_options({"nframes": jnp.int32(4)}, "the call") == read_options({"nframes": 4}, "the call")

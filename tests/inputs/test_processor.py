@@ -2,10 +2,9 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from omni_jax.inputs.audio import log_mel
 from omni_jax.inputs.image import patchify_image
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.video import load_video, patchify_video, video_audio
+from tests.helpers.processing import Asked, patches_at, theirs, user
 from tests.inputs.rope_reference import rope_index
 
 VARIANTS = ("tiny", "small", "odd")
@@ -56,22 +56,6 @@ def video(frames, fps):
     return {"type": "video", "video": frames, "fps": fps}
 
 
-def user(*parts):
-    return [{"role": "user", "content": list(parts)}]
-
-
-@dataclass
-class Asked:
-    """What transformers' processor is given for a batch of conversations."""
-
-    images: list = field(default_factory=list)
-    videos: list = field(default_factory=list)
-    grids: list = field(default_factory=list)
-    fps: set = field(default_factory=set)
-    sounds: list = field(default_factory=list)
-    sources: list = field(default_factory=list)
-
-
 def asked_of(processor, rows, use_audio_in_video):
     """The media of conversations in the reference's form; video grids are ours, which test_video holds to account."""
     asked = Asked()
@@ -95,54 +79,6 @@ def asked_of(processor, rows, use_audio_in_video):
     return asked
 
 
-def theirs(directory, config, asked, rows, use_audio_in_video=False):
-    """The output of Qwen3OmniMoeProcessor, left padded; its video processor, which needs torchvision, is a stub."""
-    transformers = pytest.importorskip("transformers")
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    class Reference(transformers.Qwen3OmniMoeProcessor):
-        def check_argument_for_proper_class(self, *_):
-            pass
-
-        @classmethod
-        def get_attributes(cls):
-            return ["image_processor", "video_processor", "feature_extractor", "tokenizer"]
-
-    class Grids(SimpleNamespace):
-        def __call__(self, videos, **_):
-            return {"video_grid_thw": np.array(self.grids)}
-
-    thinker = config["thinker_config"]
-    vision = thinker["vision_config"]
-    reference = Reference(
-        Qwen2VLImageProcessorPil.from_pretrained(directory),
-        Grids(
-            grids=asked.grids,
-            temporal_patch_size=vision["temporal_patch_size"],
-            merge_size=vision["spatial_merge_size"],
-        ),
-        transformers.WhisperFeatureExtractor.from_pretrained(directory),
-        transformers.AutoTokenizer.from_pretrained(directory),
-        chat_template=(directory / "chat_template.jinja").read_text(),
-    )
-    reference.n_window = thinker["audio_config"]["n_window"]
-    reference.position_id_per_seconds = thinker["position_id_per_seconds"]
-    prompts = [reference.apply_chat_template(row, add_generation_prompt=True) for row in rows]
-    options = {}
-    if use_audio_in_video:
-        options = {"load_audio_from_video": True, "audio_from_video_indices": asked.sources}
-    return reference(
-        text=prompts,
-        images=asked.images or None,
-        videos=asked.videos or None,
-        audio=asked.sounds or None,
-        fps=next(iter(asked.fps), None),
-        padding=True,
-        return_tensors="np",
-        **options,
-    )
-
-
 def assert_equal_to_reference(directory, config, processor, rows, use_audio_in_video=False):
     batch = processor.prepare(rows, padding="left", use_audio_in_video=use_audio_in_video)
     asked = asked_of(processor, rows, use_audio_in_video)
@@ -164,13 +100,6 @@ def assert_equal_to_reference(directory, config, processor, rows, use_audio_in_v
     np.testing.assert_array_equal(batch.position_ids[:, mask], positions[:, mask])
     np.testing.assert_array_equal(batch.rope_delta, deltas)
     return batch, out
-
-
-def patches_at(batch, b, merge):
-    """The patches float32 [n, patch_dim] that the visual tokens of row b lead to, in order."""
-    tokens = [rows.patches.reshape(-1, merge**2, rows.patches.shape[-1]) for rows in batch.vision]
-    index = batch.visual_index[b][batch.visual_index[b] >= 0]
-    return np.concatenate(tokens)[index].reshape(-1, tokens[0].shape[-1])
 
 
 def mels_at(batch, b):

@@ -11,7 +11,7 @@ import pytest
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs import limits
 from omni_jax.inputs.template import ChatTemplate
-from tests.inputs.test_prompt import CONVERSATIONS, TEMPLATE, TOOLS
+from tests.helpers.templates import CONVERSATIONS, TEMPLATE, TOOLS
 
 DATA = Path(__file__).parent.parent / "data"
 PUBLIC = (DATA / "public_chat_template.jinja").read_text("utf-8")

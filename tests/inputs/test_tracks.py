@@ -10,7 +10,7 @@ import pytest
 
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import load_audio
-from tests.inputs.test_audio import RATE, encode, noise
+from tests.helpers.sounds import RATE, encode, noise
 
 
 @pytest.mark.parametrize(

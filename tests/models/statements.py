@@ -4,14 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.numpy import load_file
-
-
-def close(got: Any, want: Any, relative: float = 1e-5) -> None:
-    want = np.asarray(want)
-    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=relative * np.abs(want).max())
 
 
 class Statement:

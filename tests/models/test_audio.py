@@ -24,23 +24,15 @@ from omni_jax.inputs.batch import AudioWindows, pack_audio
 from omni_jax.models import audio, encoder
 from omni_jax.models.audio import AudioEncoder, sinusoids, steps
 from omni_jax.models.param import bind, declare
+from omni_jax.ops.gelu import gelu_tanh
 from omni_jax.sharding import make_mesh, shardings
 from omni_jax.weights.hf import load_hf
+from tests.helpers.encoder import Case
 
 TOLERANCE = 1e-5
 NOISE = 2e-6
 # Mel frames of the clips, 10 ms each: several windows, about one chunk (97 to 104 frames), 0.3 s and a single frame.
 LONG, MEDIUM, SHORT = (871, 250), (104, 187, 97), (30, 1, 60)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One checkpoint's audio encoder, here and in transformers."""
-
-    config: AudioConfig
-    params: dict
-    reference: Any
-    encode: Callable[..., jax.Array]
 
 
 def make_encode(config: AudioConfig) -> Callable[..., jax.Array]:
@@ -254,14 +246,14 @@ def everywhere_valid(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Arra
     return ATTEND(q, k, v, jnp.full_like(lengths, q.shape[1]))
 
 
-ATTEND = encoder.attend
+ATTEND = encoder.attend_in_rows
 # What is patched, and the clips in windows that show it; across_rows needs windows that are full.
 DEFECTS: dict[str, tuple[Any, str, Any, tuple[float, ...]]] = {
-    "window ignored": (encoder, "attend", across_rows, (2,)),
-    "attention across clips": (encoder, "attend", across_rows, (1, 1)),
-    "windows of one second": (encoder, "attend", within_chunks, (2,)),
-    "padding attended to": (encoder, "attend", everywhere_valid, (1.6, 0.4)),
-    "tanh GELU": (audio, "gelu_exact", encoder.gelu_tanh, (2,)),
+    "window ignored": (encoder, "attend_in_rows", across_rows, (2,)),
+    "attention across clips": (encoder, "attend_in_rows", across_rows, (1, 1)),
+    "windows of one second": (encoder, "attend_in_rows", within_chunks, (2,)),
+    "padding attended to": (encoder, "attend_in_rows", everywhere_valid, (1.6, 0.4)),
+    "tanh GELU": (audio, "gelu_exact", gelu_tanh, (2,)),
     "sinusoids left out": (audio, "sinusoids", lambda length, width: np.zeros((length, width)), (2,)),
     "sinusoids from one": (audio, "sinusoids", lambda length, width: sinusoids(length + 1, width)[1:], (2,)),
 }

@@ -15,26 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from omni_jax.config import Code2WavConfig
 from omni_jax.models.code2wav import Code2Wav, Stage
-from omni_jax.models.param import Declaration, bind, declare
+from omni_jax.models.param import declare
 from omni_jax.weights.hf import load_hf
+from tests.helpers.vocoder import Case
 
 TOLERANCE = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One checkpoint's vocoder, here and in transformers."""
-
-    config: Code2WavConfig
-    params: dict
-    declaration: Declaration
-    reference: Any
-
-    def run(self, call: Callable[..., Any], *args: Any) -> Any:
-        """call(module, *args), compiled."""
-        return jax.jit(lambda params, *args: call(bind(self.declaration, params), *args))(self.params, *args)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +169,8 @@ def test_padding_leaves_nothing_in_the_state(load) -> None:
     c = case.config
     codes = np.random.default_rng(1).integers(0, c.codebook_size, (2, c.num_quantizers, 10)).astype(np.int32)
     codes[1, :, :6] = codes[0, :, :6]
-    (one, two), state = case.run(lambda m: m(codes, m.start(2), 6))
+    sound = case.run(lambda m: m(codes, m.start(2), 6))
+    (one, two), state = sound.wave, sound.state
     heard = 6 * c.total_upsample
     np.testing.assert_array_equal(one[:heard], two[:heard])
     assert np.abs(one[heard:] - two[heard:]).max() > 1e-3

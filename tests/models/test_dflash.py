@@ -15,7 +15,8 @@ from omni_jax.models.dflash import DFlash
 from omni_jax.models.param import bind
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.drafter import draft_config_dict
-from tests.models.statements import BlockStatement, close
+from tests.helpers.arrays import close
+from tests.models.statements import BlockStatement
 
 VARIANTS = ("tiny", "small", "odd")
 B, SLOTS = 3, 48

@@ -16,7 +16,8 @@ from omni_jax.ops.attention import tree_mask
 from omni_jax.ops.cache import KVCache
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.drafter import draft_config_dict
-from tests.models.statements import StepStatement, close
+from tests.helpers.arrays import close
+from tests.models.statements import StepStatement
 
 VARIANTS = ("tiny", "small", "odd")
 B, SLOTS = 3, 40

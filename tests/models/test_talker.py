@@ -13,6 +13,7 @@ from convert import load_hf
 from omni_jax.models.param import bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.ops.cache import KVCache
+from tests.helpers.arrays import close
 
 VARIANTS = ("tiny", "small", "odd")
 
@@ -28,12 +29,6 @@ def talkers(checkpoints: Callable[[str], Path]) -> Callable[[str], Talker]:
         return bind(declare(Talker, config.talker), params["talker"])
 
     return load
-
-
-def close(got: Any, want: Any, relative: float = 1e-5) -> None:
-    """Equal to `relative` of the reference's scale."""
-    want = np.asarray(want)
-    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=relative * np.abs(want).max())
 
 
 def inputs(talker: Talker, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,24 +50,20 @@ def test_states_and_logits_equal_the_reference(
     with torch.no_grad():
         hidden = theirs.model(inputs_embeds=torch.tensor(x), position_ids=torch.tensor(position_ids)).last_hidden_state
         logits = theirs.codec_head(hidden)
-    got, _ = talker.whole(jnp.asarray(x), jnp.asarray(position_ids))
-    close(got, hidden, 1e-4)
-    close(talker.logits(got), logits, 1e-4)
+    close(talker.forward(jnp.asarray(x), jnp.asarray(position_ids)).hidden, hidden, 1e-4)
+    close(talker(x, position_ids), logits, 1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_extending_equals_the_whole(variant: str, talkers: Callable[[str], Talker]) -> None:
     talker = talkers(variant)
-    text = talker.config.text
     x, position_ids = map(jnp.asarray, inputs(talker, 2, 21))
-    whole, _ = talker.whole(x, position_ids)
-    empty = KVCache.empty(text.num_layers, 2, text.num_kv_heads, 32, text.head_dim, jnp.float32)
-    first, cache = talker.whole(x[:, :17], position_ids[:, :, :17], empty)
-    assert cache is not None
-    parts = [first]
+    whole = talker.forward(x, position_ids).hidden
+    out = talker.prefill(x[:, :17], position_ids[:, :, :17], talker.empty_cache(2, 32))
+    parts = [out.hidden]
     for start, stop in ((17, 18), (18, 21)):
-        states, cache = talker.extend(x[:, start:stop], position_ids[:, :, start:stop], cache)
-        parts.append(states)
+        out = talker.extend(x[:, start:stop], position_ids[:, :, start:stop], out.cache)
+        parts.append(out.hidden)
     close(jnp.concatenate(parts, axis=1), whole)
 
 
@@ -113,7 +104,8 @@ def test_residual_logits_equal_the_reference(
     cache = KVCache.empty(config.num_layers, B, config.num_kv_heads, Q, config.head_dim, jnp.float32)
     x = jnp.stack([jnp.asarray(hidden), talker.embed_codes(jnp.asarray(first))], axis=1)
     for i, codes in enumerate(out.sequences.numpy().T):
-        states, cache = predictor.extend(x, cache)
-        close(predictor.logits(states[:, -1], i), out.logits[i], 1e-4)
+        got = predictor.extend(x, cache)
+        cache = got.cache
+        close(predictor.logits(got.hidden[:, -1], i), out.logits[i], 1e-4)
         x = predictor.embed_code(jnp.asarray(codes), i)[:, None]
     assert i == Q - 2

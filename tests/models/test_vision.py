@@ -21,11 +21,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from omni_jax.config import VisionConfig
 from omni_jax.inputs.batch import pack_vision
 from omni_jax.models import encoder, vision
-from omni_jax.models.encoder import attend
 from omni_jax.models.param import bind, declare
 from omni_jax.models.vision import VisionEncoder, interpolate_positions, patch_positions
+from omni_jax.ops.attention import attend_in_rows
+from omni_jax.ops.gelu import gelu_exact, gelu_tanh
 from omni_jax.sharding import make_mesh, shardings
 from omni_jax.weights.hf import load_hf
+from tests.helpers.encoder import Case
 
 TOLERANCE = 1e-5
 NOISE = 2e-6
@@ -35,16 +37,6 @@ SHAPES = ((1, 3, 3), (1, 1, 1), (1, 1, 7), (1, 5, 2), (1, 2, 12), (1, 9, 1))
 VIDEO = (4, 2, 3)
 # Rows and tokens per row of the call that most tests share, so that it compiles once per checkpoint.
 ROWS, TOKENS = 12, 24
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One checkpoint's vision encoder, here and in transformers."""
-
-    config: VisionConfig
-    params: dict
-    reference: Any
-    encode: Callable[..., Any]
 
 
 def make_encode(config: VisionConfig) -> Callable[..., Any]:
@@ -236,7 +228,7 @@ def test_queries_in_chunks_give_the_same_attention_and_gradient(max_logits):
 
     @partial(jax.jit, static_argnums=0)
     def run(limit: int) -> Any:
-        return jax.value_and_grad(lambda qkv: jnp.sum(jnp.sin(attend(*qkv, lengths, limit))))(qkv)
+        return jax.value_and_grad(lambda qkv: jnp.sum(jnp.sin(attend_in_rows(*qkv, lengths, limit))))(qkv)
 
     for got, want in zip(jax.tree.leaves(run(max_logits)), jax.tree.leaves(run(2**25)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
@@ -246,14 +238,14 @@ def test_long_rows_never_hold_all_attention_logits():
     """The public model's largest frame has 12,288 patches: 9.7 GB of float32 logits in each layer if held at once."""
     R, T, N, H = 1, 12_288, 16, 72
     x = jax.ShapeDtypeStruct((R, T, N, H), jnp.bfloat16)
-    compiled = jax.jit(attend).lower(x, x, x, jax.ShapeDtypeStruct((R,), jnp.int32)).compile()
+    compiled = jax.jit(attend_in_rows).lower(x, x, x, jax.ShapeDtypeStruct((R,), jnp.int32)).compile()
     memory = compiled.memory_analysis()
     assert memory is not None and memory.temp_size_in_bytes < 1e9
 
 
 def test_long_rows_stay_small_in_the_backward_pass():
     x, limit = jax.ShapeDtypeStruct((1, 4096, 4, 16), jnp.float32), 2**21
-    gradient = jax.grad(lambda x, lengths: jnp.sum(attend(x, x, x, lengths, limit)))
+    gradient = jax.grad(lambda x, lengths: jnp.sum(attend_in_rows(x, x, x, lengths, limit)))
     memory = jax.jit(gradient).lower(x, jax.ShapeDtypeStruct((1,), jnp.int32)).compile().memory_analysis()
     assert memory is not None and memory.temp_size_in_bytes < 4096 * 4096 * 4 * 4 / 2  # half of all logits
 
@@ -272,7 +264,7 @@ def test_deepstack_features_leave_in_the_order_of_depth(tiny):
 
 def across_frames(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
     one = (a.reshape(1, -1, *a.shape[2:]) for a in (q, k, v))
-    return attend(*one, lengths.sum()[None]).reshape(q.shape)
+    return attend_in_rows(*one, lengths.sum()[None]).reshape(q.shape)
 
 
 def centred(table: jax.Array, positions: jax.Array, grid: jax.Array) -> jax.Array:
@@ -296,9 +288,9 @@ def first_positions(table: jax.Array, positions: jax.Array, grid: jax.Array) -> 
 
 ROTARY = vision.rotary_angles
 DEFECTS: dict[str, tuple[Any, str, Any]] = {
-    "attention across frames": (encoder, "attend", across_frames),
-    "tanh GELU in the mergers": (vision, "gelu_exact", encoder.gelu_tanh),
-    "exact GELU in the blocks": (vision, "gelu_tanh", encoder.gelu_exact),
+    "attention across frames": (encoder, "attend_in_rows", across_frames),
+    "tanh GELU in the mergers": (vision, "gelu_exact", gelu_tanh),
+    "exact GELU in the blocks": (vision, "gelu_tanh", gelu_exact),
     "corners not aligned": (vision, "interpolate_positions", centred),
     "position embedding not interpolated": (vision, "interpolate_positions", first_positions),
     "position embedding unused": (vision, "interpolate_positions", lambda *args: 0 * first_positions(*args)),

@@ -1,6 +1,5 @@
 """Experts on several devices give what they give on one, whichever way rows and experts come together."""
 
-import re
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,8 @@ from omni_jax.ops import expert_parallel
 from omni_jax.ops.expert_parallel import exchanged, own_ids, replicated, sharded_moe
 from omni_jax.ops.moe import gathered, grouped, moe, partial_moe
 from omni_jax.sharding import make_mesh, parse_mesh, split_over
-from tests.ops.test_moe import plain
+from tests.helpers.arrays import close
+from tests.helpers.experts import collectives, plain
 
 L, E, D, F, A = 2, 8, 12, 10, 3
 FORMS = {"replicated": replicated, "exchanged": exchanged}
@@ -41,10 +41,6 @@ def mesh_of(text: str) -> Mesh:
 def one_by_one(*arrays: jax.Array) -> np.ndarray:
     """The sum of layer 1 by a plain loop over rows."""
     return plain(*map(np.asarray, arrays), 1)
-
-
-def close(got: Any, want: Any) -> None:
-    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), rtol=0)
 
 
 ALL = ("data", "fsdp", "expert")
@@ -147,18 +143,6 @@ def test_ragged_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     for routing in ("random", "one shard"):
         arrays = case(48, routing)
         close(many(*arrays, 1), one_by_one(*arrays))
-
-
-def collectives(compiled: Any) -> dict[str, int]:
-    """The elements of the largest result of each kind of collective in a compiled program."""
-    found: dict[str, int] = {}
-    kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
-    for shapes, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", compiled.as_text()):
-        sizes = [
-            int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
-        ]
-        found[kind] = max(found.get(kind, 0), *sizes)
-    return found
 
 
 @pytest.mark.parametrize("form", FORMS)

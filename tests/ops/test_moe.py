@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.ops import moe
+from tests.helpers.experts import plain
 
 # Without tokamax `grouped` takes the tiles; with it, on a GPU, scripts/gpu holds it to the same sum.
 BACKENDS = {"pairwise": moe.pairwise, "tiled": moe.tiled, "gathered": moe.gathered, "grouped": moe.grouped}
@@ -15,17 +16,6 @@ def weights(L: int, E: int, D: int, F: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     gate_up = rng.standard_normal((L, E, D, 2, F), np.float32) * D**-0.5
     return gate_up, rng.standard_normal((L, E, F, D), np.float32) * F**-0.5
-
-
-def plain(
-    x: np.ndarray, ids: np.ndarray, scale: np.ndarray, gate_up: np.ndarray, down: np.ndarray, l: int
-) -> np.ndarray:
-    out = np.zeros_like(x, dtype=np.float64)
-    for r in range(x.shape[0]):
-        for e, s in zip(ids[r], scale[r], strict=True):
-            gate, up = x[r].astype(np.float64) @ gate_up[l, e, :, 0], x[r].astype(np.float64) @ gate_up[l, e, :, 1]
-            out[r] += s * ((gate / (1 + np.exp(-gate)) * up) @ down[l, e])
-    return out
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 33, 150])

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 
 from omni_jax.decode.draft.tree import DraftTree
 from omni_jax.decode.sampling import Plan, draw_keyed, filtered, fold
-from omni_jax.decode.text import NO_TOKEN, Array, Rows, draw, record
+from omni_jax.decode.text import NO_TOKEN, Rows, draw, record
+from omni_jax.sharding import Array
 
 # What the two draws of a verified draft fold in, beside the row's key and the position.
 ACCEPTED, INSTEAD = 2, 3

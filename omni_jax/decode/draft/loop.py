@@ -23,12 +23,12 @@ import jax.numpy as jnp
 from omni_jax.decode.draft.accept import accept_by_rejection, accept_matching
 from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.sampling import Plan
-from omni_jax.decode.text import CHUNK, NO_TOKEN, Array, DecodeState, reported, reported_shape
+from omni_jax.decode.text import CHUNK, NO_TOKEN, DecodeState, reported, reported_shape
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops.attention import tree_mask
 from omni_jax.ops.cache import lay_over
-from omni_jax.sharding import replicate
+from omni_jax.sharding import Array, replicate
 
 
 class Proposer(Protocol):
@@ -217,11 +217,11 @@ def _verify(
         ancestors = drafts.ancestors()
         position = state.positions(jnp.sum(ancestors, axis=2) - 1)
         mask = tree_mask(length, ancestors, state.cache.capacity)
-    hidden, cache, tapped = thinker.extend(x, position, state.cache, taps=taps, unroll=unroll, mask=mask)
+    out = thinker.extend(x, position, state.cache, taps=taps, unroll=unroll, mask=mask)
     rule = accept_matching if drafts.log_probs is None else accept_by_rejection
-    logits = thinker.logits(hidden)
+    logits = thinker.logits(out.hidden)
     emitted, path, rows = rule(logits, drafts, state.rows, length, stop_ids, values, plan)
-    cache, token_ids = replace(cache, length=length), drafts.token_ids
+    cache, token_ids, tapped = replace(out.cache, length=length), drafts.token_ids, out.taps
     if not drafts.is_chain:
         cache = cache.pick(path)
         token_ids = jnp.take_along_axis(token_ids, path, axis=1)

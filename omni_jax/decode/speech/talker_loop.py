@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from omni_jax.config import CODEC_MARKS
@@ -29,9 +28,7 @@ from omni_jax.models.code_predictor import CodePredictor
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.talker import Talker
 from omni_jax.ops.cache import KVCache, lay_over
-from omni_jax.sharding import place, place_rows, replicate
-
-Array = jax.Array | np.ndarray
+from omni_jax.sharding import Array, place, place_rows, replicate
 
 NO_CODE = -1
 # The most frames of one chunk.
@@ -135,8 +132,7 @@ def prefill_talker(
     text, B = talker.config.text, prompt.budget.shape[0]
     x = _prompt_inputs(talker, embed, prompt.prompt, hidden)
     empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
-    states, cache = talker.whole(x, jnp.asarray(prompt.prompt.position_ids), empty)
-    assert cache is not None
+    out = talker.prefill(x, jnp.asarray(prompt.prompt.position_ids), empty)
     length, budget = jnp.asarray(prompt.prompt.length), jnp.asarray(prompt.budget)
     rows = Rows(
         token=jnp.zeros((B,), jnp.int32),
@@ -146,8 +142,8 @@ def prefill_talker(
         keys=prompt.keys,
     )
     state = SpeechState(
-        cache=replace(cache, length=length),
-        hidden=jnp.take_along_axis(states, length[:, None, None] - 1, axis=1)[:, 0],
+        cache=replace(out.cache, length=length),
+        hidden=jnp.take_along_axis(out.hidden, length[:, None, None] - 1, axis=1)[:, 0],
         frames=jnp.zeros((B,), jnp.int32),
         rope_delta=jnp.asarray(prompt.prompt.rope_delta),
         rows=rows,
@@ -228,9 +224,9 @@ def _listen(talker: Talker, x: jax.Array, state: SpeechState, active: jax.Array,
     """Run one input [B, D] per row through the Talker; only rows that are `active` (bool [B]) move on."""
     position = state.cache.length + state.rope_delta
     position = jnp.broadcast_to(position[None, :, None], (3, position.shape[0], 1))
-    hidden, cache = talker.extend(x[:, None], position, state.cache, unroll=unroll)
-    cache = replace(cache, length=jnp.where(active, cache.length, state.cache.length))
-    return replace(state, hidden=jnp.where(active[:, None], hidden[:, 0], state.hidden), cache=cache)
+    out = talker.extend(x[:, None], position, state.cache, unroll=unroll)
+    cache = replace(out.cache, length=jnp.where(active, out.cache.length, state.cache.length))
+    return replace(state, hidden=jnp.where(active[:, None], out.hidden[:, 0], state.hidden), cache=cache)
 
 
 def _draw(talker: Talker, state: SpeechState, active: jax.Array, values: dict, plan: Plan) -> SpeechState:
@@ -263,7 +259,7 @@ def _frame(
     config = predictor.config
     B, Q = first.shape[0], predictor.embed.shape[0] + 1
     cache = KVCache.empty(config.num_layers, B, config.num_kv_heads, Q, config.head_dim, first.dtype)
-    states, cache = predictor.extend(jnp.stack([state.hidden, first], axis=1), cache)
+    opened = predictor.extend(jnp.stack([state.hidden, first], axis=1), cache)
 
     def draw(hidden: jax.Array, i: Any) -> tuple[jax.Array, jax.Array]:
         code = sample(predictor.logits(hidden, i), state.rows.keys, state.frames * Q + i + 1, None, values, plan)
@@ -272,10 +268,10 @@ def _frame(
     def step(carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
         hidden, cache, total = carry
         code, x = draw(hidden, i)
-        states, cache = predictor.extend(x[:, None], cache)
-        return (states[:, 0], cache, total + x), code
+        out = predictor.extend(x[:, None], cache)
+        return (out.hidden[:, 0], out.cache, total + x), code
 
-    total = first.astype(jnp.float32)
-    (hidden, _, total), codes = jax.lax.scan(step, (states[:, -1], cache, total), jnp.arange(Q - 2))
+    carry = (opened.hidden[:, -1], opened.cache, first.astype(jnp.float32))
+    (hidden, _, total), codes = jax.lax.scan(step, carry, jnp.arange(Q - 2))
     last, x = draw(hidden, Q - 2)
     return jnp.concatenate([state.rows.token[:, None], codes.T, last[:, None]], axis=1), total + x

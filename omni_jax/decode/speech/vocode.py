@@ -56,8 +56,8 @@ def vocode_chunk(
 
     The samples lag by `lost_samples`: the first ones of a row, this number of them, lie before its beginning.
     """
-    wave, state = bind(declaration, params)(codes, state, count)
-    return replicate(wave, declaration.mesh), state.laid_over(declaration.mesh)
+    sound = bind(declaration, params)(codes, state, count)
+    return replicate(sound.wave, declaration.mesh), sound.state.laid_over(declaration.mesh)
 
 
 def samples_of(config: Code2WavConfig, frames: int) -> int:

@@ -1,0 +1,194 @@
+"""Compile the model's programs for one H200 on a machine that has no GPU, and report what the compiler made of them.
+
+    pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-nvvm
+    pip install tokamax                       # optional: without it experts run as tiles, as they would on the machine
+    python -m scripts.aot report --json report.json
+    python -m scripts.aot report --only speech            # Talker and Code2Wav alone
+    python -m scripts.aot report --mesh expert=4          # for four devices: sizes of one, and what they exchange
+
+`programs` lists the programs. Reported for each: compile seconds, gigabytes of arguments and temporaries, the largest
+array that a launch writes anew, kernels in the program, launches (those in loops of known length counted every time; a
+chunk of decoding counts one step, one of speech one frame), and the number of kernels that only copy as many bytes as a
+weight (one layer of stacked ones), a layer's cache or a whole cache holds. Of a branch the longer arm counts, so
+launches of tiles are an upper bound. For several devices: what one device sends, if every collective is a ring of the
+devices that take part in it, per token that these devices make together.
+
+Nothing is timed. The compiler neither autotunes without a device nor can it use cuDNN, so kernels that depend on
+either differ on the machine itself.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.util import find_spec
+from json import dumps
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import jax
+
+from omni_jax.ops import moe
+from omni_jax.sharding import parse_mesh, split_over
+from scripts.aot.hlo import Module
+from scripts.aot.programs import Program, Target, h200, mesh_programs, programs
+from scripts.aot.tables import Row, mesh_table, plan, plan_heading, table
+
+WHEELS = {
+    "jax_cuda13_plugin": "jax-cuda13-plugin",
+    "jax_plugins.xla_cuda13": "jax-cuda13-pjrt",
+    "nvidia.cu13": "nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-nvvm",
+}
+# Bytes from which a layer's weight is watched.
+SMALLEST_WATCHED = 1 << 22
+
+
+def missing_wheels() -> list[str]:
+    """The wheels to install with pip before anything can be compiled for CUDA."""
+    return [names for module, names in WHEELS.items() if not _importable(module)]
+
+
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def compiled_row(target: Target, program: Program, experts: str, dump: Path | None) -> Row:
+    """Compile one program and read its figures."""
+    try:
+        with ExitStack() as stack:
+            for patch in gpu_branches(target, experts == "tokamax"):
+                stack.enter_context(patch)
+            jax.clear_caches()
+            lowered = program.lower()
+            start = time.perf_counter()
+            compiled = lowered.compile()
+            seconds = time.perf_counter() - start
+    except Exception as error:
+        return Row(program.name, experts, error=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    text = compiled.as_text()
+    if dump:
+        dump.mkdir(parents=True, exist_ok=True)
+        (dump / f"{program.name}-{experts}.hlo".replace(" ", "_").replace(",", "")).write_text(text)
+    memory, module = compiled.memory_analysis(), Module(text)
+    largest, op = module.largest()
+    return Row(
+        program=program.name,
+        experts=experts,
+        compile_seconds=seconds,
+        argument_gb=memory.argument_size_in_bytes / 1e9,
+        temp_gb=memory.temp_size_in_bytes / 1e9,
+        largest_gb=largest / 1e9,
+        largest_op=op,
+        kernels=module.kernels(),
+        launches=module.launches(),
+        copies=module.copies(watched(target, program)),
+        collectives=module.collectives(),
+        tokens=program.tokens // groups(target, program),
+        cache=program.cache,
+    )
+
+
+def groups(target: Target, program: Program) -> int:
+    """The number of groups of devices that each run their own rows of a program; devices exchange within a group."""
+    sizes = dict(target.mesh.shape)
+    rows = split_over("batch", program.cache[0], sizes) if program.cache else ()
+    return prod(sizes[axis] for axis in rows if axis not in ("expert", "tensor"))
+
+
+def watched(target: Target, program: Program) -> dict[int, str]:
+    """What must not be copied, by its bytes: the larger weights of the part, one layer each, and its cache."""
+    named = []
+    for name, leaf, stacked in weights(target, program.part):
+        size = prod(leaf.shape[stacked:]) * target.dtype.itemsize
+        if size >= SMALLEST_WATCHED:
+            named.append((size, name))
+    if program.cache:
+        text, (rows, slots) = getattr(target.config, program.part).text, program.cache
+        layer = rows * text.num_kv_heads * slots * text.head_dim * target.dtype.itemsize
+        named += [(layer, "layer's cache"), (layer * text.num_layers, "whole cache")]
+    return {size: " or ".join(name for other, name in named if other == size) for size, _ in named}
+
+
+def weights(target: Target, part: str) -> Iterator[tuple[str, Any, bool]]:
+    """Name and array of each parameter of a part, and whether it is a stack, of which a program reads one at a time."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target.declarations[part].shapes):
+        names = [key.key for key in path]
+        stacked = bool({"layers", "blocks"} & set(names)) or names[-2:-1] == ["code_predictor"]
+        name = "/".join(names).removesuffix("/weight")
+        yield (f"layer's {name.replace('layers/', '').replace('blocks/', '')}" if stacked else name), leaf, stacked
+
+
+def gpu_branches(target: Target, tokamax: bool) -> list[Any]:
+    """Patches under which code that reads the platform takes its GPU branch, with or without tokamax.
+
+    JAX has no setting for the platform of a trace: it is that of the default device, and a device that exists as a
+    description only cannot be the default one.
+    """
+    patches = [
+        mock.patch.object(jax, "default_backend", return_value="gpu"),
+        mock.patch("jax.extend.backend.get_default_device", return_value=target.device),
+    ]
+    if not tokamax:
+        patches.append(mock.patch.object(moe, "find_spec", return_value=None))
+    return patches
+
+
+def report(
+    shape: str = "full",
+    dtype: str = "bfloat16",
+    mesh: str = "",
+    only: str = "",
+    experts: Literal["both", "tokamax", "tiled"] = "both",
+    json: Path | None = None,
+    dump: Path | None = None,
+) -> int:
+    """Compile the model's programs for H200s, and print what the compiler made of them.
+
+    Args:
+        shape: configuration of scripts/small/configs.py.
+        dtype: of weights and activations.
+        mesh: compile for several H200s, such as expert=4,data=2.
+        only: programs whose name contains this.
+        experts: which kernels the experts run by.
+        json: write the rows here too.
+        dump: write the optimised HLO of every program to this folder.
+    """
+    if missing := missing_wheels():
+        print(f"cannot compile for CUDA here; first: pip install {' '.join(missing)}", file=sys.stderr)
+        return 2
+    sizes = parse_mesh(mesh) if mesh else None
+    target = h200(shape, dtype, sizes)
+    print(f"jax {jax.__version__}, {shape}, {dtype}", file=sys.stderr)
+    chosen = [p for p in (mesh_programs(target) if sizes else programs(target)) if only in p.name]
+    rows = compiled_rows(target, chosen, backends(experts), dump)
+    print(mesh_table(rows) if sizes else table(rows))
+    if sizes:
+        print("", *plan_heading(), plan(target, sizes, rows), sep="\n")
+    if json:
+        json.write_text(dumps([asdict(row) for row in rows], indent=1))
+    return int(any(row.error for row in rows))
+
+
+def backends(experts: str) -> tuple[str, ...]:
+    """The kernels that experts can run by here, of those asked for."""
+    wanted = ("tokamax", "tiled") if experts == "both" else (experts,)
+    if "tokamax" in wanted and not _importable("tokamax"):
+        print("tokamax is not installed (pip install tokamax): left out", file=sys.stderr)
+        return tuple(name for name in wanted if name != "tokamax")
+    return wanted
+
+
+def compiled_rows(target: Target, chosen: list[Program], kernels: tuple[str, ...], dump: Path | None) -> list[Row]:
+    """Compile programs, those with experts once for each of the kernels; every row is printed when it is known."""
+    rows = []
+    for program in chosen:
+        for experts in kernels if program.routed else ("",):
+            rows.append(compiled_row(target, program, experts, dump))
+            print(dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
+    return rows

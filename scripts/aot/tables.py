@@ -1,0 +1,135 @@
+"""Tables of compiled programs, and the number of conversations that fit on a mesh of H200s."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from omni_jax.loading import describe_part
+from omni_jax.ops.cache import capacity_for
+from omni_jax.sharding import mesh_name
+from scripts.aot.programs import Target
+
+COLUMNS = ("program", "experts", "compile s", "arguments GB", "temporaries GB", "largest array GB", "kernels",
+           "launches", "copies")  # fmt: skip
+MESH_COLUMNS = ("program", "arguments GB", "temporaries GB", "largest array GB", "launches", "collectives",
+                "kB sent per token")  # fmt: skip
+# Memory of an H200, and the planned lengths of conversations, prompt and reply together.
+DEVICE_BYTES, PLANNED_TOKENS = 141e9, (4096, 16384, 65536)
+# The share of it that JAX takes by default, and that with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9.
+POOL_SHARES = (0.75, 0.9)
+# The programs that answer conversations, by the first word of their names.
+TEXT_KINDS = ("prefill", "decode", "verify")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled program, or the error for which it did not compile.
+
+    copies: launches that only copy, by the name of what they copy. collectives: by kind, how often it runs and the
+    bytes that one device sends for it. tokens: made by the devices that exchange with each other. cache: rows, slots.
+    """
+
+    program: str
+    experts: str
+    compile_seconds: float = 0.0
+    argument_gb: float = 0.0
+    temp_gb: float = 0.0
+    largest_gb: float = 0.0
+    largest_op: str = ""
+    kernels: int = 0
+    launches: int = 0
+    copies: dict[str, int] = field(default_factory=dict)
+    collectives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    tokens: int = 1
+    cache: tuple[int, int] | None = None
+    error: str = ""
+
+
+def heading(columns: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown."""
+    lines = heading(COLUMNS)
+    for r in rows:
+        if r.error:
+            lines.append(f"| {r.program} | {r.experts} | {r.error.replace('|', '/')} |" + " |" * 6)
+            continue
+        copies = ", ".join(f"{count} {name}" for name, count in r.copies.items()) or "none"
+        lines.append(
+            f"| {r.program} | {r.experts} | {r.compile_seconds:.1f} | {r.argument_gb:.1f} | {r.temp_gb:.3f} "
+            f"| {r.largest_gb:.3f} {r.largest_op} | {r.kernels} | {r.launches} | {copies} |"
+        )
+    return "\n".join(lines)
+
+
+def mesh_table(rows: list[Row]) -> str:
+    """The rows of several devices as Markdown: all sizes are of one device."""
+    lines = heading(MESH_COLUMNS)
+    for r in rows:
+        if r.error:
+            lines.append(f"| {r.program} | {r.error.replace('|', '/')} |" + " |" * 5)
+            continue
+        moved = ", ".join(f"{count} {kind}" for kind, (count, _) in r.collectives.items()) or "none"
+        # What one device sends, over the tokens that all devices which exchange with it make together.
+        kilobytes = sum(size for _, size in r.collectives.values()) / r.tokens / 1e3
+        lines.append(
+            f"| {r.program} | {r.argument_gb:.1f} | {r.temp_gb:.3f} | {r.largest_gb:.3f} {r.largest_op} "
+            f"| {r.launches} | {moved} | {kilobytes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def plan_heading() -> list[str]:
+    """The first two lines of a table of `plan` lines."""
+    lengths = [f"conversations of {tokens} tokens" for tokens in PLANNED_TOKENS]
+    return heading(["mesh", "H200s", "weights, GB per device", *lengths])
+
+
+def plan(target: Target, sizes: dict[str, int], rows: list[Row]) -> str:
+    """A line of Markdown: the weights on one device of a mesh, and how many conversations all devices have room for.
+
+    Besides the weights there are the cache while it grows, one prompt in flight (whole on each device), and the
+    temporaries of the programs `rows`. Two numbers each: with JAX's usual share of the memory, and with the larger one.
+    """
+    parts = [
+        describe_part(name, declaration, target.config, {}, str(target.dtype))
+        for name, declaration in target.declarations.items()
+    ]
+    weights = sum(part.weight_bytes(sizes) for part in parts)
+
+    def needed(count: int, tokens: int) -> float:
+        cache = sum(part.most_cache_bytes(sizes, count, tokens) for part in parts)
+        return weights + cache + temporaries(rows, count, capacity_for(tokens))
+
+    def fitting(tokens: int, share: float) -> int:
+        count = 0
+        while needed(count + _devices(sizes), tokens) <= share * DEVICE_BYTES:
+            count += _devices(sizes)
+        return count
+
+    cells = (" / ".join(str(fitting(tokens, share)) for share in POOL_SHARES) for tokens in PLANNED_TOKENS)
+    return f"| {mesh_name(sizes)} | {_devices(sizes)} | {weights / 1e9:.1f} | {' | '.join(cells)} |"
+
+
+def temporaries(rows: list[Row], count: int, slots: int) -> float:
+    """An upper bound of the bytes of temporaries on a device, for `count` conversations of `slots` cache slots.
+
+    Nothing grows faster than rows times slots, so each compiled program in `rows` gives an upper bound for larger ones,
+    and the lowest of each kind counts. A prompt is prefilled alone; speech has fewer rows and is left out.
+    """
+    bounds: dict[str, float] = {}
+    for row in rows:
+        kind = row.program.split()[0]
+        prompt = kind == "prefill"
+        if kind not in TEXT_KINDS or row.error or row.cache is None or (prompt and row.cache[0] > 1):
+            continue
+        growth = (1 if prompt else count) * slots / (row.cache[0] * row.cache[1])
+        bounds[kind] = min(bounds.get(kind, float("inf")), row.temp_gb * 1e9 * max(1.0, growth))
+    return max(bounds.values(), default=0.0)
+
+
+def _devices(sizes: dict[str, int]) -> int:
+    return prod(sizes.values())

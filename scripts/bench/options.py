@@ -1,0 +1,149 @@
+"""What each subcommand of the benchmark is asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omni_jax.errors import InputError
+
+Shape = Literal["tiny", "medium", "large", "full"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+def check_least(options: Any, least: dict[str, int]) -> None:
+    """Raise InputError for an option below its minimum: it would give no figures."""
+    for name, minimum in least.items():
+        if (value := getattr(options, name)) < minimum:
+            raise InputError(f"{name} is {value}; give at least {minimum}")
+
+
+def check_folder(path: Path | None) -> None:
+    """Raise InputError for a file that could not be written after all measurements."""
+    if path and not path.parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist; make it first")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The model, how often it is measured, and what is measured beside it."""
+
+    shape: Shape = "tiny"
+    """Sizes of the model; full is the public 30B-A3B."""
+    dtype: Dtype = "float32"
+    repetitions: int = 5
+    against: Literal["hf"] | None = None
+    """Measure transformers too."""
+    beside: Path | None = None
+    """Measure another checkout of this project too: its folder."""
+    threads: int | None = None
+    """Threads of transformers on CPU; by default one per core."""
+    json: Path | None = None
+    """Write the figures here too."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"repetitions": 1})
+        check_folder(self.json)
+        if self.beside and not (self.beside / "omni_jax").is_dir():
+            raise InputError(f"{self.beside}: no checkout of this project; give the folder that holds omni_jax")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Prompts and replies of text."""
+
+    prompt: int = 128
+    """Prompt tokens per row."""
+    new: int = 64
+    """New tokens per row."""
+    batch: int = 1
+    """Rows."""
+    run: Run = Run()
+
+    def __post_init__(self) -> None:
+        check_least(self, {"prompt": 8, "new": 2, "batch": 1})
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Prompts and spoken replies."""
+
+    prompt: int = 128
+    """Prompt tokens per row."""
+    new: int = 64
+    """New tokens per row."""
+    frames: int = 64
+    """Frames of speech per row, 80 ms each in the public model."""
+    batch: int = 1
+    """Rows."""
+    greedy: bool = False
+    """Take the likeliest codes instead of sampling them; text is always greedy."""
+    run: Run = Run()
+
+    def __post_init__(self) -> None:
+        check_least(self, {"prompt": 8, "new": 2, "frames": 2, "batch": 1})
+
+
+@dataclass(frozen=True)
+class Drafters:
+    """Drafters, and the prompts on which they are compared."""
+
+    model: Path
+    """The checkpoint that the drafters were made for, converted or in Hugging Face format."""
+    prompts: Path
+    """A JSONL file of prompts, such as MT-Bench's questions."""
+    drafter: tuple[str, ...]
+    """A drafter's directory, or oracle:0.3 for an oracle drafter with a 30 % error rate; repeat the flag to compare."""
+    count: int = 80
+    """Number of prompts, from the first on."""
+    new: int = 64
+    """New tokens per row."""
+    batch: int = 1
+    """Rows."""
+    dtype: Dtype = "float32"
+    plot: Path | None = None
+    """Draw the acceptance curve by position to this PNG."""
+    json: Path | None = None
+    """Write the figures here too."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"count": 1, "new": 2, "batch": 1})
+        check_folder(self.json)
+        check_folder(self.plot)
+        if not self.drafter:
+            raise InputError("no drafter to compare; give one with --drafter, its directory or oracle:0.3")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A checkpoint to load."""
+
+    shape: Literal["tiny", "medium", "large"] = "tiny"
+    """Sizes of the model; large has 2.3 GB."""
+    dtype: Dtype = "float32"
+    json: Path | None = None
+    """Write the figures here too."""
+
+    def __post_init__(self) -> None:
+        check_folder(self.json)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Prompts and replies on meshes of 1, 2, 4, ... devices."""
+
+    shape: Shape = "tiny"
+    """Sizes of the model; full is the public 30B-A3B."""
+    dtype: Dtype = "float32"
+    prompt: int = 128
+    """Prompt tokens per row."""
+    new: int = 64
+    """New tokens per row."""
+    batch: int = 1
+    """Rows per device; the fixed batch has this number times the most devices."""
+    repetitions: int = 5
+    json: Path | None = None
+    """Write the figures here too."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"prompt": 8, "new": 2, "batch": 1, "repetitions": 1})
+        check_folder(self.json)
