@@ -4,9 +4,10 @@ load -> prepare (NumPy) -> Batching of Requests on an Engine (media, prefill, ch
                               `-> speech (frames of codes) -> vocode (waveform) ---------'
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Unpack, overload
 
 import jax
 import numpy as np
@@ -17,31 +18,29 @@ from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS, events_of, repl
 from omni_jax.decode.arguments import GenerateArguments, explained
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.plan import KnownDrafters
-from omni_jax.decode.generation import GenerationPlan, Generator, speech_sampling
+from omni_jax.decode.generation import GenerationPlan, Generator
 from omni_jax.decode.limits import Limits, check_conversations, copies_of, seeds_of
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.prompt import Prompt, pad_length
 from omni_jax.decode.reply import Event, Reply
-from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.session import MAX_FRAMES, Voice
 from omni_jax.decode.speech.vocode import Vocoder, as_codes, vocode
 from omni_jax.decode.text import forward
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
-from omni_jax.inputs.options import read_defaults
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.values import flag, whole
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Media, Thinker
+from omni_jax.settings import Ending, Keywords, Settings
+from omni_jax.settings import Voice as VoiceSettings
 from omni_jax.sharding import place
 from omni_jax.weights.drafters import Drafter
 
 Messages = list[dict[str, Any]]
-# The limit of `generate_many` by default.
-MAX_NEW_TOKENS = 1024
 PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
 
 
@@ -197,39 +196,28 @@ class Omni:
     @explained
     def generate(
         self, messages: Messages | list[Messages], *,
-        n: int | None = None, max_new_tokens: int = 1024,
-        stop: str | Sequence[str] | None = None, stop_ids: Sequence[int] | None = None,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-        repetition_penalty: float = 1.0, seed: int | Sequence[int] = 0, logprobs: int | None = None,
-        use_audio_in_video: bool = False, tools: list[dict] | None = None, fps: float | None = None,
-        media: Mapping[str, Any] | None = None, thinking: bool | None = None,
-        speech: bool = False, speaker: str | Sequence[str] = "ethan", speech_temperature: float = 0.9,
-        speech_top_k: int = 50, speech_top_p: float = 1.0, speech_repetition_penalty: float = 1.05,
-        max_frames: int = MAX_FRAMES,
-        drafter: Drafter | None = None, draft_tokens: int | Literal["auto"] | None = None,
-        draft_tree: tuple[int, int] | None = None, draft_sampling: bool = False,
+        n: int | None = None, speech: bool = False, drafter: Drafter | None = None,
+        **settings: Unpack[Keywords],
     ) -> Reply | list[Reply] | list[list[Reply]]:  # fmt: skip
         """Answer one conversation, or each of a list of them (rows may hold different media).
 
-        Returns a Reply for one conversation and a list for a list; with `n`, a list of n replies in the place of each:
-        reply i of seed s is the reply of seed s + i alone. `decode.arguments.GenerateArguments` lists what the
-        other keywords mean. Raises InputError for messages, media or settings that cannot be used, and for a prompt
-        that does not fit the context together with its reply.
+        Returns a Reply for one conversation and a list for a list; with n, a list of n replies in the place of each.
+        Raises InputError for messages, media or settings that cannot be used, and for a prompt that does not fit the
+        context together with its reply. A row's reply depends on its own seed and prompt alone.
+
+        messages: a conversation, or a list of conversations.
+        n: several replies to each; reply i of seed s is the reply of seed s + i alone.
+        speech: whether the replies are also spoken.
+        drafter: drafts tokens that the model then verifies. It changes the time and nothing else, unless with
+            draft_sampling.
+        settings: all that `omni_jax.settings` describes, each by its name.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
-        limits, copies = self._limits(max_new_tokens, stop, stop_ids), copies_of(n, sampling)
-        rows = 1 if is_conversation(messages) else len(messages)
-        self._generator.check_memory(
-            GenerationPlan(sampling, limits, None, None), rows * copies, 0, limits.max_new_tokens
-        )
-        seeds = seeds_of(seed, rows, copies)
-        drawn = speech_sampling(speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
-        voice = self._voice(speech, Voice(speaker, drawn, max_frames), rows)
-        drafts = self._drafters.resolve_draft_plan(drafter, draft_tokens, draft_tree, draft_sampling)
-        plan = GenerationPlan(sampling, limits, voice, drafts)
-        batch = self.prepare(
-            messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps, media=media, thinking=thinking
-        )
+        request = Settings.read(settings)
+        copies, rows = copies_of(n, request.sampling), 1 if is_conversation(messages) else len(messages)
+        plan = self._plan(request, request.ending, speech, drafter, rows)
+        self._generator.check_memory(plan, rows * copies, 0, plan.limits.max_new_tokens)
+        seeds = seeds_of(request.seed, rows, copies)
+        batch = self.prepare(messages, **vars(request.preparation))
         admission = self._generator.together(plan, batch, seeds)
         self._read_weights()
         batching = self._generator.batching(plan, len(seeds), admission)
@@ -239,45 +227,35 @@ class Omni:
 
     @explained
     def generate_many(
-        self, conversations: Iterable[Messages | Prompt | None], *, slots: int | None = None,
-        max_new_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None, stop_ids: Sequence[int] | None = None,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-        repetition_penalty: float = 1.0, seed: int = 0, logprobs: int | None = None,
-        media: Mapping[str, Any] | None = None, thinking: bool | None = None,
-        speech: bool = False, speaker: str = "ethan", speech_temperature: float = 0.9,
-        speech_top_k: int = 50, speech_top_p: float = 1.0, speech_repetition_penalty: float = 1.05,
-        max_frames: int = MAX_FRAMES,
-        drafter: Drafter | None = None, draft_tokens: int | Literal["auto"] | None = None,
-        draft_tree: tuple[int, int] | None = None, draft_sampling: bool = False,
+        self, conversations: Iterable[Messages | Prompt | None], *,
+        slots: int | None = None, speech: bool = False, drafter: Drafter | None = None,
+        **settings: Unpack[Keywords],
     ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
 
         Each reply is the one that `generate` gives for its conversation alone. Bad settings are raised at the call, a
-        conversation that cannot be used when its turn has come. Keywords as in `generate`.
+        conversation that cannot be used when its turn has come.
 
         conversations: taken as slots come free. Messages; or a `Prompt`, which is prepared already and has a seed, a
             limit and perhaps a speaker of its own; or None, not counted: ask again when a reply is done.
         slots: by default 12, or the number that memory holds at `max_new_tokens`; rounded up to what a mesh divides.
+        speech, drafter, settings: as in `generate`, for all conversations; one seed and one speaker.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
+        stated: dict[str, Any] = {**settings}
+        if stated.get("max_new_tokens") is None:
+            stated.pop("max_new_tokens", None)
+        request = Settings.read(stated)
         # Until a conversation comes, a limit that nobody stated is none: prompts have their own.
-        limits = self._limits(1 if max_new_tokens is None else max_new_tokens, stop, stop_ids)
-        most, (seed,) = MAX_NEW_TOKENS if max_new_tokens is None else limits.max_new_tokens, seeds_of(seed, 1)
-        drawn = speech_sampling(speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
-        voice = self._voice(speech, Voice(speaker, drawn, max_frames), 1)
-        drafts = self._drafters.resolve_draft_plan(drafter, draft_tokens, draft_tree, draft_sampling)
-        plan = GenerationPlan(sampling, limits, voice, drafts)
+        ending = request.ending if "max_new_tokens" in stated else replace(request.ending, max_new_tokens=1)
+        plan, (seed,) = self._plan(request, ending, speech, drafter, 1), seeds_of(request.seed, 1)
         check_conversations(conversations)
-        read_defaults(media, None, False)
-        rows = self._generator.slots(plan, slots)
-        thinking = None if thinking is None else flag("thinking", thinking)
-
+        rows, most = self._generator.slots(plan, slots), request.ending.max_new_tokens
         prompts = (
-            given if given is None or isinstance(given, Prompt)
-            else Prompt(self.prepare(given, media=media, thinking=thinking), seed, most)
+            given
+            if given is None or isinstance(given, Prompt)
+            else Prompt(self.prepare(given, **vars(request.preparation)), seed, most)
             for given in conversations
-        )  # fmt: skip
+        )
         batching = self._generator.batching(plan, rows, waiting=self._admissions(plan, prompts, rows))
         return replies_in_turn(batching, self.processor.tokenizer, self._sound)
 
@@ -297,19 +275,8 @@ class Omni:
 
     @explained
     def stream(
-        self, messages: Messages, *,
-        max_new_tokens: int = 1024,
-        stop: str | Sequence[str] | None = None, stop_ids: Sequence[int] | None = None,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-        repetition_penalty: float = 1.0, seed: int = 0, logprobs: int | None = None,
-        use_audio_in_video: bool = False, tools: list[dict] | None = None, fps: float | None = None,
-        media: Mapping[str, Any] | None = None, thinking: bool | None = None,
-        speech: bool = False, speaker: str = "ethan", speech_temperature: float = 0.9,
-        speech_top_k: int = 50, speech_top_p: float = 1.0, speech_repetition_penalty: float = 1.05,
-        max_frames: int = MAX_FRAMES,
-        drafter: Drafter | None = None, draft_tokens: int | Literal["auto"] | None = None,
-        draft_tree: tuple[int, int] | None = None, draft_sampling: bool = False,
-    ) -> Iterator[Event]:  # fmt: skip
+        self, messages: Messages, *, speech: bool = False, drafter: Drafter | None = None, **settings: Unpack[Keywords]
+    ) -> Iterator[Event]:
         """Answer one conversation piece by piece; arguments as in `generate`.
 
         The pieces of text join to the text that `generate` returns, those of audio to its waveform, and the last event
@@ -319,15 +286,9 @@ class Omni:
         """
         if not is_conversation(messages):
             raise InputError("stream takes one conversation (a list of messages); use generate for a batch")
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, logprobs)
-        limits, seeds = self._limits(max_new_tokens, stop, stop_ids), seeds_of(seed, 1)
-        drawn = speech_sampling(speech_temperature, speech_top_k, speech_top_p, speech_repetition_penalty)
-        voice = self._voice(speech, Voice(speaker, drawn, max_frames), 1)
-        drafts = self._drafters.resolve_draft_plan(drafter, draft_tokens, draft_tree, draft_sampling)
-        plan = GenerationPlan(sampling, limits, voice, drafts)
-        batch = self.prepare(
-            messages, use_audio_in_video=use_audio_in_video, tools=tools, fps=fps, media=media, thinking=thinking
-        )
+        request = Settings.read(settings)
+        plan, seeds = self._plan(request, request.ending, speech, drafter, 1), seeds_of(request.seed, 1)
+        batch = self.prepare(messages, **vars(request.preparation))
         admission = self._generator.together(plan, batch, seeds)
         batching = self._generator.batching(plan, 1, admission, steps=STREAM_STEPS, frames=STREAM_FRAMES)
         return self._events(batching, admission)
@@ -341,18 +302,27 @@ class Omni:
             vocoder = Vocoder(params, declaration, self.config.code2wav)
         yield from events_of(batching, admission.requests[0], self.processor.tokenizer, vocoder)
 
-    def _limits(self, max_new_tokens: int, stop: str | Sequence[str] | None, stop_ids: Sequence[int] | None) -> Limits:
-        """Where replies end, checked; without stop ids at the end of the assistant's turn."""
+    def _plan(
+        self, request: Settings, ending: Ending, speech: bool, drafter: Drafter | None, rows: int
+    ) -> GenerationPlan:
+        """The settings, checked for this model and a number of rows; without stop ids replies end with the turn."""
         self._check_loaded("thinker")
-        ids = [self.config.im_end_token_id] if stop_ids is None else stop_ids
-        return Limits.read(max_new_tokens, stop, ids, self.config.thinker.text, self.processor.tokenizer)
+        ids = [self.config.im_end_token_id] if ending.stop_ids is None else ending.stop_ids
+        text, tokenizer = self.config.thinker.text, self.processor.tokenizer
+        limits = Limits.read(ending.max_new_tokens, ending.stop, ids, text, tokenizer)
+        voice, drafting = self._voice(speech, request.voice, rows), request.drafting
+        drafts = self._drafters.resolve_draft_plan(
+            drafter, drafting.draft_tokens, drafting.draft_tree, drafting.draft_sampling
+        )
+        return GenerationPlan(request.sampling, limits, voice, drafts)
 
-    def _voice(self, speech: bool, voice: Voice, rows: int) -> Voice | None:
+    def _voice(self, speech: bool, stated: VoiceSettings, rows: int) -> Voice | None:
         """The voice, checked for a number of rows; None without speech. Raises InputError if nothing here can speak."""
         if not flag("speech", speech):
             most = 2**31 - 1
-            whole("max_frames", voice.max_frames, f"give at most {MAX_FRAMES}, or ask for speech too", most=most)
+            whole("max_frames", stated.max_frames, f"give at most {MAX_FRAMES}, or ask for speech too", most=most)
             return None
+        voice = Voice(stated.speaker, stated.sampling, stated.max_frames)
         voice.check(rows, self.config)
         self._check_loaded(*PARTS)
         return voice

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 
 import convert
-from omni_jax import cli, process
+from omni_jax import process
 from omni_jax.cli import main
+from omni_jax.printing import json_text
 from omni_jax.weights import checkpoint
 from scripts.interrupts import LIMIT, SAMPLES, commands, try_command
 
@@ -217,6 +219,26 @@ def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("command, last", [("generate", "output"), ("stream", "output"), ("evaluate", "devices")])
+def test_help_shows_the_question_first_and_then_groups(
+    command: str, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    question = ["--data"] if command == "evaluate" else ["--text", "--image", "--audio", "--video", "--messages"]
+    groups = [f"{name} options" for name in ("prompt", "media", "reply", "sampling", "speech", "drafting", "devices")]
+    groups += ["output options"] if last == "output" else []
+    order = ["--model", *question, *groups]
+    places = [place.start() if (place := re.search(rf"{word}\b", out)) else -1 for word in order]
+    assert -1 not in places and places == sorted(places)
+    within = {"--top-p": "sampling", "--seed": "sampling", "--speaker": "speech", "--drafter": "drafting"}
+    within |= {"--mesh": "devices", "--dtype": "devices", "--fps": "prompt", "--nframes": "media", "--stop": "reply"}
+    _, *boxes = re.split(r"(\w+) options ", out)
+    shown = dict(zip(boxes[::2], boxes[1::2], strict=True))
+    assert all(re.search(rf"{flag}\b", shown[group]) for flag, group in within.items())
+
+
 def test_speech_is_written_whoever_reads_the_text(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import soundfile
 
@@ -282,7 +304,7 @@ def test_a_terminal_without_unicode(model: Path, tmp_path: Path) -> None:
 def test_json_is_whole_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     for encoding, letters in (("utf-8", "音"), ("UTF8", "音"), ("ascii", "\\u97f3"), ("iso8859-1", "\\u97f3")):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
-        assert cli._json({"text": "音"}) == f'{{"text": "{letters}"}}'
+        assert json_text({"text": "音"}) == f'{{"text": "{letters}"}}'
 
 
 @pytest.mark.parametrize(

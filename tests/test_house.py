@@ -20,7 +20,7 @@ FLOORS = (
     ("config", "draft_config"),
     ("inputs", "ops"),
     ("models", "settings"),
-    ("flags", "media_flags", "weights"),
+    ("flags", "weights"),
     ("convert", "decode"),
     ("omni",),
     ("loading", "printing"),

@@ -5,9 +5,9 @@ from dataclasses import fields
 import pytest
 import tyro
 
-from omni_jax.cli import Generate, Stream, _settings
+from omni_jax.ask import Generate, Stream, _settings
+from omni_jax.flags import MediaFlags
 from omni_jax.inputs.options import Options, read_options
-from omni_jax.media_flags import MediaFlags
 
 # Options that flags of their own hold already.
 ELSEWHERE = {"fps", "use_audio_in_video"}

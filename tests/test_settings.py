@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 
 import convert
-from omni_jax.cli import Ask, Generate, Stream, main
+from omni_jax.ask import Generate, Stream
+from omni_jax.cli import main
 from omni_jax.config import OmniConfig
 from omni_jax.decode import generation
 from omni_jax.decode.batching import Batching
 from omni_jax.decode.engine import Engine
 from omni_jax.decode.generation import GenerationPlan
 from omni_jax.decode.reply import Event, Reply
+from omni_jax.flags import MediaFlags
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.processor import Processor
-from omni_jax.media_flags import MediaFlags
 from omni_jax.omni import Omni
+from omni_jax.settings import Settings, meanings
 from omni_jax.weights.drafters import load_drafter
+from tests.helpers.flags import flag_names
 from tests.parity import user
 
 MESSAGES = user("What is this?")
@@ -132,6 +135,18 @@ def test_the_table_has_every_keyword(door: str) -> None:
     assert not known - {row[0] for row in TOLD}
 
 
+@pytest.mark.parametrize("door, own", [
+    ("generate", {"n": None}), ("stream", {}), ("generate_many", {"slots": None}),
+])  # fmt: skip
+def test_every_door_shows_all_settings_with_defaults_and_meanings(door: str, own: dict) -> None:
+    shown = {name: one.default for name, one in inspect.signature(getattr(Omni, door)).parameters.items()}
+    given = {name: shown.pop(name) for name in [*shown][: 2 + len(own) + 2]}
+    assert shown == Settings().keywords()
+    assert list(given.items())[2:] == [*own.items(), ("speech", False), ("drafter", None)]
+    docs = " ".join((inspect.getdoc(getattr(Omni, door)) or "").split())
+    assert all(f"{name}: {meaning}" in docs for name, meaning in meanings().items())
+
+
 def test_padding(omnis: Callable[[str], Omni]) -> None:
     two = [user("One."), user("One and two and three.")]
     left, right = (omnis("tiny").prepare(two, padding=side).mask for side in ("left", "right"))
@@ -232,7 +247,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_every_flag_reaches_the_call(
     model: Path, heard: dict[str, Any], drafters: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {f.name for c in (Ask, Generate, Stream) for f in dataclasses.fields(c)} == {*FLAGS, *ELSEWHERE}
+    assert flag_names(Generate) | flag_names(Stream) == {*FLAGS, *ELSEWHERE}
     main(["stream", "--model", str(model), "--text", "Hi"])
     usual = dict(heard)
     assert all(usual[name] != value for name, (_, value) in FLAGS.items()) and usual["drafter"] is None

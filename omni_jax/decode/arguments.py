@@ -5,63 +5,21 @@ A call is checked before anything is read, prepared or compiled. What the values
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any, Literal, ParamSpec, TypedDict, TypeVar
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from textwrap import fill
+from typing import ParamSpec, TypeVar
 
 from omni_jax.errors import InputError
+from omni_jax.settings import Keywords, meanings, parameters
 from omni_jax.weights.drafters import Drafter
 
 
-class GenerateArguments(TypedDict, total=False):
-    """The keywords of `Omni.generate`, `stream` and `generate_many`, all optional.
+class GenerateArguments(Keywords, total=False):
+    """The keywords of `Omni.generate` but `n`, for its overloads."""
 
-    max_new_tokens: the most tokens of a reply.
-    stop: a text or texts that end a reply, which ends before the first of them.
-    stop_ids: token ids that end a reply, by default the end of the assistant's turn.
-    temperature, top_k, top_p, min_p, repetition_penalty: how tokens are drawn; temperature 0 is greedy.
-    seed: one for all rows or one per row; a row's reply depends on its own seed and prompt alone.
-    logprobs: report log-probabilities of the tokens and of this many alternatives to each, 0 to 20.
-    use_audio_in_video, tools, fps, media, thinking: as in `Omni.prepare`.
-    speech: whether the replies are also spoken.
-    speaker: who speaks them, one for all rows or one per row.
-    speech_temperature, speech_top_k, speech_top_p: how codes are drawn.
-    speech_repetition_penalty: on earlier codes, also when greedy.
-    max_frames: the most frames of speech, of 80 ms each.
-    drafter: drafts tokens that the model then verifies. It changes the time and nothing else.
-    draft_tokens: drafted per round, by default the number that the drafter was trained for; "auto" measures once what
-        rounds take, and follows what is accepted.
-    draft_tree: levels and candidates of a tree that an EAGLE-3 drafter proposes, (7, 10) by its authors.
-    draft_sampling: draw drafts too: at high temperatures more of them are accepted, and the reply is another one from
-        the same distribution.
-    """
-
-    max_new_tokens: int
-    stop: str | Sequence[str] | None
-    stop_ids: Sequence[int] | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int | Sequence[int]
-    logprobs: int | None
-    use_audio_in_video: bool
-    tools: list[dict] | None
-    fps: float | None
-    media: Mapping[str, Any] | None
-    thinking: bool | None
     speech: bool
-    speaker: str | Sequence[str]
-    speech_temperature: float
-    speech_top_k: int
-    speech_top_p: float
-    speech_repetition_penalty: float
-    max_frames: int
     drafter: Drafter | None
-    draft_tokens: int | Literal["auto"] | None
-    draft_tree: tuple[int, int] | None
-    draft_sampling: bool
 
 
 P = ParamSpec("P")
@@ -94,18 +52,38 @@ INSTEAD = {
 def explained(function: Callable[P, R]) -> Callable[P, R]:
     """The same function, whose unknown keywords raise InputError with the name that was meant.
 
-    The one place that passes keywords on unseen; the signature stays that of the function.
+    The one place that passes keywords on unseen. The signature stays that of the function, except that `**settings`
+    becomes the settings themselves, each with its type and default; the docstring gets a list of what they mean.
     """
-    known = inspect.signature(function).parameters
+    own = inspect.signature(function)
+    shown = _with_settings(own)
+    known = list(shown.parameters)
 
     @wraps(function)
     def checked(*given: P.args, **named: P.kwargs) -> R:
         for name in named:
             if name not in known:
-                raise InputError(f"{function.__name__} has no {name!r}; {_meant(name, list(known))}")
+                raise InputError(f"{function.__name__} has no {name!r}; {_meant(name, known)}")
         return function(*given, **named)
 
+    checked.__signature__ = shown  # type: ignore[attr-defined]
+    if shown != own and checked.__doc__:
+        checked.__doc__ = f"{inspect.cleandoc(checked.__doc__)}\n\n{_list_of_settings()}"
     return checked
+
+
+@cache
+def _list_of_settings() -> str:
+    """All settings with their meanings, one by one."""
+    lines = [f"{name}: {meaning}" for name, meaning in meanings().items()]
+    return "\n".join(["Settings:", *(fill(line, 110, subsequent_indent="    ") for line in lines)])
+
+
+def _with_settings(signature: inspect.Signature) -> inspect.Signature:
+    """A signature with every setting by name in place of `**settings`, if it has that."""
+    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = parameters() if len(own) < len(signature.parameters) else []
+    return signature.replace(parameters=[*own, *more])
 
 
 def _meant(name: str, known: Sequence[str]) -> str:

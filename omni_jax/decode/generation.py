@@ -22,7 +22,6 @@ from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import FRAMES
 from omni_jax.decode.text import CHUNK
-from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.values import whole
 from omni_jax.models.param import Declaration
@@ -148,11 +147,3 @@ class Generator:
         caches = plan.caches(rows, prompt_tokens, max_new_tokens, self.config)
         remedy = "have fewer slots, conversations or replies at once, or lower max_new_tokens"
         check_memory(caches, self.params, self.meshes, remedy if plan.voice is None else f"{remedy} or max_frames")
-
-
-def speech_sampling(temperature: float, top_k: int, top_p: float, repetition_penalty: float) -> Sampling:
-    """How first codes are drawn. Raises InputError that names the arguments as callers know them, speech_..."""
-    try:
-        return Sampling(temperature, top_k, top_p, repetition_penalty=repetition_penalty)
-    except InputError as error:
-        raise InputError(f"speech_{error}") from error

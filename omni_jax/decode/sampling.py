@@ -5,84 +5,11 @@ chunk size or the way in which the position was reached (plain or drafted). Orde
 of transformers' logits processors. Values are traced; only the kind of program (`Plan`) is static.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from omni_jax.errors import InputError
-from omni_jax.inputs.values import number_of, shown, whole
-
-# The finest temperature and share of mass: float32 logits of scale 10 differ by that much.
-FINEST = 1e-6
-# The most alternatives to a token whose log-probabilities can be reported.
-MOST_LIKELY = 20
-
-
-class Plan(NamedTuple):
-    """What the compiled program contains: no draw at all, the penalty, and how many candidates are sorted (0: none).
-
-    The number of candidates is a power of two or the whole vocabulary; traced values decide which of them count.
-    likely: the number of likeliest tokens whose log-probabilities are given with the token's own; None for neither.
-    """
-
-    greedy: bool
-    penalised: bool
-    candidates: int
-    likely: int | None = None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
-
-    logprobs: how many alternatives to each token to report with log-probabilities; None for none, not even the token's.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        for name in names:
-            object.__setattr__(self, name, number_of(name, getattr(self, name)))
-        low, high = FINEST, 1 / FINEST
-        checks = (
-            (self.temperature == 0 or low <= self.temperature <= high, f"0 (greedy) or from {low:g} to {high:g}"),
-            (0 <= self.top_k < 2**31 and self.top_k % 1 == 0, "0 (off) or a positive count"),
-            (low <= self.top_p <= 1, f"from {low:g} to 1 (off)"),
-            (0 <= self.min_p <= 1, "from 0 (off) to 1"),
-            (1e-3 <= self.repetition_penalty <= 1e3, "from 0.001 to 1000, 1 is off"),
-        )
-        for name, (valid, expected) in zip(names, checks, strict=True):
-            if not valid:
-                raise InputError(f"{name} is {shown(getattr(self, name))}; it must be {expected}")
-        if self.logprobs is not None:
-            remedy = f"give the number of alternatives to report with each token, 0 to {MOST_LIKELY}, or None"
-            object.__setattr__(self, "logprobs", whole("logprobs", self.logprobs, remedy, least=0, most=MOST_LIKELY))
-
-    def plan(self, vocab_size: int) -> Plan:
-        """The static part for a vocabulary of `vocab_size`."""
-        greedy = self.temperature == 0.0
-        filtered = self.top_p < 1.0 or self.min_p > 0.0
-        candidates = vocab_size if filtered else 0
-        if self.top_k:
-            candidates = min(1 << (int(self.top_k) - 1).bit_length(), vocab_size)
-        # One program for any number of alternatives.
-        likely = self.logprobs and min(MOST_LIKELY, vocab_size)
-        return Plan(greedy, self.repetition_penalty != 1.0, 0 if greedy else candidates, likely)
-
-    def values(self) -> dict[str, np.number]:
-        """The traced part."""
-        names = ("temperature", "top_p", "min_p", "repetition_penalty")
-        top_k = np.int32(self.top_k or np.iinfo(np.int32).max)
-        return {"top_k": top_k, **{name: np.float32(getattr(self, name)) for name in names}}
+from omni_jax.settings import Plan as Plan
+from omni_jax.settings import Sampling as Sampling
 
 
 def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:

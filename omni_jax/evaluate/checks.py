@@ -8,12 +8,10 @@ from omni_jax.config import OmniConfig
 from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.decode.memory import GB, available
 from omni_jax.decode.request import row_keys
-from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.stops import StopStrings
 from omni_jax.errors import InputError
-from omni_jax.evaluate.settings import Settings
-from omni_jax.inputs.options import read_defaults
+from omni_jax.evaluate.settings import RunSettings
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inputs.values import whole
 from omni_jax.weights.drafters import Drafter
@@ -22,21 +20,19 @@ from omni_jax.weights.placement import cache_bytes
 HALF = 2  # bytes of a number in half precision
 
 
-def check_settings(settings: Settings, slots: int, config: OmniConfig) -> None:
+def check_settings(settings: RunSettings, slots: int, config: OmniConfig) -> None:
     """Raise InputError, naming the setting, for what no sample could be run with."""
-    for name, value in (("slots", slots), ("max_new_tokens", settings.max_new_tokens)):
-        whole(name, value, "have at least one")
+    whole("slots", slots, "have at least one")
     _check_slots(slots, config)
-    limit = config.thinker.text.max_position_embeddings
-    if settings.task in ("generate", "mt-bench", "speech") and settings.max_new_tokens >= limit:
-        asked = f"max_new_tokens is {settings.max_new_tokens}"
-        raise InputError(f"{asked}, and the model's context is {limit}; leave room for the prompt")
-    Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
-    row_keys(settings.seed, 1)
-    read_defaults(settings.media.options(), settings.fps, settings.use_audio_in_video)
+    request, limit = settings.request, config.thinker.text.max_position_embeddings
+    most = request.ending.max_new_tokens
+    if settings.task in ("generate", "mt-bench", "speech") and most >= limit:
+        raise InputError(f"max_new_tokens is {most}, and the model's context is {limit}; leave room for the prompt")
+    row_keys(request.seed, 1)
     if settings.task == "speech":
+        voice = request.voice
         try:
-            Voice(settings.speaker, Sampling(settings.speech_temperature), settings.max_frames).check(1, config)
+            Voice(voice.speaker, voice.sampling, voice.max_frames).check(1, config)
         except InputError as error:
             raise InputError(f"speech: {error}") from error
 
@@ -51,14 +47,15 @@ def _check_slots(slots: int, config: OmniConfig) -> None:
         )
 
 
-def check_stop(settings: Settings, model: Path) -> None:
+def check_stop(settings: RunSettings, model: Path) -> None:
     """Raise InputError for texts that could never end a reply of a checkpoint's tokenizer."""
-    if settings.stop:
-        StopStrings.read(settings.stop, Tokenizer(model))
+    if settings.request.ending.stop:
+        StopStrings.read(settings.request.ending.stop, Tokenizer(model))
 
 
-def check_drafting(settings: Settings, drafter: Drafter | None, config: OmniConfig) -> None:
+def check_drafting(settings: RunSettings, drafter: Drafter | None, config: OmniConfig) -> None:
     """Raise InputError for a drafter of another model, or that does not draft as the settings say."""
+    drafting = settings.request.drafting
     KnownDrafters(config).resolve_draft_plan(
-        drafter, settings.draft_tokens, settings.draft_tree, settings.draft_sampling
+        drafter, drafting.draft_tokens, drafting.draft_tree, drafting.draft_sampling
     )

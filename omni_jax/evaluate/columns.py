@@ -1,4 +1,4 @@
-"""Which columns of a row mean something; a row whose media or words would be lost by a wrong name is refused."""
+"""Which columns of a row are read; a row whose media or words would be lost by a wrong name is refused."""
 
 import re
 from collections.abc import Mapping

@@ -5,45 +5,73 @@ Everything that can be checked is checked before the weights are read.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from omni_jax.config import OmniConfig
-from omni_jax.distributed import Machines, barrier
+from omni_jax.distributed import barrier
 from omni_jax.errors import InputError
 from omni_jax.evaluate.checks import check_drafting, check_settings, check_stop
+from omni_jax.evaluate.context import TaskContext
 from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser, recognise
 from omni_jax.evaluate.processes import share_of
 from omni_jax.evaluate.report import Summary, current_results, summary_of, write_comparison, write_report
 from omni_jax.evaluate.rows import digest_of
-from omni_jax.evaluate.run import Results, check_writable, run, safe_results, settings_of, try_directory
-from omni_jax.evaluate.settings import Settings
-from omni_jax.evaluate.stored import read_all
-from omni_jax.evaluate.tasks import Means, choose_task, lacks
+from omni_jax.evaluate.run import Results, check_writable, claim_directory, fingerprint_of, run, safe_results
+from omni_jax.evaluate.settings import RunSettings
+from omni_jax.evaluate.tasks import choose_task, missing_field
+from omni_jax.flags import (
+    DeviceFlags,
+    EndingFlags,
+    MediaFlags,
+    PreparationFlags,
+    SamplingFlags,
+    VoiceFlags,
+    keywords_of,
+)
 from omni_jax.loading import default_dtype
-from omni_jax.media_flags import MediaFlags
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
 from omni_jax.process import finishing
+from omni_jax.settings import Drafting, Settings, Voice
 from omni_jax.weights import checkpoint
 from omni_jax.weights.drafters import Drafter, load_drafter
 from omni_jax.weights.manifest import identity
 
-# Rows or samples of which the command says on stderr what is wrong with each.
-MAX_TOLD = 20
+# Rows or samples that the command names on stderr, with what is wrong with each.
+MAX_NAMED = 20
 # Loads the model with these parts, all by default.
 Load = Callable[[tuple[str, ...] | None], Omni]
 
 
 @dataclass(frozen=True)
-class Evaluate(Machines):
+class SpeechFlags(VoiceFlags):
+    """How replies are spoken, for the task speech."""
+
+    speech_top_k: Suppress[int] = Voice.speech_top_k
+    speech_top_p: Suppress[float] = Voice.speech_top_p
+    speech_repetition_penalty: Suppress[float] = Voice.speech_repetition_penalty
+    recogniser: str | None = None
+    """module:function that takes float32 samples and their rate and returns what was said."""
+
+
+@dataclass(frozen=True)
+class DraftersFlags(Drafting):
+    """How replies are drafted."""
+
+    drafter: UseAppendAction[tuple[Path, ...]] = ()
+    """Directory of a DFlash or EAGLE-3 drafter; repeat to compare several, each in a directory of its own."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
     """Score a model on a dataset; a run that was stopped goes on where it was."""
 
     model: Path
@@ -54,54 +82,31 @@ class Evaluate(Machines):
     """Directory for results, report and plots; that of a stopped run goes on."""
     task: Literal["auto", "generate", "choice", "loglikelihood", "speech", "mt-bench"] = "auto"
     """What to do with a row; auto looks at its fields."""
-    metric: tyro.conf.UseAppendAction[tuple[MetricName, ...]] = ()
+    metric: UseAppendAction[tuple[MetricName, ...]] = ()
     """How to compare a reply with its references; repeat for more. By default exact and exact_normalised."""
     split: str | None = None
     """Of a directory, only the files of this split."""
     limit: int | None = None
-    """Read so many rows only."""
+    """Read only this many rows."""
     slots: int = 12
     """Requests that run at once."""
     fatal: bool = False
     """Stop at the first row or sample that cannot be used; by default it is reported and left out."""
-    max_new_tokens: int = 1024
-    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A text that ends a reply, which does not hold it; repeat the flag for more."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_k: int = 0
-    """0 is off."""
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    use_audio_in_video: bool = False
-    """Listen to the sound tracks of the videos, in step with their frames."""
-    fps: float | None = None
-    """Frames sampled per second of video."""
-    media: tyro.conf.OmitArgPrefixes[MediaFlags] = field(default_factory=MediaFlags)
-    thinking: bool | None = None
-    """Let a model that can do both think first, or not; by default as its template has it."""
-    recogniser: str | None = None
-    """For the task speech: module:function that takes float32 samples and their rate and returns what was said."""
-    speaker: str = "ethan"
-    """Whose voice; `inspect` lists the checkpoint's."""
-    speech_temperature: float = 0.9
-    """0 is greedy."""
-    max_frames: int = 4096
-    """Longest speech, in frames of 80 ms."""
-    drafter: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Directory of a DFlash or EAGLE-3 drafter; repeat to compare several, each in a directory of its own."""
-    draft_tokens: int | Literal["auto"] | None = None
-    """Tokens that it drafts a round; by default as many as it was trained for, with auto as many as prove fastest."""
-    draft_tree: tuple[int, int] | None = None
-    """Levels and candidates of the tree that an EAGLE-3 drafter proposes; its authors take 7 10."""
-    draft_sampling: bool = False
-    """Draw the drafts too: more are accepted at high temperatures, and the answer is another one, drawn alike."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Weights' type; by default the checkpoint's own, on CPU float32."""
     json: bool = False
     """Machine-readable summary."""
+    prompt: OmitArgPrefixes[PreparationFlags] = field(default_factory=PreparationFlags)
+    media: OmitArgPrefixes[MediaFlags] = field(default_factory=MediaFlags)
+    reply: OmitArgPrefixes[EndingFlags] = field(default_factory=EndingFlags)
+    sampling: OmitArgPrefixes[SamplingFlags] = field(default_factory=SamplingFlags)
+    speech: OmitArgPrefixes[SpeechFlags] = field(default_factory=SpeechFlags)
+    drafting: OmitArgPrefixes[DraftersFlags] = field(default_factory=DraftersFlags)
+    devices: OmitArgPrefixes[DeviceFlags] = field(default_factory=DeviceFlags)
+
+    def settings(self, task: str, metrics: tuple[MetricName, ...]) -> RunSettings:
+        """What the flags say about a run; InputError for a value that cannot be."""
+        made = keywords_of(self.media, self.prompt, self.reply, self.sampling, self.speech, self.drafting)
+        del made["drafter"], made["recogniser"]
+        return RunSettings(task, metrics, self.speech.recogniser, self.media, Settings.read(made))
 
 
 def evaluate(command: Evaluate, load: Load) -> Summary:
@@ -120,22 +125,22 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     if dataset.unread:
         print(f"columns that are not read: {_listed(dataset.unread)}", file=sys.stderr)
     recogniser = _recogniser(command, task)
-    settings, config = _settings(command, task, metrics), checkpoint.read_config(command.model)
+    settings, config = command.settings(task, metrics), checkpoint.read_config(command.model)
     check_settings(settings, command.slots, config)
     check_stop(settings, command.model)
     runs = _runs(command, settings, dataset, config)
-    for one in runs:
-        try_directory(one.output, one.depends)
+    stored = [claim_directory(one.output, one.fingerprint) for one in runs]
     if len(runs) > 1:
         check_writable(command.output)
     omni = load(None if task == "speech" else ("thinker",))
-    summaries = {}
-    for one in runs:
-        means = Means(omni, settings, command.slots, one.drafter, recogniser)
-        summaries[one.name] = _summarised(one, means, dataset, command.fatal)
+    share, summaries = share_of(omni.params), {}
+    for one, before in zip(runs, stored, strict=True):
+        context = TaskContext(omni, settings, command.slots, one.drafter, recogniser)
+        results = Results(one.output, one.fingerprint, share, before)
+        summaries[one.name] = _summarised(context, results, dataset, command.fatal)
     if len(summaries) == 1:
         return next(iter(summaries.values()))
-    if share_of(omni.params).reports:
+    if share.reports:
         with safe_results(command.output):
             write_comparison(command.output, summaries)
     return summaries
@@ -148,109 +153,108 @@ class _Run:
     name: str
     drafter: Drafter | None
     output: Path
-    depends: dict[str, Any]
+    fingerprint: dict[str, Any]
 
 
-def _runs(command: Evaluate, settings: Settings, dataset: Dataset, config: OmniConfig) -> list[_Run]:
-    """One run, or one for each drafter; InputError for drafters that do not draft for this model as told."""
-    names = [path.resolve().name for path in command.drafter]
+def _runs(command: Evaluate, settings: RunSettings, dataset: Dataset, config: OmniConfig) -> list[_Run]:
+    """One run, or one for each drafter; InputError for drafters that cannot draft for this model as the flags say."""
+    paths, dtype = command.drafting.drafter, command.devices.dtype
+    names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         raise InputError(f"drafters {names}; their directories need different names to be told apart")
-    model, runs = _model_digest(command.model, command.dtype), []
-    for name, path in zip(names or ("",), command.drafter or (None,), strict=True):
-        drafter = load_drafter(path, dtype=command.dtype or default_dtype()) if path else None
+    model, runs = _model_digest(command.model, dtype), []
+    for name, path in zip(names or ("",), paths or (None,), strict=True):
+        drafter = load_drafter(path, dtype=dtype or default_dtype()) if path else None
         check_drafting(settings, drafter, config)
         output = command.output / name if len(names) > 1 else command.output
-        depends = settings_of(settings, model, dataset.digest, _drafter_digest(path) if path else None)
-        runs.append(_Run(name, drafter, output, depends))
+        fingerprint = fingerprint_of(settings, model, dataset.digest, _drafter_digest(path) if path else None)
+        runs.append(_Run(name, drafter, output, fingerprint))
     return runs
 
 
-def _summarised(one: _Run, means: Means, dataset: Dataset, fatal: bool) -> Summary:
+def _summarised(context: TaskContext, results: Results, dataset: Dataset, fatal: bool) -> Summary:
     """Do the samples that are left of a run, and write the report of all."""
-    share = share_of(means.omni.params)
-    note = f"the sample under way ends first, and the same command goes on with what {one.output} holds"
-    with finishing(note), Results(one.output, one.depends, share) as written:
-        left = written.left(dataset.samples)
-        if share.reports and (changed := written.changed(dataset.samples)):
-            _report_rows(
-                "again", [(f"sample {sample.id}", "its media have changed since it was scored") for sample in changed]
-            )
-        start, tokens = perf_counter(), 0
-        with tqdm(total=len(left), unit="sample", file=sys.stderr, disable=None if share.reports else True) as bar:
-            for result in run(means, left, written, fatal):
-                tokens += sum(turn["stats"]["new_tokens"] for turn in result.get("turns", ()))
-                bar.update()
-                if tokens:
-                    bar.set_postfix_str(f"{tokens / (perf_counter() - start):.1f} token/s")
+    directory, share = results.directory, results.share
+    note = f"the sample under way ends first, and the same command goes on with what {directory} holds"
+    with finishing(note), results:
+        remaining = results.remaining(dataset.samples)
+        if share.reports and (changed := results.changed(dataset.samples)):
+            why = "its media have changed since it was scored"
+            _report_rows("again", [(f"sample {sample.id}", why) for sample in changed])
+        _run_all(context, remaining, results, fatal)
         barrier("done")
-        found = current_results(dataset, read_all(one.output))
-        summary = summary_of(means.settings.task, dataset, found)
+        found = current_results(dataset, results.stored.read())
+        summary = summary_of(context.settings.task, dataset, found)
         if share.reports:
-            with safe_results(one.output):
-                write_report(one.output, summary, dataset, found, one.depends)
-            _report_rows(
-                "failed", [(f"sample {result['id']}", result["error"]) for result in found if "error" in result]
-            )
+            with safe_results(directory):
+                write_report(directory, summary, dataset, found, results.fingerprint)
+            failed = [(f"sample {result['id']}", result["error"]) for result in found if "error" in result]
+            _report_rows("failed", failed)
     return summary
 
 
+def _run_all(context: TaskContext, samples: Sequence[Sample], results: Results, fatal: bool) -> None:
+    """Run samples, with their number and the tokens per second on stderr."""
+    start, tokens = perf_counter(), 0
+    shown = None if results.share.reports else True
+    with tqdm(total=len(samples), unit="sample", file=sys.stderr, disable=shown) as bar:
+        for result in run(context, samples, results, fatal):
+            tokens += sum(turn["stats"]["new_tokens"] for turn in result.get("turns", ()))
+            bar.update()
+            if tokens:
+                bar.set_postfix_str(f"{tokens / (perf_counter() - start):.1f} token/s")
+
+
 def _metrics(command: Evaluate, task: str, dataset: Dataset) -> tuple[MetricName, ...]:
-    """The metrics of a run: what was asked for, or the usual ones where there are references."""
+    """The metrics of a run: those of the flags, or the usual ones where there are references."""
     if command.metric and task not in ("generate", "mt-bench"):
         raise InputError(f"the task {task!r} has its own scores; leave out --metric")
     if task == "speech":
         return check_metrics(("wer", "cer"))
     if command.metric:
         return check_metrics(command.metric)
-    # Rows without one are reported, as everything that a row lacks.
+    # Rows without references are reported like any other missing field.
     usual = task == "generate" and any(sample.references for sample in dataset.samples)
     return ("exact", "exact_normalised") if usual else ()
 
 
 def _fitting(dataset: Dataset, task: str, metrics: tuple[MetricName, ...]) -> Dataset:
     """The samples that have what the task needs; the others are problems."""
-    wanting = {sample.id: lacks(sample, task, metrics) for sample in dataset.samples}
-    samples: list[Sample] = [sample for sample in dataset.samples if wanting[sample.id] is None]
-    problems = [Problem(f"sample {name}", why) for name, why in wanting.items() if why is not None]
+    missing = {sample.id: missing_field(sample, task, metrics) for sample in dataset.samples}
+    samples: list[Sample] = [sample for sample in dataset.samples if missing[sample.id] is None]
+    problems = [Problem(f"sample {name}", why) for name, why in missing.items() if why is not None]
     if not samples:
         raise InputError(f"no row fits: {problems[0].why}")
     return replace(dataset, samples=samples, problems=[*dataset.problems, *problems])
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names in quotes, the first of many."""
-    more = f" and {len(names) - MAX_TOLD} more" if len(names) > MAX_TOLD else ""
-    return ", ".join(repr(name[:80]) for name in names[:MAX_TOLD]) + more
+    """Names in quotes; of many, only the first."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(repr(name[:80]) for name in names[:MAX_NAMED]) + more
 
 
 def _report_rows(what: str, those: Sequence[tuple[str, str]]) -> None:
-    """Report rows or samples on stderr: where each is, and why it is named; of many, the first ones."""
-    for where, why in those[:MAX_TOLD]:
+    """Report rows or samples on stderr: where each is and why it is reported; of many, only the first."""
+    for where, why in those[:MAX_NAMED]:
         print(f"{what} {where}: {why}", file=sys.stderr)
-    if len(those) > MAX_TOLD:
-        print(f"{what} {len(those) - MAX_TOLD} more; the report names all", file=sys.stderr)
+    if len(those) > MAX_NAMED:
+        print(f"{what} {len(those) - MAX_NAMED} more; the report names all", file=sys.stderr)
 
 
 def _recogniser(command: Evaluate, task: str) -> Any:
     if task != "speech":
         return None
-    if command.recogniser is None:
+    if command.speech.recogniser is None:
         raise InputError("the task 'speech' needs a --recogniser module:function")
-    recogniser = load_recogniser(command.recogniser)
-    # What it returns for a second of silence does not matter, but it is text.
+    recogniser = load_recogniser(command.speech.recogniser)
+    # What it returns for a second of silence does not matter, as long as it is text.
     recognise(recogniser, np.zeros(SAMPLES_PER_SECOND, np.float32), SAMPLES_PER_SECOND)
     return recogniser
 
 
-def _settings(command: Evaluate, task: str, metrics: tuple[MetricName, ...]) -> Settings:
-    """The flags that results depend on."""
-    given = {one.name: getattr(command, one.name, None) for one in fields(Settings)}
-    return Settings(**{**given, "task": task, "metrics": metrics})
-
-
 def _model_digest(model: Path, dtype: str | None) -> str:
-    """Of the model, by its checkpoint's hashes, and of the type that its weights are held in."""
+    """A digest of the model: its checkpoint's hashes, and the type in which its weights are loaded."""
     return f"{dtype or default_dtype() or 'stored'}:{identity(model)}"
 
 

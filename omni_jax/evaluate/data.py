@@ -2,9 +2,9 @@
 
 A row is a JSON object (or a row of a Parquet or Arrow table) with
 
-    messages | prompt | turns    a conversation, one question, or questions said one after the other
-    system, image, audio, video  beside a prompt or turns: what comes before the first question; media one or a list
-    reference(s)                 the right answer, or several; beside turns, `reference` as a list holds one for each,
+    messages | prompt | turns    a conversation, one question, or questions asked one after the other
+    system, image, audio, video  with a prompt or turns: what comes before the first question; media one or a list
+    reference(s)                 the right answer, or several; with turns, `reference` as a list holds one for each,
                                  and `references` several for the last
     choices, answer              what to choose from, and which is right: its number, its letter or itself
     id | question_id, category   a name, by default "#" and the row's number from 0, and a group for the report
@@ -63,7 +63,7 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What was read. digest: of the files' bytes, in hexadecimal. unread: names of columns that mean nothing here."""
+    """What was read. digest: of the files' bytes, in hexadecimal. unread: names of columns that are not read."""
 
     samples: list[Sample]
     problems: list[Problem]
@@ -81,7 +81,7 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
         raise InputError(f"limit is {limit}; read at least one row")
     files = data_files(user_path(path, "the dataset"), split)
     samples, problems, names, unread, library = [], [], set[str](), set[str](), Library()
-    for number, (where, folder, row) in enumerate(_shown(islice(rows_of(files), limit))):
+    for number, (where, folder, row) in enumerate(_with_progress(islice(rows_of(files), limit))):
         if number == MAX_LINES:
             raise InputError(f"{path} has more than {MAX_LINES:,} rows; evaluate its files or splits one by one")
         try:
@@ -99,22 +99,22 @@ def read_dataset(path: str | Path, *, split: str | None = None, limit: int | Non
     return Dataset(samples, problems, digest_of(files), tuple(sorted(unread)))
 
 
-def _shown(rows: Iterable[T]) -> Iterable[T]:
+def _with_progress(rows: Iterable[T]) -> Iterable[T]:
     """The rows, with a count of them on stderr where it is a terminal and their media take a while to read."""
     return tqdm(rows, "reading", unit="row", leave=False, file=sys.stderr, disable=None, delay=SHOWN_AFTER)
 
 
 def reason(error: Exception) -> str:
-    """Why a row cannot be used, in a sentence; whatever was raised, it is the row's failure and not the run's."""
+    """Why a row cannot be used, in one sentence. Whatever was raised counts as the row's failure, not the run's."""
     if isinstance(error, OmniError):
         return str(error)
     return f"{reason_of(error)} ({type(error).__name__}); repair the row or its media, or leave it out"
 
 
 def read_row(row: Any, folder: Path, name: str, library: Library, unread: set[str]) -> Sample:
-    """A sample from a row, whose media lie relative to `folder`.
+    """A sample from a row, with paths of media relative to `folder`.
 
-    name: its id if it states none. unread: takes in the names of the row's columns that are not read.
+    name: its id if it states none. unread: the names of columns that are not read are added to it.
     """
     if isinstance(row, InputError):
         raise row
@@ -129,8 +129,8 @@ def read_row(row: Any, folder: Path, name: str, library: Library, unread: set[st
     messages, media = library.locate(messages, folder)
     choices = _strings(row, "choices", several=True)
     references = _strings(row, "references") or _reference(row, turns)
-    given, category = str(row.get("id", row.get("question_id", name))), str(row.get("category", ""))
-    return Sample(given, messages, turns, references, choices, _answer(row, choices), category, media)
+    name, category = str(row.get("id", row.get("question_id", name))), str(row.get("category", ""))
+    return Sample(name, messages, turns, references, choices, _answer(row, choices), category, media)
 
 
 def _conversation(row: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -155,7 +155,7 @@ def _conversation(row: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str,
 
 
 def _reference(row: dict[str, Any], turns: tuple[str, ...]) -> tuple[str, ...]:
-    """The right answers to the last question; a list beside several turns holds one for each, as FastChat's do."""
+    """The right answers to the last question; with several turns, a list holds one for each, as in FastChat."""
     references = _strings(row, "reference")
     if not turns or not isinstance(row.get("reference"), list):
         return references
@@ -178,7 +178,7 @@ def _answer(row: dict[str, Any], choices: tuple[str, ...]) -> int | None:
         if answer.strip().upper() in marks:
             return marks[answer.strip().upper()]
     elif isinstance(answer, int | float) and not isinstance(answer, bool):
-        # Its number, or itself among choices that are numbers; digits in quotes are none.
+        # Its number, or itself among choices that are numbers; digits in quotes are text.
         meant = [i for i, choice in enumerate(row["choices"]) if answer in (i, choice)]
         if len(meant) == 1:
             return meant[0]
@@ -209,7 +209,7 @@ def _list(value: Any, key: str) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value without null, with which tables fill absent fields; InputError for text that cannot be written again."""
+    """A value without null, with which tables fill absent fields; InputError for text that cannot be encoded."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness, with our model: its tasks, its metrics and its command line.
+"""A model for lm-evaluation-harness: its tasks, its metrics and its command line, run on `Omni`.
 
     python -m omni_jax.evaluate.harness run --model omni_jax --model_args path=ckpt/,mesh=expert=4 --tasks arc_easy
 
@@ -17,6 +17,7 @@ loses its beginning as there.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import groupby
 from typing import Any, NamedTuple, cast
 
@@ -30,22 +31,23 @@ from tqdm import tqdm
 import omni_jax
 from omni_jax.decode.prompt import Prompt
 from omni_jax.errors import InputError
+from omni_jax.evaluate.context import seed_of
 from omni_jax.evaluate.loglikelihood import Continuation, Scored, log_likelihoods
-from omni_jax.evaluate.tasks import seed_of
 from omni_jax.files import user_path
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.messages import read_conversation
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.omni import Omni
+from omni_jax.settings import Sampling
 
-# Sampling settings of the harness, which bear transformers' names, that we know; the same names as ours.
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-# What says nothing beside them.
+# Sampling settings of the harness that are supported; it uses transformers' names, and so does `Sampling`.
+SAMPLING = tuple(one.name for one in fields(Sampling) if one.name != "logprobs")
+# Settings that may be present and change nothing.
 IGNORED = ("do_sample", "until", "max_gen_toks", "num_beams", "use_cache")
 
 
-class _Asked(NamedTuple):
-    """A request to write on behind a context, by its number among all."""
+class _Request(NamedTuple):
+    """A request to continue a context, with its number among all."""
 
     number: int
     context: str
@@ -55,7 +57,7 @@ class _Asked(NamedTuple):
 
 @register_model("omni_jax")
 class OmniLM(TemplateLM):
-    """Our model as the harness sees it."""
+    """The model as the harness sees it."""
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class OmniLM(TemplateLM):
 
         mesh: as for `omni_jax.load`, with + for the comma, at which --model_args would be split: expert=4+data=2.
         seed: the run's; a request's own follows from it, from the context and from how often the request came before.
-        device and max_batch_size are the harness's own and stand for nothing here.
+        device and max_batch_size are arguments of the harness that have no effect here.
         """
         super().__init__()
         self.batch_size, self.max_gen_toks = _whole("batch_size", batch_size), _whole("max_gen_toks", max_gen_toks)
@@ -90,12 +92,12 @@ class OmniLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The end of a turn, which also stands before texts without a context."""
+        """The end of a turn, which is also put before texts without a context."""
         return self.omni.config.im_end_token_id
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness's caches know the tokenizer by."""
+        """The name of the tokenizer in the harness's caches."""
         return self.path.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -114,8 +116,8 @@ class OmniLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        asked = [self._continuation(context, continuation) for _, context, continuation in requests]
-        with tqdm(total=len(asked), desc="log-likelihoods", disable=disable_tqdm) as bar:
+        continuations = [self._continuation(context, continuation) for _, context, continuation in requests]
+        with tqdm(total=len(continuations), desc="log-likelihoods", disable=disable_tqdm) as bar:
 
             def seen(number: int, scored: Scored) -> None:
                 bar.update()
@@ -123,7 +125,7 @@ class OmniLM(TemplateLM):
                     answer = (scored.log_likelihood, scored.greedy)
                     self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
 
-            scored = log_likelihoods(self.omni, asked, rows=self.batch_size, seen=seen)
+            scored = log_likelihoods(self.omni, continuations, rows=self.batch_size, seen=seen)
         return [(one.log_likelihood, one.greedy) for one in scored]
 
     def _continuation(self, context: list[int], continuation: list[int]) -> Continuation:
@@ -147,52 +149,52 @@ class OmniLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes behind each context, up to a stop string."""
-        asked = self._seeded([cast(tuple[str, dict], request.args) for request in requests])
+        """What the model writes after each context, up to a stop string."""
+        seeded = self._seeded([cast(tuple[str, dict], request.args) for request in requests])
         answers: dict[int, str] = {}
-        with tqdm(total=len(asked), desc="replies", disable=disable_tqdm) as bar:
+        with tqdm(total=len(seeded), desc="replies", disable=disable_tqdm) as bar:
             # All requests in slots at the same time draw with the same settings.
-            for _, group in groupby(sorted(asked, key=_drawn), key=_drawn):
+            for _, group in groupby(sorted(seeded, key=_drawn), key=_drawn):
                 for number, answer in self._generated(list(group)):
                     answers[number] = answer
                     self.cache_hook.add_partial("generate_until", requests[number].args, answer)
                     bar.update()
         return [answers[number] for number in range(len(requests))]
 
-    def _seeded(self, requests: Sequence[tuple[str, dict]]) -> list[_Asked]:
+    def _seeded(self, requests: Sequence[tuple[str, dict]]) -> list[_Request]:
         """Requests with seeds: the harness asks for a task's repeats by giving the same request several times."""
         met: Counter[str] = Counter()
-        asked = []
+        seeded = []
         for number, (context, gen_kwargs) in enumerate(requests):
             request = repr((context, gen_kwargs))
-            asked.append(_Asked(number, context, gen_kwargs, seed_of(self.seed, context, met[request])))
+            seeded.append(_Request(number, context, gen_kwargs, seed_of(self.seed, context, met[request])))
             met[request] += 1
-        return asked
+        return seeded
 
-    def _generated(self, asked: list[_Asked]) -> Iterator[tuple[int, str]]:
-        settings = _settings(asked[0].gen_kwargs, self.max_gen_toks)
+    def _generated(self, requests: list[_Request]) -> Iterator[tuple[int, str]]:
+        settings = _settings(requests[0].gen_kwargs, self.max_gen_toks)
         unknown = [name for name in settings if name not in (*SAMPLING, *IGNORED)]
         if unknown:
             raise InputError(f"generation setting {unknown[0]!r} is unknown; there are {', '.join(SAMPLING)}")
         if settings.get("num_beams", 1) != 1:
             raise InputError(f"num_beams is {settings['num_beams']}; replies are drawn or greedy: leave it out")
         sampling = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
-        prompts = (self._prompt(one) for one in asked)
+        prompts = (self._prompt(one) for one in requests)
         for i, reply in self.omni.generate_many(prompts, slots=self.batch_size, **sampling):
-            yield asked[i].number, postprocess_generated_text(reply.text, self._stops(asked[i].gen_kwargs), None)
+            yield requests[i].number, postprocess_generated_text(reply.text, self._stops(requests[i].gen_kwargs), None)
 
-    def _prompt(self, asked: _Asked) -> Prompt:
-        new = _settings(asked.gen_kwargs, self.max_gen_toks)["max_gen_toks"]
+    def _prompt(self, request: _Request) -> Prompt:
+        new = _settings(request.gen_kwargs, self.max_gen_toks)["max_gen_toks"]
         if new >= self.max_length:
             raise InputError(f"max_gen_toks is {new}, all of a context of {self.max_length}; ask for fewer")
-        ids = self.tok_encode(asked.context)[-(self.max_length - new) :]
-        stops = self._stops(asked.gen_kwargs)
+        ids = self.tok_encode(request.context)[-(self.max_length - new) :]
+        stops = self._stops(request.gen_kwargs)
 
         def ends(written: list[int]) -> bool:
             text = self._tokens.decode(written)
             return any(stop in text for stop in stops)
 
-        return Prompt(Batch.of_text([ids or [self.prefix_token_id]]), asked.seed, new, ends)
+        return Prompt(Batch.of_text([ids or [self.prefix_token_id]]), request.seed, new, ends)
 
     def _stops(self, gen_kwargs: dict) -> list[str]:
         stops = handle_stop_sequences(_settings(gen_kwargs, self.max_gen_toks)["until"], eos=None)
@@ -219,9 +221,9 @@ def _settings(gen_kwargs: dict, max_gen_toks: int) -> dict[str, Any]:
     return dict(normalize_gen_kwargs(gen_kwargs, max_gen_toks))
 
 
-def _drawn(asked: _Asked) -> str:
+def _drawn(request: _Request) -> str:
     """What must be equal for requests to run together."""
-    settings = _settings(asked.gen_kwargs, 0)
+    settings = _settings(request.gen_kwargs, 0)
     return repr([settings.get(name) for name in SAMPLING])
 
 

@@ -1,8 +1,8 @@
 """Log-likelihoods of continuations, as lm-evaluation-harness defines them.
 
-The log-likelihood of a continuation behind a context is the sum of the log-probabilities of its tokens, each behind all
-that stands before it; it is greedy if every one of them is the likeliest token there. Context and continuation are
-token ids: who asks decides where the one ends and the other begins.
+The log-likelihood of a continuation of a context is the sum of the log-probabilities of its tokens, each given all
+tokens before it; it is greedy if each of them is the likeliest token at its place. Context and continuation are token
+ids: the caller decides where the one ends and the other begins.
 
 Requests without media run several at once, the longest first and padded to few lengths; media run alone.
 """
@@ -22,8 +22,8 @@ from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.omni import Omni
 from omni_jax.sharding import round_up_rows
 
-# Tokens of one forward on a device, padding included, with which its temporary arrays grow: eight rows of 4096, with
-# which the rest of the package reckons too. A longer row runs alone.
+# Tokens of one forward on a device, padding included, with which its temporary arrays grow: eight rows of 4096, as
+# memory is planned elsewhere. A longer row runs alone.
 TOKENS = 8 * 4096
 
 
@@ -58,42 +58,44 @@ class Continuation:
 
 def log_likelihoods(
     omni: Omni,
-    asked: Sequence[Continuation],
+    continuations: Sequence[Continuation],
     *,
     rows: int = 8,
     seen: Callable[[int, Scored], None] = lambda number, scored: None,
 ) -> list[Scored]:
-    """Score every continuation, up to `rows` at a time and fewer if they are long; `seen` is told each as it is known.
+    """Score every continuation, up to `rows` at a time and fewer if they are long.
 
-    InputError for what cannot be scored.
+    seen: called with the number and the score of each as it is known. InputError for what cannot be scored.
     """
     limit = omni.config.thinker.text.max_position_embeddings
-    for one in asked:
+    for one in continuations:
         if not one.context.token_ids.shape[1]:
-            raise InputError("a continuation without a context; begin with the token that stands before texts")
-        # The last token is predicted, and none behind it.
+            raise InputError("a continuation without a context; begin with the token that is put before texts")
+        # The last token is predicted and never read.
         check_context(one.context.token_ids.shape[1], len(one.token_ids) - 1, limit)
     results: dict[int, Scored] = {}
-    for group, n in _groups(asked, rows, omni.meshes["thinker"]):
-        for number, scored in zip(group, _score(omni, [asked[i] for i in group], n), strict=True):
+    for group, n in _groups(continuations, rows, omni.meshes["thinker"]):
+        for number, scored in zip(group, _score(omni, [continuations[i] for i in group], n), strict=True):
             results[number] = scored
             seen(number, scored)
-    return [results[i] for i in range(len(asked))]
+    return [results[i] for i in range(len(continuations))]
 
 
-def _groups(asked: Sequence[Continuation], rows: int, mesh: Mesh | None) -> Iterator[tuple[list[int], int]]:
+def _groups(continuations: Sequence[Continuation], rows: int, mesh: Mesh | None) -> Iterator[tuple[list[int], int]]:
     """Numbers of requests to run together, and in how many rows: of about one length, and those with media alone.
 
-    The rows are as many as the mesh divides: each device would run all of them otherwise.
+    The number of rows is rounded up to one that the mesh divides: otherwise each device would run all of them.
     """
     shards = round_up_rows(1, mesh)
-    order = sorted(range(len(asked)), key=lambda i: -asked[i].length)
-    plain = [i for i in order if not asked[i].context.vision and asked[i].context.audio is None]
+    order = sorted(range(len(continuations)), key=lambda i: -continuations[i].length)
+    plain = [i for i in order if not continuations[i].context.vision and continuations[i].context.audio is None]
     while plain:
-        n = round_up_rows(min(rows, max(1, shards * TOKENS // bucket(asked[plain[0]].length))), mesh)
+        n = round_up_rows(min(rows, max(1, shards * TOKENS // bucket(continuations[plain[0]].length))), mesh)
         yield plain[:n], n
         plain = plain[n:]
-    yield from (([i], 1) for i in order if asked[i].context.vision or asked[i].context.audio is not None)
+    yield from (
+        ([i], 1) for i in order if continuations[i].context.vision or continuations[i].context.audio is not None
+    )
 
 
 def _score(omni: Omni, group: Sequence[Continuation], rows: int) -> list[Scored]:
@@ -121,5 +123,5 @@ def _score(omni: Omni, group: Sequence[Continuation], rows: int) -> list[Scored]
 
 
 def prepare_choices(omni: Omni, context: Batch, texts: Sequence[str]) -> list[Continuation]:
-    """Texts behind one context, as ordinary text: literals of control tokens are spelled out."""
+    """Texts as continuations of one context, as ordinary text: literals of control tokens are spelled out."""
     return [Continuation(context, omni.processor.tokenizer.encode_plain(text)) for text in texts]

@@ -1,4 +1,4 @@
-"""Media that rows name: found relative to the file that names them, whatever the form, and known by their bytes.
+"""Media that rows name: paths relative to the file that names them, in every form, and a digest of their bytes.
 
 Every file is read once before any weight is, so that one that is missing or unreadable is reported at once, and a run
 that goes on notices one that has changed.
@@ -70,7 +70,7 @@ def _check_there(path: Path) -> None:
 
 
 def _as_message(message: Any) -> Any:
-    """A message with its media as messages hold them; what is none stays as it is."""
+    """A message with its media as messages hold them; anything else stays as it is."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
     return message | {"content": [_as_part(part) if isinstance(part, dict) else part for part in message["content"]]}

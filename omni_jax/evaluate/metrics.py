@@ -1,4 +1,4 @@
-"""Scores: what one answer earns, and what many earn together.
+"""Scores of one answer, and of many together.
 
 A sample's scores are plain numbers under their names, as they are written to the results. Errors in words and in
 characters are kept as counts, so that a corpus is scored as a whole: errors of all by words of all.
@@ -22,7 +22,7 @@ from omni_jax.decode.draft.acceptance import Rounds, mean_accepted, mean_accepte
 from omni_jax.errors import InputError
 from omni_jax.files import reason_of
 
-# A recogniser hears float32 samples [n] at a rate and says what was said.
+# A recogniser takes float32 samples [n] and their rate and returns what was said.
 Recogniser = Callable[[np.ndarray, int], str]
 Scores = dict[str, float]
 
@@ -105,7 +105,7 @@ def summarise(scores: Sequence[Scores]) -> Scores:
 
 
 def accepted_length(stats: Sequence[dict[str, Any]]) -> Scores:
-    """Tokens that a round of drafting gave: over all rounds (micro), and the mean of the replies' own (macro).
+    """Tokens per round of drafting: over all rounds (micro), and the mean over replies (macro).
 
     stats: those of replies; empty if none was drafted.
     """
@@ -118,9 +118,9 @@ def accepted_length(stats: Sequence[dict[str, Any]]) -> Scores:
 
 
 def real_time_factor(stats: Sequence[dict[str, Any]]) -> Scores:
-    """Seconds that it took to make a second of speech, text included; empty if nothing was said.
+    """Seconds of computing per second of speech, text included; empty if nothing was spoken.
 
-    Replies during which a program was compiled are not timed but counted: once it is, such a reply takes a fraction.
+    Replies during which a program was compiled are counted, not timed: without compiling they take a fraction.
     """
     spoken = [s for s in stats if s.get("audio_seconds")]
     timed = [s for s in spoken if not s["compiled"]]
@@ -138,7 +138,7 @@ def load_recogniser(name: str) -> Recogniser:
     try:
         found = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:
-        # Somebody else's module may raise anything.
+        # A module of the user's may raise anything.
         raise InputError(f"recogniser {name!r} cannot be loaded ({reason_of(error)}); is it installed?") from error
     if not callable(found):
         raise InputError(f"recogniser {name!r} is no function")
@@ -158,7 +158,7 @@ def recognise(recogniser: Recogniser, wave: np.ndarray, rate: int) -> str:
 
 
 def spoken_form(text: str) -> str:
-    """What counts of a text for errors in words and characters, as the module says."""
+    """A text as it is compared for errors in words and characters; see the module."""
     text = _APOSTROPHES.sub("'", unicodedata.normalize("NFKC", text).lower())
     kept = "".join(c if c == "'" or unicodedata.category(c)[0] not in "PS" else " " for c in text)
     return " ".join(word for word in (word.strip("'") for word in kept.split()) if word)
@@ -183,7 +183,7 @@ def _fewest(text: str, references: Sequence[str], process: str) -> tuple[float, 
             found = getattr(jiwer, process)(reference, heard)
             errors = found.substitutions + found.deletions + found.insertions
         else:
-            # jiwer refuses a reference that is empty: all that was said is spare.
+            # jiwer refuses a reference that is empty: all words are spare.
             errors = len(heard.split() if process == "process_words" else heard)
         if best is None or errors * max(best[1], 1) < best[0] * max(size, 1):
             best = (errors, size)

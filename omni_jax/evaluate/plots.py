@@ -26,8 +26,8 @@ def draw_plots(directory: Path, stats: list[dict[str, Any]], categories: Mapping
         return []
     drawn = []
     for name, title, values in (
-        ("lengths.png", "Tokens of a reply", [s["new_tokens"] for s in stats]),
-        ("accepted.png", "Tokens that a round of drafting gave, by reply",
+        ("lengths.png", "Tokens per reply", [s["new_tokens"] for s in stats]),
+        ("accepted.png", "Tokens per round of drafting, by reply",
          [s["tokens_per_round"] for s in stats if s.get("rounds")]),
     ):  # fmt: skip
         if values and _draw(directory / name, title, "Replies", lambda axes, v=values: axes.hist(v, min(30, len(v)))):

@@ -1,8 +1,9 @@
-"""Who does what where several processes run one evaluation: the only place that knows of more than one.
+"""Which samples each process of an evaluation runs, and which process writes and reports.
 
 Where every process holds a whole model of its own, each takes its share of the samples and writes its own file. Where
 one model is spread over the processes, all must run the same programs in the same order: every process runs all
-samples, and the first writes. Processes share the output directory.
+samples, and the first writes. Processes share the output directory; `run.Results` and `command` wait for each other
+there.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""What a run has shown: a summary of plain numbers, and a report in Markdown with plots.
+"""The report of a run: a summary of plain numbers, and Markdown with plots.
 
-Both follow from the results alone, in the dataset's order, so a run that was killed and resumed reports what it would
-have reported at once. Plots need matplotlib and are left out without it.
+Both follow from the results alone, in the dataset's order, so a run that was killed and resumed gives the report of an
+uninterrupted one. Plots need matplotlib and are left out without it.
 """
 
 import json
@@ -31,26 +31,26 @@ def current_results(dataset: Dataset, results: Iterable[Result]) -> list[Result]
     """
     known = {sample.id: sample for sample in dataset.samples}
     fitting = [one for one in results if one["id"] in known and fits(one, known[one["id"]])]
-    found = {one["id"]: one for one in fitting if "error" in one}
-    found |= {one["id"]: one for one in fitting if "error" not in one}
-    return [found[sample.id] for sample in dataset.samples if sample.id in found]
+    chosen = {one["id"]: one for one in fitting if "error" in one}
+    chosen |= {one["id"]: one for one in fitting if "error" not in one}
+    return [chosen[sample.id] for sample in dataset.samples if sample.id in chosen]
 
 
-def summary_of(task: str, dataset: Dataset, found: Sequence[Result]) -> Summary:
-    """What the results of a dataset's samples, as from `current_results`, say together."""
-    used = [result for result in found if "error" not in result]
+def summary_of(task: str, dataset: Dataset, results: Sequence[Result]) -> Summary:
+    """The results of a dataset's samples, as from `current_results`, in one summary."""
+    used = [result for result in results if "error" not in result]
     stats = _stats(used)
     summary: Summary = {
         "task": task,
         "samples": len(dataset.samples),
         "scored": len(used),
-        "failed": len(found) - len(used),
+        "failed": len(results) - len(used),
         "rows_skipped": len(dataset.problems),
         "scores": summarise([result["scores"] for result in used]),
         "drafting": accepted_length(stats),
         "speech": real_time_factor(stats),
     }
-    if missing := not_scored(dataset, found):
+    if missing := not_scored(dataset, results):
         summary["not_scored"] = [{"where": where, "why": why} for where, why in missing[:MAX_NAMED]]
     if stats:
         tokens = [s["new_tokens"] for s in stats]
@@ -74,23 +74,23 @@ def summary_of(task: str, dataset: Dataset, found: Sequence[Result]) -> Summary:
     return summary
 
 
-def not_scored(dataset: Dataset, found: Sequence[Result]) -> list[tuple[str, str]]:
+def not_scored(dataset: Dataset, results: Sequence[Result]) -> list[tuple[str, str]]:
     """Where each row or sample is that could not be used, and why: rows in the dataset's order, then samples."""
-    failed = [(f"sample {result['id']}", result["error"]) for result in found if "error" in result]
+    failed = [(f"sample {result['id']}", result["error"]) for result in results if "error" in result]
     return [*((problem.where, problem.why) for problem in dataset.problems), *failed]
 
 
-def is_whole(summary: Summary) -> bool:
+def all_scored(summary: Summary) -> bool:
     """Whether every row of the dataset was scored, by every drafter where a summary holds several."""
     several = [summary] if isinstance(summary.get("task"), str) else summary.values()
     return all(one["scored"] == one["samples"] and not one["rows_skipped"] for one in several)
 
 
 def write_report(
-    directory: Path, summary: Summary, dataset: Dataset, found: Sequence[Result], depends: dict[str, Any]
+    directory: Path, summary: Summary, dataset: Dataset, results: Sequence[Result], fingerprint: dict[str, Any]
 ) -> None:
     """Write report.md, summary.json and the plots of the results of a dataset's samples, as from `current_results`."""
-    used = [result for result in found if "error" not in result]
+    used = [result for result in results if "error" not in result]
     lines = [f"# Evaluation: {summary['task']}", ""]
     lines += [f"{summary['scored']} of {summary['samples']} samples scored"]
     lines[-1] += f", {summary['failed']} failed, {summary['rows_skipped']} rows of the dataset skipped."
@@ -101,9 +101,9 @@ def write_report(
         lines += ["## By category", "", *_category_table(summary["categories"])]
     scores = {name: summarise([result["scores"] for result in some]) for name, some in _by_category(used).items()}
     lines += [f"![{title}]({name})\n" for name, title in draw_plots(directory, _stats(used), scores)]
-    if missing := not_scored(dataset, found):
+    if missing := not_scored(dataset, results):
         lines += ["## What could not be used", "", *_table(("where", "why"), missing)]
-    lines += ["## Settings", "", *_table(("setting", "value"), _flat(depends))]
+    lines += ["## Settings", "", *_table(("setting", "value"), _flat(fingerprint))]
     _write(directory, lines, summary)
 
 

@@ -1,4 +1,4 @@
-"""Rows of a dataset as its files hold them: lines of JSON, a JSON list, or a table. What they mean is for `data`.
+"""Rows of a dataset as its files hold them: lines of JSON, a JSON list, or a table. Their meaning is read in `data`.
 
 Everything is read within bounds, so that neither a line without an end nor a small file that unpacks to a large one
 takes all memory.
@@ -137,7 +137,7 @@ def _whole(file: Path) -> Iterable[Any]:
         return _table(file)
     rows = read_json(file, most=MAX_WHOLE_BYTES, error=InputError)
     if not isinstance(rows, list):
-        raise InputError(f"{file} holds a {type(rows).__name__}; give a list of rows, or one row a line as .jsonl")
+        raise InputError(f"{file} holds a {type(rows).__name__}; give a list of rows, or one row per line as .jsonl")
     return rows
 
 
@@ -188,7 +188,7 @@ def _arrow(pa: Any, source: Any) -> Iterator[Any]:
 
 def _check_row(file: Path, number: int, size: int) -> None:
     if size > MAX_ROW_BYTES:
-        remedy = "write one row a line, and large media into files of their own"
+        remedy = "write one row per line, and large media into files of their own"
         raise InputError(f"{file}:{number} is longer than {MAX_ROW_BYTES:,} bytes; {remedy}")
 
 

@@ -3,7 +3,7 @@
 The output directory holds
 
     run.json               what the results depend on: settings, model, dataset; a run with others is refused
-    results-<n>.jsonl      one line a sample, of process n; each is written whole and reaches the disk before the next
+    results-<n>.jsonl      one line per sample, of process n; each is written whole and reaches the disk before the next
     report.md, *.png, summary.json   when all samples are done (`report`)
 
 A line that was being written when the process died has no end and is cut off; its sample is done again. So is a sample
@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import monotonic, sleep
@@ -22,33 +21,40 @@ from typing import Any
 
 from omni_jax.distributed import barrier
 from omni_jax.errors import InputError
+from omni_jax.evaluate.context import TaskContext
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import Share
 from omni_jax.evaluate.rows import RESULTS, RUN
-from omni_jax.evaluate.settings import Settings
-from omni_jax.evaluate.stored import Result, fits, read_all
-from omni_jax.evaluate.tasks import Means, results
+from omni_jax.evaluate.settings import RunSettings
+from omni_jax.evaluate.stored import Result, StoredResults, fits
+from omni_jax.evaluate.tasks import results
 from omni_jax.files import read_object, reason_of
 from omni_jax.process import check
 
-# Seconds until every host sees a new file; NFS remembers for a minute, unless told otherwise, that none was there.
+# Seconds until every host sees a new file; by default, NFS remembers for a minute that there was none.
 SEEN_SECONDS = 90
-# What a run writes beside its results.
+# What a run writes in addition to its results.
 WRITTEN = (RUN, "report.md", "summary.json", "lengths.png", "accepted.png", "categories.png")
 AGAIN = "make room and run this again"
 
 
-def try_directory(directory: Path, depends: dict[str, Any]) -> None:
-    """Make a directory unless it is there; InputError if it cannot be written or holds the results of another run."""
-    _check_directory(directory, depends)
-    read_all(directory)
+def claim_directory(directory: Path, fingerprint: dict[str, Any]) -> StoredResults:
+    """Make a directory for a run unless it is there: the results that it holds.
+
+    fingerprint: what the results depend on, plain JSON values. InputError if the directory cannot be written or holds
+    the results of another run.
+    """
+    _check_directory(directory, fingerprint)
+    stored = StoredResults(directory)
+    stored.read()
+    return stored
 
 
-def _check_directory(directory: Path, depends: dict[str, Any]) -> None:
-    """As `try_directory`, without a look at the results."""
+def _check_directory(directory: Path, fingerprint: dict[str, Any]) -> None:
+    """As `claim_directory`, without a look at the results."""
     check_writable(directory)
     if (directory / RUN).exists():
-        _check_same(directory / RUN, depends)
+        _check_same(directory / RUN, fingerprint)
     elif any(directory.glob(RESULTS)):
         raise InputError(f"{directory} has results but no run.json to say of what; choose another directory")
 
@@ -69,7 +75,7 @@ def check_writable(directory: Path) -> None:
 
 @contextmanager
 def safe_results(directory: Path) -> Iterator[None]:
-    """Explain that a report which cannot be written loses nothing."""
+    """Explain that nothing is lost when a report cannot be written."""
     try:
         yield
     except OSError as error:
@@ -80,24 +86,25 @@ def safe_results(directory: Path) -> Iterator[None]:
 class Results:
     """The results of one run in its directory; a context, in which this process's file is its own.
 
-    held: what the directory held on entering. depends: what the results depend on, plain JSON values. Entering raises
-    InputError for a directory that cannot be written, that holds another run or is in use.
+    held: what the directory held on entering. fingerprint, stored: as of `claim_directory`. Entering raises InputError
+    for a directory that cannot be written, that holds another run or is in use.
     """
 
-    def __init__(self, directory: Path, depends: dict[str, Any], share: Share):
-        self.directory, self.depends, self.share = directory, depends, share
+    def __init__(self, directory: Path, fingerprint: dict[str, Any], share: Share, stored: StoredResults | None = None):
+        self.directory, self.fingerprint, self.share = directory, fingerprint, share
+        self.stored = stored or StoredResults(directory)
         self.path = directory / f"results-{share.process:05d}.jsonl"
         self.held: list[Result] = []
         self.descriptor: int | None = None
 
     def __enter__(self) -> "Results":
-        _check_directory(self.directory, self.depends)
+        _check_directory(self.directory, self.fingerprint)
         try:
             if self.share.reports:
-                _state(self.directory, self.depends)
+                _state(self.directory, self.fingerprint)
             barrier("stated")
             _wait_for(self.directory / RUN)
-            _check_same(self.directory / RUN, self.depends)
+            _check_same(self.directory / RUN, self.fingerprint)
             if self.share.writes:
                 self.descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
                 _lock(self.descriptor, self.path)
@@ -105,7 +112,7 @@ class Results:
         except OSError as error:
             raise _unwritable(self.directory, error) from error
         barrier("mended")
-        self.held = read_all(self.directory)
+        self.held = self.stored.read()
         barrier("read")
         return self
 
@@ -113,8 +120,8 @@ class Results:
         if self.descriptor is not None:
             os.close(self.descriptor)
 
-    def left(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples that this process has to do: those without a result, that failed, or whose media have changed."""
+    def remaining(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples that this process must run: those without a result, that failed, or whose media have changed."""
         done = {one["id"] for one in self.held if "error" not in one}
         done -= {sample.id for sample in self.changed(samples)}
         return self.share.of([sample for sample in samples if sample.id not in done])
@@ -144,12 +151,12 @@ class Results:
             raise InputError(f"{self.path}: the disk is full; {AGAIN}")
 
 
-def run(means: Means, samples: Sequence[Sample], written: Results, fatal: bool) -> Iterator[Result]:
+def run(context: TaskContext, samples: Sequence[Sample], written: Results, fatal: bool) -> Iterator[Result]:
     """Run samples and write each result before it is yielded; an interrupt ends the run between two of them.
 
     fatal: whether a sample that cannot be used ends the run, which raises InputError; it is written down otherwise.
     """
-    for result in results(means, samples):
+    for result in results(context, samples):
         if fatal and "error" in result:
             raise InputError(f"sample {result['id']}: {result['error']}")
         written.add(result)
@@ -167,21 +174,21 @@ def write_whole(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def settings_of(settings: Settings, model: str, dataset: str, drafter: str | None) -> dict[str, Any]:
-    """What the results depend on, as plain JSON values. model, dataset: their digests."""
-    return json.loads(json.dumps({**asdict(settings), "model": model, "dataset": dataset, "drafter": drafter}))
+def fingerprint_of(settings: RunSettings, model: str, dataset: str, drafter: str | None) -> dict[str, Any]:
+    """What the results depend on, as plain JSON values. model, dataset, drafter: their digests."""
+    return json.loads(json.dumps({**settings.stored(), "model": model, "dataset": dataset, "drafter": drafter}))
 
 
 def _unwritable(directory: Path, error: OSError) -> InputError:
     return InputError(f"{directory} cannot be written ({reason_of(error)}); choose another directory")
 
 
-def _state(directory: Path, depends: dict[str, Any]) -> None:
+def _state(directory: Path, fingerprint: dict[str, Any]) -> None:
     """Write run.json unless it is there."""
     path = directory / RUN
     if path.exists():
         return
-    write_whole(path, json.dumps(depends, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(fingerprint, indent=2, ensure_ascii=False) + "\n")
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -211,12 +218,12 @@ def _mend(file: Path) -> None:
         os.truncate(file, whole)
 
 
-def _check_same(path: Path, depends: dict[str, Any]) -> None:
+def _check_same(path: Path, fingerprint: dict[str, Any]) -> None:
     before = read_object(path, error=InputError, remedy="choose another output directory")
-    names = [name for name in {**before, **depends} if before.get(name) != depends.get(name)]
+    names = [name for name in {**before, **fingerprint} if before.get(name) != fingerprint.get(name)]
     if names:
         differences = "; ".join(
-            f"{name} was {before.get(name)!r}, is {depends.get(name)!r}"[:200] for name in names[:9]
+            f"{name} was {before.get(name)!r}, is {fingerprint.get(name)!r}"[:200] for name in names[:9]
         )
         remedy = "choose another directory for this one; runs of other versions are not resumed"
         raise InputError(f"{path.parent} holds another run ({differences}); {remedy}")

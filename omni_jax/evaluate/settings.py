@@ -1,34 +1,32 @@
 """The settings of a run."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from omni_jax.evaluate.metrics import MetricName
-from omni_jax.media_flags import MediaFlags
+from omni_jax.flags import MediaFlags
+from omni_jax.settings import Settings
+
+# Settings of a request that no flag of an evaluation changes; they are not stored.
+FIXED = ("logprobs", "stop_ids", "tools", "speech_top_k", "speech_top_p", "speech_repetition_penalty")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that a result depends on, beside sample and model. seed: of the run; `tasks.seed_of` gives each sample's."""
+class RunSettings:
+    """All that a result depends on, apart from sample, model and drafter."""
 
     task: str
+    """What is done with a sample; see `tasks`."""
     metrics: tuple[MetricName, ...]
-    max_new_tokens: int
-    stop: tuple[str, ...]
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int
-    use_audio_in_video: bool
-    fps: float | None
-    media: MediaFlags
-    thinking: bool | None
+    """How replies are compared with references."""
     recogniser: str | None
-    speaker: str
-    speech_temperature: float
-    max_frames: int
-    draft_tokens: int | Literal["auto"] | None
-    draft_tree: tuple[int, int] | None
-    draft_sampling: bool
+    """What recognises speech, as module:function."""
+    media: MediaFlags
+    """Options of media as flags, which are stored as they were given."""
+    request: Settings
+    """How every request is made. Its seed is the run's; `context.seed_of` gives each sample's."""
+
+    def stored(self) -> dict[str, Any]:
+        """The settings by name, as a run's directory holds them."""
+        made = {"task": self.task, "metrics": self.metrics, **self.request.keywords(), "media": asdict(self.media)}
+        return {name: value for name, value in made.items() if name not in FIXED} | {"recogniser": self.recogniser}

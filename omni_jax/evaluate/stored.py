@@ -1,10 +1,11 @@
-"""Results as they are read back: a directory of results is a stranger's until each line of it has been checked.
+"""Results as they are read back. A directory of results may come from anywhere, so each line is checked.
 
 A result is a JSON object with the sample's id, category and scores, a digest of its media if it names files, and either
 what was made (`turns`, each with text, token_ids and stats) or an error.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,59 @@ _DRAFTED = {"round_tokens": list, "round_most": list, "tokens_per_round": _NUMBE
 _SPOKEN = {"audio_seconds": _NUMBER, "compiled": int} | {
     f"{part}_seconds": _NUMBER for part in ("prefill", "decode", "talker", "vocoder")
 }
-# Scores that are counts; what is summed over samples as errors of so many.
+# Scores that are counts; pairs that are summed over samples: errors, and what they are counted in.
 _COUNTS = {"word_errors", "words", "character_errors", "characters", "tokens", "bytes"}
 _RATES = (("word_errors", "words"), ("character_errors", "characters"))
 MOST = 10**15  # of a count, of seconds, and of a score that is a whole number; sums of many are still exact
 
 
+class StoredResults:
+    """The results in a directory. Each line is read once, however often new ones are looked for."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._files: dict[Path, _ResultFile] = {}
+
+    def read(self) -> list[Result]:
+        """All results that are there now, those of each process in order; InputError for a line that is no result."""
+        for path in sorted(self.directory.glob(RESULTS)):
+            self._files.setdefault(path, _ResultFile(path)).read()
+        return [result for path in sorted(self._files) for result in self._files[path].results]
+
+
 def read_all(directory: Path) -> list[Result]:
     """All results in a directory."""
-    return [result for file in sorted(directory.glob(RESULTS)) for result in read_results(file)]
+    return StoredResults(directory).read()
 
 
-def read_results(file: Path) -> Iterator[Result]:
-    """The results in a file, whole lines only; InputError for a line that is no result."""
-    if not file.is_file():
-        raise InputError(f"{file} is not a regular file; choose another directory")
-    try:
-        with file.open("rb") as lines:
-            number = 0
-            while (line := lines.readline(MAX_ROW_BYTES)).endswith(b"\n"):
-                number += 1
-                if line.strip():
-                    yield _checked(line, f"{file}:{number}")
-            if len(line) == MAX_ROW_BYTES:
-                raise InputError(f"{file}:{number + 1} is longer than {MAX_ROW_BYTES:,} bytes; remove the line")
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({reason_of(error)}); choose another directory") from error
+@dataclass(eq=False)
+class _ResultFile:
+    """A file of results as far as it was read: whole lines only."""
+
+    path: Path
+    end: int = 0
+    lines: int = 0
+    results: list[Result] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Read the lines that are new."""
+        if not self.path.is_file():
+            raise InputError(f"{self.path} is not a regular file; choose another directory")
+        try:
+            with self.path.open("rb") as data:
+                data.seek(self.end)
+                while (line := data.readline(MAX_ROW_BYTES)).endswith(b"\n"):
+                    self._take(line)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read ({reason_of(error)}); choose another directory") from error
+        if len(line) == MAX_ROW_BYTES:
+            what = f"is longer than {MAX_ROW_BYTES:,} bytes; remove the line"
+            raise InputError(f"{self.path}:{self.lines + 1} {what}")
+
+    def _take(self, line: bytes) -> None:
+        self.end, self.lines = self.end + len(line), self.lines + 1
+        if line.strip():
+            self.results.append(_checked(line, f"{self.path}:{self.lines}"))
 
 
 def fits(result: Result, sample: Sample) -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 from omni_jax.errors import InputError
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.evaluate.data import read_dataset
-from omni_jax.evaluate.run import try_directory
+from omni_jax.evaluate.run import claim_directory
 from omni_jax.omni import Omni
 from tests.bad_inputs.case import Case
+from tests.helpers.flags import command
 
 ROW = {"prompt": "Hi", "reference": "x"}
 
@@ -57,7 +58,7 @@ def _output(name: str, make: Callable[[Path], Any], *words: str) -> Case:
     def act(folder: Path, _: Any) -> None:
         (folder / "run.json").write_text("{}")
         make(folder)
-        try_directory(folder, {})
+        claim_directory(folder, {})
 
     return Case(f"results: {name}", act, words, InputError)
 
@@ -70,7 +71,7 @@ def _held(name: str, line: str, *words: str) -> Case:
 def _evaluate(folder: Path, world: Any, row: dict, settings: dict) -> None:
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
     paths: dict[str, Any] = {"model": world.converted, "data": folder / "rows.jsonl", "output": folder / "out"}
-    evaluate(Evaluate(**paths | settings), _unread)
+    evaluate(command(Evaluate, **paths | settings), _unread)
 
 
 def _sparse(size: int) -> Callable[[Path], None]:
@@ -101,7 +102,7 @@ CASES = [
     _bytes("UTF-16 cut within a character", '{"prompt": "a"}\n'.encode("utf-16")[:-1], "rows.jsonl", "complete"),
     _bytes("empty", b"", "no row that can be used"),
     _bytes("a pickle", b"\x80\x04\x95\n", "rows.jsonl:1"),
-    _file("a line of 10 GB", _sparse(10**10), "rows.jsonl:1", "64,000,000 bytes", "one row a line"),
+    _file("a line of 10 GB", _sparse(10**10), "rows.jsonl:1", "64,000,000 bytes", "one row per line"),
     _bytes("a packed line of 65 MB", gzip.compress(b"a" * 65_000_000, 1), "longer than", file="rows.jsonl.gz"),
     _bytes("gzip that is none", b'{"prompt": "a"}\n', "rows.jsonl.gz", "complete", file="rows.jsonl.gz"),
     _bytes("gzip cut short", gzip.compress(b'{"prompt": "a"}\n')[:-9], "complete", file="rows.jsonl.gz"),

@@ -11,10 +11,11 @@ import pytest
 
 from omni_jax.errors import InputError
 from omni_jax.evaluate.command import Evaluate, _drafter_digest, _model_digest, evaluate
-from omni_jax.media_flags import MediaFlags
+from omni_jax.flags import MediaFlags
 from omni_jax.omni import Omni
 from omni_jax.weights import checkpoint
 from tests.helpers.datasets import results, score, write
+from tests.helpers.flags import command
 
 
 def deaf(wave: np.ndarray, rate: int) -> str:
@@ -75,7 +76,7 @@ def test_equal_prompts_draw_each_for_itself(omnis: Callable[[str], Omni], model:
     "settings, why",
     [
         ({"task": "speech", "speaker": "bob"}, "no speaker 'bob'"),
-        ({"task": "speech", "speech_temperature": -1.0}, "speech: temperature is -1"),
+        ({"task": "speech", "speech_temperature": -1.0}, "speech_temperature is -1"),
         ({"task": "speech", "max_frames": 0}, "max_frames is 0"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
@@ -99,7 +100,7 @@ def test_wrong_settings_are_told_before_the_weights_are_read(
         settings = settings | {"drafter": (drafters("eagle3", settings.get("drafter", "small")),)}
     asked: dict[str, Any] = {"task": "generate", "recogniser": f"{__name__}:deaf", **settings}
     with pytest.raises(InputError, match=why):
-        evaluate(Evaluate(model=model, data=data, output=tmp_path / "out", **asked), unread)
+        evaluate(command(Evaluate, model=model, data=data, output=tmp_path / "out", **asked), unread)
     assert not (tmp_path / "out").exists()
 
 
@@ -123,9 +124,9 @@ def test_directories_are_tried_before_the_weights_are_read(
         ("results", {}, "no run.json"),
         ("file", {"drafter": (one, other)}, "cannot be written"),
     ):
-        command = Evaluate(model=model, data=data, output=tmp_path / output, **{"max_new_tokens": 6, **settings})
+        asked = command(Evaluate, model=model, data=data, output=tmp_path / output, **{"max_new_tokens": 6, **settings})
         with pytest.raises(InputError, match=why):
-            evaluate(command, unread)
+            evaluate(asked, unread)
 
 
 def test_columns_that_are_not_read_are_named_once(
@@ -133,9 +134,9 @@ def test_columns_that_are_not_read_are_named_once(
 ) -> None:
     data = write(tmp_path / "rows.jsonl", *({"prompt": "Hi", "licence": i, "author": "me"} for i in range(3)))
     with pytest.raises(InputError, match="seed is -1"):
-        evaluate(Evaluate(model=model, data=data, output=tmp_path / "out", seed=-1), unread)
+        evaluate(command(Evaluate, model=model, data=data, output=tmp_path / "out", seed=-1), unread)
     assert capsys.readouterr().err == "columns that are not read: 'author', 'licence'\n"
     data = write(tmp_path / "rows.jsonl", {"prompt": "Hi", "author": "me"} | {f"c{i}": i for i in range(30)})
     with pytest.raises(InputError, match="seed is -1"):
-        evaluate(Evaluate(model=model, data=data, output=tmp_path / "out", seed=-1), unread)
+        evaluate(command(Evaluate, model=model, data=data, output=tmp_path / "out", seed=-1), unread)
     assert capsys.readouterr().err.endswith(" and 11 more\n")

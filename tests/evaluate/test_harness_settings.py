@@ -8,8 +8,8 @@ import pytest
 
 import omni_jax
 from omni_jax.errors import InputError
+from omni_jax.evaluate.context import seed_of
 from omni_jax.evaluate.loglikelihood import Scored
-from omni_jax.evaluate.tasks import seed_of
 from omni_jax.weights import checkpoint
 from tests.evaluate.stub import StubOmni
 

@@ -13,7 +13,7 @@ import pytest
 
 import convert
 from omni_jax import cli
-from omni_jax.evaluate.run import read_all
+from omni_jax.evaluate.stored import read_all
 from omni_jax.omni import Omni
 from tests.parity import user
 

@@ -62,7 +62,7 @@ def test_a_line_without_an_end_is_not_read_to_the_end(packed: bool, tmp_path: Pa
         os.truncate(path, 1_000_000_000)
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match=rf"{path.name}:1 is longer than 64,000,000 bytes; write one row a line"):
+        with pytest.raises(InputError, match=rf"{path.name}:1 is longer than 64,000,000 bytes; write one row per line"):
             read_dataset(path)
         assert tracemalloc.get_traced_memory()[1] < 200_000_000
     finally:

@@ -12,7 +12,8 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Dataset, Problem
 from omni_jax.evaluate.processes import Share, share
 from omni_jax.evaluate.report import current_results, summary_of, write_report
-from omni_jax.evaluate.run import Results, read_all
+from omni_jax.evaluate.run import Results
+from omni_jax.evaluate.stored import read_all
 from tests.helpers.datasets import ALONE, SAMPLES, result
 
 # Writes results until it is killed, the parent's word on stdin setting the pace.
@@ -23,7 +24,7 @@ from omni_jax.evaluate.processes import share
 from omni_jax.evaluate.run import Results
 from tests.helpers.datasets import SAMPLES, result
 with Results(Path(sys.argv[1]), {"task": "t"}, share(0, 1, own_model=True)) as written:
-    for sample in written.left(SAMPLES):
+    for sample in written.remaining(SAMPLES):
         sys.stdin.readline()
         written.add(result(sample))
         print(sample.id, flush=True)
@@ -55,8 +56,8 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_a_sample(tmp_path: Pat
     torn = json.dumps(result(SAMPLES[5]), ensure_ascii=False).encode()
     file.write_bytes(file.read_bytes() + torn[: torn.index("ü".encode()) + 1])
     with Results(directory, {"task": "t"}, ALONE) as written:
-        assert len(written.held) == 5 and [s.id for s in written.left(SAMPLES)] == [s.id for s in SAMPLES[5:]]
-        for sample in written.left(SAMPLES):
+        assert len(written.held) == 5 and [s.id for s in written.remaining(SAMPLES)] == [s.id for s in SAMPLES[5:]]
+        for sample in written.remaining(SAMPLES):
             written.add(result(sample))
     assert file.read_bytes() == (whole / "results-00000.jsonl").read_bytes()
     dataset = Dataset(SAMPLES, [Problem("f:3", "no | JSON")], "0")
@@ -156,7 +157,7 @@ def test_processes_share_samples_or_run_all_of_them(tmp_path: Path) -> None:
     for part in (*own, Share(0, 0, 1, writes=True, reports=True)):
         with Results(tmp_path, {}, part) as written:
             # Another number of processes goes on with what these have left.
-            for sample in written.left(SAMPLES)[:2]:
+            for sample in written.remaining(SAMPLES)[:2]:
                 written.add(result(sample))
     ids = [held["id"] for held in read_all(tmp_path)]
     assert len(ids) == len(set(ids)) == 8

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate import command as command_module
 from omni_jax.evaluate import stored, tasks
 from omni_jax.evaluate.command import Evaluate
+from omni_jax.evaluate.context import seed_of
 from omni_jax.evaluate.loglikelihood import Scored
-from omni_jax.evaluate.settings import Settings
+from omni_jax.evaluate.settings import RunSettings
 from omni_jax.evaluate.stored import read_all
-from omni_jax.evaluate.tasks import seed_of
+from omni_jax.flags import DeviceFlags, MediaFlags
 from omni_jax.omni import Omni
+from omni_jax.settings import Settings
 from omni_jax.weights import checkpoint
 from tests.evaluate.stub import StubOmni
 from tests.helpers.commands import hear, status_of
 from tests.helpers.datasets import write
+from tests.helpers.flags import flag_names
 
 
 def hear_nothing(wave: np.ndarray, rate: int) -> str:
@@ -226,13 +229,14 @@ def test_what_is_read(run: Run, tmp_path: Path, model: Path) -> None:
     assert run().loaded["path"] == model and run("--model", str(tmp_path / "no")).status == 3
 
 
-def test_results_are_read_three_times(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the weights are, once no other run writes there, and for the report."""
-    read, seen = stored.read_results, []
-    monkeypatch.setattr(stored, "read_results", lambda file: seen.append(file) or read(file))
+def test_results_are_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were there before the weights are read; afterwards only what has been added."""
+    checked, lines = stored._checked, []
+    monkeypatch.setattr(stored, "_checked", lambda line, where: lines.append(where) or checked(line, where))
     output = run().output
-    seen.clear()
-    assert run("--output", str(output)).status == 4 and len(seen) == 3
+    assert len(lines) == 3 - 1
+    lines.clear()
+    assert run("--output", str(output)).status == 4 and len(lines) == len(set(lines)) == 2
 
 
 def test_results_among_the_data_are_no_data(run: Run, tmp_path: Path) -> None:
@@ -277,17 +281,16 @@ def test_what_is_printed(run: Run) -> None:
     assert run().out.startswith("# Evaluation") and json.loads(run("--json").out)["scored"] == 2
 
 
-def test_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     joined = []
     monkeypatch.setattr(distributed, "start", lambda *stated: joined.append(stated))
-    paths = dict.fromkeys(("model", "data", "output"), tmp_path)
-    Evaluate(**paths, distributed=True, coordinator="host:1", processes=3, process=2).join()
-    Evaluate(**paths, distributed=True).join()
-    Evaluate(**paths).join()
+    DeviceFlags(distributed=True, coordinator="host:1", processes=3, process=2).join()
+    DeviceFlags(distributed=True).join()
+    DeviceFlags().join()
     assert joined == [("host:1", 3, 2), (None, None, None)]
     for alone in ({"coordinator": "host:1"}, {"processes": 3}, {"process": 2}):
         with pytest.raises(InputError, match="need --distributed"):
-            Evaluate(**paths, **alone).join()
+            DeviceFlags(**alone).join()
 
 
 def test_results_depend_on_every_setting(run: Run, drafters: Callable[[str, str], Path]) -> None:
@@ -307,7 +310,7 @@ def test_results_depend_on_every_setting(run: Run, drafters: Callable[[str, str]
         "draft_tree": [*drafter, "--draft-tree", "2", "2"],
         "draft_sampling": [*drafter, "--draft-sampling"],
     }
-    assert set(cases) == {one.name for one in fields(Settings)}
+    assert set(cases) == {*RunSettings("", (), None, MediaFlags(), Settings()).stored()}
     del cases["speaker"], cases["task"]
     for name, flags in cases.items():
         base = [] if "--task" not in flags else [*SPEAK]
@@ -327,7 +330,7 @@ TESTED = {
 
 
 def test_no_flag_is_without_a_test() -> None:
-    assert {one.name for one in fields(Evaluate)} == TESTED
+    assert flag_names(Evaluate) == TESTED
 
 
 def test_a_prompts_end_is_asked_of_all_that_was_written(omnis: Callable[[str], Omni]) -> None:

@@ -12,7 +12,7 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate import plots
 from omni_jax.evaluate.data import Dataset, Sample
 from omni_jax.evaluate.report import current_results, summary_of, write_report
-from omni_jax.evaluate.run import Results, try_directory
+from omni_jax.evaluate.run import Results, claim_directory
 from omni_jax.evaluate.stored import read_all
 from tests.helpers.commands import OPAQUE
 from tests.helpers.datasets import ALONE, SAMPLES, result
@@ -99,7 +99,7 @@ def test_lines_that_are_no_results(line: Any, why: str, tmp_path: Path) -> None:
     file = tmp_path / "results-00000.jsonl"
     file.write_text(file.read_text() + (line if isinstance(line, str) else json.dumps(line)) + "\n")
     with pytest.raises(InputError) as raised:
-        try_directory(tmp_path, {})
+        claim_directory(tmp_path, {})
     message = str(raised.value)
     assert f"{file}:2 is damaged (" in message and why in message and "remove the line, and its sample" in message
     assert not OPAQUE.search(message)
@@ -111,11 +111,11 @@ def test_blank_lines_and_other_files_are_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "results-00000.jsonl"
     (tmp_path / "results-old.jsonl").write_text(file.read_text() + "no result\n")
     file.write_text(f"\n{file.read_text()} \n\r\n")
-    try_directory(tmp_path, {})
+    claim_directory(tmp_path, {})
     assert read_all(tmp_path) == [result(SAMPLES[1])]
     file.unlink()
     (tmp_path / "run.json").unlink()
-    try_directory(tmp_path, {})
+    claim_directory(tmp_path, {})
 
 
 def _folder(path: Path) -> None:
@@ -129,7 +129,7 @@ def test_what_is_no_file_where_one_must_be(name: str, make: Callable[[Path], Non
     (tmp_path / name).unlink(missing_ok=True)
     make(tmp_path / name)
     with pytest.raises(InputError, match=rf"{name} is not a regular file.*choose another directory"):
-        try_directory(tmp_path, {})
+        claim_directory(tmp_path, {})
 
 
 @pytest.mark.parametrize("text, why", [
@@ -144,7 +144,7 @@ def test_what_is_no_file_where_one_must_be(name: str, make: Callable[[Path], Non
 def test_a_run_that_does_not_say_what_it_is(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text, errors="surrogateescape")
     with pytest.raises(InputError, match=rf"run\.json.*{why}|{why}.*choose another"):
-        try_directory(tmp_path, {})
+        claim_directory(tmp_path, {})
 
 
 def test_samples_that_failed_are_done_again_and_written_once(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_samples_that_failed_are_done_again_and_written_once(tmp_path: Path) -> 
     before = (tmp_path / "results-00000.jsonl").read_bytes()
     for other in (dict(failed), failed | {"error": "never"}):
         with Results(tmp_path, {}, ALONE) as written:
-            assert [sample.id for sample in written.left(SAMPLES[:3])] == ["1", "2"]
+            assert [sample.id for sample in written.remaining(SAMPLES[:3])] == ["1", "2"]
             written.add(other)
         after = (tmp_path / "results-00000.jsonl").read_bytes()
         assert (after == before) == (other == failed)
@@ -163,7 +163,7 @@ def test_samples_that_failed_are_done_again_and_written_once(tmp_path: Path) -> 
         written.add(result(SAMPLES[1]))
         written.add(result(SAMPLES[2]))
     with Results(tmp_path, {}, ALONE) as written:
-        assert not written.left(SAMPLES[:3])
+        assert not written.remaining(SAMPLES[:3])
     assert current_results(Dataset(SAMPLES[:3], [], ""), read_all(tmp_path)) == [
         result(sample) for sample in SAMPLES[:3]
     ]

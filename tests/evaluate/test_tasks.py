@@ -14,8 +14,8 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate import loglikelihood, run
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
-from omni_jax.evaluate.run import read_all
-from omni_jax.evaluate.tasks import lacks
+from omni_jax.evaluate.stored import read_all
+from omni_jax.evaluate.tasks import missing_field
 from omni_jax.omni import Omni
 from tests.helpers.datasets import NEW, results, score, write
 from tests.parity import image_part, user
@@ -60,8 +60,8 @@ def test_a_forward_has_so_many_tokens_and_no_more(
         ran.append(token_ids.shape)
         return score_tokens(params, token_ids, *more, **settings)
 
-    score_tokens = loglikelihood.score
-    monkeypatch.setattr(loglikelihood, "score", counted)
+    score_tokens = loglikelihood.token_log_probs
+    monkeypatch.setattr(loglikelihood, "token_log_probs", counted)
     monkeypatch.setattr(loglikelihood, "TOKENS", 128)
     got = log_likelihoods(omni, asked, rows=3)
     assert [one.log_likelihood for one in got] == pytest.approx([one.log_likelihood for one in want], abs=1e-3)
@@ -70,7 +70,7 @@ def test_a_forward_has_so_many_tokens_and_no_more(
 
 def test_what_samples_lack() -> None:
     def lacking(task: str, **fields: Any) -> str:
-        return lacks(Sample("0", [], **fields), task, ()) or ""
+        return missing_field(Sample("0", [], **fields), task, ()) or ""
 
     assert "choice 1 is empty" in lacking("choice", choices=("a", ""), answer=0), "nothing is likelier than nothing"
     assert "the 'reference' is empty" in lacking("loglikelihood", references=("", "b"))

@@ -7,8 +7,9 @@ from typing import Any
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import share
-from omni_jax.evaluate.run import read_all
+from omni_jax.evaluate.stored import read_all
 from omni_jax.omni import Omni
+from tests.helpers.flags import command
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -23,7 +24,7 @@ NEW = 6
 
 def score(omni: Omni, model: Path, data: Path, output: Path, **settings: Any) -> dict:
     asked = {"max_new_tokens": NEW, "slots": 2, **settings}
-    return evaluate(Evaluate(model=model, data=data, output=output, **asked), lambda parts: omni)
+    return evaluate(command(Evaluate, model=model, data=data, output=output, **asked), lambda parts: omni)
 
 
 def results(output: Path) -> dict[str, dict]:
