@@ -19,6 +19,7 @@ from omni_jax.process import check, finishing
 from omni_jax.weights.blocks import THREADS, ahead, read_block
 from omni_jax.weights.checkpoint import chunk_shape
 from omni_jax.weights.layout import Index, Leaf
+from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import LeafRecord, Manifest, copy_metadata, metadata_files, write_manifest
 from omni_jax.weights.plan import Plan, plan
 from omni_jax.weights.publish import place_of, publish
@@ -43,7 +44,7 @@ def convert_checkpoint(
     """
     from convert.verify import sample_checkpoint, verify_checkpoint
 
-    opened = open_checkpoint(source)
+    opened = open_checkpoint(locate(source, "the source"))
     made = plan(opened, parts, dtype)
     small = _small_files(opened, made)
     if place_of(destination).final in opened.directory.resolve().parents:

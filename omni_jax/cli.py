@@ -42,8 +42,9 @@ from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Event, Omni, Reply
 from omni_jax.sharding import platform
 from omni_jax.sound import check_sound_file, write_sound
-from omni_jax.weights import checkpoint
 from omni_jax.weights.drafters import Drafter, check_drafter, load_drafter
+from omni_jax.weights.locate import locate
+from omni_jax.weights.model import model_config
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Ask(Machines):
     """What to ask, and how to draw the answer."""
 
     model: Path
-    """Converted checkpoint directory (python -m convert SRC DST)."""
+    """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
     text: str | None = None
     """The question."""
     image: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
@@ -96,7 +97,7 @@ class Ask(Machines):
     max_frames: int = 4096
     """Longest speech, in frames of 80 ms."""
     drafter: Path | None = None
-    """Directory of a DFlash or EAGLE-3 drafter for this model: the same answer in fewer steps."""
+    """Directory or id of a DFlash or EAGLE-3 drafter for this model: the same answer in fewer steps."""
     draft_tokens: int | Literal["auto"] | None = None
     """Tokens that it drafts a round; by default as many as it was trained for, with auto as many as prove fastest."""
     draft_tree: tuple[int, int] | None = None
@@ -163,6 +164,7 @@ def _run(command: Command) -> None:
     else:
         command.join()
     platform()  # Before anything is read: are there such devices?
+    command = replace(command, model=locate(command.model))
     if isinstance(command, Evaluate):
         _evaluate(command)
     else:
@@ -263,7 +265,7 @@ def _drafter(ask: Ask) -> Drafter | None:
             raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
         return None
     drafter = load_drafter(ask.drafter, dtype=ask.dtype or default_dtype())
-    check_drafter(drafter, checkpoint.read_config(ask.model))
+    check_drafter(drafter, model_config(ask.model))
     return drafter
 
 

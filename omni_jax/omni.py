@@ -40,11 +40,11 @@ from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
 from omni_jax.sharding import place, round_up_rows
 from omni_jax.weights.drafters import Drafter
+from omni_jax.weights.parts import PARTS
 
 Messages = list[dict[str, Any]]
 # The limit and the number of slots of `generate_many` unless told.
 MAX_NEW_TOKENS, SLOTS = 1024, 12
-PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
 
 
 class Omni:

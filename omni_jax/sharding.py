@@ -3,8 +3,6 @@
 Modules name their axes by meaning ("expert", "heads"); only `RULES` knows on which mesh axes a meaning is split, so a
 new layout is an edit of this table. Every mesh is built here, with automatic axes: the compiler places what the rules
 and `constrain` leave open.
-
-A mesh is written "expert=4,data=2", or by part, on devices of its own each: "thinker:expert=4;talker:expert=2".
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,21 +62,6 @@ def platform() -> str:
             f"JAX_PLATFORMS={asked}: no such device can be used here ({reason}); unset it to take what there is, or "
             "install omni_jax[cuda] for NVIDIA GPUs"
         ) from error
-
-
-def parse_mesh(text: str) -> dict[str, int]:
-    """The sizes that "expert=4,data=2" gives; InputError for what is no mesh."""
-    sizes: dict[str, int] = {}
-    for entry in text.split(","):
-        axis, _, size = (word.strip() for word in entry.partition("="))
-        if axis not in MESH_AXES:
-            raise InputError(f"mesh {text!r}: no axis is called {axis!r}; choose from {', '.join(MESH_AXES)}")
-        if axis in sizes:
-            raise InputError(f"mesh {text!r} gives {axis} twice")
-        if not size.isascii() or not size.isdigit() or int(size) < 1:
-            raise InputError(f"mesh {text!r}: {axis} is {size!r}; give a whole number of at least 1, as in expert=4")
-        sizes[axis] = int(size)
-    return sizes
 
 
 def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:

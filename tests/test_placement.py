@@ -13,12 +13,12 @@ from convert import convert_checkpoint, load_hf
 from omni_jax.cli import main
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
-from omni_jax.loading import describe_part
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
 from omni_jax.sharding import make_mesh, mesh_name
 from omni_jax.weights import checkpoint, placement
-from omni_jax.weights.placement import Part, parse_parts, resolve_placement
+from omni_jax.weights.mesh_text import parse_parts
+from omni_jax.weights.placement import Part, describe_part, resolve_placement
 from scripts.small.configs import config_dict
 
 

@@ -32,9 +32,10 @@ from omni_jax.media_flags import MediaFlags
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
 from omni_jax.process import finishing
-from omni_jax.weights import checkpoint
 from omni_jax.weights.drafters import Drafter, load_drafter
+from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import identity
+from omni_jax.weights.model import model_config
 
 # Rows or samples of which the command says on stderr what is wrong with each.
 MAX_TOLD = 20
@@ -47,7 +48,7 @@ class Evaluate(Machines):
     """Score a model on a dataset; a run that was stopped goes on where it was."""
 
     model: Path
-    """Converted checkpoint directory (python -m convert SRC DST)."""
+    """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
     data: Path
     """JSON lines, a table, or a directory of them; rows hold messages, prompt or turns, and references."""
     output: Path
@@ -120,7 +121,7 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     if dataset.unread:
         print(f"columns that are not read: {_listed(dataset.unread)}", file=sys.stderr)
     recogniser = _recogniser(command, task)
-    settings, config = _settings(command, task, metrics), checkpoint.read_config(command.model)
+    settings, config = _settings(command, task, metrics), model_config(command.model)
     check_settings(settings, command.slots, config)
     check_stop(settings, command.model)
     runs = _runs(command, settings, dataset, config)
@@ -157,7 +158,8 @@ def _runs(command: Evaluate, settings: Settings, dataset: Dataset, config: OmniC
     if len(set(names)) < len(names):
         raise InputError(f"drafters {names}; their directories need different names to be told apart")
     model, runs = _model_digest(command.model, command.dtype), []
-    for name, path in zip(names or ("",), command.drafter or (None,), strict=True):
+    drafters = [locate(path, "the drafter") for path in command.drafter]
+    for name, path in zip(names or ("",), drafters or (None,), strict=True):
         drafter = load_drafter(path, dtype=command.dtype or default_dtype()) if path else None
         check_drafting(settings, drafter, config)
         output = command.output / name if len(names) > 1 else command.output

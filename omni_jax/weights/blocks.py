@@ -11,7 +11,7 @@ import numpy as np
 
 from omni_jax.errors import CheckpointError
 from omni_jax.process import check
-from omni_jax.weights.layout import Box, Index, Leaf
+from omni_jax.weights.layout import Box, Index, Leaf, place_shape
 from omni_jax.weights.safetensors import SourceCheckpoint
 
 THREADS = 8
@@ -55,7 +55,7 @@ def read_box(
     block = np.empty([stop - start for start, stop in box], dtype)
     for name, place in leaf.placements(index):
         rows, inside = leaf.part(place, box)
-        part = place.unpacked(source.read(name, rows), leaf.place_shape(place), rows)[inside]
+        part = place.unpacked(source.read(name, rows), place_shape(leaf.block, place.at), rows)[inside]
         with np.errstate(over="ignore"):
             block[place.at] = part
         if not allow_nonfinite:

@@ -12,7 +12,7 @@ not at all.
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -21,12 +21,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
 
 from omni_jax.config import OmniConfig
-from omni_jax.errors import CheckpointError
+from omni_jax.errors import CheckpointError, InputError
 from omni_jax.files import read_object, reason_of, user_path
 from omni_jax.sharding import RULES
+from omni_jax.weights.counts import check_counts
 from omni_jax.weights.manifest import (
     AGAIN,
     MAX_METADATA_BYTES,
@@ -41,24 +41,17 @@ from omni_jax.weights.manifest import (
     surplus,
     write_manifest,
 )
-from omni_jax.weights.pieces import piece_registry
+from omni_jax.weights.parts import PARTS, declare_parts
 from omni_jax.weights.publish import publish
+from omni_jax.weights.shard_handler import shard_registry
+from omni_jax.weights.shards import Shardings, sharding_of
+from omni_jax.weights.stored import StoredModel
+from omni_jax.weights.trees import flatten, nest
 
 CHUNK_BYTES = 8 << 20
 UNWRITABLE = "written; is the disk full or read-only?"
 # What Orbax or TensorStore takes for a pattern, a separator, an address or no text at all.
 MISREAD = re.compile(r"[\[\\\ud800-\udfff]|:/")
-# What config.json counts and a checkpoint holds one by one, each with arrays or tensors of its own.
-COUNTS = (
-    *(f"thinker_config.{x}" for x in ("text_config.num_hidden_layers", "text_config.num_experts")),
-    *(f"thinker_config.{x}" for x in ("vision_config.depth", "audio_config.encoder_layers")),
-    *(f"talker_config.{x}" for x in ("text_config.num_hidden_layers", "text_config.num_experts", "num_code_groups")),
-    *("talker_config.code_predictor_config.num_hidden_layers", "code2wav_config.num_hidden_layers"),
-    *("thinker_config.vision_config.deepstack_visual_indexes", "thinker_config.text_config.mlp_only_layers"),
-)
-STAGES = ("code2wav_config.upsample_rates", "code2wav_config.upsampling_ratios")
-
-Shardings = dict | Sharding | Callable[[str], Sharding] | None
 
 
 def read_config(directory: str | Path) -> OmniConfig:
@@ -81,38 +74,42 @@ def read_config(directory: str | Path) -> OmniConfig:
     return replace(config, **{part: None for part in ("talker", "code2wav") if part not in manifest.parts})
 
 
-def check_counts(values: dict, names: Iterable[str], most: int, directory: Path) -> None:
-    """CheckpointError if config.json counts more layers, experts or stages than a checkpoint can hold.
+def open_converted(directory: Path, parts: tuple[str, ...] | None = None, dtype: str | None = None) -> StoredModel:
+    """A converted checkpoint as a model that can be loaded: `parts` of it (default: all), in `dtype` or as stored.
 
-    names: of its tensors or arrays; `most` of what is counted can be in them. Called before anything is built from
-    these counts.
+    InputError for parts that it does not hold; CheckpointError and ConfigError as `read_config` and `check_shapes`.
     """
-    stages = len({tuple(re.split("[./]", name)[:3]) for name in names if name.startswith("code2wav")})
-    for name in (*COUNTS, *STAGES):
-        found: Any = values
-        for key in name.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        found = len(found) if isinstance(found, list) else found
-        limit = stages if name in STAGES and stages else most
-        if isinstance(found, int) and found > limit:
-            raise CheckpointError(
-                f"{directory}: its config.json counts {str(found)[:20]} in {name}, the weights beside it can be of at "
-                f"most {limit:,}; take the config.json that belongs to them"
-            )
+    config, manifest = read_config(directory), read_manifest(directory)
+    held = [part for part in PARTS if part in manifest.parts]
+    chosen = tuple(held if parts is None else parts)
+    if not set(chosen) <= set(held):
+        raise InputError(
+            f"parts {chosen}: {directory} holds {held}; choose from these, or convert the model with more parts"
+        )
+    declarations = declare_parts(config, chosen)
+    check_shapes(directory, {part: declaration.shapes for part, declaration in declarations.items()})
+    types = {path: dtype or leaf.dtype for path, leaf in select(manifest, chosen, directory).items()}
+
+    def read(shardings: Shardings) -> dict:
+        return restore(directory, chosen, shardings, dtype)
+
+    return StoredModel(directory, "converted checkpoint", config, declarations, types, read)
 
 
 def check_shapes(directory: str | Path, declared: dict) -> None:
-    """Compare the manifest with the shapes of a nested dict of declared arrays, without reading any data.
+    """Compare the manifest with the shapes that some parts declare, a dict of trees, without reading any data.
 
-    CheckpointError naming the first array that is missing or differs: config.json and weights are of two models.
+    CheckpointError naming the first array that is missing, differs or has no place: config.json and weights are of two
+    models.
     """
-    leaves = read_manifest(directory).leaves
-    for path, array in flatten(declared).items():
-        stored = leaves[path].shape if path in leaves else None
-        if stored != array.shape:
+    stored = {p: leaf.shape for p, leaf in read_manifest(directory).leaves.items() if p.split("/")[0] in declared}
+    expected = {path: tuple(array.shape) for path, array in flatten(declared).items()}
+    for path in sorted(expected.keys() | stored.keys()):
+        asked, found = (list(shapes[path]) if path in shapes else "none" for shapes in (expected, stored))
+        if asked != found:
             raise CheckpointError(
-                f"{directory}: its config.json asks for {path} {list(array.shape)}, the checkpoint holds "
-                f"{list(stored) if stored else 'none'}; restore the config.json that it was converted with"
+                f"{directory}: its config.json asks for {path} {asked}, the checkpoint holds {found}; restore the "
+                "config.json that it was converted with"
             )
 
 
@@ -173,7 +170,7 @@ def _read(directory: Path, leaves: dict[str, LeafRecord], shardings: Shardings, 
         )
     wanted = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(leaves, 0)), restore_args=nest(args), partial_restore=True)
     with explained(directory, unreadable(directory)), plain_path(directory) as plain:
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=piece_registry())
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=shard_registry())
         tree = ocp.Checkpointer(handler).restore(plain / PARAMS, args=wanted)
     for path, value in flatten(tree).items():
         if not isinstance(value, jax.Array):
@@ -229,24 +226,6 @@ def select(manifest: Manifest, parts: tuple[str, ...] | None, directory: Path) -
     return {p: leaf for p, leaf in manifest.leaves.items() if parts is None or p.split("/")[0] in parts}
 
 
-def sharding_of(shardings: Shardings, path: str, shape: tuple[int, ...]) -> Sharding:
-    """The sharding of one array; CheckpointError when none is given for it or its devices do not divide it."""
-    if shardings is None:
-        return SingleDeviceSharding(jax.local_devices()[0])
-    found: Any = shardings
-    if isinstance(shardings, dict):
-        found = flatten(shardings).get(path)
-    elif not isinstance(shardings, Sharding):
-        found = shardings(path)
-    if not isinstance(found, Sharding):
-        raise CheckpointError(f"no sharding is given for the array {path!r}")
-    try:
-        found.shard_shape(shape)
-    except ValueError as error:
-        raise CheckpointError(f"{path} {list(shape)} does not divide over the mesh: {error}") from error
-    return found
-
-
 @contextmanager
 def explained(directory: Path, what: str, *passing: type[Exception]) -> Iterator[None]:
     """Turn what Orbax raises into "the parameters cannot be `what`"; `passing` and what explains itself pass."""
@@ -275,26 +254,3 @@ def plain_path(directory: Path) -> Iterator[Path]:
 def unreadable(directory: Path) -> str:
     """What cannot be done with a damaged checkpoint, and the remedy, for `explained`."""
     return f"read: `python -m convert --verify {directory}` names what is damaged; copy or convert it again"
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return tree
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": x}} -> {"a/b": x}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}/"))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

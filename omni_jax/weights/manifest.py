@@ -194,10 +194,26 @@ def is_ours(directory: Path) -> bool:
     return isinstance(values, dict) and {"format", "leaves"} <= values.keys()
 
 
+def is_converted(directory: Path) -> bool:
+    """Whether a directory is a converted checkpoint: complete, unfinished or damaged, but not a Hugging Face one."""
+    if is_ours(directory):
+        return True
+    traces = (MANIFEST, PARAMS, MARKER, f"{PARTIAL}/{MARKER}")
+    return any(os.path.lexists(directory / name) for name in traces) and not any(directory.glob("*.safetensors"))
+
+
 def identity(directory: Path) -> str:
-    """A hash that says which model a checkpoint is: equal for two conversions of the same files, not of others."""
-    manifest = read_manifest(directory)
+    """A hash that says which model a checkpoint is: equal for two conversions of the same files, not of others.
+
+    Of a Hugging Face directory, all files that loading reads are hashed.
+    """
     known = [name for name in LOADED if (directory / name).is_file()]
+    if not is_converted(directory):
+        weights = [path.name for path in directory.glob("*.safetensors") if not path.name.startswith(".")]
+        return own_hash(
+            {"files": {name: record.sha256 for name, record in _records(directory, known + weights).items()}}
+        )
+    manifest = read_manifest(directory)
     if not all(leaf.sha256 for leaf in manifest.leaves.values()):
         # Where several processes wrote a checkpoint, none saw its arrays whole: then their files count.
         known += manifest.array_files() or _array_names(directory)
@@ -331,7 +347,7 @@ def _diagnosis(directory: Path) -> str:
     if MARKER in names or os.path.exists(directory / PARTIAL / MARKER):
         return "an unfinished conversion; run it again"
     if any(name.endswith(".safetensors") for name in names):
-        return f"a Hugging Face checkpoint; convert it with `python -m convert {directory} DST`, or use convert.load_hf"
+        return f"a Hugging Face checkpoint; convert it with `python -m convert {directory} DST`, or use omni_jax.load"
     if PARAMS in names:
         return f"'{MANIFEST}' is missing; copy the checkpoint completely or convert it again"
     return f"not a converted checkpoint ('{MANIFEST}' is missing)"

@@ -7,29 +7,33 @@ All is decided from headers, before any weight is read: a mesh must divide what 
 holds, weights and a cache, must fit its memory where that is known (GPUs state it, CPUs do not).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from omni_jax.config import DecoderConfig
+from omni_jax.config import DecoderConfig, OmniConfig
 from omni_jax.distributed import min_over_processes
 from omni_jax.errors import CheckpointError, InputError
+from omni_jax.models.param import Declaration
 from omni_jax.ops.cache import AXES, capacity_for
 from omni_jax.sharding import (
-    Axes,
     bytes_on_a_device,
     check_mesh,
     divides,
     make_mesh,
     mesh_name,
-    parse_mesh,
     round_up_rows,
     split_over,
 )
+from omni_jax.sharding import shardings as shardings_on
+from omni_jax.weights.mesh_text import parse_parts
+from omni_jax.weights.parts import declared_arrays
+from omni_jax.weights.trees import flatten
 
 # What a cache is planned for: so many conversations of so many tokens. Whoever asks for more finds out at run time.
 PLANNED_ROWS, PLANNED_TOKENS = 8, 4096
@@ -47,39 +51,57 @@ AUTO = "auto"
 MeshLike = str | Mesh | Mapping[str, Mesh] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """What a part of the model holds: by path shape, bytes a number and logical axes; `text`: the stack with a cache.
+    """A part of the model as far as its place is concerned.
 
-    `declared`: shapes and axes as nested dicts, as `sharding.check_mesh` takes them.
+    declaration: the shapes and logical axes of its arrays. itemsizes: bytes of one number of each, by path. text: the
+    causal stack that needs a cache; None for a part without one.
     """
 
     name: str
-    arrays: Mapping[str, tuple[tuple[int, ...], int, Axes]]
-    declared: tuple[dict, dict]
+    declaration: Declaration
+    itemsizes: Mapping[str, int]
     text: DecoderConfig | None
+
+    @property
+    def declared(self) -> tuple[dict, dict]:
+        """Shapes and logical axes as nested dicts, as `sharding.divides` takes them."""
+        return self.declaration.shapes, self.declaration.axes
 
     def bytes_on_a_device(self, sizes: Mapping[str, int]) -> int:
         """Bytes of weights and of the planned cache on one device of a mesh of these sizes."""
-        return self.weight_bytes(sizes) + self.most_cache_bytes(
-            sizes, round_up_rows(PLANNED_ROWS, sizes), PLANNED_TOKENS
-        )
+        rows = round_up_rows(PLANNED_ROWS, sizes)
+        return self.weight_bytes(sizes) + self.most_cache_bytes(sizes, rows, PLANNED_TOKENS)
 
     def weight_bytes(self, sizes: Mapping[str, int]) -> int:
-        """Bytes of weights on one device."""
-        return sum(bytes_on_a_device(*array, sizes) for array in self.arrays.values())
+        """Bytes of weights on one device of a mesh of these sizes."""
+        arrays = declared_arrays(self.declaration, f"{self.name}/")
+        return sum(
+            bytes_on_a_device(shape, self.itemsizes[path], axes, sizes) for path, (shape, axes) in arrays.items()
+        )
 
     def cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """As the function of this name, 0 for a part without a cache; its numbers are of the widest type of weights."""
+        """As the function of this name, 0 for a part without a cache; its numbers have the widest type of weights."""
         if self.text is None:
             return 0
-        return cache_bytes(self.text, max(array[1] for array in self.arrays.values()), sizes, rows, tokens)
+        return cache_bytes(self.text, max(self.itemsizes.values()), sizes, rows, tokens)
 
     def most_cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """The same at most, as the function of this name."""
+        """The same at its peak, as the function of this name."""
         if self.text is None:
             return 0
-        return most_cache_bytes(self.text, max(array[1] for array in self.arrays.values()), sizes, rows, tokens)
+        return most_cache_bytes(self.text, max(self.itemsizes.values()), sizes, rows, tokens)
+
+
+def describe_part(
+    part: str, declaration: Declaration, config: OmniConfig, types: Mapping[str, str], dtype: str | None = None
+) -> Part:
+    """What placing a part needs to know; its arrays are in `dtype`, or in that of `types` by path."""
+    paths = flatten(declaration.shapes, f"{part}/")
+    itemsizes = {path: np.dtype(dtype or types[path]).itemsize for path in paths}
+    text = {"thinker": config.thinker.text, "talker": config.talker and config.talker.text}.get(part)
+    return Part(part, declaration, itemsizes, text)
 
 
 def cache_bytes(text: DecoderConfig, itemsize: int, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
@@ -105,6 +127,11 @@ class Placement:
 
     meshes: dict[str, Mesh]
     reason: str = ""
+
+    def shardings(self, declarations: Mapping[str, Declaration]) -> dict | None:
+        """The shardings of all arrays of these parts as a tree; None for the first device alone."""
+        tree = {part: shardings_on(declarations[part].axes, mesh) for part, mesh in self.meshes.items()}
+        return tree or None
 
 
 def resolve_placement(asked: MeshLike, parts: Sequence[Part], devices: Sequence[Any] | None = None) -> Placement:
@@ -134,28 +161,6 @@ def memory_limit(device: Any) -> int | None:
     except (AttributeError, jax.errors.JaxRuntimeError):
         return None
     return (stats or {}).get("bytes_limit")
-
-
-def parse_parts(text: str, parts: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Mesh sizes by part that "thinker:expert=4;talker:expert=2" gives; without part names all share one mesh.
-
-    The vocoder goes with the Talker unless it is named. InputError for other parts, or one that is left out.
-    """
-    parts = tuple(parts)
-    if ":" not in text:
-        return {"": parse_mesh(text)}
-    sizes: dict[str, dict[str, int]] = {}
-    for entry in text.split(";"):
-        part, _, mesh = (word.strip() for word in entry.partition(":"))
-        if part not in ("thinker", "talker", "code2wav"):
-            raise InputError(f"mesh {text!r}: no part is called {part!r}; choose from thinker, talker, code2wav")
-        if part in sizes:
-            raise InputError(f"mesh {text!r} gives {part} twice")
-        sizes[part] = parse_mesh(mesh)
-    lost = [part for part in parts if part not in sizes and not (part == "code2wav" and "talker" in sizes)]
-    if lost:
-        raise InputError(f"mesh {text!r} says nothing of the {lost[0]}; add {lost[0]}:expert=2, or leave the part out")
-    return sizes
 
 
 def _meshes(asked: MeshLike, parts: Sequence[str], devices: Sequence[Any]) -> dict[str, Mesh]:
@@ -283,9 +288,13 @@ def _candidates(devices: int) -> Iterator[dict[str, int]]:
 def _reason(sizes: Mapping[str, int], devices: int, held: int, limit: int | None) -> str:
     """What an automatic mesh is, and why."""
     over, copies = sizes["expert"] * sizes["tensor"], sizes["data"]
-    known = "devices do not tell their memory" if limit is None else f"of {limit / 1e9:.2f} GB usable"
-    text = f"{mesh_name(sizes)}: the model over {over} device{'s' * (over > 1)}, the fewest that hold it by "
-    text += "experts and heads" if sizes["tensor"] > 1 else "experts"
-    text += f", {copies} times for more rows" * (copies > 1)
-    text += f", {devices - over * copies} left over" * (devices > over * copies)
-    return f"{text}; {held / 1e9:.2f} GB on each ({known})"
+    over_devices = "1 device" if over == 1 else f"{over} devices"
+    split = "experts and heads" if sizes["tensor"] > 1 else "experts"
+    more = f", {copies} times for more rows" if copies > 1 else ""
+    idle = devices - over * copies
+    idle_devices = f", {idle} left over" if idle else ""
+    known = "devices do not report their memory" if limit is None else f"of {limit / 1e9:.2f} GB usable"
+    return (
+        f"{mesh_name(sizes)}: the model over {over_devices}, the fewest that hold it by {split}{more}{idle_devices}; "
+        f"{held / 1e9:.2f} GB on each ({known})"
+    )

@@ -105,7 +105,8 @@ def rate(bench: Bench, mesh_name: str, rows: int) -> float:
     from omni_jax.decode.session import Session
     from omni_jax.models.param import declare, init_params
     from omni_jax.models.thinker import Thinker
-    from omni_jax.sharding import check_mesh, make_mesh, parse_mesh, shardings
+    from omni_jax.sharding import check_mesh, make_mesh, shardings
+    from omni_jax.weights.mesh_text import parse_mesh
     from scripts.small.configs import config_dict
 
     sizes, config = parse_mesh(mesh_name), OmniConfig.from_hf(config_dict(bench.shape)).thinker
