@@ -18,9 +18,10 @@ from omni_jax.inputs.processor import Processor
 from omni_jax.process import check, finishing
 from omni_jax.weights.blocks import THREADS, ahead, read_block
 from omni_jax.weights.checkpoint import chunk_shape
+from omni_jax.weights.contents import copy_metadata, metadata_files
 from omni_jax.weights.layout import Index, Leaf
 from omni_jax.weights.locate import locate
-from omni_jax.weights.manifest import LeafRecord, Manifest, copy_metadata, metadata_files, write_manifest
+from omni_jax.weights.manifest import LeafRecord, Manifest, write_manifest
 from omni_jax.weights.plan import Plan, plan
 from omni_jax.weights.publish import place_of, publish
 from omni_jax.weights.safetensors import SourceCheckpoint, check_inside, open_checkpoint

@@ -18,8 +18,9 @@ from convert.verify import MismatchError, rows_of, take_all
 from omni_jax.errors import CheckpointError
 from omni_jax.files import user_path
 from omni_jax.process import finishing
+from omni_jax.weights.contents import copy_metadata, metadata_files
 from omni_jax.weights.headers import DTYPE_NAMES
-from omni_jax.weights.manifest import copy_metadata, metadata_files, read_manifest
+from omni_jax.weights.manifest import read_manifest
 from omni_jax.weights.publish import place_of, publish
 from omni_jax.weights.safetensors import INDEX
 

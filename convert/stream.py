@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
-from omni_jax.weights.checkpoint import UNWRITABLE, explained, plain_path, unreadable
-from omni_jax.weights.manifest import PARAMS
+from omni_jax.weights.contents import PARAMS
+from omni_jax.weights.orbax_paths import UNWRITABLE, explained, plain_path, unreadable
 from omni_jax.weights.trees import flatten, nest
 
 BATCH_BYTES = 32 << 20

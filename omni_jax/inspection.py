@@ -13,7 +13,7 @@ from omni_jax.inputs.values import whole
 from omni_jax.loading import default_dtype
 from omni_jax.ops.cache import capacity_for
 from omni_jax.sharding import check_mesh, mesh_name
-from omni_jax.weights.mesh_text import parse_parts, sizes_for
+from omni_jax.weights.mesh_text import own_or_shared, parse_parts
 from omni_jax.weights.model import open_model
 from omni_jax.weights.parts import PARTS, declared_arrays
 from omni_jax.weights.placement import AUTO, Placement, resolve_placement
@@ -93,7 +93,7 @@ def _on_devices(model: StoredModel, mesh: str, command: Inspect) -> dict[str, An
     chosen = resolve_placement(AUTO, parts) if mesh == AUTO else Placement({})
     wanted = {name: dict(on.shape) for name, on in chosen.meshes.items()} or parse_parts(mesh, model.declarations)
     for part in parts:
-        sizes = sizes_for(part.name, wanted)
+        sizes = own_or_shared(part.name, wanted)
         check_mesh({part.name: part.declared}, sizes)
         held[part.name] = {"mesh": mesh_name(sizes), "bytes": part.weight_bytes(sizes)}
         if part.name == "thinker":

@@ -1,19 +1,15 @@
-"""A converted checkpoint on disk: written once, restored in pieces onto any mesh.
+"""A converted checkpoint on disk: written once, restored shard by shard onto any mesh.
 
     config.json, tokenizer.json, ...   the model's own small files, byte for byte
     manifest.json                      every array and file with its hash (`manifest`)
     params/                            Orbax: the plain parameter tree, chunked so that one expert can be read alone
 
-`convert` and training write it, `restore` reads it, and each device receives only its own pieces. Orbax guards its
+`convert` and training write it, `restore` reads it, and each device receives only its own shards. Orbax protects its
 structure but not its data: single flipped bits load silently, hence the hashes. `publish` makes it appear complete or
 not at all.
 """
 
 import hashlib
-import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -24,23 +20,12 @@ import numpy as np
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
-from omni_jax.files import read_object, reason_of, user_path
+from omni_jax.files import read_object, user_path
 from omni_jax.sharding import RULES
+from omni_jax.weights.contents import MAX_METADATA_BYTES, PARAMS, copy_metadata, differences, metadata_files
 from omni_jax.weights.counts import check_counts
-from omni_jax.weights.manifest import (
-    AGAIN,
-    MAX_METADATA_BYTES,
-    PARAMS,
-    SMALL_BYTES,
-    LeafRecord,
-    Manifest,
-    copy_metadata,
-    differences,
-    metadata_files,
-    read_manifest,
-    surplus,
-    write_manifest,
-)
+from omni_jax.weights.manifest import AGAIN, SMALL_BYTES, LeafRecord, Manifest, read_manifest, surplus, write_manifest
+from omni_jax.weights.orbax_paths import MISREAD, UNWRITABLE, explained, plain_path, unreadable
 from omni_jax.weights.parts import PARTS, declare_parts
 from omni_jax.weights.publish import publish
 from omni_jax.weights.shard_handler import shard_registry
@@ -49,16 +34,12 @@ from omni_jax.weights.stored import StoredModel
 from omni_jax.weights.trees import flatten, nest
 
 CHUNK_BYTES = 8 << 20
-UNWRITABLE = "written; is the disk full or read-only?"
-# What Orbax or TensorStore takes for a pattern, a separator, an address or no text at all.
-MISREAD = re.compile(r"[\[\\\ud800-\udfff]|:/")
 
 
 def read_config(directory: str | Path) -> OmniConfig:
     """The configuration of a checkpoint, without the parts that it does not hold, once its small files are checked.
 
-    CheckpointError if it is no converted checkpoint or a file has changed since, ConfigError if config.json is
-    wrong.
+    CheckpointError if it is not a converted checkpoint or a file has changed, ConfigError for a wrong config.json.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
@@ -119,11 +100,15 @@ def restore(
     shardings: Shardings = None,
     dtype: str | None = None,
 ) -> dict:
-    """Read a checkpoint's parameters as a nested dict of jax arrays; each device reads only its own pieces.
+    """Read a converted checkpoint's parameters as a nested dict of jax arrays; each device reads only its own shards.
 
-    parts: sub-models to read, default all. shardings: a tree of shardings, one for all, or a function of the path;
-    default the first device. dtype: cast on the way, default as stored. CheckpointError if anything is missing,
-    damaged or does not divide over the devices.
+    Args:
+        directory: the converted checkpoint.
+        parts: which parts to read, default all.
+        shardings: a tree of shardings, or one for all; default the first device.
+        dtype: what to cast to on the way, default as stored.
+
+    CheckpointError if anything is missing, damaged or does not divide over the devices.
     """
     directory = user_path(directory, "the checkpoint").absolute()
     manifest = read_manifest(directory)
@@ -135,8 +120,16 @@ def restore(
 def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
     """Write a nested dict of jax arrays as a checkpoint, with the small files of the directory `metadata_from`.
 
-    Arrays may be sharded over several processes, which must all call this. Hashes are stored of arrays that this
-    process sees whole. CheckpointError when the destination cannot be written, exists and is not ours to overwrite.
+    Arrays may be sharded over several processes, which must all call this. Hashes are stored for arrays of which this
+    process holds every shard.
+
+    Args:
+        directory: the destination, which appears complete or not at all.
+        params: the arrays, with the shapes that the modules declare.
+        metadata_from: the checkpoint that the parameters began as.
+        overwrite: replace the destination if it is a converted checkpoint.
+
+    CheckpointError when the destination cannot be written, or exists and is not to be replaced.
     """
     if jax.process_count() > 1 and MISREAD.search(str(Path(directory).absolute())):
         raise CheckpointError(f"{directory}: several processes cannot write below [, \\ or a name that ends in a colon")
@@ -159,7 +152,7 @@ def save(directory: str | Path, params: dict, metadata_from: str | Path, overwri
 
 
 def _read(directory: Path, leaves: dict[str, LeafRecord], shardings: Shardings, dtype: str | None) -> dict:
-    """Some arrays of a checkpoint, as `restore`."""
+    """Some arrays of a checkpoint by their records, as `restore`."""
     import orbax.checkpoint as ocp
 
     args = {}
@@ -205,12 +198,12 @@ def _sample(directory: Path, manifest: Manifest) -> None:
 
 
 def hash_array(x: Any) -> str:
-    """SHA-256 of an array's bytes in row-major order."""
+    """SHA-256 of the bytes of an array of any shape and dtype, in row-major order."""
     return hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def chunk_shape(shape: tuple[int, ...], axes: tuple[str | None, ...], itemsize: int) -> tuple[int, ...]:
-    """How to cut an array on disk: one layer or expert a chunk, then halved along the axes that meshes split."""
+    """How to cut an array of `shape` on disk: a layer or expert per chunk, then halved along axes that meshes split."""
     chunk = [1 if axis in ("layers", "expert") else n for n, axis in zip(shape, axes, strict=True)]
     for i in sorted(range(len(shape)), key=lambda i: RULES.get(axes[i] or "") is None):
         while prod(chunk) * itemsize > CHUNK_BYTES and chunk[i] % 2 == 0:
@@ -224,33 +217,3 @@ def select(manifest: Manifest, parts: tuple[str, ...] | None, directory: Path) -
         if part not in manifest.parts:
             raise CheckpointError(f"{directory}: holds no {part!r}, only {list(manifest.parts)}")
     return {p: leaf for p, leaf in manifest.leaves.items() if parts is None or p.split("/")[0] in parts}
-
-
-@contextmanager
-def explained(directory: Path, what: str, *passing: type[Exception]) -> Iterator[None]:
-    """Turn what Orbax raises into "the parameters cannot be `what`"; `passing` and what explains itself pass."""
-    try:
-        yield
-    except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError, *passing):
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{directory}: the parameters cannot be {what} ({reason_of(error.__cause__ or error)})"
-        ) from error
-
-
-@contextmanager
-def plain_path(directory: Path) -> Iterator[Path]:
-    """A path of a directory that Orbax and TensorStore take for what it is: its own, or a link that lasts as long."""
-    if not MISREAD.search(str(directory)):
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix="omni_jax-") as folder:
-        link = Path(folder) / "checkpoint"
-        link.symlink_to(directory.absolute(), target_is_directory=True)
-        yield link
-
-
-def unreadable(directory: Path) -> str:
-    """What cannot be done with a damaged checkpoint, and the remedy, for `explained`."""
-    return f"read: `python -m convert --verify {directory}` names what is damaged; copy or convert it again"

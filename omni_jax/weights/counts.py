@@ -1,4 +1,4 @@
-"""Whether config.json can belong to the weights beside it, found out before anything is built from its numbers."""
+"""Whether config.json can belong to the weights in its directory, before anything is built from its numbers."""
 
 import re
 from collections.abc import Iterable

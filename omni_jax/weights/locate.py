@@ -1,10 +1,10 @@
-"""Where a checkpoint lies: from what a user names, a directory or a model id, to a directory that exists.
+"""Where a checkpoint is: from what a user names, a directory or a model id, to a directory that exists.
 
     "ckpt/", a snapshot of the hub's cache   the directory itself
-    "Qwen/Qwen3-Omni-30B-A3B-Instruct"       its snapshot in the Hugging Face cache, downloaded if the hub can be reached
+    "Qwen/Qwen3-Omni-30B-A3B-Instruct"       its snapshot in the hub's cache, downloaded if the hub can be reached
 
 A model id needs the package huggingface_hub, which is imported here alone. With HF_HUB_OFFLINE, or without a network,
-the snapshot that the cache holds is taken; whether it is complete is for the reader of its files to find out.
+the snapshot that the cache holds is taken; whether it is complete is found out by the reader of its files.
 """
 
 import os

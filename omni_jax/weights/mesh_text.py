@@ -3,11 +3,14 @@
 This reads the words; whether devices and model allow such a mesh is for `placement` to decide.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from omni_jax.errors import InputError
 from omni_jax.sharding import MESH_AXES
 from omni_jax.weights.parts import PARTS
+
+T = TypeVar("T")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -46,6 +49,6 @@ def parse_parts(text: str, parts: Iterable[str]) -> dict[str, dict[str, int]]:
     return sizes
 
 
-def sizes_for(part: str, sizes: dict[str, dict[str, int]]) -> dict[str, int]:
-    """The sizes of one part's mesh among those that `parse_parts` gives."""
-    return sizes.get("") or sizes.get(part) or sizes["talker"]
+def own_or_shared(part: str, meshes: Mapping[str, T]) -> T:
+    """What belongs to a part among meshes, or their sizes, by the names that `parse_parts` gives."""
+    return next(meshes[name] for name in ("", part, "talker") if name in meshes)

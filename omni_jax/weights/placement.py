@@ -1,10 +1,10 @@
-"""Which devices hold a model: from what a user asks for ("expert=4,data=2", "auto", nothing) to a mesh for each part.
+"""Which devices hold a model: from what a user gives ("expert=4,data=2", "auto", nothing) to a mesh for each part.
 
-    arrays of the checkpoint (shapes, types, axes) -+-> settle -> Placement: a mesh per part, and why
-    mesh asked for, devices and their memory -------+
+    arrays of the checkpoint (shapes, types, axes) -+-> resolve_placement -> Placement: a mesh per part, and why
+    mesh that is wanted, devices and their memory --+
 
 All is decided from headers, before any weight is read: a mesh must divide what it splits, and what each device then
-holds, weights and a cache, must fit its memory where that is known (GPUs state it, CPUs do not).
+holds, weights and a cache (`budget`), must fit its memory where that is known.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,112 +13,23 @@ from math import prod
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from omni_jax.config import DecoderConfig, OmniConfig
 from omni_jax.distributed import min_over_processes
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.models.param import Declaration
-from omni_jax.ops.cache import AXES, capacity_for
-from omni_jax.sharding import (
-    bytes_on_a_device,
-    check_mesh,
-    divides,
-    make_mesh,
-    mesh_name,
-    round_up_rows,
-    split_over,
-)
+from omni_jax.sharding import check_mesh, divides, make_mesh, mesh_name
 from omni_jax.sharding import shardings as shardings_on
-from omni_jax.weights.mesh_text import parse_parts
-from omni_jax.weights.parts import declared_arrays
-from omni_jax.weights.trees import flatten
+from omni_jax.weights.budget import Part, usable
+from omni_jax.weights.mesh_text import own_or_shared, parse_parts
 
-# What a cache is planned for: so many conversations of so many tokens. Whoever asks for more finds out at run time.
-PLANNED_ROWS, PLANNED_TOKENS = 8, 4096
-# The share left to intermediate results, of what a device says it holds. On GPU that is JAX's pool: three quarters of
-# the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
-WORKING_SHARE = 0.1
-# A cache whose slots double is held so many times over meanwhile: new keys and values beside the old values.
-GROWTH = 5 / 4
-# Devices that an automatic mesh splits experts over at most, those of one host as usually built, and then the rest of
-# the model.
+AUTO = "auto"
+# An automatic mesh splits experts over at most the 8 devices that one host usually has, and where that does not
+# suffice also the rest of the model over 2 or 4.
 AUTO_EXPERT = 8
 AUTO_TENSOR = (1, 2, 4)
 
-AUTO = "auto"
 MeshLike = str | Mesh | Mapping[str, Mesh] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A part of the model as far as its place is concerned.
-
-    declaration: the shapes and logical axes of its arrays. itemsizes: bytes of one number of each, by path. text: the
-    causal stack that needs a cache; None for a part without one.
-    """
-
-    name: str
-    declaration: Declaration
-    itemsizes: Mapping[str, int]
-    text: DecoderConfig | None
-
-    @property
-    def declared(self) -> tuple[dict, dict]:
-        """Shapes and logical axes as nested dicts, as `sharding.divides` takes them."""
-        return self.declaration.shapes, self.declaration.axes
-
-    def bytes_on_a_device(self, sizes: Mapping[str, int]) -> int:
-        """Bytes of weights and of the planned cache on one device of a mesh of these sizes."""
-        rows = round_up_rows(PLANNED_ROWS, sizes)
-        return self.weight_bytes(sizes) + self.most_cache_bytes(sizes, rows, PLANNED_TOKENS)
-
-    def weight_bytes(self, sizes: Mapping[str, int]) -> int:
-        """Bytes of weights on one device of a mesh of these sizes."""
-        arrays = declared_arrays(self.declaration, f"{self.name}/")
-        return sum(
-            bytes_on_a_device(shape, self.itemsizes[path], axes, sizes) for path, (shape, axes) in arrays.items()
-        )
-
-    def cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """As the function of this name, 0 for a part without a cache; its numbers have the widest type of weights."""
-        if self.text is None:
-            return 0
-        return cache_bytes(self.text, max(self.itemsizes.values()), sizes, rows, tokens)
-
-    def most_cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """The same at its peak, as the function of this name."""
-        if self.text is None:
-            return 0
-        return most_cache_bytes(self.text, max(self.itemsizes.values()), sizes, rows, tokens)
-
-
-def describe_part(
-    part: str, declaration: Declaration, config: OmniConfig, types: Mapping[str, str], dtype: str | None = None
-) -> Part:
-    """What placing a part needs to know; its arrays are in `dtype`, or in that of `types` by path."""
-    paths = flatten(declaration.shapes, f"{part}/")
-    itemsizes = {path: np.dtype(dtype or types[path]).itemsize for path in paths}
-    text = {"thinker": config.thinker.text, "talker": config.talker and config.talker.text}.get(part)
-    return Part(part, declaration, itemsizes, text)
-
-
-def cache_bytes(text: DecoderConfig, itemsize: int, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-    """Bytes on one device of a cache for `rows` conversations of `tokens` tokens, in numbers of `itemsize` bytes."""
-    slots = capacity_for(min(tokens, text.max_position_embeddings))
-    shape = (text.num_layers, rows, text.num_kv_heads, slots, text.head_dim)
-    over = (name for axis, size in zip(AXES, shape, strict=True) for name in split_over(axis, size, sizes))
-    return 2 * prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over)
-
-
-def most_cache_bytes(text: DecoderConfig, itemsize: int, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-    """The same at most: while the cache grows to that size, with one more conversation behind its prompt.
-
-    A single row is not split over the devices that share a batch: it lies whole on each.
-    """
-    one = cache_bytes(text, itemsize, sizes, 1, tokens)
-    return int(GROWTH * cache_bytes(text, itemsize, sizes, rows, tokens)) + one
 
 
 @dataclass(frozen=True)
@@ -134,18 +45,24 @@ class Placement:
         return tree or None
 
 
-def resolve_placement(asked: MeshLike, parts: Sequence[Part], devices: Sequence[Any] | None = None) -> Placement:
-    """The meshes that were asked for, checked; with "auto", the model over the fewest devices that hold it.
+def resolve_placement(wanted: MeshLike, parts: Sequence[Part], devices: Sequence[Any] | None = None) -> Placement:
+    """The meshes that a user wants, checked; with "auto", the model over the fewest devices that hold it.
 
-    Devices that are left over then hold it again, for more rows, if their memory is known or several processes need a
-    part each. devices: those to take, by default all. Raises InputError for a mesh that does not divide the model or
-    the devices, or leaves a process without any, and CheckpointError where weights and cache do not fit, naming the
-    smallest mesh that would.
+    With "auto", devices that are left over hold copies, for more rows, if their memory is known or several processes
+    need a share each.
+
+    Args:
+        wanted: as in `omni_jax.load`.
+        parts: the parts to place.
+        devices: those to use, by default all.
+
+    Raises InputError for a mesh that does not divide the model or the devices, or leaves a process without any, and
+    CheckpointError where weights and cache do not fit, naming the smallest mesh that would.
     """
     devices = jax.devices() if devices is None else devices
-    if asked == AUTO:
+    if wanted == AUTO:
         return _choose(parts, devices)
-    meshes = _meshes(asked, [part.name for part in parts], devices)
+    meshes = _meshes(wanted, [part.name for part in parts], devices)
     _check_processes(meshes, devices)
     for part in parts:
         if part.name in meshes:
@@ -154,38 +71,28 @@ def resolve_placement(asked: MeshLike, parts: Sequence[Part], devices: Sequence[
     return Placement(meshes)
 
 
-def memory_limit(device: Any) -> int | None:
-    """Bytes that a device can hold, None where it does not say."""
-    try:
-        stats = device.memory_stats()
-    except (AttributeError, jax.errors.JaxRuntimeError):
-        return None
-    return (stats or {}).get("bytes_limit")
-
-
-def _meshes(asked: MeshLike, parts: Sequence[str], devices: Sequence[Any]) -> dict[str, Mesh]:
-    """A mesh for each part as it was asked for, on devices in their order."""
-    if asked is None:
+def _meshes(wanted: MeshLike, parts: Sequence[str], devices: Sequence[Any]) -> dict[str, Mesh]:
+    """The mesh that is wanted for each part; meshes given as text take devices in their order."""
+    if wanted is None:
         return {}
-    if isinstance(asked, Mesh):
-        return dict.fromkeys(parts, asked)
-    if isinstance(asked, Mapping):
-        lost = [part for part in parts if part not in asked]
-        if lost:
-            raise InputError(f"no mesh is given for the {lost[0]}")
-        return {part: asked[part] for part in parts}
-    sizes = parse_parts(asked, parts)
+    if isinstance(wanted, Mesh):
+        return dict.fromkeys(parts, wanted)
+    if isinstance(wanted, Mapping):
+        missing = [part for part in parts if part not in wanted]
+        if missing:
+            raise InputError(f"no mesh is given for the {missing[0]}")
+        return {part: wanted[part] for part in parts}
+    sizes = parse_parts(wanted, parts)
     counts = {part: prod(axes.values()) for part, axes in sizes.items()}
     needed = sum(counts.values())
     if needed > len(devices) or ("" in sizes and len(devices) % needed):
         wrong = "there are" if needed > len(devices) else "which does not divide the"
-        raise InputError(f"mesh {asked!r} takes {needed} devices, {wrong} {len(devices)}; choose other sizes")
-    made, at = {}, 0
+        raise InputError(f"mesh {wanted!r} takes {needed} devices, {wrong} {len(devices)}; choose other sizes")
+    meshes, at = {}, 0
     for part, axes in sizes.items():
-        made[part] = make_mesh(devices[at : at + counts[part]], **axes)
+        meshes[part] = make_mesh(devices[at : at + counts[part]], **axes)
         at += counts[part]
-    shared = made.get("")
-    return {part: shared or made.get(part) or made["talker"] for part in parts}
+    return {part: own_or_shared(part, meshes) for part in parts}
 
 
 def _check_processes(meshes: Mapping[str, Mesh], devices: Sequence[Any]) -> None:
@@ -213,7 +120,7 @@ def _several(devices: Sequence[Any]) -> bool:
 
 
 def _check_memory(meshes: Mapping[str, Mesh], parts: Sequence[Part], devices: Sequence[Any]) -> None:
-    """CheckpointError unless each device that says how much it holds can hold its pieces."""
+    """CheckpointError unless each device that reports its memory can hold its share."""
     held: dict[Any, int] = {}
     first = [device for device in devices if device.process_index == jax.process_index()][:1]
     for part in parts:
@@ -225,12 +132,6 @@ def _check_memory(meshes: Mapping[str, Mesh], parts: Sequence[Part], devices: Se
         limit = usable(device)
         if limit is not None and count > limit:
             raise CheckpointError(_does_not_fit(count, limit, parts))
-
-
-def usable(device: Any) -> int | None:
-    """Bytes that weights and caches may take of a device, None where it does not say."""
-    limit = memory_limit(device)
-    return None if limit is None else int(limit * (1 - WORKING_SHARE))
 
 
 def _does_not_fit(count: int, limit: int, parts: Sequence[Part]) -> str:
@@ -249,14 +150,14 @@ def _does_not_fit(count: int, limit: int, parts: Sequence[Part]) -> str:
 
 
 def _fits(sizes: dict[str, int], parts: Sequence[Part], limit: int | None) -> bool:
-    """Whether a mesh of these sizes divides the model and each device can hold its pieces."""
+    """Whether a mesh of these sizes divides the model and each device can hold its share."""
     if not all(divides(part.declared, sizes) for part in parts):
         return False
     return limit is None or sum(part.bytes_on_a_device(sizes) for part in parts) <= limit
 
 
 def _choose(parts: Sequence[Part], devices: Sequence[Any]) -> Placement:
-    """The first candidate that fits, and why: copies of a model whose experts lie over as few devices as hold it."""
+    """The first candidate that fits, and why: copies of the model, each over the fewest devices that hold it."""
     limit, several = min(filter(None, map(usable, devices)), default=None), _several(devices)
     if several:
         # All must choose alike, and a process knows its own devices only.
@@ -276,7 +177,7 @@ def _choose(parts: Sequence[Part], devices: Sequence[Any]) -> Placement:
 
 
 def _candidates(devices: int) -> Iterator[dict[str, int]]:
-    """Sizes of meshes on at most so many devices in the order in which they are tried.
+    """Sizes of meshes on at most this number of devices, in the order in which they are tried.
 
     Experts are split first, which moves the least, and heads and widths only where that is not enough.
     """

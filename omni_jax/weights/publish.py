@@ -19,7 +19,8 @@ import jax
 
 from omni_jax.errors import CheckpointError
 from omni_jax.files import reason_of, user_path
-from omni_jax.weights.manifest import JUNK, MANIFEST, MARKER, PARTIAL, read_manifest, unnamed
+from omni_jax.weights.contents import JUNK, MANIFEST, MARKER, PARTIAL
+from omni_jax.weights.manifest import read_manifest, unnamed
 
 # Longer names are hidden under a hash: a file system's limit is 255 bytes, and ours is longer by ".partial".
 LONGEST_NAME = 200

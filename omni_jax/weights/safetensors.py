@@ -19,8 +19,9 @@ import numpy as np
 
 from omni_jax.errors import CheckpointError, ConfigError
 from omni_jax.files import read_json, read_object, reason_of, user_path
+from omni_jax.weights.contents import METADATA_SUFFIXES
 from omni_jax.weights.headers import AGAIN, MAX_TENSORS, NUMPY_DTYPES, Tensor, is_shape, read_header
-from omni_jax.weights.manifest import METADATA_SUFFIXES, is_ours
+from omni_jax.weights.manifest import is_ours
 
 INDEX = "model.safetensors.index.json"
 # Files that run code when they are opened.

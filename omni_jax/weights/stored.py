@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omni_jax.config import OmniConfig
 from omni_jax.models.param import Declaration
-from omni_jax.weights.placement import Part, describe_part
+from omni_jax.weights.budget import Part, describe_part
 from omni_jax.weights.shards import Shardings
 
 

@@ -38,8 +38,8 @@ import jax
 from omni_jax.ops import moe
 from omni_jax.ops.cache import capacity_for
 from omni_jax.sharding import mesh_name, split_over
+from omni_jax.weights.budget import describe_part
 from omni_jax.weights.mesh_text import parse_mesh
-from omni_jax.weights.placement import describe_part
 from scripts.aot.hlo import Module
 from scripts.aot.programs import Program, Target, h200, mesh_programs, programs
 

@@ -26,8 +26,9 @@ from omni_jax.errors import CheckpointError
 from omni_jax.sharding import make_mesh
 from omni_jax.weights import checkpoint
 from omni_jax.weights.blocks import count_nonfinite
+from omni_jax.weights.contents import MARKER, metadata_files
 from omni_jax.weights.keymap import table
-from omni_jax.weights.manifest import MARKER, metadata_files
+from omni_jax.weights.manifest import SMALL_BYTES
 from omni_jax.weights.plan import plan
 from omni_jax.weights.safetensors import open_checkpoint
 from omni_jax.weights.trees import nest
@@ -174,15 +175,15 @@ def test_parts(checkpoints, tmp_path):
         convert_checkpoint(checkpoints("small"), tmp_path / "other", parts=("vision",))
 
 
-def flip(directory: Path, pattern: bytes, bit: int) -> None:
-    """Flip one bit of the bytes `pattern` where they lie in the data of a converted checkpoint."""
+def flip(directory: Path, pattern: bytes, bit: int) -> Path:
+    """Flip one bit of the bytes `pattern` where they are in the data of a converted checkpoint; returns the file."""
     for file in sorted((directory / "params").rglob("d/*")):
         data = bytearray(file.read_bytes())
         at = data.find(pattern)
         if at >= 0:
             data[at + bit // 8] ^= 1 << bit % 8
             file.write_bytes(data)
-            return
+            return file
     raise AssertionError("the tensor's bytes are nowhere in the data")
 
 
@@ -200,12 +201,13 @@ def test_every_flipped_bit_is_found(checkpoints, converted, tmp_path, name, tran
     pattern = (np.ascontiguousarray(tensor.T) if transposed else tensor).tobytes()[:2000]
     for bit in (0, 8 * len(pattern) // 2 + 3, 8 * len(pattern) - 1):
         damaged = Path(shutil.copytree(converted, tmp_path / f"damaged-{bit}"))
-        flip(damaged, pattern, bit)
+        file = flip(damaged, pattern, bit)
         with pytest.raises(
             MismatchError, match=f"of 485 tensors, those that differ from what was written: 1;.*\n    {name}$"
         ):
             verify_checkpoint(damaged)
-    checkpoint.restore(damaged, (name.split(".")[0],))  # Orbax sees nothing.
+    if file.stat().st_size > SMALL_BYTES:  # Smaller files, in which a tensor may come to lie, are hashed at loading.
+        checkpoint.restore(damaged, (name.split(".")[0],))  # Orbax sees nothing.
     with pytest.raises(MismatchError, match=f"{name} is not what was written"):
         reverse_checkpoint(damaged, tmp_path / "back")
     assert not (tmp_path / "back").exists()
