@@ -33,7 +33,7 @@ def write_drafter(drafter: Drafter, directory: str | Path) -> int:
 
 
 def drafter_tensors(drafter: Drafter) -> dict[str, np.ndarray]:
-    """The tensors of a drafter under the names that they had, or the layout's own."""
+    """The tensors of a drafter in their stored shapes, under the names that they had, or the layout's own."""
     arrays = {path: np.asarray(array) for path, array in flatten(drafter.params).items()}
     tensors = {
         name: leaf.take(arrays[leaf.path][index], place)

@@ -32,7 +32,7 @@ class MismatchError(CheckpointError):
 
 @dataclass(frozen=True)
 class Taken:
-    """A tensor out of a checkpoint, as on a Hugging Face disk; `intact` is None where no hash was stored for it."""
+    """A tensor out of a checkpoint, in its Hugging Face shape; `intact` is None where no hash was stored for it."""
 
     name: str
     tensor: np.ndarray

@@ -125,7 +125,7 @@ def _table(report: dict[str, Any]) -> str:
 
 
 def _needed(count: int | None) -> str:
-    """What answering in text takes, if the Thinker is there."""
+    """The memory that answering in text takes, if the checkpoint has a Thinker."""
     return "no Thinker is here" if count is None else f"{_size(count)} of weights and cache, plus working memory"
 
 

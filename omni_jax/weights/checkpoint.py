@@ -24,7 +24,15 @@ from omni_jax.files import read_object, user_path
 from omni_jax.sharding import RULES
 from omni_jax.weights.contents import MAX_METADATA_BYTES, PARAMS, copy_metadata, differences, metadata_files
 from omni_jax.weights.counts import check_counts
-from omni_jax.weights.manifest import AGAIN, SMALL_BYTES, LeafRecord, Manifest, read_manifest, surplus, write_manifest
+from omni_jax.weights.manifest import (
+    COPY_AGAIN,
+    SMALL_BYTES,
+    LeafRecord,
+    Manifest,
+    read_manifest,
+    surplus,
+    write_manifest,
+)
 from omni_jax.weights.orbax_paths import MISREAD, UNWRITABLE, explained, plain_path, unreadable
 from omni_jax.weights.parts import PARTS, declare_parts
 from omni_jax.weights.publish import publish
@@ -48,7 +56,7 @@ def read_config(directory: str | Path) -> OmniConfig:
     for name in surplus(directory, manifest):
         if not name.startswith(f"{PARAMS}/"):
             raise CheckpointError(f"{directory / name}: was not there when the checkpoint was written; move it away")
-    values = read_object(directory / "config.json", remedy=AGAIN)
+    values = read_object(directory / "config.json", remedy=COPY_AGAIN)
     longest = max((n for leaf in manifest.leaves.values() for n in leaf.shape), default=0)
     check_counts(values, manifest.leaves, longest, directory)
     config = OmniConfig.from_hf(values)

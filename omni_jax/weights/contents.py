@@ -1,6 +1,6 @@
 """The files of a checkpoint directory: which belong to it, their sizes and hashes, and how they differ from a record.
 
-Small files (configuration, tokenizer, template) lie in the directory itself, arrays in its folder `params`.
+Small files (configuration, tokenizer, template) are in the directory itself, arrays in its folder `params`.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ LOADED = (
 )
 # What file managers leave in every folder that they show; hidden files are ignored anyway.
 JUNK = ("Thumbs.db", "desktop.ini")
-THREADS, PIECE_BYTES = 8, 1 << 20
+# Files are hashed by this number of threads, a block of this number of bytes at a time.
+THREADS, BLOCK_BYTES = 8, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,10 @@ def array_names(directory: Path) -> list[str]:
 
 
 def _hash(path: Path, seen: Callable[[int], object] = int) -> str:
-    """SHA-256 of a file; `seen` is called with the bytes of each piece. A command that was interrupted ends here."""
+    """SHA-256 of a file; `seen` is called with the size of each block. A command that was interrupted ends here."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
-        while piece := stream.read(PIECE_BYTES):
+        while piece := stream.read(BLOCK_BYTES):
             check()
             digest.update(piece)
             seen(len(piece))

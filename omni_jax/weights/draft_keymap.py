@@ -73,8 +73,8 @@ def read_vocabulary(source: SourceCheckpoint, config: Eagle3Config) -> tuple[Sou
     stated, known = tensors.pop(TO_TARGET, None), tensors.pop(IN_DRAFT, None)
     if stated is None and Vd < V:
         raise CheckpointError(
-            f"{where}: {TO_TARGET!r} is missing, but the drafter knows only {Vd:,} of {V:,} tokens; without it nobody "
-            "can say which tokens its drafts are: download the drafter completely"
+            f"{where}: {TO_TARGET!r} is missing, but the drafter knows only {Vd:,} of {V:,} tokens; without it "
+            "its drafts have no token ids: download the drafter completely"
         )
     if stated and (stated.shape != (Vd,) or stated.dtype not in ("I32", "I64")):
         raise CheckpointError(f"{where}: {TO_TARGET!r} is {stated.dtype} {list(stated.shape)}, not integer [{Vd}]")

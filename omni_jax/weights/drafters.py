@@ -3,8 +3,8 @@
     where -> headers -> table (`draft_keymap`) -> Drafter (configuration, declaration, parameters) -> check_drafter
 
 Located, read and checked as models are. Names are remembered as they were found, so that the way back gives the same
-tensors. A drafter decides how fast a reply comes and never what it says; all the same, nothing is guessed or left out:
-every tensor has a place and every place is filled.
+tensors. A drafter decides how fast a reply comes and never what it says. Still, nothing is guessed or left out: every
+tensor has a place and every place is filled.
 """
 
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ def declare_drafter(config: DraftConfig, own_embedding: bool = False) -> tuple[s
 
 
 def check_drafter(drafter: Drafter, config: OmniConfig) -> None:
-    """Raise InputError, naming what differs, unless the drafter was made for the Thinker of `config`."""
+    """Raise InputError, naming what differs, unless the drafter can draft for the Thinker of `config`."""
     text = config.thinker.text
     own = drafter.config.layers if isinstance(drafter.config, DFlashConfig) else drafter.config.layer
     remedy = "; take the drafter that was trained for this model"

@@ -17,7 +17,7 @@ from omni_jax.files import parse_json, reason_of
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 200_000
-AGAIN = "download it again"
+DOWNLOAD_AGAIN = "download it again"
 
 # Bits of one value for every dtype that safetensors knows, and the dtypes that can be weights here.
 DTYPE_BITS = {
@@ -44,7 +44,7 @@ IMPOSTORS = (
 
 @dataclass(frozen=True)
 class Tensor:
-    """Shape and safetensors dtype of a tensor and where its bytes lie; `file` is None in a manifest without data."""
+    """Shape and safetensors dtype of a tensor, and where its bytes start; `file` is None in a manifest without data."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -63,13 +63,13 @@ def read_header(path: Path) -> dict[str, Tensor]:
             if length > MAX_HEADER_BYTES:
                 raise CheckpointError(f"{path}: a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read")
             stream.seek(8)
-            header = parse_json(stream.read(length).decode(), str(path), remedy=AGAIN)
+            header = parse_json(stream.read(length).decode(), str(path), remedy=DOWNLOAD_AGAIN)
     except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: its header is no text; {AGAIN}") from None
+        raise CheckpointError(f"{path}: its header is no text; {DOWNLOAD_AGAIN}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: its header is not a JSON object; {AGAIN}")
+        raise CheckpointError(f"{path}: its header is not a JSON object; {DOWNLOAD_AGAIN}")
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{path}: {len(header):,} tensors in one file; more than {MAX_TENSORS:,} are refused")
@@ -95,7 +95,7 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: the header entry of {name!r} is malformed: {str(entry)[:200]}; {AGAIN}"
+            f"{path}: the header entry of {name!r} is malformed: {str(entry)[:200]}; {DOWNLOAD_AGAIN}"
         ) from error
     if dtype not in DTYPE_BITS:
         raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {dtype[:40]!r}")

@@ -24,12 +24,12 @@ def open_hf(
 ) -> StoredModel:
     """The model of a Hugging Face directory, once every tensor of `parts` (default: all) was seen to have its place."""
     source = open_checkpoint(directory)
-    made = plan(source, parts, dtype)
-    names = tuple(dict.fromkeys(leaf.path.split("/")[0] for leaf, _ in made.leaves))
-    types = {leaf.path: dtype.name for leaf, dtype in made.leaves}
-    read = partial(_read, source, made, allow_nonfinite)
+    planned = plan(source, parts, dtype)
+    names = tuple(dict.fromkeys(leaf.path.split("/")[0] for leaf, _ in planned.leaves))
+    types = {leaf.path: dtype.name for leaf, dtype in planned.leaves}
+    read = partial(_read, source, planned, allow_nonfinite)
     kind = "Hugging Face checkpoint"
-    return StoredModel(directory, kind, made.config, declare_parts(made.config, names), types, read)
+    return StoredModel(directory, kind, planned.config, declare_parts(planned.config, names), types, read)
 
 
 def load_hf(
@@ -60,6 +60,6 @@ def load_hf(
     return model.read(shardings), model.config
 
 
-def _read(source: SourceCheckpoint, made: Plan, allow_nonfinite: bool, shardings: Shardings) -> dict:
+def _read(source: SourceCheckpoint, planned: Plan, allow_nonfinite: bool, shardings: Shardings) -> dict:
     """The planned arrays as a nested dict."""
-    return nest(read_leaves(source, made.leaves, shardings, allow_nonfinite))
+    return nest(read_leaves(source, planned.leaves, shardings, allow_nonfinite))

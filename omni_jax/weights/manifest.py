@@ -39,7 +39,7 @@ from omni_jax.weights.contents import (
 FORMAT, FORMATS = 2, (1, 2)
 # Files up to this size are hashed whenever a checkpoint is loaded.
 SMALL_BYTES = 1 << 20
-AGAIN = "the checkpoint is damaged: copy it again, or convert it again"
+COPY_AGAIN = "the checkpoint is damaged: copy it again, or convert it again"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Manifest:
         return {name: record for name, record in self.files.items() if not name.startswith(f"{PARAMS}/")}
 
     def array_files(self) -> dict[str, FileRecord]:
-        """The files that the arrays lie in."""
+        """The files that hold the arrays."""
         return {name: record for name, record in self.files.items() if name.startswith(f"{PARAMS}/")}
 
 
@@ -78,7 +78,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     path = directory / MANIFEST
     if not os.path.lexists(path):
         raise CheckpointError(f"{directory}: {_diagnosis(directory)}")
-    manifest = _parsed(read_bytes(path, remedy=AGAIN), path)
+    manifest = _parsed(read_bytes(path, remedy=COPY_AGAIN), path)
     if not (directory / PARAMS).is_dir():
         raise CheckpointError(f"{directory}: '{PARAMS}' is missing; copy the checkpoint completely or convert it again")
     return manifest
@@ -141,7 +141,7 @@ def is_converted(directory: Path) -> bool:
 
 
 def identity(directory: Path) -> str:
-    """A hash that says which model a checkpoint is: equal for two conversions of the same files, not of others.
+    """A hash that identifies a model: equal for two conversions of the same files, different for other files.
 
     Of a Hugging Face directory, all files that loading reads are hashed.
     """
@@ -162,19 +162,19 @@ def identity(directory: Path) -> str:
 
 @lru_cache(maxsize=2)
 def _parsed(data: bytes, path: Path) -> Manifest:
-    """A manifest out of its JSON; loading asks for it several times, and a large one takes a tenth of a second."""
-    values = parse_json(data, str(path), remedy=AGAIN)
+    """A manifest out of its JSON, kept because loading needs it several times and a large one takes 0.1 s to read."""
+    values = parse_json(data, str(path), remedy=COPY_AGAIN)
     try:
         if _count(values["format"]) not in FORMATS:
             text = f"format {values['format']}, this version reads {FORMATS[0]} to {FORMAT}; update omni_jax"
             raise CheckpointError(f"{path}: {text}")
         if values["format"] == FORMAT and values["sha256"] != own_hash(values):
-            raise CheckpointError(f"{path}: differs from what was written; {AGAIN}")
+            raise CheckpointError(f"{path}: differs from what was written; {COPY_AGAIN}")
         return Manifest(_leaves(values["leaves"]), _files(values["files"]) if values["format"] == FORMAT else {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: an entry is wrong ({reason_of(error)}); {AGAIN}") from None
+        raise CheckpointError(f"{path}: an entry is wrong ({reason_of(error)}); {COPY_AGAIN}") from None
 
 
 def _leaves(values: dict[str, Any]) -> dict[str, LeafRecord]:

@@ -14,7 +14,7 @@ from omni_jax.weights.safetensors import SourceCheckpoint
 
 # How many names an error shows of each kind.
 SHOWN = 10
-DTYPES = {dtype.name: dtype for dtype in WEIGHT_DTYPES.values()}
+NAMED_DTYPES = {dtype.name: dtype for dtype in WEIGHT_DTYPES.values()}
 
 
 def check_tensors(
@@ -42,9 +42,9 @@ def with_dtypes(
     source: SourceCheckpoint, leaves: Iterable[Leaf], dtype: str | None
 ) -> tuple[tuple[Leaf, np.dtype], ...]:
     """Each leaf with its dtype to be: `dtype`, or the one of its tensors; CheckpointError where these differ."""
-    if dtype is not None and dtype not in DTYPES:
-        raise CheckpointError(f"dtype {dtype!r}: choose from {sorted(DTYPES)}")
-    return tuple((leaf, DTYPES[dtype] if dtype else _dtype(source, leaf)) for leaf in leaves)
+    if dtype is not None and dtype not in NAMED_DTYPES:
+        raise CheckpointError(f"dtype {dtype!r}: choose from {sorted(NAMED_DTYPES)}")
+    return tuple((leaf, NAMED_DTYPES[dtype] if dtype else _dtype(source, leaf)) for leaf in leaves)
 
 
 def _names(rows: Iterable[Leaf]) -> list[str]:

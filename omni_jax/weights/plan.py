@@ -71,7 +71,7 @@ class Plan:
 
 
 def plan(source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: str | None = None) -> Plan:
-    """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: the source's)."""
+    """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: as stored)."""
     _refuse_thinker_alone(source)
     check_counts(source.config, source.tensors, len(source.tensors), source.directory)
     config = OmniConfig.from_hf(source.config)

@@ -20,7 +20,7 @@ import numpy as np
 from omni_jax.errors import CheckpointError, ConfigError
 from omni_jax.files import read_json, read_object, reason_of, user_path
 from omni_jax.weights.contents import METADATA_SUFFIXES
-from omni_jax.weights.headers import AGAIN, MAX_TENSORS, NUMPY_DTYPES, Tensor, is_shape, read_header
+from omni_jax.weights.headers import DOWNLOAD_AGAIN, MAX_TENSORS, NUMPY_DTYPES, Tensor, is_shape, read_header
 from omni_jax.weights.manifest import is_ours
 
 INDEX = "model.safetensors.index.json"
@@ -99,7 +99,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """A parsed config.json; ConfigError where it is missing or not an object."""
     if not os.path.lexists(path):
         raise ConfigError(f"{path} is missing; take it from the checkpoint itself, the library's defaults differ")
-    return read_object(path, error=ConfigError, remedy=AGAIN)
+    return read_object(path, error=ConfigError, remedy=DOWNLOAD_AGAIN)
 
 
 def _listed(directory: Path) -> list[str]:
@@ -117,10 +117,12 @@ def _weight_map(directory: Path, names: list[str]) -> dict[str, str]:
         if len(files) == 1 and _is_whole(files[0]):
             return {"": files[0]}
         raise CheckpointError(f"{directory}: {_without_index(names, files)}")
-    index = read_json(_safe_file(directory, INDEX), remedy=AGAIN)
+    index = read_json(_safe_file(directory, INDEX), remedy=DOWNLOAD_AGAIN)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()) or not weight_map:
-        raise CheckpointError(f"{directory / INDEX}: has no 'weight_map' of tensor names to file names; {AGAIN}")
+        raise CheckpointError(
+            f"{directory / INDEX}: has no 'weight_map' of tensor names to file names; {DOWNLOAD_AGAIN}"
+        )
     if len(weight_map) > MAX_TENSORS:
         raise CheckpointError(f"{directory / INDEX}: {len(weight_map):,} names; more than {MAX_TENSORS:,} are refused")
     unlisted = sorted(set(files) - set(weight_map.values()))
