@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from omni_jax import sharding
 from omni_jax.decode.arguments import explained
 from omni_jax.errors import InputError
-from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.values import listed, shown
 from omni_jax.omni import Omni
 from omni_jax.weights.model import open_model
@@ -66,7 +65,7 @@ def load_lazily(
     """
     _check_arguments(mesh, dtype, parts)
     model = open_model(where, None if parts is None else tuple(parts), dtype or default_dtype())
-    processor = Processor.from_dir(model.directory, model.config)
+    processor = model.processor()
     placement = resolve_placement(mesh, model.parts())
     shardings = placement.shardings(model.declarations)
 

@@ -245,9 +245,7 @@ def test_missing_arrays_and_wrong_shapes(damaged):
     with pytest.raises(CheckpointError, match="thinker/more/weight"):
         verify_checkpoint(damaged)
     assert restore(damaged, ("talker",))
-    with pytest.raises(
-        CheckpointError, match=r"asks for thinker/more/weight none, .* holds \[2\]; restore"
-    ):
+    with pytest.raises(CheckpointError, match=r"asks for thinker/more/weight none, .* holds \[2\]; restore"):
         checkpoint.open_converted(damaged)
     assert set(checkpoint.open_converted(damaged, ("talker",)).declarations) == {"talker"}
     edit_leaf(damaged, "talker/embed", shape=[1536, 200])

@@ -25,6 +25,7 @@ from omni_jax.weights.draft_keymap import table
 from omni_jax.weights.drafters import Drafter, check_drafter, declare_drafter, load_drafter
 from omni_jax.weights.layout import check
 from omni_jax.weights.safetensors import INDEX
+from omni_jax.weights.trees import flatten
 from scripts.small.configs import PUBLIC_DFLASH, config_dict
 from scripts.small.drafter import make_drafter
 
@@ -87,6 +88,15 @@ def test_the_public_draft_has_its_tensors() -> None:
     assert kind == "dflash" and len(stored) == 58 == len({name for name, _ in stored})
     sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(declaration.shapes)]
     assert sum(sizes) == sum(np.prod(shape) for _, shape in stored) == 335_570_176
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_declared_array_has_a_row(kind: str, variant: str, drafters: Callable[[str, str], Path]) -> None:
+    drafter = load_drafter(drafters(kind, variant))
+    rows = table(drafter.config, drafter.declaration)
+    check(rows)
+    assert {row.path for row in rows} == flatten(drafter.declaration.shapes).keys() - {"d2t"}
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,6 @@ def check_counts(values: dict, names: Iterable[str], most: int, directory: Path)
         limit = stages if name in STAGES and stages else most
         if isinstance(found, int) and found > limit:
             raise CheckpointError(
-                f"{directory}: its config.json counts {str(found)[:20]} in {name}, the weights beside it can be of at "
-                f"most {limit:,}; take the config.json that belongs to them"
+                f"{directory}: its config.json counts {str(found)[:20]} in {name}, more than these weights can "
+                f"hold ({limit:,}); take the config.json that belongs to them"
             )

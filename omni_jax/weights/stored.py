@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omni_jax.config import OmniConfig
+from omni_jax.inputs.processor import Processor
 from omni_jax.models.param import Declaration
 from omni_jax.weights.budget import Part, describe_part
 from omni_jax.weights.shards import Shardings
@@ -28,6 +29,10 @@ class StoredModel:
     declarations: Mapping[str, Declaration]
     types: Mapping[str, str]
     read: Callable[[Shardings], dict]
+
+    def processor(self) -> Processor:
+        """What turns messages into this model's inputs, from its tokenizer, template and media settings."""
+        return Processor.from_dir(self.directory, self.config)
 
     def parts(self, dtype: str | None = None) -> list[Part]:
         """What placing the parts needs to know of them, with their arrays in `dtype`, by default as they are read."""
