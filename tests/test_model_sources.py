@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -230,6 +231,36 @@ def test_the_hub_names_an_incomplete_snapshot(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(CheckpointError, match=f"{SHARD} is missing; download"):
+        oj.load(ID)
+
+
+class Refused(OSError):
+    """What huggingface_hub raises for an answer of the hub."""
+
+    response = SimpleNamespace(status_code=404)
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (Refused("404 Client Error. (Request ID: 1)"), "the hub shows no such model; .*log in with `hf auth login`$"),
+        (FileNotFoundError("Got: ConnectError: [Errno -2]"), "and the hub cannot be reached; check the network$"),
+        (ValueError("Proxy?"), "the hub says: Proxy[?]$"),
+    ],
+    ids=["refused", "no network", "other"],
+)
+def test_why_a_model_cannot_be_downloaded(
+    error: Exception, words: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=f"{ID}: neither a directory here nor a model in the .*{words}"):
         oj.load(ID)
 
 

@@ -56,8 +56,17 @@ def _snapshot(model_id: str) -> Path:
         # Without the hub, an incomplete snapshot is an error that names it; the reader says which file is missing.
         if found := getattr(error, "snapshot_path", None):
             return Path(found)
-        remedy = "unset HF_HUB_OFFLINE to download it" if is_offline_mode() else reason_of(error)
+        reason = "unset HF_HUB_OFFLINE to download it" if is_offline_mode() else _reason(error)
         raise CheckpointError(
-            f"{model_id}: neither a directory here nor a model in the Hugging Face cache {constants.HF_HUB_CACHE} "
-            f"({remedy})"
+            f"{model_id}: neither a directory here nor a model in the Hugging Face cache {constants.HF_HUB_CACHE}; "
+            f"{reason}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a model could not be downloaded, and what to do about it where that is known."""
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
+        return "the hub shows no such model; for a private or gated one, log in with `hf auth login`"
+    if isinstance(error, FileNotFoundError):
+        return "and the hub cannot be reached; check the network"
+    return f"the hub says: {reason_of(error)}"
