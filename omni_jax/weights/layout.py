@@ -117,7 +117,7 @@ class Leaf:
         return tuple((0, n) if axis in shared else box[axis] for axis, n in enumerate(self.block))
 
     def part(self, source: Source, box: Box) -> tuple[tuple[int, int] | None, tuple[slice, ...]]:
-        """The rows of a tensor that a readable `box` needs (None for all), and where the box is in what they unpack to."""
+        """The rows of a tensor that a readable `box` needs (None for all), and the part of them that is the box."""
         at = (*source.at, *[slice(None)] * (len(self.block) - len(source.at)))
         axes = [axis for axis, i in enumerate(at) if not isinstance(i, int)]
         inside = [slice(*box[axis]) if at[axis] == slice(None) else slice(None) for axis in axes]
