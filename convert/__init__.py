@@ -1,4 +1,4 @@
-"""Convert Hugging Face checkpoints to ours and back; `python -m convert --help` for the command line.
+"""Convert Hugging Face checkpoints to sharded Orbax ones and back; `python -m convert --help` for the command line.
 
 convert_checkpoint(SRC, DST)   safetensors -> sharded Orbax, streamed
 reverse_checkpoint(DST, SRC)   and back, bit for bit
@@ -26,7 +26,7 @@ __all__ = [
     "write_drafter",
 ]
 
-# What each public name is defined in. Resolved on first use, so that the command answers at once.
+# The module of each public name, imported on first use, so that the command answers at once.
 _PUBLIC = {
     "MismatchError": "convert.verify",
     "convert_checkpoint": "convert.convert",

@@ -1,8 +1,8 @@
 """Command line of the converter: `python -m convert SRC DST`, `--reverse DST SRC`, `--verify DST`, `--dry-run SRC`.
 
 Exit status: 0 done; 1 a bug, with its traceback; 2 wrong usage; 3 an input that cannot be used, or a report that could
-not be written; 4 data that differs from what was written; 130 interrupted, and nothing is left behind; 141 whoever read
-the report left before its end.
+not be written; 4 data that differs from what was written; 130 interrupted, and nothing is left over; 141 the reader of
+the report closed it before its end.
 """
 
 if __name__ == "__main__":
@@ -45,7 +45,7 @@ class Arguments:
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Source and destination; one path for --verify alone and for --dry-run."""
+    """Source (a directory or a model id) and destination; one path for --verify alone and for --dry-run."""
     reverse: bool = False
     """Write a converted checkpoint back as safetensors."""
     verify: bool = False
@@ -57,7 +57,7 @@ class Arguments:
     parts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART ...")] = ()
     """Sub-models to convert (thinker, talker, code2wav); default: all."""
     config: Path | None = None
-    """For --dry-run on a manifest: the config.json, if it does not lie beside it."""
+    """For --dry-run on a manifest: the config.json, unless it is in the same directory."""
     shard_size: str = "5G"
     """For --reverse: most bytes in a file, such as 500M or 5G."""
     overwrite: bool = False
@@ -98,17 +98,20 @@ def run(arguments: Arguments) -> dict:
 
 
 def _dry_run(path: Path, arguments: Arguments) -> dict:
+    from omni_jax.weights.locate import locate
     from omni_jax.weights.plan import plan
     from omni_jax.weights.safetensors import open_checkpoint, open_manifest
 
-    source = open_checkpoint(path) if path.is_dir() else open_manifest(path, arguments.config)
-    made = plan(source, arguments.parts or None, arguments.dtype)
-    name, size = made.largest
+    # A manifest is a JSON file; any other name is that of a checkpoint.
+    is_manifest = path.is_file() or path.name.endswith((".json", ".json.gz"))
+    source = open_manifest(path, arguments.config) if is_manifest else open_checkpoint(locate(path, "the source"))
+    planned = plan(source, arguments.parts or None, arguments.dtype)
+    name, size = planned.largest
     return {
-        "tensors": made.tensors,
-        "parameters": made.parameters,
-        "arrays": len(made.leaves),
-        "bytes": made.bytes,
+        "tensors": planned.tensors,
+        "parameters": planned.parameters,
+        "arrays": len(planned.leaves),
+        "bytes": planned.bytes,
         "largest_array": name,
         "largest_array_bytes": size,
         "missing": 0,
@@ -117,7 +120,7 @@ def _dry_run(path: Path, arguments: Arguments) -> dict:
 
 
 def _problem(arguments: Arguments) -> str | None:
-    """What is wrong with a combination of arguments that each are fine."""
+    """What is wrong with a combination of arguments of which each is valid."""
     modes = sum((arguments.reverse, arguments.dry_run, arguments.verify and len(arguments.paths) == 1))
     if modes > 1 or (arguments.reverse and arguments.verify):
         return "choose one of --reverse, --dry-run and --verify (--reverse always compares hashes)"

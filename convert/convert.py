@@ -1,4 +1,4 @@
-"""Hugging Face checkpoint -> checkpoint of ours: source -> plan -> blocks -> Orbax, a few blocks in memory at a time.
+"""Hugging Face checkpoint -> converted checkpoint: source -> plan -> blocks -> Orbax, a few blocks in memory at a time.
 
 Leaf after leaf is read from the shards at the offsets that their headers give and streamed into Orbax. Peak memory is a
 few blocks (one expert, or one layer's projection; the embedding table is the largest) and the bytes that are being
@@ -18,8 +18,10 @@ from omni_jax.inputs.processor import Processor
 from omni_jax.process import check, finishing
 from omni_jax.weights.blocks import THREADS, ahead, read_block
 from omni_jax.weights.checkpoint import chunk_shape
+from omni_jax.weights.contents import copy_metadata, metadata_files
 from omni_jax.weights.layout import Index, Leaf
-from omni_jax.weights.manifest import LeafRecord, Manifest, copy_metadata, metadata_files, write_manifest
+from omni_jax.weights.locate import locate
+from omni_jax.weights.manifest import LeafRecord, Manifest, write_manifest
 from omni_jax.weights.plan import Plan, plan
 from omni_jax.weights.publish import place_of, publish
 from omni_jax.weights.safetensors import SourceCheckpoint, check_inside, open_checkpoint
@@ -35,24 +37,33 @@ def convert_checkpoint(
     verify: bool = False,
     progress: bool = False,
 ) -> Manifest:
-    """Convert the checkpoint directory `source` into `destination`, which appears complete or not at all.
+    """Convert a Hugging Face checkpoint into `destination`, which appears complete or not at all.
 
-    parts: sub-models to keep, default all. dtype: cast to it, default as in the source. verify: read everything back
-    and compare hashes before the destination appears; without it, the first block of each array. progress: a bar on
-    stderr. CheckpointError names what is wrong; all that can be known is checked before any tensor is read.
+    Args:
+        source: its directory, a snapshot folder of the hub's cache, or a model id, which needs omni_jax[hub].
+        destination: the directory to be written.
+        parts: which parts to keep, default all.
+        dtype: what to cast to, default as in the source.
+        overwrite: replace the destination if it is a converted checkpoint.
+        allow_nonfinite: accept NaN and infinite weights.
+        verify: read everything back and compare hashes before the destination appears; without it, only the first block
+            of each array.
+        progress: show a bar on stderr.
+
+    CheckpointError names what is wrong; all that can be known is checked before any tensor is read.
     """
     from convert.verify import sample_checkpoint, verify_checkpoint
 
-    opened = open_checkpoint(source)
-    made = plan(opened, parts, dtype)
-    small = _small_files(opened, made)
+    opened = open_checkpoint(locate(source, "the source"))
+    planned = plan(opened, parts, dtype)
+    small = _small_files(opened, planned)
     if place_of(destination).final in opened.directory.resolve().parents:
         raise CheckpointError(f"{destination}: holds the checkpoint that is to be converted; choose another name")
     # Orbax's own files take a hundredth of the arrays.
-    needed = made.bytes + made.bytes // 50 + sum(path.stat().st_size for path in small)
+    needed = planned.bytes + planned.bytes // 50 + sum(path.stat().st_size for path in small)
     with finishing(), publish(destination, overwrite, needed) as partial:
         copy_metadata(small, partial)
-        leaves = _write_params(opened, made, partial, allow_nonfinite, progress)
+        leaves = _write_params(opened, planned, partial, allow_nonfinite, progress)
         manifest = write_manifest(partial, leaves, progress)
         if verify:
             verify_checkpoint(partial, progress)
@@ -62,17 +73,17 @@ def convert_checkpoint(
     return manifest
 
 
-def _small_files(source: SourceCheckpoint, made: Plan) -> list[Path]:
-    """The model's small files, once they were seen to be what loading needs."""
+def _small_files(source: SourceCheckpoint, planned: Plan) -> list[Path]:
+    """The model's small files, after a check that they are what loading needs."""
     files = metadata_files(source.directory)
     for path in files:
         check_inside(path, source.directory.resolve())
-    Processor.from_dir(source.directory, made.config)
+    Processor.from_dir(source.directory, planned.config)
     return files
 
 
 def _write_params(
-    source: SourceCheckpoint, made: Plan, directory: Path, allow_nonfinite: bool, progress: bool
+    source: SourceCheckpoint, planned: Plan, directory: Path, allow_nonfinite: bool, progress: bool
 ) -> dict[str, LeafRecord]:
     """Stream all leaves into Orbax and return their records."""
     from convert.stream import StreamedLeaf, write_leaves
@@ -80,7 +91,7 @@ def _write_params(
     records: dict[str, LeafRecord] = {}
     with (
         ThreadPoolExecutor(THREADS) as pool,
-        tqdm(total=made.bytes, unit="B", unit_scale=True, desc="convert", disable=not progress) as bar,
+        tqdm(total=planned.bytes, unit="B", unit_scale=True, desc="convert", disable=not progress) as bar,
     ):
 
         def blocks(leaf: Leaf, dtype: np.dtype) -> Iterator[tuple[Index, np.ndarray]]:
@@ -96,10 +107,10 @@ def _write_params(
                 bar.update(block.nbytes)
 
         leaves = {}
-        for leaf, dtype in made.leaves:
+        for leaf, dtype in planned.leaves:
             chunks = chunk_shape(leaf.shape, leaf.axes, dtype.itemsize)
             leaves[leaf.path] = StreamedLeaf(
                 leaf.shape, dtype, chunks, lambda leaf=leaf, dtype=dtype: blocks(leaf, dtype)
             )
         write_leaves(directory, leaves)
-    return {leaf.path: records[leaf.path] for leaf, _ in made.leaves}
+    return {leaf.path: records[leaf.path] for leaf, _ in planned.leaves}

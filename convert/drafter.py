@@ -1,8 +1,7 @@
 """Drafters back to the files in which they are published, bit for bit.
 
-`omni_jax.weights.drafters` reads the public layouts and holds the table of their names; here its rows are followed the other
-way. What was loaded keeps the names, dtypes and options that it had; a drafter that was trained here gets the layout's
-own names.
+The rows of `omni_jax.weights.draft_keymap` are followed the other way. A drafter that was loaded keeps the names,
+dtypes and options that it had; one that was trained here gets the layout's own names.
 """
 
 import json
@@ -11,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from omni_jax.draft_config import Eagle3Config
-from omni_jax.weights.checkpoint import flatten
-from omni_jax.weights.drafters import IN_DRAFT, TO_TARGET, Drafter, Stored, known_tokens, table
+from omni_jax.weights.draft_keymap import IN_DRAFT, TO_TARGET, Found, known_tokens, table
+from omni_jax.weights.drafters import Drafter
 from omni_jax.weights.publish import publish
+from omni_jax.weights.trees import flatten
 
 FILE = "model.safetensors"
 
@@ -33,11 +33,13 @@ def write_drafter(drafter: Drafter, directory: str | Path) -> int:
 
 
 def drafter_tensors(drafter: Drafter) -> dict[str, np.ndarray]:
-    """The tensors of a drafter under the names that they had, or the layout's own."""
+    """The tensors of a drafter in their stored shapes, under the names that they had, or the layout's own."""
     arrays = {path: np.asarray(array) for path, array in flatten(drafter.params).items()}
     tensors = {
-        row.name: np.ascontiguousarray(arrays[row.path][row.at]).reshape(row.shape)
-        for row in table(drafter.config, own_embedding="embed" in arrays)
+        name: leaf.take(arrays[leaf.path][index], place)
+        for leaf in table(drafter.config, drafter.declaration)
+        for index in leaf.indices()
+        for name, place in leaf.placements(index)
     }
     if isinstance(drafter.config, Eagle3Config):
         tensors |= _vocabulary(drafter, arrays[TO_TARGET])
@@ -53,5 +55,5 @@ def _vocabulary(drafter: Drafter, offsets: np.ndarray) -> dict[str, np.ndarray]:
     return {name: tensor for name, tensor in both.items() if name in drafter.stored or not drafter.stored}
 
 
-def _found(drafter: Drafter, name: str) -> Stored:
-    return drafter.stored.get(name) or Stored(name, np.dtype(np.int64))
+def _found(drafter: Drafter, name: str) -> Found:
+    return drafter.stored.get(name) or Found(name, np.dtype(np.int64))

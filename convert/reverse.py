@@ -1,7 +1,7 @@
-"""Checkpoint of ours -> Hugging Face checkpoint: the same tensors, names and small files, bit for bit.
+"""Converted checkpoint -> Hugging Face checkpoint: the same tensors, names and small files, bit for bit.
 
-Blocks are read in the order of our arrays and each tensor is written to its place in its shard, whose header is known
-beforehand; nothing is collected in memory. Stored hashes are checked on the way, so damage is not handed on.
+Blocks are read in the order of the arrays and each tensor is written to its place in its shard, whose header is known
+beforehand; nothing is collected in memory. Stored hashes are checked on the way, so damage is not passed on.
 """
 
 import json
@@ -18,9 +18,11 @@ from convert.verify import MismatchError, rows_of, take_all
 from omni_jax.errors import CheckpointError
 from omni_jax.files import user_path
 from omni_jax.process import finishing
-from omni_jax.weights.manifest import copy_metadata, metadata_files, read_manifest
+from omni_jax.weights.contents import copy_metadata, metadata_files
+from omni_jax.weights.headers import DTYPE_NAMES
+from omni_jax.weights.manifest import read_manifest
 from omni_jax.weights.publish import place_of, publish
-from omni_jax.weights.safetensors import DTYPE_NAMES, INDEX
+from omni_jax.weights.safetensors import INDEX
 
 SHARD_BYTES = 5_000_000_000
 
@@ -46,8 +48,14 @@ def reverse_checkpoint(
 ) -> int:
     """Write the converted checkpoint `source` as safetensors and JSON into `destination`; return the tensors written.
 
-    shard_bytes: most bytes of tensors in a file, at least one tensor each. overwrite: replace a converted checkpoint,
-    but never the source. MismatchError when data is damaged.
+    Args:
+        source: the converted checkpoint.
+        destination: the directory to be written.
+        shard_bytes: the most bytes of tensors in a file; a larger tensor has a file of its own.
+        progress: show a bar on stderr.
+        overwrite: replace a converted checkpoint, but never the source.
+
+    MismatchError when data is damaged.
     """
     source = user_path(source, "the source").absolute()
     manifest = read_manifest(source)

@@ -19,8 +19,9 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
-from omni_jax.weights.checkpoint import UNWRITABLE, explained, flatten, nest, plain_path, unreadable
-from omni_jax.weights.manifest import PARAMS
+from omni_jax.weights.contents import PARAMS
+from omni_jax.weights.orbax_paths import UNWRITABLE, explained, plain_path, unreadable
+from omni_jax.weights.trees import flatten, nest
 
 BATCH_BYTES = 32 << 20
 
@@ -54,7 +55,7 @@ class OpenLeaf:
         return prod(self.shape)
 
     def read(self, index: tuple[int, ...]) -> np.ndarray:
-        """The block at `index` of the leading axes; ValueError where files are missing or damaged."""
+        """The block at `index` of the leading axes, of the shape of the others; ValueError for damaged files."""
         return self.store[index].read().result()
 
 
@@ -74,7 +75,7 @@ class _Handler(type_handlers.NumpyHandler):
             spec["metadata"]["chunks"], spec["dtype"] = list(leaf.chunks), leaf.dtype.name
             array = await batch.open(spec, info.ts_context)
             for index, block in leaf.blocks():
-                for start, part in _pieces(block, leaf.chunks[len(index)]):
+                for start, part in _parts(block, leaf.chunks[len(index)]):
                     await array[(*index, slice(start, start + len(part)))].write(
                         part, can_reference_source_data_indefinitely=True
                     )
@@ -97,20 +98,20 @@ class _Handler(type_handlers.NumpyHandler):
 class _Batch:
     """Writes gathered in a transaction, committed whenever it holds `BATCH_BYTES`.
 
-    Without transactions, every write would rewrite the store's index: thrice the bytes, four times as slow.
+    Without transactions, every write would rewrite the store's index: three times the bytes, four times as slow.
     """
 
     def __init__(self) -> None:
         self.transaction, self.bytes = ts.Transaction(), 0
 
     async def open(self, spec: dict[str, Any], context: ts.Context | None) -> ts.TensorStore:
-        """The array of `spec` in the present transaction, made if it does not exist."""
+        """The array of `spec` in the current transaction, created if it does not exist."""
         return await ts.open(
             ts.Spec(spec), create=True, open=True, context=context or ts.Context(), transaction=self.transaction
         )
 
     async def committed(self, written: int) -> bool:
-        """Count what was written; True if the transaction was full and a new one begins."""
+        """Count the bytes written; True if the transaction was full and a new one has begun."""
         self.bytes += written
         if self.bytes < BATCH_BYTES:
             return False
@@ -118,13 +119,13 @@ class _Batch:
         return True
 
     async def commit(self) -> None:
-        """Put everything on disk and begin anew."""
+        """Put everything on disk and begin a new transaction."""
         await self.transaction.commit_async()
         self.transaction, self.bytes = ts.Transaction(), 0
 
 
-def _pieces(block: np.ndarray, step: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Cut a block into pieces of about BATCH_BYTES, whole chunks of `step` rows each; with their starts."""
+def _parts(block: np.ndarray, step: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Cut a block into parts of about BATCH_BYTES, whole chunks of `step` rows each; with their starts."""
     rows = step * max(1, BATCH_BYTES * len(block) // (step * block.nbytes))
     for start in range(0, len(block), rows):
         yield start, block[start : start + rows]

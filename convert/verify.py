@@ -20,9 +20,10 @@ from omni_jax.errors import CheckpointError
 from omni_jax.files import reason_of, user_path
 from omni_jax.weights.blocks import THREADS, ahead, hash_tensor
 from omni_jax.weights.checkpoint import read_config
+from omni_jax.weights.contents import PARAMS, differences
 from omni_jax.weights.keymap import table
 from omni_jax.weights.layout import Index, Leaf
-from omni_jax.weights.manifest import PARAMS, LeafRecord, Manifest, differences, read_manifest, surplus
+from omni_jax.weights.manifest import LeafRecord, Manifest, read_manifest, surplus
 
 
 class MismatchError(CheckpointError):
@@ -31,7 +32,7 @@ class MismatchError(CheckpointError):
 
 @dataclass(frozen=True)
 class Taken:
-    """A tensor out of a checkpoint, as on a Hugging Face disk; `intact` is None where no hash was stored for it."""
+    """A tensor out of a checkpoint, in its Hugging Face shape; `intact` is None where no hash was stored for it."""
 
     name: str
     tensor: np.ndarray

@@ -35,8 +35,8 @@ from omni_jax.omni import Event, Omni, Reply
 from omni_jax.printing import json_text, reply_values, report_mesh, summary
 from omni_jax.settings import Drafting, Sampling
 from omni_jax.sound import check_sound_file, write_sound
-from omni_jax.weights import checkpoint
 from omni_jax.weights.drafters import Drafter, check_drafter, load_drafter
+from omni_jax.weights.model import model_config
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Ask:
     """What to ask, and how to draw the answer."""
 
     model: Path
-    """Converted checkpoint directory (python -m convert SRC DST)."""
+    """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
     text: str | None = None
     """The question."""
     image: UseAppendAction[tuple[Path, ...]] = ()
@@ -151,7 +151,7 @@ def _drafter(ask: Ask) -> Drafter | None:
             raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
         return None
     drafter = load_drafter(ask.drafting.drafter, dtype=ask.devices.dtype or default_dtype())
-    check_drafter(drafter, checkpoint.read_config(ask.model))
+    check_drafter(drafter, model_config(ask.model))
     return drafter
 
 

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import tyro
@@ -31,6 +32,7 @@ from omni_jax.inspection import Inspect, inspect
 from omni_jax.omni import Omni
 from omni_jax.printing import report_mesh
 from omni_jax.sharding import platform
+from omni_jax.weights.locate import locate
 
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
@@ -63,6 +65,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(command: Command) -> None:
+    command = replace(command, model=locate(command.model))
     if isinstance(command, Inspect):
         return inspect(command)
     if command.devices.distributed:

@@ -12,7 +12,7 @@ The last two are what the libraries do that write the respective key (SGLang and
 by one drafts worse and breaks nothing else.
 
 As in `config.py` nothing has a default here, and an option that is not implemented is refused by its name. Multimodal
-rotary sections are dropped: drafters turn by the plain index of a token.
+rotary sections are dropped: drafters rotate by the plain index of a token.
 
 Source: z-lab `DFlashDraftModel`, SpecForge `DFlashDraftModel` (layer types), EAGLE `cnets.Model`.
 """
@@ -28,7 +28,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 DFLASH = ("DFlashDraftModel",)
 EAGLE3 = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "EAGLE3LlamaForCausalLM", "LlamaForCausalLM")
 EAGLE3_FEATURES = 3
-Block = Annotated[int, Range(2, 1_000)]  # tokens: the one at hand and at least one draft
+Block = Annotated[int, Range(2, 1_000)]  # tokens: the last one known and at least one draft
 
 # Options of relatives of these drafters, with the values that leave a drafter as it is implemented here. null, false
 # and an absent key always do.
@@ -159,7 +159,7 @@ def _refuse(r: Reader, options: dict[str, tuple[Any, ...]]) -> None:
 
 
 def _decoder(r: Reader, qk_norm: bool) -> DecoderConfig:
-    """The layers as a plain stack: windows are the drafter's own affair, and positions are plain."""
+    """The layers as a plain stack: the drafter handles its windows itself, and positions are plain."""
     section = next((name for name in ("rope_parameters", "rope_scaling") if r.has(name)), None)
     scaling = dict(r.section(section).values) if section else {}
     missing = "'rope_theta' is missing; add the one that the drafter was trained with (files without it mean 10000)"
@@ -170,7 +170,7 @@ def _decoder(r: Reader, qk_norm: bool) -> DecoderConfig:
 
 
 def _either(inner: Reader, outer: Reader, name: str) -> Reader:
-    """Where `name` stands: in its section, as newer files have it, or at the top."""
+    """The section that has `name`, as in newer files, or the top."""
     return inner if inner.has(name) or not outer.has(name) else outer
 
 
@@ -187,7 +187,7 @@ def _layer_types(r: Reader, layers: int) -> tuple[str, ...]:
 
 
 def _target_layers(r: Reader, layers: int, target_layers: int | None) -> tuple[int, ...]:
-    """The stated layers, or as many as the drafter has, spread evenly, where a file leaves the choice to its class."""
+    """The stated layers; where a file leaves the choice to its class, one per drafter layer, spread evenly."""
     name = "target_layer_ids"
     if r.has(name):
         return _distinct(r, name, r.read(name, LayerIds), target_layers)

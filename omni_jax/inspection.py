@@ -1,7 +1,6 @@
 """`omni-jax inspect`: what a checkpoint holds and what memory it needs, from its headers alone."""
 
 import json
-import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,24 +9,23 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import tyro
 
-from omni_jax.config import OmniConfig
 from omni_jax.inputs.values import whole
-from omni_jax.loading import default_dtype, describe_part
-from omni_jax.models.param import declare
-from omni_jax.omni import PARTS
+from omni_jax.loading import default_dtype
 from omni_jax.ops.cache import capacity_for
 from omni_jax.sharding import check_mesh, mesh_name
-from omni_jax.weights import checkpoint
-from omni_jax.weights.manifest import MANIFEST, read_manifest
-from omni_jax.weights.placement import AUTO, Placement, parse_parts, resolve_placement
+from omni_jax.weights.mesh_text import own_or_shared, parse_parts
+from omni_jax.weights.model import open_model
+from omni_jax.weights.parts import PARTS, declared_arrays
+from omni_jax.weights.placement import AUTO, Placement, resolve_placement
+from omni_jax.weights.stored import StoredModel
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Tell what a checkpoint holds and what memory it needs, from its headers alone."""
+    """Report a checkpoint's contents and memory needs, from its headers alone."""
 
     model: tyro.conf.Positional[Path]
-    """Converted checkpoint, or a Hugging Face directory."""
+    """Converted checkpoint, Hugging Face directory, snapshot folder of the hub's cache, or model id."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type to load the weights in; by default as loading on this machine would."""
     context: int = 4096
@@ -35,7 +33,7 @@ class Inspect:
     batch: int = 1
     """Conversations at once."""
     mesh: str | None = None
-    """Tell what each device of such a mesh would hold; the devices need not be here, but for auto."""
+    """Report what each device of such a mesh would hold; only auto needs the devices to be here."""
     json: bool = False
     """Machine-readable output."""
 
@@ -44,46 +42,35 @@ def inspect(command: Inspect) -> None:
     """Print what the checkpoint holds."""
     for name, value in (("--context", command.context), ("--batch", command.batch)):
         whole(name, value, "give at least 1")
-    if os.path.lexists(command.model / MANIFEST):
-        from convert.verify import rows_of
-
-        config, manifest = checkpoint.read_config(command.model), read_manifest(command.model)
-        rows_of(command.model, manifest)
-        leaves = manifest.leaves
-        arrays = [(path, leaf.shape, leaf.dtype) for path, leaf in leaves.items()]
-        kind = "converted checkpoint"
-    else:
-        from omni_jax.weights.plan import plan
-        from omni_jax.weights.safetensors import open_checkpoint
-
-        made = plan(open_checkpoint(command.model))
-        config = made.config
-        arrays = [(leaf.path, leaf.shape, dtype.name) for leaf, dtype in made.leaves]
-        kind = "Hugging Face checkpoint"
-    report = {"checkpoint": str(command.model), "kind": kind, **summarise(config, arrays, command)}
+    model = open_model(command.model)
+    report = {"checkpoint": str(command.model), "kind": model.kind, **summarise(model, command)}
     if command.mesh is not None:
-        report |= _on_devices(config, {path: dtype for path, _, dtype in arrays}, command.mesh, command)
+        report |= _on_devices(model, command.mesh, command)
     print(json.dumps(report) if command.json else _table(report))
 
 
-def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]], command: Inspect) -> dict[str, Any]:
+def summarise(model: StoredModel, command: Inspect) -> dict[str, Any]:
     """Parameters and bytes of each part, and the bytes of weights and cache that a run needs.
 
-    arrays: path, shape and dtype of every array. The cache is the Thinker's, in the weights' type.
+    The cache is the Thinker's, in the weights' type.
     """
-    loaded = command.dtype or default_dtype()
-    parts: dict[str, dict[str, int]] = {}
-    for path, shape, dtype in arrays:
-        part = parts.setdefault(path.split("/")[0], {"arrays": 0, "parameters": 0, "bytes": 0})
-        part["arrays"] += 1
-        part["parameters"] += prod(shape)
-        part["bytes"] += prod(shape) * jnp.dtype(loaded or dtype).itemsize
-    text, speaks = config.thinker.text, set(PARTS) <= parts.keys()
-    dtype = jnp.dtype(loaded or arrays[0][2])
+    config, loaded = model.config, command.dtype or default_dtype()
+    parts = {
+        part: {
+            "arrays": len(arrays := declared_arrays(declaration, f"{part}/")),
+            "parameters": sum(prod(shape) for shape, _ in arrays.values()),
+            "bytes": sum(
+                prod(shape) * jnp.dtype(loaded or model.types[path]).itemsize for path, (shape, _) in arrays.items()
+            ),
+        }
+        for part, declaration in model.declarations.items()
+    }
+    text, speaks, stored = config.thinker.text, set(PARTS) <= parts.keys(), next(iter(model.types.values()))
+    dtype = jnp.dtype(loaded or stored)
     per_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
     cache = per_token * capacity_for(min(command.context, text.max_position_embeddings)) * command.batch
     return {
-        "stored_dtype": arrays[0][2],
+        "stored_dtype": stored,
         "dtype": dtype.name,
         "parts": parts,
         "parameters": sum(part["parameters"] for part in parts.values()),
@@ -100,17 +87,13 @@ def summarise(config: OmniConfig, arrays: list[tuple[str, tuple[int, ...], str]]
     }
 
 
-def _on_devices(config: OmniConfig, types: dict[str, str], mesh: str, command: Inspect) -> dict[str, Any]:
+def _on_devices(model: StoredModel, mesh: str, command: Inspect) -> dict[str, Any]:
     """What each device of a mesh would hold: bytes of weights by part, and of the Thinker's cache."""
-    present = [part for part in PARTS if any(path.startswith(f"{part}/") for path in types)]
-    loaded, held, cache = command.dtype or default_dtype(), {}, 0
-    parts = [
-        describe_part(name, declare(PARTS[name], getattr(config, name)), config, types, loaded) for name in present
-    ]
+    parts, held, cache = model.parts(command.dtype or default_dtype()), {}, 0
     chosen = resolve_placement(AUTO, parts) if mesh == AUTO else Placement({})
-    asked = {name: on.shape for name, on in chosen.meshes.items()} or parse_parts(mesh, present)
+    wanted = {name: dict(on.shape) for name, on in chosen.meshes.items()} or parse_parts(mesh, model.declarations)
     for part in parts:
-        sizes = asked.get("") or asked.get(part.name) or asked["talker"]
+        sizes = own_or_shared(part.name, wanted)
         check_mesh({part.name: part.declared}, sizes)
         held[part.name] = {"mesh": mesh_name(sizes), "bytes": part.weight_bytes(sizes)}
         if part.name == "thinker":
@@ -128,9 +111,9 @@ def _table(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"text model: {report['layers']} layers, {report['experts']} experts of which {report['experts_per_token']} "
-        f"work on a token, context {report['max_context']:,}",
+        f"work on each token, context {report['max_context']:,}",
         f"speakers: {', '.join(report['speakers']) or 'none (text only)'}",
-        f"cache: {_size(report['cache_bytes_per_token'])} a token, {_size(report['cache_bytes'])} for this context",
+        f"cache: {_size(report['cache_bytes_per_token'])} per token, {_size(report['cache_bytes'])} for this context",
         f"to answer in text: {_needed(report['thinker_bytes'])}",
     ]
     if report.get("mesh_reason"):
@@ -142,8 +125,8 @@ def _table(report: dict[str, Any]) -> str:
 
 
 def _needed(count: int | None) -> str:
-    """What answering in text takes, if the Thinker is there."""
-    return "no Thinker is here" if count is None else f"{_size(count)} of weights and cache, beside working memory"
+    """The memory that answering in text takes, if the checkpoint has a Thinker."""
+    return "no Thinker is here" if count is None else f"{_size(count)} of weights and cache, plus working memory"
 
 
 def _size(count: int) -> str:

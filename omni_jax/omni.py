@@ -39,9 +39,9 @@ from omni_jax.settings import Ending, Keywords, Settings
 from omni_jax.settings import Voice as VoiceSettings
 from omni_jax.sharding import place
 from omni_jax.weights.drafters import Drafter
+from omni_jax.weights.parts import PARTS
 
 Messages = list[dict[str, Any]]
-PARTS = {"thinker": Thinker, "talker": Talker, "code2wav": Code2Wav}
 
 
 class Omni:

@@ -69,21 +69,6 @@ def platform() -> str:
         ) from error
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-    """The sizes by axis that "expert=4,data=2" states; InputError for a text that is no mesh."""
-    sizes: dict[str, int] = {}
-    for entry in text.split(","):
-        axis, _, size = (word.strip() for word in entry.partition("="))
-        if axis not in MESH_AXES:
-            raise InputError(f"mesh {text!r}: no axis is called {axis!r}; choose from {', '.join(MESH_AXES)}")
-        if axis in sizes:
-            raise InputError(f"mesh {text!r} gives {axis} twice")
-        if not size.isascii() or not size.isdigit() or int(size) < 1:
-            raise InputError(f"mesh {text!r}: {axis} is {size!r}; give a whole number of at least 1, as in expert=4")
-        sizes[axis] = int(size)
-    return sizes
-
-
 def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     """A mesh over `devices` (by default the first ones), with a size for each axis, by default 1.
 

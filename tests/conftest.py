@@ -86,14 +86,7 @@ def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def omnis(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
-    """`omnis("tiny")` is our whole model of that checkpoint, loaded directly from its safetensors."""
-    from convert import load_hf
-    from omni_jax.inputs.processor import Processor
-    from omni_jax.omni import Omni
+    """`omnis("tiny")` is our whole model of that checkpoint, loaded straight from its safetensors."""
+    from omni_jax.loading import load
 
-    @cache
-    def load(variant: str) -> Omni:
-        params, config = load_hf(checkpoints(variant))
-        return Omni(params, config, Processor.from_dir(checkpoints(variant), config))
-
-    return load
+    return cache(lambda variant: load(checkpoints(variant)))

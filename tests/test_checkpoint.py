@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,10 @@ from convert import convert_checkpoint, load_hf, reverse_checkpoint, verify_chec
 from omni_jax.errors import CheckpointError, ConfigError
 from omni_jax.sharding import make_mesh, shardings
 from omni_jax.weights import checkpoint
-from omni_jax.weights.checkpoint import chunk_shape, flatten, nest, restore, save
-from omni_jax.weights.keymap import destination_axes
-from omni_jax.weights.pieces import read_pieces
+from omni_jax.weights.checkpoint import chunk_shape, restore, save
+from omni_jax.weights.parts import declare_parts
+from omni_jax.weights.shard_handler import read_shards
+from omni_jax.weights.trees import flatten, nest
 from tests.convert.conftest import as_first_format, edit_manifest
 
 
@@ -39,11 +41,11 @@ def damaged(ours, tmp_path) -> Path:
 
 def test_restored_pieces_lie_on_their_devices(ours, checkpoints):
     mesh = make_mesh(jax.devices(), expert=4, tensor=2)
-    axes = destination_axes(checkpoint.read_config(ours))
-    params = restore(ours, parts=("thinker",), shardings=shardings({"thinker": axes["thinker"]}, mesh))
+    axes = declare_parts(checkpoint.read_config(ours))["thinker"].axes
+    params = restore(ours, parts=("thinker",), shardings=shardings({"thinker": axes}, mesh))
     whole, _ = load_hf(checkpoints("tiny"), parts=("thinker",))
     jax.tree.map(np.testing.assert_array_equal, params, whole)
-    placed, _ = load_hf(checkpoints("tiny"), ("thinker",), shardings=shardings({"thinker": axes["thinker"]}, mesh))
+    placed, _ = load_hf(checkpoints("tiny"), ("thinker",), shardings=shardings({"thinker": axes}, mesh))
     jax.tree.map(np.testing.assert_array_equal, placed, whole)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, placed, params))
     gate_up = params["thinker"]["layers"]["moe"]["gate_up"]
@@ -57,10 +59,15 @@ def test_restored_pieces_lie_on_their_devices(ours, checkpoints):
     assert params["thinker"]["norm"]["weight"].sharding.is_fully_replicated
 
 
+def by_path(directory: Path, place: Callable[[str], NamedSharding]) -> dict:
+    """The tree of shardings that a function of the path gives."""
+    return nest({path: place(path) for path in checkpoint.read_manifest(directory).leaves})
+
+
 def test_sharding_by_path_and_for_all(ours):
     mesh = make_mesh(jax.devices()[:2], expert=2)
     split, whole = NamedSharding(mesh, PartitionSpec(None, "expert")), NamedSharding(mesh, PartitionSpec())
-    params = restore(ours, ("talker",), lambda path: split if "moe/down" in path else whole)
+    params = restore(ours, ("talker",), by_path(ours, lambda path: split if "moe/down" in path else whole))
     assert params["talker"]["layers"]["moe"]["down"].sharding == split
     assert params["talker"]["embed"].sharding == whole
     params = restore(ours, ("talker",), whole)
@@ -88,7 +95,7 @@ def test_each_piece_is_read_once_for_the_devices_that_want_it():
             return SimpleNamespace(read=read)
 
     mesh = make_mesh(jax.devices(), expert=2, data=4)
-    array = asyncio.run(read_pieces(Store(), NamedSharding(mesh, PartitionSpec("expert")), np.float32))
+    array = asyncio.run(read_shards(Store(), NamedSharding(mesh, PartitionSpec("expert")), np.float32))
     assert reads == [(slice(0, 3), slice(0, 4)), (slice(3, 6), slice(0, 4))]
     np.testing.assert_array_equal(array, values)
     assert {shard.data.shape for shard in array.addressable_shards} == {(3, 4)} and len(array.devices()) == 8
@@ -96,8 +103,9 @@ def test_each_piece_is_read_once_for_the_devices_that_want_it():
 
 def test_meshes_that_do_not_fit(ours):
     mesh = make_mesh(jax.devices()[:5], expert=5)
+    split = by_path(ours, lambda p: NamedSharding(mesh, PartitionSpec(*(None, "expert") * ("moe/down" in p))))
     with pytest.raises(CheckpointError, match=r"talker/layers/moe/down .* does not divide over the mesh"):
-        restore(ours, ("talker",), lambda p: NamedSharding(mesh, PartitionSpec(*(None, "expert") * ("moe/down" in p))))
+        restore(ours, ("talker",), split)
     with pytest.raises(CheckpointError, match="no sharding is given for the array 'talker/"):
         restore(ours, ("talker",), {"talker": {}})
 
@@ -158,9 +166,12 @@ jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 from jax.sharding import NamedSharding, PartitionSpec
 from omni_jax.weights import checkpoint
 from omni_jax.sharding import make_mesh
+from omni_jax.weights.trees import nest
 mesh = make_mesh(jax.devices(), expert=2)
 split = NamedSharding(mesh, PartitionSpec(None, "expert"))
-place = lambda path: split if "moe" in path else NamedSharding(mesh, PartitionSpec())
+whole = NamedSharding(mesh, PartitionSpec())
+paths = [path for path in checkpoint.read_manifest(sys.argv[3]).leaves if path.startswith("talker/")]
+place = nest({path: split if "moe" in path else whole for path in paths})
 params = checkpoint.restore(sys.argv[3], ("talker",), place)
 assert not params["talker"]["layers"]["moe"]["down"].is_fully_addressable
 checkpoint.save(sys.argv[4], params, sys.argv[3])
@@ -234,6 +245,9 @@ def test_missing_arrays_and_wrong_shapes(damaged):
     with pytest.raises(CheckpointError, match="thinker/more/weight"):
         verify_checkpoint(damaged)
     assert restore(damaged, ("talker",))
+    with pytest.raises(CheckpointError, match=r"asks for thinker/more/weight none, .* holds \[2\]; restore"):
+        checkpoint.open_converted(damaged)
+    assert set(checkpoint.open_converted(damaged, ("talker",)).declarations) == {"talker"}
     edit_leaf(damaged, "talker/embed", shape=[1536, 200])
     with pytest.raises(CheckpointError, match=r"cannot be read: .*has shape .*, not \[1536, 200\]"):
         restore(damaged, ("talker",))

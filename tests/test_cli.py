@@ -202,10 +202,8 @@ def test_bad_input_is_one_line_and_status_3(
     assert last.startswith("omni-jax: ") and message in last
 
 
-def test_other_directories_are_named_with_the_remedy(
-    checkpoints: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for path, message in ((checkpoints("tiny"), "python -m convert"), (tmp_path, "not a converted checkpoint")):
+def test_other_directories_are_named_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path, message in ((tmp_path, "config.json is missing; take it"), (tmp_path / "a", "no such directory")):
         with pytest.raises(SystemExit) as stop:
             main(["generate", *ask(path)])
         assert stop.value.code == 3 and message in capsys.readouterr().err

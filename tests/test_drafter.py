@@ -21,7 +21,11 @@ from omni_jax.draft_config import DFlashConfig, read_draft_config
 from omni_jax.errors import CheckpointError, ConfigError, InputError
 from omni_jax.models.param import bind, declare
 from omni_jax.models.thinker import Thinker
-from omni_jax.weights.drafters import INDEX, Drafter, check_drafter, declare_drafter, load_drafter, table
+from omni_jax.weights.draft_keymap import table
+from omni_jax.weights.drafters import Drafter, check_drafter, declare_drafter, load_drafter
+from omni_jax.weights.layout import check
+from omni_jax.weights.safetensors import INDEX
+from omni_jax.weights.trees import flatten
 from scripts.small.configs import PUBLIC_DFLASH, config_dict
 from scripts.small.drafter import make_drafter
 
@@ -78,10 +82,21 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
 def test_the_public_draft_has_its_tensors() -> None:
     config = read_draft_config(PUBLIC_DFLASH)
     kind, declaration = declare_drafter(config)
-    rows = table(config)
-    assert kind == "dflash" and len(rows) == 58 == len({row.name for row in rows})
+    rows = table(config, declaration)
+    check(rows)
+    stored = [(name, source.shape) for row in rows for i in row.indices() for name, source in row.placements(i)]
+    assert kind == "dflash" and len(stored) == 58 == len({name for name, _ in stored})
     sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(declaration.shapes)]
-    assert sum(sizes) == sum(np.prod(row.shape) for row in rows) == 335_570_176
+    assert sum(sizes) == sum(np.prod(shape) for _, shape in stored) == 335_570_176
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_declared_array_has_a_row(kind: str, variant: str, drafters: Callable[[str, str], Path]) -> None:
+    drafter = load_drafter(drafters(kind, variant))
+    rows = table(drafter.config, drafter.declaration)
+    check(rows)
+    assert {row.path for row in rows} == flatten(drafter.declaration.shapes).keys() - {"d2t"}
 
 
 @pytest.mark.parametrize(
@@ -191,21 +206,37 @@ def _rename(old: str, new: str) -> Edit:
 @pytest.mark.parametrize(
     "kind, edit, match",
     [
-        ("dflash", lambda t: t.pop("fc.weight"), "missing tensors: fc.weight"),
-        ("dflash", lambda t: t.update({"layers.2.mlp.x": t["norm.weight"]}), "without a place.*layers.2.mlp.x"),
-        ("dflash", lambda t: t.update({"lm_head.weight": t["norm.weight"]}), "without a place.*lm_head"),
-        ("dflash", lambda t: t.update({"d2t": np.zeros(3, np.int64)}), "without a place.*d2t"),
+        ("dflash", lambda t: t.pop("fc.weight"), "1 tensors are missing:\n    fc.weight$"),
+        (
+            "dflash",
+            lambda t: t.update({"layers.2.mlp.x": t["norm.weight"]}),
+            "no place in the model; perhaps .* not implemented:\n    layers.2.mlp.x",
+        ),
+        (
+            "dflash",
+            lambda t: t.update({"lm_head.weight": t["norm.weight"]}),
+            "no place in the model; perhaps .*:\n    lm_head",
+        ),
+        ("dflash", lambda t: t.update({"d2t": np.zeros(3, np.int64)}), "no place in the model; perhaps .*:\n    d2t"),
         ("dflash", lambda t: t.update({"model.norm.weight": t["norm.weight"]}), "two names of one tensor"),
         ("dflash", lambda t: t.update({"norm.weight": t["norm.weight"][:-1]}), r"norm.weight \[255\].*\[256\]"),
-        ("dflash", lambda t: t.update({"norm.weight": t["norm.weight"].astype(np.int8)}), "norm.weight int8"),
-        ("dflash", lambda t: t.update({"norm.weight": t["norm.weight"] * np.nan}), "norm.weight holds NaN"),
+        (
+            "dflash",
+            lambda t: t.update({"norm.weight": t["norm.weight"].astype(np.int8)}),
+            "unsupported dtype.*:\n    norm.weight I8",
+        ),
+        (
+            "dflash",
+            lambda t: t.update({"norm.weight": t["norm.weight"] * np.nan}),
+            "'norm.weight' holds 256 NaN or infinite values",
+        ),
         (
             "dflash",
             lambda t: t.update({(n := "layers.1.self_attn.k_proj.weight"): t[n].astype(np.float16)}),
             "layers/qkv would mix dtypes",
         ),
         ("eagle3", lambda t: t.pop("d2t"), "'d2t' is missing"),
-        ("eagle3", lambda t: t.update({"d2t": t["d2t"][:-1]}), "'d2t' is int64.299"),
+        ("eagle3", lambda t: t.update({"d2t": t["d2t"][:-1]}), "'d2t' is I64 .299"),
         ("eagle3", lambda t: t.update({"d2t": t["d2t"] + 300}), "'d2t' does not lead"),
         ("eagle3", lambda t: t.update({"d2t": -np.arange(300)}), "'d2t' does not lead"),
         ("eagle3", lambda t: t.update({"t2d": ~t["t2d"]}), "name different tokens"),
@@ -233,10 +264,10 @@ def _truncate(directory: Path) -> None:
 @pytest.mark.parametrize(
     "damage, match",
     [
-        (_truncate, "damaged"),
-        (lambda d: (d / WEIGHTS).write_bytes(b"version https://git-lfs"), "damaged or no safetensors"),
-        (lambda d: (d / WEIGHTS).write_bytes(b""), "damaged or no safetensors"),
-        (lambda d: (d / WEIGHTS).unlink(), "no .safetensors file"),
+        (_truncate, "truncated, 4 bytes are missing; download it again"),
+        (lambda d: (d / WEIGHTS).write_bytes(b"version https://git-lfs"), "a Git LFS pointer"),
+        (lambda d: (d / WEIGHTS).write_bytes(b""), "not a safetensors file, or truncated"),
+        (lambda d: (d / WEIGHTS).unlink(), "nor a .safetensors file is here; download"),
         (lambda d: (d / WEIGHTS).rename(d / "pytorch_model.bin"), "only pickle files"),
         (lambda d: shutil.copy(d / WEIGHTS, d / "other.safetensors"), "2 safetensors files but no"),
     ],
@@ -252,8 +283,8 @@ def test_damaged_files_are_named(damage: Callable, match: str, copy: Callable[[s
     "edit, match",
     [
         (lambda m: m.update({"model.fc.weight": "gone.safetensors"}), "gone.safetensors is missing"),
-        (lambda m: m.update({"more.weight": m["model.fc.weight"]}), "promises 'more.weight'"),
-        (lambda m: m.update({"model.fc.weight": "../x.safetensors"}), "of this directory"),
+        (lambda m: m.update({"more.weight": m["model.fc.weight"]}), "promises tensor 'more.weight'"),
+        (lambda m: m.update({"model.fc.weight": "../x.safetensors"}), "only files of the directory itself"),
     ],
 )
 def test_wrong_indices_are_named(edit: Callable, match: str, copy: Callable[[str, str], Path]) -> None:
@@ -289,7 +320,7 @@ def test_wrong_configs_are_named(copy: Callable[[str, str], Path]) -> None:
     with pytest.raises(ConfigError, match="no valid JSON"):
         load_drafter(directory)
     (directory / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"config.json: there is no such file; take it from the drafter"):
+    with pytest.raises(ConfigError, match=r"config.json is missing; take it from the checkpoint itself"):
         load_drafter(directory)
     with pytest.raises(InputError, match="int4"):
         load_drafter(directory, dtype="int4")

@@ -16,8 +16,9 @@ from omni_jax import process
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.inputs import settings, template, vocabulary
 from omni_jax.loading import load
-from omni_jax.weights import checkpoint, manifest
-from omni_jax.weights.manifest import LOADED, MANIFEST, PARAMS, SMALL_BYTES, identity, read_manifest, record_files
+from omni_jax.weights import checkpoint, contents
+from omni_jax.weights.contents import LOADED, MANIFEST, PARAMS, record_files
+from omni_jax.weights.manifest import SMALL_BYTES, identity, read_manifest
 from tests.convert.conftest import as_first_format, edit_manifest
 
 FLIPS = 40
@@ -174,8 +175,8 @@ def test_identity(ours: Path, damaged: Path, checkpoints: Callable[[str], Path],
 
 
 def test_identity_reads_no_arrays(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, real = [], manifest._hash
-    monkeypatch.setattr(manifest, "_hash", lambda path, *more: read.append(path.name) or real(path, *more))
+    read, real = [], contents._hash
+    monkeypatch.setattr(contents, "_hash", lambda path, *more: read.append(path.name) or real(path, *more))
     (damaged / "notes.txt").write_text("mine")
     before = identity(damaged)
     assert not read and identity(as_first_format(damaged)) == before

@@ -13,12 +13,13 @@ from convert import convert_checkpoint, load_hf
 from omni_jax.cli import main
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
-from omni_jax.loading import describe_part
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
 from omni_jax.sharding import make_mesh, mesh_name
-from omni_jax.weights import checkpoint, placement
-from omni_jax.weights.placement import Part, parse_parts, resolve_placement
+from omni_jax.weights import budget, checkpoint
+from omni_jax.weights.budget import Part, describe_part
+from omni_jax.weights.mesh_text import parse_parts
+from omni_jax.weights.placement import resolve_placement
 from scripts.small.configs import config_dict
 
 
@@ -31,7 +32,7 @@ def parts_of(variant: str, *names: str) -> list[Part]:
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float | None) -> None:
     limit = None if gigabytes is None else int(gigabytes * 1e9)
-    monkeypatch.setattr(placement, "memory_limit", lambda device: limit)
+    monkeypatch.setattr(budget, "memory_limit", lambda device: limit)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_each_process_needs_devices_of_the_mesh() -> None:
 
 def test_memory_is_asked_of_devices_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     far, near = OfTwoProcesses(), jax.devices()[0]
-    monkeypatch.setattr(placement, "memory_limit", lambda device: 1 if device is near else None)
+    monkeypatch.setattr(budget, "memory_limit", lambda device: 1 if device is near else None)
     with pytest.raises(CheckpointError, match="each device would hold"):
         resolve_placement(None, parts_of("tiny"), [far, near])
 
@@ -171,9 +172,9 @@ def test_a_mesh_and_shardings_exclude_each_other(checkpoints: Callable[[str], Pa
 
 
 def test_memory_that_a_device_does_not_tell() -> None:
-    assert placement.memory_limit(jax.devices()[0]) is None
-    assert placement.memory_limit(SimpleNamespace(memory_stats=lambda: {"bytes_limit": 7})) == 7
-    assert placement.memory_limit(SimpleNamespace()) is None
+    assert budget.memory_limit(jax.devices()[0]) is None
+    assert budget.memory_limit(SimpleNamespace(memory_stats=lambda: {"bytes_limit": 7})) == 7
+    assert budget.memory_limit(SimpleNamespace()) is None
 
 
 @pytest.fixture(scope="module")

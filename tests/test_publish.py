@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from omni_jax.errors import CheckpointError
-from omni_jax.weights.manifest import MANIFEST, MARKER, PARAMS, write_manifest
+from omni_jax.weights.contents import MANIFEST, MARKER, PARAMS
+from omni_jax.weights.manifest import write_manifest
 from omni_jax.weights.publish import place_of, publish
 
 WRITTEN = ("config.json", MANIFEST, PARAMS)

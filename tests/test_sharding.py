@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from convert import convert_checkpoint, load_hf
+from convert import convert_checkpoint
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.engine import PlainEngine
 from omni_jax.decode.limits import Limits
@@ -22,7 +22,6 @@ from omni_jax.decode.text import decode_chunk, forward, prefill
 from omni_jax.errors import InputError
 from omni_jax.evaluate import loglikelihood
 from omni_jax.evaluate.loglikelihood import log_likelihoods, prepare_choices
-from omni_jax.inputs.processor import Processor
 from omni_jax.loading import load
 from omni_jax.models.param import Declaration, bind
 from omni_jax.omni import Omni
@@ -43,12 +42,10 @@ def on_mesh(checkpoints: Callable[[str], Path]) -> Callable[[str], Omni]:
     """`on_mesh("expert=4")` is the whole "tiny" model on that mesh of the 8 devices."""
 
     @cache
-    def load(text: str) -> Omni:
-        mesh = make_mesh(**parse_mesh(text))
-        params, config = load_hf(checkpoints("tiny"), mesh=mesh)
-        return Omni(params, config, Processor.from_dir(checkpoints("tiny"), config), mesh)
+    def on(text: str) -> Omni:
+        return load(checkpoints("tiny"), mesh=make_mesh(**parse_mesh(text)))
 
-    return load
+    return on
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from omni_jax.config import DecoderConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.memory import available_bytes
-from omni_jax.weights.placement import WORKING_SHARE, most_cache_bytes, usable
+from omni_jax.weights.budget import WORKING_SHARE, most_cache_bytes, usable
 
 GB = 1e9
 MOST_ROWS = 1 << 40  # that are counted; no machine holds them

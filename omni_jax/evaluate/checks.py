@@ -14,8 +14,8 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate.settings import RunSettings
 from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inputs.values import whole
+from omni_jax.weights.budget import cache_bytes
 from omni_jax.weights.drafters import Drafter
-from omni_jax.weights.placement import cache_bytes
 
 HALF = 2  # bytes of a number in half precision
 

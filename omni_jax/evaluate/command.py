@@ -41,9 +41,10 @@ from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
 from omni_jax.process import finishing
 from omni_jax.settings import Drafting, Settings, Voice
-from omni_jax.weights import checkpoint
 from omni_jax.weights.drafters import Drafter, load_drafter
+from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import identity
+from omni_jax.weights.model import model_config
 
 # Rows or samples that the command names on stderr, with what is wrong with each.
 MAX_NAMED = 20
@@ -75,7 +76,7 @@ class Evaluate:
     """Score a model on a dataset; a run that was stopped goes on where it was."""
 
     model: Path
-    """Converted checkpoint directory (python -m convert SRC DST)."""
+    """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
     data: Path
     """JSON lines, a table, or a directory of them; rows hold messages, prompt or turns, and references."""
     output: Path
@@ -125,7 +126,7 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     if dataset.unread:
         print(f"columns that are not read: {_listed(dataset.unread)}", file=sys.stderr)
     recogniser = _recogniser(command, task)
-    settings, config = command.settings(task, metrics), checkpoint.read_config(command.model)
+    settings, config = command.settings(task, metrics), model_config(command.model)
     check_settings(settings, command.slots, config)
     check_stop(settings, command.model)
     runs = _runs(command, settings, dataset, config)
@@ -163,7 +164,8 @@ def _runs(command: Evaluate, settings: RunSettings, dataset: Dataset, config: Om
     if len(set(names)) < len(names):
         raise InputError(f"drafters {names}; their directories need different names to be told apart")
     model, runs = _model_digest(command.model, dtype), []
-    for name, path in zip(names or ("",), paths or (None,), strict=True):
+    located = [locate(path, "the drafter") for path in paths]
+    for name, path in zip(names or ("",), located or (None,), strict=True):
         drafter = load_drafter(path, dtype=dtype or default_dtype()) if path else None
         check_drafting(settings, drafter, config)
         output = command.output / name if len(names) > 1 else command.output

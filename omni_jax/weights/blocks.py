@@ -11,11 +11,13 @@ import numpy as np
 
 from omni_jax.errors import CheckpointError
 from omni_jax.process import check
-from omni_jax.weights.layout import Box, Index, Leaf
+from omni_jax.weights.layout import Box, Index, Leaf, place_shape
 from omni_jax.weights.safetensors import SourceCheckpoint
 
+# Blocks that are read ahead: at most one per thread, and at most this number of bytes.
 THREADS = 8
 AHEAD_BYTES = 64 << 20
+# Values that are looked at together for infinities, so that no mask of a whole tensor is made.
 SCAN_VALUES = 1 << 20
 
 # The exponent bits of each dtype's unsigned view: all of them set means infinity or NaN.
@@ -28,7 +30,10 @@ Result = TypeVar("Result")
 def read_block(
     source: SourceCheckpoint, leaf: Leaf, index: Index, dtype: np.dtype, allow_nonfinite: bool = False
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """One block of a leaf in `dtype`, and the SHA-256 of each tensor in it as stored (after a cast)."""
+    """One block of a leaf, of shape `leaf.block`, in `dtype`, and the SHA-256 of each tensor in it, after a cast.
+
+    CheckpointError for NaN and infinite values, unless `allow_nonfinite`.
+    """
     placements = leaf.placements(index)
     block, hashes = np.empty(0, dtype), {}
     for name, place in placements:
@@ -48,14 +53,14 @@ def read_block(
 def read_box(
     source: SourceCheckpoint, leaf: Leaf, index: Index, box: Box, dtype: np.dtype, allow_nonfinite: bool = False
 ) -> np.ndarray:
-    """The part of one block of a leaf that lies in a readable `box`, in `dtype`; other rows of tensors are not read.
+    """The part of one block that is inside a readable `box`, an array of the box's shape in `dtype`.
 
-    Values that are not read are not checked either.
+    Other rows of the tensors are neither read nor checked.
     """
     block = np.empty([stop - start for start, stop in box], dtype)
     for name, place in leaf.placements(index):
         rows, inside = leaf.part(place, box)
-        part = place.unpacked(source.read(name, rows), leaf.place_shape(place), rows)[inside]
+        part = place.unpacked(source.read(name, rows), place_shape(leaf.block, place.at), rows)[inside]
         with np.errstate(over="ignore"):
             block[place.at] = part
         if not allow_nonfinite:
@@ -73,12 +78,12 @@ def _refuse_nonfinite(source: SourceCheckpoint, name: str, stored: np.ndarray) -
 
 
 def hash_tensor(tensor: np.ndarray) -> str:
-    """SHA-256 of a contiguous array's bytes, which are those of the safetensors file."""
+    """SHA-256 of the bytes of a contiguous array of any shape, which are those of the safetensors file."""
     return hashlib.sha256(tensor.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def count_nonfinite(tensor: np.ndarray) -> int:
-    """How many values are NaN or infinite."""
+    """How many values of a float array of any shape are NaN or infinite."""
     unsigned, exponent = EXPONENTS[tensor.dtype.name]
     bits = tensor.reshape(-1).view(unsigned)
     parts = (bits[i : i + SCAN_VALUES] for i in range(0, bits.size, SCAN_VALUES))

@@ -1,19 +1,15 @@
-"""A converted checkpoint on disk: written once, restored in pieces onto any mesh.
+"""A converted checkpoint on disk: written once, restored shard by shard onto any mesh.
 
     config.json, tokenizer.json, ...   the model's own small files, byte for byte
     manifest.json                      every array and file with its hash (`manifest`)
     params/                            Orbax: the plain parameter tree, chunked so that one expert can be read alone
 
-`convert` and training write it, `restore` reads it, and each device receives only its own pieces. Orbax guards its
+`convert` and training write it, `restore` reads it, and each device receives only its own shards. Orbax protects its
 structure but not its data: single flipped bits load silently, hence the hashes. `publish` makes it appear complete or
 not at all.
 """
 
 import hashlib
-import re
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -21,51 +17,37 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
 
 from omni_jax.config import OmniConfig
-from omni_jax.errors import CheckpointError
-from omni_jax.files import read_object, reason_of, user_path
+from omni_jax.errors import CheckpointError, InputError
+from omni_jax.files import read_object, user_path
 from omni_jax.sharding import RULES
+from omni_jax.weights.contents import MAX_METADATA_BYTES, PARAMS, copy_metadata, differences, metadata_files
+from omni_jax.weights.counts import check_counts
 from omni_jax.weights.manifest import (
-    AGAIN,
-    MAX_METADATA_BYTES,
-    PARAMS,
+    COPY_AGAIN,
     SMALL_BYTES,
     LeafRecord,
     Manifest,
-    copy_metadata,
-    differences,
-    metadata_files,
     read_manifest,
     surplus,
     write_manifest,
 )
-from omni_jax.weights.pieces import piece_registry
+from omni_jax.weights.orbax_paths import MISREAD, UNWRITABLE, explained, plain_path, unreadable
+from omni_jax.weights.parts import PARTS, declare_parts
 from omni_jax.weights.publish import publish
+from omni_jax.weights.shard_handler import shard_registry
+from omni_jax.weights.shards import Shardings, sharding_of
+from omni_jax.weights.stored import StoredModel
+from omni_jax.weights.trees import flatten, nest
 
 CHUNK_BYTES = 8 << 20
-UNWRITABLE = "written; is the disk full or read-only?"
-# What Orbax or TensorStore takes for a pattern, a separator, an address or no text at all.
-MISREAD = re.compile(r"[\[\\\ud800-\udfff]|:/")
-# What config.json counts and a checkpoint holds one by one, each with arrays or tensors of its own.
-COUNTS = (
-    *(f"thinker_config.{x}" for x in ("text_config.num_hidden_layers", "text_config.num_experts")),
-    *(f"thinker_config.{x}" for x in ("vision_config.depth", "audio_config.encoder_layers")),
-    *(f"talker_config.{x}" for x in ("text_config.num_hidden_layers", "text_config.num_experts", "num_code_groups")),
-    *("talker_config.code_predictor_config.num_hidden_layers", "code2wav_config.num_hidden_layers"),
-    *("thinker_config.vision_config.deepstack_visual_indexes", "thinker_config.text_config.mlp_only_layers"),
-)
-STAGES = ("code2wav_config.upsample_rates", "code2wav_config.upsampling_ratios")
-
-Shardings = dict | Sharding | Callable[[str], Sharding] | None
 
 
 def read_config(directory: str | Path) -> OmniConfig:
     """The configuration of a checkpoint, without the parts that it does not hold, once its small files are checked.
 
-    CheckpointError if it is no converted checkpoint or a file has changed since, ConfigError if config.json is
-    wrong.
+    CheckpointError if it is not a converted checkpoint or a file has changed, ConfigError for a wrong config.json.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
@@ -74,45 +56,49 @@ def read_config(directory: str | Path) -> OmniConfig:
     for name in surplus(directory, manifest):
         if not name.startswith(f"{PARAMS}/"):
             raise CheckpointError(f"{directory / name}: was not there when the checkpoint was written; move it away")
-    values = read_object(directory / "config.json", remedy=AGAIN)
+    values = read_object(directory / "config.json", remedy=COPY_AGAIN)
     longest = max((n for leaf in manifest.leaves.values() for n in leaf.shape), default=0)
     check_counts(values, manifest.leaves, longest, directory)
     config = OmniConfig.from_hf(values)
     return replace(config, **{part: None for part in ("talker", "code2wav") if part not in manifest.parts})
 
 
-def check_counts(values: dict, names: Iterable[str], most: int, directory: Path) -> None:
-    """CheckpointError if config.json counts more layers, experts or stages than a checkpoint can hold.
+def open_converted(directory: Path, parts: tuple[str, ...] | None = None, dtype: str | None = None) -> StoredModel:
+    """A converted checkpoint as a model that can be loaded: `parts` of it (default: all), in `dtype` or as stored.
 
-    names: of its tensors or arrays; `most` of what is counted can be in them. Called before anything is built from
-    these counts.
+    InputError for parts that it does not hold; CheckpointError and ConfigError as `read_config` and `check_shapes`.
     """
-    stages = len({tuple(re.split("[./]", name)[:3]) for name in names if name.startswith("code2wav")})
-    for name in (*COUNTS, *STAGES):
-        found: Any = values
-        for key in name.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        found = len(found) if isinstance(found, list) else found
-        limit = stages if name in STAGES and stages else most
-        if isinstance(found, int) and found > limit:
-            raise CheckpointError(
-                f"{directory}: its config.json counts {str(found)[:20]} in {name}, the weights beside it can be of at "
-                f"most {limit:,}; take the config.json that belongs to them"
-            )
+    config, manifest = read_config(directory), read_manifest(directory)
+    held = [part for part in PARTS if part in manifest.parts]
+    chosen = tuple(held if parts is None else parts)
+    if not set(chosen) <= set(held):
+        raise InputError(
+            f"parts {chosen}: {directory} holds {held}; choose from these, or convert the model with more parts"
+        )
+    declarations = declare_parts(config, chosen)
+    check_shapes(directory, {part: declaration.shapes for part, declaration in declarations.items()})
+    types = {path: dtype or leaf.dtype for path, leaf in select(manifest, chosen, directory).items()}
+
+    def read(shardings: Shardings) -> dict:
+        return restore(directory, chosen, shardings, dtype)
+
+    return StoredModel(directory, "converted checkpoint", config, declarations, types, read)
 
 
 def check_shapes(directory: str | Path, declared: dict) -> None:
-    """Compare the manifest with the shapes of a nested dict of declared arrays, without reading any data.
+    """Compare the manifest with the shapes that some parts declare, a dict of trees, without reading any data.
 
-    CheckpointError naming the first array that is missing or differs: config.json and weights are of two models.
+    CheckpointError naming the first array that is missing, differs or has no place: config.json and weights are of two
+    models.
     """
-    leaves = read_manifest(directory).leaves
-    for path, array in flatten(declared).items():
-        stored = leaves[path].shape if path in leaves else None
-        if stored != array.shape:
+    stored = {p: leaf.shape for p, leaf in read_manifest(directory).leaves.items() if p.split("/")[0] in declared}
+    expected = {path: tuple(array.shape) for path, array in flatten(declared).items()}
+    for path in sorted(expected.keys() | stored.keys()):
+        asked, found = (list(shapes[path]) if path in shapes else "none" for shapes in (expected, stored))
+        if asked != found:
             raise CheckpointError(
-                f"{directory}: its config.json asks for {path} {list(array.shape)}, the checkpoint holds "
-                f"{list(stored) if stored else 'none'}; restore the config.json that it was converted with"
+                f"{directory}: its config.json asks for {path} {asked}, the checkpoint holds {found}; restore the "
+                "config.json that it was converted with"
             )
 
 
@@ -122,11 +108,15 @@ def restore(
     shardings: Shardings = None,
     dtype: str | None = None,
 ) -> dict:
-    """Read a checkpoint's parameters as a nested dict of jax arrays; each device reads only its own pieces.
+    """Read a converted checkpoint's parameters as a nested dict of jax arrays; each device reads only its own shards.
 
-    parts: sub-models to read, default all. shardings: a tree of shardings, one for all, or a function of the path;
-    default the first device. dtype: cast on the way, default as stored. CheckpointError if anything is missing,
-    damaged or does not divide over the devices.
+    Args:
+        directory: the converted checkpoint.
+        parts: which parts to read, default all.
+        shardings: a tree of shardings, or one for all; default the first device.
+        dtype: what to cast to on the way, default as stored.
+
+    CheckpointError if anything is missing, damaged or does not divide over the devices.
     """
     directory = user_path(directory, "the checkpoint").absolute()
     manifest = read_manifest(directory)
@@ -138,8 +128,16 @@ def restore(
 def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
     """Write a nested dict of jax arrays as a checkpoint, with the small files of the directory `metadata_from`.
 
-    Arrays may be sharded over several processes, which must all call this. Hashes are stored of arrays that this
-    process sees whole. CheckpointError when the destination cannot be written, exists and is not ours to overwrite.
+    Arrays may be sharded over several processes, which must all call this. Hashes are stored for arrays of which this
+    process holds every shard.
+
+    Args:
+        directory: the destination, which appears complete or not at all.
+        params: the arrays, with the shapes that the modules declare.
+        metadata_from: the checkpoint that the parameters began as.
+        overwrite: replace the destination if it is a converted checkpoint.
+
+    CheckpointError when the destination cannot be written, or exists and is not to be replaced.
     """
     if jax.process_count() > 1 and MISREAD.search(str(Path(directory).absolute())):
         raise CheckpointError(f"{directory}: several processes cannot write below [, \\ or a name that ends in a colon")
@@ -162,7 +160,7 @@ def save(directory: str | Path, params: dict, metadata_from: str | Path, overwri
 
 
 def _read(directory: Path, leaves: dict[str, LeafRecord], shardings: Shardings, dtype: str | None) -> dict:
-    """Some arrays of a checkpoint, as `restore`."""
+    """Some arrays of a checkpoint by their records, as `restore`."""
     import orbax.checkpoint as ocp
 
     args = {}
@@ -173,7 +171,7 @@ def _read(directory: Path, leaves: dict[str, LeafRecord], shardings: Shardings, 
         )
     wanted = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(leaves, 0)), restore_args=nest(args), partial_restore=True)
     with explained(directory, unreadable(directory)), plain_path(directory) as plain:
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=piece_registry())
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=shard_registry())
         tree = ocp.Checkpointer(handler).restore(plain / PARAMS, args=wanted)
     for path, value in flatten(tree).items():
         if not isinstance(value, jax.Array):
@@ -208,12 +206,12 @@ def _sample(directory: Path, manifest: Manifest) -> None:
 
 
 def hash_array(x: Any) -> str:
-    """SHA-256 of an array's bytes in row-major order."""
+    """SHA-256 of the bytes of an array of any shape and dtype, in row-major order."""
     return hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def chunk_shape(shape: tuple[int, ...], axes: tuple[str | None, ...], itemsize: int) -> tuple[int, ...]:
-    """How to cut an array on disk: one layer or expert a chunk, then halved along the axes that meshes split."""
+    """How to cut an array of `shape` on disk: a layer or expert per chunk, then halved along axes that meshes split."""
     chunk = [1 if axis in ("layers", "expert") else n for n, axis in zip(shape, axes, strict=True)]
     for i in sorted(range(len(shape)), key=lambda i: RULES.get(axes[i] or "") is None):
         while prod(chunk) * itemsize > CHUNK_BYTES and chunk[i] % 2 == 0:
@@ -227,74 +225,3 @@ def select(manifest: Manifest, parts: tuple[str, ...] | None, directory: Path) -
         if part not in manifest.parts:
             raise CheckpointError(f"{directory}: holds no {part!r}, only {list(manifest.parts)}")
     return {p: leaf for p, leaf in manifest.leaves.items() if parts is None or p.split("/")[0] in parts}
-
-
-def sharding_of(shardings: Shardings, path: str, shape: tuple[int, ...]) -> Sharding:
-    """The sharding of one array; CheckpointError when none is given for it or its devices do not divide it."""
-    if shardings is None:
-        return SingleDeviceSharding(jax.local_devices()[0])
-    found: Any = shardings
-    if isinstance(shardings, dict):
-        found = flatten(shardings).get(path)
-    elif not isinstance(shardings, Sharding):
-        found = shardings(path)
-    if not isinstance(found, Sharding):
-        raise CheckpointError(f"no sharding is given for the array {path!r}")
-    try:
-        found.shard_shape(shape)
-    except ValueError as error:
-        raise CheckpointError(f"{path} {list(shape)} does not divide over the mesh: {error}") from error
-    return found
-
-
-@contextmanager
-def explained(directory: Path, what: str, *passing: type[Exception]) -> Iterator[None]:
-    """Turn what Orbax raises into "the parameters cannot be `what`"; `passing` and what explains itself pass."""
-    try:
-        yield
-    except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError, *passing):
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{directory}: the parameters cannot be {what} ({reason_of(error.__cause__ or error)})"
-        ) from error
-
-
-@contextmanager
-def plain_path(directory: Path) -> Iterator[Path]:
-    """A path of a directory that Orbax and TensorStore take for what it is: its own, or a link that lasts as long."""
-    if not MISREAD.search(str(directory)):
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix="omni_jax-") as folder:
-        link = Path(folder) / "checkpoint"
-        link.symlink_to(directory.absolute(), target_is_directory=True)
-        yield link
-
-
-def unreadable(directory: Path) -> str:
-    """What cannot be done with a damaged checkpoint, and the remedy, for `explained`."""
-    return f"read: `python -m convert --verify {directory}` names what is damaged; copy or convert it again"
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return tree
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": x}} -> {"a/b": x}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}/"))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

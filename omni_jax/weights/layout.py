@@ -1,23 +1,24 @@
-"""How one leaf of the parameter tree is made of checkpoint tensors, and taken apart again.
+"""How one array of the parameter tree is made of checkpoint tensors, and taken apart again.
 
-The key map (`keymap.py`) is a list of `Leaf`. A leaf is a stack of equal blocks, one for each layer, expert or codebook
-(or a single block); a block is filled by its sources, each a tensor of the checkpoint, transposed or reshaped. Nothing
-here computes on values, so that every placement can be undone bit for bit.
+The key maps (`keymap`, `draft_keymap`) are lists of `Leaf`. A leaf is a stack of equal blocks, one for each layer,
+expert or codebook (or a single block); a block is filled by its sources, each a tensor of the checkpoint, transposed or
+reshaped. Nothing here computes on values, so every placement can be undone bit for bit. A leaf's shape and axes are
+those that its module declares, and the shapes of the tensors follow from them.
 
 `Leaf.put` and `Leaf.take` are the only code that moves values; conversion, its reverse and verification all use them.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate, product
 from math import prod
 
 import numpy as np
 
 from omni_jax.models.param import Axes
+from omni_jax.weights.parts import Shape
 
-Shape = tuple[int, ...]
 Index = tuple[int, ...]
 Placement = tuple[str, "Source"]
 # Start and stop along each axis of a block.
@@ -38,7 +39,7 @@ class Source:
     transposed: bool = False
 
     def unpacked(self, tensor: np.ndarray, place: Shape, rows: tuple[int, int] | None) -> np.ndarray:
-        """A tensor as it is on disk, or those of its `rows` that were read, in the shape of its place."""
+        """A tensor of the stored shape, or its `rows` from start to stop, in the shape `place`, or those rows of it."""
         tensor = tensor.T if self.transposed else tensor
         if rows is None:
             return tensor.reshape(place)
@@ -46,52 +47,69 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """How a key map writes a source down: by what differs on disk from its place in the block.
+
+    merged: how many axes of the place make each axis on disk, such as (3, 1) for [K, G, H, D] as [K * G * H, D]; None
+    where they are the same. shape: on disk, where the place has fewer axes.
+    """
+
+    name: str
+    at: tuple[int | slice, ...] = ()
+    merged: tuple[int, ...] | None = None
+    transposed: bool = False
+    shape: Shape | None = None
+
+    def source(self, prefix: str, block: Shape) -> Source:
+        """The source that fills its place in a block of this shape."""
+        shape = self.shape or merge_axes(place_shape(block, self.at), self.merged)
+        return Source(prefix + self.name, shape[::-1] if self.transposed else shape, self.at, self.transposed)
+
+
+@dataclass(frozen=True)
 class Stack:
-    """A leading axis of a leaf: the letter that stands for it in names, its logical axis, and the indices on disk."""
+    """A leading axis of a leaf: its letter in names, and the indices on disk, by default all from 0."""
 
     letter: str
-    axis: str | None
-    indices: tuple[int, ...]
+    indices: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """An array of the parameter tree: path, stacked axes, shape and logical axes of one block, and its sources."""
+    """An array of the parameter tree: its path, its stacked axes, its shape and logical axes, and its sources."""
 
     path: str
     stack: tuple[Stack, ...]
-    block: Shape
-    block_axes: Axes
+    shape: Shape
+    axes: Axes
     sources: tuple[Source, ...]
 
     @property
-    def shape(self) -> Shape:
-        """The whole array's shape: stacked axes, then the block."""
-        return (*(len(s.indices) for s in self.stack), *self.block)
-
-    @property
-    def axes(self) -> Axes:
-        """The whole array's logical axes."""
-        return (*(s.axis for s in self.stack), *self.block_axes)
+    def block(self) -> Shape:
+        """The shape of one block, which follows the stacked axes."""
+        return self.shape[len(self.stack) :]
 
     def indices(self) -> Iterator[Index]:
         """The index of every block along the stacked axes, in memory order."""
-        return product(*(range(len(s.indices)) for s in self.stack))
+        return product(*map(range, self.shape[: len(self.stack)]))
 
     def placements(self, index: Index) -> list[Placement]:
-        """The names of the tensors that fill block `index`, with their sources."""
-        letters = {s.letter: s.indices[i] for s, i in zip(self.stack, index, strict=True)}
+        """The tensors of one block, by their names on disk, with their places."""
+        letters = {s.letter: i if s.indices is None else s.indices[i] for s, i in zip(self.stack, index, strict=True)}
         return [(source.name.format(**letters), source) for source in self.sources]
 
     def put(self, block: np.ndarray, source: Source, tensor: np.ndarray) -> None:
-        """Write a tensor as it is on disk into its place in `block`, casting to the block's dtype."""
+        """Write a tensor as stored, `source.shape`, into its place in `block`, casting to the block's dtype."""
         place = block[source.at]
-        with np.errstate(over="ignore"):  # Who casts, checks for infinities.
+        with np.errstate(over="ignore"):  # Callers that cast look for infinities.
             place[...] = (tensor.T if source.transposed else tensor).reshape(place.shape)
 
-    def place_shape(self, source: Source) -> Shape:
-        """The shape of a source's place in the block."""
-        return np.broadcast_to(np.empty((), bool), self.block)[source.at].shape
+    def take(self, block: np.ndarray, source: Source) -> np.ndarray:
+        """The tensor as stored, `source.shape`, out of a filled block: the inverse of `put`."""
+        place = block[source.at]
+        if source.transposed:
+            return np.ascontiguousarray(place.reshape(source.shape[::-1]).T)
+        return np.ascontiguousarray(place).reshape(source.shape)
 
     def readable(self, box: Box) -> Box:
         """The smallest box around `box` that can be read by itself: whole along axes that sources share."""
@@ -99,11 +117,11 @@ class Leaf:
         return tuple((0, n) if axis in shared else box[axis] for axis, n in enumerate(self.block))
 
     def part(self, source: Source, box: Box) -> tuple[tuple[int, int] | None, tuple[slice, ...]]:
-        """What of a source's tensor lies in a readable `box`: its rows (None for all), and of what those unpack to."""
+        """The rows of a tensor that a readable `box` needs (None for all), and the part of them that is the box."""
         at = (*source.at, *[slice(None)] * (len(self.block) - len(source.at)))
         axes = [axis for axis, i in enumerate(at) if not isinstance(i, int)]
         inside = [slice(*box[axis]) if at[axis] == slice(None) else slice(None) for axis in axes]
-        shape, outer = self.place_shape(source), len(axes) - 1 if source.transposed else 0
+        shape, outer = place_shape(self.block, source.at), len(axes) - 1 if source.transposed else 0
         if not shape or inside[outer] == slice(None) or source.shape[0] % shape[outer]:
             return None, tuple(inside)
         # Rows of the tensor that make one step along its outermost axis.
@@ -111,38 +129,45 @@ class Leaf:
         inside[outer] = slice(None)
         return (start * step, stop * step), tuple(inside)
 
-    def take(self, block: np.ndarray, source: Source) -> np.ndarray:
-        """The tensor as it is on disk, out of a filled block: the inverse of `put`."""
-        place = block[source.at]
-        if source.transposed:
-            return np.ascontiguousarray(place.reshape(source.shape[::-1]).T)
-        return np.ascontiguousarray(place).reshape(source.shape)
+
+def place_shape(block: Shape, at: tuple[int | slice, ...]) -> Shape:
+    """The shape of the place `at` in a block."""
+    return np.broadcast_to(np.empty((), bool), block)[at].shape
+
+
+def merge_axes(shape: Shape, merged: tuple[int, ...] | None) -> Shape:
+    """A shape with runs of its axes made one, of the lengths in `merged`: (2, 3, 5) by (2, 1) is (6, 5)."""
+    if merged is None:
+        return shape
+    return tuple(prod(shape[end - count : end]) for count, end in zip(merged, accumulate(merged), strict=True))
 
 
 @dataclass(frozen=True)
 class Scope:
-    """A prefix of names, paths and stacked axes, under which rows of the key map are written down briefly."""
+    """A prefix of names, paths and stacked axes, under which rows of a key map are written down briefly.
 
-    name: str
-    path: str
+    arrays: shape and logical axes of every declared array by its path, as `parts.declared_arrays` gives them.
+    """
+
+    arrays: Mapping[str, tuple[Shape, Axes]]
+    name: str = ""
+    path: str = ""
     stack: tuple[Stack, ...] = ()
 
     def under(self, name: str, path: str, *stack: Stack) -> "Scope":
         """A scope further in."""
-        return Scope(f"{self.name}{name}", f"{self.path}{path}", (*self.stack, *stack))
+        return replace(self, name=self.name + name, path=self.path + path, stack=(*self.stack, *stack))
 
-    def leaf(self, path: str, shape: Shape, axes: Axes, *sources: Source | str) -> Leaf:
-        """One row: a source given by its name alone has the shape of the block."""
-        rows = tuple(s if isinstance(s, Source) else Source(s, shape) for s in sources)
-        named = tuple(Source(self.name + s.name, s.shape, s.at, s.transposed) for s in rows)
-        return Leaf(self.path + path, self.stack, shape, axes, named)
+    def leaf(self, path: str, *stored: Stored | str) -> Leaf:
+        """One row: a source given by its name alone is stored as the block is."""
+        shape, axes = self.arrays[self.path + path]
+        block = shape[len(self.stack) :]
+        sources = (Stored(s) if isinstance(s, str) else s for s in stored)
+        return Leaf(self.path + path, self.stack, shape, axes, tuple(s.source(self.name, block) for s in sources))
 
-    def affine(self, path: str, name: str, shape: Shape, axes: Axes) -> list[Leaf]:
-        """Two rows: a weight of `shape` and a bias as long as its first axis."""
-        return [
-            self.leaf(f"{path}/weight", shape, axes, f"{name}.weight"),
-            self.leaf(f"{path}/bias", shape[:1], axes[:1], f"{name}.bias"),
-        ]
+    def affine(self, path: str, name: str) -> list[Leaf]:
+        """Two rows: a weight and a bias."""
+        return [self.leaf(f"{path}/weight", f"{name}.weight"), self.leaf(f"{path}/bias", f"{name}.bias")]
 
 
 def check(table: list[Leaf]) -> None:
@@ -163,12 +188,15 @@ def _check_block(leaf: Leaf) -> None:
     split = [any(_selects(s.at, axis) for s in leaf.sources) for axis in range(indexed)]
     filled = np.zeros([n if cut else 1 for n, cut in zip(leaf.block, split, strict=False)], np.int64)
     for source in leaf.sources:
-        place = np.broadcast_to(np.empty((), bool), leaf.block)[source.at]
-        if place.size != prod(source.shape):
-            raise ValueError(f"{source.name} {source.shape} does not fill {place.shape} of {leaf.path}")
+        place = place_shape(leaf.block, source.at)
+        if prod(place) != prod(source.shape):
+            raise ValueError(f"{source.name} {source.shape} does not fill {place} of {leaf.path}")
         filled[source.at] += 1
     if not (filled == 1).all():
         raise ValueError(f"{leaf.path}: elements filled {int(filled.min())} to {int(filled.max())} times, not once")
+    for stack, count in zip(leaf.stack, leaf.shape, strict=False):
+        if stack.indices is not None and len(stack.indices) != count:
+            raise ValueError(f"{leaf.path}: {len(stack.indices)} indices of {stack.letter!r} for an axis of {count}")
 
 
 def _selects(at: tuple[int | slice, ...], axis: int) -> bool:

@@ -12,8 +12,6 @@ Loading compares the sizes of all files and the hashes of the small ones, `conve
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,29 +21,26 @@ import numpy as np
 
 from omni_jax.errors import CheckpointError
 from omni_jax.files import parse_json, read_bytes, reason_of
-from omni_jax.process import check
-
-FORMAT, FORMATS = 2, (1, 2)
-MANIFEST, PARAMS = "manifest.json", "params"
-MARKER, PARTIAL = (
-    ".unfinished",
-    ".partial",
-)  # in a directory that is being written, and such a one within its destination
-METADATA_SUFFIXES = (".json", ".jinja", ".txt")
-MAX_METADATA_BYTES = 64 << 20
-# The small files that loading looks for: one that is added changes what is loaded. Other additions do no harm.
-LOADED = (
-    *("config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"),
-    *("special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
-    *("preprocessor_config.json", "processor_config.json"),
+from omni_jax.weights.contents import (
+    HIDDEN_JUNK,
+    JUNK,
+    LOADED,
+    MANIFEST,
+    MARKER,
+    PARAMS,
+    PARTIAL,
+    FileRecord,
+    array_names,
+    hash_files,
+    metadata_files,
+    record_files,
 )
-# What file managers leave in every folder that they show; hidden files are passed over anyway.
-JUNK = ("Thumbs.db", "desktop.ini")
-# Names of hidden files that systems leave everywhere begin so.
-HIDDEN_JUNK = (".DS_Store", "._", ".nfs", ".Trash")
-SMALL_BYTES = 1 << 20  # files up to this size are hashed whenever a checkpoint is loaded
-THREADS, PIECE_BYTES = 8, 1 << 20
-AGAIN = "the checkpoint is damaged: copy it again, or convert it again"
+
+# The format that is written, and those that are read.
+FORMAT, FORMATS = 2, (1, 2)
+# Files up to this size are hashed whenever a checkpoint is loaded.
+SMALL_BYTES = 1 << 20
+COPY_AGAIN = "the checkpoint is damaged: copy it again, or convert it again"
 
 
 @dataclass(frozen=True)
@@ -55,14 +50,6 @@ class LeafRecord:
     shape: tuple[int, ...]
     dtype: str
     sha256: dict[str, str]
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and SHA-256 of one file."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ class Manifest:
         return {name: record for name, record in self.files.items() if not name.startswith(f"{PARAMS}/")}
 
     def array_files(self) -> dict[str, FileRecord]:
-        """The files that the arrays lie in."""
+        """The files that hold the arrays."""
         return {name: record for name, record in self.files.items() if name.startswith(f"{PARAMS}/")}
 
 
@@ -92,7 +79,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     path = directory / MANIFEST
     if not os.path.lexists(path):
         raise CheckpointError(f"{directory}: {_diagnosis(directory)}")
-    manifest = _parsed(read_bytes(path, remedy=AGAIN), path)
+    manifest = _parsed(read_bytes(path, remedy=COPY_AGAIN), path)
     if not (directory / PARAMS).is_dir():
         raise CheckpointError(f"{directory}: '{PARAMS}' is missing; copy the checkpoint completely or convert it again")
     return manifest
@@ -121,62 +108,12 @@ def own_hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def record_files(directory: Path, progress: bool = False) -> dict[str, FileRecord]:
-    """Size and hash of every file of a checkpoint but for the manifest."""
-    return _records(directory, _names(directory), progress)
-
-
-def _records(directory: Path, names: Iterable[str], progress: bool = False) -> dict[str, FileRecord]:
-    from tqdm import tqdm
-
-    names = sorted(names)
-    try:
-        sizes = [(directory / name).stat().st_size for name in names]
-        with (
-            tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="hash", disable=not progress) as bar,
-            ThreadPoolExecutor(THREADS) as pool,
-        ):
-            hashes = pool.map(lambda name: _hash(directory / name, bar.update), names)
-            return dict(zip(names, map(FileRecord, sizes, hashes), strict=True))
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or directory}: cannot be read ({reason_of(error)})") from None
-
-
-def differences(directory: Path, files: dict[str, FileRecord], most: float) -> Iterator[tuple[str, str]]:
-    """Files of a checkpoint that are not what was recorded, each with what is wrong with it.
-
-    most: the largest size, in bytes, of a file that is hashed; of larger ones only the size is compared.
-    CheckpointError for a file that the user may not read.
-    """
-
-    def wrong(name: str) -> str | None:
-        record = files[name]
-        try:
-            size = (directory / name).stat().st_size
-            if size != record.bytes:
-                return f"has {size:,} bytes, {record.bytes:,} were written"
-            return None if size > most or _hash(directory / name) == record.sha256 else "differs from what was written"
-        except FileNotFoundError:
-            return "is missing"
-        except PermissionError:
-            raise CheckpointError(
-                f"{directory / name}: cannot be read (permission denied); ask its owner to let you read it"
-            ) from None
-        except OSError as error:
-            return f"cannot be read ({reason_of(error)})"
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        for name, what in zip(files, pool.map(wrong, files), strict=True):
-            if what is not None:
-                yield name, what
-
-
 def surplus(directory: Path, manifest: Manifest) -> list[str]:
     """Files that loading would read and the manifest does not know; none for a manifest without files."""
     if not manifest.files:
         return []
     found = [name for name in LOADED if os.path.lexists(directory / name)]
-    return sorted(name for name in [*found, *_array_names(directory)] if name not in manifest.files)
+    return sorted(name for name in [*found, *array_names(directory)] if name not in manifest.files)
 
 
 def unnamed(directory: Path, manifest: Manifest) -> list[str]:
@@ -196,88 +133,49 @@ def is_ours(directory: Path) -> bool:
     return isinstance(values, dict) and {"format", "leaves"} <= values.keys()
 
 
+def is_converted(directory: Path) -> bool:
+    """Whether a directory is a converted checkpoint: complete, unfinished or damaged, but not a Hugging Face one."""
+    if is_ours(directory):
+        return True
+    traces = (MANIFEST, PARAMS, MARKER, f"{PARTIAL}/{MARKER}")
+    return any(os.path.lexists(directory / name) for name in traces) and not any(directory.glob("*.safetensors"))
+
+
 def identity(directory: Path) -> str:
-    """A hash that says which model a checkpoint is: equal for two conversions of the same files, not of others."""
-    manifest = read_manifest(directory)
+    """A hash that identifies a model: equal for two conversions of the same files, different for other files.
+
+    Of a Hugging Face directory, all files that loading reads are hashed.
+    """
     known = [name for name in LOADED if (directory / name).is_file()]
+    if not is_converted(directory):
+        weights = [path.name for path in directory.glob("*.safetensors") if not path.name.startswith(".")]
+        return own_hash(
+            {"files": {name: record.sha256 for name, record in hash_files(directory, known + weights).items()}}
+        )
+    manifest = read_manifest(directory)
     if not all(leaf.sha256 for leaf in manifest.leaves.values()):
         # Where several processes wrote a checkpoint, none saw its arrays whole: then their files count.
-        known += manifest.array_files() or _array_names(directory)
+        known += manifest.array_files() or array_names(directory)
     files = {name: record for name, record in manifest.files.items() if name in known}
-    files = files if manifest.files else _records(directory, known)
+    files = files if manifest.files else hash_files(directory, known)
     return own_hash({"leaves": asdict(manifest)["leaves"], "files": {n: r.sha256 for n, r in files.items()}})
-
-
-def metadata_files(directory: Path) -> list[Path]:
-    """The small JSON, template and text files of a model; never weights, indices, manifests, code or hidden files."""
-    try:
-        return [
-            path
-            for path in sorted(directory.iterdir())
-            if path.suffix in METADATA_SUFFIXES
-            and not path.name.startswith(".")
-            and not path.name.endswith(".safetensors.index.json")
-            and path.name != MANIFEST
-            and path.is_file()
-            and path.stat().st_size <= MAX_METADATA_BYTES
-        ]
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be read ({reason_of(error)})") from None
-
-
-def copy_metadata(paths: list[Path], directory: Path) -> None:
-    """Copy small files; CheckpointError names one that cannot be read."""
-    for path in paths:
-        (directory / path.name).write_bytes(read_bytes(path, most=MAX_METADATA_BYTES))
-
-
-def _names(directory: Path) -> Iterator[str]:
-    """Relative paths of a checkpoint's files but the manifest and hidden ones."""
-    for path in directory.iterdir():
-        if path.name != MANIFEST and path.name not in JUNK and not path.name.startswith(".") and path.is_file():
-            yield path.name
-    yield from _array_names(directory)
-
-
-def _array_names(directory: Path) -> list[str]:
-    """Relative paths of the files that the arrays lie in; the folder may be a link to another disk."""
-
-    def refuse(error: OSError) -> None:
-        raise CheckpointError(f"{error.filename}: cannot be read ({reason_of(error)})") from None
-
-    root, names = os.path.realpath(directory / PARAMS), []
-    for folder, _, files in os.walk(root, onerror=refuse):
-        names += [os.path.relpath(os.path.join(folder, file), root) for file in files if file not in JUNK]
-    plain = (name.replace(os.sep, "/") for name in names)
-    return sorted(f"{PARAMS}/{name}" for name in plain if not any(part.startswith(".") for part in name.split("/")))
-
-
-def _hash(path: Path, seen: Callable[[int], object] = int) -> str:
-    """SHA-256 of a file; `seen` is called with the bytes of each piece. A command that was interrupted ends here."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as stream:
-        while piece := stream.read(PIECE_BYTES):
-            check()
-            digest.update(piece)
-            seen(len(piece))
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=2)
 def _parsed(data: bytes, path: Path) -> Manifest:
-    """A manifest out of its JSON; loading asks for it several times, and a large one takes a tenth of a second."""
-    values = parse_json(data, str(path), remedy=AGAIN)
+    """A manifest out of its JSON, kept because loading needs it several times and a large one takes 0.1 s to read."""
+    values = parse_json(data, str(path), remedy=COPY_AGAIN)
     try:
         if _count(values["format"]) not in FORMATS:
             text = f"format {values['format']}, this version reads {FORMATS[0]} to {FORMAT}; update omni_jax"
             raise CheckpointError(f"{path}: {text}")
         if values["format"] == FORMAT and values["sha256"] != own_hash(values):
-            raise CheckpointError(f"{path}: differs from what was written; {AGAIN}")
+            raise CheckpointError(f"{path}: differs from what was written; {COPY_AGAIN}")
         return Manifest(_leaves(values["leaves"]), _files(values["files"]) if values["format"] == FORMAT else {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: an entry is wrong ({reason_of(error)}); {AGAIN}") from None
+        raise CheckpointError(f"{path}: an entry is wrong ({reason_of(error)}); {COPY_AGAIN}") from None
 
 
 def _leaves(values: dict[str, Any]) -> dict[str, LeafRecord]:
@@ -333,7 +231,7 @@ def _diagnosis(directory: Path) -> str:
     if MARKER in names or os.path.exists(directory / PARTIAL / MARKER):
         return "an unfinished conversion; run it again"
     if any(name.endswith(".safetensors") for name in names):
-        return f"a Hugging Face checkpoint; convert it with `python -m convert {directory} DST`, or use convert.load_hf"
+        return f"a Hugging Face checkpoint; convert it with `python -m convert {directory} DST`, or use omni_jax.load"
     if PARAMS in names:
         return f"'{MANIFEST}' is missing; copy the checkpoint completely or convert it again"
     return f"not a converted checkpoint ('{MANIFEST}' is missing)"

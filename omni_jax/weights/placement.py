@@ -1,13 +1,13 @@
-"""Which devices hold a model: from what a user asks for ("expert=4,data=2", "auto", nothing) to a mesh for each part.
+"""Which devices hold a model: from what a user gives ("expert=4,data=2", "auto", nothing) to a mesh for each part.
 
-    arrays of the checkpoint (shapes, types, axes) -+-> settle -> Placement: a mesh per part, and why
-    mesh asked for, devices and their memory -------+
+    arrays of the checkpoint (shapes, types, axes) -+-> resolve_placement -> Placement: a mesh per part, and why
+    mesh that is wanted, devices and their memory --+
 
 All is decided from headers, before any weight is read: a mesh must divide what it splits, and what each device then
-holds, weights and a cache, must fit its memory where that is known (GPUs state it, CPUs do not).
+holds, weights and a cache (`budget`), must fit its memory where that is known.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,88 +15,21 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from omni_jax.config import DecoderConfig
 from omni_jax.distributed import min_over_processes
 from omni_jax.errors import CheckpointError, InputError
-from omni_jax.ops.cache import CACHE_AXES, capacity_for
-from omni_jax.sharding import (
-    Axes,
-    bytes_on_a_device,
-    check_mesh,
-    divides,
-    make_mesh,
-    mesh_name,
-    parse_mesh,
-    round_up_rows,
-    split_over,
-)
+from omni_jax.models.param import Declaration
+from omni_jax.sharding import check_mesh, divides, make_mesh, mesh_name
+from omni_jax.sharding import shardings as shardings_on
+from omni_jax.weights.budget import Part, usable
+from omni_jax.weights.mesh_text import own_or_shared, parse_parts
 
-# What a cache is planned for: so many conversations of so many tokens. Whoever asks for more finds out at run time.
-PLANNED_ROWS, PLANNED_TOKENS = 8, 4096
-# The share left to intermediate results, of what a device says it holds. On GPU that is JAX's pool: three quarters of
-# the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
-WORKING_SHARE = 0.1
-# A cache whose slots double is held so many times over meanwhile: new keys and values beside the old values.
-GROWTH = 5 / 4
-# Devices that an automatic mesh splits experts over at most, those of one host as usually built, and then the rest of
-# the model.
+AUTO = "auto"
+# An automatic mesh splits experts over at most the 8 devices that one host usually has, and where that does not
+# suffice also the rest of the model over 2 or 4.
 AUTO_EXPERT = 8
 AUTO_TENSOR = (1, 2, 4)
 
-AUTO = "auto"
 MeshLike = str | Mesh | Mapping[str, Mesh] | None
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a part of the model holds: by path shape, bytes a number and logical axes; `text`: the stack with a cache.
-
-    `declared`: shapes and axes as nested dicts, as `sharding.check_mesh` takes them.
-    """
-
-    name: str
-    arrays: Mapping[str, tuple[tuple[int, ...], int, Axes]]
-    declared: tuple[dict, dict]
-    text: DecoderConfig | None
-
-    def bytes_on_a_device(self, sizes: Mapping[str, int]) -> int:
-        """Bytes of weights and of the planned cache on one device of a mesh of these sizes."""
-        return self.weight_bytes(sizes) + self.most_cache_bytes(
-            sizes, round_up_rows(PLANNED_ROWS, sizes), PLANNED_TOKENS
-        )
-
-    def weight_bytes(self, sizes: Mapping[str, int]) -> int:
-        """Bytes of weights on one device."""
-        return sum(bytes_on_a_device(*array, sizes) for array in self.arrays.values())
-
-    def cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """As the function of this name, 0 for a part without a cache; its numbers are of the widest type of weights."""
-        if self.text is None:
-            return 0
-        return cache_bytes(self.text, max(array[1] for array in self.arrays.values()), sizes, rows, tokens)
-
-    def most_cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """The same at most, as the function of this name."""
-        if self.text is None:
-            return 0
-        return most_cache_bytes(self.text, max(array[1] for array in self.arrays.values()), sizes, rows, tokens)
-
-
-def cache_bytes(text: DecoderConfig, itemsize: int, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-    """Bytes on one device of a cache for `rows` conversations of `tokens` tokens, in numbers of `itemsize` bytes."""
-    capacity = capacity_for(min(tokens, text.max_position_embeddings))
-    shape = (text.num_layers, rows, text.num_kv_heads, capacity, text.head_dim)
-    over = (name for axis, size in zip(CACHE_AXES, shape, strict=True) for name in split_over(axis, size, sizes))
-    return 2 * prod(shape) * itemsize // prod(sizes.get(name, 1) for name in over)
-
-
-def most_cache_bytes(text: DecoderConfig, itemsize: int, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-    """The same at most: while the cache grows to that size, with one more conversation behind its prompt.
-
-    A single row is not split over the devices that share a batch: it lies whole on each.
-    """
-    one = cache_bytes(text, itemsize, sizes, 1, tokens)
-    return int(GROWTH * cache_bytes(text, itemsize, sizes, rows, tokens)) + one
 
 
 @dataclass(frozen=True)
@@ -106,19 +39,30 @@ class Placement:
     meshes: dict[str, Mesh]
     reason: str = ""
 
+    def shardings(self, declarations: Mapping[str, Declaration]) -> dict | None:
+        """The shardings of all arrays of these parts as a tree; None for the first device alone."""
+        tree = {part: shardings_on(declarations[part].axes, mesh) for part, mesh in self.meshes.items()}
+        return tree or None
 
-def resolve_placement(asked: MeshLike, parts: Sequence[Part], devices: Sequence[Any] | None = None) -> Placement:
-    """The meshes that were asked for, checked; with "auto", the model over the fewest devices that hold it.
 
-    Devices that are left over then hold it again, for more rows, if their memory is known or several processes need a
-    part each. devices: those to take, by default all. Raises InputError for a mesh that does not divide the model or
-    the devices, or leaves a process without any, and CheckpointError where weights and cache do not fit, naming the
-    smallest mesh that would.
+def resolve_placement(wanted: MeshLike, parts: Sequence[Part], devices: Sequence[Any] | None = None) -> Placement:
+    """The meshes that a user wants, checked; with "auto", the model over the fewest devices that hold it.
+
+    With "auto", devices that are left over hold copies, for more rows, if their memory is known or several processes
+    need a share each.
+
+    Args:
+        wanted: as in `omni_jax.load`.
+        parts: the parts to place.
+        devices: those to use, by default all.
+
+    Raises InputError for a mesh that does not divide the model or the devices, or leaves a process without any, and
+    CheckpointError where weights and cache do not fit, naming the smallest mesh that would.
     """
     devices = jax.devices() if devices is None else devices
-    if asked == AUTO:
+    if wanted == AUTO:
         return _choose(parts, devices)
-    meshes = _meshes(asked, [part.name for part in parts], devices)
+    meshes = _meshes(wanted, [part.name for part in parts], devices)
     _check_processes(meshes, devices)
     for part in parts:
         if part.name in meshes:
@@ -127,60 +71,28 @@ def resolve_placement(asked: MeshLike, parts: Sequence[Part], devices: Sequence[
     return Placement(meshes)
 
 
-def memory_limit(device: Any) -> int | None:
-    """Bytes that a device can hold, None where it does not say."""
-    try:
-        stats = device.memory_stats()
-    except (AttributeError, jax.errors.JaxRuntimeError):
-        return None
-    return (stats or {}).get("bytes_limit")
-
-
-def parse_parts(text: str, parts: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Mesh sizes by part that "thinker:expert=4;talker:expert=2" gives; without part names all share one mesh.
-
-    The vocoder goes with the Talker unless it is named. InputError for other parts, or one that is left out.
-    """
-    parts = tuple(parts)
-    if ":" not in text:
-        return {"": parse_mesh(text)}
-    sizes: dict[str, dict[str, int]] = {}
-    for entry in text.split(";"):
-        part, _, mesh = (word.strip() for word in entry.partition(":"))
-        if part not in ("thinker", "talker", "code2wav"):
-            raise InputError(f"mesh {text!r}: no part is called {part!r}; choose from thinker, talker, code2wav")
-        if part in sizes:
-            raise InputError(f"mesh {text!r} gives {part} twice")
-        sizes[part] = parse_mesh(mesh)
-    lost = [part for part in parts if part not in sizes and not (part == "code2wav" and "talker" in sizes)]
-    if lost:
-        raise InputError(f"mesh {text!r} says nothing of the {lost[0]}; add {lost[0]}:expert=2, or leave the part out")
-    return sizes
-
-
-def _meshes(asked: MeshLike, parts: Sequence[str], devices: Sequence[Any]) -> dict[str, Mesh]:
-    """A mesh for each part as it was asked for, on devices in their order."""
-    if asked is None:
+def _meshes(wanted: MeshLike, parts: Sequence[str], devices: Sequence[Any]) -> dict[str, Mesh]:
+    """The mesh that is wanted for each part; meshes given as text take devices in their order."""
+    if wanted is None:
         return {}
-    if isinstance(asked, Mesh):
-        return dict.fromkeys(parts, asked)
-    if isinstance(asked, Mapping):
-        lost = [part for part in parts if part not in asked]
-        if lost:
-            raise InputError(f"no mesh is given for the {lost[0]}")
-        return {part: asked[part] for part in parts}
-    sizes = parse_parts(asked, parts)
+    if isinstance(wanted, Mesh):
+        return dict.fromkeys(parts, wanted)
+    if isinstance(wanted, Mapping):
+        missing = [part for part in parts if part not in wanted]
+        if missing:
+            raise InputError(f"no mesh is given for the {missing[0]}")
+        return {part: wanted[part] for part in parts}
+    sizes = parse_parts(wanted, parts)
     counts = {part: prod(axes.values()) for part, axes in sizes.items()}
     needed = sum(counts.values())
     if needed > len(devices) or ("" in sizes and len(devices) % needed):
         wrong = "there are" if needed > len(devices) else "which does not divide the"
-        raise InputError(f"mesh {asked!r} takes {needed} devices, {wrong} {len(devices)}; choose other sizes")
-    made, at = {}, 0
+        raise InputError(f"mesh {wanted!r} takes {needed} devices, {wrong} {len(devices)}; choose other sizes")
+    meshes, at = {}, 0
     for part, axes in sizes.items():
-        made[part] = make_mesh(devices[at : at + counts[part]], **axes)
+        meshes[part] = make_mesh(devices[at : at + counts[part]], **axes)
         at += counts[part]
-    shared = made.get("")
-    return {part: shared or made.get(part) or made["talker"] for part in parts}
+    return {part: own_or_shared(part, meshes) for part in parts}
 
 
 def _check_processes(meshes: Mapping[str, Mesh], devices: Sequence[Any]) -> None:
@@ -208,7 +120,7 @@ def _several(devices: Sequence[Any]) -> bool:
 
 
 def _check_memory(meshes: Mapping[str, Mesh], parts: Sequence[Part], devices: Sequence[Any]) -> None:
-    """CheckpointError unless each device that says how much it holds can hold its pieces."""
+    """CheckpointError unless each device that reports its memory can hold its share."""
     held: dict[Any, int] = {}
     first = [device for device in devices if device.process_index == jax.process_index()][:1]
     for part in parts:
@@ -220,12 +132,6 @@ def _check_memory(meshes: Mapping[str, Mesh], parts: Sequence[Part], devices: Se
         limit = usable(device)
         if limit is not None and count > limit:
             raise CheckpointError(_does_not_fit(count, limit, parts))
-
-
-def usable(device: Any) -> int | None:
-    """Bytes that weights and caches may take of a device, None where it does not say."""
-    limit = memory_limit(device)
-    return None if limit is None else int(limit * (1 - WORKING_SHARE))
 
 
 def _does_not_fit(count: int, limit: int, parts: Sequence[Part]) -> str:
@@ -244,14 +150,14 @@ def _does_not_fit(count: int, limit: int, parts: Sequence[Part]) -> str:
 
 
 def _fits(sizes: dict[str, int], parts: Sequence[Part], limit: int | None) -> bool:
-    """Whether a mesh of these sizes divides the model and each device can hold its pieces."""
+    """Whether a mesh of these sizes divides the model and each device can hold its share."""
     if not all(divides(part.declared, sizes) for part in parts):
         return False
     return limit is None or sum(part.bytes_on_a_device(sizes) for part in parts) <= limit
 
 
 def _choose(parts: Sequence[Part], devices: Sequence[Any]) -> Placement:
-    """The first candidate that fits, and why: copies of a model whose experts lie over as few devices as hold it."""
+    """The first candidate that fits, and why: copies of the model, each over the fewest devices that hold it."""
     limit, several = min(filter(None, map(usable, devices)), default=None), _several(devices)
     if several:
         # All must choose alike, and a process knows its own devices only.
@@ -271,7 +177,7 @@ def _choose(parts: Sequence[Part], devices: Sequence[Any]) -> Placement:
 
 
 def _candidates(devices: int) -> Iterator[dict[str, int]]:
-    """Sizes of meshes on at most so many devices in the order in which they are tried.
+    """Sizes of meshes on at most this number of devices, in the order in which they are tried.
 
     Experts are split first, which moves the least, and heads and widths only where that is not enough.
     """
@@ -283,9 +189,13 @@ def _candidates(devices: int) -> Iterator[dict[str, int]]:
 def _reason(sizes: Mapping[str, int], devices: int, held: int, limit: int | None) -> str:
     """What an automatic mesh is, and why."""
     over, copies = sizes["expert"] * sizes["tensor"], sizes["data"]
-    known = "devices do not tell their memory" if limit is None else f"of {limit / 1e9:.2f} GB usable"
-    text = f"{mesh_name(sizes)}: the model over {over} device{'s' * (over > 1)}, the fewest that hold it by "
-    text += "experts and heads" if sizes["tensor"] > 1 else "experts"
-    text += f", {copies} times for more rows" * (copies > 1)
-    text += f", {devices - over * copies} left over" * (devices > over * copies)
-    return f"{text}; {held / 1e9:.2f} GB on each ({known})"
+    over_devices = "1 device" if over == 1 else f"{over} devices"
+    split = "experts and heads" if sizes["tensor"] > 1 else "experts"
+    more = f", {copies} times for more rows" if copies > 1 else ""
+    idle = devices - over * copies
+    idle_devices = f", {idle} left over" if idle else ""
+    known = "devices do not report their memory" if limit is None else f"of {limit / 1e9:.2f} GB usable"
+    return (
+        f"{mesh_name(sizes)}: the model over {over_devices}, the fewest that hold it by {split}{more}{idle_devices}; "
+        f"{held / 1e9:.2f} GB on each ({known})"
+    )

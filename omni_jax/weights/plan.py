@@ -12,15 +12,16 @@ import numpy as np
 
 from omni_jax.config import MODEL_TYPE, OmniConfig
 from omni_jax.errors import CheckpointError
-from omni_jax.weights.checkpoint import check_counts
-from omni_jax.weights.keymap import PARTS, table
+from omni_jax.weights.counts import check_counts
+from omni_jax.weights.keymap import table
 from omni_jax.weights.layout import Leaf
-from omni_jax.weights.safetensors import WEIGHT_DTYPES, SourceCheckpoint, Tensor
+from omni_jax.weights.match import check_tensors, with_dtypes
+from omni_jax.weights.parts import PARTS, parts_of
+from omni_jax.weights.safetensors import SourceCheckpoint
 
-SHOWN = 10
-# Missing tensors are listed by name unless they are more than this.
+# A config.json that asks for this many tensors more than twice those that there are belongs to another model: it is
+# refused by the numbers, before millions of names are made from it.
 MOST_LISTED = 10_000
-DTYPES = {dtype.name: dtype for dtype in WEIGHT_DTYPES.values()}
 
 # Parts of names that only modified checkpoints have, and what to do about them.
 ADAPTER = "adapters: merge them into the model and save it again"
@@ -70,27 +71,23 @@ class Plan:
 
 
 def plan(source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: str | None = None) -> Plan:
-    """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: the source's)."""
+    """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: as stored)."""
     _refuse_thinker_alone(source)
     check_counts(source.config, source.tensors, len(source.tensors), source.directory)
     config = OmniConfig.from_hf(source.config)
     rows = table(config)
     _check_number(source, rows)
-    chosen = chosen_parts(rows, parts)
+    chosen = chosen_parts(config, parts)
     _refuse_memory_names(source)
     kept = [leaf for leaf in rows if leaf.path.split("/")[0] in chosen]
-    problems = _unexpected(source, rows) + _missing(source, kept) + _wrong(source, kept)
-    if problems:
-        raise CheckpointError(f"{source.directory}: does not fit its config.json\n" + "\n".join(problems))
-    if dtype is not None and dtype not in DTYPES:
-        raise CheckpointError(f"dtype {dtype!r}: choose from {sorted(DTYPES)}")
-    leaves = tuple((leaf, DTYPES[dtype] if dtype else _dtype(source, leaf)) for leaf in kept)
+    check_tensors(source, rows, kept, _cause, lambda missing: _remedy(source, missing))
+    leaves = with_dtypes(source, kept, dtype)
     return Plan(config, leaves, sum(len(leaf.placements(index)) for leaf in kept for index in leaf.indices()))
 
 
-def chosen_parts(rows: list[Leaf], parts: tuple[str, ...] | None) -> tuple[str, ...]:
+def chosen_parts(config: OmniConfig, parts: tuple[str, ...] | None) -> tuple[str, ...]:
     """The requested parts in their order, all that the model has by default; CheckpointError for one it lacks."""
-    present = tuple(part for part in PARTS if any(leaf.path.startswith(f"{part}/") for leaf in rows))
+    present = parts_of(config)
     for part in parts or ():
         if part not in PARTS:
             raise CheckpointError(f"part {part!r} does not exist; choose from {list(PARTS)}")
@@ -127,7 +124,7 @@ def _refuse_thinker_alone(source: SourceCheckpoint) -> None:
 
 def _check_number(source: SourceCheckpoint, rows: list[Leaf]) -> None:
     """Compare how many tensors config.json asks for with how many there are, before they are listed."""
-    asked = sum(len(leaf.sources) * prod(len(stack.indices) for stack in leaf.stack) for leaf in rows)
+    asked = sum(len(leaf.sources) * prod(leaf.shape[: len(leaf.stack)]) for leaf in rows)
     if asked > 2 * len(source.tensors) + MOST_LISTED:
         raise CheckpointError(
             f"{source.directory}: its config.json asks for {asked:,} tensors, the checkpoint has "
@@ -135,60 +132,19 @@ def _check_number(source: SourceCheckpoint, rows: list[Leaf]) -> None:
         )
 
 
-def _unexpected(source: SourceCheckpoint, rows: list[Leaf]) -> list[str]:
-    """Tensors without a place, those of each cause by themselves."""
-    known = {name for leaf in rows for index in leaf.indices() for name, _ in leaf.placements(index)}
-    causes: dict[str, list[str]] = {}
-    for name in sorted(set(source.tensors) - known):
-        cause = next((what for parts, what in HINTS if any(part in name for part in parts)), "")
-        if not cause and name.startswith(WHOLE[1:]):
-            cause = "does config.json set enable_audio_output as it should?"
-        causes.setdefault(cause, []).append(name)
-    what = "tensors have no place in the model"
-    return [x for cause, names in causes.items() for x in _listed(what, names, f"; {cause}" if cause else "")]
+def _cause(name: str) -> str:
+    """Why a tensor of this name has no place, where its name says so, and what to do."""
+    cause = next((what for parts, what in HINTS if any(part in name for part in parts)), "")
+    if not cause and name.startswith(WHOLE[1:]):
+        return "does config.json set enable_audio_output as it should?"
+    return cause
 
 
-def _missing(source: SourceCheckpoint, rows: list[Leaf]) -> list[str]:
-    needed = [name for leaf in rows for index in leaf.indices() for name, _ in leaf.placements(index)]
-    missing = [name for name in needed if name not in source.tensors]
+def _remedy(source: SourceCheckpoint, missing: list[str]) -> str:
+    """What to do about missing tensors, where it can be known."""
     held = tuple(part for part in PARTS if any(name.startswith(f"{part}.") for name in source.tensors))
-    hint = ""
     if held and all(not name.startswith(tuple(f"{part}." for part in held)) for name in missing):
-        hint = f"; to convert what is there, ask for --parts {' '.join(held)} (parts={held} in Python)"
-    elif missing == ["thinker.lm_head.weight"]:
-        hint = "; if the embedding serves as the head too, set tie_word_embeddings in config.json"
-    return _listed("tensors are missing", missing, hint)
-
-
-def _wrong(source: SourceCheckpoint, rows: list[Leaf]) -> list[str]:
-    """Tensors of another shape than the config says, or of a dtype that cannot be a weight."""
-    shapes, dtypes = [], []
-    for leaf in rows:
-        for index in leaf.indices():
-            for name, place in leaf.placements(index):
-                tensor = source.tensors.get(name, Tensor(place.shape, "F32"))
-                if tensor.shape != place.shape:
-                    shapes.append(f"{name} {list(tensor.shape)}, expected {list(place.shape)}")
-                if tensor.dtype not in WEIGHT_DTYPES:
-                    dtypes.append(f"{name} {tensor.dtype}")
-    hint = f"; only {', '.join(WEIGHT_DTYPES)} are read: take the unquantised release"
-    return _listed("tensors have another shape", shapes) + _listed("tensors have an unsupported dtype", dtypes, hint)
-
-
-def _listed(what: str, items: list[str], hint: str = "") -> list[str]:
-    if not items:
-        return []
-    shown = "".join(f"\n    {item}" for item in items[:SHOWN])
-    return [f"  {len(items):,} {what}{hint}:{shown}" + ("\n    ..." if len(items) > SHOWN else "")]
-
-
-def _dtype(source: SourceCheckpoint, leaf: Leaf) -> np.dtype:
-    """The one dtype of all tensors in a leaf."""
-    seen: dict[str, str] = {}
-    for index in leaf.indices():
-        for name, _ in leaf.placements(index):
-            seen.setdefault(source.tensors[name].dtype, name)
-    if len(seen) > 1:
-        mixed = ", ".join(f"{name} is {dtype}" for dtype, name in seen.items())
-        raise CheckpointError(f"{source.directory}: {leaf.path} would mix dtypes ({mixed}); choose one with --dtype")
-    return WEIGHT_DTYPES[next(iter(seen))]
+        return f"; to convert what is there, ask for --parts {' '.join(held)} (parts={held} in Python)"
+    if missing == ["thinker.lm_head.weight"]:
+        return "; if the embedding serves as the head too, set tie_word_embeddings in config.json"
+    return ""

@@ -1,9 +1,9 @@
 """How a directory is written: under a hidden name, and given its own name only when it is complete.
 
 Everything that can be known about a destination is checked before the work. A directory that does not exist is built
-beside its place and renamed. One that exists and is empty, which may be a mount point or belong to a folder that is not
-ours to write, is built inside itself. Links are followed. What is finished is never deleted: if the last rename fails,
-the error says where the result lies.
+next to its place and renamed. One that exists and is empty, which may be a mount point or be in a folder that we may
+not write to, is built inside itself. Links are followed. What is finished is never deleted: if the last rename fails,
+the error says where the result is.
 """
 
 import hashlib
@@ -19,9 +19,10 @@ import jax
 
 from omni_jax.errors import CheckpointError
 from omni_jax.files import reason_of, user_path
-from omni_jax.weights.manifest import JUNK, MANIFEST, MARKER, PARTIAL, is_ours, read_manifest, unnamed
+from omni_jax.weights.contents import JUNK, MANIFEST, MARKER, PARTIAL
+from omni_jax.weights.manifest import is_ours, read_manifest, unnamed
 
-# Longer names are hidden under a hash: a file system's limit is 255 bytes, and ours is longer by ".partial".
+# Longer names are replaced by a hash: a file system's limit is 255 bytes, and the hidden name is longer than the own.
 LONGEST_NAME = 200
 # Room for the paths of the files below the destination.
 INNER_PATH_BYTES = 120
@@ -32,7 +33,7 @@ UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a directory will lie, links followed, and the hidden directories that it is built in and replaced by."""
+    """Where a directory will be, links followed, the hidden one it is built in, and that of what it replaces."""
 
     final: Path
     partial: Path
@@ -43,9 +44,15 @@ class Place:
 def publish(destination: str | Path, overwrite: bool = False, needed: int = 0) -> Iterator[Path]:
     """Yield a hidden directory that becomes `destination` when the block succeeds and disappears when it fails.
 
-    needed: bytes that will be written. What an interrupted run left is removed. CheckpointError for a destination that
-    cannot be written, has no room, is being written by another process, exists, or (with `overwrite`) is not a
-    converted checkpoint.
+    What an interrupted run left is removed.
+
+    Args:
+        destination: the directory that is to appear.
+        overwrite: replace it if it is a converted checkpoint.
+        needed: bytes that will be written.
+
+    CheckpointError for a destination that cannot be written, has no room, is being written by another process, exists,
+    or (with `overwrite`) is not a converted checkpoint.
     """
     place = place_of(destination)
     primary = jax.process_index() == 0
@@ -74,7 +81,7 @@ def publish(destination: str | Path, overwrite: bool = False, needed: int = 0) -
 
 
 def place_of(destination: str | Path) -> Place:
-    """Where a destination will lie; CheckpointError for what is no path, or a link that leads in a circle."""
+    """Where a destination will be; CheckpointError for what is not a path, or a link that leads in a circle."""
     path = user_path(destination, "the destination")
     try:
         final = path.resolve()
@@ -91,7 +98,7 @@ def place_of(destination: str | Path) -> Place:
 
 
 def _claim(place: Place, overwrite: bool, needed: int) -> int:
-    """Check the destination, make the hidden directory ours, exclusively, and return the lock's descriptor."""
+    """Check the destination, claim the hidden directory for this process, and return the descriptor of its lock."""
     try:
         _check_path(place)
         if not place.partial.exists():
@@ -141,7 +148,7 @@ def _check_path(place: Place) -> None:
 
 
 def _in_the_way(place: Place) -> list[str]:
-    """What lies in the destination, but for what an interrupted run has moved there."""
+    """The names in the destination, except those that an interrupted run has moved there."""
     if not place.final.is_dir():
         return []
     known = {place.partial.name if place.partial.parent == place.final else "", *OF_THE_DISK, *_moved(place)}
@@ -149,7 +156,7 @@ def _in_the_way(place: Place) -> list[str]:
 
 
 def _moved(place: Place) -> list[str]:
-    """The names that an interrupted run has moved out of the hidden directory, into the one that it lies in."""
+    """The names that an interrupted run has moved out of the hidden directory, into its parent."""
     if place.partial.parent != place.final:
         return []
     try:
@@ -186,7 +193,7 @@ def _check_free(place: Place, overwrite: bool) -> None:
 
 
 def _check_replaceable(final: Path) -> None:
-    """CheckpointError unless a directory is a checkpoint of ours and nothing else lies in it."""
+    """CheckpointError unless a directory is a converted checkpoint and nothing else is in it."""
     if more := unnamed(final, read_manifest(final)):
         raise CheckpointError(f"{final} also holds {more[0]}, which was not written with it; move it away first")
 

@@ -32,7 +32,8 @@ from unittest import mock
 import jax
 
 from omni_jax.ops import moe
-from omni_jax.sharding import parse_mesh, split_over
+from omni_jax.sharding import split_over
+from omni_jax.weights.mesh_text import parse_mesh
 from scripts.aot.hlo import Module
 from scripts.aot.programs import Program, Target, h200, mesh_programs, programs
 from scripts.aot.tables import Row, mesh_table, plan, plan_heading, table

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from omni_jax.loading import describe_part
 from omni_jax.ops.cache import capacity_for
 from omni_jax.sharding import mesh_name
+from omni_jax.weights.budget import describe_part
 from scripts.aot.programs import Target
 
 COLUMNS = ("program", "experts", "compile s", "arguments GB", "temporaries GB", "largest array GB", "kernels",

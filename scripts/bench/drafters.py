@@ -99,14 +99,8 @@ def answer(omni: Omni, batch: Batch, new: int, ways: list[Way], count: bool) -> 
 
 
 def open_model(path: Path, dtype: str) -> Omni:
-    """The Thinker of a converted checkpoint or of a Hugging Face directory."""
-    if (path / "manifest.json").is_file():
-        return omni_jax.load(path, dtype=dtype, parts=("thinker",))
-    from convert import load_hf
-    from omni_jax.inputs.processor import Processor
-
-    params, config = load_hf(path, parts=("thinker",), dtype=dtype)
-    return Omni(params, config, Processor.from_dir(path, config))
+    """The Thinker of a checkpoint."""
+    return omni_jax.load(path, dtype=dtype, parts=("thinker",))
 
 
 def read_error_rate(name: str) -> float:

@@ -21,7 +21,8 @@ from omni_jax.decode.sampling import Sampling
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.models.thinker import Thinker
-from omni_jax.sharding import check_mesh, make_mesh, parse_mesh, shardings
+from omni_jax.sharding import check_mesh, make_mesh, shardings
+from omni_jax.weights.mesh_text import parse_mesh
 from scripts.bench.options import Run
 from scripts.bench.system import require
 from scripts.small.configs import config_dict

@@ -182,7 +182,7 @@ CASES = [
     _draft("true layers", EAGLE3, {"num_hidden_layers": True}, "num_hidden_layers", "True"),
     _draft("states of 10^9", EAGLE3, {"eagle_config.eagle_aux_hidden_state_layer_ids": [10**9]}, "eagle_aux_hidden"),
     _draft("rms_norm_eps negative", EAGLE3, {"rms_norm_eps": -1e-6}, "rms_norm_eps"),
-    _file("missing", None, "no such file", "drafter's own directory"),
+    _file("missing", None, "is missing", "take it from the checkpoint itself"),
     _file("nested too deep", b'{"a":' + b"[" * 10**5, "nested too deep"),
     _file("a list", b"[]", "no JSON object"),
     _file("a number of 5,000 digits", b'{"block_size": ' + b"9" * 5000 + b"}", "5000 digits"),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from convert import convert_checkpoint, load_hf, verify_checkpoint
-from omni_jax.errors import CheckpointError, InputError
+from omni_jax.errors import CheckpointError, ConfigError, InputError
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.loading import load
-from omni_jax.weights.manifest import MANIFEST, MARKER, PARAMS
+from omni_jax.weights.contents import MANIFEST, MARKER, PARAMS
 from omni_jax.weights.plan import plan
 from omni_jax.weights.safetensors import open_checkpoint, open_manifest
 from tests.bad_inputs.case import Case
@@ -233,7 +233,8 @@ CONVERTED = [
     Case("converted: None", lambda *_: load(None), ("the model", "NoneType"), InputError),
     Case("converted: a file", lambda f, w: load(w.hf / "config.json"), ("not a directory", "the one that the file is")),
     Case("converted: not there", lambda f, _: load(f / "nowhere"), ("nowhere", "no such directory"), CheckpointError),
-    Case("converted: not yet", lambda f, w: load(w.hf), ("python -m convert", "load_hf"), CheckpointError),
+    Case("converted: neither", lambda f, _: load(f), ("config.json is missing", "take it from"), ConfigError),
+    Case("converted: its form is needed", lambda f, w: verify_checkpoint(w.hf), ("python -m convert", "omni_jax.load")),
     Case("converted: parts of others", lambda f, w: load(w.converted, parts=("ears",)), ("ears", "choose"), InputError),
     Case("converted: no parts", lambda f, w: load(w.converted, parts=()), ("choose from these",), InputError),
     _ours("unfinished", lambda d: (d / MANIFEST).rename(d / MARKER), "unfinished", "run it again"),

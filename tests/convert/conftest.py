@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from convert import convert_checkpoint
-from omni_jax.weights.manifest import MANIFEST, own_hash
+from omni_jax.weights.contents import MANIFEST
+from omni_jax.weights.manifest import own_hash
 
 INDEX = "model.safetensors.index.json"
 

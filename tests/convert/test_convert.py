@@ -14,8 +14,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import convert.convert
+import omni_jax.weights.leaves
 import omni_jax.weights.safetensors
 from convert import MismatchError, convert_checkpoint, load_hf, reverse_checkpoint, verify_checkpoint
 from convert.reverse import Entry, _shards, _write_at, _write_header, _write_index
@@ -24,10 +26,12 @@ from omni_jax.errors import CheckpointError
 from omni_jax.sharding import make_mesh
 from omni_jax.weights import checkpoint
 from omni_jax.weights.blocks import count_nonfinite
+from omni_jax.weights.contents import MARKER, metadata_files
 from omni_jax.weights.keymap import table
-from omni_jax.weights.manifest import MARKER, metadata_files
+from omni_jax.weights.manifest import SMALL_BYTES
 from omni_jax.weights.plan import plan
 from omni_jax.weights.safetensors import open_checkpoint
+from omni_jax.weights.trees import nest
 from tests.convert.conftest import INDEX, as_first_format, edit_manifest, read_tensors
 from tests.helpers.damage import flip
 
@@ -89,16 +93,20 @@ def test_loading_onto_a_mesh_reads_every_block_once(checkpoints, monkeypatch):
     """Devices that share experts share their reading, and a device reads no expert of another."""
     mesh = make_mesh(jax.devices()[:6], expert=3, data=2)
     reads, asked = [], []
-    real_box, real_group = omni_jax.weights.hf.read_box, omni_jax.weights.hf._Reader._group
-    monkeypatch.setattr(omni_jax.weights.hf, "read_box", lambda *a: reads.append((a[1].path, a[2])) or real_box(*a))
+    real_box, real_group = omni_jax.weights.leaves.read_box, omni_jax.weights.leaves._Reader._group
+    monkeypatch.setattr(omni_jax.weights.leaves, "read_box", lambda *a: reads.append((a[1].path, a[2])) or real_box(*a))
     monkeypatch.setattr(
-        omni_jax.weights.hf._Reader, "_group", lambda r, x, b: asked.append((r.leaf.path, x)) or real_group(r, x, b)
+        omni_jax.weights.leaves._Reader, "_group", lambda r, x, b: asked.append((r.leaf.path, x)) or real_group(r, x, b)
     )
     path = "thinker/layers/moe/down"
 
-    def place(p):
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*(None, "expert") * (p == path)))
-
+    source = open_checkpoint(checkpoints("small"))
+    place = nest(
+        {
+            leaf.path: NamedSharding(mesh, PartitionSpec(*(None, "expert") * (leaf.path == path)))
+            for leaf, _ in plan(source, ("thinker",)).leaves
+        }
+    )
     params, _ = load_hf(checkpoints("small"), parts=("thinker",), shardings=place)
     assert len(reads) == len(set(reads))
     assert [ranges[1] for p, ranges in asked if p == path] == [(0, 2), (2, 4), (4, 6)]
@@ -134,11 +142,11 @@ def test_half_a_tensor_is_read_for_half_an_array(checkpoints, monkeypatch, path,
     count, real = [], omni_jax.weights.safetensors._read_into
     monkeypatch.setattr(omni_jax.weights.safetensors, "_read_into", lambda *a: count.append(len(a[2])) or real(*a))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    whole = np.asarray(omni_jax.weights.hf._Reader(source, leaf, kind, ThreadPoolExecutor(1), False).read(sharding))
+    whole = np.asarray(omni_jax.weights.leaves._Reader(source, leaf, kind, ThreadPoolExecutor(1), False).read(sharding))
     count.clear()
     half = [(0, n) if i != axis else (n // 2, n) for i, n in enumerate(leaf.shape)]
     depth = len(leaf.stack)
-    reader = omni_jax.weights.hf._Reader(source, leaf, kind, ThreadPoolExecutor(1), False)
+    reader = omni_jax.weights.leaves._Reader(source, leaf, kind, ThreadPoolExecutor(1), False)
     (piece,) = reader._group(tuple(half[:depth]), {tuple(half[depth:]): [jax.devices()[3]]})
     np.testing.assert_array_equal(piece, whole[tuple(slice(*span) for span in half)])
     assert sum(count) == read * piece.nbytes
@@ -182,12 +190,13 @@ def test_every_flipped_bit_is_found(checkpoints, converted, tmp_path, name, tran
     pattern = (np.ascontiguousarray(tensor.T) if transposed else tensor).tobytes()[:2000]
     for bit in (0, 8 * len(pattern) // 2 + 3, 8 * len(pattern) - 1):
         damaged = Path(shutil.copytree(converted, tmp_path / f"damaged-{bit}"))
-        flip(damaged, pattern, bit)
+        file = flip(damaged, pattern, bit)
         with pytest.raises(
             MismatchError, match=f"of 485 tensors, those that differ from what was written: 1;.*\n    {name}$"
         ):
             verify_checkpoint(damaged)
-    checkpoint.restore(damaged, (name.split(".")[0],))  # Orbax sees nothing.
+    if file.stat().st_size > SMALL_BYTES:  # Smaller files, in which a tensor may come to lie, are hashed at loading.
+        checkpoint.restore(damaged, (name.split(".")[0],))  # Orbax sees nothing.
     with pytest.raises(MismatchError, match=f"{name} is not what was written"):
         reverse_checkpoint(damaged, tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -12,10 +12,12 @@ import pytest
 
 from convert import load_hf
 from omni_jax.config import OmniConfig
-from omni_jax.weights.keymap import destination_axes, destination_shapes, table
-from omni_jax.weights.layout import Leaf, Source, check
+from omni_jax.weights.keymap import table
+from omni_jax.weights.layout import Leaf, Source, Stack, check
+from omni_jax.weights.parts import declare_parts, declared_arrays
 from omni_jax.weights.plan import plan
 from omni_jax.weights.safetensors import open_checkpoint, open_manifest
+from scripts.small.configs import config_dict
 from tests.convert.conftest import read_tensors
 
 
@@ -65,27 +67,31 @@ def test_what_transformers_saves_is_placed(reference, tmp_path, checkpoints):
 
 
 def test_tree_of_shapes_and_axes(public):
-    config = OmniConfig.from_hf(public)
-    shapes, axes = destination_shapes(config), destination_axes(config)
-    jax.tree.map(lambda s, a: [len(s)] == [len(a)] or pytest.fail(f"{s} {a}"), shapes, axes, is_leaf=_is_tuple)
-    assert shapes["thinker"]["layers"]["qkv"] == (48, 4, 10, 128, 2048)
-    assert axes["thinker"]["layers"]["moe"]["gate_up"] == ("layers", "expert", "embed", None, "mlp")
-    assert shapes["talker"]["code_predictor"]["embed"] == (15, 2048, 1024)
-    assert shapes["code2wav"]["embed"] == (16, 2048, 1024)
+    rows = {leaf.path: leaf for leaf in table(OmniConfig.from_hf(public))}
+    assert all(len(leaf.shape) == len(leaf.axes) for leaf in rows.values())
+    assert rows["thinker/layers/qkv"].shape == (48, 4, 10, 128, 2048)
+    assert rows["thinker/layers/moe/gate_up"].axes == ("layers", "expert", "embed", None, "mlp")
+    assert rows["talker/code_predictor/embed"].shape == (15, 2048, 1024)
+    assert rows["code2wav/embed"].shape == (16, 2048, 1024)
 
 
-def _is_tuple(x):
-    return isinstance(x, tuple)
+@pytest.mark.parametrize("variant", ["tiny", "small", "odd", "medium", "public"])
+def test_every_declared_array_has_a_row(variant, public):
+    config = OmniConfig.from_hf(public if variant == "public" else config_dict(variant))
+    rows = table(config)
+    check(rows)
+    declared = {part: declared_arrays(declaration, f"{part}/") for part, declaration in declare_parts(config).items()}
+    assert {leaf.path for leaf in rows} == {path for arrays in declared.values() for path in arrays}
 
 
 def test_a_model_without_speech_has_only_a_thinker(public):
     config = OmniConfig.from_hf(copy.deepcopy(public) | {"enable_audio_output": False})
-    assert set(destination_shapes(config)) == {"thinker"}
+    assert {leaf.path.split("/")[0] for leaf in table(config)} == {"thinker"}
 
 
 def test_tied_embeddings_have_no_head(checkpoints):
     config = OmniConfig.from_hf(json.loads((checkpoints("odd") / "config.json").read_text()))
-    assert "lm_head" not in destination_shapes(config)["thinker"]
+    assert "thinker/lm_head" not in {leaf.path for leaf in table(config)}
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +184,14 @@ def test_check_sees_wrong_rows():
     check([good])
     overlap = replace(good, sources=(good.sources[0], replace(good.sources[1], at=(0,))))
     hole = replace(good, sources=good.sources[:1])
+    lost = Leaf("b", (Stack("l", (0, 2, 5)),), (2, 3), (None, None), (Source("z{l}", (3,)),))
     size = replace(good, sources=(good.sources[0], replace(good.sources[1], shape=(4,))))
-    for wrong, message in ((overlap, "filled 0 to 2"), (hole, "filled 0 to 1"), (size, "does not fill")):
+    for wrong, message in (
+        (overlap, "filled 0 to 2"),
+        (hole, "filled 0 to 1"),
+        (size, "does not fill"),
+        (lost, "3 indices of 'l' for an axis of 2"),
+    ):
         with pytest.raises(ValueError, match=message):
             check([wrong])
     with pytest.raises(ValueError, match="lists path 'a' 2 times"):

@@ -18,7 +18,7 @@ from omni_jax.decode.reply import Reply
 from omni_jax.errors import InputError
 from omni_jax.loading import load, load_lazily
 from omni_jax.omni import Omni
-from omni_jax.weights.placement import GROWTH
+from omni_jax.weights.budget import GROWTH
 from tests.parity import user
 
 

@@ -75,7 +75,8 @@ class SpeculativeEngine:
 
     def plan(self, state: SpeculativeState, steps: int) -> ChunkPlan:
         """As `Engine.plan`. If there is a choice of lengths, the first call measures rounds of each on `state`."""
-        if self.tuner is None and len(self.lengths) > 1:
+        several = len(self.lengths) > 1
+        if self.tuner is None and several:
             self.tuner = DraftLengthTuner(self._round_seconds(state))
         if self.tuner is None:
             return self.plan_of(self.lengths[0], steps)

@@ -15,8 +15,8 @@ from omni_jax.draft_config import DFlashConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import flag, is_whole, shown
 from omni_jax.models.param import Declaration
-from omni_jax.weights.checkpoint import flatten
 from omni_jax.weights.drafters import Drafter, check_drafter
+from omni_jax.weights.trees import flatten
 
 # Levels of a drafted tree, and children of each node.
 Tree = tuple[int, int]

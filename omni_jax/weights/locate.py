@@ -1,0 +1,72 @@
+"""Where a checkpoint is: from what a user names, a directory or a model id, to a directory that exists.
+
+    "ckpt/", a snapshot of the hub's cache   the directory itself
+    "Qwen/Qwen3-Omni-30B-A3B-Instruct"       its snapshot in the hub's cache, downloaded if the hub can be reached
+
+A model id needs the package huggingface_hub, which is imported here alone. With HF_HUB_OFFLINE, or without a network,
+the snapshot that the cache holds is taken; whether it is complete is found out by the reader of its files.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from omni_jax.errors import CheckpointError
+from omni_jax.files import reason_of, user_path
+
+MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+# What is downloaded of a model: weights, configuration, tokenizer and template; no pickles and no code.
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
+
+
+def locate(where: Any, what: str = "the model") -> Path:
+    """The directory that a user means by a path or a model id; what is in it is not looked at.
+
+    Args:
+        where: text or path object. A directory is preferred to a model id of the same name.
+        what: what is looked for, for errors about the type of `where`.
+
+    CheckpointError for what is neither a directory nor a model that the hub or its cache has.
+    """
+    path = user_path(where, what)
+    if os.path.isdir(path):
+        return path
+    if os.path.lexists(path):
+        raise CheckpointError(f"{path}: not a directory; name the one that the file is in")
+    name = path.as_posix()
+    if not MODEL_ID.fullmatch(name):
+        raise CheckpointError(f"{path}: no such directory")
+    return _snapshot(name)
+
+
+def _snapshot(model_id: str) -> Path:
+    """The snapshot of a model in the hub's cache, brought up to date if the hub can be reached."""
+    try:
+        from huggingface_hub import constants, is_offline_mode, snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"{model_id}: no such directory; to load it as a model id of the Hugging Face hub, install omni_jax[hub]"
+        ) from None
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=PATTERNS))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Without the hub, an incomplete snapshot is an error that names it; the reader says which file is missing.
+        if found := getattr(error, "snapshot_path", None):
+            return Path(found)
+        reason = "unset HF_HUB_OFFLINE to download it" if is_offline_mode() else _reason(error)
+        raise CheckpointError(
+            f"{model_id}: neither a directory here nor a model in the Hugging Face cache {constants.HF_HUB_CACHE}; "
+            f"{reason}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a model could not be downloaded, and what to do about it where that is known."""
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
+        return "the hub shows no such model; for a private or gated one, log in with `hf auth login`"
+    if isinstance(error, FileNotFoundError):
+        return "and the hub cannot be reached; check the network"
+    return f"the hub says: {reason_of(error)}"
