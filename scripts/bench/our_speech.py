@@ -69,14 +69,8 @@ class Ours:
         thinker = self.params["thinker"], self.declarations["thinker"], self.config.thinker.text
         requests = requests_for(self.batch, Limits(new), [0] * rows)
         speakers, speech = self._speakers(self.options.frames)
-        batching = Batching(
-            PlainEngine(*thinker, Sampling()),
-            rows,
-            Admission(self.batch, requests, speech),
-            speakers=speakers,
-            steps=STREAM_STEPS,
-            frames=STREAM_FRAMES,
-        )
+        engine, first = PlainEngine(*thinker, Sampling()), Admission(self.batch, requests, speech)
+        batching = Batching(engine, rows, first, None, speakers, STREAM_STEPS, STREAM_FRAMES)
         vocoder = Vocoder(self.params["code2wav"], self.declarations["code2wav"], self.config.code2wav, rows)
         for _ in batching.run():
             codes = [request.speaker.codes for request in requests if request.speaker is not None]

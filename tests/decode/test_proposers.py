@@ -126,7 +126,7 @@ def test_an_engine_drafts_what_the_description_says(
     omni, directory = omnis(variant), drafters(kind, variant)
     asked = Asked(omni, omni.prepare([user("Just words"), user("And some more of them")]), Sampling(), new=20)
     plain = asked.plainly()
-    real = KnownDrafters(omni.config).settle(load_drafter(directory), width - 1, tree, drawn=False)
+    real = KnownDrafters(omni.config).resolve_draft_plan(load_drafter(directory), width - 1, tree, drawn=False)
     assert real is not None
     told, told_width = (TREE_ORACLE, 2 * BRANCHES + 1) if tree else (ORACLE, 4)
     listening: Any = Listening(real.proposer, told)

@@ -75,11 +75,10 @@ class SpeculativeEngine:
 
     def plan(self, state: SpeculativeState, steps: int) -> ChunkPlan:
         """As `Engine.plan`. If there is a choice of lengths, the first call measures rounds of each on `state`."""
-        several = len(self.lengths) > 1
-        if self.tuner is None and several:
-            self.tuner = DraftLengthTuner(self._round_seconds(state))
-        if self.tuner is None:
+        if len(self.lengths) == 1:
             return self.plan_of(self.lengths[0], steps)
+        if self.tuner is None:
+            self.tuner = DraftLengthTuner(self._round_seconds(state))
         verify_tokens, rounds = self.tuner.choose(steps)
         return replace(self.plan_of(verify_tokens, steps), rounds=rounds)
 
