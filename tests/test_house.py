@@ -21,11 +21,12 @@ FLOORS = (
     ("inputs", "ops"),
     ("models", "settings"),
     ("flags", "weights"),
-    ("convert", "decode"),
+    ("decode",),
     ("omni",),
     ("loading", "printing"),
     ("ask", "evaluate", "inspection"),
     ("cli",),
+    ("convert",),
 )
 # Modules without a floor: the public names, and the entry of the command.
 ENTRIES = ("omni_jax", "omni_jax.__main__")
