@@ -56,7 +56,7 @@ def laid(state: Any) -> Any:
 
 @partial(jax.jit, donate_argnames="state")
 def retire(state: Any, b: Array | int) -> Any:
-    """What a decoding loop carries, with row `b` done."""
+    """What a decoding loop carries, with row `b`, int32 [], done."""
 
     def finish(leaf: Any) -> Any:
         return replace(leaf, done=leaf.done.at[b].set(True)) if isinstance(leaf, Rows) else leaf

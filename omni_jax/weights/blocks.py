@@ -78,12 +78,12 @@ def _refuse_nonfinite(source: SourceCheckpoint, name: str, stored: np.ndarray) -
 
 
 def hash_tensor(tensor: np.ndarray) -> str:
-    """SHA-256 of the bytes of a contiguous array of any shape, which are those of the safetensors file."""
+    """SHA-256 of the bytes of a contiguous array [...], which are those of the safetensors file."""
     return hashlib.sha256(tensor.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def count_nonfinite(tensor: np.ndarray) -> int:
-    """How many values of a float array of any shape are NaN or infinite."""
+    """The number of values of a float array [...] that are NaN or infinite."""
     unsigned, exponent = EXPONENTS[tensor.dtype.name]
     bits = tensor.reshape(-1).view(unsigned)
     parts = (bits[i : i + SCAN_VALUES] for i in range(0, bits.size, SCAN_VALUES))

@@ -37,7 +37,7 @@ class Text(Protocol):
 
     @property
     def key(self) -> jax.Array:
-        """The reply's PRNG key, of no shape, the one that its text is drawn with."""
+        """The reply's PRNG key [], the one that its text is drawn with."""
         ...
 
 
