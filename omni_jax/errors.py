@@ -15,3 +15,7 @@ class CheckpointError(OmniError):
 
 class InputError(OmniError):
     """Media, messages or settings that cannot be used."""
+
+
+class MemoryLimitError(InputError):
+    """A request that memory does not hold."""

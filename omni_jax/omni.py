@@ -21,6 +21,7 @@ from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.decode.generation import GenerationPlan, Generator
 from omni_jax.decode.limits import Limits, check_conversations, copies_of, seeds_of
 from omni_jax.decode.media import encode_media
+from omni_jax.decode.memory import Memory
 from omni_jax.decode.prompt import Prompt, pad_length
 from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.speech.session import MAX_FRAMES, Voice
@@ -249,18 +250,20 @@ class Omni:
         ending = request.ending if "max_new_tokens" in stated else replace(request.ending, max_new_tokens=1)
         plan, (seed,) = self._plan(request, ending, speech, drafter, 1), seeds_of(request.seed, 1)
         check_conversations(conversations)
-        rows, most = self._generator.slots(plan, slots), request.ending.max_new_tokens
+        # One for the whole call: what its own caches take later is not counted twice.
+        generator, most = self._generator, request.ending.max_new_tokens
+        rows = generator.slots(plan, slots, most)
         prompts = (
             given
             if given is None or isinstance(given, Prompt)
             else Prompt(self.prepare(given, **vars(request.preparation)), seed, most)
             for given in conversations
         )
-        batching = self._generator.batching(plan, rows, waiting=self._admissions(plan, prompts, rows))
+        batching = generator.batching(plan, rows, waiting=self._admissions(generator, plan, prompts, rows))
         return replies_in_turn(batching, self.processor.tokenizer, self._sound)
 
     def _admissions(
-        self, plan: GenerationPlan, prompts: Iterator[Prompt | None], rows: int
+        self, generator: Generator, plan: GenerationPlan, prompts: Iterator[Prompt | None], rows: int
     ) -> Iterator[Admission | None]:
         """Each prompt as its request in one of `rows` rows, numbered from 0; None stays None."""
         number = 0
@@ -268,7 +271,7 @@ class Omni:
             if prompt is None:
                 yield None
                 continue
-            admission = self._generator.alone(plan, prompt, number, rows)
+            admission = generator.alone(plan, prompt, number, rows)
             self._read_weights()
             yield admission
             number += 1
@@ -331,7 +334,12 @@ class Omni:
     def _generator(self) -> Generator:
         """What carries out plans on the parts that are loaded."""
         return Generator(
-            self.params, self.declarations, self.meshes, self.config, embed_for_talker=lambda: self._embed_for_talker
+            self.params,
+            self.declarations,
+            self.meshes,
+            self.config,
+            embed_for_talker=lambda: self._embed_for_talker,
+            memory=Memory.read(self.params, self.meshes),
         )
 
     @cached_property

@@ -12,7 +12,7 @@ from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import DraftPlan
 from omni_jax.decode.engine import Engine, PlainEngine
 from omni_jax.decode.limits import Limits, limit_of, seeds_of
-from omni_jax.decode.memory import Cache, check_memory, fitting_rows
+from omni_jax.decode.memory import Cache, Memory
 from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat_rows
 from omni_jax.decode.reasoning import ends_inside_reasoning
 from omni_jax.decode.request import requests_for
@@ -82,7 +82,8 @@ class Generator:
     """The parts of a model that generation runs on: plans become admissions and the loop that runs them.
 
     params, declarations, meshes: of the parts that are loaded, by name. embed_for_talker: gives the Thinker's token
-    embeddings [V, D] on the Talker's devices. Nothing here reads a weight, so a bad request is refused within a second.
+    embeddings [V, D] on the Talker's devices. memory: what is free for caches. Nothing here reads a weight, so a bad
+    request is refused within a second.
     """
 
     params: Mapping[str, dict]
@@ -90,6 +91,7 @@ class Generator:
     meshes: Mapping[str, Mesh | None]
     config: OmniConfig
     embed_for_talker: Callable[[], jax.Array]
+    memory: Memory
 
     def together(self, plan: GenerationPlan, batch: Batch, seeds: list[int]) -> Admission:
         """The requests of a batch that run all at once. Raises InputError for what does not fit context or memory."""
@@ -124,26 +126,27 @@ class Generator:
             speakers = Speakers(params, declaration, self.embed_for_talker, self.config, plan.voice, rows)
         return Batching(engine, rows, first, waiting, speakers, steps, frames)
 
-    def slots(self, plan: GenerationPlan, slots: int | None) -> int:
+    def slots(self, plan: GenerationPlan, slots: int | None, most: int) -> int:
         """The number of slots, whole for the meshes, by default what memory holds, at most SLOTS.
 
-        Raises InputError for more than memory holds without any prompt.
+        most: new tokens of a reply whose prompt has no limit of its own. Raises InputError for more slots than memory
+        holds without any prompt.
         """
-        most, parts = plan.limits.max_new_tokens, ("thinker",) if plan.voice is None else ("thinker", "talker")
+        parts = ("thinker",) if plan.voice is None else ("thinker", "talker")
 
         def rounded(rows: int) -> int:
             return max(round_up_rows(rows, self.meshes[part]) for part in parts)
 
         if slots is not None:
             rows = rounded(whole("slots", slots, "have at least one"))
-            self.check_memory(plan, rows, 0, most)
+            self.check_memory(plan, rows, 0, plan.limits.max_new_tokens)
             return rows
         # With a prompt, which is one token at least.
         caches = plan.caches(rounded(SLOTS), 1, most, self.config)
-        return rounded(max(1, min(SLOTS, fitting_rows(caches, self.params, self.meshes))))
+        return rounded(max(1, min(SLOTS, self.memory.fitting_rows(caches))))
 
     def check_memory(self, plan: GenerationPlan, rows: int, prompt_tokens: int, max_new_tokens: int) -> None:
         """Raise InputError for requests whose caches would not fit, all rows as long as they may become."""
         caches = plan.caches(rows, prompt_tokens, max_new_tokens, self.config)
         remedy = "have fewer slots, conversations or replies at once, or lower max_new_tokens"
-        check_memory(caches, self.params, self.meshes, remedy if plan.voice is None else f"{remedy} or max_frames")
+        self.memory.check(caches, remedy if plan.voice is None else f"{remedy} or max_frames")

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
-from omni_jax.errors import InputError
+from omni_jax.errors import MemoryLimitError
 from omni_jax.inputs.memory import available_bytes
 from omni_jax.weights.budget import WORKING_SHARE, most_cache_bytes, usable
 
@@ -40,56 +40,64 @@ class Cache:
         return most_cache_bytes(self.text, itemsize, sizes, self.rows, self.tokens)
 
 
-def check_memory(
-    caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None], remedy: str
-) -> None:
-    """Raise InputError, with the plan, the available memory and the remedy, for caches that devices cannot hold."""
-    for mesh in dict.fromkeys(meshes[cache.part] for cache in caches):
-        planned = [cache for cache in caches if meshes[cache.part] == mesh]
-        need, have = sum(cache.bytes(params, mesh) for cache in planned), _left(params, meshes, mesh)
-        if need > have:
-            plan = " and ".join(
-                f"{c.rows:,} row{'s' * (c.rows > 1)} of up to {c.tokens:,} tokens ({c.part})" for c in planned
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """The bytes that weights leave free on each device, by mesh, read once: what is cached later is not free any more.
+
+    params, meshes: of the parts that are loaded, by name.
+    """
+
+    params: Mapping[str, dict]
+    meshes: Mapping[str, Mesh | None]
+    free: Mapping[Mesh | None, int]
+
+    @classmethod
+    def read(cls, params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> "Memory":
+        """What is free now."""
+        by_mesh = {mesh: [params[part] for part in params if meshes[part] == mesh] for mesh in meshes.values()}
+        free = {mesh: max(available(mesh) - weight_bytes(parts, mesh), 0) for mesh, parts in by_mesh.items()}
+        return cls(params, meshes, free)
+
+    def check(self, caches: Sequence[Cache], remedy: str) -> None:
+        """Raise MemoryLimitError, with the plan, the free memory and the remedy, for caches that do not fit."""
+        for mesh in dict.fromkeys(self.meshes[cache.part] for cache in caches):
+            planned = [cache for cache in caches if self.meshes[cache.part] == mesh]
+            need = sum(cache.bytes(self.params, mesh) for cache in planned)
+            if need > self.free[mesh]:
+                plan = " and ".join(
+                    f"{c.rows:,} row{'s' * (c.rows > 1)} of up to {c.tokens:,} tokens ({c.part})" for c in planned
+                )
+                more = "spread the model over more devices with mesh"
+                if usable(_devices(mesh)[0]) is not None:
+                    more += ", or give JAX more of the device with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9"
+                raise MemoryLimitError(
+                    f"this request would take {need / GB:,.2f} GB of a device for caches of {plan}; there are "
+                    f"{self.free[mesh] / GB:,.2f} GB beside the weights; {remedy}: {self._would_fit(planned)} would "
+                    f"fit; or {more}"
+                )
+
+    def fitting_rows(self, caches: Sequence[Cache]) -> int:
+        """The number of these rows that devices can hold, 0 if none."""
+
+        def fits(rows: int) -> bool:
+            return all(
+                sum(replace(c, rows=rows).bytes(self.params, mesh) for c in caches if self.meshes[c.part] == mesh)
+                <= self.free[mesh]
+                for mesh in {self.meshes[c.part] for c in caches}
             )
-            more = "spread the model over more devices with mesh"
-            if usable(_devices(mesh)[0]) is not None:
-                more += ", or give JAX more of the device with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9"
-            raise InputError(
-                f"this request would take {need / GB:,.2f} GB of a device for caches of {plan}; there are "
-                f"{have / GB:,.2f} GB beside the weights; {remedy}: {_would_fit(planned, params, meshes)} would fit; "
-                f"or {more}"
-            )
 
+        return bisect_left(range(min(caches[0].rows, MOST_ROWS)), True, key=lambda less: not fits(less + 1))
 
-def fitting_rows(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> int:
-    """The number of these rows that devices can hold, 0 if none."""
-
-    def fits(rows: int) -> bool:
-        return all(
-            sum(replace(c, rows=rows).bytes(params, mesh) for c in caches if meshes[c.part] == mesh)
-            <= _left(params, meshes, mesh)
-            for mesh in {meshes[c.part] for c in caches}
-        )
-
-    return bisect_left(range(min(caches[0].rows, MOST_ROWS)), True, key=lambda less: not fits(less + 1))
-
-
-def _would_fit(caches: Sequence[Cache], params: Mapping[str, dict], meshes: Mapping[str, Mesh | None]) -> str:
-    """What would fit instead: fewer rows of this length, and the same number of shorter rows."""
-    rows = fitting_rows(caches, params, meshes)
-    lengths = (1 << n for n in range(max(c.tokens for c in caches).bit_length(), 7, -1))
-    for length in lengths:
-        shorter = [replace(c, tokens=min(c.tokens, length)) for c in caches]
-        if fitting_rows(shorter, params, meshes) == caches[0].rows:
-            tokens = f"rows of at most {length:,} tokens with their prompts"
-            return f"{rows:,} of these rows, or {tokens}," if rows else tokens
-    return f"{rows:,} of these rows" if rows else "fewer and shorter rows"
-
-
-def _left(params: Mapping[str, dict], meshes: Mapping[str, Mesh | None], mesh: Mesh | None) -> int:
-    """Bytes that the weights leave free on each device of a mesh."""
-    here = [params[part] for part in params if meshes[part] == mesh]
-    return max(available(mesh) - weight_bytes(here, mesh), 0)
+    def _would_fit(self, caches: Sequence[Cache]) -> str:
+        """What would fit instead: fewer rows of this length, and the same number of shorter rows."""
+        rows = self.fitting_rows(caches)
+        lengths = (1 << n for n in range(max(c.tokens for c in caches).bit_length(), 7, -1))
+        for length in lengths:
+            shorter = [replace(c, tokens=min(c.tokens, length)) for c in caches]
+            if self.fitting_rows(shorter) == caches[0].rows:
+                tokens = f"rows of at most {length:,} tokens with their prompts"
+                return f"{rows:,} of these rows, or {tokens}," if rows else tokens
+        return f"{rows:,} of these rows" if rows else "fewer and shorter rows"
 
 
 def weight_bytes(params: Any, mesh: Mesh | None) -> int:

@@ -4,12 +4,14 @@ Conversations run in slots, and each goes on as soon as its last answer is there
 cannot be assigned to one of them, those under way are asked again one by one.
 """
 
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omni_jax.decode.prompt import Prompt, check_context
+from omni_jax.errors import MemoryLimitError
 from omni_jax.evaluate.context import TaskContext, failure_of, result_of
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.metrics import METRICS, Scores
@@ -98,7 +100,10 @@ class ConversationQueue:
 
 
 def _converse(context: TaskContext, conversations: Sequence[Conversation], slots: int) -> Iterator[Result]:
-    """The results of conversations, `slots` at a time; where that fails, those under way are asked one by one."""
+    """The results of conversations, `slots` at a time; where that fails, those under way are asked one by one.
+
+    Where memory does not hold a long one in each slot, half of the slots go on with all that are left.
+    """
     queue = ConversationQueue(context, conversations)
     while queue.waiting:
         # Settings that are wrong for all are raised here.
@@ -111,6 +116,11 @@ def _converse(context: TaskContext, conversations: Sequence[Conversation], slots
                     yield result
         except Exception as error:
             running = queue.take_running()
+            if isinstance(error, MemoryLimitError) and slots > 1:
+                print(f"{error}; going on with {slots // 2} slots", file=sys.stderr)
+                yield from queue.take_failed()
+                yield from _converse(context, [*running, *queue.waiting], slots // 2)
+                return
             if not running or context.must_raise(error):
                 raise
             if len(conversations) == slots == 1:
@@ -124,6 +134,8 @@ def _converse(context: TaskContext, conversations: Sequence[Conversation], slots
 def _replies(context: TaskContext, prompts: Iterator[Prompt | None], slots: int) -> Iterator[tuple[int, Reply]]:
     request = context.request
     settings = {**vars(request.sampling), **vars(request.drafting), "stop": request.ending.stop}
+    # Stated, so that slots which memory cannot hold are refused at the call.
+    settings["max_new_tokens"] = request.ending.max_new_tokens
     return context.omni.generate_many(prompts, slots=slots, drafter=context.drafter, **settings)
 
 

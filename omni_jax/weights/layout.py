@@ -39,7 +39,7 @@ class Source:
     transposed: bool = False
 
     def unpacked(self, tensor: np.ndarray, place: Shape, rows: tuple[int, int] | None) -> np.ndarray:
-        """A tensor [...] of the stored shape, or its `rows` from start to stop, in the shape `place`, or those rows of it."""
+        """A tensor [...] of the stored shape, or its `rows` from start to stop, shaped as `place`, or its rows."""
         tensor = tensor.T if self.transposed else tensor
         if rows is None:
             return tensor.reshape(place)

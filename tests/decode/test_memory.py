@@ -12,7 +12,7 @@ import pytest
 
 from convert import convert_checkpoint
 from omni_jax.decode import generation, memory
-from omni_jax.decode.memory import Cache, available, check_memory, weight_bytes
+from omni_jax.decode.memory import Cache, Memory, available, weight_bytes
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Reply
 from omni_jax.errors import InputError
@@ -104,13 +104,13 @@ def test_a_device_that_states_its_memory(omni: Omni, monkeypatch: pytest.MonkeyP
     need = Cache("thinker", text, 4, 1000).bytes(omni.params, None)
     here = {"thinker": omni.params["thinker"]}
     monkeypatch.setattr(memory, "usable", lambda device: weights + need)
-    check_memory([Cache("thinker", text, 4, 1000)], here, {"thinker": None}, "have fewer")
+    Memory.read(here, {"thinker": None}).check([Cache("thinker", text, 4, 1000)], "have fewer")
     monkeypatch.setattr(memory, "usable", lambda device: weights + need - 1)
     with pytest.raises(
         InputError,
         match=r"4 rows of up to 1,000 .*have fewer: 3 of these rows, or rows of at most 512 .*_MEM_FRACTION",
     ):
-        check_memory([Cache("thinker", text, 4, 1000)], here, {"thinker": None}, "have fewer")
+        Memory.read(here, {"thinker": None}).check([Cache("thinker", text, 4, 1000)], "have fewer")
 
 
 @pytest.mark.parametrize(
@@ -180,3 +180,17 @@ def test_a_prompt_that_all_slots_would_have_to_hold(omni: Omni, monkeypatch: pyt
 def test_a_number_of_rows_beyond_any_machine_is_one_sentence(omni: Omni) -> None:
     with pytest.raises(InputError, match="GB of a device for caches"):
         omni.generate([{"role": "user", "content": "Hi"}], n=10**20, temperature=1.0)
+
+
+def test_the_caches_of_running_requests_are_not_counted_twice(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_memory(monkeypatch, 0.0)
+    need = Cache("thinker", omni.config.thinker.text, 2, 1024).bytes(omni.params, None)
+    free = iter([need] + [0] * 99)
+    monkeypatch.setattr(memory, "available", lambda mesh: next(free) + stated(omni.params))
+    assert len(list(omni.generate_many([user("Hi")] * 5, slots=2, max_new_tokens=2))) == 5
+
+
+def test_default_slots_have_room_for_the_default_limit(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, beside = omni.config.thinker.text, (stated(omni.params) + 10) / 1e9
+    with_memory(monkeypatch, beside + Cache("thinker", text, 3, 1024 + 900).bytes(omni.params, None) / 1e9)
+    assert len(list(omni.generate_many([user("Hi")] * 2, stop_ids=[*range(text.vocab_size)]))) == 2

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import omni_jax
-from omni_jax.errors import InputError
+from omni_jax.errors import InputError, MemoryLimitError
 from omni_jax.evaluate import metrics, tasks
 from omni_jax.evaluate.loglikelihood import Scored
 from omni_jax.evaluate.stored import read_all
@@ -224,6 +224,26 @@ def test_a_prompt_that_does_not_fit_beside_others_is_asked_alone(
         data = write(tmp_path / f"{count}.jsonl", *[{"prompt": f"{i}"} for i in range(count)])
         assert status_of([*asked, "--data", str(data), "--output", str(tmp_path / f"out{count}")]) == 0
         assert json.loads(capsys.readouterr().out)["scored"] == count
+
+
+def test_slots_that_memory_does_not_hold_are_halved_once_for_all(
+    asked: list[str], stub: StubOmni, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = stub._answers
+
+    def crowded(prompts: Any, slots: int) -> Any:
+        if slots > 3:
+            next(prompts)
+            raise MemoryLimitError("this request would take 99 GB")
+        yield from answers(prompts, slots)
+
+    stub._answers = crowded  # type: ignore[method-assign]
+    data = write(tmp_path / "rows.jsonl", *[{"prompt": f"{i}"} for i in range(9)])
+    assert status_of([*asked, "--data", str(data), "--slots", "12", "--max-new-tokens", "7"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["scored"] == 9 and "99 GB; going on with 6 slots" in err and "with 3 slots" in err
+    calls = stub.asked["generate_many"]
+    assert [call["slots"] for call in calls] == [12, 6, 3] and {call["max_new_tokens"] for call in calls} == {7}
 
 
 def test_texts_that_cannot_be_weighed_are_found_among_those_beside_them(
