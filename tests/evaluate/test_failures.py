@@ -168,7 +168,7 @@ def test_whatever_a_reader_raises_is_the_rows(
     rows = [{"prompt": name, "reference": "a", "id": name} for name in "abc"]
     shutil.copy(data_dir / "chelsea.png", tmp_path)
     data = write(tmp_path / "rows.jsonl", *rows, {**rows[0], "id": "bad", "image": "chelsea.png"}, {**rows[0], "id": 2})
-    asked = [*asked, "--data", str(data), "--task", task, "--recogniser", f"{__name__}:hear"]
+    asked = [*asked, "--data", str(data), "--task", task, "--recogniser", "tests.helpers.commands:hear"]
     monkeypatch.setattr(tasks, "log_likelihoods", weigh)
     monkeypatch.setattr(tasks, "prepare_choices", lambda omni, context, texts: [tasks.Continuation(context, [1])])
     with monkeypatch.context() as broken:
