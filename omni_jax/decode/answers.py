@@ -15,6 +15,7 @@ from omni_jax.decode.batching import Batching
 from omni_jax.decode.reasoning import ReasoningSplitter, split_reasoning
 from omni_jax.decode.reply import Event, Logprobs, Reply
 from omni_jax.decode.request import Request
+from omni_jax.decode.shares import Shares, compilations
 from omni_jax.decode.speech.vocode import Vocoder
 from omni_jax.decode.stops import StopStrings
 from omni_jax.inputs.tokenizer import Tokenizer
@@ -48,12 +49,20 @@ def replies_together(
 
 
 def replies_in_turn(batching: Batching, tokenizer: Tokenizer, vocode: Vocode) -> Iterator[tuple[int, Reply]]:
-    """The number of each prompt, and its reply, as they end."""
-    for done in batching.run():
-        for request in done:
-            (sound,) = sounds_of([request], vocode)
-            stats, times = batching.engine.stats(request), {"seconds": request.seconds}
-            yield request.number, reply_of(request, stats, tokenizer, times, sound)
+    """The number of each prompt, and its reply, as they end; the device works on while the caller looks at one.
+
+    Their stats hold `seconds` until the text was done, and the reply's share of the time of all; see `shares`.
+    """
+    with compilations() as compiled:
+        shares = Shares(compiled)
+        for done in batching.run():
+            shares.lap([*done, *(request for request in batching.rows if request is not None)])
+            for request in done:
+                (sound,) = sounds_of([request], vocode)
+                shares.lap([request])
+                stats, times = batching.engine.stats(request), {"seconds": request.seconds, **shares.take(request)}
+                yield request.number, reply_of(request, stats, tokenizer, times, sound)
+                shares.skip()
 
 
 def events_of(batching: Batching, request: Request, tokenizer: Tokenizer, vocoder: Vocoder | None) -> Iterator[Event]:

@@ -6,7 +6,7 @@ cannot be assigned to one of them, those under way are asked again one by one.
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,27 @@ from omni_jax.evaluate.metrics import METRICS, Scores
 from omni_jax.evaluate.stored import Result
 from omni_jax.omni import Messages, Reply
 
+# The result of a sample, from its replies.
+Scoring = Callable[[TaskContext, Sample, Sequence[Reply]], Result]
+
 
 def reply_results(context: TaskContext, samples: Sequence[Sample]) -> Iterator[Result]:
     """The results of samples whose replies are compared with references."""
-    yield from _converse(context, [Conversation(sample, list(sample.messages)) for sample in samples], context.slots)
+    yield from converse(context, samples, _compared)
+
+
+def converse(context: TaskContext, samples: Sequence[Sample], scoring: Scoring) -> Iterator[Result]:
+    """The results of samples, as they end."""
+    conversations = [Conversation(sample, list(sample.messages)) for sample in samples]
+    yield from _converse(context, conversations, scoring, context.slots)
+
+
+def _compared(context: TaskContext, sample: Sample, replies: Sequence[Reply]) -> Result:
+    """The result of a sample whose last reply is compared with its references."""
+    scores: Scores = {}
+    for name in context.settings.metrics:
+        scores |= METRICS[name](replies[-1].text, sample.references)
+    return result_of(sample, scores, replies)
 
 
 @dataclass(eq=False)
@@ -41,8 +58,8 @@ class Conversation:
 class ConversationQueue:
     """Conversations as prompts: first questions in order, later turns as soon as the answers before them are there."""
 
-    def __init__(self, context: TaskContext, conversations: Sequence[Conversation]):
-        self.context, self.waiting = context, deque(conversations)
+    def __init__(self, context: TaskContext, conversations: Sequence[Conversation], scoring: Scoring):
+        self.context, self.waiting, self.scoring = context, deque(conversations), scoring
         self._running: dict[int, Conversation] = {}
         self._failed: list[Result] = []
 
@@ -74,13 +91,10 @@ class ConversationQueue:
             # Before new samples: what has begun should end.
             self.waiting.appendleft(conversation)
             return None
-        scores: Scores = {}
         try:
-            for name in self.context.settings.metrics:
-                scores |= METRICS[name](reply.text, sample.references)
+            return self.scoring(self.context, sample, conversation.replies)
         except Exception as error:
             return failure_of(sample, error)
-        return result_of(sample, scores, conversation.replies)
 
     def take_failed(self) -> list[Result]:
         """Results of samples that could not be asked, each once."""
@@ -99,12 +113,14 @@ class ConversationQueue:
         return Prompt(batch, context.seed_of(conversation.sample), most)
 
 
-def _converse(context: TaskContext, conversations: Sequence[Conversation], slots: int) -> Iterator[Result]:
+def _converse(
+    context: TaskContext, conversations: Sequence[Conversation], scoring: Scoring, slots: int
+) -> Iterator[Result]:
     """The results of conversations, `slots` at a time; where that fails, those under way are asked one by one.
 
     Where memory does not hold a long one in each slot, half of the slots go on with all that are left.
     """
-    queue = ConversationQueue(context, conversations)
+    queue = ConversationQueue(context, conversations, scoring)
     while queue.waiting:
         # Settings that are wrong for all are raised here.
         replies = _replies(context, queue.prompts(), slots)
@@ -119,7 +135,7 @@ def _converse(context: TaskContext, conversations: Sequence[Conversation], slots
             if isinstance(error, MemoryLimitError) and slots > 1:
                 print(f"{error}; going on with {slots // 2} slots", file=sys.stderr)
                 yield from queue.take_failed()
-                yield from _converse(context, [*running, *queue.waiting], slots // 2)
+                yield from _converse(context, [*running, *queue.waiting], scoring, slots // 2)
                 return
             if not running or context.must_raise(error):
                 raise
@@ -127,16 +143,17 @@ def _converse(context: TaskContext, conversations: Sequence[Conversation], slots
                 yield failure_of(running[0].sample, error)
             else:
                 for conversation in running:
-                    yield from _converse(context, [conversation], 1)
+                    yield from _converse(context, [conversation], scoring, 1)
         yield from queue.take_failed()
 
 
 def _replies(context: TaskContext, prompts: Iterator[Prompt | None], slots: int) -> Iterator[tuple[int, Reply]]:
-    request = context.request
+    request, speech = context.request, context.settings.task == "speech"
     settings = {**vars(request.sampling), **vars(request.drafting), "stop": request.ending.stop}
     # Stated, so that slots which memory cannot hold are refused at the call.
     settings["max_new_tokens"] = request.ending.max_new_tokens
-    return context.omni.generate_many(prompts, slots=slots, drafter=context.drafter, **settings)
+    settings |= vars(request.voice) if speech else {}
+    return context.omni.generate_many(prompts, slots=slots, speech=speech, drafter=context.drafter, **settings)
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

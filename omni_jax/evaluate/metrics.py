@@ -118,14 +118,14 @@ def accepted_length(stats: Sequence[dict[str, Any]]) -> Scores:
 
 
 def real_time_factor(stats: Sequence[dict[str, Any]]) -> Scores:
-    """Seconds of computing per second of speech, text included; empty if nothing was spoken.
+    """Seconds of wall time per second of speech, text included; empty if nothing was spoken.
 
-    Replies during which a program was compiled are counted, not timed: without compiling they take a fraction.
+    Of replies that run at once each has its share of the time, so more slots give a lower factor. Replies during which
+    a program was compiled are counted, not timed: without compiling they take a fraction.
     """
     spoken = [s for s in stats if s.get("audio_seconds")]
     timed = [s for s in spoken if not s["compiled"]]
-    names = ("prefill_seconds", "decode_seconds", "talker_seconds", "vocoder_seconds")
-    seconds, audio = sum(s[name] for s in timed for name in names), sum(s["audio_seconds"] for s in timed)
+    seconds, audio = sum(s["share_seconds"] for s in timed), sum(s["audio_seconds"] for s in timed)
     factor = {"real_time_factor": seconds / audio} if timed else {}
     return factor | {"replies_not_timed": len(spoken) - len(timed)} if spoken else {}
 

@@ -22,9 +22,7 @@ _OPTIONAL = {"media": str, "error": str, "turns": list}
 _TURN = {"text": str, "token_ids": list, "stats": dict}
 _STATS = {"new_tokens": int, "finish_reason": str}
 _DRAFTED = {"round_tokens": list, "round_most": list, "tokens_per_round": _NUMBER}
-_SPOKEN = {"audio_seconds": _NUMBER, "compiled": int} | {
-    f"{part}_seconds": _NUMBER for part in ("prefill", "decode", "talker", "vocoder")
-}
+_SPOKEN = {"audio_seconds": _NUMBER, "share_seconds": _NUMBER, "compiled": int}
 # Scores that are counts; pairs that are summed over samples: errors, and what they are counted in.
 _COUNTS = {"word_errors", "words", "character_errors", "characters", "tokens", "bytes"}
 _RATES = (("word_errors", "words"), ("character_errors", "characters"))

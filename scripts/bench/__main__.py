@@ -1,10 +1,11 @@
-"""Measure text, speech, drafting, drafters, loading or scaling.
+"""Measure text, speech, drafting, drafters, evaluation with speech, loading or scaling.
 
 python -m scripts.bench text --shape medium --against hf            # beside transformers
 python -m scripts.bench text --shape medium --beside ../other       # beside another checkout of this project
 python -m scripts.bench speech --batch 8 --against hf
 python -m scripts.bench drafting --new 129
 python -m scripts.bench drafters --model ckpt --drafter dflash --drafter oracle:0.3 --prompts question.jsonl
+python -m scripts.bench spoken --model ckpt                         # evaluate in slots beside one at a time
 python -m scripts.bench loading --shape large
 python -m scripts.bench scaling
 """
@@ -15,7 +16,7 @@ import tyro
 
 from omni_jax.errors import OmniError
 from scripts.bench import compare
-from scripts.bench.options import Drafters, Loading, Scaling, Speech, Text
+from scripts.bench.options import Drafters, Loading, Scaling, Speech, Spoken, Text
 
 # What runs JAX is imported by the subcommand that needs it: measured processes start from settings of their own.
 
@@ -48,6 +49,13 @@ def drafters(options: Drafters) -> None:
     report(options)
 
 
+def spoken(options: Spoken) -> None:
+    """Measure evaluation with speech, in slots beside one at a time."""
+    from scripts.bench.spoken import report
+
+    report(options)
+
+
 def loading(options: Loading) -> None:
     """Measure the memory that a host needs while it loads a checkpoint onto a mesh."""
     from scripts.bench.loading import report
@@ -64,7 +72,7 @@ def scaling(options: Scaling) -> None:
 
 def main() -> None:
     """Run the subcommand of the command line."""
-    commands = {f.__name__: f for f in (text, speech, drafting, drafters, loading, scaling)}
+    commands = {f.__name__: f for f in (text, speech, drafting, drafters, spoken, loading, scaling)}
     flags = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -114,6 +114,29 @@ class Drafters:
 
 
 @dataclass(frozen=True)
+class Spoken:
+    """Prompts whose replies are spoken and recognised."""
+
+    model: Path
+    """A checkpoint, converted or in Hugging Face format."""
+    slots: int = 8
+    """Replies at once, beside one at a time."""
+    count: int = 16
+    """Number of prompts."""
+    new: int = 24
+    """Most tokens per reply."""
+    frames: int = 48
+    """Most frames of speech per reply."""
+    repetitions: int = 5
+    json: Path | None = None
+    """Write the figures here too."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"slots": 2, "count": 1, "new": 2, "frames": 1, "repetitions": 1})
+        check_folder(self.json)
+
+
+@dataclass(frozen=True)
 class Loading:
     """A checkpoint to load."""
 

@@ -23,7 +23,7 @@ class StubOmni:
         self.config, self.processor, self.poison = config, processor, poison
         self.params: dict = {}
         self.mesh_reason = ""
-        self.asked: dict[str, list[dict]] = {"prepare": [], "generate_many": [], "generate": []}
+        self.asked: dict[str, list[dict]] = {"prepare": [], "generate_many": []}
         self.prompts: list[Prompt] = []
 
     def prepare(self, messages: list, **settings: Any) -> Batch:
@@ -53,13 +53,9 @@ class StubOmni:
             if any(text in self.poison for text in texts):
                 raise RuntimeError("RESOURCE_EXHAUSTED: out of memory at 0x7f00aa00")
             if running:
-                yield running.pop(0)[0], _reply(texts[0], {"seconds": 0.0})
-
-    def generate(self, messages: list, **settings: Any) -> Reply:
-        self.asked["generate"].append(settings)
-        self.prepare(messages)
-        stats = {f"{part}_seconds": 1.0 for part in ("prefill", "decode", "talker", "vocoder", "audio")}
-        return _reply(_text(messages), stats)
+                sound = {"audio_seconds": 1.0} if self.asked["generate_many"][-1]["speech"] else {}
+                stats = {"seconds": 0.0, "share_seconds": 1.0, "compiled": 0, **sound}
+                yield running.pop(0)[0], _reply(texts[0], stats)
 
 
 def _text(messages: list) -> str:

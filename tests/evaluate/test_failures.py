@@ -20,7 +20,7 @@ from omni_jax.inputs import processor as processor_module
 from omni_jax.inputs.processor import Processor
 from omni_jax.weights import checkpoint
 from tests.evaluate.stub import StubOmni
-from tests.helpers.commands import OPAQUE, status_of
+from tests.helpers.commands import OPAQUE, hear, status_of
 from tests.helpers.datasets import write
 
 RAISED = (
@@ -168,7 +168,7 @@ def test_whatever_a_reader_raises_is_the_rows(
     rows = [{"prompt": name, "reference": "a", "id": name} for name in "abc"]
     shutil.copy(data_dir / "chelsea.png", tmp_path)
     data = write(tmp_path / "rows.jsonl", *rows, {**rows[0], "id": "bad", "image": "chelsea.png"}, {**rows[0], "id": 2})
-    asked = [*asked, "--data", str(data), "--task", task, "--recogniser", "tests.helpers.commands:hear"]
+    asked = [*asked, "--data", str(data), "--task", task, "--recogniser", f"{hear.__module__}:hear"]
     monkeypatch.setattr(tasks, "log_likelihoods", weigh)
     monkeypatch.setattr(tasks, "prepare_choices", lambda omni, context, texts: [tasks.Continuation(context, [1])])
     with monkeypatch.context() as broken:
@@ -205,6 +205,18 @@ def test_a_prompt_that_cannot_be_computed_is_found_among_those_beside_it(
     assert set(failed) == {"3", "5"} and "out of memory" in failed["3"] and not OPAQUE.search(err)
     # The others stay together: only those beside a failure are asked alone.
     assert [call["slots"] for call in stub.asked["generate_many"]].count(3) == 3
+
+
+def test_speech_that_cannot_be_computed_is_found_among_those_beside_it(
+    asked: list[str], stub: StubOmni, tmp_path: Path
+) -> None:
+    pytest.importorskip("jiwer")
+    data = write(tmp_path / "rows.jsonl", *[{"prompt": f"row {i}", "id": f"{i}"} for i in range(5)])
+    stub.poison = {"row 3"}
+    speak = ["--task", "speech", "--recogniser", f"{hear.__module__}:hear", "--slots", "3"]
+    assert status_of([*asked, "--data", str(data), *speak]) == 4
+    assert [name for name, one in results(asked).items() if "error" in one] == ["3"]
+    assert stub.asked["generate_many"][0]["slots"] == 3
 
 
 def test_a_prompt_that_does_not_fit_beside_others_is_asked_alone(
@@ -333,7 +345,7 @@ def test_recognisers_that_fail(
     assert status_of(asked) == status
     err = capsys.readouterr().err
     assert why in err and not OPAQUE.search(err)
-    assert bool(stub.asked["generate"]) == (status == 4), "what can be known before is known before"
+    assert bool(stub.asked["generate_many"]) == (status == 4), "what can be known before is known before"
 
 
 def test_a_metric_that_fails_is_the_rows(

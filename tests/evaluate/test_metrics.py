@@ -67,11 +67,11 @@ def test_accepted_length_and_real_time_factor() -> None:
     stats = [{"rounds": len(n), "round_tokens": n, "round_most": [4] * len(n)} for n in given]
     assert accepted_length(stats) == {"accepted_length_micro": 2.5, "accepted_length_macro": 3.0}
     assert accepted_length([{}]) == {} == real_time_factor([{}])
-    said = {"prefill_seconds": 1, "decode_seconds": 2, "talker_seconds": 3, "vocoder_seconds": 4}
-    replies = [said | {"audio_seconds": 15, "compiled": 0}, said | {"audio_seconds": 5, "compiled": 0}]
-    assert real_time_factor(replies) == {"real_time_factor": 1.0, "replies_not_timed": 0}
-    compiling = said | {"audio_seconds": 1, "compiled": 3, "talker_seconds": 300}
-    assert real_time_factor([compiling, *replies]) == {"real_time_factor": 1.0, "replies_not_timed": 1}
+    replies = [{"share_seconds": 8, "audio_seconds": 15, "compiled": 0}]
+    replies.append({"share_seconds": 2, "audio_seconds": 5, "compiled": 0})
+    assert real_time_factor(replies) == {"real_time_factor": 0.5, "replies_not_timed": 0}
+    compiling = {"share_seconds": 300, "audio_seconds": 1, "compiled": 3}
+    assert real_time_factor([compiling, *replies]) == {"real_time_factor": 0.5, "replies_not_timed": 1}
     assert real_time_factor([compiling]) == {"replies_not_timed": 1}
 
 

@@ -124,27 +124,27 @@ def flag(name: str, text: str) -> list[str]:
     return [f"--{name.replace('_', '-')}", *([text] if text else [])]
 
 
-@pytest.mark.parametrize("method, flags", [("generate_many", ()), ("generate", SPEAK)], ids=["text", "speech"])
+@pytest.mark.parametrize("flags", [(), SPEAK], ids=["text", "speech"])
 @pytest.mark.parametrize("name, text, value", DRAWING, ids=[name for name, *_ in DRAWING])
-def test_how_replies_are_drawn(name: str, text: str, value: Any, method: str, flags: tuple, run: Run) -> None:
-    assert run(*flags).asked(method, name) != value == run(*flags, *flag(name, text)).asked(method, name)
+def test_how_replies_are_drawn(name: str, text: str, value: Any, flags: tuple, run: Run) -> None:
+    before, after = run(*flags), run(*flags, *flag(name, text))
+    assert before.asked("generate_many", name) != value == after.asked("generate_many", name)
 
 
 @pytest.mark.parametrize("name, text, value", SPOKEN, ids=[name for name, *_ in SPOKEN])
 def test_how_replies_are_spoken(name: str, text: str, value: Any, run: Run) -> None:
     before, after = run(*SPEAK), run(*SPEAK, *flag(name, text))
-    assert before.asked("generate", name) != value == after.asked("generate", name)
-    assert before.asked("generate", "speech") is True
+    assert before.asked("generate_many", name) != value == after.asked("generate_many", name)
+    assert before.asked("generate_many", "speech") is True
 
 
 @pytest.mark.parametrize("task", ["generate", "speech", "loglikelihood"])
 @pytest.mark.parametrize("name, text, value", PREPARED, ids=[name for name, *_ in PREPARED])
 def test_how_media_are_read(name: str, text: str, value: Any, task: str, run: Run) -> None:
     flags = (*SPEAK[2:], "--task", task)
-    method = "generate" if task == "speech" else "prepare"
 
     def seen(run: Seen) -> Any:
-        calls = [call for call in run.stub.asked[method] if call]
+        calls = [call for call in run.stub.asked["prepare"] if call]
         (got,) = {json.dumps(call[name]) for call in calls}
         return json.loads(got)
 
@@ -154,14 +154,14 @@ def test_how_media_are_read(name: str, text: str, value: Any, task: str, run: Ru
 @pytest.mark.parametrize("task", ["generate", "speech", "loglikelihood"])
 def test_options_of_media(task: str, run: Run) -> None:
     flags = (*SPEAK[2:], "--task", task)
-    method = "generate" if task == "speech" else "prepare"
     for more, want in (((), {}), (("--nframes", "4", "--max-video-frames", "9"), {"nframes": 4, "max_frames": 9})):
-        calls = [call["media"] for call in run(*flags, *more).stub.asked[method] if call]
+        calls = [call["media"] for call in run(*flags, *more).stub.asked["prepare"] if call]
         assert calls and all(call == want for call in calls)
 
 
-@pytest.mark.parametrize("method, flags", [("generate_many", ()), ("generate", SPEAK)], ids=["text", "speech"])
-def test_how_replies_are_drafted(method: str, flags: tuple, run: Run, drafters: Callable[[str, str], Path]) -> None:
+@pytest.mark.parametrize("flags", [(), SPEAK], ids=["text", "speech"])
+def test_how_replies_are_drafted(flags: tuple, run: Run, drafters: Callable[[str, str], Path]) -> None:
+    method = "generate_many"
     eagle, dflash = drafters("eagle3", "small"), drafters("dflash", "small")
     plain = run(*flags)
     for name in ("drafter", "draft_tokens", "draft_tree", "draft_sampling"):
@@ -179,19 +179,18 @@ def test_how_replies_are_drafted(method: str, flags: tuple, run: Run, drafters: 
 
 
 def test_the_number_and_seeds_of_new_tokens(run: Run) -> None:
-    plain, other = run(), run("--max-new-tokens", "9", "--seed", "5")
-    assert [prompt.max_new_tokens for prompt in plain.stub.prompts] == [1024] * 2
-    assert [prompt.max_new_tokens for prompt in other.stub.prompts] == [9] * 2
-    assert [prompt.seed for prompt in plain.stub.prompts] == [seed_of(0, name) for name in "ab"]
-    assert [prompt.seed for prompt in other.stub.prompts] == [seed_of(5, name) for name in "ab"]
-    assert run(*SPEAK, "--max-new-tokens", "9").asked("generate", "max_new_tokens") == 9
-    plain, other = (run(*SPEAK, "--seed", seed).stub.asked["generate"] for seed in ("0", "5"))
-    assert [call["seed"] for call in other] == [seed_of(5, name) for name in "ab"] != [call["seed"] for call in plain]
+    for flags in ((), SPEAK):
+        plain, other = run(*flags), run(*flags, "--max-new-tokens", "9", "--seed", "5")
+        assert [prompt.max_new_tokens for prompt in plain.stub.prompts] == [1024] * 2
+        assert [prompt.max_new_tokens for prompt in other.stub.prompts] == [9] * 2
+        assert [prompt.seed for prompt in plain.stub.prompts] == [seed_of(0, name) for name in "ab"]
+        assert [prompt.seed for prompt in other.stub.prompts] == [seed_of(5, name) for name in "ab"]
 
 
 def test_slots(run: Run) -> None:
     assert run().asked("generate_many", "slots") == 12
     assert run("--slots", "3").asked("generate_many", "slots") == 3
+    assert run(*SPEAK, "--slots", "3").asked("generate_many", "slots") == 3
     assert run("--task", "loglikelihood", "--slots", "3").weighed == [3]
 
 
@@ -199,7 +198,7 @@ def test_the_task(run: Run, tmp_path: Path) -> None:
     calls = {task: run("--task", task).stub.asked for task in ("auto", "generate")}
     assert all(len(asked["generate_many"]) == 1 for asked in calls.values())
     assert run("--task", "loglikelihood").weighed and not run("--task", "generate").weighed
-    assert len(run(*SPEAK).stub.asked["generate"]) == 2
+    assert run(*SPEAK).asked("generate_many", "speech") and not run().asked("generate_many", "speech")
     write(tmp_path / "rows.jsonl", {"prompt": "?", "choices": ["a", "b"], "answer": 0})
     assert run().weighed and run("--task", "generate").stub.prompts
     assert run("--task", "mt-bench").status == 3

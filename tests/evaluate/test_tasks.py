@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from omni_jax.cli import main
 from omni_jax.errors import InputError
 from omni_jax.evaluate import loglikelihood, run
+from omni_jax.evaluate.context import seed_of
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.loglikelihood import Continuation, log_likelihoods, prepare_choices
 from omni_jax.evaluate.stored import read_all
@@ -164,25 +166,44 @@ HEARD: list[tuple] = []
 
 
 def recognise(wave: np.ndarray, rate: int) -> str:
-    """A recogniser that hears one word too many."""
+    """A recogniser that hears one word too many, and every sample."""
     HEARD.append((wave.dtype, wave.ndim, rate))
-    return "spare"
+    return f"spare {crc32(wave.tobytes())}"
 
 
 def test_speech_is_recognised(omnis: Callable[[str], Omni], model: Path, tmp_path: Path) -> None:
     pytest.importorskip("jiwer")
-    omni, data = omnis("small"), write(tmp_path / "rows.jsonl", *[{"prompt": "Speak."}] * 2)
-    settings = {"task": "speech", "max_frames": 4, "speech_temperature": 0.0}
+    omni, data = omnis("small"), write(tmp_path / "rows.jsonl", *[{"prompt": "Speak."}] * 3)
+    settings = {"task": "speech", "max_frames": 4, "speech_temperature": 0.0, "slots": 1}
     summary = score(omni, model, data, tmp_path / "out", recogniser=f"{__name__}:recognise", **settings)
     assert HEARD and HEARD[-1] == (np.dtype("float32"), 1, 24_000)
-    (cold,), (turn,) = (result["turns"] for _, result in sorted(results(tmp_path / "out").items()))
-    assert cold["stats"]["compiled"] > 0 == turn["stats"]["compiled"] and summary["speech"]["replies_not_timed"] == 1
-    assert read_all(tmp_path / "out")[1]["heard"] == "spare" and summary["scores"]["wer"] > 0
-    stats = turn["stats"]
-    seconds = sum(stats[f"{part}_seconds"] for part in ("prefill", "decode", "talker", "vocoder"))
-    assert summary["speech"]["real_time_factor"] == pytest.approx(seconds / stats["audio_seconds"])
+    cold, *_, warm = (result["turns"][0]["stats"] for _, result in sorted(results(tmp_path / "out").items()))
+    assert cold["compiled"] > 0 == warm["compiled"] and summary["speech"]["replies_not_timed"] == 2
+    assert read_all(tmp_path / "out")[1]["heard"].startswith("spare") and summary["scores"]["wer"] > 0
+    assert summary["speech"]["real_time_factor"] == pytest.approx(warm["share_seconds"] / warm["audio_seconds"])
+    assert warm["share_seconds"] > warm["talker_seconds"] + warm["vocoder_seconds"]
     with pytest.raises(InputError, match="needs a --recogniser"):
         score(omni, model, data, tmp_path / "other", **settings)
+
+
+def test_speech_in_slots_is_that_of_each_alone(omnis: Callable[[str], Omni], model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jiwer")
+    omni, texts = omnis("small"), [f"Question {'and ' * n}{n}?" for n in range(5)]
+    data = write(tmp_path / "rows.jsonl", *({"prompt": text} for text in texts))
+    drawn = {"temperature": 1.0, "max_new_tokens": 12, "max_frames": 9}
+    settings = {"task": "speech", "recogniser": f"{__name__}:recognise", **drawn}
+    summaries = [score(omni, model, data, tmp_path / f"{slots}", slots=slots, **settings) for slots in (1, 3)]
+    assert summaries[0]["scores"] == summaries[1]["scores"]
+    for i, text in enumerate(texts):
+        want = omni.generate(user(text), speech=True, seed=seed_of(0, f"#{i}"), **drawn)
+        assert want.audio is not None
+        for slots in (1, 3):
+            result = results(tmp_path / f"{slots}")[f"#{i}"]
+            (turn,) = result["turns"]
+            assert (turn["text"], turn["token_ids"]) == (want.text, want.token_ids)
+            assert result["heard"] == recognise(want.audio, 24_000)
+            for name in ("frames", "audio_seconds", "speech_finish_reason", "finish_reason"):
+                assert turn["stats"][name] == want.stats[name]
 
 
 def test_the_command_line(
