@@ -46,11 +46,11 @@ def test_compilations_are_counted_inside_the_block() -> None:
 
 
 def test_shares_add_up_to_the_time_of_all_without_the_callers(omnis: Callable[[str], Omni]) -> None:
-    asked = [user(text) for text in ("One.", "Two and three.", "Four.", "Five and six.")]
+    omni, asked = omnis("small"), [user(text) for text in ("One.", "Two and three.", "Four.", "Five and six.")]
     settings = {"speech": True, "max_new_tokens": 5, "max_frames": 3, "stop_ids": ()}
     for slots in (1, 3):
         start, stats = time.perf_counter(), []
-        for _, reply in omnis("small").generate_many(asked, slots=slots, **settings):
+        for _, reply in omni.generate_many(asked, slots=slots, **settings):
             stats.append(reply.stats)
             time.sleep(0.2)
         took = time.perf_counter() - start - 0.2 * len(asked)
