@@ -24,8 +24,8 @@ from omni_jax.decode.media import encode_media
 from omni_jax.decode.memory import Memory
 from omni_jax.decode.prompt import Prompt, pad_length
 from omni_jax.decode.reply import Event, Reply
-from omni_jax.decode.speech.session import MAX_FRAMES, Voice
 from omni_jax.decode.speech.vocode import Vocoder, as_codes, vocode
+from omni_jax.decode.speech.voice import MAX_FRAMES, check_voice
 from omni_jax.decode.text import forward
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
@@ -36,8 +36,7 @@ from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Media, Thinker
-from omni_jax.settings import Ending, Keywords, Settings
-from omni_jax.settings import Voice as VoiceSettings
+from omni_jax.settings import Ending, Keywords, Settings, Voice
 from omni_jax.sharding import place
 from omni_jax.weights.drafters import Drafter
 from omni_jax.weights.parts import PARTS
@@ -319,14 +318,13 @@ class Omni:
         )
         return GenerationPlan(request.sampling, limits, voice, drafts)
 
-    def _voice(self, speech: bool, stated: VoiceSettings, rows: int) -> Voice | None:
+    def _voice(self, speech: bool, voice: Voice, rows: int) -> Voice | None:
         """The voice, checked for a number of rows; None without speech. Raises InputError if nothing here can speak."""
         if not flag("speech", speech):
             most = 2**31 - 1
-            whole("max_frames", stated.max_frames, f"give at most {MAX_FRAMES}, or ask for speech too", most=most)
+            whole("max_frames", voice.max_frames, f"give at most {MAX_FRAMES}, or ask for speech too", most=most)
             return None
-        voice = Voice(stated.speaker, stated.sampling, stated.max_frames)
-        voice.check(rows, self.config)
+        check_voice(voice, rows, self.config)
         self._check_loaded(*PARTS)
         return voice
 

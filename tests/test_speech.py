@@ -13,11 +13,12 @@ from omni_jax.decode.engine import PlainEngine
 from omni_jax.decode.limits import Limits
 from omni_jax.decode.request import Request
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import RESIDUAL, Voice
 from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
+from omni_jax.decode.speech.voice import RESIDUAL
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
+from omni_jax.settings import Voice
 from tests.helpers.prompts import PROMPTS
 from tests.parity import audio_part, image_part, reference_inputs, user, video_part
 
@@ -209,7 +210,7 @@ def test_codes_do_not_depend_on_the_chunks(frames: int, omnis: Callable[[str], O
     Batching(engine, 1, Admission(batch, [request])).finish()
     said = []
     for step in (32, frames):
-        voice = Voice("vera", Sampling(0.9, top_k=50), 290)
+        voice = Voice("vera", speech_repetition_penalty=1.0, max_frames=290)
         parts = (omni.params["talker"], omni.declarations["talker"], lambda: thinker["embed"], config)
         speakers = Speakers(*parts, voice, rows=1)
         speaker, lengths = speakers.insert(0, SpeechRequest.read(batch, voice, config), request), []

@@ -17,14 +17,15 @@ from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat
 from omni_jax.decode.reasoning import ends_inside_reasoning
 from omni_jax.decode.request import requests_for
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import FRAMES
+from omni_jax.decode.speech.voice import repeated
 from omni_jax.decode.text import CHUNK
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.values import whole
 from omni_jax.models.param import Declaration
+from omni_jax.settings import Voice
 from omni_jax.sharding import round_up_rows
 
 # Slots unless the caller states a number.
@@ -54,7 +55,7 @@ class GenerationPlan:
             if limits.stops is not None:
                 request.begins_inside_reasoning = ends_inside_reasoning(ids, limits.stops.tokenizer)
         if self.voice is not None:
-            speech = SpeechRequest.read(repeat_rows(batch, copies), self.voice.repeated(copies), config)
+            speech = SpeechRequest.read(repeat_rows(batch, copies), repeated(self.voice, copies), config)
         return Admission(batch, requests, speech)
 
     def alone(self, prompt: Prompt, number: int, config: OmniConfig) -> Admission:

@@ -8,7 +8,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.decode.memory import GB, available
 from omni_jax.decode.request import row_keys
-from omni_jax.decode.speech.session import Voice
+from omni_jax.decode.speech.voice import check_voice
 from omni_jax.decode.stops import StopStrings
 from omni_jax.errors import InputError
 from omni_jax.evaluate.settings import RunSettings
@@ -30,9 +30,8 @@ def check_settings(settings: RunSettings, slots: int, config: OmniConfig) -> Non
         raise InputError(f"max_new_tokens is {most}, and the model's context is {limit}; leave room for the prompt")
     row_keys(request.seed, 1)
     if settings.task == "speech":
-        voice = request.voice
         try:
-            Voice(voice.speaker, voice.sampling, voice.max_frames).check(1, config)
+            check_voice(request.voice, 1, config)
         except InputError as error:
             raise InputError(f"speech: {error}") from error
 

@@ -22,15 +22,16 @@ from omni_jax.decode.draft.loop import SpeculativeState, decode_rounds
 from omni_jax.decode.draft.plan import proposer_for
 from omni_jax.decode.media import encode_audio, encode_vision
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.talker_loop import FRAMES, SpeechValues, TalkerPrompt, decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import start, vocode_chunk
+from omni_jax.decode.speech.voice import speech_plan
 from omni_jax.decode.text import DecodeState, PrefillInput, Rows, decode_chunk, prefill
 from omni_jax.draft_config import read_draft_config
 from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.omni import PARTS
 from omni_jax.ops.cache import CACHE_AXES, KVCache, capacity_for, lay_over
+from omni_jax.settings import Voice
 from omni_jax.sharding import MESH_AXES, Axes, sharding_for
 from omni_jax.weights.drafters import Drafter, declare_drafter
 from scripts.small.configs import PUBLIC_DFLASH, config_dict
@@ -282,7 +283,6 @@ def _speech_settings(target: Target, rows: int, columns: int) -> tuple[Any, Any,
     assert target.config.talker is not None
     text = target.config.thinker.text
     embed = target.array(text.vocab_size, text.hidden_size, dtype=target.dtype, axes=("vocab", "embed"))
-    voice = Voice("ethan", Sampling(0.9, 50, repetition_penalty=1.05), FRAMES)
     ids = target.rows(rows, columns)
     prompt = SpeechPrompt(
         text_ids=ids,
@@ -293,7 +293,8 @@ def _speech_settings(target: Target, rows: int, columns: int) -> tuple[Any, Any,
         length=target.rows(rows),
     )
     values = SpeechValues(target.values(), target.values())
-    return embed, voice.plan(target.config.talker), values, TalkerPrompt(prompt, target.rows(rows), target.keys(rows))
+    plan = speech_plan(Voice(), target.config.talker)
+    return embed, plan, values, TalkerPrompt(prompt, target.rows(rows), target.keys(rows))
 
 
 def lower_begin(target: Target, rows: int, columns: int) -> Any:

@@ -16,13 +16,13 @@ from omni_jax.decode.engine import PlainEngine
 from omni_jax.decode.limits import Limits
 from omni_jax.decode.request import requests_for
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.vocode import Vocoder, samples_of, vocode
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import declare, init_params
 from omni_jax.omni import PARTS
+from omni_jax.settings import Voice
 from scripts.bench.options import Run, Speech
 from scripts.bench.system import require, timed
 from scripts.bench.voice import PENALTY, SPEAKER, TEMPERATURE, TOP_K, spoken_prompts
@@ -41,7 +41,7 @@ class Ours:
         self.declarations = {part: declare(module, getattr(self.config, part)) for part, module in PARTS.items()}
         self.batch = Batch.of_text(spoken_prompts(options, config))
         temperature, top_k = (0.0, 0) if options.greedy else (TEMPERATURE, TOP_K)
-        self.voice = Voice(SPEAKER, Sampling(temperature, top_k, repetition_penalty=PENALTY), options.frames)
+        self.voice = Voice(SPEAKER, temperature, top_k, speech_repetition_penalty=PENALTY, max_frames=options.frames)
 
     def repeat(self) -> dict[str, float]:
         """One repetition."""

@@ -14,16 +14,16 @@ import numpy as np
 
 from omni_jax.config import CODEC_MARKS, Code2WavConfig, OmniConfig, TalkerConfig
 from omni_jax.decode.request import row_keys
-from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.talker_loop import TalkerPrompt, decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import Vocoder, vocode
+from omni_jax.decode.speech.voice import speech_plan, speech_values
 from omni_jax.decoder_config import RopeConfig
 from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.talker import Talker
 from omni_jax.ops.cache import KVCache
+from omni_jax.settings import Voice
 from scripts.gpu.correct import (
     BFLOAT16,
     LOGITS_FLOAT32,
@@ -132,8 +132,8 @@ def conversation() -> Conversation:
 
 def greedy_codes(params: dict, embed: Any, said: Conversation, declaration: Declaration, device: Any) -> np.ndarray:
     """Codes int32 [B, Q, FRAMES] by the compiled entry points, on `device`."""
-    voice = Voice("ethan", Sampling(), FRAMES)
-    plan, values = voice.plan(small_talker()), voice.values()
+    voice = Voice(speech_temperature=0.0, speech_top_k=0, speech_repetition_penalty=1.0)
+    plan, values = speech_plan(voice, small_talker()), speech_values(voice)
     with jax.default_device(device):
         frames = np.full(ROWS, FRAMES, np.int32)
         prompt = TalkerPrompt(said.prompt, frames, row_keys(0, ROWS))

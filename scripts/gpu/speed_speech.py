@@ -10,20 +10,20 @@ import numpy as np
 
 from omni_jax.config import Code2WavConfig, OmniConfig, TalkerConfig
 from omni_jax.decode.request import row_keys
-from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.talker_loop import FRAMES, SpeechState, TalkerPrompt, decode_frames, grow, prefill_talker
 from omni_jax.decode.speech.vocode import start, vocode_chunk
+from omni_jax.decode.speech.voice import speech_plan, speech_values
 from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND, Code2Wav
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.models.talker import Talker
 from omni_jax.ops.cache import capacity_for
+from omni_jax.settings import Voice
 from scripts.gpu.speed import Timing, measure, profiled
 from scripts.small.configs import config_dict
 
 # The public settings: codes are sampled.
-VOICE = Voice("ethan", Sampling(0.9, 50, repetition_penalty=1.05), FRAMES)
+VOICE = Voice()
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,17 @@ class Speaker:
     embed: jax.Array
 
     def begin(self, prompt: TalkerPrompt, capacity: int) -> SpeechState:
-        static = {"declaration": self.declaration, "plan": VOICE.plan(self.config), "capacity": capacity}
-        return prefill_talker(self.params, self.embed, prompt, None, VOICE.values(), **static)
+        static = {"declaration": self.declaration, "plan": speech_plan(VOICE, self.config), "capacity": capacity}
+        return prefill_talker(self.params, self.embed, prompt, None, speech_values(VOICE), **static)
 
     def speak(self, state: SpeechState, unroll: int) -> tuple[jax.Array, SpeechState]:
         """The codes int32 [B, Q, FRAMES] of one chunk, and the state after it."""
         text_ids = np.zeros((state.frames.shape[0], FRAMES), np.int32)
         frames = np.full(state.frames.shape, FRAMES, np.int32)
-        given = (self.params, self.embed, state, text_ids, frames, VOICE.values())
-        made, state = decode_frames(*given, declaration=self.declaration, plan=VOICE.plan(self.config), unroll=unroll)
+        given = (self.params, self.embed, state, text_ids, frames, speech_values(VOICE))
+        made, state = decode_frames(
+            *given, declaration=self.declaration, plan=speech_plan(VOICE, self.config), unroll=unroll
+        )
         return made.codes, state
 
     def said(self, rows: int, capacity: int, frames: int) -> SpeechState:

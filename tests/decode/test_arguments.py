@@ -12,10 +12,9 @@ from omni_jax.decode.arguments import explained
 from omni_jax.decode.limits import Limits, seeds_of, stop_ids_of
 from omni_jax.decode.request import Request
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import Voice
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import flag, is_whole, number_of, whole
-from omni_jax.settings import NAMES, Keywords, Settings, meanings
+from omni_jax.settings import NAMES, Keywords, Settings, Voice, meanings
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,7 @@ from omni_jax.settings import NAMES, Keywords, Settings, meanings
 )
 def test_whole_numbers(five: Any) -> None:
     assert type(whole("n", five, "")) is int and is_whole(five)
-    assert type(Voice("ethan", Sampling(), five).max_frames) is int
+    assert type(Voice(max_frames=five).max_frames) is int
     made = Sampling(1.0, top_k=five, logprobs=five)
     assert made == Sampling(1.0, top_k=5, logprobs=5) and type(made.logprobs) is type(made.top_k) is int
     assert seeds_of(five, 2) == [5, 5] and stop_ids_of([five], 10).tolist() == [5]

@@ -15,8 +15,8 @@ from omni_jax.decode.limits import Limits
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.request import Request, requests_for
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import Voice
 from omni_jax.omni import Omni, Reply
+from omni_jax.settings import Voice
 from omni_jax.weights.drafters import load_drafter
 from tests.decode.test_slots import ASKED, TEXTS, in_order
 from tests.parity import user
@@ -127,7 +127,7 @@ def test_rows_speak_as_alone_beside_rows_that_do_not(
 def test_a_reply_that_is_cancelled_while_it_speaks(omnis: Callable[[str], Omni]) -> None:
     """Its text is complete, its speech is not; the next prompt gets its row."""
     omni = omnis("small")
-    plan = GenerationPlan(Sampling(), Limits(4), Voice("ethan", Sampling(0.9, top_k=50), 90), None)
+    plan = GenerationPlan(Sampling(), Limits(4), Voice(speech_repetition_penalty=1.0, max_frames=90), None)
 
     def run(texts: tuple[str, ...], cancelled_at: int) -> list[Request]:
         prompts = [Prompt(omni.prepare(user(text)), 0, 4) for text in texts]

@@ -17,7 +17,7 @@ from omni_jax.decode.draft.plan import proposer_for
 from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech import session as speech
+from omni_jax.decode.speech import voice as speech
 from omni_jax.decode.text import NO_TOKEN, Rows
 from omni_jax.models.param import bind
 from omni_jax.omni import Omni

@@ -1,5 +1,8 @@
 """Shares of the time of replies that run at once."""
 
+import time
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +11,8 @@ from omni_jax.decode import shares
 from omni_jax.decode.limits import Limits
 from omni_jax.decode.request import Request
 from omni_jax.decode.shares import Shares, compilations
+from omni_jax.omni import Omni
+from tests.parity import user
 
 
 def test_each_moment_is_split_among_those_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +43,16 @@ def test_compilations_are_counted_inside_the_block() -> None:
         program(x)
     jax.jit(lambda x: x * 5 + 1)(x)
     assert len(compiled) == 1
+
+
+def test_shares_add_up_to_the_time_of_all_without_the_callers(omnis: Callable[[str], Omni]) -> None:
+    omni, asked = omnis("small"), [user(text) for text in ("One.", "Two and three.", "Four.", "Five and six.")]
+    settings = {"speech": True, "max_new_tokens": 5, "max_frames": 3, "stop_ids": ()}
+    for slots in (1, 3):
+        start, stats = time.perf_counter(), []
+        for _, reply in omni.generate_many(asked, slots=slots, **settings):
+            stats.append(reply.stats)
+            time.sleep(0.2)
+        took = time.perf_counter() - start - 0.2 * len(asked)
+        assert 0.9 * took < sum(s["share_seconds"] for s in stats) <= took
+        assert sum(s["share_seconds"] for s in stats) > sum(s["vocoder_seconds"] for s in stats)

@@ -17,17 +17,18 @@ from omni_jax.decode.limits import Limits
 from omni_jax.decode.request import Request, requests_for, row_keys
 from omni_jax.decode.rows import idle, insert
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.speaker import Speaker, SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import Vocoder, vocode, vocode_chunk
 from omni_jax.inputs.processor import Processor
 from omni_jax.omni import Omni
+from omni_jax.settings import Voice
 from omni_jax.sharding import make_mesh
 from tests.parity import audio_part, image_part, user
 
-DRAWN = Sampling(0.9, top_k=50, repetition_penalty=1.05)
+DRAWN = Voice()
+GREEDY = Voice(speech_temperature=0.0, speech_repetition_penalty=1.0)
 
 
 @dataclasses.dataclass
@@ -75,24 +76,26 @@ def omni(omnis: Callable[[str], Omni]) -> Omni:
     return omnis("small")
 
 
-def pool(omni: Omni, rows: int, sampling: Sampling = DRAWN) -> Speakers:
+def pool(omni: Omni, rows: int, voice: Voice = DRAWN) -> Speakers:
     parts = (omni.params["talker"], omni.declarations["talker"], lambda: omni.params["thinker"]["embed"])
-    return Speakers(*parts, omni.config, Voice("ethan", sampling, 100), rows)
+    return Speakers(*parts, omni.config, voice, rows)
 
 
 def asked(omni: Omni, line: Line) -> tuple[SpeechRequest, Words, jax.Array | None]:
     """What `insert` takes for a line, of which nothing is written yet; the Thinker's states are any numbers."""
-    request = SpeechRequest.read(omni.prepare(line.messages), Voice(line.speaker, DRAWN, line.max_frames), omni.config)
+    request = SpeechRequest.read(
+        omni.prepare(line.messages), Voice(line.speaker, max_frames=line.max_frames), omni.config
+    )
     shape = (1, 128, omni.config.thinker.text.hidden_size)
     hidden = np.random.default_rng(line.seed).standard_normal(shape, np.float32)
     return request, Words(line.ids, row_keys(line.seed, 1)[0]), jnp.asarray(hidden) if request.hears else None
 
 
-def alone(omni: Omni, line: Line, sampling: Sampling = DRAWN) -> np.ndarray:
+def alone(omni: Omni, line: Line, voice: Voice = DRAWN) -> np.ndarray:
     """The codes of a line that is said alone, all of it written before."""
     request, words, hidden = asked(omni, line)
     words.shown, words.done = len(line.ids), True
-    speakers = pool(omni, 1, sampling)
+    speakers = pool(omni, 1, voice)
     speaker = speakers.insert(0, request, words, hidden)
     while not speaker.done:
         speakers.advance()
@@ -160,7 +163,7 @@ def test_a_row_that_waits_for_its_text_holds_up_no_other(omni: Omni) -> None:
 
 def test_a_row_that_pauses_stays_what_it_is(omni: Omni) -> None:
     # Whatever is drawn twice would be something else the second time.
-    speakers = pool(omni, 2, Sampling(repetition_penalty=10.0))
+    speakers = pool(omni, 2, Voice(speech_temperature=0.0, speech_repetition_penalty=10.0))
     for b in (0, 1):
         request, words, hidden = asked(omni, LINES[5 * b])
         words.write(9)
@@ -186,7 +189,7 @@ def test_rows_that_come_together(omni: Omni) -> None:
     """Their prompts run as one batch, once all first tokens are known; each then goes on by itself."""
     lines = [LINES[i] for i in (0, 2, 3, 5)]
     batch = omni.prepare([line.messages for line in lines])
-    request = SpeechRequest.read(batch, Voice([line.speaker for line in lines], DRAWN, 30), omni.config)
+    request = SpeechRequest.read(batch, Voice([line.speaker for line in lines], max_frames=30), omni.config)
     texts, speakers = [asked(omni, line)[1] for line in lines], pool(omni, 4)
     rows = speakers.fill(request, texts)
     for text in texts[:3]:
@@ -228,7 +231,7 @@ def test_a_row_that_is_given_up_before_it_speaks(omni: Omni) -> None:
 
 def test_rows_end_by_themselves_and_a_cache_grows_with_the_longest(omni: Omni) -> None:
     assert omni.config.talker is not None
-    eos, head, greedy = omni.config.talker.codec_eos_id, omni.params["talker"]["codec_head"], Sampling()
+    eos, head, greedy = omni.config.talker.codec_eos_id, omni.params["talker"]["codec_head"], GREEDY
     code = int(alone(omni, LINES[0], greedy)[0, 12])
     talker = {**omni.params["talker"], "codec_head": head.at[eos].set(1.2 * head[code])}
     ending = Omni({**omni.params, "talker": talker}, omni.config, omni.processor)
@@ -271,7 +274,7 @@ def test_replies_that_are_written_at_different_times(omni: Omni) -> None:
             if b not in running and waiting:
                 i, (messages, who, seed) = waiting.pop(0)
                 batch = omni.prepare(messages)
-                request = SpeechRequest.read(batch, Voice(who, DRAWN, 24), omni.config)
+                request = SpeechRequest.read(batch, Voice(who, max_frames=24), omni.config)
                 thinker = (omni.params["thinker"], omni.declarations["thinker"], omni.config.thinker.text)
                 engine, (text,) = PlainEngine(*thinker, Sampling()), requests_for(batch, Limits(20), [seed])
                 chunks = Batching(engine, 1, Admission(batch, [text]), steps=3 + i).run()

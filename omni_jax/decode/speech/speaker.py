@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.speech.session import Voice
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.speech import SpeechPrompt, speaker_ids, speech_prompt
+from omni_jax.settings import Voice
 
 
 class Text(Protocol):

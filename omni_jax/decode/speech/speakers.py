@@ -16,7 +16,6 @@ import numpy as np
 
 from omni_jax.config import OmniConfig
 from omni_jax.decode.rows import idle, insert
-from omni_jax.decode.speech.session import Voice
 from omni_jax.decode.speech.speaker import Speaker, SpeechRequest, Text
 from omni_jax.decode.speech.talker_loop import (
     FRAMES,
@@ -27,8 +26,10 @@ from omni_jax.decode.speech.talker_loop import (
     grow,
     prefill_talker,
 )
+from omni_jax.decode.speech.voice import speech_plan, speech_values
 from omni_jax.models.param import Declaration
 from omni_jax.ops.cache import capacity_for
+from omni_jax.settings import Voice
 from omni_jax.sharding import place
 
 # Folded into a row's key, so that speech does not draw with the numbers that text draws with.
@@ -80,7 +81,7 @@ class Speakers:
         assert config.talker is not None
         self.params, self.declaration, self.embed = params, declaration, embed
         self.config, self.talker = config, config.talker
-        self.plan, self.values = voice.plan(config.talker), voice.values()
+        self.plan, self.values = speech_plan(voice, config.talker), speech_values(voice)
         self.rows: list[Speaker | None] = [None] * rows
         self.state: SpeechState | None = None
         self._waiting: list[_Waiting] = []
