@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(path for path in (ROOT / "omni_jax").rglob("*.py") if path.name != "__init__.py")
+FOREIGN = {"grad"}  # names in decisions.md that belong to other projects
 by_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
 
@@ -51,6 +52,14 @@ def test_files_of_decisions_exist():
             found = [place for place in places if place.exists()]
             assert found, name
             folder = found[0].parent.relative_to(ROOT)
+
+
+def test_names_of_decisions_exist():
+    """Every identifier in backticks, but for those of other projects, is written somewhere in the source."""
+    text = (ROOT / "docs" / "decisions.md").read_text()
+    names = {part for name in re.findall(r"`([\w.]+)\b[^`/]*`", text) for part in re.findall(r"\b[A-Za-z_]\w*", name)}
+    source = "\n".join(path.read_text() for path in MODULES)
+    assert sorted(names - set(re.findall(r"\w+", source)) - FOREIGN) == []
 
 
 @by_document

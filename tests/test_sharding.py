@@ -27,8 +27,9 @@ from omni_jax.models.param import Declaration, bind
 from omni_jax.omni import Omni
 from omni_jax.ops import expert_parallel
 from omni_jax.ops.cache import lay_over
-from omni_jax.sharding import constrain, make_mesh, mesh_name, parse_mesh, round_up_rows, sharding_for, split_over
+from omni_jax.sharding import constrain, make_mesh, mesh_name, round_up_rows, sharding_for, split_over
 from omni_jax.weights.drafters import load_drafter
+from omni_jax.weights.mesh_text import parse_mesh
 from tests.helpers.experts import collectives
 from tests.parity import audio_part, image_part, user
 

@@ -18,7 +18,7 @@ from omni_jax.decode.sampling import Sampling
 from omni_jax.omni import Omni, Reply
 from omni_jax.settings import Voice
 from omni_jax.weights.drafters import load_drafter
-from tests.decode.test_slots import ASKED, TEXTS, in_order
+from tests.helpers.slots import ASKED, TEXTS, in_order
 from tests.parity import user
 
 

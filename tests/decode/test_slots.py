@@ -17,16 +17,8 @@ from omni_jax.decode.text import decode_chunk, prefill
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni, Reply
 from omni_jax.weights.drafters import load_drafter
-from tests.parity import audio_part, image_part, user
-
-ASKED = [
-    (user("Just words."), 3, 9),
-    (user(image_part(90, 90, 5), "One picture, and more words than in the first row."), 1, 41),
-    (user(audio_part(1.2, 5), image_part(80, 60, 6), "Both."), 4, 1),
-    (user("Words and words again."), 1, 17),
-    (user(audio_part(1.1, 2)), 5, 33),
-]
-TEXTS = [ASKED[0], ASKED[3], (user("And a last one."), 9, 26), (user("Or"), 2, 14), (user("two."), 2, 1)]
+from tests.helpers.slots import ASKED, TEXTS, in_order
+from tests.parity import user
 
 
 def prompts(omni: Omni, asked: list[tuple] = ASKED) -> list[Prompt]:
@@ -35,11 +27,6 @@ def prompts(omni: Omni, asked: list[tuple] = ASKED) -> list[Prompt]:
 
 def alone(omni: Omni, asked: list[tuple] = ASKED, **settings: Any) -> list[Reply]:
     return [omni.generate(m, seed=seed, max_new_tokens=new, **settings) for m, seed, new in asked]
-
-
-def in_order(finished: Iterator[tuple[int, Reply]]) -> list[Reply]:
-    by_number = dict(finished)
-    return [by_number[i] for i in range(len(by_number))]
 
 
 def ids(replies: list[Reply]) -> list[list[int]]:

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from omni_jax.ops import expert_parallel
 from omni_jax.ops.expert_parallel import exchanged, own_ids, replicated, sharded_moe
 from omni_jax.ops.moe import ExpertWeights, Routing, gathered, grouped, moe, partial_moe
-from omni_jax.sharding import make_mesh, parse_mesh, split_over
+from omni_jax.sharding import make_mesh, split_over
+from omni_jax.weights.mesh_text import parse_mesh
 from tests.helpers.arrays import close
 from tests.helpers.experts import collectives, plain
 
