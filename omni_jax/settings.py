@@ -1,8 +1,9 @@
 """Settings of a request, said once: the name of each, its type, default, meaning and check.
 
-The keywords of `Omni.generate`, the flags of the command line and the settings of an evaluation have these names. All
-are checked when the dataclasses are made; what only a model can decide is checked with it: whether it has the speaker,
-whether a text can end a reply, whether a drafter drafts so.
+The keywords of `Omni.generate` have these names, and so have flags and the settings of an evaluation, which lack some:
+`stop_ids` and `tools` have no flag, `media` has one for each option, `evaluate.settings.FIXED` lists what an evaluation
+fixes. All are checked when the dataclasses are made; what only a model can decide is checked with it: whether it has
+the speaker, whether a text can end a reply, whether the drafter supports these settings.
 
     keywords -> Settings.read -> Settings(sampling, voice, drafting, ending, preparation, seed) -> keywords()
 """
@@ -21,7 +22,7 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.options import read_defaults
 from omni_jax.inputs.values import flag, listed, number_of, shown, whole
 
-# The finest temperature and share of mass: float32 logits of scale 10 differ by that much.
+# Smallest temperature and top_p: below this, float32 logits of scale 10 cannot tell them apart.
 FINEST = 1e-6
 # The most alternatives to a token whose log-probabilities can be asked for.
 MOST_LIKELY = 20
@@ -133,15 +134,16 @@ class Voice:
 
 @dataclass(frozen=True)
 class Drafting:
-    """How a drafter drafts. It changes the time and nothing else, unless drafts are drawn too."""
+    """How a drafter drafts. In float32 the tokens stay the same, unless drafts are drawn too."""
 
     draft_tokens: int | Literal["auto"] | None = None
-    """Tokens drafted per round, by default the number that the drafter was trained for; auto measures once what rounds
-    take, and follows what is accepted."""
+    """Tokens drafted per round (of a tree: nodes verified), by default the number that the drafter was trained for;
+    auto, not for trees, measures once what rounds take, and follows what is accepted."""
     draft_tree: tuple[int, int] | None = None
-    """Levels and candidates of the tree that an EAGLE-3 drafter proposes; its authors take 7 and 10."""
+    """Depth and width of the tree that an EAGLE-3 drafter proposes; its authors take 7 and 10."""
     draft_sampling: bool = False
-    """Draw the drafts too: more are accepted at high temperatures, and the reply is another one, drawn alike."""
+    """Draw the drafts too: more are accepted at high temperatures, and the reply is another one, drawn alike; not for
+    trees, nor with auto."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "draft_sampling", flag("draft_sampling", self.draft_sampling))

@@ -187,7 +187,7 @@ def forward(
 
 
 def grow(state: DecodeState, *, capacity: int) -> DecodeState:
-    """The same state with a cache of `capacity` positions; the one given is given up."""
+    """The same state with a cache of `capacity` positions; the argument must not be used afterwards."""
     return replace(state, cache=state.cache.grow(capacity))
 
 
