@@ -223,7 +223,7 @@ def _verify(
         position = state.positions(jnp.sum(ancestors, axis=2) - 1)
         mask = tree_mask(length, ancestors, state.cache.capacity)
     out = thinker.extend(x, position, state.cache, taps=taps, unroll=unroll, mask=mask)
-    rule = accept_matching if drafts.log_probs is None else accept_by_rejection
+    rule = accept_matching if drafts.draft_logits is None else accept_by_rejection
     logits = thinker.logits(out.hidden)
     emitted, path, rows = rule(logits, drafts, state.rows, length, stop_ids, values, plan)
     cache, token_ids, tapped = replace(out.cache, length=length), drafts.token_ids, out.taps
@@ -235,6 +235,6 @@ def _verify(
     count = jnp.sum(emitted >= 0, axis=1, dtype=jnp.int32)
     state = replace(state, cache=cache.advance(count), rows=rows)
     seen = Seen(token_ids, emitted, features_of(tapped), count)
-    if plan.likely is not None:
+    if plan.top_logprobs is not None:
         logits = jnp.take_along_axis(logits, path[..., None], axis=1)
     return reported(emitted, logits, plan), state, seen

@@ -23,9 +23,9 @@ Tree = tuple[int, int]
 # Tokens of a tree by default, EAGLE's own setting without the current token.
 TREE_TOKENS = 59
 # The most tokens that a round may verify, and nodes that a drafter may run for a tree.
-LARGEST = 256
+MAX_NODES = 256
 # Architectures of drafters whose programs are kept; trees of different sizes count apart.
-ARCHITECTURES = 8
+MAX_ARCHITECTURES = 8
 
 
 class RoundTimes:
@@ -74,7 +74,7 @@ class KnownDrafters:
     """A model's drafters, each checked and placed once.
 
     Drafters of one architecture share programs and round times. A drafter that nobody else holds is forgotten with its
-    weights; programs stay for the last ARCHITECTURES.
+    weights; programs stay for the last MAX_ARCHITECTURES.
     """
 
     def __init__(self, config: OmniConfig, mesh: Mesh | None = None):
@@ -130,7 +130,7 @@ class KnownDrafters:
             placed = replace(drafter, declaration=declaration)
             shared = _Shared(proposer_for(placed, self.config.thinker.text.num_layers, tree), RoundTimes())
         self._shared[key] = shared
-        if len(self._shared) > ARCHITECTURES:
+        if len(self._shared) > MAX_ARCHITECTURES:
             del self._shared[next(iter(self._shared))]
             # A compiled program holds its proposer, and cannot be dropped alone.
             programs: tuple[Any, ...] = (begin_drafting, decode_rounds)
@@ -145,8 +145,8 @@ def check_tree(tree: Any) -> None:
         return
     if not isinstance(tree, tuple) or len(tree) != 2 or not all(is_whole(n) and n > 0 for n in tree):
         raise InputError(f"draft_tree is {tree!r}; it takes two numbers, depth and width, such as (7, 10)")
-    if tree[0] * tree[1] > LARGEST:
-        raise InputError(f"draft_tree is {tree!r}: {tree[0] * tree[1]} nodes are more than {LARGEST}; take fewer")
+    if tree[0] * tree[1] > MAX_NODES:
+        raise InputError(f"draft_tree is {tree!r}: {tree[0] * tree[1]} nodes are more than {MAX_NODES}; take fewer")
 
 
 def proposer_for(drafter: Drafter, target_layers: int, tree: Tree | None = None) -> Proposer:
@@ -159,7 +159,7 @@ def proposer_for(drafter: Drafter, target_layers: int, tree: Tree | None = None)
         case DFlashConfig(block_size=size):
             if tree is not None:
                 raise InputError("a DFlash drafter drafts blocks; leave draft_tree out, or take an EAGLE-3 drafter")
-            drafts = min(size, LARGEST) - 1
+            drafts = min(size, MAX_NODES) - 1
             return BlockProposer(drafter.declaration, taps, drafts, drafts)
         case Eagle3Config(draft_vocab_size=known):
             if tree is None:
@@ -167,7 +167,7 @@ def proposer_for(drafter: Drafter, target_layers: int, tree: Tree | None = None)
             depth, top_k = tree
             if top_k > known:
                 raise InputError(f"draft_tree is {tree!r}; this drafter knows {known} tokens to choose from")
-            most = min(top_k + depth * top_k**2, LARGEST - 1)
+            most = min(top_k + depth * top_k**2, MAX_NODES - 1)
             return TreeProposer(drafter.declaration, taps, min(TREE_TOKENS, most), most, depth, top_k)
         case _:
             assert_never(config)

@@ -67,7 +67,7 @@ class SpeechRequest:
         return cls(prompt, np.minimum(room, min(voice.max_frames, context)).astype(np.int32))
 
     @property
-    def hears(self) -> bool:
+    def has_media(self) -> bool:
         """Whether the prompts hold media, whose hidden states the Talker needs."""
         return bool((self.prompt.hidden_index >= 0).any())
 
