@@ -1,7 +1,7 @@
 """Drafters back to the files in which they are published, bit for bit.
 
 The rows of `omni_jax.weights.draft_keymap` are followed the other way. A drafter that was loaded keeps the names,
-dtypes and options that it had; one that was trained here gets the layout's own names.
+dtypes and options that it had; one made in memory gets the layout's own names.
 """
 
 import json

@@ -9,6 +9,8 @@ The one legend of shape letters, used in docstrings, einsums and shape suffixes 
                         F mlp width                                Q codebooks
                                                                    W draft block
 
+Second meanings, where a docstring says so: F frames, R rounds of drafting, W windows of audio.
+
 A docstring may name further letters. Functions open with `B, T, D = x.shape`. Units are part of names: `hop_samples`,
 `frames_per_second`.
 """

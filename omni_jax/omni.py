@@ -208,7 +208,7 @@ class Omni:
         messages: a conversation, or a list of conversations.
         n: several replies to each; reply i of seed s is the reply of seed s + i alone.
         speech: whether the replies are also spoken.
-        drafter: drafts tokens that the model then verifies. It changes the time and nothing else, unless with
+        drafter: drafts tokens that the model then verifies. In float32 the tokens stay the same, unless with
             draft_sampling.
         settings: all that `omni_jax.settings` describes, each by its name.
         """

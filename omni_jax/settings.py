@@ -1,8 +1,9 @@
 """Settings of a request, said once: the name of each, its type, default, meaning and check.
 
-The keywords of `Omni.generate`, the flags of the command line and the settings of an evaluation have these names. All
-are checked when the dataclasses are made; what only a model can decide is checked with it: whether it has the speaker,
-whether a text can end a reply, whether a drafter drafts so.
+The keywords of `Omni.generate` have these names, and so have flags and the settings of an evaluation, which lack some:
+`stop_ids` and `tools` have no flag, `media` has one for each option, `evaluate.settings.FIXED` lists what an evaluation
+fixes. All are checked when the dataclasses are made; what only a model can decide is checked with it: whether it has
+the speaker, whether a text can end a reply, whether the drafter supports these settings.
 
     keywords -> Settings.read -> Settings(sampling, voice, drafting, ending, preparation, seed) -> keywords()
 """
@@ -21,24 +22,24 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.options import read_defaults
 from omni_jax.inputs.values import flag, listed, number_of, shown, whole
 
-# The finest temperature and share of mass: float32 logits of scale 10 differ by that much.
-FINEST = 1e-6
+# Smallest temperature and top_p: below this, float32 logits of scale 10 cannot tell them apart.
+MIN_TEMPERATURE = 1e-6
 # The most alternatives to a token whose log-probabilities can be asked for.
-MOST_LIKELY = 20
+MAX_LOGPROBS = 20
 
 
 class Plan(NamedTuple):
     """What the compiled program contains: no draw at all, the penalty, and how many candidates are sorted (0: none).
 
     The candidates are a power of two or the whole vocabulary; which of them count is decided by traced values.
-    likely: how many of the likeliest tokens are reported with their log-probabilities beside the token's own; None if
-    not even the token's is.
+    top_logprobs: how many of the likeliest tokens are reported with their log-probabilities beside the token's own;
+    None if not even the token's is.
     """
 
     greedy: bool
     penalised: bool
     candidates: int
-    likely: int | None = None
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Sampling:
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         for name in names:
             object.__setattr__(self, name, number_of(name, getattr(self, name)))
-        low, high = FINEST, 1 / FINEST
+        low, high = MIN_TEMPERATURE, 1 / MIN_TEMPERATURE
         checks = (
             (self.temperature == 0 or low <= self.temperature <= high, f"0 (greedy) or from {low:g} to {high:g}"),
             (0 <= self.top_k < 2**31 and self.top_k % 1 == 0, "0 (off) or a positive count"),
@@ -74,8 +75,8 @@ class Sampling:
             if not valid:
                 raise InputError(f"{name} is {shown(getattr(self, name))}; it must be {expected}")
         if self.logprobs is not None:
-            remedy = f"give the number of alternatives to report with each token, 0 to {MOST_LIKELY}, or None"
-            object.__setattr__(self, "logprobs", whole("logprobs", self.logprobs, remedy, least=0, most=MOST_LIKELY))
+            remedy = f"give the number of alternatives to report with each token, 0 to {MAX_LOGPROBS}, or None"
+            object.__setattr__(self, "logprobs", whole("logprobs", self.logprobs, remedy, least=0, most=MAX_LOGPROBS))
 
     def plan(self, vocab_size: int) -> Plan:
         """The static part for a vocabulary of `vocab_size`."""
@@ -85,8 +86,8 @@ class Sampling:
         if self.top_k:
             candidates = min(1 << (int(self.top_k) - 1).bit_length(), vocab_size)
         # One program for any number of alternatives.
-        likely = self.logprobs and min(MOST_LIKELY, vocab_size)
-        return Plan(greedy, self.repetition_penalty != 1.0, 0 if greedy else candidates, likely)
+        top_logprobs = self.logprobs and min(MAX_LOGPROBS, vocab_size)
+        return Plan(greedy, self.repetition_penalty != 1.0, 0 if greedy else candidates, top_logprobs)
 
     def values(self) -> dict[str, np.number]:
         """The traced part: scalars by name, top_k int32 and the others float32."""
@@ -133,15 +134,16 @@ class Voice:
 
 @dataclass(frozen=True)
 class Drafting:
-    """How a drafter drafts. It changes the time and nothing else, unless drafts are drawn too."""
+    """How a drafter drafts. In float32 the tokens stay the same, unless drafts are drawn too."""
 
     draft_tokens: int | Literal["auto"] | None = None
-    """Tokens drafted per round, by default the number that the drafter was trained for; auto measures once what rounds
-    take, and follows what is accepted."""
+    """Tokens drafted per round (of a tree: nodes verified), by default the number that the drafter was trained for;
+    auto, not for trees, measures once what rounds take, and follows what is accepted."""
     draft_tree: tuple[int, int] | None = None
-    """Levels and candidates of the tree that an EAGLE-3 drafter proposes; its authors take 7 and 10."""
+    """Depth and width of the tree that an EAGLE-3 drafter proposes; its authors take 7 and 10."""
     draft_sampling: bool = False
-    """Draw the drafts too: more are accepted at high temperatures, and the reply is another one, drawn alike."""
+    """Draw the drafts too: more are accepted at high temperatures, and the reply is another one, drawn alike; not for
+    trees, nor with auto."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "draft_sampling", flag("draft_sampling", self.draft_sampling))

@@ -31,7 +31,7 @@ class Plot:
     out: Path
     """The picture to write."""
     model: Path | None = None
-    """Converted checkpoint that speaks."""
+    """Checkpoint that speaks, in any form that `omni_jax.load` takes."""
     text: str = "Who are you?"
     speaker: str = "ethan"
     max_new_tokens: int = 32

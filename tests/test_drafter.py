@@ -6,7 +6,8 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import omni_jax
 from convert import load_hf
 from omni_jax.config import OmniConfig
+from omni_jax.decode.draft.plan import proposer_for
 from omni_jax.draft_config import DFlashConfig, read_draft_config
 from omni_jax.errors import CheckpointError, ConfigError, InputError
 from omni_jax.models.param import bind, declare
@@ -88,6 +90,20 @@ def test_the_public_draft_has_its_tensors() -> None:
     assert kind == "dflash" and len(stored) == 58 == len({name for name, _ in stored})
     sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(declaration.shapes)]
     assert sum(sizes) == sum(np.prod(shape) for _, shape in stored) == 335_570_176
+
+
+def test_a_kind_without_a_case_is_no_other_kind() -> None:
+    """Nothing falls through to EAGLE-3."""
+    config, declaration = cast(Any, object()), declare_drafter(read_draft_config(PUBLIC_DFLASH))[1]
+    drafter = Mock(config=config, declaration=declaration)
+    for use in (
+        lambda: declare_drafter(config),
+        lambda: table(config, declaration),
+        lambda: check_drafter(drafter, Mock()),
+        lambda: proposer_for(drafter, 4),
+    ):
+        with pytest.raises(AssertionError, match="object object"):
+            use()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

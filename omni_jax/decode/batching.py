@@ -156,8 +156,8 @@ class Batching:
         for request in requests:
             request.start()
         # Only a prompt with media has hidden states that speech wants.
-        hears = admission.speech is not None and admission.speech.hears
-        taps = (self.speakers.talker.accept_hidden_layer,) if self.speakers is not None and hears else ()
+        has_media = admission.speech is not None and admission.speech.has_media
+        taps = (self.speakers.talker.accept_hidden_layer,) if self.speakers is not None and has_media else ()
         prefilled = self.engine.prefill(admission.batch, requests, taps)
         self._unread.append(_Unread(prefilled.chunk, tuple(requests)))
         first = self.rows.index(None)

@@ -1,7 +1,8 @@
 """Engines: how prompts are run and how tokens are drawn, a chunk at a time, for all rows of a state.
 
 An engine knows the device and no schedule; `batching` knows the schedule and no device. `PlainEngine` draws a token per
-step; `draft.engine.SpeculativeEngine` drafts several and verifies them in one forward. Both give the same tokens.
+step; `draft.engine.SpeculativeEngine` drafts several and verifies them in one forward. Both give the same tokens, with
+the exceptions that it names.
 
     prepared batch -> prefill -> first tokens, state -> (plan, grow, dispatch) -> Chunk, state -> receive -> Requests
                                                    ^------------------------------------'
@@ -56,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def grow(self, state: Any, capacity: int) -> Any:
-        """The state with caches of at least `capacity` positions; the one given is given up."""
+        """The state with caches of at least `capacity` positions; the argument must not be used afterwards."""
         ...
 
     def plan(self, state: Any, steps: int) -> ChunkPlan:
@@ -64,7 +65,7 @@ class Engine(Protocol):
         ...
 
     def dispatch(self, state: Any, plan: ChunkPlan, until: int | None = None) -> tuple[Chunk, Any]:
-        """Start a chunk: what will have its tokens, and the state after it; the state given is given up.
+        """Start a chunk: what will have its tokens, and the state after it; the argument must not be used afterwards.
 
         until: the number of done rows at which it ends early, by default all.
         """

@@ -1,4 +1,4 @@
-"""What one call asks for, checked: how replies are drawn, where they end, who says them, and who drafts."""
+"""What one call asks for, checked: how replies are drawn, where they end, the voice, and the drafter."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace

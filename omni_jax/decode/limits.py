@@ -27,7 +27,7 @@ class Limits:
     def read(cls, max_new_tokens: Any, stop: Any, stop_ids: Any, text: DecoderConfig, tokenizer: Tokenizer) -> "Limits":
         """The limits that a caller's arguments state, for a Thinker of this `text`.
 
-        Raises InputError, with the remedy, for arguments that are none.
+        Raises InputError, with the remedy, for invalid arguments.
         """
         most, ids = limit_of(max_new_tokens), stop_ids_of(stop_ids, text.vocab_size)
         if most >= (context := text.max_position_embeddings):

@@ -1,6 +1,6 @@
 """Stop strings: a reply ends before the first one in its text, whatever tokens spell it.
 
-Texts are compared as bytes, which find the same places in valid UTF-8 and need no whole characters. The token that
+Matching is on bytes: same positions in valid UTF-8, and it works on incomplete characters. The token that
 completes a stop string is the last of a reply; which token that is follows from the reply's tokens alone, so neither
 chunks nor a batch change it. Until then, the end of the text is held back where it may begin a stop string.
 """

@@ -187,7 +187,7 @@ def forward(
 
 
 def grow(state: DecodeState, *, capacity: int) -> DecodeState:
-    """The same state with a cache of `capacity` positions; the one given is given up."""
+    """The same state with a cache of `capacity` positions; the argument must not be used afterwards."""
     return replace(state, cache=state.cache.grow(capacity))
 
 
@@ -218,7 +218,7 @@ def record(drawn: jax.Array, rows: Rows, stop_ids: Array, plan: Plan) -> tuple[j
 
 def reported_shape(plan: Plan) -> tuple[int, ...]:
     """What `reported` adds to the shape of tokens."""
-    return () if plan.likely is None else (2 + 2 * plan.likely,)
+    return () if plan.top_logprobs is None else (2 + 2 * plan.top_logprobs,)
 
 
 def reported(token: jax.Array, logits: jax.Array, plan: Plan) -> jax.Array:
@@ -227,11 +227,11 @@ def reported(token: jax.Array, logits: jax.Array, plan: Plan) -> jax.Array:
     With log-probabilities in the plan, int32 [..., 2 + 2k]: the token, its log-probability, then ids and
     log-probabilities of the k likeliest; log-probabilities are bits of float32. One array, because each read costs.
     """
-    if plan.likely is None:
+    if plan.top_logprobs is None:
         return token
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     own = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[..., None], axis=-1)
-    top, ids = jax.lax.top_k(log_probs, plan.likely)
+    top, ids = jax.lax.top_k(log_probs, plan.top_logprobs)
     bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
     return jnp.concatenate([token[..., None], bits(own), ids, bits(top)], axis=-1)
 

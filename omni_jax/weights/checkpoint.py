@@ -4,7 +4,7 @@
     manifest.json                      every array and file with its hash (`manifest`)
     params/                            Orbax: the plain parameter tree, chunked so that one expert can be read alone
 
-`convert` and training write it, `restore` reads it, and each device receives only its own shards. Orbax protects its
+`convert` writes it, `restore` reads it, and each device receives only its own shards. Orbax protects its
 structure but not its data: single flipped bits load silently, hence the hashes. `publish` makes it appear complete or
 not at all.
 """

@@ -6,9 +6,11 @@ model it knows, twice: `d2t`, what to add to a draft id to get the token id, and
 """
 
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 import numpy as np
 
+from omni_jax.decoder_config import DecoderConfig
 from omni_jax.draft_config import DFlashConfig, Eagle3Config
 from omni_jax.errors import CheckpointError
 from omni_jax.models.param import Declaration
@@ -36,18 +38,26 @@ def table(config: DraftConfig, declaration: Declaration) -> list[Leaf]:
     """All weights of a drafter, with the shapes and axes that its module declares; d2t and t2d are handled apart."""
     root = Scope(declared_arrays(declaration))
     ends = [root.leaf("fc/weight", "fc.weight"), root.leaf("norm/weight", "norm.weight")]
-    if isinstance(config, DFlashConfig):
-        return [root.leaf("hidden_norm/weight", "hidden_norm.weight"), *decoder(config.layers, root), *ends]
+    match config:
+        case DFlashConfig(layers=layers):
+            return [root.leaf("hidden_norm/weight", "hidden_norm.weight"), *decoder(layers, root), *ends]
+        case Eagle3Config(layer=layer):
+            return [*_eagle3(layer, root), *ends]
+        case _:
+            assert_never(config)
+
+
+def _eagle3(layer: DecoderConfig, root: Scope) -> list[Leaf]:
     s = root.under(LAYER, "midlayer/")
     rows = [
         root.leaf("lm_head", "lm_head.weight"),
-        *attention(config.layer, s),
+        *attention(layer, s),
         *mlp(s.under("mlp.", "mlp/", Stack("l"))),
         s.leaf("mlp_norm/weight", "post_attention_layernorm.weight"),
         s.leaf("input_norm/weight", "input_layernorm.weight"),
         s.leaf("hidden_norm/weight", "hidden_norm.weight"),
     ]
-    return [*rows, *([root.leaf("embed", EMBED)] if "embed" in root.arrays else []), *ends]
+    return [*rows, *([root.leaf("embed", EMBED)] if "embed" in root.arrays else [])]
 
 
 def own_names(source: SourceCheckpoint, config: DraftConfig) -> tuple[SourceCheckpoint, dict[str, Found]]:

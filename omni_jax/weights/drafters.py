@@ -3,14 +3,14 @@
     where -> headers -> table (`draft_keymap`) -> Drafter (configuration, declaration, parameters) -> check_drafter
 
 Located, read and checked as models are. Names are remembered as they were found, so that the way back gives the same
-tensors. A drafter decides how fast a reply comes and never what it says. Still, nothing is guessed or left out: every
-tensor has a place and every place is filled.
+tensors. A drafter decides how fast a reply comes (`decode.draft.engine` names the exceptions). Still, nothing is
+guessed or left out: every tensor has a place and every place is filled.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -96,15 +96,23 @@ def load_drafter(where: str | Path, dtype: str | None = None) -> Drafter:
 
 def declare_drafter(config: DraftConfig, own_embedding: bool = False) -> tuple[str, Declaration]:
     """The kind of drafter that a configuration describes, and its declaration."""
-    if isinstance(config, DFlashConfig):
-        return "dflash", declare(DFlash, config)
-    return "eagle3", declare(Eagle3, config, own_embedding)
+    match config:
+        case DFlashConfig():
+            return "dflash", declare(DFlash, config)
+        case Eagle3Config():
+            return "eagle3", declare(Eagle3, config, own_embedding)
+        case _:
+            assert_never(config)
 
 
 def check_drafter(drafter: Drafter, config: OmniConfig) -> None:
     """Raise InputError, naming what differs, unless the drafter can draft for the Thinker of `config`."""
     text = config.thinker.text
-    own = drafter.config.layers if isinstance(drafter.config, DFlashConfig) else drafter.config.layer
+    match drafter.config:
+        case DFlashConfig(layers=own) | Eagle3Config(layer=own):
+            pass
+        case _:
+            assert_never(drafter.config)
     remedy = "; take the drafter that was trained for this model"
     for what, mine, its in (
         ("width", own.hidden_size, text.hidden_size),

@@ -1,6 +1,6 @@
 """Arrays out of safetensors files onto devices, for models and drafters: nothing is written, nothing is held twice.
 
-    an array at a time -> the shards of this process's devices, experts by experts -> one array over all devices
+    an array at a time -> this process's shards, one group of experts at a time -> one array over all devices
 
 Devices that hold the same layers and experts are served together, and each of their tensors is read once: only the rows
 that they hold, where those are contiguous. The host's copy of a shard is freed as soon as its devices have it, so the

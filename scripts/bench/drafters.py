@@ -30,8 +30,11 @@ from scripts.bench.options import Drafters
 from scripts.bench.thinker import Decoded, OurThinker
 from scripts.small.oracle import oracle
 
-# EAGLE's own tree: levels, and candidates of each.
-TREE = (7, 10)
+# The ways in which each kind of drafter drafts, with their trees; this one is EAGLE's own.
+FORMS: dict[str, tuple[tuple[str, tuple[int, int] | None], ...]] = {
+    "dflash": (("block", None),),
+    "eagle3": (("chain", None), ("tree", (7, 10))),
+}
 # Tokens that a round of the oracle verifies.
 ORACLE_TOKENS = 8
 
@@ -119,7 +122,7 @@ def ways_of(directory: str, omni: Omni, dtype: str) -> list[Way]:
     drafter, plans = load_drafter(directory, dtype=dtype), KnownDrafters(omni.config)
     folder, ways = Path(directory).resolve().name, []
     label = folder if drafter.kind in folder else f"{drafter.kind} {folder}"
-    for form, tree in (("block", None),) if drafter.kind == "dflash" else (("chain", None), ("tree", TREE)):
+    for form, tree in FORMS[drafter.kind]:
         drafts = plans.resolve_draft_plan(drafter, None, tree, drawn=False)
         assert drafts is not None
         ways.append(Way(f"{label}, {form} of {drafts.verify_tokens[0] - 1}", drafts=drafts))

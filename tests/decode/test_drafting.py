@@ -59,7 +59,7 @@ def test_drafters_of_one_architecture_share_programs(
 def test_programs_of_few_architectures_are_kept(
     omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drafting, "ARCHITECTURES", 1)
+    monkeypatch.setattr(drafting, "MAX_ARCHITECTURES", 1)
     omni = omnis("tiny")
     monkeypatch.setattr(omni, "_drafters", KnownDrafters(omni.config))
     decode_rounds.clear_cache()
@@ -73,7 +73,7 @@ def test_programs_of_few_architectures_are_kept(
 def test_the_least_recently_used_goes_first(
     omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drafting, "ARCHITECTURES", 2)
+    monkeypatch.setattr(drafting, "MAX_ARCHITECTURES", 2)
     known, drafter = KnownDrafters(omnis("tiny").config), load_drafter(drafters("eagle3", "tiny"))
     kept = known.resolve_draft_plan(drafter, None, (2, 2), False)
     for tree in ((2, 3), (2, 2), (3, 2)):

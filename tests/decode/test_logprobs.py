@@ -124,7 +124,7 @@ def test_programs_are_the_same_unless_asked() -> None:
     assert reported(tokens, None, Sampling().plan(50)) is tokens  # type: ignore[arg-type]
     plans = [Sampling(logprobs=k).plan(50) for k in (1, 5, 20)]
     assert len(set(plans)) == 1, "one program for all numbers of alternatives"
-    assert Sampling(logprobs=20).plan(7).likely == 7
+    assert Sampling(logprobs=20).plan(7).top_logprobs == 7
 
 
 @pytest.mark.parametrize("wrong", [-1, 21, True, 2.5, "5"])

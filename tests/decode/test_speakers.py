@@ -88,7 +88,7 @@ def asked(omni: Omni, line: Line) -> tuple[SpeechRequest, Words, jax.Array | Non
     )
     shape = (1, 128, omni.config.thinker.text.hidden_size)
     hidden = np.random.default_rng(line.seed).standard_normal(shape, np.float32)
-    return request, Words(line.ids, row_keys(line.seed, 1)[0]), jnp.asarray(hidden) if request.hears else None
+    return request, Words(line.ids, row_keys(line.seed, 1)[0]), jnp.asarray(hidden) if request.has_media else None
 
 
 def alone(omni: Omni, line: Line, voice: Voice = DRAWN) -> np.ndarray:
@@ -280,7 +280,7 @@ def test_replies_that_are_written_at_different_times(omni: Omni) -> None:
                 chunks = Batching(engine, 1, Admission(batch, [text]), steps=3 + i).run()
                 next(chunks)
                 again = engine.prefill(
-                    batch, requests_for(batch, Limits(20), [seed]), (layer,) if request.hears else ()
+                    batch, requests_for(batch, Limits(20), [seed]), (layer,) if request.has_media else ()
                 )
                 speaker = speakers.insert(b, request, text, None if again.tapped is None else again.tapped[0])
                 running[b] = Running(i, text, chunks, speaker, Vocoder(*vocoder))

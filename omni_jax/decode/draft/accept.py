@@ -60,10 +60,10 @@ def accept_by_rejection(
 
     logits float32 [B, W, V]; other arguments and results as of `accept_matching`.
     """
-    assert drafts.log_probs is not None and drafts.is_chain
+    assert drafts.draft_logits is not None and drafts.is_chain
     B, W, _ = logits.shape
     # After the last draft nothing was drafted: q is 0, and what p has more than q is p.
-    q = jnp.pad(jax.nn.softmax(drafts.log_probs, axis=-1), ((0, 0), (0, 1), (0, 0)))
+    q = jnp.pad(jax.nn.softmax(drafts.draft_logits, axis=-1), ((0, 0), (0, 1), (0, 0)))
     guesses = jnp.pad(drafts.token_ids[:, 1:], ((0, 0), (0, 1)), constant_values=NO_TOKEN)
 
     def position(carry: tuple, step: tuple) -> tuple:

@@ -64,7 +64,7 @@ class BlockProposer:
         verify_tokens: int,
         choose: DraftSampler,
     ) -> tuple[DraftTree, KVCache]:
-        """A chain after the current token int32 [B], `verify_tokens` nodes with it, and the memory as it was."""
+        """A chain after the current token int32 [B], `verify_tokens` nodes with it; the memory keeps its lengths."""
         drafter: DFlash = bind(self.declaration, params)
         drafted = verify_tokens - 1
         masks = jnp.full((token.shape[0], drafted), drafter.config.mask_token_id, jnp.int32)

@@ -80,7 +80,7 @@ class ChainProposer:
     def propose(
         self, params: dict, thinker: Thinker, memory: Pairs, token: jax.Array, verify_tokens: int, choose: DraftSampler
     ) -> tuple[DraftTree, Pairs]:
-        """A chain after the current token int32 [B], `verify_tokens` nodes with it, and the memory as it was."""
+        """A chain after the current token int32 [B], `verify_tokens` nodes with it; the memory keeps its lengths."""
         drafter: Eagle3 = bind(self.declaration, params)
 
         def step(carry: tuple[jax.Array, KVCache], i: jax.Array) -> tuple[tuple[jax.Array, KVCache], tuple]:
@@ -151,7 +151,7 @@ class TreeProposer(ChainProposer):
     def propose(
         self, params: dict, thinker: Thinker, memory: Pairs, token: jax.Array, verify_tokens: int, choose: DraftSampler
     ) -> tuple[DraftTree, Pairs]:
-        """A tree after the current token int32 [B], `verify_tokens` nodes with it, and the memory as it was."""
+        """A tree after the current token int32 [B], `verify_tokens` nodes with it; the memory keeps its lengths."""
         drafter: Eagle3 = bind(self.declaration, params)
         frontier, roots = self._roots(drafter, memory)
 

@@ -1,8 +1,9 @@
 """The engine that drafts: the tokens of `PlainEngine`, in fewer forwards of the Thinker.
 
-The same tokens come for the same seed, whatever the drafter, the number of drafts and the batch; only the time differs,
-and what `stats` reports. How many tokens a round verifies is fixed, or chosen from measured times and from how often
-drafts were accepted lately.
+In float32 the same tokens come for the same seed, whatever the drafter, the number of drafts and the batch. In
+bfloat16, near-ties may break differently, since a forward of several tokens rounds otherwise. Drawn drafts keep only
+the distribution. How many tokens a round verifies is fixed, or chosen from measured times and from how often drafts
+were accepted lately.
 """
 
 import time

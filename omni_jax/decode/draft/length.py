@@ -3,7 +3,7 @@
 Verifying more tokens costs more, on a model of many experts nearly in proportion, because each token brings experts of
 its own; and the further a draft is from the current token, the less often it is accepted. So the best number follows
 from two things: what a round of each length takes, which is measured once, and how often drafts are accepted, which is
-counted as they come and forgotten slowly, because replies change their tone.
+counted as they come and forgotten slowly, because acceptance drifts within a reply.
 """
 
 from collections.abc import Mapping

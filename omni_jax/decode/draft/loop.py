@@ -1,6 +1,6 @@
 """Decoding in rounds: draft a block, verify it in one forward of the Thinker, keep what is accepted.
 
-    draft W - 1 tokens -> Thinker on W tokens -> accept -> move the lengths -> remember what the Thinker made of them
+    draft W - 1 tokens -> Thinker on W tokens -> accept -> move the lengths -> update the drafter's memory
 
 A draft is a chain or a tree. The nodes of a tree are written into the cache after a row's tokens, as a chain is, each
 seeing its own ancestors; those on the accepted path are moved together afterwards.
@@ -32,7 +32,7 @@ from omni_jax.sharding import Array, replicate
 
 
 class Proposer(Protocol):
-    """A kind of drafter; static under jit and compared by identity."""
+    """A kind of drafter: static under jit and compared by identity, hence a frozen dataclass with `eq=False`."""
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ class Proposer(Protocol):
         ...
 
     def grow(self, memory: Any, capacity: int) -> Any:
-        """The same memory with room for `capacity` tokens, outside `jit`; the one given is given up."""
+        """The same memory with room for `capacity` tokens, outside `jit`; the argument must not be used afterwards."""
         ...
 
     def remember(self, params: Any, thinker: Thinker, memory: Any, seen: "Seen") -> Any:
@@ -64,7 +64,12 @@ class Proposer(Protocol):
     def propose(
         self, params: Any, thinker: Thinker, memory: Any, token: jax.Array, verify_tokens: int, choose: DraftSampler
     ) -> tuple[DraftTree, Any]:
-        """Drafts that follow the current token int32 [B], `verify_tokens` nodes with it, and the memory as it was."""
+        """Drafts that follow the current token int32 [B], `verify_tokens` nodes with it, and the memory.
+
+        The memory has the same lengths as before; positions past them may be overwritten. choose: called as
+        `choose(logits, step)` for draft number `step` (from 0) with logits [B, V], returns the draft int32 [B] and the
+        logits [B, V] that it was drawn from, or None. These, as [B, W - 1, V], go into the DraftTree.
+        """
         ...
 
     def max_emitted(self, verify_tokens: int) -> int:
@@ -193,7 +198,7 @@ def decode_rounds(
 
 
 def grow(state: SpeculativeState, *, proposer: Proposer, capacity: int) -> SpeculativeState:
-    """The same state with caches of `capacity` positions; the one given is given up."""
+    """The same state with caches of `capacity` positions; the argument must not be used afterwards."""
     decode = replace(state.decode, cache=state.decode.cache.grow(capacity))
     return replace(state, decode=decode, memory=proposer.grow(state.memory, capacity))
 
@@ -218,7 +223,7 @@ def _verify(
         position = state.positions(jnp.sum(ancestors, axis=2) - 1)
         mask = tree_mask(length, ancestors, state.cache.capacity)
     out = thinker.extend(x, position, state.cache, taps=taps, unroll=unroll, mask=mask)
-    rule = accept_matching if drafts.log_probs is None else accept_by_rejection
+    rule = accept_matching if drafts.draft_logits is None else accept_by_rejection
     logits = thinker.logits(out.hidden)
     emitted, path, rows = rule(logits, drafts, state.rows, length, stop_ids, values, plan)
     cache, token_ids, tapped = replace(out.cache, length=length), drafts.token_ids, out.taps
@@ -230,6 +235,6 @@ def _verify(
     count = jnp.sum(emitted >= 0, axis=1, dtype=jnp.int32)
     state = replace(state, cache=cache.advance(count), rows=rows)
     seen = Seen(token_ids, emitted, features_of(tapped), count)
-    if plan.likely is not None:
+    if plan.top_logprobs is not None:
         logits = jnp.take_along_axis(logits, path[..., None], axis=1)
     return reported(emitted, logits, plan), state, seen

@@ -1,7 +1,7 @@
 """How a request drafts: a drafter and the request's settings become a `DraftPlan`, which an engine carries out."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 from weakref import WeakKeyDictionary
 
 from jax.sharding import Mesh
@@ -11,21 +11,21 @@ from omni_jax.decode.draft.dflash import BlockProposer
 from omni_jax.decode.draft.eagle3 import ChainProposer, TreeProposer
 from omni_jax.decode.draft.length import LENGTHS
 from omni_jax.decode.draft.loop import Proposer, begin_drafting, decode_rounds
-from omni_jax.draft_config import DFlashConfig
+from omni_jax.draft_config import DFlashConfig, Eagle3Config
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import flag, is_whole, shown
 from omni_jax.models.param import Declaration
 from omni_jax.weights.drafters import Drafter, check_drafter
 from omni_jax.weights.trees import flatten
 
-# Levels of a drafted tree, and children of each node.
+# Depth and width of a drafted tree: levels after the first, and in each the nodes that get children, and their number.
 Tree = tuple[int, int]
 # Tokens of a tree by default, EAGLE's own setting without the current token.
 TREE_TOKENS = 59
 # The most tokens that a round may verify, and nodes that a drafter may run for a tree.
-LARGEST = 256
+MAX_NODES = 256
 # Architectures of drafters whose programs are kept; trees of different sizes count apart.
-ARCHITECTURES = 8
+MAX_ARCHITECTURES = 8
 
 
 class RoundTimes:
@@ -74,7 +74,7 @@ class KnownDrafters:
     """A model's drafters, each checked and placed once.
 
     Drafters of one architecture share programs and round times. A drafter that nobody else holds is forgotten with its
-    weights; programs stay for the last ARCHITECTURES.
+    weights; programs stay for the last MAX_ARCHITECTURES.
     """
 
     def __init__(self, config: OmniConfig, mesh: Mesh | None = None):
@@ -130,7 +130,7 @@ class KnownDrafters:
             placed = replace(drafter, declaration=declaration)
             shared = _Shared(proposer_for(placed, self.config.thinker.text.num_layers, tree), RoundTimes())
         self._shared[key] = shared
-        if len(self._shared) > ARCHITECTURES:
+        if len(self._shared) > MAX_ARCHITECTURES:
             del self._shared[next(iter(self._shared))]
             # A compiled program holds its proposer, and cannot be dropped alone.
             programs: tuple[Any, ...] = (begin_drafting, decode_rounds)
@@ -140,30 +140,34 @@ class KnownDrafters:
 
 
 def check_tree(tree: Any) -> None:
-    """Raise InputError unless `tree` is None or holds levels and candidates, of a size that can be drafted."""
+    """Raise InputError unless `tree` is None or holds depth and width, of a size that can be drafted."""
     if tree is None:
         return
     if not isinstance(tree, tuple) or len(tree) != 2 or not all(is_whole(n) and n > 0 for n in tree):
-        raise InputError(f"draft_tree is {tree!r}; it takes two numbers, levels and candidates, such as (7, 10)")
-    if tree[0] * tree[1] > LARGEST:
-        raise InputError(f"draft_tree is {tree!r}: {tree[0] * tree[1]} nodes are more than {LARGEST}; take fewer")
+        raise InputError(f"draft_tree is {tree!r}; it takes two numbers, depth and width, such as (7, 10)")
+    if tree[0] * tree[1] > MAX_NODES:
+        raise InputError(f"draft_tree is {tree!r}: {tree[0] * tree[1]} nodes are more than {MAX_NODES}; take fewer")
 
 
 def proposer_for(drafter: Drafter, target_layers: int, tree: Tree | None = None) -> Proposer:
-    """The proposer of a drafter, for a Thinker of `target_layers` layers; `tree` holds its levels and candidates.
+    """The proposer of a drafter, for a Thinker of `target_layers` layers; tree: its depth and width.
 
     Raises InputError for a tree that it cannot draft.
     """
     taps, config = drafter.taps(target_layers), drafter.config
-    if isinstance(config, DFlashConfig):
-        if tree is not None:
-            raise InputError("a DFlash drafter drafts blocks; leave draft_tree out, or take an EAGLE-3 drafter")
-        drafts = min(config.block_size, LARGEST) - 1
-        return BlockProposer(drafter.declaration, taps, drafts, drafts)
-    if tree is None:
-        return ChainProposer(drafter.declaration, taps)
-    depth, top_k = tree
-    if top_k > config.draft_vocab_size:
-        raise InputError(f"draft_tree is {tree!r}; this drafter knows {config.draft_vocab_size} tokens to choose from")
-    most = min(top_k + depth * top_k**2, LARGEST - 1)
-    return TreeProposer(drafter.declaration, taps, min(TREE_TOKENS, most), most, depth, top_k)
+    match config:
+        case DFlashConfig(block_size=size):
+            if tree is not None:
+                raise InputError("a DFlash drafter drafts blocks; leave draft_tree out, or take an EAGLE-3 drafter")
+            drafts = min(size, MAX_NODES) - 1
+            return BlockProposer(drafter.declaration, taps, drafts, drafts)
+        case Eagle3Config(draft_vocab_size=known):
+            if tree is None:
+                return ChainProposer(drafter.declaration, taps)
+            depth, top_k = tree
+            if top_k > known:
+                raise InputError(f"draft_tree is {tree!r}; this drafter knows {known} tokens to choose from")
+            most = min(top_k + depth * top_k**2, MAX_NODES - 1)
+            return TreeProposer(drafter.declaration, taps, min(TREE_TOKENS, most), most, depth, top_k)
+        case _:
+            assert_never(config)

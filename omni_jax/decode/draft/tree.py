@@ -17,25 +17,25 @@ class DraftTree:
     """Tokens for one forward of the Thinker, the current one first.
 
     token_ids int32 [B, W]. parent int32 [B, W]: the node that each follows, which comes before it; -1 for the first.
-    log_probs float32 [B, W - 1, V]: what each draft was drawn from, unnormalised; None where none was drawn. longest:
-    the most nodes on a path. is_chain: whether each node follows the one before it.
+    draft_logits float32 [B, W - 1, V]: what each draft was drawn from, unnormalised; None where none was drawn.
+    longest: the most nodes on a path. is_chain: whether each node follows the one before it.
     """
 
     token_ids: jax.Array
     parent: jax.Array
-    log_probs: jax.Array | None = None
+    draft_logits: jax.Array | None = None
     longest: int = field(default=1, metadata={"static": True})
     is_chain: bool = field(default=False, metadata={"static": True})
 
     @classmethod
-    def chain(cls, token: jax.Array, drafts: jax.Array, log_probs: jax.Array | None = None) -> "DraftTree":
+    def chain(cls, token: jax.Array, drafts: jax.Array, draft_logits: jax.Array | None = None) -> "DraftTree":
         """Drafts int32 [B, W - 1], one after the other, after the current token int32 [B].
 
-        log_probs float32 [B, W - 1, V]: what they were drawn from, if they were.
+        draft_logits float32 [B, W - 1, V]: what they were drawn from, if they were.
         """
         token_ids = jnp.concatenate([token[:, None], drafts], axis=1)
         parent = jnp.broadcast_to(jnp.arange(-1, token_ids.shape[1] - 1), token_ids.shape)
-        return cls(token_ids, parent, log_probs, longest=token_ids.shape[1], is_chain=True)
+        return cls(token_ids, parent, draft_logits, longest=token_ids.shape[1], is_chain=True)
 
     def ancestors(self) -> jax.Array:
         """Bool [B, W, W]: which nodes are on the path to each, itself included."""

@@ -1,8 +1,8 @@
 """One row that speaks, as the host sees it: what it is asked to say, the text as it comes, and the codes so far.
 
-The Talker says one text token per frame, so a row may run as far as its text is written. What it says is the reply's
-spoken tokens (all but the last, which is the stop token or the one at the limit), the mark of its end, then padding;
-the first of these is the last column of the prompt, frame t adds number t + 1.
+The Talker says one text token per frame, so a row may run as far as its text is written. The Talker's inputs are the
+reply's tokens except the last, an end mark, then padding. Input 0 is the prompt's last column; frame t adds input
+t + 1.
 
 Deliberate differences from transformers' `Qwen3OmniMoeForConditionalGeneration.generate`: each row of a batch says what
 it says alone; a reply without a spoken token gives no audio instead of an error.
@@ -67,7 +67,7 @@ class SpeechRequest:
         return cls(prompt, np.minimum(room, min(voice.max_frames, context)).astype(np.int32))
 
     @property
-    def hears(self) -> bool:
+    def has_media(self) -> bool:
         """Whether the prompts hold media, whose hidden states the Talker needs."""
         return bool((self.prompt.hidden_index >= 0).any())
 

@@ -148,7 +148,7 @@ class Speakers:
         rows = range(first, first + len(speakers))
         assert not any(self.rows[b] or b in waiting for b in rows), f"of the rows {list(rows)} some are taken"
         self.rows[first : first + len(speakers)] = speakers
-        self._waiting.append(_Waiting(first, request, speakers, hidden if request.hears else None))
+        self._waiting.append(_Waiting(first, request, speakers, hidden if request.has_media else None))
         return speakers
 
     def _run_prompts(self) -> list[Speaker]:

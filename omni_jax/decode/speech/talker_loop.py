@@ -216,7 +216,7 @@ def decode_frames(
 
 
 def grow(state: SpeechState, *, capacity: int) -> SpeechState:
-    """The same state with a cache of `capacity` columns; the one given is given up."""
+    """The same state with a cache of `capacity` columns; the argument must not be used afterwards."""
     return replace(state, cache=state.cache.grow(capacity))
 
 
