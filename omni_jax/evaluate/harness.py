@@ -71,7 +71,7 @@ class OmniLM(TemplateLM):
         device: str | None = None,
         max_batch_size: int | None = None,
     ):
-        """path: whatever `omni_jax.load` takes, or a loaded model. max_length: tokens of context, by default the model's.
+        """path: what `omni_jax.load` takes, or a loaded model. max_length: tokens of context, by default the model's.
 
         mesh: as for `omni_jax.load`, with + for the comma, at which --model_args would be split: expert=4+data=2.
         seed: the run's; a request's own follows from it, from the context and from how often the request came before.
