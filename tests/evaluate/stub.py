@@ -53,7 +53,7 @@ class StubOmni:
             if any(text in self.poison for text in texts):
                 raise RuntimeError("RESOURCE_EXHAUSTED: out of memory at 0x7f00aa00")
             if running:
-                sound = {"audio_seconds": 1.0} if self.asked["generate_many"][-1]["speech"] else {}
+                sound = {"audio_seconds": 1.0} if self.asked["generate_many"][-1].get("speech") else {}
                 stats = {"seconds": 0.0, "share_seconds": 1.0, "compiled": 0, **sound}
                 yield running.pop(0)[0], _reply(texts[0], stats)
 
