@@ -218,9 +218,10 @@ class Omni:
         self._generator.check_memory(plan, rows * copies, 0, plan.limits.max_new_tokens)
         seeds = seeds_of(request.seed, rows, copies)
         batch = self.prepare(messages, **vars(request.preparation))
-        admission = self._generator.together(plan, batch, seeds)
+        generator = self._generator
+        admission = generator.together(plan, batch, seeds)
         self._read_weights()
-        batching = self._generator.batching(plan, len(seeds), admission)
+        batching = generator.batching(plan, len(seeds), admission)
         replies = replies_together(batching, admission.requests, self.processor.tokenizer, self._sound)
         grouped = replies if n is None else [replies[i : i + copies] for i in range(0, len(replies), copies)]
         return grouped[0] if is_conversation(messages) else grouped
@@ -291,8 +292,9 @@ class Omni:
         request = Settings.read(settings)
         plan, seeds = self._plan(request, request.ending, speech, drafter, 1), seeds_of(request.seed, 1)
         batch = self.prepare(messages, **vars(request.preparation))
-        admission = self._generator.together(plan, batch, seeds)
-        batching = self._generator.batching(plan, 1, admission, steps=STREAM_STEPS, frames=STREAM_FRAMES)
+        generator = self._generator
+        admission = generator.together(plan, batch, seeds)
+        batching = generator.batching(plan, 1, admission, steps=STREAM_STEPS, frames=STREAM_FRAMES)
         return self._events(batching, admission)
 
     def _events(self, batching: Batching, admission: Admission) -> Iterator[Event]:
