@@ -50,10 +50,11 @@ class GenerationPlan:
         check_context(longest, limits.max_new_tokens, config.thinker.text.max_position_embeddings)
         requests, speech = requests_for(batch, limits, seeds, self.sampling.logprobs), None
         copies = len(seeds) // len(batch.mask)
-        for b, request in enumerate(requests):
-            ids = batch.token_ids[b // copies][batch.mask[b // copies]]
-            if limits.stops is not None:
-                request.begins_inside_reasoning = ends_inside_reasoning(ids, limits.stops.tokenizer)
+        if limits.stops is not None:
+            for b, (ids, mask) in enumerate(zip(batch.token_ids, batch.mask, strict=True)):
+                inside = ends_inside_reasoning(ids[mask], limits.stops.tokenizer)
+                for request in requests[b * copies : (b + 1) * copies]:
+                    request.begins_inside_reasoning = inside
         if self.voice is not None:
             speech = SpeechRequest.read(repeat_rows(batch, copies), repeated(self.voice, copies), config)
         return Admission(batch, requests, speech)
