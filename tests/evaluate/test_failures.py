@@ -219,19 +219,24 @@ def test_speech_that_cannot_be_computed_is_found_among_those_beside_it(
     assert stub.asked["generate_many"][0]["slots"] == 3
 
 
+def crowd(stub: StubOmni, most: int, error: InputError) -> None:
+    """Let the first prompt fail with `error` where there are more than `most` slots."""
+    answers = stub._answers
+
+    def crowded(prompts: Any, slots: int) -> Any:
+        if slots > most:
+            next(prompts)
+            raise error
+        yield from answers(prompts, slots)
+
+    stub._answers = crowded  # type: ignore[method-assign]
+
+
 def test_a_prompt_that_does_not_fit_beside_others_is_asked_alone(
     asked: list[str], stub: StubOmni, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A single row too: more slots than it needs take memory."""
-    answers = stub._answers
-
-    def crowded(prompts: Any, slots: int) -> Any:
-        if slots > 1:
-            next(prompts)
-            raise InputError("this request would take 99 GB")
-        yield from answers(prompts, slots)
-
-    stub._answers = crowded  # type: ignore[method-assign]
+    crowd(stub, 1, InputError("this request would take 99 GB"))
     for count in (1, 3):
         data = write(tmp_path / f"{count}.jsonl", *[{"prompt": f"{i}"} for i in range(count)])
         assert status_of([*asked, "--data", str(data), "--output", str(tmp_path / f"out{count}")]) == 0
@@ -241,15 +246,7 @@ def test_a_prompt_that_does_not_fit_beside_others_is_asked_alone(
 def test_slots_that_memory_does_not_hold_are_halved_once_for_all(
     asked: list[str], stub: StubOmni, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = stub._answers
-
-    def crowded(prompts: Any, slots: int) -> Any:
-        if slots > 3:
-            next(prompts)
-            raise MemoryLimitError("this request would take 99 GB")
-        yield from answers(prompts, slots)
-
-    stub._answers = crowded  # type: ignore[method-assign]
+    crowd(stub, 3, MemoryLimitError("this request would take 99 GB"))
     data = write(tmp_path / "rows.jsonl", *[{"prompt": f"{i}"} for i in range(9)])
     assert status_of([*asked, "--data", str(data), "--slots", "12", "--max-new-tokens", "7"]) == 0
     out, err = capsys.readouterr()
