@@ -60,7 +60,7 @@ class GenerationPlan:
         return Admission(batch, requests, speech)
 
     def alone(self, prompt: Prompt, number: int, config: OmniConfig) -> Admission:
-        """The request of a prompt with a seed, a limit and perhaps a speaker of its own; raises as `together` does."""
+        """The request of a prompt, which has a seed, a limit and perhaps a speaker of its own; raises as `together`."""
         limits = replace(self.limits, max_new_tokens=limit_of(prompt.max_new_tokens))
         voice = self.voice if prompt.speech else None
         if voice is not None and prompt.speaker is not None:
@@ -68,7 +68,7 @@ class GenerationPlan:
         own = replace(self, limits=limits, voice=voice)
         admission = own.together(prompt.batch, seeds_of(prompt.seed, 1), config)
         (request,) = admission.requests
-        request.ends, request.number = prompt.ends, number
+        request.ends, request.drafts, request.number = prompt.ends, prompt.draft, number
         return admission
 
     def caches(self, rows: int, prompt_tokens: int, max_new_tokens: int, config: OmniConfig) -> list[Cache]:

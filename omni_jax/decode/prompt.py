@@ -19,7 +19,7 @@ class Prompt:
     batch: from `Omni.prepare`. seed: of the reply. max_new_tokens: its limit. ends: whether a reply with these token
     ids so far is complete; it is called after every chunk, and a reply may hold tokens after its end that came in the
     same chunk. speech: whether the reply is also spoken, in a call with speech. speaker: who speaks it, by default
-    the speaker of the call.
+    the speaker of the call. draft: whether tokens are drafted for it, in a call with a drafter.
     """
 
     batch: Batch
@@ -28,6 +28,7 @@ class Prompt:
     ends: Callable[[list[int]], bool] | None = None
     speech: bool = True
     speaker: str | None = None
+    draft: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.batch, Batch):

@@ -25,8 +25,9 @@ class Request:
     """One reply.
 
     prompt_tokens: of its prompt. limits: where it ends. seed: of its draws. ends: as in `Prompt`. logprobs:
-    alternatives to report with each token, None for no log-probabilities. begins_inside_reasoning: whether
-    its prompt ends with <think>. number: which of the prompts it answers.
+    alternatives to report with each token, None for no log-probabilities. begins_inside_reasoning: whether its prompt
+    ends with <think>. drafts: whether tokens are drafted for it, on an engine that drafts. number: which of the prompts
+    it answers.
     token_ids: drawn so far. speaker: what says it, None for text alone. cancelled: whether `cancel` was called. ended:
     whether `ends` was true. seconds: from `start` until its text was done. given, could_give: tokens that each round of
     drafting gave and could give. verified: tokens that rounds verified.
@@ -38,6 +39,7 @@ class Request:
     ends: Callable[[list[int]], bool] | None = None
     logprobs: int | None = None
     begins_inside_reasoning: bool = False
+    drafts: bool = True
     number: int = 0
     token_ids: list[int] = field(default_factory=list)
     speaker: Speaker | None = None
@@ -121,7 +123,7 @@ class Request:
         # Nothing counts that was drawn after a stop string.
         given = np.clip(len(new) - (emitted.cumsum() - emitted), 0, emitted).astype(np.int32)
         given = given[given > 0]
-        if plan.verify_tokens is not None:
+        if plan.verify_tokens is not None and self.drafts:
             self.given += given.tolist()
             self.could_give += [plan.max_emitted] * len(given)
             self.verified += plan.verify_tokens * len(given)

@@ -240,7 +240,8 @@ def lower_round(target: Target, rows: int, capacity: int, verify_tokens: int) ->
     def memory(params: dict) -> Any:
         return lay_over(proposer.empty(params, rows, capacity, target.dtype), declaration.mesh)
 
-    state = SpeculativeState(standing(target, rows, capacity), target.result(memory, params[1]))
+    decoding, drafting = standing(target, rows, capacity), target.rows(rows, dtype=jnp.bool_)
+    state = SpeculativeState(decoding, target.result(memory, params[1]), drafting)
     count, stop_ids = target.array(dtype=jnp.int32), target.array(1, dtype=jnp.int32)
     return decode_rounds.lower(
         params,

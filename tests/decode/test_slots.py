@@ -65,6 +65,25 @@ def test_drafted_slots_say_the_same(
         assert [r.stats["rounds"] for r in got] == [r.stats["rounds"] for r in drafted], "the same rounds, too"
 
 
+@pytest.mark.parametrize("kind", ["dflash", "eagle3", "drawn"])
+def test_rows_that_draft_beside_rows_that_do_not(
+    kind: str, omnis: Callable[[str], Omni], drafters: Callable[[str, str], Path]
+) -> None:
+    omni, drawn = omnis("small"), kind == "drawn"
+    drafter = load_drafter(drafters("dflash" if drawn else kind, "small"))
+    how = {"draft_tree": (2, 3), "draft_tokens": 6} if kind == "eagle3" else {"draft_tokens": 3}
+    drafting = {"drafter": drafter, "draft_sampling": drawn, **how}
+    settings = {"temperature": 0.9, "stop_ids": ()}
+    want = [
+        omni.generate(messages, seed=seed, max_new_tokens=new, **(drafting if i % 2 else {}), **settings)
+        for i, (messages, seed, new) in enumerate(TEXTS)
+    ]
+    asked = [replace(prompt, draft=bool(i % 2)) for i, prompt in enumerate(prompts(omni, TEXTS))]
+    got = in_order(omni.generate_many(asked, slots=3, **drafting, **settings))
+    assert ids(got) == ids(want)
+    assert ["round_tokens" in reply.stats for reply in got] == [bool(i % 2) for i in range(len(got))]
+
+
 def test_a_cache_that_grows_and_a_prompt_longer_than_it(omnis: Callable[[str], Omni]) -> None:
     omni = omnis("small")
     asked = [(user("Hi."), 300), (user("word " * 150), 8), (user("Short."), 5), (user("Next."), 270)]

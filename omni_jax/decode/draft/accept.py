@@ -58,25 +58,32 @@ def accept_by_rejection(
 ) -> tuple[jax.Array, jax.Array, Rows]:
     """Emit drafts of a chain by rejection sampling, and one token more.
 
-    logits float32 [B, W, V]; other arguments and results as of `accept_matching`.
+    logits float32 [B, W, V]; other arguments and results as of `accept_matching`. A row without drafts emits the token
+    of plain decoding.
     """
     assert drafts.draft_logits is not None and drafts.is_chain
     B, W, _ = logits.shape
     # After the last draft nothing was drafted: q is 0, and what p has more than q is p.
     q = jnp.pad(jax.nn.softmax(drafts.draft_logits, axis=-1), ((0, 0), (0, 1), (0, 0)))
-    guesses = jnp.pad(drafts.token_ids[:, 1:], ((0, 0), (0, 1)), constant_values=NO_TOKEN)
+    guesses = jnp.where(drafts.parent[:, 1:] >= 0, drafts.token_ids[:, 1:], NO_TOKEN)
+    guesses = jnp.pad(guesses, ((0, 0), (0, 1)), constant_values=NO_TOKEN)
+    drafting = drafts.parent[:, -1] >= 0
 
     def position(carry: tuple, step: tuple) -> tuple:
         alive, rows, at = carry
         logits, guess, q = step
-        p = jax.nn.softmax(filtered(logits, rows.seen, values, plan), axis=-1)
+        logits = filtered(logits, rows.seen, values, plan)
+        p = jax.nn.softmax(logits, axis=-1)
         p_guess, q_guess = (jnp.take_along_axis(x, jnp.maximum(guess, 0)[:, None], axis=1)[:, 0] for x in (p, q))
         chance = jax.vmap(lambda key, at: jax.random.uniform(fold(key, at, ACCEPTED)))(rows.keys, at)
         accepted = (guess >= 0) & (chance * q_guess < p_guess)
         more = jnp.maximum(p - q, 0.0)
         # Rounding may leave nothing where p equals q.
         more = jnp.where(jnp.any(more > 0, axis=-1, keepdims=True), more, p)
-        token = jnp.where(accepted, guess, draw_keyed(jnp.log(more), rows.keys, at, INSTEAD))
+        instead = jnp.where(
+            drafting, draw_keyed(jnp.log(more), rows.keys, at, INSTEAD), draw_keyed(logits, rows.keys, at)
+        )
+        token = jnp.where(accepted, guess, instead)
         token, after = record(token, replace(rows, done=~alive), stop_ids, plan)
         rows = replace(after, done=rows.done | (alive & after.done))
         return (~after.done & accepted, rows, at + 1), token

@@ -58,6 +58,7 @@ class SpeculativeEngine:
             prefilled.state,
             prefilled.tapped[mine],
             np.repeat(batch.token_ids, len(requests) // len(batch.token_ids), axis=0),
+            np.asarray([request.drafts for request in requests]),
             proposer=self.proposer,
             declaration=self.target.declaration,
             capacity=prefilled.state.cache.capacity,
@@ -97,14 +98,19 @@ class SpeculativeEngine:
 
     def receive(self, chunk: Chunk, rows: Sequence[Request | None]) -> None:
         """As `Engine.receive`; what rounds gave is learned from."""
-        gave = record(chunk, rows)
+        gave = {request: rounds for request, rounds in record(chunk, rows).items() if request.drafts}
         if self.tuner is not None and chunk.plan.verify_tokens is not None and gave:
             # The last round of a row that is done may have been cut short.
             whole = [rounds[:-1] if request.done else rounds for request, rounds in gave.items()]
             self.tuner.observe(chunk.plan.max_emitted, np.concatenate(whole))
 
     def stats(self, request: Request) -> dict[str, Any]:
-        """Rounds, tokens that each gave (the target's own and the accepted drafts) and could give, and sums."""
+        """Rounds, tokens that each gave (the target's own and the accepted drafts) and could give, and sums.
+
+        Nothing for a request that does not draft.
+        """
+        if not request.drafts:
+            return {}
         rounds = rounds_of(request)
         return {
             "rounds": len(rounds.given),

@@ -99,10 +99,14 @@ class Seen:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SpeculativeState:
-    """What the loop carries: the plain loop's state, and the drafter's memory of all that this state has run."""
+    """What the loop carries: the plain loop's state, and the drafter's memory of all that this state has run.
+
+    drafting: bool [B], which rows draft; the others give one token in a round.
+    """
 
     decode: DecodeState
     memory: Any
+    drafting: jax.Array
 
 
 def rounds_for(steps: int, max_emitted: int) -> int:
@@ -122,6 +126,7 @@ def begin_drafting(
     state: DecodeState,
     tapped: jax.Array,
     token_ids: Array,
+    drafting: Array,
     *,
     proposer: Proposer,
     declaration: Declaration,
@@ -129,7 +134,7 @@ def begin_drafting(
 ) -> SpeculativeState:
     """The state after a prefill that tapped hidden states [n, B, T, D] of the prompts int32 [B, T].
 
-    The state given is donated.
+    drafting: bool [B], which rows draft. The state given is donated.
     """
     thinker: Thinker = bind(declaration, params[0])
     features, length = features_of(tapped), state.cache.length
@@ -139,7 +144,7 @@ def begin_drafting(
     following = jnp.where(jnp.arange(T) == length[:, None] - 1, state.rows.token[:, None], following)
     memory = lay_over(proposer.empty(params[1], B, capacity, features.dtype), declaration.mesh)
     memory = proposer.remember(params[1], thinker, memory, Seen(ids, following, features, length))
-    return lay_over(SpeculativeState(state, memory), declaration.mesh)
+    return lay_over(SpeculativeState(state, memory, jnp.asarray(drafting)), declaration.mesh)
 
 
 @partial(
@@ -181,11 +186,13 @@ def decode_rounds(
         if verify_tokens > 1:
             choose = DraftSampler(rows.keys, state.decode.cache.length + 1, values, draft_plan)
             drafts, memory = proposer.propose(params[1], thinker, memory, rows.token, verify_tokens, choose)
+            drafts = drafts.only(state.drafting)
         else:
             drafts = DraftTree.chain(rows.token, jnp.zeros((B, 0), jnp.int32))
         emitted, decode, seen = _verify(thinker, drafts, state.decode, proposer.taps, stop_ids, values, plan, unroll)
         memory = proposer.remember(params[1], thinker, memory, seen)
-        return i + 1, SpeculativeState(decode, memory), jax.lax.dynamic_update_index_in_dim(tokens, emitted, i, 0)
+        tokens = jax.lax.dynamic_update_index_in_dim(tokens, emitted, i, 0)
+        return i + 1, SpeculativeState(decode, memory, state.drafting), tokens
 
     enough = B if until is None else until
 

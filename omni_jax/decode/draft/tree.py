@@ -1,6 +1,6 @@
 """What a drafter proposes, a chain of tokens or a tree of them, and how it chooses each."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,10 @@ class DraftTree:
         token_ids = jnp.concatenate([token[:, None], drafts], axis=1)
         parent = jnp.broadcast_to(jnp.arange(-1, token_ids.shape[1] - 1), token_ids.shape)
         return cls(token_ids, parent, draft_logits, longest=token_ids.shape[1], is_chain=True)
+
+    def only(self, rows: jax.Array) -> "DraftTree":
+        """The same for `rows` bool [B]; in others no node follows another, so that nothing can be accepted."""
+        return replace(self, parent=jnp.where(rows[:, None], self.parent, -1))
 
     def ancestors(self) -> jax.Array:
         """Bool [B, W, W]: which nodes are on the path to each, itself included."""
