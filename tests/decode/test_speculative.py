@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omni_jax.decode.batching import Admission, Batching
+from omni_jax.decode.chunk import ChunkPlan
 from omni_jax.decode.draft.engine import SpeculativeEngine, rounds_of
 from omni_jax.decode.draft.loop import decode_rounds
 from omni_jax.decode.draft.plan import KnownDrafters
+from omni_jax.decode.request import Request
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.text import CHUNK
 from omni_jax.errors import InputError
@@ -40,6 +43,26 @@ def test_an_oracle_changes_the_rounds_and_nothing_else(
             assert all(row.tolist() == whole for row in emitted)
         if lies == 1.0:
             assert set(np.concatenate(emitted).tolist()) == {1}
+
+
+def test_a_row_that_does_not_draft_takes_no_draft(
+    omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(omnis("small"), omnis("small").prepare(MIXED), Sampling())
+    plain, requests = asked.plainly(), asked.requests()
+    requests[1].drafts = False
+    record, most = Request.record, {}
+
+    def spy(self: Request, reports: np.ndarray, plan: ChunkPlan) -> np.ndarray:
+        given = record(self, reports, plan)
+        most[self] = max([most.get(self, 0), *given.tolist()])
+        return given
+
+    monkeypatch.setattr(Request, "record", spy)
+    engine = SpeculativeEngine(asked.engine(), oracle(plain, 4, 0.0))
+    Batching(engine, len(requests), Admission(asked.batch, requests)).finish()
+    assert ids(requests) == ids(plain)
+    assert [most[request] for request in requests] == [1 if i == 1 else 4 for i in range(len(requests))]
 
 
 def test_stop_ids_and_single_rows(omnis: Callable[[str], Omni]) -> None:
