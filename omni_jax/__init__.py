@@ -15,7 +15,24 @@ A docstring may name further letters. Functions open with `B, T, D = x.shape`. U
 `frames_per_second`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omni_jax.config import OmniConfig as OmniConfig
+    from omni_jax.decode.prompt import Prompt as Prompt
+    from omni_jax.decode.reply import Event as Event
+    from omni_jax.decode.reply import Reply as Reply
+    from omni_jax.errors import CheckpointError as CheckpointError
+    from omni_jax.errors import ConfigError as ConfigError
+    from omni_jax.errors import InputError as InputError
+    from omni_jax.errors import OmniError as OmniError
+    from omni_jax.inputs.batch import Batch as Batch
+    from omni_jax.loading import load as load
+    from omni_jax.models.param import bind as bind
+    from omni_jax.omni import Omni as Omni
+    from omni_jax.sound import write_sound as write_sound
+    from omni_jax.weights.drafters import Drafter as Drafter
+    from omni_jax.weights.drafters import load_drafter as load_drafter
 
 __version__ = "0.1.0"
 
@@ -23,9 +40,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load": "omni_jax.loading",
     "Omni": "omni_jax.omni",
-    "Reply": "omni_jax.omni",
-    "Event": "omni_jax.omni",
+    "Prompt": "omni_jax.decode.prompt",
+    "Batch": "omni_jax.inputs.batch",
+    "Reply": "omni_jax.decode.reply",
+    "Event": "omni_jax.decode.reply",
     "bind": "omni_jax.models.param",
+    "Drafter": "omni_jax.weights.drafters",
     "load_drafter": "omni_jax.weights.drafters",
     "write_sound": "omni_jax.sound",
     "OmniConfig": "omni_jax.config",

@@ -197,6 +197,22 @@ def test_talker_and_vocoder_are_called_too(omnis: Callable[[str], Omni]) -> None
             lambda o: o.thinker(IDS, mask=IDS > 8, cache=o.thinker.empty_cache(2, 8)),
             "a cache takes rows that are padded on the right",
         ),
+        (lambda o: o.thinker(IDS[:, :0]), r"token_ids has shape \[2, 0\]"),
+        (lambda o: o.thinker(IDS, mask=[[True] * 5] * 2), r"mask has shape \[2, 5\]; give bool \[2, 6\]"),
+        (lambda o: o.thinker(IDS, np.zeros((3, 2, 5))), r"position_ids has shape \[3, 2, 5\]"),
+        (lambda o: o.thinker(IDS, cache=o.thinker.empty_cache(1, 8)), "the cache has 1 rows, and token_ids has 2"),
+        (lambda o: o.thinker(IDS, cache=o.thinker.empty_cache(2, 4)), "room for 4 tokens, and these need 6"),
+        (
+            lambda o: o.thinker(IDS[:, :1], cache=o.thinker(IDS, cache=o.thinker.empty_cache(2, 6)).cache),
+            "room for 6 tokens, and these need 7",
+        ),
+        (
+            lambda o: o.thinker(IDS[:1], mask=jnp.arange(6)[None] > 0, cache=o.thinker.empty_cache(1, 8)),
+            "padded on the right",
+        ),
+        (lambda o: oj.bind(o.declarations["thinker"], o.params), r'of one part, .*; give params\["thinker"\]'),
+        (lambda o: oj.bind(o.declarations["thinker"], _renamed(o.params["thinker"])), r"declares a_norm/weight none, the parameters hold \[256\]"),
+        (lambda o: oj.bind(o.declarations["thinker"], o.params["thinker"] | {"embed": IDS}), r"declares embed \["),
         (lambda o: o.talker(IDS), r"x has shape \[2, 6\]; give \[B, T, D\]"),
         (lambda o: o.code2wav(IDS), r"codes have shape \[2, 6\]; give int \[B, Q, F\] with Q = "),
     ],
@@ -213,6 +229,15 @@ def test_what_is_printed_is_one_short_line(omnis: Callable[[str], Omni]) -> None
         assert re.fullmatch(rf"{name}\(.{{9,80}}\)", repr(thing)) and str(thing) == repr(thing)
     size = sum(x.size for x in jax.tree.leaves(omni.params["thinker"]))
     assert repr(omni.thinker) == f"Thinker({size:,} parameters, float32)"
+    arrays = len(jax.tree.leaves(omni.params["thinker"]))
+    assert repr(jax.tree.map(lambda p: p.ndim > 1, omni.thinker)) == f"Thinker({arrays} leaves that are no arrays)"
+    assert repr(omni.declarations["thinker"]) == f"Declaration({arrays} arrays, {size:,} parameters, 1 device(s))"
+    out = omni.thinker(IDS, cache=omni.thinker.empty_cache(2, 8))
+    assert repr(out).startswith("CachedLogits(logits [2, 6, ") and repr(out.cache) in repr(out) and len(repr(out)) < 99
+
+
+def _renamed(params: dict) -> dict:
+    return {"a_norm" if name == "norm" else name: value for name, value in params.items()}
 
 
 def scopes(function: Any, *args: Any, **named: Any) -> set[str]:
@@ -229,7 +254,25 @@ def test_a_compiled_decoding_step_names_its_blocks(omnis: Callable[[str], Omni])
     state = DecodeState(omni.thinker.empty_cache(1, 256), jnp.zeros((1,)), rows)
     named = {"declaration": omni.declarations["thinker"], "plan": plan}
     got = scopes(decode_chunk, omni.params["thinker"], state, 4, zeros, values, **named)
-    assert {"embed", "attention", "experts", "router", "norm", "logits"} <= got
+    assert {"embed", "attention", "experts", "router", "norm", "logits", "sample", "record"} <= got
+
+
+def test_a_program_runs_on_from_an_empty_cache_on_a_mesh(checkpoints: Callable[[str], Path]) -> None:
+    """The empty cache is where the returned one is: a loop can carry it, and a step compiles once."""
+    model = oj.load(checkpoints("tiny"), mesh="expert=2,data=2", parts=("thinker",)).thinker
+    step = jax.jit(lambda m, ids, cache: m(ids, cache=cache), donate_argnums=2)
+
+    @jax.jit
+    def looped(m: Thinker, ids: jax.Array) -> jax.Array:
+        def one(cache: KVCache, token: jax.Array) -> tuple[KVCache, jax.Array]:
+            out = m(token[:, None], cache=cache)
+            return out.cache, out.logits[:, 0]
+
+        return jax.lax.scan(one, m.empty_cache(2, 8), ids.T)[1]
+
+    out = step(model, IDS[:, :1], model.empty_cache(2, 8))
+    close(step(model, IDS[:, 1:2], out.cache).logits[:, 0], looped(model, IDS)[1])
+    assert step._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_other_compiled_programs_name_theirs(omnis: Callable[[str], Omni]) -> None:

@@ -17,6 +17,7 @@ def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Arra
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
+@jax.named_scope("sample")
 def sample(
     logits: jax.Array, keys: jax.Array, position: jax.Array, seen: jax.Array | None, values: dict, plan: Plan
 ) -> jax.Array:

@@ -201,6 +201,7 @@ def draw(
     return record(sample(logits, rows.keys, position, rows.seen, values, plan), rows, stop_ids, plan)
 
 
+@jax.named_scope("record")
 def record(drawn: jax.Array, rows: Rows, stop_ids: Array, plan: Plan) -> tuple[jax.Array, Rows]:
     """Record the token sampled for each row, int32 [B]: these tokens, -1 for rows that are done, and the new rows.
 
@@ -221,6 +222,7 @@ def reported_shape(plan: Plan) -> tuple[int, ...]:
     return () if plan.top_logprobs is None else (2 + 2 * plan.top_logprobs,)
 
 
+@jax.named_scope("report")
 def reported(token: jax.Array, logits: jax.Array, plan: Plan) -> jax.Array:
     """Tokens int32 [...] as programs give them to the host, drawn from the raw logits [..., V].
 

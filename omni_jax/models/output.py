@@ -42,6 +42,9 @@ class CachedLogits:
     logits: jax.Array
     cache: KVCache
 
+    def __repr__(self) -> str:
+        return f"CachedLogits(logits {list(self.logits.shape)}, {self.cache})"
+
 
 def left_padding(mask: Array | None, B: int, T: int) -> jax.Array:
     """Padding before each row's first token, int32 [B], by a mask bool [B, T]; 0 without one."""
@@ -52,14 +55,36 @@ def count_valid(extended: KVCache, before: KVCache, mask: Array | None) -> KVCac
     """The extended cache, holding of the new tokens only those that the mask bool [B, T] keeps; all without one."""
     if mask is None:
         return extended
-    if isinstance(mask, np.ndarray) and not mask[:, 0].all():
-        raise InputError("mask: a cache takes rows that are padded on the right; prepare them so")
     return replace(extended, length=before.length + jnp.sum(jnp.asarray(mask), axis=1, dtype=jnp.int32))
 
 
-def check_sequences(name: str, x: jax.Array, form: str, ndim: int, mask: Array | None) -> None:
-    """InputError unless x has `ndim` axes, [B, T, ...], and a mask the first two of them."""
-    if x.ndim != ndim:
-        raise InputError(f"{name} has shape {list(x.shape)}; give {form}, a batch even for one row")
-    if mask is not None and mask.shape != x.shape[:2]:
-        raise InputError(f"mask has shape {list(mask.shape)}; give bool {list(x.shape[:2])}, one for each token")
+def check_sequences(
+    name: str,
+    x: jax.Array,
+    form: str,
+    ndim: int,
+    position_ids: Array | None,
+    mask: Array | None,
+    cache: KVCache | None,
+) -> None:
+    """InputError unless x has `ndim` axes, [B, T, ...], and the others fit it; values are checked outside `jit`."""
+    if x.ndim != ndim or not all(x.shape[:2]):
+        raise InputError(f"{name} has shape {list(x.shape)}; give {form}, a batch even for one row, with tokens")
+    B, T = x.shape[:2]
+    if position_ids is not None and np.shape(position_ids) != (3, B, T):
+        raise InputError(f"position_ids has shape {list(np.shape(position_ids))}; give float32 {[3, B, T]}")
+    if mask is not None and np.shape(mask) != (B, T):
+        raise InputError(f"mask has shape {list(np.shape(mask))}; give bool {[B, T]}, one for each token")
+    if cache is not None:
+        _check_cache(name, B, T, mask, cache)
+
+
+def _check_cache(name: str, B: int, T: int, mask: Array | None, cache: KVCache) -> None:
+    """InputError unless a cache takes B rows of T tokens, padded as the mask says."""
+    if cache.rows != B:
+        raise InputError(f"the cache has {cache.rows} rows, and {name} has {B}; give each row of the cache its tokens")
+    held = 0 if isinstance(cache.length, jax.core.Tracer) else int(np.max(cache.length))
+    if held + T > cache.capacity:
+        raise InputError(f"the cache has room for {cache.capacity} tokens, and these need {held + T}; make it larger")
+    if mask is not None and not isinstance(mask, jax.core.Tracer) and not np.asarray(mask)[:, 0].all():
+        raise InputError("mask: a cache takes rows that are padded on the right; prepare them so")

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from omni_jax.errors import InputError
 from omni_jax.sharding import Axes, platform
 
 
@@ -57,9 +58,11 @@ class Module(nnx.Module):
     """A Flax NNX module that prints as one line: its name, how many parameters it has, and their types."""
 
     def __repr__(self) -> str:
-        arrays = jax.tree.leaves(nnx.state(self))
-        types = sorted({str(x.dtype) for x in arrays})
-        return f"{type(self).__name__}({sum(x.size for x in arrays):,} parameters, {' and '.join(types)})"
+        leaves = jax.tree.leaves(nnx.state(self))
+        if not all(hasattr(x, "size") and hasattr(x, "dtype") for x in leaves):
+            return f"{type(self).__name__}({len(leaves)} leaves that are no arrays)"
+        types = sorted({str(x.dtype) for x in leaves})
+        return f"{type(self).__name__}({sum(x.size for x in leaves):,} parameters, {' and '.join(types)})"
 
     __str__ = __repr__
 
@@ -97,6 +100,7 @@ class LayerNorm(Module):
         self.bias = param(rngs, (*stack, width), axes)
         self.eps = eps
 
+    @jax.named_scope("norm")
     def __call__(self, x: jax.Array, l: Any = None) -> jax.Array:
         """[..., width] -> [..., width]; `l` picks the layer of a stack."""
         weight, bias = (p[...] if l is None else p[...][l] for p in (self.weight, self.bias))
@@ -114,6 +118,7 @@ class RMSNorm(Module):
         self.weight = param(rngs, (*stack, width), axes, fill=1.0)
         self.eps = eps
 
+    @jax.named_scope("norm")
     def __call__(self, x: jax.Array, l: Any = None) -> jax.Array:
         """[..., width] -> [..., width]; `l` picks the layer of a stack."""
         weight = self.weight[...] if l is None else self.weight[...][l]
@@ -135,6 +140,11 @@ class Declaration:
     axes: dict
     mesh: Mesh | None = None
 
+    def __repr__(self) -> str:
+        sizes = [prod(p.shape) for p in jax.tree.leaves(self.shapes)]
+        devices = 1 if self.mesh is None else self.mesh.size
+        return f"Declaration({len(sizes)} arrays, {sum(sizes):,} parameters, {devices} device(s))"
+
 
 def declare(module: Callable[..., nnx.Module], *args: Any, mesh: Mesh | None = None) -> Declaration:
     """Declare `module(rngs, *args)` on `mesh` without allocating anything."""
@@ -154,14 +164,35 @@ def bind(declaration: Declaration, params: dict) -> Any:
     declaration: what `declare` gives, or `Omni.declarations` holds.
     params: the arrays as a plain nested dict, of the declared shapes and any float type.
 
-    Submodules that have an attribute `mesh` are given the declaration's.
+    Submodules that have an attribute `mesh` are given the declaration's. Raises InputError for arrays of other names or
+    shapes.
     """
+    _check(declaration.shapes, params)
     module = nnx.merge(declaration.graphdef, params)
     if declaration.mesh is not None:
         parts: list[Any] = [part for _, part in nnx.iter_modules(module) if hasattr(part, "mesh")]
         for part in parts:
             part.mesh = declaration.mesh
     return module
+
+
+def _check(declared: dict, params: dict) -> None:
+    """InputError, which names the first array that differs, unless params have the declared names and shapes."""
+    wanted, given = _shapes(declared), _shapes(params)
+    if wanted == given:
+        return
+    if declared.keys() != params.keys() and any(_shapes(part) == wanted for part in params.values()):
+        part = next(name for name, part in params.items() if _shapes(part) == wanted)
+        raise InputError(f'bind takes the parameters of one part, not those of {list(params)}; give params["{part}"]')
+    name = min(path for path in wanted.keys() | given.keys() if wanted.get(path) != given.get(path))
+    asked, found = (list(shapes[name]) if name in shapes else "none" for shapes in (wanted, given))
+    raise InputError(f"the module declares {name} {asked}, the parameters hold {found}; give those of its own part")
+
+
+def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
+    """The shape of every array, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def init_params(module: Callable[..., nnx.Module], *args: Any, seed: int = 0, dtype: Any = jnp.float32) -> dict:

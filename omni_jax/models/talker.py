@@ -75,7 +75,7 @@ class Talker(Module):
         Raises InputError for arrays of other shapes.
         """
         x = jnp.asarray(x)
-        check_sequences("x", x, "[B, T, D]", 3, mask)
+        check_sequences("x", x, "[B, T, D]", 3, position_ids, mask, cache)
         if cache is None:
             start = left_padding(mask, *x.shape[:2])
             position_ids = text_positions(-start, x.shape[1]) if position_ids is None else jnp.asarray(position_ids)
@@ -88,7 +88,8 @@ class Talker(Module):
     def empty_cache(self, rows: int, capacity: int) -> KVCache:
         """A cache [L, rows, K, capacity, H] that holds nothing yet, in the type of the parameters."""
         c = self.config.text
-        return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, self.embed[...].dtype)
+        dtype, mesh = self.embed[...].dtype, self.layers.mesh
+        return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, dtype, mesh)
 
     @jax.named_scope("embed")
     def embed_codes(self, codes: jax.Array) -> jax.Array:

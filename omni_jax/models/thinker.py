@@ -99,7 +99,7 @@ class Thinker(Module):
         Raises InputError for arrays of other shapes.
         """
         token_ids = jnp.asarray(token_ids)
-        check_sequences("token_ids", token_ids, "int [B, T]", 2, mask)
+        check_sequences("token_ids", token_ids, "int [B, T]", 2, position_ids, mask, cache)
         x = self.embed_tokens(token_ids, media)
         if cache is None:
             start = left_padding(mask, *token_ids.shape)
@@ -113,7 +113,8 @@ class Thinker(Module):
     def empty_cache(self, rows: int, capacity: int) -> KVCache:
         """A cache [L, rows, K, capacity, H] that holds nothing yet, in the type of the parameters."""
         c = self.config.text
-        return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, self.embed[...].dtype)
+        dtype, mesh = self.embed[...].dtype, self.layers.mesh
+        return KVCache.empty(c.num_layers, rows, c.num_kv_heads, capacity, c.head_dim, dtype, mesh)
 
     @jax.named_scope("embed")
     def embed_tokens(self, token_ids: jax.Array, media: Media | None = None) -> jax.Array:

@@ -37,10 +37,25 @@ class KVCache:
     length: jax.Array
     mesh: Mesh | None = field(default=None, metadata={"static": True})
 
+    def __repr__(self) -> str:
+        L, B, _, S, _ = self.k.shape
+        return f"KVCache({L} layers, {B} rows of {S} slots, {self.k.dtype})"
+
     @classmethod
-    def empty(cls, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, dtype: Any) -> "KVCache":
-        """Keys and values of zeros, [layers, rows, kv_heads, capacity, head_dim], of which none is valid."""
+    def empty(
+        cls,
+        layers: int,
+        rows: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: Any,
+        mesh: Mesh | None = None,
+    ) -> "KVCache":
+        """Keys and values of zeros, [layers, rows, kv_heads, capacity, head_dim], of which none is valid, on `mesh`."""
         shape = (layers, rows, kv_heads, capacity, head_dim)
+        if mesh is not None:
+            return _empty(shape=shape, dtype=jnp.dtype(dtype), mesh=mesh)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows,), jnp.int32))
 
     def laid_over(self, mesh: Mesh | None) -> "KVCache":
@@ -125,6 +140,12 @@ def lay_over(tree: Any, mesh: Mesh | None) -> Any:
         return x.laid_over(mesh) if isinstance(x, KVCache) else constrain_rows(x, mesh)
 
     return tree if mesh is None else jax.tree.map(laid, tree, is_leaf=lambda x: isinstance(x, KVCache))
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype", "mesh"))
+def _empty(*, shape: tuple[int, int, int, int, int], dtype: Any, mesh: Mesh) -> KVCache:
+    """`KVCache.empty` on several devices, of which none ever holds all of it."""
+    return KVCache.empty(*shape, dtype).laid_over(mesh)
 
 
 @partial(jax.jit, static_argnames=("capacity", "mesh"))

@@ -29,6 +29,7 @@ from omni_jax.sharding import Array
 ACCEPTED, INSTEAD = 2, 3
 
 
+@jax.named_scope("accept")
 def accept_matching(
     logits: jax.Array, drafts: DraftTree, rows: Rows, length: jax.Array, stop_ids: Array, values: dict, plan: Plan
 ) -> tuple[jax.Array, jax.Array, Rows]:
@@ -53,6 +54,7 @@ def accept_matching(
     return tokens.T, path.T, rows
 
 
+@jax.named_scope("accept")
 def accept_by_rejection(
     logits: jax.Array, drafts: DraftTree, rows: Rows, length: jax.Array, stop_ids: Array, values: dict, plan: Plan
 ) -> tuple[jax.Array, jax.Array, Rows]:
