@@ -14,7 +14,6 @@ from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from omni_jax import process
-from omni_jax.decode.limits import copies_of
 from omni_jax.distributed import is_primary
 from omni_jax.errors import InputError
 from omni_jax.files import STDIN, read_json
@@ -33,10 +32,9 @@ from omni_jax.loading import default_dtype, load_lazily
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Event, Omni, Reply
 from omni_jax.printing import json_text, reply_values, report_mesh, summary
-from omni_jax.settings import Drafting, Sampling
+from omni_jax.settings import Drafting
 from omni_jax.sound import check_sound_file, write_sound
-from omni_jax.weights.drafters import Drafter, check_drafter, load_drafter
-from omni_jax.weights.model import model_config
+from omni_jax.weights.drafters import Drafter, load_drafter
 
 
 @dataclass(frozen=True)
@@ -136,23 +134,16 @@ def _settings(ask: Ask, drafter: Drafter | None) -> dict[str, Any]:
     speak, logprobs = ask.output.speak, ask.output.logprobs
     if logprobs is not None and not ask.output.json:
         raise InputError("--logprobs are shown in JSON only; add --json")
-    if isinstance(ask, Generate) and ask.n is not None:
-        copies_of(ask.n, Sampling(ask.sampling.temperature))
-        if speak is not None:
-            raise InputError("--speak says one answer; leave out --n")
+    if isinstance(ask, Generate) and ask.n is not None and speak is not None:
+        raise InputError("--speak says one answer; leave out --n")
     made = keywords_of(ask.media, ask.prompt, ask.reply, ask.sampling, ask.speech, ask.drafting)
     return made | {"logprobs": logprobs, "speech": speak is not None, "drafter": drafter}
 
 
 def _drafter(ask: Ask) -> Drafter | None:
-    """The drafter that the flags name, made for the model."""
-    if ask.drafting.drafter is None:
-        if ask.drafting != DraftingFlags():
-            raise InputError("--draft-tokens, --draft-tree and --draft-sampling need a --drafter")
-        return None
-    drafter = load_drafter(ask.drafting.drafter, dtype=ask.devices.dtype or default_dtype())
-    check_drafter(drafter, model_config(ask.model))
-    return drafter
+    """The drafter that the flags name."""
+    path, dtype = ask.drafting.drafter, ask.devices.dtype or default_dtype()
+    return None if path is None else load_drafter(path, dtype=dtype)
 
 
 def _messages(ask: Ask) -> Any:

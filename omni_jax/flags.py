@@ -95,7 +95,7 @@ class VoiceFlags(_Unchecked, Voice):
 
 @dataclass(frozen=True)
 class DeviceFlags(Machines):
-    """Where the model lies, and the processes that share it."""
+    """The devices that hold the model, and the processes that share it."""
 
     dtype: Literal["float32", "bfloat16"] | None = None
     """Weights' type; by default the checkpoint's own, on CPU float32."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import tyro
 
 from omni_jax.inputs.values import whole
 from omni_jax.loading import default_dtype
@@ -24,7 +23,7 @@ from omni_jax.weights.stored import StoredModel
 class Inspect:
     """Report a checkpoint's contents and memory needs, from its headers alone."""
 
-    model: tyro.conf.Positional[Path]
+    model: Path
     """Converted checkpoint, Hugging Face directory, snapshot folder of the hub's cache, or model id."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type to load the weights in; by default as loading on this machine would."""

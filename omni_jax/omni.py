@@ -25,13 +25,13 @@ from omni_jax.decode.memory import Memory
 from omni_jax.decode.prompt import Prompt, pad_length
 from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.speech.vocode import Vocoder, as_codes, vocode
-from omni_jax.decode.speech.voice import MAX_FRAMES, check_voice
+from omni_jax.decode.speech.voice import check_voice
 from omni_jax.decode.text import forward
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
 from omni_jax.inputs.processor import Processor
-from omni_jax.inputs.values import flag, whole
+from omni_jax.inputs.values import flag
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.talker import Talker
@@ -323,8 +323,9 @@ class Omni:
     def _voice(self, speech: bool, voice: Voice, rows: int) -> Voice | None:
         """The voice, checked for a number of rows; None without speech. Raises InputError if nothing here can speak."""
         if not flag("speech", speech):
-            most = 2**31 - 1
-            whole("max_frames", voice.max_frames, f"give at most {MAX_FRAMES}, or ask for speech too", most=most)
+            for name, value in vars(Voice()).items():
+                if getattr(voice, name) != value:
+                    raise InputError(f"{name} is a setting of speech; ask for speech too, or leave it out")
             return None
         check_voice(voice, rows, self.config)
         self._check_loaded(*PARTS)

@@ -137,13 +137,11 @@ class Drafting:
     """How a drafter drafts. In float32 the tokens stay the same, unless drafts are drawn too."""
 
     draft_tokens: int | Literal["auto"] | None = None
-    """Tokens drafted per round (of a tree: nodes verified), by default the number that the drafter was trained for;
-    auto, not for trees, measures once what rounds take, and follows what is accepted."""
+    """Tokens drafted per round, of a tree nodes; by default as the drafter was trained. auto: whatever is fastest."""
     draft_tree: tuple[int, int] | None = None
-    """Depth and width of the tree that an EAGLE-3 drafter proposes; its authors take 7 and 10."""
+    """Depth and width of the tree that an EAGLE-3 drafter proposes; EAGLE's own setting is 7 and 10."""
     draft_sampling: bool = False
-    """Draw the drafts too: more are accepted at high temperatures, and the reply is another one, drawn alike; not for
-    trees, nor with auto."""
+    """Draw the drafts too: more are accepted at high temperatures; the reply keeps only its distribution."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "draft_sampling", flag("draft_sampling", self.draft_sampling))

@@ -39,15 +39,15 @@ def check_sound_file(path: str | Path) -> Path:
     return path
 
 
-def write_sound(path: str | Path, samples: np.ndarray, samples_per_second: int = 24_000) -> None:
+def write_sound(path: str | Path, samples: np.ndarray | None, samples_per_second: int = 24_000) -> None:
     """Write sound to a WAV or FLAC file, which appears only when it is complete.
 
     Args:
         path: the file; its ending, .wav or .flac, chooses the format.
-        samples: floats [n] in [-1, 1], such as `reply.audio`.
+        samples: floats [n] in [-1, 1], such as `reply.audio`, which is None only for a reply without speech.
         samples_per_second: their rate; 24,000 for speech of this model.
 
-    Raises InputError for samples or a path that cannot be written.
+    Raises InputError for samples (or None) or a path that cannot be written.
     """
     import soundfile
 

@@ -168,16 +168,16 @@ def test_inspect_counts_both_kinds_alike(
 ) -> None:
     reports = []
     for path in (model, checkpoints("tiny")):
-        main(["inspect", str(path), "--json"])
+        main(["inspect", "--model", str(path), "--json"])
         reports.append(json.loads(capsys.readouterr().out))
     ours, theirs = reports
     assert ours["kind"] != theirs["kind"]
     assert ours["parts"] == theirs["parts"] and set(ours["parts"]) == {"thinker", "talker", "code2wav"}
     assert ours["bytes"] == 4 * ours["parameters"] and ours["thinker_bytes"] > ours["parts"]["thinker"]["bytes"]
-    main(["inspect", str(model), "--dtype", "bfloat16", "--batch", "2", "--json"])
+    main(["inspect", "--model", str(model), "--dtype", "bfloat16", "--batch", "2", "--json"])
     half = json.loads(capsys.readouterr().out)
     assert half["bytes"] * 2 == ours["bytes"] and half["cache_bytes"] == ours["cache_bytes"]
-    main(["inspect", str(model)])
+    main(["inspect", "--model", str(model)])
     assert f"{ours['parameters']:,}" in capsys.readouterr().out
 
 
@@ -280,8 +280,10 @@ def run(*command: str, **options: Any) -> subprocess.CompletedProcess:
 
 def test_inspect_as_a_process(model: Path) -> None:
     with unread(None) as pipe, unread("/dev/full") as full:
-        assert (done := run("omni_jax.cli", "inspect", str(model), stdout=pipe)).returncode == 141 and not done.stderr
-        done = run("omni_jax", "inspect", str(model), stdout=full)
+        assert (
+            done := run("omni_jax.cli", "inspect", "--model", str(model), stdout=pipe)
+        ).returncode == 141 and not done.stderr
+        done = run("omni_jax", "inspect", "--model", str(model), stdout=full)
         assert done.returncode == 3 and "no space left" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
@@ -294,7 +296,7 @@ def test_other_devices_than_there_are(model: Path) -> None:
 
 def test_a_terminal_without_unicode(model: Path, tmp_path: Path) -> None:
     (tmp_path / "modèle").symlink_to(model)
-    for asked, said in ((["--help"], "generate"), (["inspect", str(tmp_path / "modèle")], "mod?le")):
+    for asked, said in ((["--help"], "generate"), (["inspect", "--model", str(tmp_path / "modèle")], "mod?le")):
         done = run("omni_jax", *asked, env={"PYTHONIOENCODING": "ascii"})
         assert done.returncode == 0 and said in done.stdout
 

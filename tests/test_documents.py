@@ -1,6 +1,9 @@
 """The documents, held against the source: names in them exist, the map is whole, the README is short."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,37 @@ def test_scripts_that_are_named_exist(path):
     for name in re.findall(r"python -m ((?:scripts|convert|omni_jax)[\w.]*)", path.read_text()):
         place = ROOT / Path(*name.split("."))
         assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), name
+
+
+MADE = """
+from typing import Any
+
+import omni_jax as oj
+
+omni = oj.load("ckpt/")
+messages: list[dict[str, Any]] = []
+"""
+MISTAKES = """
+import omni_jax as oj
+
+omni = oj.load("ckpt/")
+omni.generate([{"role": "user", "content": "Hi"}], temprature=0.5)
+for reply in omni.generate([{"role": "user", "content": "Hi"}]):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_accepts_the_examples_and_sees_mistakes(tmp_path):
+    """Every document's blocks, one after the other; an unknown setting; one reply taken for several."""
+    for path in DOCUMENTS:
+        blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+        (tmp_path / f"{path.stem}_blocks.py").write_text(MADE + "".join(blocks))
+    (tmp_path / "mistakes.py").write_text(MISTAKES)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(tmp_path)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    errors = [line.strip() for line in done.stdout.splitlines() if " - error: " in line]
+    assert [re.findall(r"mistakes.py:(\d+)", line) for line in errors] == [["5"], ["6"]], done.stdout

@@ -130,7 +130,7 @@ def test_the_commands_take_a_model_id(
 ) -> None:
     make_cache(home, checkpoints("tiny"))
     make_cache(home, drafters("dflash", "tiny"), "some-one/draft")
-    main(["inspect", ID, "--json"])
+    main(["inspect", "--model", ID, "--json"])
     report = json.loads(capsys.readouterr().out)
     assert report["kind"] == "Hugging Face checkpoint" and tuple(report["parts"]) == ("thinker", "talker", "code2wav")
     assert convert(["--dry-run", ID, "--json"]) == 0

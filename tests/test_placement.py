@@ -201,21 +201,21 @@ def test_an_automatic_mesh_says_why(ours: Path, monkeypatch: pytest.MonkeyPatch,
     assert omni.mesh_reason.startswith("expert=4,data=2: ") and omni.meshes["thinker"].size == 8
     assert len(omni.params["thinker"]["layers"]["moe"]["down"].devices()) == 8
     with_memory(monkeypatch, 141)
-    main(["inspect", str(ours), "--mesh", "auto"])
+    main(["inspect", "--model", str(ours), "--mesh", "auto"])
     assert "mesh data=8: the model over 1 device, " in capsys.readouterr().out
 
 
 def test_inspect_tells_what_a_mesh_weighs(ours: Path, capsys: pytest.CaptureFixture) -> None:
-    main(["inspect", str(ours), "--mesh", "expert=4,data=2"])
+    main(["inspect", "--model", str(ours), "--mesh", "expert=4,data=2"])
     shown = capsys.readouterr().out
-    main(["inspect", str(ours), "--mesh", "expert=8", "--json"])
+    main(["inspect", "--model", str(ours), "--mesh", "expert=8", "--json"])
     told = capsys.readouterr().out
     (thinker,) = parts_of("tiny", "thinker")
     held = json.loads(told)["device_bytes"]["thinker"]
     assert held == {"mesh": "expert=8", "bytes": 2 * thinker.weight_bytes({"expert": 8})}
     assert "on each device of expert=4,data=2: " in shown and "of the talker's weights" in shown
     with pytest.raises(SystemExit):
-        main(["inspect", str(ours), "--mesh", "expert=3"])
+        main(["inspect", "--model", str(ours), "--mesh", "expert=3"])
     assert "does not divide the thinker's num_experts 16" in capsys.readouterr().err
 
 

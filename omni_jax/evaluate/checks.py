@@ -6,8 +6,8 @@ import jax
 
 from omni_jax.config import OmniConfig
 from omni_jax.decode.draft.plan import KnownDrafters
+from omni_jax.decode.limits import seeds_of
 from omni_jax.decode.memory import GB, available
-from omni_jax.decode.request import row_keys
 from omni_jax.decode.speech.voice import check_voice
 from omni_jax.decode.stops import StopStrings
 from omni_jax.errors import InputError
@@ -28,7 +28,7 @@ def check_settings(settings: RunSettings, slots: int, config: OmniConfig) -> Non
     most = request.ending.max_new_tokens
     if settings.task in ("generate", "mt-bench", "speech") and most >= limit:
         raise InputError(f"max_new_tokens is {most}, and the model's context is {limit}; leave room for the prompt")
-    row_keys(request.seed, 1)
+    seeds_of(request.seed, 1)
     if settings.task == "speech":
         try:
             check_voice(request.voice, 1, config)

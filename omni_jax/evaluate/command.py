@@ -5,14 +5,14 @@ Everything that can be checked is checked before the weights are read.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
-from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
+from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from omni_jax.config import OmniConfig
 from omni_jax.distributed import barrier
@@ -40,7 +40,7 @@ from omni_jax.loading import default_dtype
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
 from omni_jax.process import finishing
-from omni_jax.settings import Drafting, Settings, Voice
+from omni_jax.settings import Drafting, Settings
 from omni_jax.weights.drafters import Drafter, load_drafter
 from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import identity
@@ -48,6 +48,9 @@ from omni_jax.weights.model import model_config
 
 # Rows or samples that the command names on stderr, with what is wrong with each.
 MAX_NAMED = 20
+# Groups of flags that a task has a use for, beside those of all.
+REPLIES = ("reply", "sampling", "drafting")
+USED = {"generate": REPLIES, "mt-bench": REPLIES, "speech": (*REPLIES, "speech"), "choice": (), "loglikelihood": ()}
 # Loads the model with these parts, all by default.
 Load = Callable[[tuple[str, ...] | None], Omni]
 
@@ -56,9 +59,6 @@ Load = Callable[[tuple[str, ...] | None], Omni]
 class SpeechFlags(VoiceFlags):
     """How replies are spoken, for the task speech."""
 
-    speech_top_k: Suppress[int] = Voice.speech_top_k
-    speech_top_p: Suppress[float] = Voice.speech_top_p
-    speech_repetition_penalty: Suppress[float] = Voice.speech_repetition_penalty
     recogniser: str | None = None
     """module:function that takes float32 samples and their rate and returns what was said."""
 
@@ -107,7 +107,7 @@ class Evaluate:
         """What the flags say about a run; InputError for a value that cannot be."""
         made = keywords_of(self.media, self.prompt, self.reply, self.sampling, self.speech, self.drafting)
         del made["drafter"], made["recogniser"]
-        return RunSettings(task, metrics, self.speech.recogniser, self.media, Settings.read(made))
+        return RunSettings(task, metrics, self.speech.recogniser, Settings.read(made))
 
 
 def evaluate(command: Evaluate, load: Load) -> Summary:
@@ -117,6 +117,7 @@ def evaluate(command: Evaluate, load: Load) -> Summary:
     """
     dataset = read_dataset(command.data, split=command.split, limit=command.limit)
     task = choose_task(dataset.samples) if command.task == "auto" else command.task
+    _check_used(command, task)
     metrics = _metrics(command, task, dataset)
     dataset = _fitting(dataset, task, metrics)
     if dataset.problems and command.fatal:
@@ -205,6 +206,15 @@ def _run_all(context: TaskContext, samples: Sequence[Sample], results: Results, 
             bar.update()
             if tokens:
                 bar.set_postfix_str(f"{tokens / (perf_counter() - start):.1f} token/s")
+
+
+def _check_used(command: Evaluate, task: str) -> None:
+    """InputError for a flag that the task has no use for."""
+    for name in {*REPLIES, "speech"} - set(USED[task]):
+        flags = getattr(command, name)
+        stated = [one.name for one in fields(flags) if getattr(flags, one.name) != getattr(type(flags)(), one.name)]
+        if stated:
+            raise InputError(f"the task {task!r} has no use for --{stated[0].replace('_', '-')}; leave it out")
 
 
 def _metrics(command: Evaluate, task: str, dataset: Dataset) -> tuple[MetricName, ...]:

@@ -148,11 +148,8 @@ def _converse(
 
 
 def _replies(context: TaskContext, prompts: Iterator[Prompt | None], slots: int) -> Iterator[tuple[int, Reply]]:
-    request, speech = context.request, context.settings.task == "speech"
-    settings = {**vars(request.sampling), **vars(request.drafting), "stop": request.ending.stop}
-    # Stated, so that slots which memory cannot hold are refused at the call.
-    settings["max_new_tokens"] = request.ending.max_new_tokens
-    settings |= vars(request.voice) if speech else {}
+    # All are stated, max_new_tokens too, so that slots which memory cannot hold are refused at the call.
+    settings, speech = context.request.keywords(), context.settings.task == "speech"
     return context.omni.generate_many(prompts, slots=slots, speech=speech, drafter=context.drafter, **settings)
 
 

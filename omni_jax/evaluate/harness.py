@@ -68,18 +68,20 @@ class OmniLM(TemplateLM):
         dtype: str | None = None,
         mesh: str | None = None,
         seed: int = 0,
+        enable_thinking: bool | None = None,
         device: str | None = None,
         max_batch_size: int | None = None,
     ):
         """path: what `omni_jax.load` takes, or a loaded model. max_length: tokens of context, by default the model's.
 
         mesh: as for `omni_jax.load`, with + for the comma, at which --model_args would be split: expert=4+data=2.
+        enable_thinking: whether a hybrid model's template lets it think; by default as the template has it.
         seed: the run's; a request's own follows from it, from the context and from how often the request came before.
         device and max_batch_size are arguments of the harness that have no effect here.
         """
         super().__init__()
         self.batch_size, self.max_gen_toks = _whole("batch_size", batch_size), _whole("max_gen_toks", max_gen_toks)
-        self.seed = _whole("seed", seed, least=0)
+        self.seed, self.enable_thinking = _whole("seed", seed, least=0), enable_thinking
         length = None if max_length is None else _whole("max_length", max_length)
         self.omni = path if isinstance(path, Omni) else _load(path, mesh, dtype)
         self.path = "omni_jax" if isinstance(path, Omni) else path
@@ -107,7 +109,9 @@ class OmniLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt that the checkpoint's template makes of messages."""
         messages = read_conversation(chat_history).messages
-        return self.omni.processor.template.render(messages, None, add_generation_prompt=add_generation_prompt)
+        return self.omni.processor.template.render(
+            messages, None, add_generation_prompt=add_generation_prompt, enable_thinking=self.enable_thinking
+        )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """Token ids; literals of control tokens become these tokens, because templates write them."""

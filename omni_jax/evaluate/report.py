@@ -109,11 +109,9 @@ def write_report(
 
 def write_comparison(directory: Path, summaries: dict[str, Summary]) -> None:
     """Write report.md and summary.json of several drafters' runs, side by side."""
-    names = list(dict.fromkeys(n for s in summaries.values() for n in (*s["scores"], *s["drafting"])))
-    rows = [
-        (name, *(_number((summary["scores"] | summary["drafting"]).get(column)) for column in names))
-        for name, summary in summaries.items()
-    ]
+    figures = {name: one["scores"] | one["drafting"] | one["speech"] for name, one in summaries.items()}
+    names = list(dict.fromkeys(column for one in figures.values() for column in one))
+    rows = [(name, *(_number(one.get(column)) for column in names)) for name, one in figures.items()]
     lines = ["# Evaluation of several drafters", "", *_table(("drafter", *names), rows)]
     _write(directory, lines, summaries)
 

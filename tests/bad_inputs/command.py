@@ -67,7 +67,9 @@ def _convert(name: str, arguments: str, *words: str) -> Case:
 
 
 def _inspect(name: str, where: str, *words: str) -> Case:
-    return Case(f"command: inspect, {name}", lambda at, _: _refused(main, ["inspect", where.format(at=at)]), words)
+    return Case(
+        f"command: inspect, {name}", lambda at, _: _refused(main, ["inspect", "--model", where.format(at=at)]), words
+    )
 
 
 CASES = [

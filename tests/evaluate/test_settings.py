@@ -19,7 +19,7 @@ from omni_jax.evaluate.context import seed_of
 from omni_jax.evaluate.loglikelihood import Scored
 from omni_jax.evaluate.settings import RunSettings
 from omni_jax.evaluate.stored import read_all
-from omni_jax.flags import DeviceFlags, MediaFlags
+from omni_jax.flags import DeviceFlags
 from omni_jax.omni import Omni
 from omni_jax.settings import Settings
 from omni_jax.weights import checkpoint
@@ -309,7 +309,7 @@ def test_results_depend_on_every_setting(run: Run, drafters: Callable[[str, str]
         "draft_tree": [*drafter, "--draft-tree", "2", "2"],
         "draft_sampling": [*drafter, "--draft-sampling"],
     }
-    assert set(cases) == {*RunSettings("", (), None, MediaFlags(), Settings()).stored()}
+    assert set(cases) == {*RunSettings("", (), None, Settings()).stored()}
     del cases["speaker"], cases["task"]
     for name, flags in cases.items():
         base = [] if "--task" not in flags else [*SPEAK]
