@@ -110,7 +110,7 @@ def test_a_drafter_changes_nothing_in_the_answer(
     assert out not in ("", plain) and "rounds of drafting" in err
     with pytest.raises(SystemExit, match="3"):
         main(["generate", *ask(model, "--draft-tokens", "3")])
-    assert "--drafter" in capsys.readouterr().err
+    assert "draft_sampling need a drafter" in capsys.readouterr().err
 
 
 def test_a_conversation_from_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

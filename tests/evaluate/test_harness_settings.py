@@ -62,6 +62,15 @@ def test_how_the_model_is_loaded(stub: StubOmni) -> None:
     assert lm(path="a/b").tokenizer_name == "a__b"
 
 
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_the_template_is_told_whether_to_think(thinking: bool | None, stub: StubOmni) -> None:
+    asked = []
+    template = type("Template", (), {"render": lambda self, *given, **named: asked.append(named) or ""})()
+    stub.processor.template = template  # type: ignore[attr-defined]
+    lm(enable_thinking=thinking).apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert asked == [{"add_generation_prompt": True, "enable_thinking": thinking}]
+
+
 def test_batch_size_is_slots_and_rows(stub: StubOmni, monkeypatch: pytest.MonkeyPatch) -> None:
     from omni_jax.evaluate import harness
 
@@ -162,7 +171,8 @@ def test_no_setting_is_without_a_test() -> None:
     from omni_jax.evaluate.harness import IGNORED, SAMPLING, OmniLM
 
     assert set(inspect.signature(OmniLM).parameters) == {
-        *("path", "batch_size", "max_length", "max_gen_toks", "dtype", "mesh", "seed", "device", "max_batch_size")
+        *("path", "batch_size", "max_length", "max_gen_toks", "dtype", "mesh", "seed", "enable_thinking"),
+        *("device", "max_batch_size"),
     }
     assert {*SAMPLING, *IGNORED} == {
         *("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),

@@ -116,7 +116,14 @@ DRAWING = [
     ("repetition_penalty", "1.5", 1.5),
     ("stop", "END", ["END"]),
 ]
-SPOKEN = [("speaker", "vera", "vera"), ("speech_temperature", "0.25", 0.25), ("max_frames", "17", 17)]
+SPOKEN = [
+    ("speaker", "vera", "vera"),
+    ("speech_temperature", "0.25", 0.25),
+    ("speech_top_k", "3", 3),
+    ("speech_top_p", "0.5", 0.5),
+    ("speech_repetition_penalty", "1.25", 1.25),
+    ("max_frames", "17", 17),
+]
 PREPARED = [("fps", "3.0", 3.0), ("use_audio_in_video", "", True), ("thinking", "False", False)]
 
 
@@ -138,10 +145,24 @@ def test_how_replies_are_spoken(name: str, text: str, value: Any, run: Run) -> N
     assert before.asked("generate_many", "speech") is True
 
 
+@pytest.mark.parametrize(
+    "task, flags",
+    [
+        ("generate", ["--speaker", "vera"]),
+        ("mt-bench", ["--recogniser", "json:dumps"]),
+        ("choice", ["--temperature", "0.5"]),
+        ("choice", ["--drafter", "none"]),
+        ("loglikelihood", ["--max-new-tokens", "3"]),
+    ],
+)
+def test_flags_that_a_task_has_no_use_for(task: str, flags: list[str], run: Run, capsys: pytest.CaptureFixture) -> None:
+    assert run("--task", task, *flags).status == 3
+
+
 @pytest.mark.parametrize("task", ["generate", "speech", "loglikelihood"])
 @pytest.mark.parametrize("name, text, value", PREPARED, ids=[name for name, *_ in PREPARED])
 def test_how_media_are_read(name: str, text: str, value: Any, task: str, run: Run) -> None:
-    flags = (*SPEAK[2:], "--task", task)
+    flags = SPEAK if task == "speech" else ("--task", task)
 
     def seen(run: Seen) -> Any:
         calls = [call for call in run.stub.asked["prepare"] if call]
@@ -153,7 +174,7 @@ def test_how_media_are_read(name: str, text: str, value: Any, task: str, run: Ru
 
 @pytest.mark.parametrize("task", ["generate", "speech", "loglikelihood"])
 def test_options_of_media(task: str, run: Run) -> None:
-    flags = (*SPEAK[2:], "--task", task)
+    flags = SPEAK if task == "speech" else ("--task", task)
     for more, want in (((), {}), (("--nframes", "4", "--max-video-frames", "9"), {"nframes": 4, "max_frames": 9})):
         calls = [call["media"] for call in run(*flags, *more).stub.asked["prepare"] if call]
         assert calls and all(call == want for call in calls)
@@ -322,6 +343,7 @@ def test_results_depend_on_every_setting(run: Run, drafters: Callable[[str, str]
 
 TESTED = {
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "speaker", "speech_temperature", "max_frames",
+    "speech_top_k", "speech_top_p", "speech_repetition_penalty",
     "fps", "use_audio_in_video", "drafter", "draft_tokens", "draft_tree", "draft_sampling", "max_new_tokens", "seed",
     "slots", "task", "metric", "limit", "fatal", "data", "split", "output", "model", "recogniser", "dtype", "mesh",
     "stop", "media", "thinking", "json", "distributed", "coordinator", "processes", "process",
