@@ -181,7 +181,7 @@ SOURCES = [
     _source("an empty shard", lambda s: _put(s / SHARD, b""), SHARD, "download it again"),
     _source("a shard cut short", lambda s: _put(s / SHARD, (s / SHARD).read_bytes()[:-9]), SHARD, "truncated, 9 bytes"),
     _source("a missing shard", lambda s: (s / SHARD).unlink(), SHARD, "is missing", "download"),
-    _source("a folder as shard", lambda s: (s / SHARD).unlink() or (s / SHARD).mkdir(), SHARD, "copy the file into it"),
+    _source("a folder as shard", lambda s: (s / SHARD).unlink() or (s / SHARD).mkdir(), SHARD, "not a regular file"),
     _source("a header of noise", _header(b"\xff\xfe\x00"), SHARD, "no text", "download it again"),
     _source("a header 10,000 deep", _header(b'{"a":' + b"[" * 10_000), SHARD, "nested too deep"),
     _source("a header with a long number", _header(b'{"a":%s}' % (b"9" * 500)), SHARD, "500 digits"),
@@ -209,7 +209,9 @@ TENSORS = [
     _without_tensors(
         "no speech", lambda s: {k: v for k, v in s.items() if k.startswith("thinker.")}, "missing", "--parts thinker"
     ),
-    _without_tensors("no head", lambda s: s.pop("thinker.lm_head.weight") and None, "lm_head", "tie_word_embeddings"),
+    _without_tensors(
+        "no head", lambda s: s.pop("thinker.lm_head.weight") and None, "lm_head", "tie_word_embeddings"
+    ),
     _without_tensors("another shape", lambda s: s.update({"thinker.lm_head.weight": [2, 2]}), "[2, 2], expected"),
     _without_tensors("none", lambda _: {"tensors": {}}, "names.json", "not a mapping"),
     _without_tensors("shapes that are none", lambda _: {"a": [-1]}, "names.json", "not a mapping"),

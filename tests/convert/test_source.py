@@ -1,6 +1,7 @@
 """Damaged, dangerous and merely wrong source checkpoints: each is refused with a message that names the thing."""
 
 import json
+import os
 import pickle
 import struct
 
@@ -10,6 +11,7 @@ import pytest
 
 from convert import convert_checkpoint
 from omni_jax.errors import CheckpointError, ConfigError
+from omni_jax.loading import load
 from omni_jax.weights.plan import plan
 from omni_jax.weights.safetensors import open_checkpoint, open_manifest, read_header
 from tests.convert.conftest import INDEX, edit_header, edit_json, edit_tensors, write_header
@@ -42,10 +44,27 @@ def test_escaping_links_are_refused(source, tmp_path):
     refused(source, tmp_path, "outside the checkpoint")
 
 
-def test_escaping_json_is_not_copied(source, tmp_path):
-    (tmp_path / "secret").write_text("secret")
-    (source / "notes.json").symlink_to(tmp_path / "secret")
-    refused(source, tmp_path, "notes.json.*outside the checkpoint")
+def test_escaping_json_is_neither_copied_nor_loaded(source, tmp_path):
+    (source / "tokenizer.json").rename(tmp_path / "secret")
+    (source / "tokenizer.json").symlink_to(tmp_path / "secret")
+    refused(source, tmp_path, "tokenizer.json: leads to .*secret, outside the checkpoint")
+    with pytest.raises(CheckpointError, match="tokenizer.json: leads to .*secret, outside the checkpoint"):
+        load(source)
+
+
+def test_blobs_belong_to_snapshots(source, tmp_path):
+    for name in ("blobs", "models"):
+        (tmp_path / "hub" / name).mkdir(parents=True)
+    (source / SHARD).rename(tmp_path / "hub" / "blobs" / "blob")
+    snapshot = source.rename(tmp_path / "hub" / "models" / "main")
+    (snapshot / SHARD).symlink_to("../../blobs/blob")
+    refused(snapshot, tmp_path, "outside the checkpoint")
+
+
+def test_what_is_named_like_a_shard_must_be_a_file(source, tmp_path):
+    (source / SHARD).unlink()
+    os.mkfifo(source / SHARD)
+    refused(source, tmp_path, f"{SHARD}: not a regular file")
 
 
 def test_hub_cache_layout_is_read(source, tmp_path):
