@@ -129,11 +129,14 @@ class ThinkerConfig:
     vision_start_token_id: TokenId
     audio_start_token_id: TokenId
     position_id_per_seconds: PositionRate
+    tie_word_embeddings: bool
 
     @classmethod
     def from_hf(cls, r: Reader) -> "ThinkerConfig":
         config = cls(
             **r.fields(cls),
+            # In the reference this flag of the text section means nothing.
+            tie_word_embeddings=r.flag("tie_word_embeddings", absent=False),
             text=DecoderConfig.from_hf(r.section("text_config")),
             vision=VisionConfig.from_hf(r.section("vision_config")),
             audio=AudioConfig.from_hf(r.section("audio_config")),

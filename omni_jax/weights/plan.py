@@ -23,6 +23,8 @@ from omni_jax.weights.safetensors import SourceCheckpoint
 # refused by the numbers, before millions of names are made from it.
 MOST_LISTED = 10_000
 
+TIED = "thinker_config.tie_word_embeddings"
+
 # Parts of names that only modified checkpoints have, and what to do about them.
 ADAPTER = "adapters: merge them into the model and save it again"
 QUANTISED = "take the unquantised release"
@@ -40,7 +42,7 @@ HINTS = (
     ),
     (("_orig_mod.", "_fsdp_wrapped_module.", "module.thinker.", "module.talker."), WRAPPED),
     (("inv_freq", "num_batches_tracked", "position_ids", "positional_embedding", "code_offset"), BUFFER),
-    (("thinker.lm_head.",), "config.json ties it to the embedding: correct tie_word_embeddings, or remove the tensor"),
+    (("thinker.lm_head.",), f"config.json ties it to the embedding: correct {TIED}, or remove the tensor"),
 )
 # The tensors of a Thinker that was saved by itself, and what begins the names of a whole model.
 ALONE, WHOLE = ("model.", "visual.", "audio_tower.", "lm_head."), ("thinker.", "talker.", "code2wav.")
@@ -146,5 +148,5 @@ def _remedy(source: SourceCheckpoint, missing: list[str]) -> str:
     if held and all(not name.startswith(tuple(f"{part}." for part in held)) for name in missing):
         return f"; to convert what is there, ask for --parts {' '.join(held)} (parts={held} in Python)"
     if missing == ["thinker.lm_head.weight"]:
-        return "; if the embedding serves as the head too, set tie_word_embeddings in config.json"
+        return f"; if the embedding serves as the head too, set {TIED} in config.json"
     return ""

@@ -210,7 +210,7 @@ TENSORS = [
         "no speech", lambda s: {k: v for k, v in s.items() if k.startswith("thinker.")}, "missing", "--parts thinker"
     ),
     _without_tensors(
-        "no head", lambda s: s.pop("thinker.lm_head.weight") and None, "lm_head", "tie_word_embeddings"
+        "no head", lambda s: s.pop("thinker.lm_head.weight") and None, "lm_head", "thinker_config.tie_word_embeddings"
     ),
     _without_tensors("another shape", lambda s: s.update({"thinker.lm_head.weight": [2, 2]}), "[2, 2], expected"),
     _without_tensors("none", lambda _: {"tensors": {}}, "names.json", "not a mapping"),

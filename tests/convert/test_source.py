@@ -398,10 +398,10 @@ def test_damaged_manifests_of_names(source, tmp_path, data_dir):
 
 def test_tied_head_that_is_there(source, tmp_path):
     def tie(config):
-        config["thinker_config"]["text_config"]["tie_word_embeddings"] = True
+        config["thinker_config"]["tie_word_embeddings"] = True
 
     edit_json(source / "config.json", tie)
-    refused(source, tmp_path, "config.json ties it to the embedding")
+    refused(source, tmp_path, "ties it to the embedding: correct thinker_config.tie_word_embeddings")
 
 
 def test_converted_checkpoints_are_not_converted_again(converted, tmp_path):
