@@ -69,6 +69,12 @@ def platform() -> str:
         ) from error
 
 
+def first_device() -> jax.Device:
+    """The device of what has no mesh: JAX's default device, else the first one of this process."""
+    stated = getattr(jax.config, "jax_default_device", None)
+    return stated if isinstance(stated, jax.Device) else jax.local_devices(backend=stated)[0]
+
+
 def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     """A mesh over `devices` (by default the first ones), with a size for each axis, by default 1.
 

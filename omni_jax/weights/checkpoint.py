@@ -33,7 +33,7 @@ from omni_jax.weights.manifest import (
     surplus,
     write_manifest,
 )
-from omni_jax.weights.orbax_paths import MISREAD, UNWRITABLE, explained, plain_path, unreadable
+from omni_jax.weights.orbax_paths import UNWRITABLE, explained, is_misread, plain_path, unreadable
 from omni_jax.weights.parts import PARTS, declare_parts
 from omni_jax.weights.publish import publish
 from omni_jax.weights.shard_handler import shard_registry
@@ -139,7 +139,7 @@ def save(directory: str | Path, params: dict, metadata_from: str | Path, overwri
 
     CheckpointError when the destination cannot be written, or exists and is not to be replaced.
     """
-    if jax.process_count() > 1 and MISREAD.search(str(Path(directory).absolute())):
+    if jax.process_count() > 1 and is_misread(Path(directory).absolute()):
         raise CheckpointError(f"{directory}: several processes cannot write below [, \\ or a name that ends in a colon")
     metadata = user_path(metadata_from, "the checkpoint that the parameters began as")
     if not metadata.is_dir():

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from omni_jax.errors import CheckpointError
+from omni_jax.sharding import first_device
 from omni_jax.weights.trees import flatten
 
-# A tree of shardings, nested as the parameters are, or one for all arrays; None for this process's first device.
+# A tree of shardings, nested as the parameters are, or one for all arrays; None for the first device.
 Shardings = Mapping[str, Any] | Sharding | None
 # Start and stop along each axis of an array.
 Spans = tuple[tuple[int, int], ...]
@@ -18,7 +18,7 @@ Spans = tuple[tuple[int, int], ...]
 def sharding_of(shardings: Shardings, path: str, shape: tuple[int, ...]) -> Sharding:
     """The sharding of one array; CheckpointError when none is given for it or its devices do not divide it."""
     if shardings is None:
-        return SingleDeviceSharding(jax.local_devices()[0])
+        return SingleDeviceSharding(first_device())
     found = shardings if isinstance(shardings, Sharding) else flatten(dict(shardings)).get(path)
     if not isinstance(found, Sharding):
         raise CheckpointError(f"no sharding is given for the array {path!r}")

@@ -345,6 +345,16 @@ def test_every_name_of_a_folder_is_written_and_read(checkpoints, converted, tmp_
     assert (tmp_path / name / "back" / "model.safetensors").exists()
 
 
+def test_a_name_that_ends_in_a_colon(converted, tmp_path, monkeypatch):
+    """Only with the names of the files in it does it look like an address."""
+    ours = tmp_path / "ours:"
+    ours.symlink_to(converted)
+    assert checkpoint.restore(ours, ("code2wav",)).keys() == {"code2wav"} and verify_checkpoint(ours) == 485
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(CheckpointError, match="several processes cannot write below .* a name that ends in a colon"):
+        checkpoint.save(tmp_path / "saved:", {}, converted)
+
+
 def test_what_was_written_is_read_before_it_gets_its_name(checkpoints, tmp_path, monkeypatch):
     """Bytes that change on their way to the disk, where the hashes were taken before."""
     real = convert.convert.read_block
