@@ -22,11 +22,8 @@ from omni_jax.reader import Heads, LayerIds, Layers, Length, Range, Reader, Size
 MODEL_TYPE = "qwen3_omni_moe"
 # Ids at the end of the Talker's vocabulary that are control tokens, not sounds.
 CODEC_MARKS = 1024
-CHUNK_TOKENS, CHUNK_WINDOWS = (
-    13,
-    range(49, 53),
-)  # tokens of a chunk of audio, and the values of n_window that give this number
-
+# Tokens of a chunk of audio, and the values of n_window that give this number.
+CHUNK_TOKENS, CHUNK_WINDOWS = 13, range(49, 53)
 MAX_UPSAMPLE = 100_000  # samples per frame
 
 TokenId = Annotated[int, Range(0, 10**7)]

@@ -4,7 +4,7 @@ Modules name their axes by meaning ("expert", "heads"). Only `RULES` says over w
 so a new layout is an edit of this table. Every mesh is built here, with automatic axes: the compiler places what the
 rules and `constrain` leave open.
 
-A mesh is written "expert=4,data=2", or by part, on devices of its own each: "thinker:expert=4;talker:expert=2".
+A mesh is written "expert=4,data=2", or "thinker:expert=4;talker:expert=2" where each part has devices of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -68,8 +68,8 @@ class _Reader:
     def _group(self, ranges: Spans, boxes: dict[Box, list[Any]]) -> Iterator[jax.Array]:
         """The shards of devices that hold the same layers and experts, each on its device.
 
-        ranges: which layers and experts, along the stacked axes. boxes: of each of their blocks, what which devices
-        hold.
+        ranges: which layers and experts, along the stacked axes. boxes: which part of each of their blocks is held, and
+        by which devices.
         """
         lengths = tuple(stop - start for start, stop in ranges)
         shards = {box: np.empty((*lengths, *(b - a for a, b in box)), self.dtype) for box in boxes}
