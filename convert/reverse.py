@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.verify import MismatchError, rows_of, take_all
-from omni_jax.errors import CheckpointError
+from convert.verify import rows_of, take_all
+from omni_jax.errors import CheckpointError, MismatchError
 from omni_jax.files import user_path
 from omni_jax.process import finishing
 from omni_jax.weights.contents import copy_metadata, metadata_files

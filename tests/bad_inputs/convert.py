@@ -161,9 +161,9 @@ def _zeros(directory: Path) -> None:
         file.truncate(size)
 
 
-def _leaf(**entry: Any) -> Callable[[Path], None]:
+def _leaf(path: str = "thinker/more", **entry: Any) -> Callable[[Path], None]:
     record = {"shape": [1], "dtype": "float32", "sha256": {}} | entry
-    return lambda d: edit_manifest(d, lambda values: values["leaves"].update({"thinker/more": record}))
+    return lambda d: edit_manifest(d, lambda values: values["leaves"].update({path: record}))
 
 
 SOURCES = [
@@ -182,7 +182,7 @@ SOURCES = [
     _source("a shard cut short", lambda s: _put(s / SHARD, (s / SHARD).read_bytes()[:-9]), SHARD, "truncated, 9 bytes"),
     _source("a missing shard", lambda s: (s / SHARD).unlink(), SHARD, "is missing", "download"),
     _source("a folder as shard", lambda s: (s / SHARD).unlink() or (s / SHARD).mkdir(), SHARD, "not a regular file"),
-    _source("a header of noise", _header(b"\xff\xfe\x00"), SHARD, "no text", "download it again"),
+    _source("a header of noise", _header(b"\xff\xfe\x00"), SHARD, "cannot be read as UTF-8", "download it again"),
     _source("a header 10,000 deep", _header(b'{"a":' + b"[" * 10_000), SHARD, "nested too deep"),
     _source("a header with a long number", _header(b'{"a":%s}' % (b"9" * 500)), SHARD, "500 digits"),
     _source("a header with a name twice", _header(b'{"a":1,"a":2}'), SHARD, "'a' occurs twice"),
@@ -248,7 +248,8 @@ CONVERTED = [
     _ours("of the future", lambda d: _put(d / MANIFEST, '{"format": 9}'), "format 9", "update omni_jax"),
     _ours("a format that is text", lambda d: _put(d / MANIFEST, '{"format": "2"}'), MANIFEST, "copy it again"),
     _ours("an edited manifest", lambda d: edit_json(d / MANIFEST, lambda v: v.update(omni_jax="9")), "differs", "copy"),
-    _ours("an array within an array", _leaf(), "thinker/more", act=lambda d: verify_checkpoint(d)),
+    _ours("an array of another model", _leaf(), "thinker/more", act=lambda d: verify_checkpoint(d)),
+    _ours("an array within an array", _leaf("thinker/embed/more"), "array 'thinker/embed/more'", "copy it again"),
     _ours("an array of objects", _leaf(dtype="object"), "dtype 'object'"),
     _ours("an array of 10^20 values", _leaf(shape=[10**20]), "100000000000000000000", "no size"),
     _ours("an array of half a value", _leaf(shape=[0.5]), "'0.5' is no size"),
