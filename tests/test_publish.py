@@ -192,6 +192,12 @@ def test_what_appears_in_an_empty_directory_is_not_replaced(tmp_path: Path) -> N
     assert names(tmp_path / ".partial") == sorted(WRITTEN)
 
 
+def test_a_directory_that_is_no_longer_empty_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"everything is written.*thesis.txt has appeared in it"):
+        write(tmp_path, meanwhile=lambda: (tmp_path / "thesis.txt").write_text("mine"))
+    assert names(tmp_path) == [".partial", "thesis.txt"] and names(tmp_path / ".partial") == sorted(WRITTEN)
+
+
 def test_a_move_out_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         refuse(patch, "rename", lambda a, b: Path(b) == tmp_path / MANIFEST, errno.EIO)
