@@ -16,7 +16,7 @@ from omni_jax.weights.counts import check_counts
 from omni_jax.weights.keymap import table
 from omni_jax.weights.layout import Leaf
 from omni_jax.weights.match import check_tensors, with_dtypes
-from omni_jax.weights.parts import PARTS, parts_of
+from omni_jax.weights.parts import PARTS, choose_parts, parts_of
 from omni_jax.weights.safetensors import SourceCheckpoint
 
 # A config.json that asks for this many tensors more than twice those that there are belongs to another model: it is
@@ -76,29 +76,15 @@ def plan(source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: 
     """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: as stored)."""
     _refuse_thinker_alone(source)
     check_counts(source.config, source.tensors, len(source.tensors), source.directory)
-    config = OmniConfig.from_hf(source.config)
+    config = OmniConfig.from_hf(source.config, str(source.config_file))
     rows = table(config)
     _check_number(source, rows)
-    chosen = chosen_parts(config, parts)
+    chosen = choose_parts(parts, parts_of(config), source.directory)
     _refuse_memory_names(source)
     kept = [leaf for leaf in rows if leaf.path.split("/")[0] in chosen]
     check_tensors(source, rows, kept, _cause, lambda missing: _remedy(source, missing))
     leaves = with_dtypes(source, kept, dtype)
     return Plan(config, leaves, sum(len(leaf.placements(index)) for leaf in kept for index in leaf.indices()))
-
-
-def chosen_parts(config: OmniConfig, parts: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The requested parts in their order, all that the model has by default; CheckpointError for one it lacks."""
-    present = parts_of(config)
-    for part in parts or ():
-        if part not in PARTS:
-            raise CheckpointError(f"part {part!r} does not exist; choose from {list(PARTS)}")
-        if part not in present:
-            raise CheckpointError(
-                f"this checkpoint has no {part}, its config.json sets enable_audio_output to "
-                f"false; choose from {list(present)}"
-            )
-    return tuple(part for part in present if parts is None or part in parts)
 
 
 def _refuse_memory_names(source: SourceCheckpoint) -> None:

@@ -34,10 +34,11 @@ UNFINISHED = (".incomplete", ".part", ".aria2", ".crdownload", ".tmp")
 
 @dataclass(frozen=True)
 class SourceCheckpoint:
-    """A checkpoint as it is on disk: its parsed config, every tensor by name, and the directory."""
+    """A checkpoint as it is on disk: the directory, its parsed config and where that is, and every tensor by name."""
 
     directory: Path
     config: dict[str, Any]
+    config_file: Path
     tensors: dict[str, Tensor]
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
@@ -67,7 +68,8 @@ def open_checkpoint(directory: Path) -> SourceCheckpoint:
     _check_complete(directory, names)
     for path in metadata_files(directory):
         check_inside(path, directory.resolve())
-    config = read_config(directory / "config.json")
+    config_file = directory / "config.json"
+    config = read_config(config_file)
     weight_map = _weight_map(directory, names)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
@@ -77,7 +79,7 @@ def open_checkpoint(directory: Path) -> SourceCheckpoint:
             tensors[name] = tensor
     if (directory / INDEX).exists():
         _check_index(directory, weight_map, tensors)
-    return SourceCheckpoint(directory, config, tensors)
+    return SourceCheckpoint(directory, config, config_file, tensors)
 
 
 def open_manifest(manifest: str | Path, config: str | Path | None = None) -> SourceCheckpoint:
@@ -93,7 +95,8 @@ def open_manifest(manifest: str | Path, config: str | Path | None = None) -> Sou
     dtype = str(values.get("dtype", "bfloat16"))
     dtype = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(dtype, dtype)
     tensors = {name: Tensor(tuple(shape), dtype) for name, shape in names.items()}
-    return SourceCheckpoint(manifest, read_config(Path(config or manifest.parent / "config.json")), tensors)
+    config_file = Path(config or manifest.parent / "config.json")
+    return SourceCheckpoint(manifest, read_config(config_file), config_file, tensors)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from convert import convert_checkpoint
 from omni_jax.errors import CheckpointError, ConfigError
 from omni_jax.loading import load
+from omni_jax.weights.model import model_config
 from omni_jax.weights.plan import plan
 from omni_jax.weights.safetensors import open_checkpoint, open_manifest, read_header
 from tests.convert.conftest import INDEX, edit_header, edit_json, edit_tensors, write_header
@@ -165,7 +166,7 @@ def test_absurd_header_sizes(tmp_path):
         (b'["a"]', "not a JSON object"),
         (b'{"a":', "no valid JSON"),
         (b"[" * 100_000, "nested too deep"),
-        (b"\xff\xfe", "its header is no text"),
+        (b"\xff\xfe", "its header cannot be read as UTF-8"),
     ],
 )
 def test_wrong_headers(tmp_path, header, what):
@@ -355,6 +356,8 @@ def test_nonfinite_weights(source, tmp_path, value):
 
     edit_tensors(source, spoil, shard=1)
     refused(source, tmp_path, f"'{name}' holds 2 NaN or infinite values")
+    with pytest.raises(CheckpointError, match=f"'{name}' holds 2 NaN or infinite values"):
+        load(source)
     convert_checkpoint(source, tmp_path / "allowed", allow_nonfinite=True, verify=True)
 
 
@@ -369,7 +372,9 @@ def test_overflow_of_a_cast_is_nonfinite(source, tmp_path):
 
 def test_missing_and_foreign_configs(source, tmp_path):
     edit_json(source / "config.json", lambda config: config.update(model_type="qwen2_5_omni"))
-    refused(source, tmp_path, "model_type is 'qwen2_5_omni'", ConfigError)
+    refused(source, tmp_path, f"^{source}/config.json: model_type is 'qwen2_5_omni'", ConfigError)
+    with pytest.raises(ConfigError, match=f"^{source}/config.json: model_type is"):
+        model_config(source)
     (source / "config.json").write_text("[]")
     refused(source, tmp_path, "no JSON object", ConfigError)
     (source / "config.json").unlink()
