@@ -75,7 +75,7 @@ def _prepare(directory: Path) -> bool:
 
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if jax.config.jax_compilation_cache_max_size != -1:
+        if getattr(jax.config, "jax_compilation_cache_max_size", MAX_BYTES) != -1:
             with FileLock(directory / ".lockfile", timeout=LOCK_SECONDS):
                 for program in directory.glob("*-cache"):
                     if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():

@@ -69,7 +69,7 @@ def platform() -> str:
         ) from error
 
 
-def first_device() -> jax.Device:
+def first_device() -> Any:
     """The device of what has no mesh: JAX's default device, else the first one of this process."""
     stated = getattr(jax.config, "jax_default_device", None)
     return stated if isinstance(stated, jax.Device) else jax.local_devices(backend=stated)[0]

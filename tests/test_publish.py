@@ -10,8 +10,9 @@ import pytest
 
 from omni_jax.errors import CheckpointError
 from omni_jax.weights.contents import MANIFEST, MARKER, PARAMS
+from omni_jax.weights.destination import place_of
 from omni_jax.weights.manifest import write_manifest
-from omni_jax.weights.publish import place_of, publish
+from omni_jax.weights.publish import publish
 
 WRITTEN = ("config.json", MANIFEST, PARAMS)
 

@@ -9,11 +9,9 @@ structure but not its data: single flipped bits load silently, hence the hashes.
 not at all.
 """
 
-import hashlib
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +20,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError
 from omni_jax.files import read_object, user_path
 from omni_jax.sharding import RULES
+from omni_jax.weights.blocks import hash_tensor
 from omni_jax.weights.contents import MAX_METADATA_BYTES, PARAMS, copy_metadata, differences, metadata_files
 from omni_jax.weights.counts import check_counts
 from omni_jax.weights.manifest import (
@@ -144,7 +143,7 @@ def save(directory: str | Path, params: dict, metadata_from: str | Path, overwri
         raise CheckpointError(f"{metadata}: no such directory; name the checkpoint that the parameters began as")
     with publish(directory, overwrite, sum(x.nbytes for x in flatten(params).values())) as partial:
         leaves = {
-            path: LeafRecord(x.shape, str(x.dtype), {path: hash_array(x)} if x.is_fully_addressable else {})
+            path: LeafRecord(x.shape, str(x.dtype), {path: hash_tensor(x)} if x.is_fully_addressable else {})
             for path, x in flatten(params).items()
         }
         _write(partial, params)
@@ -199,13 +198,8 @@ def _sample(directory: Path, manifest: Manifest) -> None:
     }
     read = flatten(_read(directory, {path: manifest.leaves[path] for path in smallest.values()}, None, None))
     for path, array in read.items():
-        if manifest.leaves[path].sha256.get(path) not in (None, hash_array(array)):
+        if manifest.leaves[path].sha256.get(path) not in (None, hash_tensor(array)):
             raise CheckpointError(f"{directory}: {path} reads differently from what was written; is the disk faulty?")
-
-
-def hash_array(x: Any) -> str:
-    """SHA-256 of the bytes of an array of any shape and dtype, in row-major order."""
-    return hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def chunk_shape(shape: tuple[int, ...], axes: tuple[str | None, ...], itemsize: int) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ ALONE, WHOLE = ("model.", "visual.", "audio_tower.", "lm_head."), ("thinker.", "
 
 
 @dataclass(frozen=True)
-class Plan:
+class WeightPlan:
     """What a conversion will do: the leaves of the chosen parts, each with the dtype that it will have."""
 
     config: OmniConfig
@@ -72,7 +72,9 @@ class Plan:
         return max(((leaf.path, prod(leaf.shape) * dtype.itemsize) for leaf, dtype in self.leaves), key=lambda x: x[1])
 
 
-def plan(source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: str | None = None) -> Plan:
+def plan_weights(
+    source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: str | None = None
+) -> WeightPlan:
     """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: as stored)."""
     _refuse_thinker_alone(source)
     check_counts(source.config, source.tensors, len(source.tensors), source.directory)
@@ -84,7 +86,7 @@ def plan(source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: 
     kept = [leaf for leaf in rows if leaf.path.split("/")[0] in chosen]
     check_tensors(source, rows, kept, _cause, lambda missing: _remedy(source, missing))
     leaves = with_dtypes(source, kept, dtype)
-    return Plan(config, leaves, sum(len(leaf.placements(index)) for leaf in kept for index in leaf.indices()))
+    return WeightPlan(config, leaves, sum(len(leaf.placements(index)) for leaf in kept for index in leaf.indices()))
 
 
 def _refuse_memory_names(source: SourceCheckpoint) -> None:

@@ -13,7 +13,7 @@ from omni_jax.errors import CheckpointError, ConfigError, InputError
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.loading import load
 from omni_jax.weights.contents import MANIFEST, MARKER, PARAMS
-from omni_jax.weights.plan import plan
+from omni_jax.weights.plan import plan_weights
 from omni_jax.weights.safetensors import open_checkpoint, open_manifest
 from tests.bad_inputs.case import Case
 from tests.convert.conftest import INDEX, as_first_format, edit_json, edit_manifest
@@ -55,7 +55,7 @@ def _without_tensors(name: str, change: Callable[[dict[str, tuple[int, ...]]], A
     def act(folder: Path, world: Any) -> None:
         shapes = {name: list(tensor.shape) for name, tensor in open_checkpoint(world.hf).tensors.items()}
         (folder / "names.json").write_text(json.dumps(change(shapes) or shapes))
-        plan(open_manifest(folder / "names.json", world.hf / "config.json"))
+        plan_weights(open_manifest(folder / "names.json", world.hf / "config.json"))
 
     return Case(f"tensors: {name}", act, words, CheckpointError)
 

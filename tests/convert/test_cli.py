@@ -172,6 +172,6 @@ def test_too_little_memory_is_one_line(checkpoints, tmp_path, capsys, monkeypatc
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("convert.convert.plan", fail)
+    monkeypatch.setattr("convert.convert.plan_weights", fail)
     assert main([str(checkpoints("small")), str(tmp_path / "ours")]) == 3
     assert capsys.readouterr().err.startswith("error: there is too little memory (MemoryError)")

@@ -29,7 +29,7 @@ from omni_jax.weights.blocks import count_nonfinite
 from omni_jax.weights.contents import MARKER, metadata_files
 from omni_jax.weights.keymap import table
 from omni_jax.weights.manifest import SMALL_BYTES
-from omni_jax.weights.plan import plan
+from omni_jax.weights.plan import plan_weights
 from omni_jax.weights.safetensors import open_checkpoint
 from omni_jax.weights.trees import nest
 from tests.convert.conftest import INDEX, as_first_format, edit_manifest, read_tensors
@@ -104,7 +104,7 @@ def test_loading_onto_a_mesh_reads_every_block_once(checkpoints, monkeypatch):
     place = nest(
         {
             leaf.path: NamedSharding(mesh, PartitionSpec(*(None, "expert") * (leaf.path == path)))
-            for leaf, _ in plan(source, ("thinker",)).leaves
+            for leaf, _ in plan_weights(source, ("thinker",)).leaves
         }
     )
     params, _ = load_hf(checkpoints("small"), parts=("thinker",), shardings=place)
@@ -138,7 +138,7 @@ def test_loading_onto_every_axis_equals_loading_onto_one_device(checkpoints):
 def test_half_a_tensor_is_read_for_half_an_array(checkpoints, monkeypatch, path, axis, read):
     """Where the half is contiguous on disk, by rows; by columns, and of an axis that tensors share, all are read."""
     source = open_checkpoint(checkpoints("tiny"))
-    leaf, kind = next(row for row in plan(source).leaves if row[0].path == f"thinker/{path}")
+    leaf, kind = next(row for row in plan_weights(source).leaves if row[0].path == f"thinker/{path}")
     count, real = [], omni_jax.weights.safetensors._read_into
     monkeypatch.setattr(omni_jax.weights.safetensors, "_read_into", lambda *a: count.append(len(a[2])) or real(*a))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

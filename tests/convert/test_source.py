@@ -13,7 +13,7 @@ from convert import convert_checkpoint
 from omni_jax.errors import CheckpointError, ConfigError
 from omni_jax.loading import load
 from omni_jax.weights.model import model_config
-from omni_jax.weights.plan import plan
+from omni_jax.weights.plan import plan_weights
 from omni_jax.weights.safetensors import open_checkpoint, open_manifest, read_header
 from tests.convert.conftest import INDEX, edit_header, edit_json, edit_tensors, write_header
 
@@ -271,7 +271,7 @@ def test_each_cause_is_named_by_its_own_tensors(source):
     names = ("thinker.model.rotary_emb.inv_freq", "talker.model.layers.0.x.lora_A.weight", "thinker.model.extra")
     edit_tensors(source, lambda tensors: tensors.update({name: np.zeros(3, np.float32) for name in names}))
     with pytest.raises(CheckpointError) as caught:
-        plan(open_checkpoint(source))
+        plan_weights(open_checkpoint(source))
     said = str(caught.value)
     assert "LoRA adapters: merge them into the model and save it again:\n    talker.model.layers.0.x.lora_A" in said
     assert "1 tensors have no place in the model:\n    thinker.model.extra" in said
