@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from convert.convert import convert_checkpoint
     from convert.drafter import write_drafter
     from convert.reverse import reverse_checkpoint
-    from convert.verify import MismatchError, verify_checkpoint
+    from convert.verify import verify_checkpoint
+    from omni_jax.errors import MismatchError
     from omni_jax.weights.hf import load_hf
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 
 # The module of each public name, imported on first use, so that the command answers at once.
 _PUBLIC = {
-    "MismatchError": "convert.verify",
+    "MismatchError": "omni_jax.errors",
     "convert_checkpoint": "convert.convert",
     "load_hf": "omni_jax.weights.hf",
     "reverse_checkpoint": "convert.reverse",

@@ -22,13 +22,20 @@ from typing import Annotated, Literal
 
 import tyro
 
-from omni_jax.errors import OmniError
+from omni_jax.errors import MismatchError, OmniError
 from omni_jax.files import reason_of, user_path
 from omni_jax.process import BAD_INPUT, lacks_memory
 
 USAGE, MISMATCH = 2, 4
 UNCOMPARED = "small files such as config.json; a checkpoint of the first format has no hashes of them"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+# Options that each way of running the command has no use for. --dry-run can be added to any conversion.
+UNUSED = {
+    "convert": ("config", "shard_size"),
+    "dry_run": ("shard_size",),
+    "reverse": ("parts", "dtype", "allow_nonfinite", "config"),
+    "verify": ("parts", "dtype", "allow_nonfinite", "config", "overwrite", "shard_size"),
+}
 
 
 @dataclass(frozen=True)
@@ -99,13 +106,13 @@ def run(arguments: Arguments) -> dict:
 
 def _dry_run(path: Path, arguments: Arguments) -> dict:
     from omni_jax.weights.locate import locate
-    from omni_jax.weights.plan import plan
+    from omni_jax.weights.plan import plan_weights
     from omni_jax.weights.safetensors import open_checkpoint, open_manifest
 
     # A manifest is a JSON file; any other name is that of a checkpoint.
     is_manifest = path.is_file() or path.name.endswith((".json", ".json.gz"))
     source = open_manifest(path, arguments.config) if is_manifest else open_checkpoint(locate(path, "the source"))
-    planned = plan(source, arguments.parts or None, arguments.dtype)
+    planned = plan_weights(source, arguments.parts or None, arguments.dtype)
     name, size = planned.largest
     return {
         "tensors": planned.tensors,
@@ -124,16 +131,18 @@ def _problem(arguments: Arguments) -> str | None:
     modes = sum((arguments.reverse, arguments.dry_run, arguments.verify and len(arguments.paths) == 1))
     if modes > 1 or (arguments.reverse and arguments.verify):
         return "choose one of --reverse, --dry-run and --verify (--reverse always compares hashes)"
-    if arguments.reverse and (arguments.parts or arguments.dtype or arguments.allow_nonfinite):
-        return "--reverse writes everything as it is; leave --parts, --dtype and --allow-nonfinite out"
     single = modes and not arguments.reverse
     if single and not (arguments.dry_run and len(arguments.paths) == 2) and len(arguments.paths) != 1:
         return "expected one path"
     if not single and len(arguments.paths) != 2:
         return "expected two paths, source and destination"
+    mode = "dry_run" if arguments.dry_run else "reverse" if arguments.reverse else "verify" if modes else "convert"
+    for name in UNUSED[mode]:
+        if getattr(arguments, name) != getattr(Arguments, name):
+            return f"--{name.replace('_', '-')} is of no use here; leave it out"
     try:
         _bytes(arguments.shard_size)
-    except ValueError:
+    except (ValueError, OverflowError):
         return f"--shard-size {arguments.shard_size!r}: write it like 500M or 5G"
     return None
 
@@ -158,8 +167,6 @@ def main(argv: list[str] | None = None) -> int:
         report = run(arguments)
     except (OmniError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        from convert import MismatchError
-
         return MISMATCH if isinstance(error, MismatchError) else BAD_INPUT
     except Exception as error:
         if not lacks_memory(error):

@@ -19,12 +19,13 @@ from omni_jax.process import check, finishing
 from omni_jax.weights.blocks import THREADS, ahead, read_block
 from omni_jax.weights.checkpoint import chunk_shape
 from omni_jax.weights.contents import copy_metadata, metadata_files
+from omni_jax.weights.destination import place_of
 from omni_jax.weights.layout import Index, Leaf
 from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import LeafRecord, Manifest, write_manifest
-from omni_jax.weights.plan import Plan, plan
-from omni_jax.weights.publish import place_of, publish
-from omni_jax.weights.safetensors import SourceCheckpoint, check_inside, open_checkpoint
+from omni_jax.weights.plan import WeightPlan, plan_weights
+from omni_jax.weights.publish import publish
+from omni_jax.weights.safetensors import SourceCheckpoint, open_checkpoint
 
 
 def convert_checkpoint(
@@ -55,7 +56,7 @@ def convert_checkpoint(
     from convert.verify import sample_checkpoint, verify_checkpoint
 
     opened = open_checkpoint(locate(source, "the source"))
-    planned = plan(opened, parts, dtype)
+    planned = plan_weights(opened, parts, dtype)
     small = _small_files(opened, planned)
     if place_of(destination).final in opened.directory.resolve().parents:
         raise CheckpointError(f"{destination}: holds the checkpoint that is to be converted; choose another name")
@@ -73,17 +74,14 @@ def convert_checkpoint(
     return manifest
 
 
-def _small_files(source: SourceCheckpoint, planned: Plan) -> list[Path]:
+def _small_files(source: SourceCheckpoint, planned: WeightPlan) -> list[Path]:
     """The model's small files, after a check that they are what loading needs."""
-    files = metadata_files(source.directory)
-    for path in files:
-        check_inside(path, source.directory.resolve())
     Processor.from_dir(source.directory, planned.config)
-    return files
+    return metadata_files(source.directory)
 
 
 def _write_params(
-    source: SourceCheckpoint, planned: Plan, directory: Path, allow_nonfinite: bool, progress: bool
+    source: SourceCheckpoint, planned: WeightPlan, directory: Path, allow_nonfinite: bool, progress: bool
 ) -> dict[str, LeafRecord]:
     """Stream all leaves into Orbax and return their records."""
     from convert.stream import StreamedLeaf, write_leaves

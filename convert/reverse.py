@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.verify import MismatchError, rows_of, take_all
-from omni_jax.errors import CheckpointError
+from convert.verify import rows_of, take_all
+from omni_jax.errors import CheckpointError, MismatchError
 from omni_jax.files import user_path
 from omni_jax.process import finishing
 from omni_jax.weights.contents import copy_metadata, metadata_files
+from omni_jax.weights.destination import place_of
 from omni_jax.weights.headers import DTYPE_NAMES
 from omni_jax.weights.manifest import read_manifest
-from omni_jax.weights.publish import place_of, publish
+from omni_jax.weights.publish import publish
 from omni_jax.weights.safetensors import INDEX
 
 SHARD_BYTES = 5_000_000_000

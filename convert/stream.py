@@ -146,7 +146,7 @@ def write_leaves(directory: Path, leaves: dict[str, StreamedLeaf]) -> None:
 
 @contextmanager
 def open_leaves(directory: Path, paths: Sequence[str]) -> Iterator[dict[str, OpenLeaf]]:
-    """The arrays of a directory's Orbax checkpoint by path, open for reading; what it does not hold is no OpenLeaf."""
+    """The arrays of a directory's Orbax checkpoint by path, open for reading; of a missing one there is no OpenLeaf."""
     item = nest(dict.fromkeys(paths, 0))
     args = nest({path: ocp.RestoreArgs(restore_type=StreamedLeaf) for path in paths})
     wanted = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from omni_jax.errors import CheckpointError
+from omni_jax.errors import CheckpointError, MismatchError
 from omni_jax.files import reason_of, user_path
 from omni_jax.weights.blocks import THREADS, ahead, hash_tensor
 from omni_jax.weights.checkpoint import read_config
@@ -24,10 +24,6 @@ from omni_jax.weights.contents import PARAMS, differences
 from omni_jax.weights.keymap import table
 from omni_jax.weights.layout import Index, Leaf
 from omni_jax.weights.manifest import LeafRecord, Manifest, read_manifest, surplus
-
-
-class MismatchError(CheckpointError):
-    """Stored data that is not what was written."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Compiled programs on disk, so that a command which starts again does not compile again.
 
 JAX keeps them under keys that cover the program, its own version, the XLA flags and the devices (on CPU the processor's
-features too). This module says where: `$OMNI_JAX_CACHE` is a directory, or "off" for none; without it they are in
-`omni_jax/programs` of the user's cache directory, which is `$XDG_CACHE_HOME`, `~/Library/Caches` on macOS, else
-`~/.cache`. A directory that the user gave to JAX itself (`JAX_COMPILATION_CACHE_DIR`) stays as it is. The files are
-code: whoever can write there can have it run.
+features too). This module says where: in `omni_jax/programs` of the directory that `$OMNI_JAX_CACHE` names ("off" for
+none), else of the user's cache directory, which is `$XDG_CACHE_HOME`, `~/Library/Caches` on macOS, else `~/.cache`.
+What else is in those directories is not touched. A directory that the user gave to JAX itself
+(`JAX_COMPILATION_CACHE_DIR`) stays as it is. The files are code: whoever can write there can have it run.
 """
 
 import os
@@ -37,12 +37,13 @@ def use_compilation_cache() -> None:
     if getattr(jax.config, "jax_compilation_cache_dir", None) or not getattr(jax.config, SWITCHED_ON, True):
         return
     directory = cache_directory()
-    if directory is None or not _prepare(directory):
+    if directory is None:
         return
     for name, value in SETTINGS.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-    jax.config.update("jax_compilation_cache_dir", str(directory))
+    if _prepare(directory):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def cache_directory() -> Path | None:
@@ -50,34 +51,35 @@ def cache_directory() -> Path | None:
     stated = os.environ.get(SWITCH, "")
     if stated == "off":
         return None
-    try:
-        if stated:
-            directory = Path(stated).expanduser()
-            if not directory.is_absolute():
-                raise InputError(f"{SWITCH} is {stated!r}; give an absolute path of a directory, or off for no cache")
-            return directory
+    if stated:
+        shared = Path(os.path.expanduser(stated))
+        if not shared.is_absolute() or shared.is_file():
+            raise InputError(f"{SWITCH} is {stated!r}; give an absolute path of a directory, or off for no cache")
+    else:
         shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
         if not shared.is_absolute():  # a relative one is to be ignored, says its specification
-            shared = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-        return shared / "omni_jax" / "programs"
-    except RuntimeError:
-        return None
+            home = os.path.expanduser("~")
+            if not os.path.isabs(home) or home == "/":
+                return None
+            shared = Path(home) / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return shared / "omni_jax" / "programs"
 
 
 def _prepare(directory: Path) -> bool:
     """Make the directory and remove what an interrupted process left half written; return whether it can be used.
 
-    JAX writes the time of last use ("-atime") after each program, under the same lock. A program without it is not
-    whole, and would neither be read nor be written again.
+    Unless the size of the cache is unlimited, JAX writes the time of last use ("-atime") after each program, under the
+    same lock. A program without it is not whole, and would neither be read nor be written again.
     """
     from filelock import FileLock
 
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(directory / ".lockfile", timeout=LOCK_SECONDS):
-            for program in directory.glob("*-cache"):
-                if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
-                    program.unlink()
+        if getattr(jax.config, "jax_compilation_cache_max_size", MAX_BYTES) != -1:
+            with FileLock(directory / ".lockfile", timeout=LOCK_SECONDS):
+                for program in directory.glob("*-cache"):
+                    if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                        program.unlink()
     except (OSError, NotImplementedError):  # unwritable, locked for too long, or a file system without locks
         return False
     return os.access(directory, os.W_OK)

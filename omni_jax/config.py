@@ -22,11 +22,8 @@ from omni_jax.reader import Heads, LayerIds, Layers, Length, Range, Reader, Size
 MODEL_TYPE = "qwen3_omni_moe"
 # Ids at the end of the Talker's vocabulary that are control tokens, not sounds.
 CODEC_MARKS = 1024
-CHUNK_TOKENS, CHUNK_WINDOWS = (
-    13,
-    range(49, 53),
-)  # tokens of a chunk of audio, and the values of n_window that give this number
-
+# Tokens of a chunk of audio, and the values of n_window that give this number.
+CHUNK_TOKENS, CHUNK_WINDOWS = 13, range(49, 53)
 MAX_UPSAMPLE = 100_000  # samples per frame
 
 TokenId = Annotated[int, Range(0, 10**7)]
@@ -129,11 +126,14 @@ class ThinkerConfig:
     vision_start_token_id: TokenId
     audio_start_token_id: TokenId
     position_id_per_seconds: PositionRate
+    tie_word_embeddings: bool
 
     @classmethod
     def from_hf(cls, r: Reader) -> "ThinkerConfig":
         config = cls(
             **r.fields(cls),
+            # In the reference this flag of the text section means nothing.
+            tie_word_embeddings=r.flag("tie_word_embeddings", absent=False),
             text=DecoderConfig.from_hf(r.section("text_config")),
             vision=VisionConfig.from_hf(r.section("vision_config")),
             audio=AudioConfig.from_hf(r.section("audio_config")),

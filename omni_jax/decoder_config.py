@@ -60,7 +60,6 @@ class DecoderConfig:
     shared_expert_intermediate_size: int
     norm_topk_prob: bool
     dense_layers: tuple[int, ...]
-    tie_word_embeddings: bool
     qk_norm: bool
     layer_scale: bool
     sliding_window: int | None
@@ -91,7 +90,6 @@ class DecoderConfig:
             shared_expert_intermediate_size=r.read("shared_expert_intermediate_size", Maybe, 0),
             norm_topk_prob=r.get("norm_topk_prob", bool) if experts else False,
             dense_layers=_dense_layers(r, L) if experts else tuple(range(L)),
-            tie_word_embeddings=r.flag("tie_word_embeddings", absent=False),
             qk_norm=qk_norm,
             layer_scale=layer_scale,
             sliding_window=sliding_window,

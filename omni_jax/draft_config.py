@@ -8,7 +8,7 @@ final norm for the last). Drafters' files count otherwise, and each in its own w
     EAGLE-3 `eagle_config.eagle_aux_hidden_...`      the first is 1: outputs, our j + 1; otherwise inputs, our j
     EAGLE-3 `eagle_aux_hidden_state_layer_ids`       j: input of layer j, our number j
 
-The last two are what the libraries do that write the respective key (SGLang and SpecForge, vLLM). A number that is off
+In the last two, we follow the libraries that write these keys (SGLang and SpecForge; vLLM). A number that is off
 by one drafts worse and breaks nothing else.
 
 As in `config.py` nothing has a default here, and an option that is not implemented is refused by its name. Multimodal

@@ -13,6 +13,10 @@ class CheckpointError(OmniError):
     """Weights that are missing, damaged, of another shape or of another model."""
 
 
+class MismatchError(CheckpointError):
+    """Stored data that is not what was written."""
+
+
 class InputError(OmniError):
     """Media, messages or settings that cannot be used."""
 

@@ -168,7 +168,9 @@ def decode_text(data: bytes, where: str, *, error: type[OmniError] = CheckpointE
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as wrong:
-        raise error(f"{where}: byte {wrong.start} is no {encoding.upper()} text; save the file as UTF-8") from None
+        raise error(
+            f"{where}: byte {wrong.start} cannot be read as {encoding.upper()}; save the file as UTF-8"
+        ) from None
 
 
 def encoding_of(head: bytes) -> str:
@@ -183,7 +185,7 @@ def encoding_of(head: bytes) -> str:
 
 def _bounded(data: bytes, where: str, most: int, error: type[OmniError]) -> bytes:
     if len(data) > most:
-        raise error(f"{where}: more than {most:,} bytes; no honest file of its kind is so large")
+        raise error(f"{where}: more than {most:,} bytes; this is too large for a file of its kind")
     if data.startswith(b"version https://git-lfs"):
         raise error(f"{where}: a Git LFS pointer, not the file; fetch it with `git lfs pull`")
     return data

@@ -6,12 +6,10 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
-
 from omni_jax.inputs.values import whole
 from omni_jax.loading import default_dtype
-from omni_jax.ops.cache import capacity_for
 from omni_jax.sharding import check_mesh, mesh_name
+from omni_jax.weights.budget import cache_bytes
 from omni_jax.weights.mesh_text import own_or_shared, parse_parts
 from omni_jax.weights.model import open_model
 from omni_jax.weights.parts import PARTS, declared_arrays
@@ -51,26 +49,24 @@ def inspect(command: Inspect) -> None:
 def summarise(model: StoredModel, command: Inspect) -> dict[str, Any]:
     """Parameters and bytes of each part, and the bytes of weights and cache that a run needs.
 
-    The cache is the Thinker's, in the weights' type.
+    The cache is the Thinker's, in the widest type of the weights.
     """
-    config, loaded = model.config, command.dtype or default_dtype()
+    text, talker = model.config.thinker.text, model.config.talker
+    loaded, stored = _loaded_dtype(model, command), " and ".join(sorted({*model.types.values()}))
+    described = model.parts(loaded)
     parts = {
-        part: {
-            "arrays": len(arrays := declared_arrays(declaration, f"{part}/")),
-            "parameters": sum(prod(shape) for shape, _ in arrays.values()),
-            "bytes": sum(
-                prod(shape) * jnp.dtype(loaded or model.types[path]).itemsize for path, (shape, _) in arrays.items()
-            ),
+        part.name: {
+            "arrays": len(part.itemsizes),
+            "parameters": sum(prod(shape) for shape, _ in declared_arrays(part.declaration).values()),
+            "bytes": part.weight_bytes({}),
         }
-        for part, declaration in model.declarations.items()
+        for part in described
     }
-    text, speaks, stored = config.thinker.text, set(PARTS) <= parts.keys(), next(iter(model.types.values()))
-    dtype = jnp.dtype(loaded or stored)
-    per_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
-    cache = per_token * capacity_for(min(command.context, text.max_position_embeddings)) * command.batch
+    speaks, widest = set(PARTS) <= parts.keys(), max(described[0].itemsizes.values())
+    cache = cache_bytes(text, widest, {}, command.batch, command.context)
     return {
         "stored_dtype": stored,
-        "dtype": dtype.name,
+        "dtype": loaded or stored,
         "parts": parts,
         "parameters": sum(part["parameters"] for part in parts.values()),
         "bytes": sum(part["bytes"] for part in parts.values()),
@@ -79,16 +75,21 @@ def summarise(model: StoredModel, command: Inspect) -> dict[str, Any]:
         "experts_per_token": text.experts_per_token,
         "max_context": text.max_position_embeddings,
         "speech": speaks,
-        "speakers": [name for name, _ in config.talker.speakers] if config.talker and speaks else [],
-        "cache_bytes_per_token": per_token,
+        "speakers": [name for name, _ in talker.speakers] if talker and speaks else [],
+        "cache_bytes_per_token": 2 * text.num_layers * text.num_kv_heads * text.head_dim * widest,
         "cache_bytes": cache,
         "thinker_bytes": parts["thinker"]["bytes"] + cache if "thinker" in parts else None,
     }
 
 
+def _loaded_dtype(model: StoredModel, command: Inspect) -> str | None:
+    """The type in which the weights would be held; None for as they are stored."""
+    return command.dtype or default_dtype(model.types.values())
+
+
 def _on_devices(model: StoredModel, mesh: str, command: Inspect) -> dict[str, Any]:
     """What each device of a mesh would hold: bytes of weights by part, and of the Thinker's cache."""
-    parts, held, cache = model.parts(command.dtype or default_dtype()), {}, 0
+    parts, held, cache = model.parts(_loaded_dtype(model, command)), {}, 0
     chosen = resolve_placement(AUTO, parts) if mesh == AUTO else Placement({})
     wanted = {name: dict(on.shape) for name, on in chosen.meshes.items()} or parse_parts(mesh, model.declarations)
     for part in parts:

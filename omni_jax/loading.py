@@ -3,7 +3,7 @@
 where -> StoredModel (weights.model) -> parts, meshes (weights.placement) -> read, each device its own shards -> Omni
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,10 @@ def load_lazily(
     """
     _check_arguments(mesh, dtype, parts)
     use_compilation_cache()
-    model = open_model(where, None if parts is None else tuple(parts), dtype or default_dtype())
+    chosen, wanted = None if parts is None else tuple(parts), dtype or default_dtype()
+    model = open_model(where, chosen, wanted)
+    if wanted is None and (wanted := default_dtype(model.types.values())):
+        model = open_model(where, chosen, wanted)
     processor = model.processor()
     placement = resolve_placement(mesh, model.parts())
     shardings = placement.shardings(model.declarations)
@@ -80,12 +83,15 @@ def load_lazily(
     return omni
 
 
-def default_dtype() -> str | None:
-    """The type that weights are held in by default: None, as stored, on accelerators, and float32 on CPU.
+def default_dtype(stored: Iterable[str] = ()) -> str | None:
+    """The type in which weights that are stored in these types are held by default; None for as they are stored.
 
-    There, half-precision experts would be widened again at every step.
+    On CPU it is float32, because half-precision experts would be widened again at every step. Elsewhere it is bfloat16
+    for weights in a type that is not held, which is float16.
     """
-    return "float32" if sharding.platform() == "cpu" else None
+    if sharding.platform() == "cpu":
+        return "float32"
+    return None if {*stored} <= {*DTYPES} else "bfloat16"
 
 
 def _awaited(model: StoredModel, shardings: Shardings) -> dict:

@@ -7,6 +7,7 @@ load -> prepare (NumPy) -> Batching of Requests on an Engine (media, prefill, ch
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from threading import RLock
 from typing import Any, Unpack, overload
 
 import jax
@@ -33,13 +34,13 @@ from omni_jax.inputs.messages import is_conversation
 from omni_jax.inputs.processor import Processor
 from omni_jax.inputs.values import flag
 from omni_jax.models.code2wav import Code2Wav
-from omni_jax.models.param import Declaration, bind, declare
+from omni_jax.models.param import Declaration, bind
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Media, Thinker
 from omni_jax.settings import Ending, Keywords, Settings, Voice
 from omni_jax.sharding import place
 from omni_jax.weights.drafters import Drafter
-from omni_jax.weights.parts import PARTS
+from omni_jax.weights.parts import PARTS, declare_parts
 
 Messages = list[dict[str, Any]]
 
@@ -66,12 +67,13 @@ class Omni:
         read: gives the parameters when they are first needed; until then `params` are jax.ShapeDtypeStructs.
         mesh_reason: what an automatic mesh was chosen for.
         """
-        self.params, self._read = params, read
+        self.params, self._read, self._reading = params, read, RLock()
         self.config, self.processor = config, processor
         self.meshes = dict(mesh) if isinstance(mesh, Mapping) else dict.fromkeys(params, mesh)
         self.mesh_reason = mesh_reason
         self.declarations = {
-            part: declare(PARTS[part], getattr(config, part), mesh=self.meshes[part]) for part in params
+            part: replace(declaration, mesh=self.meshes[part])
+            for part, declaration in declare_parts(config, tuple(params)).items()
         }
         self._drafters = KnownDrafters(config, self.meshes.get("thinker"))
 
@@ -102,11 +104,12 @@ class Omni:
 
     def _read_weights(self) -> None:
         """Read the parameters, unless they are there."""
-        if self._read is not None:
-            for part, arrays in self._read().items():
-                # In place: engines that were made before hold the dict of a part.
-                self.params[part].update(arrays)
-            self._read = None
+        with self._reading:
+            if self._read is not None:
+                for part, arrays in self._read().items():
+                    # In place: engines that were made before hold the dict of a part.
+                    self.params[part].update(arrays)
+                self._read = None
 
     def _check_loaded(self, *parts: str) -> None:
         """InputError, with the remedy, unless all these parts were loaded."""

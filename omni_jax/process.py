@@ -31,7 +31,7 @@ FAILED, BAD_INPUT, UNSCORED, INTERRUPTED, UNREAD = 1, 3, 4, 130, 141
 QUIET_SECONDS = 1.0
 
 
-class Output(io.TextIOWrapper):
+class SafeStream(io.TextIOWrapper):
     """A standard stream that never raises; `failure` is the first error of a write."""
 
     failure: OSError | None = None
@@ -125,7 +125,7 @@ def check() -> None:
 
 def unread() -> bool:
     """Whether standard output has failed, so that a command that only prints may stop."""
-    return isinstance(sys.stdout, Output) and sys.stdout.failure is not None
+    return isinstance(sys.stdout, SafeStream) and sys.stdout.failure is not None
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -163,11 +163,11 @@ def _is_open(descriptor: int) -> bool:
     return False
 
 
-def _stream(descriptor: int, errors: str, before: TextIO | None) -> Output:
+def _stream(descriptor: int, errors: str, before: TextIO | None) -> SafeStream:
     """A stream that replaces `before`, with its encoding and, under `python -u`, without a buffer too."""
     buffer, encoding = os.fdopen(descriptor, "wb", closefd=False), before and before.encoding
     unbuffered = getattr(before, "write_through", False)
-    return Output(buffer, encoding, errors, line_buffering=True, write_through=unbuffered)
+    return SafeStream(buffer, encoding, errors, line_buffering=True, write_through=unbuffered)
 
 
 def _await_interrupts() -> None:
@@ -262,7 +262,7 @@ def _end(status: int) -> NoReturn:
 def _written(status: int) -> int:
     """The status after all output is flushed; a failure to print replaces a status of success only."""
     sys.stdout.flush()
-    failure = sys.stdout.failure if isinstance(sys.stdout, Output) else None
+    failure = sys.stdout.failure if isinstance(sys.stdout, SafeStream) else None
     left = isinstance(failure, BrokenPipeError)
     if failure is not None and not left:
         reason = (failure.strerror or str(failure)).lower()

@@ -12,6 +12,7 @@ What a section may hold is said once, by the types of the dataclass that is made
 Relations between numbers are checked by the dataclass itself, with `Reader.require`.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -103,7 +104,9 @@ class Reader:
     def get(self, name: str, kind: type | tuple[type, ...]) -> Any:
         """The value of `name`, which must be of type `kind`; true and false are not numbers."""
         if name not in self.values:
-            raise ConfigError(f"{self.where(name)} is missing; take {self.file} from the checkpoint itself")
+            raise ConfigError(
+                f"{self.where(name)} is missing; take {os.path.basename(self.file)} from the checkpoint itself"
+            )
         value = self.values[name]
         if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
             raise ConfigError(f"{self.where(name)} is {shown(value)}, not of type {_names(kind)}")

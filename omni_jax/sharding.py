@@ -4,7 +4,7 @@ Modules name their axes by meaning ("expert", "heads"). Only `RULES` says over w
 so a new layout is an edit of this table. Every mesh is built here, with automatic axes: the compiler places what the
 rules and `constrain` leave open.
 
-A mesh is written "expert=4,data=2", or by part, on devices of its own each: "thinker:expert=4;talker:expert=2".
+A mesh is written "expert=4,data=2", or "thinker:expert=4;talker:expert=2" where each part has devices of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,6 +67,12 @@ def platform() -> str:
             f"JAX_PLATFORMS={platforms}: no such device can be used here ({reason}); unset it to take what there is, "
             "or install omni_jax[cuda] for NVIDIA GPUs"
         ) from error
+
+
+def first_device() -> Any:
+    """The device of what has no mesh: JAX's default device, else the first one of this process."""
+    stated = getattr(jax.config, "jax_default_device", None)
+    return stated if isinstance(stated, jax.Device) else jax.local_devices(backend=stated)[0]
 
 
 def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:

@@ -274,7 +274,7 @@ def test_config_of_a_checkpoint(ours, damaged):
     (damaged / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="config.json: has 2 bytes"):
         checkpoint.read_config(damaged)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=f"^{damaged}/config.json: model_type is None"):
         checkpoint.read_config(as_first_format(damaged))
     (damaged / "config.json").unlink()
     with pytest.raises(CheckpointError, match="config.json: there is no such file"):

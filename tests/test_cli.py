@@ -244,7 +244,7 @@ def test_speech_is_written_whoever_reads_the_text(model: Path, tmp_path: Path, m
     with unread("/dev/full") as descriptor:
         process.answer_on(descriptor)
         main(["stream", *ask(model, "--speak", str(tmp_path / "a.wav"), "--max-frames", "6")])
-        assert isinstance(sys.stdout, process.Output) and isinstance(sys.stdout.failure, OSError)
+        assert isinstance(sys.stdout, process.SafeStream) and isinstance(sys.stdout.failure, OSError)
     assert soundfile.info(tmp_path / "a.wav").frames > 9000
 
 

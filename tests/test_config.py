@@ -88,6 +88,13 @@ def test_layers_without_experts() -> None:
     assert 0 < len(text.dense_layers) < text.num_layers
 
 
+@pytest.mark.parametrize("variant, ties", [("small", False), ("odd", True)])
+def test_the_thinker_says_whether_head_and_embedding_are_one(variant: str, ties: bool) -> None:
+    values = config_dict(variant)["thinker_config"]
+    assert values["text_config"]["tie_word_embeddings"] != values.get("tie_word_embeddings", False) == ties
+    assert OmniConfig.from_hf(config_dict(variant)).thinker.tie_word_embeddings == ties
+
+
 def test_a_window_that_the_reference_does_not_apply_is_ignored(public: dict) -> None:
     for section in ("thinker_config.text_config", "talker_config.text_config", "talker_config.code_predictor_config"):
         assert OmniConfig.from_hf(change(public, f"{section}.sliding_window", 4096)) == OmniConfig.from_hf(public)

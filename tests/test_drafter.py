@@ -25,11 +25,11 @@ from omni_jax.models.param import bind, declare
 from omni_jax.models.thinker import Thinker
 from omni_jax.weights.draft_keymap import table
 from omni_jax.weights.drafters import Drafter, check_drafter, declare_drafter, load_drafter
-from omni_jax.weights.layout import check
 from omni_jax.weights.safetensors import INDEX
 from omni_jax.weights.trees import flatten
 from scripts.small.configs import PUBLIC_DFLASH, config_dict
 from scripts.small.drafter import make_drafter
+from tests.helpers.keymap import check_table
 
 VARIANTS = ("tiny", "small", "odd")
 KINDS = ("dflash", "eagle3")
@@ -85,7 +85,7 @@ def test_the_public_draft_has_its_tensors() -> None:
     config = read_draft_config(PUBLIC_DFLASH)
     kind, declaration = declare_drafter(config)
     rows = table(config, declaration)
-    check(rows)
+    check_table(rows)
     stored = [(name, source.shape) for row in rows for i in row.indices() for name, source in row.placements(i)]
     assert kind == "dflash" and len(stored) == 58 == len({name for name, _ in stored})
     sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(declaration.shapes)]
@@ -111,7 +111,7 @@ def test_a_kind_without_a_case_is_no_other_kind() -> None:
 def test_every_declared_array_has_a_row(kind: str, variant: str, drafters: Callable[[str, str], Path]) -> None:
     drafter = load_drafter(drafters(kind, variant))
     rows = table(drafter.config, drafter.declaration)
-    check(rows)
+    check_table(rows)
     assert {row.path for row in rows} == flatten(drafter.declaration.shapes).keys() - {"d2t"}
 
 

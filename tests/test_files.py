@@ -68,7 +68,7 @@ def test_an_object_is_an_object(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no JSON object of names and values; copy it"):
         read_object(tmp_path / "a.json", remedy="copy it")
     (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(CheckpointError, match=r"byte 7 is no UTF-8 text; save the file as UTF-8"):
+    with pytest.raises(CheckpointError, match=r"byte 7 cannot be read as UTF-8; save the file as UTF-8"):
         read_object(tmp_path / "a.json")
 
 

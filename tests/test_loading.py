@@ -2,18 +2,24 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from convert import convert_checkpoint
+from convert import convert_checkpoint, load_hf
+from omni_jax import sharding
 from omni_jax.cli import main
 from omni_jax.errors import InputError
 from omni_jax.inspection import Inspect, inspect
-from omni_jax.loading import load
+from omni_jax.loading import load, load_lazily
+from omni_jax.omni import Omni
 from omni_jax.weights import checkpoint
+from omni_jax.weights.parts import declare_parts
 
 MESSAGES = [{"role": "user", "content": "Hi."}]
 
@@ -42,7 +48,7 @@ def test_a_thinker_alone_loads_answers_and_says_why_it_cannot_speak(part_of: Cal
     assert omni.generate(MESSAGES, max_new_tokens=2).token_ids
     with pytest.raises(InputError, match="holds no talker and code2wav; convert the whole model, with all its parts"):
         omni.generate(MESSAGES, speech=True)
-    with pytest.raises(InputError, match=r"holds \['thinker'\]; choose from these, or convert .* with more parts"):
+    with pytest.raises(InputError, match=r"holds \['thinker'\]; choose from these, or take .* whole model"):
         load(ours, parts=("thinker", "talker"))
 
 
@@ -78,6 +84,54 @@ def test_a_vocoder_alone_makes_sound(part_of: Callable[..., Path]) -> None:
         omni.generate(MESSAGES)
 
 
+@pytest.mark.parametrize("stored, held", [("bfloat16", "bfloat16"), ("float16", "bfloat16"), ("float32", "float32")])
+def test_accelerators_hold_weights_as_stored_unless_that_is_float16(
+    stored: str,
+    held: str,
+    checkpoints: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    convert_checkpoint(checkpoints("tiny"), tmp_path / "ours", parts=("code2wav",), dtype=stored)
+    assert load_lazily(tmp_path / "ours").params["code2wav"]["embed"].dtype == "float32", "on CPU"
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    assert {x.dtype for x in jax.tree.leaves(load(tmp_path / "ours").params)} == {np.dtype(held)}
+    inspect(Inspect(tmp_path / "ours", json=True))
+    report = json.loads(capsys.readouterr().out)
+    assert (report["stored_dtype"], report["dtype"]) == (stored, held)
+
+
+def test_weights_are_read_once_whoever_asks(checkpoints: Callable[[str], Path]) -> None:
+    read: list[Omni] = []
+
+    def slowly(omni: Omni) -> None:
+        read.append(omni)
+        time.sleep(0.3)
+
+    omni = load_lazily(checkpoints("tiny"), parts=("code2wav",), before_reading=slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: omni.code2wav, range(2))
+    assert len(read) == 1 and isinstance(one.embed[...], jax.Array) and isinstance(other.embed[...], jax.Array)
+
+
+@pytest.mark.parametrize("form", ["converted", "published"])
+def test_weights_are_found_after_a_change_of_directory(
+    form: str, part_of: Callable[..., Path], checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = part_of("code2wav") if form == "converted" else checkpoints("tiny")
+    monkeypatch.chdir(directory.parent)
+    omni = load_lazily(directory.name, parts=("code2wav",))
+    monkeypatch.chdir("/")
+    assert isinstance(omni.code2wav.embed[...], jax.Array)
+
+
+def test_a_part_is_declared_once(checkpoints: Callable[[str], Path]) -> None:
+    omni = load_lazily(checkpoints("tiny"), parts=("code2wav",))
+    (declared,) = declare_parts(omni.config, ("code2wav",)).values()
+    assert omni.declarations["code2wav"].graphdef is declared.graphdef
+
+
 def test_a_model_that_never_spoke_says_so_too(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     source = Path(shutil.copytree(checkpoints("small"), tmp_path / "source"))
     values = json.loads((source / "config.json").read_text()) | {"enable_audio_output": False}
@@ -93,3 +147,8 @@ def test_a_model_that_never_spoke_says_so_too(checkpoints: Callable[[str], Path]
     convert_checkpoint(source, tmp_path / "ours")
     with pytest.raises(InputError, match="holds no talker and code2wav; convert the whole model"):
         load(tmp_path / "ours").generate(MESSAGES, speech=True)
+    for act in (load, load_hf, lambda source, parts: convert_checkpoint(source, tmp_path / "more", parts)):
+        with pytest.raises(InputError, match=r"parts \('talker',\): .*source holds \['thinker'\]; choose from these"):
+            act(source, parts=("talker",))
+    with pytest.raises(InputError, match=r"parts \('talker',\): .*ours holds \['thinker'\]; choose from these"):
+        checkpoint.restore(tmp_path / "ours", ("talker",))

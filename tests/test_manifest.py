@@ -217,6 +217,21 @@ def test_files_that_may_not_be_read(
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_file_on_a_faulty_disk_differs(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = contents._hash
+
+    def fail(path: Path, *more: Any) -> str:
+        if path.name == "config.json":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path, *more)
+
+    monkeypatch.setattr(contents, "_hash", fail)
+    with pytest.raises(CheckpointError, match=r"config.json: cannot be read \(input/output error\); restore the file"):
+        load(damaged)
+    with pytest.raises(MismatchError, match=r"\n    config.json cannot be read \(input/output error\)"):
+        verify_checkpoint(damaged)
+
+
 def test_folders_that_may_not_be_read(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = os.scandir
 

@@ -1,5 +1,6 @@
 """Every form in which a model or a drafter may be named gives the same one, and what is incomplete is named."""
 
+import errno
 import hashlib
 import json
 import os
@@ -37,10 +38,12 @@ def make_cache(home: Path, directory: Path, model_id: str = ID) -> Path:
     for path in (folder / "blobs", folder / "refs", snapshot):
         path.mkdir(parents=True)
     (folder / "refs" / "main").write_text(COMMIT)
-    for path in directory.iterdir():
+    for path in filter(Path.is_file, directory.rglob("*")):
         blob = folder / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
         shutil.copyfile(path, blob)
-        (snapshot / path.name).symlink_to(os.path.relpath(blob, snapshot))
+        link = snapshot / path.relative_to(directory)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
     return snapshot
 
 
@@ -83,7 +86,8 @@ def test_every_source_gives_the_same_model(
     bare, config = load_hf(snapshot)
     same_params(saved.params, bare)
     assert config == saved.config
-    for where in (ours, snapshot, ID):
+    make_cache(home, ours, "some-one/converted")
+    for where in (ours, snapshot, ID, "some-one/converted"):
         omni = oj.load(where)
         same_params(saved.params, omni.params)
         assert omni.config == saved.config
@@ -181,20 +185,35 @@ def _begun(snapshot: Path) -> None:
     (snapshot / f"{SHARD}.incomplete").write_bytes(b"")
 
 
+def _full_size(snapshot: Path) -> None:
+    """As aria2 leaves it: the file has its size, and what is missing of it is in a file beside it."""
+    (snapshot / f"{SHARD}.aria2").write_bytes(b"")
+
+
+def _template_begun(snapshot: Path) -> None:
+    (snapshot / "chat_template.jinja").unlink()
+    (snapshot / "chat_template.jinja.incomplete").write_bytes(b"")
+
+
 @pytest.mark.parametrize(
     "damage, words",
     [
         (lambda s: (s / SHARD).unlink(), f"{SHARD} is missing; download the checkpoint completely"),
         (lambda s: _lose_blob(s, SHARD), f"{SHARD}: a link to .*/blobs/[0-9a-f]+, which is missing; download"),
         (_never_completed, f"{SHARD}: a link to .*/blobs/[0-9a-f]+, which was not downloaded completely; download"),
-        (_begun, rf"{SHARD} is missing \({SHARD}.incomplete is a download that was not completed\)"),
+        (_begun, rf"{SHARD}.incomplete is a download that was not completed; download {SHARD} again"),
+        (_full_size, rf"{SHARD}.aria2 is a download that was not completed; .*, or remove {SHARD}.aria2 if"),
+        (_template_begun, "chat_template.jinja.incomplete is a download that was not completed"),
         (_truncate, f"{SHARD}: truncated, 7 bytes are missing; download it again"),
         (_only_first_shard, f"1 safetensors files but no {INDEX}, and 2 shards belong together"),
         (lambda s: (s / INDEX).unlink(), f"2 safetensors files but no {INDEX}"),
         (lambda s: _lose_blob(s, "tokenizer.json"), "tokenizer.json: a link to .*, which is missing"),
         (lambda s: _lose_blob(s, "config.json"), "config.json: a link to .*, which is missing"),
     ],
-    ids=["shard", "blob", "incomplete blob", "incomplete file", "truncated", "one shard", "index", "small", "config"],
+    ids=[
+        *("shard", "blob", "incomplete blob", "incomplete file", "of full size", "incomplete template"),
+        *("truncated", "one shard", "index", "small", "config"),
+    ],
 )
 def test_a_partial_download_says_which_file(
     damage: Callable[[Path], Any], words: str, checkpoints: Callable[[str], Path], home: Path
@@ -214,24 +233,39 @@ def test_a_download_that_only_began(home: Path) -> None:
         oj.load(snapshot)
 
 
+@pytest.mark.parametrize(
+    "missing, what",
+    [
+        ([SHARD], SHARD),
+        (["chat_template.jinja"], "chat_template.jinja"),
+        (["LICENSE.txt", "a.txt", "b.txt", SHARD], r"LICENSE.txt, a.txt, b.txt, ... \(1 more\)"),
+        (["LICENSE.txt"], None),
+    ],
+    ids=["weights", "template", "more than it names", "licence"],
+)
 def test_the_hub_names_an_incomplete_snapshot(
-    checkpoints: Callable[[str], Path], home: Path, monkeypatch: pytest.MonkeyPatch
+    missing: list[str], what: str | None, checkpoints: Callable[[str], Path], home: Path
 ) -> None:
     """huggingface_hub remembers the files of a model and refuses a snapshot that lacks some; we say which."""
-    import huggingface_hub
-
     snapshot = make_cache(home, checkpoints("small"))
-    (snapshot / SHARD).unlink()
-
-    class Incomplete(FileNotFoundError):
-        snapshot_path = str(snapshot)
-
-    def refuse(*_: Any, **__: Any) -> str:
-        raise Incomplete("1 file(s) are missing")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(CheckpointError, match=f"{SHARD} is missing; download"):
+    for name in missing:
+        (snapshot / name).unlink(missing_ok=True)
+    listing = snapshot.parent.parent / "trees" / f"{COMMIT}.json"
+    listing.parent.mkdir()
+    files = {name: {"size": 1, "blob_id": "0" * 40} for name in (*missing, "config.json")}
+    listing.write_text(json.dumps({"format_version": 1, "files": files}))
+    if what is None:
+        assert oj.load(ID, parts=("code2wav",)).params
+        return
+    with pytest.raises(CheckpointError, match=f"{COMMIT}: not downloaded completely, {what} missing; download"):
         oj.load(ID)
+
+
+def test_folders_of_the_hub_cache_that_are_no_model(checkpoints: Callable[[str], Path], home: Path) -> None:
+    snapshot = make_cache(home, checkpoints("small"))
+    for folder in (snapshot.parent, snapshot.parent.parent, snapshot.parent.parent / "blobs", home / "hub"):
+        with pytest.raises(CheckpointError, match="a folder of the Hugging Face cache; name one of those in its"):
+            oj.load(folder)
 
 
 class Refused(OSError):
@@ -244,10 +278,11 @@ class Refused(OSError):
     "error, words",
     [
         (Refused("404 Client Error. (Request ID: 1)"), "the hub shows no such model; .*log in with `hf auth login`$"),
-        (FileNotFoundError("Got: ConnectError: [Errno -2]"), "and the hub cannot be reached; check the network$"),
-        (ValueError("Proxy?"), "the hub says: Proxy[?]$"),
+        (FileNotFoundError("Got: ConnectError: [Errno -2]"), "neither a directory here nor .*; check the network$"),
+        (OSError(errno.ENOSPC, "No space left on device"), r"cannot be downloaded \(no space left on device\)$"),
+        (ValueError("Proxy?"), r"cannot be downloaded \(Proxy[?]\)$"),
     ],
-    ids=["refused", "no network", "other"],
+    ids=["refused", "no network", "full disk", "other"],
 )
 def test_why_a_model_cannot_be_downloaded(
     error: Exception, words: str, home: Path, monkeypatch: pytest.MonkeyPatch
@@ -260,7 +295,7 @@ def test_why_a_model_cannot_be_downloaded(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(CheckpointError, match=f"{ID}: neither a directory here nor a model in the .*{words}"):
+    with pytest.raises(CheckpointError, match=f"^{ID}: {words}"):
         oj.load(ID)
 
 
@@ -274,7 +309,7 @@ def test_only_what_a_model_needs_is_downloaded(home: Path, monkeypatch: pytest.M
     home.mkdir()
     with pytest.raises(ConfigError, match="config.json is missing"):
         oj.load(ID)
-    assert asked == [(ID, ["*.safetensors", "*.json", "*.jinja", "*.txt"])]
+    assert asked == [(ID, ["*.safetensors", "params/*", "*.json", "*.jinja", "*.txt"])]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "/a/b", "./a/../../b", "some one/model", "-a/b", "a/.b"])

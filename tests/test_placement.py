@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
+from jax.sharding import AxisType
 
 import omni_jax as oj
 from convert import convert_checkpoint, load_hf
@@ -15,7 +17,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
-from omni_jax.sharding import make_mesh, mesh_name
+from omni_jax.sharding import MESH_AXES, make_mesh, mesh_name
 from omni_jax.weights import budget, checkpoint
 from omni_jax.weights.budget import Part, describe_part
 from omni_jax.weights.mesh_text import parse_parts
@@ -164,6 +166,31 @@ def test_a_mesh_for_each_part_must_be_given_for_each() -> None:
     with pytest.raises(InputError, match="no mesh is given for the code2wav"):
         resolve_placement({"thinker": mesh, "talker": mesh}, parts_of("tiny"))
     assert parse_parts("thinker:expert=2;talker:data=2", ("thinker",))["talker"] == {"data": 2}
+
+
+@pytest.mark.parametrize(
+    "mesh, words",
+    [
+        ({"thinker": "expert=2"}, "the mesh of the thinker is 'expert=2'; give one of omni_jax.sharding.make_mesh"),
+        (jax.make_mesh((2,), ("x",)), "the mesh of the thinker is Mesh.*; give one of"),
+        (jax.make_mesh((1, 1, 2, 1), MESH_AXES, axis_types=(AxisType.Explicit,) * 4), "the mesh of the thinker is"),
+        ({"thinker": make_mesh(), "speaker": make_mesh()}, "a mesh is given for 'speaker', and no part is called so"),
+    ],
+    ids=["text", "other axes", "explicit axes", "no part"],
+)
+def test_only_meshes_of_make_mesh_are_taken(mesh: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve_placement(mesh, parts_of("tiny", "thinker"))
+
+
+@pytest.mark.parametrize("stated", [lambda: jax.devices()[3], lambda: None, lambda: "cpu"], ids=["3", "none", "cpu"])
+def test_without_a_mesh_the_default_device_is_taken(
+    stated: Callable[[], Any], checkpoints: Callable[[str], Path]
+) -> None:
+    with jax.default_device(stated()):
+        params = oj.load(checkpoints("tiny"), parts=("code2wav",)).params
+    expected = jax.devices()[3 if isinstance(stated(), jax.Device) else 0]
+    assert {device for x in jax.tree.leaves(params) for device in x.devices()} == {expected}
 
 
 def test_a_mesh_and_shardings_exclude_each_other(checkpoints: Callable[[str], Path]) -> None:

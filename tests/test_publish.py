@@ -10,8 +10,9 @@ import pytest
 
 from omni_jax.errors import CheckpointError
 from omni_jax.weights.contents import MANIFEST, MARKER, PARAMS
+from omni_jax.weights.destination import place_of
 from omni_jax.weights.manifest import write_manifest
-from omni_jax.weights.publish import place_of, publish
+from omni_jax.weights.publish import publish
 
 WRITTEN = ("config.json", MANIFEST, PARAMS)
 
@@ -190,6 +191,12 @@ def test_what_appears_in_an_empty_directory_is_not_replaced(tmp_path: Path) -> N
         write(tmp_path, meanwhile=lambda: (tmp_path / "config.json").write_text("mine"))
     assert (tmp_path / "config.json").read_text() == "mine" and names(tmp_path) == [".partial", "config.json"]
     assert names(tmp_path / ".partial") == sorted(WRITTEN)
+
+
+def test_a_directory_that_is_no_longer_empty_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"everything is written.*thesis.txt has appeared in it"):
+        write(tmp_path, meanwhile=lambda: (tmp_path / "thesis.txt").write_text("mine"))
+    assert names(tmp_path) == [".partial", "thesis.txt"] and names(tmp_path / ".partial") == sorted(WRITTEN)
 
 
 def test_a_move_out_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ class Thinker(Module):
         self.audio = AudioEncoder(rngs, config.audio)
         self.layers = DecoderLayers(rngs, config.text)
         self.norm = RMSNorm(rngs, D, config.text.rms_norm_eps)
-        if not config.text.tie_word_embeddings:
+        if not config.tie_word_embeddings:
             self.lm_head = param(rngs, (V, D), ("vocab", "embed"), scale=D**-0.5)
 
     @overload
@@ -188,7 +188,7 @@ class Thinker(Module):
     @jax.named_scope("logits")
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Normed states [..., D] -> float32 logits [..., V]."""
-        head = self.embed if self.config.text.tie_word_embeddings else self.lm_head
+        head = self.embed if self.config.tie_word_embeddings else self.lm_head
         return project(hidden, head[...])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from omni_jax.errors import CheckpointError
 from omni_jax.process import check
+from omni_jax.sharding import Array
 from omni_jax.weights.layout import Box, Index, Leaf, place_shape
 from omni_jax.weights.safetensors import SourceCheckpoint
 
@@ -77,9 +78,9 @@ def _refuse_nonfinite(source: SourceCheckpoint, name: str, stored: np.ndarray) -
         )
 
 
-def hash_tensor(tensor: np.ndarray) -> str:
-    """SHA-256 of the bytes of a contiguous array [...], which are those of the safetensors file."""
-    return hashlib.sha256(tensor.reshape(-1).view(np.uint8).data).hexdigest()
+def hash_tensor(tensor: Array) -> str:
+    """SHA-256 of the bytes of an array [...] in row-major order, which are those of the safetensors file."""
+    return hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def count_nonfinite(tensor: np.ndarray) -> int:

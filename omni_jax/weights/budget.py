@@ -60,13 +60,13 @@ class Part:
         )
 
     def cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """As the function of this name, 0 for a part without a cache; its numbers have the widest type of weights."""
+        """What `cache_bytes` gives for this part, in the widest type of its weights; 0 for a part without a cache."""
         if self.text is None:
             return 0
         return cache_bytes(self.text, max(self.itemsizes.values()), sizes, rows, tokens)
 
     def most_cache_bytes(self, sizes: Mapping[str, int], rows: int, tokens: int) -> int:
-        """The same at its peak, as the function of this name."""
+        """What `most_cache_bytes` gives for this part, likewise."""
         if self.text is None:
             return 0
         return most_cache_bytes(self.text, max(self.itemsizes.values()), sizes, rows, tokens)

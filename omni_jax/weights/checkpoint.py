@@ -9,19 +9,18 @@ structure but not its data: single flipped bits load silently, hence the hashes.
 not at all.
 """
 
-import hashlib
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.errors import CheckpointError, InputError
+from omni_jax.errors import CheckpointError
 from omni_jax.files import read_object, user_path
 from omni_jax.sharding import RULES
+from omni_jax.weights.blocks import hash_tensor
 from omni_jax.weights.contents import MAX_METADATA_BYTES, PARAMS, copy_metadata, differences, metadata_files
 from omni_jax.weights.counts import check_counts
 from omni_jax.weights.manifest import (
@@ -33,8 +32,8 @@ from omni_jax.weights.manifest import (
     surplus,
     write_manifest,
 )
-from omni_jax.weights.orbax_paths import MISREAD, UNWRITABLE, explained, plain_path, unreadable
-from omni_jax.weights.parts import PARTS, declare_parts
+from omni_jax.weights.orbax_paths import UNWRITABLE, explained, is_misread, plain_path, unreadable
+from omni_jax.weights.parts import choose_parts, declare_parts
 from omni_jax.weights.publish import publish
 from omni_jax.weights.shard_handler import shard_registry
 from omni_jax.weights.shards import Shardings, sharding_of
@@ -56,10 +55,11 @@ def read_config(directory: str | Path) -> OmniConfig:
     for name in surplus(directory, manifest):
         if not name.startswith(f"{PARAMS}/"):
             raise CheckpointError(f"{directory / name}: was not there when the checkpoint was written; move it away")
-    values = read_object(directory / "config.json", remedy=COPY_AGAIN)
+    file = directory / "config.json"
+    values = read_object(file, remedy=COPY_AGAIN)
     longest = max((n for leaf in manifest.leaves.values() for n in leaf.shape), default=0)
     check_counts(values, manifest.leaves, longest, directory)
-    config = OmniConfig.from_hf(values)
+    config = OmniConfig.from_hf(values, str(file))
     return replace(config, **{part: None for part in ("talker", "code2wav") if part not in manifest.parts})
 
 
@@ -69,15 +69,10 @@ def open_converted(directory: Path, parts: tuple[str, ...] | None = None, dtype:
     InputError for parts that it does not hold; CheckpointError and ConfigError as `read_config` and `check_shapes`.
     """
     config, manifest = read_config(directory), read_manifest(directory)
-    held = [part for part in PARTS if part in manifest.parts]
-    chosen = tuple(held if parts is None else parts)
-    if not set(chosen) <= set(held):
-        raise InputError(
-            f"parts {chosen}: {directory} holds {held}; choose from these, or convert the model with more parts"
-        )
+    chosen = choose_parts(parts, manifest.parts, directory)
     declarations = declare_parts(config, chosen)
     check_shapes(directory, {part: declaration.shapes for part, declaration in declarations.items()})
-    types = {path: dtype or leaf.dtype for path, leaf in select(manifest, chosen, directory).items()}
+    types = {path: dtype or leaf.dtype for path, leaf in _records(manifest, chosen).items()}
 
     def read(shardings: Shardings) -> dict:
         return restore(directory, chosen, shardings, dtype)
@@ -116,13 +111,14 @@ def restore(
         shardings: a tree of shardings, or one for all; default the first device.
         dtype: what to cast to on the way, default as stored.
 
-    CheckpointError if anything is missing, damaged or does not divide over the devices.
+    InputError for parts that it does not hold; CheckpointError if anything is missing, damaged or does not divide over
+    the devices.
     """
     directory = user_path(directory, "the checkpoint").absolute()
     manifest = read_manifest(directory)
     for name, what in differences(directory, manifest.array_files(), SMALL_BYTES):
         raise CheckpointError(f"{directory}: the parameters cannot be {unreadable(directory)} ({name} {what})")
-    return _read(directory, select(manifest, parts, directory), shardings, dtype)
+    return _read(directory, _records(manifest, choose_parts(parts, manifest.parts, directory)), shardings, dtype)
 
 
 def save(directory: str | Path, params: dict, metadata_from: str | Path, overwrite: bool = False) -> Manifest:
@@ -137,16 +133,17 @@ def save(directory: str | Path, params: dict, metadata_from: str | Path, overwri
         metadata_from: the checkpoint that the parameters began as.
         overwrite: replace the destination if it is a converted checkpoint.
 
-    CheckpointError when the destination cannot be written, or exists and is not to be replaced.
+    Returns the manifest, which knows the files (`Manifest.files`) in the first process only. CheckpointError when the
+    destination cannot be written, or exists and is not to be replaced.
     """
-    if jax.process_count() > 1 and MISREAD.search(str(Path(directory).absolute())):
+    if jax.process_count() > 1 and is_misread(Path(directory).absolute()):
         raise CheckpointError(f"{directory}: several processes cannot write below [, \\ or a name that ends in a colon")
     metadata = user_path(metadata_from, "the checkpoint that the parameters began as")
     if not metadata.is_dir():
         raise CheckpointError(f"{metadata}: no such directory; name the checkpoint that the parameters began as")
     with publish(directory, overwrite, sum(x.nbytes for x in flatten(params).values())) as partial:
         leaves = {
-            path: LeafRecord(x.shape, str(x.dtype), {path: hash_array(x)} if x.is_fully_addressable else {})
+            path: LeafRecord(x.shape, str(x.dtype), {path: hash_tensor(x)} if x.is_fully_addressable else {})
             for path, x in flatten(params).items()
         }
         _write(partial, params)
@@ -201,13 +198,8 @@ def _sample(directory: Path, manifest: Manifest) -> None:
     }
     read = flatten(_read(directory, {path: manifest.leaves[path] for path in smallest.values()}, None, None))
     for path, array in read.items():
-        if manifest.leaves[path].sha256.get(path) not in (None, hash_array(array)):
+        if manifest.leaves[path].sha256.get(path) not in (None, hash_tensor(array)):
             raise CheckpointError(f"{directory}: {path} reads differently from what was written; is the disk faulty?")
-
-
-def hash_array(x: Any) -> str:
-    """SHA-256 of the bytes of an array of any shape and dtype, in row-major order."""
-    return hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def chunk_shape(shape: tuple[int, ...], axes: tuple[str | None, ...], itemsize: int) -> tuple[int, ...]:
@@ -219,9 +211,6 @@ def chunk_shape(shape: tuple[int, ...], axes: tuple[str | None, ...], itemsize: 
     return tuple(chunk)
 
 
-def select(manifest: Manifest, parts: tuple[str, ...] | None, directory: Path) -> dict[str, LeafRecord]:
-    """The records of the requested parts; CheckpointError for a part that the checkpoint does not hold."""
-    for part in parts or ():
-        if part not in manifest.parts:
-            raise CheckpointError(f"{directory}: holds no {part!r}, only {list(manifest.parts)}")
-    return {p: leaf for p, leaf in manifest.leaves.items() if parts is None or p.split("/")[0] in parts}
+def _records(manifest: Manifest, parts: tuple[str, ...]) -> dict[str, LeafRecord]:
+    """The records of some parts."""
+    return {path: leaf for path, leaf in manifest.leaves.items() if path.split("/")[0] in parts}

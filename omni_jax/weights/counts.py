@@ -21,8 +21,13 @@ STAGES = ("code2wav_config.upsample_rates", "code2wav_config.upsampling_ratios")
 def check_counts(values: dict, names: Iterable[str], most: int, directory: Path) -> None:
     """CheckpointError if config.json counts more layers, experts or stages than a checkpoint can hold.
 
-    names: of its tensors or arrays; `most` of what is counted can be in them. Called before anything is built from
-    these counts.
+    Called before anything is built from these counts.
+
+    Args:
+        values: the parsed config.json.
+        names: the names of the checkpoint's tensors or arrays.
+        most: how many layers or experts these can hold at most.
+        directory: of the checkpoint, for the error.
     """
     stages = len({tuple(re.split("[./]", name)[:3]) for name in names if name.startswith("code2wav")})
     for name in (*COUNTS, *STAGES):

@@ -81,7 +81,7 @@ def load_drafter(where: str | Path, dtype: str | None = None) -> Drafter:
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype {dtype!r}; choose from {list(DTYPES)}")
     source = open_checkpoint(locate(where, "the drafter"))
-    config = read_draft_config(source.config, str(source.directory / "config.json"))
+    config = read_draft_config(source.config, str(source.config_file))
     source, stored = own_names(source, config)
     others: dict[str, Any] = {}
     if isinstance(config, Eagle3Config):

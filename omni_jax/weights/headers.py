@@ -65,7 +65,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             stream.seek(8)
             header = parse_json(stream.read(length).decode(), str(path), remedy=DOWNLOAD_AGAIN)
     except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: its header is no text; {DOWNLOAD_AGAIN}") from None
+        raise CheckpointError(f"{path}: its header cannot be read as UTF-8; {DOWNLOAD_AGAIN}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from None
     if not isinstance(header, dict):

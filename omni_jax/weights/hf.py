@@ -12,7 +12,7 @@ from omni_jax.weights.leaves import read_leaves
 from omni_jax.weights.locate import locate
 from omni_jax.weights.parts import declare_parts
 from omni_jax.weights.placement import MeshLike, resolve_placement
-from omni_jax.weights.plan import Plan, plan
+from omni_jax.weights.plan import WeightPlan, plan_weights
 from omni_jax.weights.safetensors import SourceCheckpoint, open_checkpoint
 from omni_jax.weights.shards import Shardings
 from omni_jax.weights.stored import StoredModel
@@ -24,7 +24,7 @@ def open_hf(
 ) -> StoredModel:
     """The model of a Hugging Face directory, once every tensor of `parts` (default: all) was seen to have its place."""
     source = open_checkpoint(directory)
-    planned = plan(source, parts, dtype)
+    planned = plan_weights(source, parts, dtype)
     names = tuple(dict.fromkeys(leaf.path.split("/")[0] for leaf, _ in planned.leaves))
     types = {leaf.path: dtype.name for leaf, dtype in planned.leaves}
     read = partial(_read, source, planned, allow_nonfinite)
@@ -60,6 +60,6 @@ def load_hf(
     return model.read(shardings), model.config
 
 
-def _read(source: SourceCheckpoint, planned: Plan, allow_nonfinite: bool, shardings: Shardings) -> dict:
+def _read(source: SourceCheckpoint, planned: WeightPlan, allow_nonfinite: bool, shardings: Shardings) -> dict:
     """The planned arrays as a nested dict."""
     return nest(read_leaves(source, planned.leaves, shardings, allow_nonfinite))

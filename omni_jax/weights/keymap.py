@@ -40,7 +40,7 @@ def _thinker(config: OmniConfig, root: Scope) -> list[Leaf]:
     return [
         root.leaf("embed", "model.embed_tokens.weight"),
         root.leaf("norm/weight", "model.norm.weight"),
-        *([] if config.thinker.text.tie_word_embeddings else [root.leaf("lm_head", "lm_head.weight")]),
+        *([] if config.thinker.tie_word_embeddings else [root.leaf("lm_head", "lm_head.weight")]),
         *decoder(config.thinker.text, root.under("model.", "")),
         *_vision(config.thinker.vision, root.under("visual.", "vision/")),
         *_audio(root.under("audio_tower.", "audio/")),

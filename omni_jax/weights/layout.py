@@ -8,7 +8,6 @@ those that its module declares, and the shapes of the tensors follow from them.
 `Leaf.put` and `Leaf.take` are the only code that moves values; conversion, its reverse and verification all use them.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
@@ -20,13 +19,14 @@ from omni_jax.models.param import Axes
 from omni_jax.weights.parts import Shape
 
 Index = tuple[int, ...]
-Placement = tuple[str, "Source"]
-# Start and stop along each axis of a block.
+# A tensor by its name on disk, and its place.
+NamedTensor = tuple[str, "TensorPlace"]
+# Start and stop along each axis of an array or of a block.
 Box = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorPlace:
     """A checkpoint tensor: its name (with {letters} for stacked axes), shape there, and place in the leaf's block.
 
     at: index into the block, integers and slices; the whole block when empty. transposed: stored as the transpose of
@@ -60,10 +60,10 @@ class Stored:
     transposed: bool = False
     shape: Shape | None = None
 
-    def source(self, prefix: str, block: Shape) -> Source:
+    def source(self, prefix: str, block: Shape) -> TensorPlace:
         """The source that fills its place in a block of this shape."""
         shape = self.shape or merge_axes(place_shape(block, self.at), self.merged)
-        return Source(prefix + self.name, shape[::-1] if self.transposed else shape, self.at, self.transposed)
+        return TensorPlace(prefix + self.name, shape[::-1] if self.transposed else shape, self.at, self.transposed)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Leaf:
     stack: tuple[Stack, ...]
     shape: Shape
     axes: Axes
-    sources: tuple[Source, ...]
+    sources: tuple[TensorPlace, ...]
 
     @property
     def block(self) -> Shape:
@@ -93,18 +93,18 @@ class Leaf:
         """The index of every block along the stacked axes, in memory order."""
         return product(*map(range, self.shape[: len(self.stack)]))
 
-    def placements(self, index: Index) -> list[Placement]:
+    def placements(self, index: Index) -> list[NamedTensor]:
         """The tensors of one block, by their names on disk, with their places."""
         letters = {s.letter: i if s.indices is None else s.indices[i] for s, i in zip(self.stack, index, strict=True)}
         return [(source.name.format(**letters), source) for source in self.sources]
 
-    def put(self, block: np.ndarray, source: Source, tensor: np.ndarray) -> None:
+    def put(self, block: np.ndarray, source: TensorPlace, tensor: np.ndarray) -> None:
         """Write a tensor as stored, `source.shape`, into its place in `block`, casting to the block's dtype."""
         place = block[source.at]
         with np.errstate(over="ignore"):  # Callers that cast look for infinities.
             place[...] = (tensor.T if source.transposed else tensor).reshape(place.shape)
 
-    def take(self, block: np.ndarray, source: Source) -> np.ndarray:
+    def take(self, block: np.ndarray, source: TensorPlace) -> np.ndarray:
         """The tensor as stored, `source.shape`, out of a filled block: the inverse of `put`."""
         place = block[source.at]
         if source.transposed:
@@ -116,7 +116,7 @@ class Leaf:
         shared = {axis for s in self.sources for axis, i in enumerate(s.at) if i != slice(None)}
         return tuple((0, n) if axis in shared else box[axis] for axis, n in enumerate(self.block))
 
-    def part(self, source: Source, box: Box) -> tuple[tuple[int, int] | None, tuple[slice, ...]]:
+    def part(self, source: TensorPlace, box: Box) -> tuple[tuple[int, int] | None, tuple[slice, ...]]:
         """The rows of a tensor that a readable `box` needs (None for all), and the part of them that is the box."""
         at = (*source.at, *[slice(None)] * (len(self.block) - len(source.at)))
         axes = [axis for axis, i in enumerate(at) if not isinstance(i, int)]
@@ -168,36 +168,3 @@ class Scope:
     def affine(self, path: str, name: str) -> list[Leaf]:
         """Two rows: a weight and a bias."""
         return [self.leaf(f"{path}/weight", f"{name}.weight"), self.leaf(f"{path}/bias", f"{name}.bias")]
-
-
-def check(table: list[Leaf]) -> None:
-    """Raise ValueError unless every path and every tensor name occurs once and every element is filled once."""
-    paths, names = [leaf.path for leaf in table], []
-    for leaf in table:
-        _check_block(leaf)
-        names.extend(name for index in leaf.indices() for name, _ in leaf.placements(index))
-    for kind, seen in (("path", paths), ("tensor", names)):
-        name, count = Counter(seen).most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"the key map lists {kind} {name!r} {count} times")
-
-
-def _check_block(leaf: Leaf) -> None:
-    """Every element of a block filled exactly once, by tensors of the sizes that their places have."""
-    indexed = max((len(s.at) for s in leaf.sources), default=0)
-    split = [any(_selects(s.at, axis) for s in leaf.sources) for axis in range(indexed)]
-    filled = np.zeros([n if cut else 1 for n, cut in zip(leaf.block, split, strict=False)], np.int64)
-    for source in leaf.sources:
-        place = place_shape(leaf.block, source.at)
-        if prod(place) != prod(source.shape):
-            raise ValueError(f"{source.name} {source.shape} does not fill {place} of {leaf.path}")
-        filled[source.at] += 1
-    if not (filled == 1).all():
-        raise ValueError(f"{leaf.path}: elements filled {int(filled.min())} to {int(filled.max())} times, not once")
-    for stack, count in zip(leaf.stack, leaf.shape, strict=False):
-        if stack.indices is not None and len(stack.indices) != count:
-            raise ValueError(f"{leaf.path}: {len(stack.indices)} indices of {stack.letter!r} for an axis of {count}")
-
-
-def _selects(at: tuple[int | slice, ...], axis: int) -> bool:
-    return axis < len(at) and at[axis] != slice(None)

@@ -20,7 +20,7 @@ from jax.sharding import Sharding
 from omni_jax.weights.blocks import THREADS, ahead, read_box
 from omni_jax.weights.layout import Box, Leaf
 from omni_jax.weights.safetensors import SourceCheckpoint
-from omni_jax.weights.shards import Shardings, Spans, sharding_of, shards_of
+from omni_jax.weights.shards import Shardings, sharding_of, shards_of
 
 
 def read_leaves(
@@ -58,18 +58,18 @@ class _Reader:
 
     def read(self, sharding: Sharding) -> jax.Array:
         """The leaf as an array of its shape over the devices of `sharding`, of which this process's are filled."""
-        groups: dict[Spans, dict[Box, list[Any]]] = {}
+        groups: dict[Box, dict[Box, list[Any]]] = {}
         depth = len(self.leaf.stack)
         for spans, devices in shards_of(sharding, self.leaf.shape).items():
             groups.setdefault(spans[:depth], {})[spans[depth:]] = devices
         placed = [x for ranges, boxes in groups.items() for x in self._group(ranges, boxes)]
         return jax.make_array_from_single_device_arrays(self.leaf.shape, sharding, placed)
 
-    def _group(self, ranges: Spans, boxes: dict[Box, list[Any]]) -> Iterator[jax.Array]:
+    def _group(self, ranges: Box, boxes: dict[Box, list[Any]]) -> Iterator[jax.Array]:
         """The shards of devices that hold the same layers and experts, each on its device.
 
-        ranges: which layers and experts, along the stacked axes. boxes: of each of their blocks, what which devices
-        hold.
+        ranges: which layers and experts, along the stacked axes. boxes: which part of each of their blocks is held, and
+        by which devices.
         """
         lengths = tuple(stop - start for start, stop in ranges)
         shards = {box: np.empty((*lengths, *(b - a for a, b in box)), self.dtype) for box in boxes}

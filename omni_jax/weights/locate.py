@@ -4,7 +4,7 @@
     "Qwen/Qwen3-Omni-30B-A3B-Instruct"       its snapshot in the hub's cache, downloaded if the hub can be reached
 
 A model id needs the package huggingface_hub, which is imported here alone. With HF_HUB_OFFLINE, or without a network,
-the snapshot that the cache holds is taken; whether it is complete is found out by the reader of its files.
+the snapshot that the cache holds is taken, unless the hub's package knows of files that it lacks.
 """
 
 import os
@@ -14,10 +14,12 @@ from typing import Any
 
 from omni_jax.errors import CheckpointError
 from omni_jax.files import reason_of, user_path
+from omni_jax.weights.contents import LOADED, MANIFEST, PARAMS
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
-# What is downloaded of a model: weights, configuration, tokenizer and template; no pickles and no code.
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
+# What is downloaded of a model: weights (in `params/` if it is converted), configuration, tokenizer and template; no
+# pickles and no code.
+PATTERNS = ["*.safetensors", f"{PARAMS}/*", "*.json", "*.jinja", "*.txt"]
 
 
 def locate(where: Any, what: str = "the model") -> Path:
@@ -53,20 +55,27 @@ def _snapshot(model_id: str) -> Path:
     except MemoryError:
         raise
     except Exception as error:
-        # Without the hub, an incomplete snapshot is an error that names it; the reader says which file is missing.
         if found := getattr(error, "snapshot_path", None):
-            return Path(found)
-        reason = "unset HF_HUB_OFFLINE to download it" if is_offline_mode() else _reason(error)
-        raise CheckpointError(
-            f"{model_id}: neither a directory here nor a model in the Hugging Face cache {constants.HF_HUB_CACHE}; "
-            f"{reason}"
-        ) from error
+            return _complete(Path(found), error)
+        absent = f"neither a directory here nor a model in the Hugging Face cache {constants.HF_HUB_CACHE}"
+        if is_offline_mode():
+            reason = f"{absent}; unset HF_HUB_OFFLINE to download it"
+        elif getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
+            reason = "the hub shows no such model; for a private or gated one, log in with `hf auth login`"
+        elif isinstance(error, FileNotFoundError):
+            reason = f"{absent}, and the hub cannot be reached; check the network"
+        else:
+            reason = f"cannot be downloaded ({reason_of(error)})"
+        raise CheckpointError(f"{model_id}: {reason}") from error
 
 
-def _reason(error: Exception) -> str:
-    """Why a model could not be downloaded, and what to do about it where that is known."""
-    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
-        return "the hub shows no such model; for a private or gated one, log in with `hf auth login`"
-    if isinstance(error, FileNotFoundError):
-        return "and the hub cannot be reached; check the network"
-    return f"the hub says: {reason_of(error)}"
+def _complete(snapshot: Path, error: Exception) -> Path:
+    """A snapshot that the hub's package calls incomplete, if loading reads nothing that is missing; CheckpointError."""
+    missing = str(error).partition("missing (")[2].partition("). ")[0]
+    names, weights = missing.split(", "), (".safetensors", ".index.json")
+    needed = [
+        n for n in names if n in (*LOADED, MANIFEST) or n.endswith(weights) or n.startswith((f"{PARAMS}/", "..."))
+    ]
+    if needed:
+        raise CheckpointError(f"{snapshot}: not downloaded completely, {missing} missing; download the model again")
+    return snapshot

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.errors import CheckpointError
+from omni_jax.errors import CheckpointError, MismatchError
 from omni_jax.files import parse_json, read_bytes, reason_of
 from omni_jax.weights.contents import (
     HIDDEN_JUNK,
@@ -74,14 +74,17 @@ class Manifest:
 
 
 def read_manifest(directory: str | Path) -> Manifest:
-    """The manifest of a checkpoint; CheckpointError, with the remedy, for anything that is not a complete one."""
+    """The manifest of a checkpoint; CheckpointError, with the remedy, for anything that is not a complete one.
+
+    Where it or the arrays are damaged or missing, this is a MismatchError.
+    """
     directory = Path(directory)
     path = directory / MANIFEST
     if not os.path.lexists(path):
         raise CheckpointError(f"{directory}: {_diagnosis(directory)}")
     manifest = _parsed(read_bytes(path, remedy=COPY_AGAIN), path)
     if not (directory / PARAMS).is_dir():
-        raise CheckpointError(f"{directory}: '{PARAMS}' is missing; copy the checkpoint completely or convert it again")
+        raise MismatchError(f"{directory}: '{PARAMS}' is missing; copy the checkpoint completely or convert it again")
     return manifest
 
 
@@ -164,18 +167,18 @@ def identity(directory: Path) -> str:
 @lru_cache(maxsize=2)
 def _parsed(data: bytes, path: Path) -> Manifest:
     """A manifest out of its JSON, kept because loading needs it several times and a large one takes 0.1 s to read."""
-    values = parse_json(data, str(path), remedy=COPY_AGAIN)
+    values = parse_json(data, str(path), error=MismatchError, remedy=COPY_AGAIN)
     try:
         if _count(values["format"]) not in FORMATS:
             text = f"format {values['format']}, this version reads {FORMATS[0]} to {FORMAT}; update omni_jax"
             raise CheckpointError(f"{path}: {text}")
         if values["format"] == FORMAT and values["sha256"] != own_hash(values):
-            raise CheckpointError(f"{path}: differs from what was written; {COPY_AGAIN}")
+            raise MismatchError(f"{path}: differs from what was written; {COPY_AGAIN}")
         return Manifest(_leaves(values["leaves"]), _files(values["files"]) if values["format"] == FORMAT else {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: an entry is wrong ({reason_of(error)}); {COPY_AGAIN}") from None
+        raise MismatchError(f"{path}: an entry is wrong ({reason_of(error)}); {COPY_AGAIN}") from None
 
 
 def _leaves(values: dict[str, Any]) -> dict[str, LeafRecord]:
@@ -212,12 +215,12 @@ def _dtype(value: Any) -> str:
 
 def _texts(values: Any) -> dict[str, str]:
     if not all(isinstance(text, str) for text in values.values()):
-        raise ValueError("a hash that is no text")
+        raise ValueError("a hash that is not text")
     return dict(values)
 
 
 def _diagnosis(directory: Path) -> str:
-    """Why a directory without a manifest is not a converted checkpoint, and what to do."""
+    """Why a directory without a manifest is not a converted checkpoint, and what to do; MismatchError if it is one."""
     if not os.path.isdir(directory):
         return (
             "not a directory; name the one that the file is in" if os.path.lexists(directory) else "no such directory"
@@ -233,5 +236,5 @@ def _diagnosis(directory: Path) -> str:
     if any(name.endswith(".safetensors") for name in names):
         return f"a Hugging Face checkpoint; convert it with `python -m convert {directory} DST`, or use omni_jax.load"
     if PARAMS in names:
-        return f"'{MANIFEST}' is missing; copy the checkpoint completely or convert it again"
+        raise MismatchError(f"{directory}: '{MANIFEST}' is missing; copy the checkpoint completely or convert it again")
     return f"not a converted checkpoint ('{MANIFEST}' is missing)"

@@ -41,7 +41,7 @@ def check_tensors(
 def with_dtypes(
     source: SourceCheckpoint, leaves: Iterable[Leaf], dtype: str | None
 ) -> tuple[tuple[Leaf, np.dtype], ...]:
-    """Each leaf with its dtype to be: `dtype`, or the one of its tensors; CheckpointError where these differ."""
+    """Each leaf with the dtype to read it in: `dtype`, or that of its tensors; CheckpointError where these differ."""
     if dtype is not None and dtype not in NAMED_DTYPES:
         raise CheckpointError(f"dtype {dtype!r}: choose from {sorted(NAMED_DTYPES)}")
     return tuple((leaf, NAMED_DTYPES[dtype] if dtype else _dtype(source, leaf)) for leaf in leaves)

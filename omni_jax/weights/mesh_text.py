@@ -50,5 +50,5 @@ def parse_parts(text: str, parts: Iterable[str]) -> dict[str, dict[str, int]]:
 
 
 def own_or_shared(part: str, meshes: Mapping[str, T]) -> T:
-    """What belongs to a part among meshes, or their sizes, by the names that `parse_parts` gives."""
+    """The mesh of a part, or its sizes, out of those that `parse_parts` names: its own, or the one that it shares."""
     return next(meshes[name] for name in ("", part, "talker") if name in meshes)

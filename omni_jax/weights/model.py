@@ -23,7 +23,7 @@ def open_model(where: Any, parts: tuple[str, ...] | None = None, dtype: str | No
 
     CheckpointError, ConfigError or InputError say what is wrong and what to do.
     """
-    directory = locate(where)
+    directory = locate(where).absolute()  # The weights may be read after a change of directory.
     if is_converted(directory):
         return checkpoint.open_converted(directory, parts, dtype)
     return hf.open_hf(directory, parts, dtype)
@@ -34,4 +34,5 @@ def model_config(where: Any) -> OmniConfig:
     directory = locate(where)
     if is_converted(directory):
         return checkpoint.read_config(directory)
-    return OmniConfig.from_hf(read_config(directory / "config.json"))
+    file = directory / "config.json"
+    return OmniConfig.from_hf(read_config(file), str(file))

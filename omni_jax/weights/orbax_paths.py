@@ -16,6 +16,11 @@ UNWRITABLE = "written; is the disk full or read-only?"
 MISREAD = re.compile(r"[\[\\\ud800-\udfff]|:/")
 
 
+def is_misread(directory: Path) -> bool:
+    """Whether Orbax or TensorStore would look for what is in a directory elsewhere."""
+    return MISREAD.search(f"{directory}/") is not None
+
+
 @contextmanager
 def explained(directory: Path, what: str, *passing: type[Exception]) -> Iterator[None]:
     """Turn what Orbax raises into "the parameters cannot be `what`".
@@ -35,7 +40,7 @@ def explained(directory: Path, what: str, *passing: type[Exception]) -> Iterator
 @contextmanager
 def plain_path(directory: Path) -> Iterator[Path]:
     """A path by which Orbax and TensorStore find a directory: its own, or a link that exists while the block runs."""
-    if not MISREAD.search(str(directory)):
+    if not is_misread(directory):
         yield directory
         return
     with tempfile.TemporaryDirectory(prefix="omni_jax-") as folder:

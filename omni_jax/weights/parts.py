@@ -7,10 +7,11 @@ Shapes and axes are stated in the modules alone; key maps, placement and checkpo
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from omni_jax.config import OmniConfig
-from omni_jax.errors import CheckpointError
+from omni_jax.errors import CheckpointError, InputError
 from omni_jax.files import reason_of
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Axes, Declaration, declare
@@ -29,6 +30,17 @@ Shape = tuple[int, ...]
 def parts_of(config: OmniConfig) -> tuple[str, ...]:
     """The names of the parts that a model of this configuration has."""
     return tuple(part for part in PARTS if getattr(config, part) is not None)
+
+
+def choose_parts(wanted: Sequence[str] | None, held: Sequence[str], directory: Path) -> tuple[str, ...]:
+    """The parts that are wanted, by default all that a checkpoint holds; InputError for one that it does not hold."""
+    held = [part for part in PARTS if part in held]
+    if not set(wanted or ()) <= set(held):
+        raise InputError(
+            f"parts {tuple(wanted or ())}: {directory} holds {held}; choose from these, or take a checkpoint of the "
+            "whole model"
+        )
+    return tuple(part for part in held if wanted is None or part in wanted)
 
 
 def declare_parts(config: OmniConfig, parts: Sequence[str] | None = None) -> dict[str, Declaration]:

@@ -13,15 +13,16 @@ from math import prod
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from omni_jax.distributed import min_over_processes
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.models.param import Declaration
-from omni_jax.sharding import check_mesh, divides, make_mesh, mesh_name
+from omni_jax.sharding import MESH_AXES, check_mesh, divides, first_device, make_mesh, mesh_name
 from omni_jax.sharding import shardings as shardings_on
 from omni_jax.weights.budget import Part, usable
 from omni_jax.weights.mesh_text import own_or_shared, parse_parts
+from omni_jax.weights.parts import PARTS
 
 AUTO = "auto"
 # An automatic mesh splits experts over at most the 8 devices that one host usually has, and where that does not
@@ -67,7 +68,7 @@ def resolve_placement(wanted: MeshLike, parts: Sequence[Part], devices: Sequence
     for part in parts:
         if part.name in meshes:
             check_mesh({part.name: part.declared}, meshes[part.name])
-    _check_memory(meshes, parts, devices)
+    _check_memory(meshes, parts)
     return Placement(meshes)
 
 
@@ -76,11 +77,9 @@ def _meshes(wanted: MeshLike, parts: Sequence[str], devices: Sequence[Any]) -> d
     if wanted is None:
         return {}
     if isinstance(wanted, Mesh):
-        return dict.fromkeys(parts, wanted)
+        wanted = dict.fromkeys(parts, wanted)
     if isinstance(wanted, Mapping):
-        missing = [part for part in parts if part not in wanted]
-        if missing:
-            raise InputError(f"no mesh is given for the {missing[0]}")
+        _check_meshes(wanted, parts)
         return {part: wanted[part] for part in parts}
     sizes = parse_parts(wanted, parts)
     counts = {part: prod(axes.values()) for part, axes in sizes.items()}
@@ -93,6 +92,18 @@ def _meshes(wanted: MeshLike, parts: Sequence[str], devices: Sequence[Any]) -> d
         meshes[part] = make_mesh(devices[at : at + counts[part]], **axes)
         at += counts[part]
     return {part: own_or_shared(part, meshes) for part in parts}
+
+
+def _check_meshes(meshes: Mapping[str, Any], parts: Sequence[str]) -> None:
+    """InputError unless there is a mesh for each part, as `sharding.make_mesh` makes them."""
+    for part, mesh in meshes.items():
+        if part not in PARTS:
+            raise InputError(f"a mesh is given for {part!r}, and no part is called so; choose from {list(PARTS)}")
+        if not isinstance(mesh, Mesh) or {*mesh.axis_names} != {*MESH_AXES} or {*mesh.axis_types} != {AxisType.Auto}:
+            raise InputError(f"the mesh of the {part} is {mesh!r}; give one of omni_jax.sharding.make_mesh")
+    missing = [part for part in parts if part not in meshes]
+    if missing:
+        raise InputError(f"no mesh is given for the {missing[0]}")
 
 
 def _check_processes(meshes: Mapping[str, Mesh], devices: Sequence[Any]) -> None:
@@ -119,14 +130,13 @@ def _several(devices: Sequence[Any]) -> bool:
     return len({device.process_index for device in devices}) > 1
 
 
-def _check_memory(meshes: Mapping[str, Mesh], parts: Sequence[Part], devices: Sequence[Any]) -> None:
+def _check_memory(meshes: Mapping[str, Mesh], parts: Sequence[Part]) -> None:
     """CheckpointError unless each device that reports its memory can hold its share."""
     held: dict[Any, int] = {}
-    first = [device for device in devices if device.process_index == jax.process_index()][:1]
     for part in parts:
         mesh = meshes.get(part.name)
         sizes = {} if mesh is None else mesh.shape
-        for device in first if mesh is None else mesh.devices.flat:
+        for device in [first_device()] if mesh is None else mesh.devices.flat:
             held[device] = held.get(device, 0) + part.bytes_on_a_device(sizes)
     for device, count in held.items():
         limit = usable(device)

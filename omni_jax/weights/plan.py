@@ -16,12 +16,14 @@ from omni_jax.weights.counts import check_counts
 from omni_jax.weights.keymap import table
 from omni_jax.weights.layout import Leaf
 from omni_jax.weights.match import check_tensors, with_dtypes
-from omni_jax.weights.parts import PARTS, parts_of
+from omni_jax.weights.parts import PARTS, choose_parts, parts_of
 from omni_jax.weights.safetensors import SourceCheckpoint
 
 # A config.json that asks for this many tensors more than twice those that there are belongs to another model: it is
 # refused by the numbers, before millions of names are made from it.
 MOST_LISTED = 10_000
+
+TIED = "thinker_config.tie_word_embeddings"
 
 # Parts of names that only modified checkpoints have, and what to do about them.
 ADAPTER = "adapters: merge them into the model and save it again"
@@ -40,14 +42,14 @@ HINTS = (
     ),
     (("_orig_mod.", "_fsdp_wrapped_module.", "module.thinker.", "module.talker."), WRAPPED),
     (("inv_freq", "num_batches_tracked", "position_ids", "positional_embedding", "code_offset"), BUFFER),
-    (("thinker.lm_head.",), "config.json ties it to the embedding: correct tie_word_embeddings, or remove the tensor"),
+    (("thinker.lm_head.",), f"config.json ties it to the embedding: correct {TIED}, or remove the tensor"),
 )
 # The tensors of a Thinker that was saved by itself, and what begins the names of a whole model.
 ALONE, WHOLE = ("model.", "visual.", "audio_tower.", "lm_head."), ("thinker.", "talker.", "code2wav.")
 
 
 @dataclass(frozen=True)
-class Plan:
+class WeightPlan:
     """What a conversion will do: the leaves of the chosen parts, each with the dtype that it will have."""
 
     config: OmniConfig
@@ -70,33 +72,21 @@ class Plan:
         return max(((leaf.path, prod(leaf.shape) * dtype.itemsize) for leaf, dtype in self.leaves), key=lambda x: x[1])
 
 
-def plan(source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: str | None = None) -> Plan:
+def plan_weights(
+    source: SourceCheckpoint, parts: tuple[str, ...] | None = None, dtype: str | None = None
+) -> WeightPlan:
     """Place every tensor of `source`; keep the leaves of `parts` (default: all), in `dtype` (default: as stored)."""
     _refuse_thinker_alone(source)
     check_counts(source.config, source.tensors, len(source.tensors), source.directory)
-    config = OmniConfig.from_hf(source.config)
+    config = OmniConfig.from_hf(source.config, str(source.config_file))
     rows = table(config)
     _check_number(source, rows)
-    chosen = chosen_parts(config, parts)
+    chosen = choose_parts(parts, parts_of(config), source.directory)
     _refuse_memory_names(source)
     kept = [leaf for leaf in rows if leaf.path.split("/")[0] in chosen]
     check_tensors(source, rows, kept, _cause, lambda missing: _remedy(source, missing))
     leaves = with_dtypes(source, kept, dtype)
-    return Plan(config, leaves, sum(len(leaf.placements(index)) for leaf in kept for index in leaf.indices()))
-
-
-def chosen_parts(config: OmniConfig, parts: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The requested parts in their order, all that the model has by default; CheckpointError for one it lacks."""
-    present = parts_of(config)
-    for part in parts or ():
-        if part not in PARTS:
-            raise CheckpointError(f"part {part!r} does not exist; choose from {list(PARTS)}")
-        if part not in present:
-            raise CheckpointError(
-                f"this checkpoint has no {part}, its config.json sets enable_audio_output to "
-                f"false; choose from {list(present)}"
-            )
-    return tuple(part for part in present if parts is None or part in parts)
+    return WeightPlan(config, leaves, sum(len(leaf.placements(index)) for leaf in kept for index in leaf.indices()))
 
 
 def _refuse_memory_names(source: SourceCheckpoint) -> None:
@@ -146,5 +136,5 @@ def _remedy(source: SourceCheckpoint, missing: list[str]) -> str:
     if held and all(not name.startswith(tuple(f"{part}." for part in held)) for name in missing):
         return f"; to convert what is there, ask for --parts {' '.join(held)} (parts={held} in Python)"
     if missing == ["thinker.lm_head.weight"]:
-        return "; if the embedding serves as the head too, set tie_word_embeddings in config.json"
+        return f"; if the embedding serves as the head too, set {TIED} in config.json"
     return ""

@@ -19,7 +19,7 @@ import numpy as np
 
 from omni_jax.errors import CheckpointError, ConfigError
 from omni_jax.files import read_json, read_object, reason_of, user_path
-from omni_jax.weights.contents import METADATA_SUFFIXES
+from omni_jax.weights.contents import LOADED, METADATA_SUFFIXES, metadata_files
 from omni_jax.weights.headers import DOWNLOAD_AGAIN, MAX_TENSORS, NUMPY_DTYPES, Tensor, is_shape, read_header
 from omni_jax.weights.manifest import is_ours
 
@@ -34,10 +34,11 @@ UNFINISHED = (".incomplete", ".part", ".aria2", ".crdownload", ".tmp")
 
 @dataclass(frozen=True)
 class SourceCheckpoint:
-    """A checkpoint as it is on disk: its parsed config, every tensor by name, and the directory."""
+    """A checkpoint as it is on disk: the directory, its parsed config and where that is, and every tensor by name."""
 
     directory: Path
     config: dict[str, Any]
+    config_file: Path
     tensors: dict[str, Tensor]
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
@@ -61,12 +62,14 @@ def open_checkpoint(directory: Path) -> SourceCheckpoint:
     if is_ours(directory):
         raise CheckpointError(f"{directory}: is converted already; load it with omni_jax")
     names = _listed(directory)
-    if "snapshots" in names and "config.json" not in names:
-        raise CheckpointError(f"{directory}: a folder of the Hugging Face cache; name one of those in its 'snapshots'")
+    if "config.json" not in names:
+        _refuse_cache(directory, names)
     _check_links(directory, names)
-    if os.path.lexists(directory / "config.json"):
-        check_inside(directory / "config.json", directory.resolve())
-    config = read_config(directory / "config.json")
+    _check_complete(directory, names)
+    for path in metadata_files(directory):
+        check_inside(path, directory.resolve())
+    config_file = directory / "config.json"
+    config = read_config(config_file)
     weight_map = _weight_map(directory, names)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
@@ -76,7 +79,7 @@ def open_checkpoint(directory: Path) -> SourceCheckpoint:
             tensors[name] = tensor
     if (directory / INDEX).exists():
         _check_index(directory, weight_map, tensors)
-    return SourceCheckpoint(directory, config, tensors)
+    return SourceCheckpoint(directory, config, config_file, tensors)
 
 
 def open_manifest(manifest: str | Path, config: str | Path | None = None) -> SourceCheckpoint:
@@ -92,7 +95,8 @@ def open_manifest(manifest: str | Path, config: str | Path | None = None) -> Sou
     dtype = str(values.get("dtype", "bfloat16"))
     dtype = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(dtype, dtype)
     tensors = {name: Tensor(tuple(shape), dtype) for name, shape in names.items()}
-    return SourceCheckpoint(manifest, read_config(Path(config or manifest.parent / "config.json")), tensors)
+    config_file = Path(config or manifest.parent / "config.json")
+    return SourceCheckpoint(manifest, read_config(config_file), config_file, tensors)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -171,11 +175,16 @@ def _safe_file(directory: Path, name: str) -> Path:
         raise CheckpointError(f"{directory}: the index names {name!r}, which is not a .safetensors file")
     path = directory / name
     if not os.path.exists(path):
-        begun = next((f"{name}{end}" for end in UNFINISHED if os.path.exists(directory / f"{name}{end}")), None)
-        what = f" ({begun} is a download that was not completed)" if begun else ""
-        raise CheckpointError(f"{path} is missing{what}; download the checkpoint completely")
+        raise CheckpointError(f"{path} is missing; download the checkpoint completely")
     check_inside(path, directory.resolve())
     return path
+
+
+def _refuse_cache(directory: Path, names: list[str]) -> None:
+    """CheckpointError for a folder of the Hugging Face cache that is above a snapshot."""
+    near = (directory.parent.name, directory.name, *names)
+    if "snapshots" in near[1:] or any(name.startswith("models--") for name in near):
+        raise CheckpointError(f"{directory}: a folder of the Hugging Face cache; name one of those in its 'snapshots'")
 
 
 def _check_links(directory: Path, names: list[str]) -> None:
@@ -188,13 +197,26 @@ def _check_links(directory: Path, names: list[str]) -> None:
             raise CheckpointError(f"{path}: a link to {target}, which{begun}; download the file again")
 
 
+def _check_complete(directory: Path, names: list[str]) -> None:
+    """CheckpointError for a file whose download was not completed; some tools (aria2) give it its full size at once."""
+    for name in names:
+        file = name.removesuffix(next(filter(name.endswith, UNFINISHED), ""))
+        if file != name and (file.endswith(".safetensors") or file in (INDEX, *LOADED)):
+            raise CheckpointError(
+                f"{directory / name} is a download that was not completed; download {file} again, or remove {name} if "
+                f"{file} is complete"
+            )
+
+
 def check_inside(path: Path, root: Path) -> None:
     """CheckpointError unless `path`, links followed, is a regular file in `root` or in the blobs of its hub cache."""
     real = path.resolve()
+    if not real.is_file():
+        raise CheckpointError(f"{path}: not a regular file; download it again")
     homes = [root]
     if root.parent.name == "snapshots":
         homes.append((root.parent.parent / "blobs").resolve())  # People move them to another disk and leave a link.
-    if real.parent not in homes or not real.is_file():
+    if real.parent not in homes:
         raise CheckpointError(f"{path}: leads to {real}, outside the checkpoint; copy the file into it")
 
 

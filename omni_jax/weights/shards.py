@@ -3,22 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from omni_jax.errors import CheckpointError
+from omni_jax.sharding import first_device
+from omni_jax.weights.layout import Box
 from omni_jax.weights.trees import flatten
 
-# A tree of shardings, nested as the parameters are, or one for all arrays; None for this process's first device.
+# A tree of shardings, nested as the parameters are, or one for all arrays; None for the first device.
 Shardings = Mapping[str, Any] | Sharding | None
-# Start and stop along each axis of an array.
-Spans = tuple[tuple[int, int], ...]
 
 
 def sharding_of(shardings: Shardings, path: str, shape: tuple[int, ...]) -> Sharding:
     """The sharding of one array; CheckpointError when none is given for it or its devices do not divide it."""
     if shardings is None:
-        return SingleDeviceSharding(jax.local_devices()[0])
+        return SingleDeviceSharding(first_device())
     found = shardings if isinstance(shardings, Sharding) else flatten(dict(shardings)).get(path)
     if not isinstance(found, Sharding):
         raise CheckpointError(f"no sharding is given for the array {path!r}")
@@ -29,9 +28,9 @@ def sharding_of(shardings: Shardings, path: str, shape: tuple[int, ...]) -> Shar
     return found
 
 
-def shards_of(sharding: Sharding, shape: tuple[int, ...]) -> dict[Spans, list[Any]]:
+def shards_of(sharding: Sharding, shape: tuple[int, ...]) -> dict[Box, list[Any]]:
     """The shards of an array of `shape` that this process's devices hold, each with the devices that hold it."""
-    shards: dict[Spans, list[Any]] = {}
+    shards: dict[Box, list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         slices = index or (slice(None),) * len(shape)
         spans = tuple(s.indices(n)[:2] for s, n in zip(slices, shape, strict=True))

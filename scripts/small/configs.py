@@ -67,7 +67,7 @@ _SMALL = {
             "hidden_size": 96, "num_hidden_layers": 5, "num_attention_heads": 9, "num_key_value_heads": 3,
             "head_dim": 24, "intermediate_size": 112, "num_experts": 6, "num_experts_per_tok": 2,
             "moe_intermediate_size": 40, "vocab_size": 480, "max_position_embeddings": 4096, "rms_norm_eps": 1e-3,
-            "rope_theta": 50000.0, "rope_scaling": {"mrope_section": [6, 3, 3]},
+            "rope_theta": 50000.0, "rope_scaling": {"mrope_section": [6, 3, 3]}, "tie_word_embeddings": True,
         },
         "vision_config": {
             "depth": 3, "hidden_size": 72, "num_heads": 3, "intermediate_size": 100, "num_position_embeddings": 100,
@@ -113,7 +113,7 @@ _ODD = {
             "hidden_size": 120, "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 1,
             "head_dim": 40, "intermediate_size": 136, "num_experts": 10, "num_experts_per_tok": 3,
             "moe_intermediate_size": 56, "vocab_size": 560, "max_position_embeddings": 8192, "rms_norm_eps": 1e-2,
-            "norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": [3], "tie_word_embeddings": True,
+            "norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": [3], "tie_word_embeddings": False,
             "rope_theta": ABSENT, "rope_scaling": ABSENT,
             "rope_parameters": {
                 "rope_type": "default", "rope_theta": 12345.0, "mrope_section": [10, 6, 4], "interleaved": True

@@ -95,7 +95,7 @@ CASES = [
     _model("a head of odd size", {f"{PREDICTOR}.head_dim": 127}, PREDICTOR, "127", "pairs"),
     _model("a whole number with a point", {f"{TEXT}.num_hidden_layers": 48.0}, "num_hidden_layers", "48.0", "int"),
     _model("a size that is a list", {f"{VISION}.hidden_size": [1152]}, f"{VISION}.hidden_size", "[1152]"),
-    _model("a flag that is text", {f"{TEXT}.tie_word_embeddings": "no"}, "tie_word_embeddings", "'no'", "bool"),
+    _model("a flag that is text", {"thinker_config.tie_word_embeddings": "no"}, "tie_word_embeddings", "'no'", "bool"),
     _model("speech neither true nor false", {"enable_audio_output": "no"}, "enable_audio_output", "'no'", "bool"),
     _model("null for a section", {f"{AUDIO}": None}, f"'{AUDIO}'", "missing"),
     _model("a value of a megabyte", {f"{TEXT}.hidden_size": "x" * 10**6}, "hidden_size", "1,000,002 characters"),

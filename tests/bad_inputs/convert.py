@@ -13,7 +13,7 @@ from omni_jax.errors import CheckpointError, ConfigError, InputError
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.loading import load
 from omni_jax.weights.contents import MANIFEST, MARKER, PARAMS
-from omni_jax.weights.plan import plan
+from omni_jax.weights.plan import plan_weights
 from omni_jax.weights.safetensors import open_checkpoint, open_manifest
 from tests.bad_inputs.case import Case
 from tests.convert.conftest import INDEX, as_first_format, edit_json, edit_manifest
@@ -55,7 +55,7 @@ def _without_tensors(name: str, change: Callable[[dict[str, tuple[int, ...]]], A
     def act(folder: Path, world: Any) -> None:
         shapes = {name: list(tensor.shape) for name, tensor in open_checkpoint(world.hf).tensors.items()}
         (folder / "names.json").write_text(json.dumps(change(shapes) or shapes))
-        plan(open_manifest(folder / "names.json", world.hf / "config.json"))
+        plan_weights(open_manifest(folder / "names.json", world.hf / "config.json"))
 
     return Case(f"tensors: {name}", act, words, CheckpointError)
 
@@ -161,9 +161,9 @@ def _zeros(directory: Path) -> None:
         file.truncate(size)
 
 
-def _leaf(**entry: Any) -> Callable[[Path], None]:
+def _leaf(path: str = "thinker/more", **entry: Any) -> Callable[[Path], None]:
     record = {"shape": [1], "dtype": "float32", "sha256": {}} | entry
-    return lambda d: edit_manifest(d, lambda values: values["leaves"].update({"thinker/more": record}))
+    return lambda d: edit_manifest(d, lambda values: values["leaves"].update({path: record}))
 
 
 SOURCES = [
@@ -181,8 +181,8 @@ SOURCES = [
     _source("an empty shard", lambda s: _put(s / SHARD, b""), SHARD, "download it again"),
     _source("a shard cut short", lambda s: _put(s / SHARD, (s / SHARD).read_bytes()[:-9]), SHARD, "truncated, 9 bytes"),
     _source("a missing shard", lambda s: (s / SHARD).unlink(), SHARD, "is missing", "download"),
-    _source("a folder as shard", lambda s: (s / SHARD).unlink() or (s / SHARD).mkdir(), SHARD, "copy the file into it"),
-    _source("a header of noise", _header(b"\xff\xfe\x00"), SHARD, "no text", "download it again"),
+    _source("a folder as shard", lambda s: (s / SHARD).unlink() or (s / SHARD).mkdir(), SHARD, "not a regular file"),
+    _source("a header of noise", _header(b"\xff\xfe\x00"), SHARD, "cannot be read as UTF-8", "download it again"),
     _source("a header 10,000 deep", _header(b'{"a":' + b"[" * 10_000), SHARD, "nested too deep"),
     _source("a header with a long number", _header(b'{"a":%s}' % (b"9" * 500)), SHARD, "500 digits"),
     _source("a header with a name twice", _header(b'{"a":1,"a":2}'), SHARD, "'a' occurs twice"),
@@ -209,7 +209,9 @@ TENSORS = [
     _without_tensors(
         "no speech", lambda s: {k: v for k, v in s.items() if k.startswith("thinker.")}, "missing", "--parts thinker"
     ),
-    _without_tensors("no head", lambda s: s.pop("thinker.lm_head.weight") and None, "lm_head", "tie_word_embeddings"),
+    _without_tensors(
+        "no head", lambda s: s.pop("thinker.lm_head.weight") and None, "lm_head", "thinker_config.tie_word_embeddings"
+    ),
     _without_tensors("another shape", lambda s: s.update({"thinker.lm_head.weight": [2, 2]}), "[2, 2], expected"),
     _without_tensors("none", lambda _: {"tensors": {}}, "names.json", "not a mapping"),
     _without_tensors("shapes that are none", lambda _: {"a": [-1]}, "names.json", "not a mapping"),
@@ -246,7 +248,8 @@ CONVERTED = [
     _ours("of the future", lambda d: _put(d / MANIFEST, '{"format": 9}'), "format 9", "update omni_jax"),
     _ours("a format that is text", lambda d: _put(d / MANIFEST, '{"format": "2"}'), MANIFEST, "copy it again"),
     _ours("an edited manifest", lambda d: edit_json(d / MANIFEST, lambda v: v.update(omni_jax="9")), "differs", "copy"),
-    _ours("an array within an array", _leaf(), "thinker/more", act=lambda d: verify_checkpoint(d)),
+    _ours("an array of another model", _leaf(), "thinker/more", act=lambda d: verify_checkpoint(d)),
+    _ours("an array within an array", _leaf("thinker/embed/more"), "array 'thinker/embed/more'", "copy it again"),
     _ours("an array of objects", _leaf(dtype="object"), "dtype 'object'"),
     _ours("an array of 10^20 values", _leaf(shape=[10**20]), "100000000000000000000", "no size"),
     _ours("an array of half a value", _leaf(shape=[0.5]), "'0.5' is no size"),

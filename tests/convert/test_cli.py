@@ -10,6 +10,7 @@ import pytest
 
 from convert.__main__ import main
 from omni_jax.weights import checkpoint
+from omni_jax.weights.contents import MANIFEST, MARKER, PARAMS
 from tests.convert.conftest import as_first_format, read_tensors
 from tests.helpers.damage import flip
 
@@ -89,6 +90,13 @@ def test_dry_run(checkpoints, data_dir, tmp_path, capsys):
         ["--reverse", "DST", "SRC", "--parts", "thinker"],
         ["--reverse", "DST", "SRC", "--dtype", "float32"],
         ["--reverse", "DST", "SRC", "--allow-nonfinite"],
+        ["--reverse", "DST", "SRC", "--shard-size", "inf"],
+        ["--reverse", "DST", "SRC", "--shard-size", "1e400G"],
+        ["--verify", "DST", "--parts", "thinker"],
+        ["--verify", "DST", "--overwrite"],
+        ["SRC", "DST", "--shard-size", "1G"],
+        ["SRC", "DST", "--config", "config.json"],
+        ["--dry-run", "SRC", "--shard-size", "1G"],
     ],
 )
 def test_wrong_usage(arguments, capsys):
@@ -119,6 +127,25 @@ def test_mismatch(checkpoints, converted, tmp_path, capsys):
     assert name in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "damage, status",
+    [
+        (lambda ours: (ours / MANIFEST).write_text((ours / MANIFEST).read_text().replace("float32", "float16", 1)), 4),
+        (lambda ours: (ours / MANIFEST).write_text("{"), 4),
+        (lambda ours: (ours / MANIFEST).write_text('{"format": 1, "leaves": 1}'), 4),
+        (lambda ours: (ours / MANIFEST).unlink(), 4),
+        (lambda ours: shutil.rmtree(ours / PARAMS), 4),
+        (lambda ours: (ours / PARAMS / "_METADATA").unlink(), 4),
+        (lambda ours: (ours / MANIFEST).write_text('{"format": 9}'), 3),
+        (lambda ours: (ours / MANIFEST).rename(ours / MARKER), 3),
+    ],
+    ids=["value", "no JSON", "entry", "manifest", "params", "file", "later format", "unfinished"],
+)
+def test_damage_has_its_own_status(damage, status, converted, tmp_path):
+    damage(ours := Path(shutil.copytree(converted, tmp_path / "damaged")))
+    assert main(["--verify", str(ours)]) == status
+
+
 def test_as_a_command(checkpoints, tmp_path):
     command = [sys.executable, "-m", "convert", str(checkpoints("small")), str(tmp_path / "ours")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -145,6 +172,6 @@ def test_too_little_memory_is_one_line(checkpoints, tmp_path, capsys, monkeypatc
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("convert.convert.plan", fail)
+    monkeypatch.setattr("convert.convert.plan_weights", fail)
     assert main([str(checkpoints("small")), str(tmp_path / "ours")]) == 3
     assert capsys.readouterr().err.startswith("error: there is too little memory (MemoryError)")

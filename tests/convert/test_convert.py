@@ -22,14 +22,14 @@ import omni_jax.weights.safetensors
 from convert import MismatchError, convert_checkpoint, load_hf, reverse_checkpoint, verify_checkpoint
 from convert.reverse import Entry, _shards, _write_at, _write_header, _write_index
 from omni_jax.config import OmniConfig
-from omni_jax.errors import CheckpointError
+from omni_jax.errors import CheckpointError, InputError
 from omni_jax.sharding import make_mesh
 from omni_jax.weights import checkpoint
 from omni_jax.weights.blocks import count_nonfinite
 from omni_jax.weights.contents import MARKER, metadata_files
 from omni_jax.weights.keymap import table
 from omni_jax.weights.manifest import SMALL_BYTES
-from omni_jax.weights.plan import plan
+from omni_jax.weights.plan import plan_weights
 from omni_jax.weights.safetensors import open_checkpoint
 from omni_jax.weights.trees import nest
 from tests.convert.conftest import INDEX, as_first_format, edit_manifest, read_tensors
@@ -104,7 +104,7 @@ def test_loading_onto_a_mesh_reads_every_block_once(checkpoints, monkeypatch):
     place = nest(
         {
             leaf.path: NamedSharding(mesh, PartitionSpec(*(None, "expert") * (leaf.path == path)))
-            for leaf, _ in plan(source, ("thinker",)).leaves
+            for leaf, _ in plan_weights(source, ("thinker",)).leaves
         }
     )
     params, _ = load_hf(checkpoints("small"), parts=("thinker",), shardings=place)
@@ -138,7 +138,7 @@ def test_loading_onto_every_axis_equals_loading_onto_one_device(checkpoints):
 def test_half_a_tensor_is_read_for_half_an_array(checkpoints, monkeypatch, path, axis, read):
     """Where the half is contiguous on disk, by rows; by columns, and of an axis that tensors share, all are read."""
     source = open_checkpoint(checkpoints("tiny"))
-    leaf, kind = next(row for row in plan(source).leaves if row[0].path == f"thinker/{path}")
+    leaf, kind = next(row for row in plan_weights(source).leaves if row[0].path == f"thinker/{path}")
     count, real = [], omni_jax.weights.safetensors._read_into
     monkeypatch.setattr(omni_jax.weights.safetensors, "_read_into", lambda *a: count.append(len(a[2])) or real(*a))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -170,9 +170,9 @@ def test_parts(checkpoints, tmp_path):
     verify_checkpoint(tmp_path / "ours")
     reverse_checkpoint(tmp_path / "ours", tmp_path / "back")
     assert {name.split(".")[0] for name in read_tensors(tmp_path / "back")} == {"thinker"}
-    with pytest.raises(CheckpointError, match="holds no 'talker', only"):
+    with pytest.raises(InputError, match=r"parts \('talker',\): .* choose from these"):
         checkpoint.restore(tmp_path / "ours", parts=("talker",))
-    with pytest.raises(CheckpointError, match="part 'vision' does not exist"):
+    with pytest.raises(InputError, match=r"parts \('vision',\): .* holds \['thinker', 'talker', 'code2wav'\]; choose"):
         convert_checkpoint(checkpoints("small"), tmp_path / "other", parts=("vision",))
 
 
@@ -343,6 +343,16 @@ def test_every_name_of_a_folder_is_written_and_read(checkpoints, converted, tmp_
     assert_same(checkpoint.restore(tmp_path / name / "saved"), params)
     reverse_checkpoint(ours, tmp_path / name / "back")
     assert (tmp_path / name / "back" / "model.safetensors").exists()
+
+
+def test_a_name_that_ends_in_a_colon(converted, tmp_path, monkeypatch):
+    """Only with the names of the files in it does it look like an address."""
+    ours = tmp_path / "ours:"
+    ours.symlink_to(converted)
+    assert checkpoint.restore(ours, ("code2wav",)).keys() == {"code2wav"} and verify_checkpoint(ours) == 485
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(CheckpointError, match="several processes cannot write below .* a name that ends in a colon"):
+        checkpoint.save(tmp_path / "saved:", {}, converted)
 
 
 def test_what_was_written_is_read_before_it_gets_its_name(checkpoints, tmp_path, monkeypatch):

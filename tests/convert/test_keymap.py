@@ -13,12 +13,13 @@ import pytest
 from convert import load_hf
 from omni_jax.config import OmniConfig
 from omni_jax.weights.keymap import table
-from omni_jax.weights.layout import Leaf, Source, Stack, check
+from omni_jax.weights.layout import Leaf, Stack, TensorPlace
 from omni_jax.weights.parts import declare_parts, declared_arrays
-from omni_jax.weights.plan import plan
+from omni_jax.weights.plan import plan_weights
 from omni_jax.weights.safetensors import open_checkpoint, open_manifest
 from scripts.small.configs import config_dict
 from tests.convert.conftest import read_tensors
+from tests.helpers.keymap import check_table
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,7 @@ def names(rows):
 
 def test_public_checkpoint_is_placed_completely(public, data_dir):
     rows = table(OmniConfig.from_hf(public))
-    check(rows)
+    check_table(rows)
     manifest = json.loads(gzip.decompress((data_dir / "tensor_manifest.json.gz").read_bytes()))["tensors"]
     assert names(rows) == {name: tuple(shape) for name, shape in manifest.items()}
     assert len(manifest) == 28_010
@@ -41,10 +42,10 @@ def test_public_checkpoint_is_placed_completely(public, data_dir):
 
 def test_dry_run_of_the_public_manifest(data_dir):
     source = open_manifest(data_dir / "tensor_manifest.json.gz", data_dir / "public_config.json")
-    made = plan(source)
+    made = plan_weights(source)
     assert (made.tensors, made.parameters, made.bytes) == (28_010, 35_259_818_545, 70_519_637_090)
     assert made.largest == ("thinker/layers/moe/gate_up", 48 * 128 * 2048 * 2 * 768 * 2)
-    thinker = plan(source, parts=("thinker",))
+    thinker = plan_weights(source, parts=("thinker",))
     assert {leaf.path.split("/")[0] for leaf, _ in thinker.leaves} == {"thinker"}
     assert thinker.parameters == 31_719_205_488
 
@@ -52,8 +53,8 @@ def test_dry_run_of_the_public_manifest(data_dir):
 @pytest.mark.parametrize("variant", ["tiny", "small", "odd"])
 def test_small_checkpoints_are_placed_completely(checkpoints, variant):
     source = open_checkpoint(checkpoints(variant))
-    made = plan(source)
-    check([leaf for leaf, _ in made.leaves])
+    made = plan_weights(source)
+    check_table([leaf for leaf, _ in made.leaves])
     assert made.tensors == len(source.tensors) == len(read_tensors(checkpoints(variant)))
     assert made.parameters == sum(prod(tensor.shape) for tensor in source.tensors.values())
 
@@ -79,7 +80,7 @@ def test_tree_of_shapes_and_axes(public):
 def test_every_declared_array_has_a_row(variant, public):
     config = OmniConfig.from_hf(public if variant == "public" else config_dict(variant))
     rows = table(config)
-    check(rows)
+    check_table(rows)
     declared = {part: declared_arrays(declaration, f"{part}/") for part, declaration in declare_parts(config).items()}
     assert {leaf.path for leaf in rows} == {path for arrays in declared.values() for path in arrays}
 
@@ -180,11 +181,11 @@ def test_talker_and_code2wav(odd):
 
 
 def test_check_sees_wrong_rows():
-    good = Leaf("a", (), (2, 3), (None, None), (Source("x", (3,), at=(0,)), Source("y", (3,), at=(1,))))
-    check([good])
+    good = Leaf("a", (), (2, 3), (None, None), (TensorPlace("x", (3,), at=(0,)), TensorPlace("y", (3,), at=(1,))))
+    check_table([good])
     overlap = replace(good, sources=(good.sources[0], replace(good.sources[1], at=(0,))))
     hole = replace(good, sources=good.sources[:1])
-    lost = Leaf("b", (Stack("l", (0, 2, 5)),), (2, 3), (None, None), (Source("z{l}", (3,)),))
+    lost = Leaf("b", (Stack("l", (0, 2, 5)),), (2, 3), (None, None), (TensorPlace("z{l}", (3,)),))
     size = replace(good, sources=(good.sources[0], replace(good.sources[1], shape=(4,))))
     for wrong, message in (
         (overlap, "filled 0 to 2"),
@@ -193,8 +194,8 @@ def test_check_sees_wrong_rows():
         (lost, "3 indices of 'l' for an axis of 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            check([wrong])
+            check_table([wrong])
     with pytest.raises(ValueError, match="lists path 'a' 2 times"):
-        check([good, good])
+        check_table([good, good])
     with pytest.raises(ValueError, match="lists tensor 'x' 2 times"):
-        check([good, replace(good, path="b")])
+        check_table([good, replace(good, path="b")])

@@ -1,6 +1,7 @@
 """Damaged, dangerous and merely wrong source checkpoints: each is refused with a message that names the thing."""
 
 import json
+import os
 import pickle
 import struct
 
@@ -10,7 +11,9 @@ import pytest
 
 from convert import convert_checkpoint
 from omni_jax.errors import CheckpointError, ConfigError
-from omni_jax.weights.plan import plan
+from omni_jax.loading import load
+from omni_jax.weights.model import model_config
+from omni_jax.weights.plan import plan_weights
 from omni_jax.weights.safetensors import open_checkpoint, open_manifest, read_header
 from tests.convert.conftest import INDEX, edit_header, edit_json, edit_tensors, write_header
 
@@ -42,10 +45,27 @@ def test_escaping_links_are_refused(source, tmp_path):
     refused(source, tmp_path, "outside the checkpoint")
 
 
-def test_escaping_json_is_not_copied(source, tmp_path):
-    (tmp_path / "secret").write_text("secret")
-    (source / "notes.json").symlink_to(tmp_path / "secret")
-    refused(source, tmp_path, "notes.json.*outside the checkpoint")
+def test_escaping_json_is_neither_copied_nor_loaded(source, tmp_path):
+    (source / "tokenizer.json").rename(tmp_path / "secret")
+    (source / "tokenizer.json").symlink_to(tmp_path / "secret")
+    refused(source, tmp_path, "tokenizer.json: leads to .*secret, outside the checkpoint")
+    with pytest.raises(CheckpointError, match="tokenizer.json: leads to .*secret, outside the checkpoint"):
+        load(source)
+
+
+def test_blobs_belong_to_snapshots(source, tmp_path):
+    for name in ("blobs", "models"):
+        (tmp_path / "hub" / name).mkdir(parents=True)
+    (source / SHARD).rename(tmp_path / "hub" / "blobs" / "blob")
+    snapshot = source.rename(tmp_path / "hub" / "models" / "main")
+    (snapshot / SHARD).symlink_to("../../blobs/blob")
+    refused(snapshot, tmp_path, "outside the checkpoint")
+
+
+def test_what_is_named_like_a_shard_must_be_a_file(source, tmp_path):
+    (source / SHARD).unlink()
+    os.mkfifo(source / SHARD)
+    refused(source, tmp_path, f"{SHARD}: not a regular file")
 
 
 def test_hub_cache_layout_is_read(source, tmp_path):
@@ -146,7 +166,7 @@ def test_absurd_header_sizes(tmp_path):
         (b'["a"]', "not a JSON object"),
         (b'{"a":', "no valid JSON"),
         (b"[" * 100_000, "nested too deep"),
-        (b"\xff\xfe", "its header is no text"),
+        (b"\xff\xfe", "its header cannot be read as UTF-8"),
     ],
 )
 def test_wrong_headers(tmp_path, header, what):
@@ -251,7 +271,7 @@ def test_each_cause_is_named_by_its_own_tensors(source):
     names = ("thinker.model.rotary_emb.inv_freq", "talker.model.layers.0.x.lora_A.weight", "thinker.model.extra")
     edit_tensors(source, lambda tensors: tensors.update({name: np.zeros(3, np.float32) for name in names}))
     with pytest.raises(CheckpointError) as caught:
-        plan(open_checkpoint(source))
+        plan_weights(open_checkpoint(source))
     said = str(caught.value)
     assert "LoRA adapters: merge them into the model and save it again:\n    talker.model.layers.0.x.lora_A" in said
     assert "1 tensors have no place in the model:\n    thinker.model.extra" in said
@@ -336,6 +356,8 @@ def test_nonfinite_weights(source, tmp_path, value):
 
     edit_tensors(source, spoil, shard=1)
     refused(source, tmp_path, f"'{name}' holds 2 NaN or infinite values")
+    with pytest.raises(CheckpointError, match=f"'{name}' holds 2 NaN or infinite values"):
+        load(source)
     convert_checkpoint(source, tmp_path / "allowed", allow_nonfinite=True, verify=True)
 
 
@@ -350,7 +372,9 @@ def test_overflow_of_a_cast_is_nonfinite(source, tmp_path):
 
 def test_missing_and_foreign_configs(source, tmp_path):
     edit_json(source / "config.json", lambda config: config.update(model_type="qwen2_5_omni"))
-    refused(source, tmp_path, "model_type is 'qwen2_5_omni'", ConfigError)
+    refused(source, tmp_path, f"^{source}/config.json: model_type is 'qwen2_5_omni'", ConfigError)
+    with pytest.raises(ConfigError, match=f"^{source}/config.json: model_type is"):
+        model_config(source)
     (source / "config.json").write_text("[]")
     refused(source, tmp_path, "no JSON object", ConfigError)
     (source / "config.json").unlink()
@@ -379,10 +403,10 @@ def test_damaged_manifests_of_names(source, tmp_path, data_dir):
 
 def test_tied_head_that_is_there(source, tmp_path):
     def tie(config):
-        config["thinker_config"]["text_config"]["tie_word_embeddings"] = True
+        config["thinker_config"]["tie_word_embeddings"] = True
 
     edit_json(source / "config.json", tie)
-    refused(source, tmp_path, "config.json ties it to the embedding")
+    refused(source, tmp_path, "ties it to the embedding: correct thinker_config.tie_word_embeddings")
 
 
 def test_converted_checkpoints_are_not_converted_again(converted, tmp_path):
