@@ -193,7 +193,9 @@ class Speakers:
     def _speak(self, count: np.ndarray) -> list[np.ndarray]:
         """Up to count[b] (int32 [B]) more frames of each row b, int32 [Q, n]."""
         assert self.state is not None
-        most = max(s.columns + s.made + n for s, n in zip(self.rows, count.tolist(), strict=True) if s and n)
+        # A row that pauses also writes in every step, into the column after those that it keeps.
+        kept = zip(self.rows, count.tolist(), strict=True)
+        most = max(s.columns + min(s.made + n + 1, s.budget) for s, n in kept if s and s.running and not s.done)
         made, self.state = decode_frames(
             self.params,
             self.embed(),

@@ -183,7 +183,8 @@ def decode_frames(
 
     text_ids int32 [B, N]: what each reply says next, one token a frame. frames: int32 [B], at most N. A row that has
     made its frames pauses: nothing of it changes until a later chunk. The cache must hold as many more columns of a row
-    as frames are made of it. embed [V, D]: the Thinker's token embeddings.
+    as frames are made of it, and one more if it pauses then: while others go on, it writes into the column after those
+    that it keeps. embed [V, D]: the Thinker's token embeddings.
     """
     talker: Talker = bind(declaration, params)
     text = talker.text_projection(embed[text_ids])
