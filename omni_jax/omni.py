@@ -234,11 +234,12 @@ class Omni:
     ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
 
-        Each reply is the one that `generate` gives for its conversation alone. Bad settings are raised at the call, a
-        conversation that cannot be used when its turn has come.
+        Each reply is the one that `generate` gives for its conversation alone. Bad settings are raised at the call. A
+        conversation that cannot be used is raised when its turn has come, after the replies that were under way.
 
         conversations: taken as slots come free. Messages; or a `Prompt`, which is prepared already and has a seed, a
-            limit and perhaps a speaker of its own; or None, not counted: ask again when a reply is done.
+            limit and perhaps a speaker of its own, and can cancel its reply; or None, not counted: the next one is asked
+            for before every chunk.
         slots: by default 12, or the number that memory holds at `max_new_tokens`; rounded up to what a mesh divides.
         speech, drafter, settings: as in `generate`, for all conversations; one seed and one speaker.
         """

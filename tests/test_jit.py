@@ -211,7 +211,10 @@ def test_talker_and_vocoder_are_called_too(omnis: Callable[[str], Omni]) -> None
             "padded on the right",
         ),
         (lambda o: oj.bind(o.declarations["thinker"], o.params), r'of one part, .*; give params\["thinker"\]'),
-        (lambda o: oj.bind(o.declarations["thinker"], _renamed(o.params["thinker"])), r"declares a_norm/weight none, the parameters hold \[256\]"),
+        (
+            lambda o: oj.bind(o.declarations["thinker"], _renamed(o.params["thinker"])),
+            r"declares a_norm/weight none, the parameters hold \[256\]",
+        ),
         (lambda o: oj.bind(o.declarations["thinker"], o.params["thinker"] | {"embed": IDS}), r"declares embed \["),
         (lambda o: o.talker(IDS), r"x has shape \[2, 6\]; give \[B, T, D\]"),
         (lambda o: o.code2wav(IDS), r"codes have shape \[2, 6\]; give int \[B, Q, F\] with Q = "),
