@@ -261,8 +261,11 @@ class Batching:
         return list(done.values())
 
     def _complete(self) -> dict[int, Request]:
-        """The requests that are complete, by their rows."""
-        return {b: request for b, request in enumerate(self.rows) if request is not None and request.complete}
+        """The requests that are complete, by their rows, once those are cancelled whose prompts say so."""
+        running = {b: request for b, request in enumerate(self.rows) if request is not None}
+        for request in running.values():
+            request.ask_whether_cancelled()
+        return {b: request for b, request in running.items() if request.complete}
 
     def _count(self, start: float) -> None:
         """Add the time since `start` to what it was spent on."""

@@ -68,7 +68,8 @@ class GenerationPlan:
         own = replace(self, limits=limits, voice=voice)
         admission = own.together(prompt.batch, seeds_of(prompt.seed, 1), config)
         (request,) = admission.requests
-        request.ends, request.drafts, request.number = prompt.ends, prompt.draft, number
+        request.ends, request.cancels = prompt.ends, prompt.cancelled
+        request.drafts, request.number = prompt.draft, number
         return admission
 
     def caches(self, rows: int, prompt_tokens: int, max_new_tokens: int, config: OmniConfig) -> list[Cache]:

@@ -210,6 +210,33 @@ def test_a_row_that_speaks_holds_up_no_row_that_writes(
     assert order[:10] == ["text", "speech"] * 5
 
 
+@pytest.mark.parametrize("speech", [False, True])
+def test_a_prompt_cancels_its_reply(speech: bool, omnis: Callable[[str], Omni]) -> None:
+    omni, asked = omnis("small"), []
+    prompt = Prompt(
+        omni.prepare(user("One.")), 0, 4 if speech else 900, cancelled=lambda: asked.append(1) or len(asked) > 1
+    )
+    prompts = [prompt, replace(prompt, cancelled=lambda: False, max_new_tokens=4)]
+    settings: dict[str, Any] = {"speech": speech, "stop_ids": (), "speech_repetition_penalty": 1.0, "max_frames": 90}
+    cancelled, other = in_order(omni.generate_many(prompts, slots=1, **settings))
+    assert cancelled.stats["finish_reason"] == "cancelled" and cancelled.stats["seconds"] > 0
+    assert other.stats["finish_reason"] == "length" and len(other.token_ids) == 4
+    if speech:
+        assert cancelled.codes is not None and other.codes is not None and cancelled.audio is not None
+        assert cancelled.token_ids == other.token_ids and 0 < cancelled.codes.shape[1] < other.codes.shape[1] == 90
+        np.testing.assert_array_equal(cancelled.codes, other.codes[:, : cancelled.codes.shape[1]])
+    else:
+        assert 4 < len(cancelled.token_ids) < 200 and cancelled.token_ids[:4] == other.token_ids
+
+
+def test_a_reply_that_is_cancelled_at_once_is_empty(omnis: Callable[[str], Omni]) -> None:
+    prompt = Prompt(omnis("small").prepare(user("One.")), 0, 9, cancelled=lambda: True)
+    settings: dict[str, Any] = {"speech": True, "logprobs": 2, "stop_ids": ()}
+    ((_, reply),) = omnis("small").generate_many([prompt], slots=1, **settings)
+    assert reply.stats["finish_reason"] == "cancelled" and reply.audio is not None and not reply.audio.size
+    assert reply.logprobs is not None and len(reply.logprobs.token) == len(reply.token_ids) < 9
+
+
 def test_a_loop_takes_a_batch_or_a_queue(omnis: Callable[[str], Omni]) -> None:
     """Rows of a batch speak once all know what; another prompt in one of them would be in their way."""
     omni, engine = omnis("tiny"), engine_of(omnis("tiny"))
