@@ -238,8 +238,8 @@ class Omni:
         conversation that cannot be used is raised when its turn has come, after the replies that were under way.
 
         conversations: taken as slots come free. Messages; or a `Prompt`, which is prepared already and has a seed, a
-            limit and perhaps a speaker of its own, and can cancel its reply; or None, not counted: the next one is asked
-            for before every chunk.
+            limit and perhaps a speaker of its own, and can cancel its reply; or None, not counted: asked again before
+            every chunk.
         slots: by default 12, or the number that memory holds at `max_new_tokens`; rounded up to what a mesh divides.
         speech, drafter, settings: as in `generate`, for all conversations; one seed and one speaker.
         """

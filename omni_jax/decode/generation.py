@@ -12,7 +12,7 @@ from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import DraftPlan
 from omni_jax.decode.engine import Engine, PlainEngine
 from omni_jax.decode.limits import Limits, limit_of, seeds_of
-from omni_jax.decode.memory import Cache, Memory
+from omni_jax.decode.memory import CacheNeed, Memory
 from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat_rows
 from omni_jax.decode.reasoning import ends_inside_reasoning
 from omni_jax.decode.request import requests_for
@@ -23,6 +23,7 @@ from omni_jax.decode.speech.talker_loop import FRAMES
 from omni_jax.decode.speech.voice import repeated
 from omni_jax.decode.text import CHUNK
 from omni_jax.inputs.batch import Batch
+from omni_jax.inputs.speech import HEADER, OPENING
 from omni_jax.inputs.values import whole
 from omni_jax.models.param import Declaration
 from omni_jax.settings import Voice
@@ -72,11 +73,24 @@ class GenerationPlan:
         request.drafts, request.number = prompt.draft, number
         return admission
 
-    def caches(self, rows: int, prompt_tokens: int, max_new_tokens: int, config: OmniConfig) -> list[Cache]:
+    def caches(self, rows: int, prompt_tokens: int, max_new_tokens: int, config: OmniConfig) -> list[CacheNeed]:
         """What `rows` rows fill at most."""
-        caches = [Cache("thinker", config.thinker.text, rows, prompt_tokens + max_new_tokens)]
+        text, tokens, drafts = config.thinker.text, prompt_tokens + max_new_tokens, self.drafts
+        if drafts is None:
+            caches = [CacheNeed("thinker", text, rows, tokens)]
+        else:
+            # Drafts may be written past the end of the context.
+            most = text.max_position_embeddings + drafts.slots_written
+            stacks = {"thinker": text} if drafts.stack is None else {"thinker": text, "drafter": drafts.stack}
+            caches = [
+                CacheNeed(
+                    "thinker", replace(s, max_position_embeddings=most), rows, tokens + drafts.slots_written, name
+                )
+                for name, s in stacks.items()
+            ]
         if self.voice is not None and config.talker is not None:
-            caches.append(Cache("talker", config.talker.text, rows, prompt_tokens + self.voice.max_frames))
+            columns = prompt_tokens + OPENING - HEADER
+            caches.append(CacheNeed("talker", config.talker.text, rows, columns + self.voice.max_frames))
         return caches
 
 
