@@ -6,7 +6,6 @@ load -> prepare (NumPy) -> Batching of Requests on an Engine (media, prefill, ch
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Unpack, overload
 
 import jax
@@ -73,6 +72,8 @@ class Omni:
         self.declarations = {
             part: declare(PARTS[part], getattr(config, part), mesh=self.meshes[part]) for part in params
         }
+        # The Thinker's embeddings and their copy on the Talker's devices.
+        self._copied: tuple[jax.Array, jax.Array] | None = None
         self._drafters = KnownDrafters(config, self.meshes.get("thinker"))
 
     def __repr__(self) -> str:
@@ -215,10 +216,10 @@ class Omni:
         request = Settings.read(settings)
         copies, rows = copies_of(n, request.sampling), 1 if is_conversation(messages) else len(messages)
         plan = self._plan(request, request.ending, speech, drafter, rows)
-        self._generator.check_memory(plan, rows * copies, 0, plan.limits.max_new_tokens)
+        generator = self._make_generator()
+        generator.check_memory(plan, rows * copies, 0, plan.limits.max_new_tokens)
         seeds = seeds_of(request.seed, rows, copies)
         batch = self.prepare(messages, **vars(request.preparation))
-        generator = self._generator
         admission = generator.together(plan, batch, seeds)
         self._read_weights()
         batching = generator.batching(plan, len(seeds), admission)
@@ -252,7 +253,7 @@ class Omni:
         plan, (seed,) = self._plan(request, ending, speech, drafter, 1), seeds_of(request.seed, 1)
         check_conversations(conversations)
         # One for the whole call: what its own caches take later is not counted twice.
-        generator, most = self._generator, request.ending.max_new_tokens
+        generator, most = self._make_generator(), request.ending.max_new_tokens
         rows = generator.slots(plan, slots, most)
         prompts = (
             given
@@ -293,7 +294,7 @@ class Omni:
         request = Settings.read(settings)
         plan, seeds = self._plan(request, request.ending, speech, drafter, 1), seeds_of(request.seed, 1)
         batch = self.prepare(messages, **vars(request.preparation))
-        generator = self._generator
+        generator = self._make_generator()
         admission = generator.together(plan, batch, seeds)
         batching = generator.batching(plan, 1, admission, steps=STREAM_STEPS, frames=STREAM_FRAMES)
         return self._events(batching, admission)
@@ -331,23 +332,26 @@ class Omni:
         self._check_loaded(*PARTS)
         return voice
 
-    @property
-    def _generator(self) -> Generator:
-        """What carries out plans on the parts that are loaded."""
+    def _make_generator(self) -> Generator:
+        """What carries out plans on the parts that are loaded; what memory is free is read now."""
         return Generator(
             self.params,
             self.declarations,
             self.meshes,
             self.config,
-            embed_for_talker=lambda: self._embed_for_talker,
+            self.processor.tokenizer,
+            embed_for_talker=self._embed_for_talker,
             memory=Memory.read(self.params, self.meshes),
         )
 
-    @cached_property
     def _embed_for_talker(self) -> jax.Array:
         """The Thinker's token embeddings [V, D], on the Talker's devices."""
         embed, mesh = self.params["thinker"]["embed"], self.meshes["talker"]
-        return embed if mesh == self.meshes["thinker"] else place(embed, ("vocab", "embed"), mesh)
+        if mesh == self.meshes["thinker"]:
+            return embed
+        if self._copied is None or self._copied[0] is not embed:
+            self._copied = embed, place(embed, ("vocab", "embed"), mesh)
+        return self._copied[1]
 
     def _sound(self, codes: np.ndarray, lengths: list[int] | None = None) -> list[np.ndarray]:
         """The waveform of each row of codes int32 [B, Q, F], of which each row has `lengths` frames."""

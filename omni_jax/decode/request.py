@@ -55,7 +55,7 @@ class Request:
 
     def __post_init__(self) -> None:
         stops = self.limits.stops
-        self.watch: Watch | None = stops.watch() if stops is not None and stops.strings else None
+        self.watch: Watch | None = None if stops is None else stops.watch()
 
     @property
     def max_new_tokens(self) -> int:

@@ -140,7 +140,7 @@ def admitted(omni: Omni, prompts: list[Prompt], frames: tuple[int, ...], rows: i
     """Prompts whose speech has so many frames each."""
     voices = [replace(Voice(speech_repetition_penalty=1.0), max_frames=most) for most in frames]
     return [
-        omni._generator.alone(replace(SPEAKING, voice=voice), prompt, i, rows)
+        omni._make_generator().alone(replace(SPEAKING, voice=voice), prompt, i, rows)
         for i, (prompt, voice) in enumerate(zip(prompts, voices, strict=True))
     ]
 
@@ -154,7 +154,7 @@ def test_a_reply_that_is_cancelled_while_it_speaks(omnis: Callable[[str], Omni])
         admissions = admitted(omni, prompts, (90,) * len(texts), 1)
         given: dict[str, Any] = {"first": admissions[0]} if together else {"waiting": iter(admissions)}
         first = admissions[0].requests[0]
-        for _ in omni._generator.batching(SPEAKING, 1, **given).run():
+        for _ in omni._make_generator().batching(SPEAKING, 1, **given).run():
             if first.speaker is not None and first.speaker.made >= cancelled_at:
                 first.cancel()
         return [admission.requests[0] for admission in admissions]
@@ -177,7 +177,7 @@ def test_a_reply_that_is_complete_does_not_wait_for_those_that_still_speak(omnis
     for _ in range(2):  # Programs are compiled in the first round.
         admissions = admitted(omni, prompts, (8, 200), 2)
         (short, long), ended = (admission.requests[0] for admission in admissions), []
-        batching = omni._generator.batching(SPEAKING, 2, waiting=iter(admissions))
+        batching = omni._make_generator().batching(SPEAKING, 2, waiting=iter(admissions))
         for number, reply in replies_in_turn(batching, omni.processor.tokenizer, omni._sound):
             assert short.speaker is not None and long.speaker is not None
             ended.append((number, short.speaker.made, long.speaker.made < 100))
@@ -204,7 +204,7 @@ def test_a_row_that_speaks_holds_up_no_row_that_writes(
     prompts = [Prompt(omni.prepare(user(text)), 0, new) for text, new in (("One.", 4), ("Two.", 40), ("Three.", 2))]
     prompts[1] = replace(prompts[1], speech=False)
     waiting = iter(admitted(omni, prompts, (90, 1, 1), 2))
-    for _ in omni._generator.batching(SPEAKING, 2, waiting=waiting, steps=8, frames=8).run():
+    for _ in omni._make_generator().batching(SPEAKING, 2, waiting=waiting, steps=8, frames=8).run():
         pass
     assert tokens[0] == 6 and tokens[1:5] == [8] * 4, "both rows, then the one that writes"
     assert order[:10] == ["text", "speech"] * 5

@@ -24,6 +24,7 @@ from omni_jax.errors import InputError
 from omni_jax.loading import load, load_lazily
 from omni_jax.omni import Omni
 from omni_jax.settings import Settings, Voice
+from omni_jax.sharding import make_mesh
 from omni_jax.weights.budget import GROWTH, cache_bytes
 from omni_jax.weights.drafters import load_drafter
 from tests.parity import user
@@ -67,7 +68,7 @@ def test_drafts_and_the_drafter_are_planned_for(
     assert 0 < new < 20, "without drafts all would fit the smallest cache"
     request = Settings.read({"draft_tree": tree, "max_new_tokens": new, "stop_ids": ()})
     plan = omni._plan(request, request.ending, False, load_drafter(drafters(kind, "tiny")), 1)
-    batching = omni._generator.batching(plan, 1, omni._generator.together(plan, batch, [0]))
+    batching = omni._make_generator().batching(plan, 1, omni._make_generator().together(plan, batch, [0]))
     batching.finish()
     planned = plan.caches(1, prompt, new, omni.config)
     assert [need.owner for need in planned] == ["thinker", "drafter"]
@@ -81,6 +82,30 @@ def test_the_columns_of_speech_are_planned_for(omni: Omni) -> None:
     plan = GenerationPlan(Sampling(), Limits(5), voice, None)
     _, talker = plan.caches(1, int(batch.mask.sum()), 5, omni.config)
     assert talker.tokens == int(columns.max()) + 10
+
+
+def test_what_is_free_is_read_once_for_a_call(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr(memory, "available", lambda mesh: read.append(mesh) or 10**12)
+    omni.generate(user("Hi"), max_new_tokens=1)
+    assert read == [None]
+
+
+def test_slots_are_whole_for_the_meshes_of_all_parts(omni: Omni) -> None:
+    meshes = {"thinker": make_mesh(data=2), "talker": make_mesh(data=3)}
+    free = Memory(omni.params, meshes, dict.fromkeys(meshes.values(), 10**12))
+    generator = replace(omni._make_generator(), meshes=meshes, memory=free)
+    plan = GenerationPlan(Sampling(), Limits(5), Voice(), None)
+    assert generator.slots(plan, 8, 5) == 12 and generator.slots(replace(plan, voice=None), 8, 5) == 8
+
+
+def test_the_talker_has_the_embeddings_that_the_thinker_has_now(omni: Omni) -> None:
+    meshes = {"thinker": None, "talker": make_mesh(data=2), "code2wav": None}
+    apart = Omni({**omni.params, "thinker": dict(omni.params["thinker"])}, omni.config, omni.processor, meshes)
+    copied = apart._embed_for_talker()
+    assert len(copied.sharding.device_set) == 2 and apart._embed_for_talker() is copied
+    apart.params["thinker"]["embed"] = 2 * apart.params["thinker"]["embed"]
+    np.testing.assert_array_equal(apart._embed_for_talker(), 2 * np.asarray(copied))
 
 
 def test_what_there_is(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
