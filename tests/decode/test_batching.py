@@ -211,8 +211,11 @@ def test_a_row_that_speaks_holds_up_no_row_that_writes(
 
 
 @pytest.mark.parametrize("speech", [False, True])
-def test_a_prompt_cancels_its_reply(speech: bool, omnis: Callable[[str], Omni]) -> None:
-    omni, asked = omnis("small"), []
+def test_a_prompt_cancels_its_reply(
+    speech: bool, omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    omni, asked, retired, retire = omnis("small"), [], [], running.retire
+    monkeypatch.setattr(running, "retire", lambda state, b: retired.append(int(b)) or retire(state, b))
     prompt = Prompt(
         omni.prepare(user("One.")), 0, 4 if speech else 900, cancelled=lambda: asked.append(1) or len(asked) > 1
     )
@@ -227,6 +230,7 @@ def test_a_prompt_cancels_its_reply(speech: bool, omnis: Callable[[str], Omni]) 
         np.testing.assert_array_equal(cancelled.codes, other.codes[:, : cancelled.codes.shape[1]])
     else:
         assert 4 < len(cancelled.token_ids) < 200 and cancelled.token_ids[:4] == other.token_ids
+        assert retired == [0], "the device is told that its row writes no more"
 
 
 def test_a_reply_that_is_cancelled_at_once_is_empty(omnis: Callable[[str], Omni]) -> None:
