@@ -36,9 +36,9 @@ from omni_jax.inputs.batch import Batch
 
 @dataclass(frozen=True, eq=False)
 class Admission:
-    """Prompts to run together: a batch of B rows, and n requests for each of them, side by side.
+    """Prompts to run together: a batch of B rows, and n requests for each row, those of a row together.
 
-    speech: what says the requests, None for text alone.
+    speech: what the Talker reads to say the replies, None for text alone.
     """
 
     batch: Batch
@@ -123,6 +123,11 @@ class Batching:
                 yield []
                 yield from self._speak(self.speakers)
 
+    @property
+    def times(self) -> dict[str, float]:
+        """The seconds as the stats of a reply report them."""
+        return {"prefill_seconds": self.prefill_seconds, "decode_seconds": self.decode_seconds}
+
     def finish(self) -> None:
         """Run all requests to their end."""
         for _ in self.run():
@@ -169,8 +174,8 @@ class Batching:
         taps = (self.speakers.talker.accept_hidden_layer,) if self.speakers is not None and has_media else ()
         prefilled = self.engine.prefill(admission.batch, requests, taps)
         self._unread.append(_Unread(prefilled.chunk, tuple(requests)))
-        first = self.rows.index(None)
-        if self.state is None and len(requests) == len(self.rows):
+        first, all_rows = self.rows.index(None), len(requests) == len(self.rows)
+        if self.state is None and all_rows:
             self.state = prefilled.state
         else:
             if self.state is None:
@@ -181,7 +186,7 @@ class Batching:
         if self.speakers is None or admission.speech is None:
             return
         hidden = None if prefilled.tapped is None else prefilled.tapped[0]
-        if len(requests) == len(self.rows):
+        if all_rows:
             for request, speaker in zip(requests, self.speakers.fill(admission.speech, requests, hidden), strict=True):
                 request.speaker = speaker
         else:

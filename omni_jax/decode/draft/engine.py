@@ -72,8 +72,6 @@ class SpeculativeEngine:
 
     def grow(self, state: SpeculativeState, capacity: int) -> SpeculativeState:
         """As `Engine.grow`."""
-        if capacity <= state.decode.cache.capacity:
-            return state
         return grow(state, proposer=self.proposer, capacity=capacity)
 
     def plan(self, state: SpeculativeState, steps: int) -> ChunkPlan:

@@ -217,7 +217,7 @@ def decode_frames(
 
 
 def grow(state: SpeechState, *, capacity: int) -> SpeechState:
-    """The same state with a cache of `capacity` columns; the argument must not be used afterwards."""
+    """The same state with a cache of at least `capacity` columns; the argument must not be used afterwards."""
     return replace(state, cache=state.cache.grow(capacity))
 
 
