@@ -6,7 +6,6 @@ load -> prepare (NumPy) -> Batching of Requests on an Engine (media, prefill, ch
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from threading import RLock
 from typing import Any, Unpack, overload
 
@@ -43,6 +42,8 @@ from omni_jax.weights.drafters import Drafter
 from omni_jax.weights.parts import PARTS, declare_parts
 
 Messages = list[dict[str, Any]]
+# Messages, alone or as {"messages": ..., "tools": ...}.
+Conversation = Messages | dict[str, Any]
 
 
 class Omni:
@@ -75,6 +76,8 @@ class Omni:
             part: replace(declaration, mesh=self.meshes[part])
             for part, declaration in declare_parts(config, tuple(params)).items()
         }
+        # The Thinker's embeddings and their copy on the Talker's devices.
+        self._copied: tuple[jax.Array, jax.Array] | None = None
         self._drafters = KnownDrafters(config, self.meshes.get("thinker"))
 
     def __repr__(self) -> str:
@@ -126,7 +129,7 @@ class Omni:
     @explained
     def prepare(
         self,
-        messages: Messages | list[Messages],
+        messages: Conversation | list[Messages],
         *,
         use_audio_in_video: bool = False,
         tools: list[dict] | None = None,
@@ -135,10 +138,15 @@ class Omni:
         thinking: bool | None = None,
         padding: str = "right",
     ) -> Batch:
-        """Messages to the arrays that the model takes, NumPy only; see `Processor.prepare`.
+        """Messages to the arrays that the model takes, NumPy only; errors as of `Processor.prepare`.
 
-        media: options of pictures, sounds and videos by name, such as {"max_pixels": 401408, "nframes": 16}, for parts
-        without their own. thinking: whether a hybrid model's chat template lets it think; None: as the template does.
+        messages: a conversation, or a list of conversations, each of which becomes a row.
+        use_audio_in_video: listen to the sound tracks of the videos, in step with their frames.
+        tools: functions that the model may call, as in OpenAI's API.
+        fps: frames sampled per second of video.
+        media: options of pictures, sounds and videos by name, such as {"max_pixels": 401408}, for parts without their own.
+        thinking: whether a hybrid model's chat template lets it think; None: as the template does.
+        padding: of shorter rows, "right" or "left".
         """
         return self.processor.prepare(
             messages,
@@ -151,23 +159,27 @@ class Omni:
         )
 
     def encode(self, batch: Batch) -> Media | None:
-        """The media of a prepared batch as `thinker(..., media=)` takes them; None where it has none."""
+        """The media of a batch from `prepare` as `thinker(..., media=)` takes them; None where it has none."""
+        self._check_batch("encode", batch)
         return encode_media(self._part("thinker")[1], batch, self.declarations["thinker"])
 
     def logits(self, batch: Batch) -> jax.Array:
-        """Teacher-forced Thinker logits of a prepared batch, float32 [B, T, V]; rows at padding mean nothing.
+        """Teacher-forced Thinker logits of a batch from `prepare`, float32 [B, T, V]; rows at padding mean nothing.
 
         Where several processes share the model, all must ask, and each can read all.
         """
-        if not isinstance(batch, Batch):
-            raise InputError(
-                f"logits takes a prepared batch, not a {type(batch).__name__}; call prepare(messages) first"
-            )
+        self._check_batch("logits", batch)
         declaration, params = self._part("thinker")
         T = batch.token_ids.shape[1]
         batch = pad_length(batch, bucket(T))
         media, first = self.encode(batch), np.argmax(batch.mask, axis=1).astype(np.int32)
         return forward(params, batch.token_ids, batch.position_ids, first, media, declaration=declaration)[:, :T]
+
+    def _check_batch(self, name: str, batch: Batch) -> None:
+        if not isinstance(batch, Batch):
+            raise InputError(
+                f"{name} takes a prepared batch, not a {type(batch).__name__}; call prepare(messages) first"
+            )
 
     def vocode(self, codes: Any) -> np.ndarray:
         """Codes int [Q, F] or [B, Q, F] to a waveform, float32 [samples] or [B, samples] at 24 kHz.
@@ -181,10 +193,10 @@ class Omni:
         return np.stack(waves) if codes.ndim == 3 else waves[0]
 
     @overload
-    def generate(self, messages: Messages, *, n: None = None, **settings: Unpack[GenerateArguments]) -> Reply: ...
+    def generate(self, messages: Conversation, *, n: None = None, **settings: Unpack[GenerateArguments]) -> Reply: ...
 
     @overload
-    def generate(self, messages: Messages, *, n: int, **settings: Unpack[GenerateArguments]) -> list[Reply]: ...
+    def generate(self, messages: Conversation, *, n: int, **settings: Unpack[GenerateArguments]) -> list[Reply]: ...
 
     @overload
     def generate(
@@ -198,7 +210,7 @@ class Omni:
 
     @explained
     def generate(
-        self, messages: Messages | list[Messages], *,
+        self, messages: Conversation | list[Messages], *,
         n: int | None = None, speech: bool = False, drafter: Drafter | None = None,
         **settings: Unpack[Keywords],
     ) -> Reply | list[Reply] | list[list[Reply]]:  # fmt: skip
@@ -218,10 +230,10 @@ class Omni:
         request = Settings.read(settings)
         copies, rows = copies_of(n, request.sampling), 1 if is_conversation(messages) else len(messages)
         plan = self._plan(request, request.ending, speech, drafter, rows)
-        self._generator.check_memory(plan, rows * copies, 0, plan.limits.max_new_tokens)
+        generator = self._make_generator()
+        generator.check_memory(plan, rows * copies, 0, plan.limits.max_new_tokens)
         seeds = seeds_of(request.seed, rows, copies)
         batch = self.prepare(messages, **vars(request.preparation))
-        generator = self._generator
         admission = generator.together(plan, batch, seeds)
         self._read_weights()
         batching = generator.batching(plan, len(seeds), admission)
@@ -231,17 +243,18 @@ class Omni:
 
     @explained
     def generate_many(
-        self, conversations: Iterable[Messages | Prompt | None], *,
+        self, conversations: Iterable[Conversation | Prompt | None], *,
         slots: int | None = None, speech: bool = False, drafter: Drafter | None = None,
         **settings: Unpack[Keywords],
     ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
 
-        Each reply is the one that `generate` gives for its conversation alone. Bad settings are raised at the call, a
-        conversation that cannot be used when its turn has come.
+        Each reply is the one that `generate` gives for its conversation alone. Bad settings are raised at the call. A
+        conversation that cannot be used is raised when its turn has come, after the replies that were under way.
 
         conversations: taken as slots come free. Messages; or a `Prompt`, which is prepared already and has a seed, a
-            limit and perhaps a speaker of its own; or None, not counted: ask again when a reply is done.
+            limit and perhaps a speaker of its own, and can cancel its reply; or None, not counted: asked again before
+            every chunk.
         slots: by default 12, or the number that memory holds at `max_new_tokens`; rounded up to what a mesh divides.
         speech, drafter, settings: as in `generate`, for all conversations; one seed and one speaker.
         """
@@ -254,7 +267,7 @@ class Omni:
         plan, (seed,) = self._plan(request, ending, speech, drafter, 1), seeds_of(request.seed, 1)
         check_conversations(conversations)
         # One for the whole call: what its own caches take later is not counted twice.
-        generator, most = self._generator, request.ending.max_new_tokens
+        generator, most = self._make_generator(), request.ending.max_new_tokens
         rows = generator.slots(plan, slots, most)
         prompts = (
             given
@@ -281,7 +294,12 @@ class Omni:
 
     @explained
     def stream(
-        self, messages: Messages, *, speech: bool = False, drafter: Drafter | None = None, **settings: Unpack[Keywords]
+        self,
+        messages: Conversation,
+        *,
+        speech: bool = False,
+        drafter: Drafter | None = None,
+        **settings: Unpack[Keywords],
     ) -> Iterator[Event]:
         """Answer one conversation piece by piece; arguments as in `generate`.
 
@@ -295,7 +313,7 @@ class Omni:
         request = Settings.read(settings)
         plan, seeds = self._plan(request, request.ending, speech, drafter, 1), seeds_of(request.seed, 1)
         batch = self.prepare(messages, **vars(request.preparation))
-        generator = self._generator
+        generator = self._make_generator()
         admission = generator.together(plan, batch, seeds)
         batching = generator.batching(plan, 1, admission, steps=STREAM_STEPS, frames=STREAM_FRAMES)
         return self._events(batching, admission)
@@ -334,23 +352,26 @@ class Omni:
         self._check_loaded(*PARTS)
         return voice
 
-    @property
-    def _generator(self) -> Generator:
-        """What carries out plans on the parts that are loaded."""
+    def _make_generator(self) -> Generator:
+        """What carries out plans on the parts that are loaded; what memory is free is read now."""
         return Generator(
             self.params,
             self.declarations,
             self.meshes,
             self.config,
-            embed_for_talker=lambda: self._embed_for_talker,
+            self.processor.tokenizer,
+            embed_for_talker=self._embed_for_talker,
             memory=Memory.read(self.params, self.meshes),
         )
 
-    @cached_property
     def _embed_for_talker(self) -> jax.Array:
         """The Thinker's token embeddings [V, D], on the Talker's devices."""
         embed, mesh = self.params["thinker"]["embed"], self.meshes["talker"]
-        return embed if mesh == self.meshes["thinker"] else place(embed, ("vocab", "embed"), mesh)
+        if mesh == self.meshes["thinker"]:
+            return embed
+        if self._copied is None or self._copied[0] is not embed:
+            self._copied = embed, place(embed, ("vocab", "embed"), mesh)
+        return self._copied[1]
 
     def _sound(self, codes: np.ndarray, lengths: list[int] | None = None) -> list[np.ndarray]:
         """The waveform of each row of codes int32 [B, Q, F], of which each row has `lengths` frames."""

@@ -97,6 +97,7 @@ omni = oj.load("ckpt/")
 omni.generate([{"role": "user", "content": "Hi"}], temprature=0.5)
 for reply in omni.generate([{"role": "user", "content": "Hi"}]):
     pass
+omni.generate({"messages": [{"role": "user", "content": "Hi"}], "tools": []}, max_new_tokens=3).text
 """
 
 

@@ -13,7 +13,6 @@ import pytest
 import convert
 from omni_jax.ask import Generate, Stream
 from omni_jax.cli import main
-from omni_jax.config import OmniConfig
 from omni_jax.decode import generation
 from omni_jax.decode.batching import Batching
 from omni_jax.decode.engine import Engine
@@ -79,11 +78,11 @@ def told(
     omni, record = omnis("tiny"), {}
     batching, prepare = generation.Batching, Processor.prepare
 
-    def together(self: GenerationPlan, batch: Batch, seeds: list[int], config: OmniConfig) -> Any:
+    def together(self: GenerationPlan, batch: Batch, seeds: list[int], *model: Any) -> Any:
         record.update({f"sampling.{name}": getattr(self.sampling, name) for name in SAMPLING})
         limits, drafts, voice = self.limits, self.drafts, self.voice
-        assert limits.stops is not None
-        record.update(max_new_tokens=limits.max_new_tokens, stop=limits.stops.strings, stop_ids=list(limits.stop_ids))
+        stop = () if limits.stops is None else limits.stops.strings
+        record.update(max_new_tokens=limits.max_new_tokens, stop=stop, stop_ids=list(limits.stop_ids))
         record.update(seed=seeds, copies=len(seeds) // len(batch.mask))
         if drafts is not None:
             proposer: Any = drafts.proposer

@@ -30,7 +30,7 @@ Vocode = Callable[[np.ndarray, list[int]], list[np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
-class Sound:
+class Waveform:
     """The waveform of a request, float32 [samples], and the seconds that the vocoder took."""
 
     wave: np.ndarray
@@ -42,10 +42,12 @@ def replies_together(
 ) -> list[Reply]:
     """The replies of requests that run all at once, in their order."""
     batching.finish()
-    times = {"prefill_seconds": batching.prefill_seconds, "decode_seconds": batching.decode_seconds}
     sounds = sounds_of(requests, vocode)
     replies = zip(requests, sounds, strict=True)
-    return [reply_of(request, batching.engine.stats(request), tokenizer, times, sound) for request, sound in replies]
+    return [
+        reply_of(request, batching.engine.stats(request), tokenizer, batching.times, sound)
+        for request, sound in replies
+    ]
 
 
 def replies_in_turn(batching: Batching, tokenizer: Tokenizer, vocode: Vocode) -> Iterator[tuple[int, Reply]]:
@@ -82,14 +84,13 @@ def events_of(batching: Batching, request: Request, tokenizer: Tokenizer, vocode
             frames = request.speaker.made
             seconds += perf_counter() - start
             yield Event("", [], audio=waves[-1])
-    times = {"prefill_seconds": batching.prefill_seconds, "decode_seconds": batching.decode_seconds}
-    sound = None if vocoder is None else Sound(np.concatenate(waves), seconds)
-    reply = reply_of(request, batching.engine.stats(request), tokenizer, times, sound)
+    sound = None if vocoder is None else Waveform(np.concatenate(waves), seconds)
+    reply = reply_of(request, batching.engine.stats(request), tokenizer, batching.times, sound)
     piece = splitter.add(text.last_piece(), last=True)
     yield Event(piece.text, [], reply, reasoning=piece.reasoning)
 
 
-def sounds_of(requests: Sequence[Request], vocode: Vocode) -> list[Sound | None]:
+def sounds_of(requests: Sequence[Request], vocode: Vocode) -> list[Waveform | None]:
     """The sound of each request, None for those that do not speak."""
     speakers = [request.speaker for request in requests if request.speaker is not None]
     if not speakers:
@@ -99,11 +100,11 @@ def sounds_of(requests: Sequence[Request], vocode: Vocode) -> list[Sound | None]
     padded = np.stack([np.pad(s.codes, ((0, 0), (0, max(lengths) - s.made))) for s in speakers])
     waves = iter(vocode(padded, lengths))
     seconds = perf_counter() - start
-    return [None if request.speaker is None else Sound(next(waves), seconds) for request in requests]
+    return [None if request.speaker is None else Waveform(next(waves), seconds) for request in requests]
 
 
 def reply_of(
-    request: Request, drafting: dict[str, Any], tokenizer: Tokenizer, times: dict[str, float], sound: Sound | None
+    request: Request, drafting: dict[str, Any], tokenizer: Tokenizer, times: dict[str, float], sound: Waveform | None
 ) -> Reply:
     """The reply of a request that is done; drafting, times: what its stats report of these."""
     stats = {

@@ -36,9 +36,9 @@ from omni_jax.inputs.batch import Batch
 
 @dataclass(frozen=True, eq=False)
 class Admission:
-    """Prompts to run together: a batch of B rows, and n requests for each of them, side by side.
+    """Prompts to run together: a batch of B rows, and n requests for each row, those of a row together.
 
-    speech: what says the requests, None for text alone.
+    speech: what the Talker reads to say the replies, None for text alone.
     """
 
     batch: Batch
@@ -82,10 +82,11 @@ class Batching:
     ):
         """engine: draws the tokens. rows: requests that run at the same time. speakers: says them, in as many rows.
 
-        first: prompts to begin with, whose requests fill all rows. waiting: prompts of one request each, taken as rows
-        come free, one ahead; None in it stands for "none at the moment, ask again when a request is done". steps: of a
+        first: prompts whose requests fill all rows. waiting, instead: prompts of one request each, taken as rows come
+        free, one ahead; None in it stands for "none at the moment" and is asked again before every chunk. steps: of a
         chunk, at most CHUNK. frames: of speech at a time, at most FRAMES.
         """
+        assert (first is None) != (waiting is None), "either all requests at once, or prompts one by one"
         self.engine, self.waiting, self.speakers = engine, waiting, speakers
         self.steps, self.frames = steps, frames
         self.rows: list[Request | None] = [None] * rows
@@ -93,10 +94,14 @@ class Batching:
         self.state: Any = None
         self.prefill_seconds = self.decode_seconds = 0.0
         self._next, self._over, self._has_read = first, waiting is None, False
+        self._error: Exception | None = None
         self._unread: deque[_Unread] = deque()
 
     def run(self) -> Iterator[list[Request]]:
-        """After each read of the device, the requests that are done, in the order of their rows."""
+        """After each read of the device, the requests that are done, in the order of their rows.
+
+        What the prompts raise is raised once all requests before it are done.
+        """
         while True:
             done = self._release()
             dispatched = self._begin()
@@ -106,6 +111,8 @@ class Batching:
             if self._unread:
                 self._finish(dispatched)
             elif self.speakers is None or self.speakers.done:
+                if self._error is not None:
+                    raise self._error
                 if self._over:
                     return
                 if not done:
@@ -115,6 +122,11 @@ class Batching:
                 # The text comes before its sound.
                 yield []
                 yield from self._speak(self.speakers)
+
+    @property
+    def times(self) -> dict[str, float]:
+        """The seconds as the stats of a reply report them."""
+        return {"prefill_seconds": self.prefill_seconds, "decode_seconds": self.decode_seconds}
 
     def finish(self) -> None:
         """Run all requests to their end."""
@@ -143,12 +155,14 @@ class Batching:
         self._has_read = True
 
     def _look_ahead(self) -> None:
-        """Have the next prompt prepared, if there is one."""
+        """Have the next prompt prepared, if there is one; an error is kept until what runs is done."""
         if self._next is None and self.waiting is not None and not self._over:
             try:
                 self._next = next(self.waiting)
             except StopIteration:
                 self._over = True
+            except Exception as error:
+                self._over, self._error = True, error
 
     def _admit(self, admission: Admission) -> None:
         """Run prompts and give each of their requests a free row."""
@@ -160,8 +174,8 @@ class Batching:
         taps = (self.speakers.talker.accept_hidden_layer,) if self.speakers is not None and has_media else ()
         prefilled = self.engine.prefill(admission.batch, requests, taps)
         self._unread.append(_Unread(prefilled.chunk, tuple(requests)))
-        first = self.rows.index(None)
-        if self.state is None and len(requests) == len(self.rows):
+        first, all_rows = self.rows.index(None), len(requests) == len(self.rows)
+        if self.state is None and all_rows:
             self.state = prefilled.state
         else:
             if self.state is None:
@@ -172,7 +186,7 @@ class Batching:
         if self.speakers is None or admission.speech is None:
             return
         hidden = None if prefilled.tapped is None else prefilled.tapped[0]
-        if len(requests) == len(self.rows):
+        if all_rows:
             for request, speaker in zip(requests, self.speakers.fill(admission.speech, requests, hidden), strict=True):
                 request.speaker = speaker
         else:
@@ -215,7 +229,7 @@ class Batching:
         if self._over and not any(self.writing):
             # Nothing is decoded any more.
             self._unread.clear()
-            complete = complete if self.waiting is not None else []
+            complete = []
         for b in complete:
             self._stop_row(b)
 
@@ -228,30 +242,35 @@ class Batching:
     def _speak(self, speakers: Speakers) -> Iterator[list[Request]]:
         """Make frames of speech, a step between two results, as far as the texts allow.
 
-        A reply whose text is complete speaks on as long as it holds up no other text.
+        A reply whose text is complete speaks on as long as it holds up no other text and nothing is complete.
         """
         while any(codes.shape[1] for codes in speakers.advance(self.frames)):
             yield []
             texts = [request for request in self.writing if request is not None]
             if texts and not any(request.speaker is not None and request.speaker.allowed for request in texts):
                 return
-            if not self._over and any(request is not None and request.complete for request in self.rows):
+            if self._complete():
                 return
 
     def _release(self) -> list[Request]:
         """Free the rows of requests that are complete or were cancelled: these requests."""
-        done = []
-        for b, request in enumerate(self.rows):
-            if request is None or not request.complete:
-                continue
+        done = self._complete()
+        for b, request in done.items():
             if self.writing[b] is not None:
+                request.settle()
                 self.writing[b] = None
                 self._stop_row(b)
             if self.speakers is not None and request.speaker is not None:
                 self.speakers.free(b)
             self.rows[b] = None
-            done.append(request)
-        return done
+        return list(done.values())
+
+    def _complete(self) -> dict[int, Request]:
+        """The requests that are complete, by their rows, once those are cancelled whose prompts say so."""
+        running = {b: request for b, request in enumerate(self.rows) if request is not None}
+        for request in running.values():
+            request.ask_whether_cancelled()
+        return {b: request for b, request in running.items() if request.complete}
 
     def _count(self, start: float) -> None:
         """Add the time since `start` to what it was spent on."""

@@ -46,7 +46,7 @@ class Engine(Protocol):
     """What draws the tokens of requests that share a state, one row each."""
 
     def prefill(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()) -> Prefilled:
-        """Run the prompts of `batch`, B rows, for n requests each, side by side: their states have B * n rows.
+        """Run the prompts of `batch`, B rows, for n requests each: B * n rows of a state, those of a prompt together.
 
         taps: numbers of hidden states to hand out.
         """
@@ -132,7 +132,7 @@ class PlainEngine:
 
     def grow(self, state: DecodeState, capacity: int) -> DecodeState:
         """As `Engine.grow`."""
-        return grow(state, capacity=capacity) if capacity > state.cache.capacity else state
+        return grow(state, capacity=capacity)
 
     def plan(self, state: DecodeState, steps: int) -> ChunkPlan:
         """As `Engine.plan`: `steps` plain steps."""

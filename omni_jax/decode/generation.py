@@ -1,7 +1,11 @@
-"""What one call asks for, checked: how replies are drawn, where they end, the voice, and the drafter."""
+"""What one call asks for, checked, and what carries it out.
+
+GenerationPlan (drawing, limits, voice, drafts) + batch or Prompt -> Generator -> Admission -> Batching
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import lcm
 
 import jax
 from jax.sharding import Mesh
@@ -12,7 +16,7 @@ from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import DraftPlan
 from omni_jax.decode.engine import Engine, PlainEngine
 from omni_jax.decode.limits import Limits, limit_of, seeds_of
-from omni_jax.decode.memory import Cache, Memory
+from omni_jax.decode.memory import CacheNeed, Memory
 from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat_rows
 from omni_jax.decode.reasoning import ends_inside_reasoning
 from omni_jax.decode.request import requests_for
@@ -23,6 +27,8 @@ from omni_jax.decode.speech.talker_loop import FRAMES
 from omni_jax.decode.speech.voice import repeated
 from omni_jax.decode.text import CHUNK
 from omni_jax.inputs.batch import Batch
+from omni_jax.inputs.speech import HEADER, OPENING
+from omni_jax.inputs.tokenizer import Tokenizer
 from omni_jax.inputs.values import whole
 from omni_jax.models.param import Declaration
 from omni_jax.settings import Voice
@@ -41,7 +47,7 @@ class GenerationPlan:
     voice: Voice | None
     drafts: DraftPlan | None
 
-    def together(self, batch: Batch, seeds: list[int], config: OmniConfig) -> Admission:
+    def together(self, batch: Batch, seeds: list[int], config: OmniConfig, tokenizer: Tokenizer) -> Admission:
         """A request for each seed, the same number for each of the batch's prompts, side by side.
 
         Raises InputError for a prompt that does not fit the Thinker's context together with its reply, or the Talker's.
@@ -50,32 +56,45 @@ class GenerationPlan:
         check_context(longest, limits.max_new_tokens, config.thinker.text.max_position_embeddings)
         requests, speech = requests_for(batch, limits, seeds, self.sampling.logprobs), None
         copies = len(seeds) // len(batch.mask)
-        if limits.stops is not None:
-            for b, (ids, mask) in enumerate(zip(batch.token_ids, batch.mask, strict=True)):
-                inside = ends_inside_reasoning(ids[mask], limits.stops.tokenizer)
-                for request in requests[b * copies : (b + 1) * copies]:
-                    request.begins_inside_reasoning = inside
+        for b, (ids, mask) in enumerate(zip(batch.token_ids, batch.mask, strict=True)):
+            inside = ends_inside_reasoning(ids[mask], tokenizer)
+            for request in requests[b * copies : (b + 1) * copies]:
+                request.begins_inside_reasoning = inside
         if self.voice is not None:
             speech = SpeechRequest.read(repeat_rows(batch, copies), repeated(self.voice, copies), config)
         return Admission(batch, requests, speech)
 
-    def alone(self, prompt: Prompt, number: int, config: OmniConfig) -> Admission:
+    def alone(self, prompt: Prompt, number: int, config: OmniConfig, tokenizer: Tokenizer) -> Admission:
         """The request of a prompt, which has a seed, a limit and perhaps a speaker of its own; raises as `together`."""
         limits = replace(self.limits, max_new_tokens=limit_of(prompt.max_new_tokens))
         voice = self.voice if prompt.speech else None
         if voice is not None and prompt.speaker is not None:
             voice = replace(voice, speaker=prompt.speaker)
         own = replace(self, limits=limits, voice=voice)
-        admission = own.together(prompt.batch, seeds_of(prompt.seed, 1), config)
+        admission = own.together(prompt.batch, seeds_of(prompt.seed, 1), config, tokenizer)
         (request,) = admission.requests
-        request.ends, request.drafts, request.number = prompt.ends, prompt.draft, number
+        request.ends, request.cancels = prompt.ends, prompt.cancelled
+        request.drafts, request.number = prompt.draft, number
         return admission
 
-    def caches(self, rows: int, prompt_tokens: int, max_new_tokens: int, config: OmniConfig) -> list[Cache]:
+    def caches(self, rows: int, prompt_tokens: int, max_new_tokens: int, config: OmniConfig) -> list[CacheNeed]:
         """What `rows` rows fill at most."""
-        caches = [Cache("thinker", config.thinker.text, rows, prompt_tokens + max_new_tokens)]
+        text, tokens, drafts = config.thinker.text, prompt_tokens + max_new_tokens, self.drafts
+        if drafts is None:
+            caches = [CacheNeed("thinker", text, rows, tokens)]
+        else:
+            # Drafts may be written past the end of the context.
+            most = text.max_position_embeddings + drafts.slots_written
+            stacks = {"thinker": text} if drafts.stack is None else {"thinker": text, "drafter": drafts.stack}
+            caches = [
+                CacheNeed(
+                    "thinker", replace(s, max_position_embeddings=most), rows, tokens + drafts.slots_written, name
+                )
+                for name, s in stacks.items()
+            ]
         if self.voice is not None and config.talker is not None:
-            caches.append(Cache("talker", config.talker.text, rows, prompt_tokens + self.voice.max_frames))
+            columns = prompt_tokens + OPENING - HEADER
+            caches.append(CacheNeed("talker", config.talker.text, rows, columns + self.voice.max_frames))
         return caches
 
 
@@ -92,19 +111,20 @@ class Generator:
     declarations: Mapping[str, Declaration]
     meshes: Mapping[str, Mesh | None]
     config: OmniConfig
+    tokenizer: Tokenizer
     embed_for_talker: Callable[[], jax.Array]
     memory: Memory
 
     def together(self, plan: GenerationPlan, batch: Batch, seeds: list[int]) -> Admission:
         """The requests of a batch that run all at once. Raises InputError for what does not fit context or memory."""
-        admission = plan.together(batch, seeds, self.config)
+        admission = plan.together(batch, seeds, self.config, self.tokenizer)
         longest = max(request.prompt_tokens for request in admission.requests)
         self.check_memory(plan, len(seeds), longest, plan.limits.max_new_tokens)
         return admission
 
     def alone(self, plan: GenerationPlan, prompt: Prompt, number: int, rows: int) -> Admission:
         """The request of a prompt in one of `rows` rows, which all become as long as the longest; raises likewise."""
-        admission = plan.alone(prompt, number, self.config)
+        admission = plan.alone(prompt, number, self.config, self.tokenizer)
         (request,) = admission.requests
         self.check_memory(plan, rows, request.prompt_tokens, request.max_new_tokens)
         return admission
@@ -136,8 +156,10 @@ class Generator:
         """
         parts = ("thinker",) if plan.voice is None else ("thinker", "talker")
 
+        shards = lcm(*(round_up_rows(1, self.meshes[part]) for part in parts))
+
         def rounded(rows: int) -> int:
-            return max(round_up_rows(rows, self.meshes[part]) for part in parts)
+            return -(-rows // shards) * shards
 
         if slots is not None:
             rows = rounded(whole("slots", slots, "have at least one"))

@@ -35,7 +35,8 @@ class Limits:
                 f"max_new_tokens is {shown(most)}, but the model's context of {context} holds the prompt too; "
                 "ask for fewer"
             )
-        return cls(most, tuple(ids[ids >= 0].tolist()), StopStrings.read(stop, tokenizer))
+        stops = StopStrings.read(stop, tokenizer)
+        return cls(most, tuple(ids[ids >= 0].tolist()), stops if stops.strings else None)
 
 
 def limit_of(max_new_tokens: Any) -> int:

@@ -18,20 +18,25 @@ from jax.sharding import Mesh
 from omni_jax.config import DecoderConfig
 from omni_jax.errors import MemoryLimitError
 from omni_jax.inputs.memory import available_bytes
+from omni_jax.sharding import first_device
 from omni_jax.weights.budget import WORKING_SHARE, most_cache_bytes, usable
 
 GB = 1e9
-MOST_ROWS = 1 << 40  # that are counted; no machine holds them
+MOST_ROWS = 1 << 40  # more than any machine holds
 
 
 @dataclass(frozen=True)
-class Cache:
-    """What a request fills: the cache of a part ("thinker", "talker"), for rows of at most `tokens` tokens."""
+class CacheNeed:
+    """What a request fills: a cache on the devices of a part ("thinker", "talker"), for rows of `tokens` tokens.
+
+    tokens: at most. text: the decoder that the cache is for. owner: whose it is, if not the part's own.
+    """
 
     part: str
     text: DecoderConfig
     rows: int
     tokens: int
+    owner: str = ""
 
     def bytes(self, params: Mapping[str, dict], mesh: Mesh | None) -> int:
         """The most bytes on each device, in the type of the part's weights."""
@@ -58,14 +63,15 @@ class Memory:
         free = {mesh: max(available(mesh) - weight_bytes(parts, mesh), 0) for mesh, parts in by_mesh.items()}
         return cls(params, meshes, free)
 
-    def check(self, caches: Sequence[Cache], remedy: str) -> None:
+    def check(self, caches: Sequence[CacheNeed], remedy: str) -> None:
         """Raise MemoryLimitError, with the plan, the free memory and the remedy, for caches that do not fit."""
         for mesh in dict.fromkeys(self.meshes[cache.part] for cache in caches):
             planned = [cache for cache in caches if self.meshes[cache.part] == mesh]
             need = sum(cache.bytes(self.params, mesh) for cache in planned)
             if need > self.free[mesh]:
                 plan = " and ".join(
-                    f"{c.rows:,} row{'s' * (c.rows > 1)} of up to {c.tokens:,} tokens ({c.part})" for c in planned
+                    f"{c.rows:,} row{'s' * (c.rows > 1)} of up to {c.tokens:,} tokens ({c.owner or c.part})"
+                    for c in planned
                 )
                 more = "spread the model over more devices with mesh"
                 if usable(_devices(mesh)[0]) is not None:
@@ -76,7 +82,7 @@ class Memory:
                     f"fit; or {more}"
                 )
 
-    def fitting_rows(self, caches: Sequence[Cache]) -> int:
+    def fitting_rows(self, caches: Sequence[CacheNeed]) -> int:
         """The number of these rows that devices can hold, 0 if none."""
 
         def fits(rows: int) -> bool:
@@ -88,7 +94,7 @@ class Memory:
 
         return bisect_left(range(min(caches[0].rows, MOST_ROWS)), True, key=lambda less: not fits(less + 1))
 
-    def _would_fit(self, caches: Sequence[Cache]) -> str:
+    def _would_fit(self, caches: Sequence[CacheNeed]) -> str:
         """What would fit instead: fewer rows of this length, and the same number of shorter rows."""
         rows = self.fitting_rows(caches)
         lengths = (1 << n for n in range(max(c.tokens for c in caches).bit_length(), 7, -1))
@@ -125,4 +131,4 @@ def available(mesh: Mesh | None) -> int:
 
 
 def _devices(mesh: Mesh | None) -> list[Any]:
-    return jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
+    return [first_device()] if mesh is None else list(mesh.local_devices)

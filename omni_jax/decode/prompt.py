@@ -18,14 +18,17 @@ class Prompt:
 
     batch: from `Omni.prepare`. seed: of the reply. max_new_tokens: its limit. ends: whether a reply with these token
     ids so far is complete; it is called after every chunk, and a reply may hold tokens after its end that came in the
-    same chunk. speech: whether the reply is also spoken, in a call with speech. speaker: who speaks it, by default
-    the speaker of the call. draft: whether tokens are drafted for it, in a call with a drafter.
+    same chunk. cancelled: whether nobody waits for the reply any more; it is called between two chunks, of text or of
+    speech, and then the reply ends with what it has. Where several processes run a model together, both functions must
+    say the same in all of them. speech: whether the reply is also spoken, in a call with speech. speaker: who speaks
+    it, by default the speaker of the call. draft: whether tokens are drafted for it, in a call with a drafter.
     """
 
     batch: Batch
     seed: int
     max_new_tokens: int
     ends: Callable[[list[int]], bool] | None = None
+    cancelled: Callable[[], bool] | None = None
     speech: bool = True
     speaker: str | None = None
     draft: bool = True

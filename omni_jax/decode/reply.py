@@ -38,7 +38,8 @@ class Reply:
     tokens_per_round (the target's own token of each round included), drafted and verified (tokens), and by round
     round_tokens, which it gave, and round_most, which it could give. The times are those of the whole batch, the first
     call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for. Replies that
-    share slots have one time for their text instead: seconds, from when a slot took the prompt to its last token.
+    share slots have other times instead: seconds, from when a slot took the prompt to its last token; share_seconds, of
+    the time that all replies took together; and compiled, the number of programs that were compiled meanwhile.
     """
 
     text: str

@@ -24,10 +24,10 @@ from omni_jax.inputs.batch import Batch
 class Request:
     """One reply.
 
-    prompt_tokens: of its prompt. limits: where it ends. seed: of its draws. ends: as in `Prompt`. logprobs:
-    alternatives to report with each token, None for no log-probabilities. begins_inside_reasoning: whether its prompt
-    ends with <think>. drafts: whether tokens are drafted for it, on an engine that drafts. number: which of the prompts
-    it answers.
+    prompt_tokens: of its prompt. limits: where it ends. seed: of its draws. ends: as in `Prompt`. cancels: the prompt's
+    `cancelled`. logprobs: alternatives to report with each token, None for no log-probabilities.
+    begins_inside_reasoning: whether its prompt ends with <think>. drafts: whether tokens are drafted for it, on an
+    engine that drafts. number: which of the prompts it answers.
     token_ids: drawn so far. speaker: what says it, None for text alone. cancelled: whether `cancel` was called. ended:
     whether `ends` was true. seconds: from `start` until its text was done. given, could_give: tokens that each round of
     drafting gave and could give. verified: tokens that rounds verified.
@@ -37,6 +37,7 @@ class Request:
     limits: Limits
     seed: int = 0
     ends: Callable[[list[int]], bool] | None = None
+    cancels: Callable[[], bool] | None = None
     logprobs: int | None = None
     begins_inside_reasoning: bool = False
     drafts: bool = True
@@ -54,7 +55,7 @@ class Request:
 
     def __post_init__(self) -> None:
         stops = self.limits.stops
-        self.watch: Watch | None = stops.watch() if stops is not None and stops.strings else None
+        self.watch: Watch | None = None if stops is None else stops.watch()
 
     @property
     def max_new_tokens(self) -> int:
@@ -100,6 +101,11 @@ class Request:
     def start(self) -> None:
         """Note that work on it begins."""
         self._since = time.perf_counter()
+
+    def ask_whether_cancelled(self) -> None:
+        """Cancel it if its prompt says so."""
+        if self.cancels is not None and self.cancels():
+            self.cancel()
 
     def cancel(self) -> None:
         """End it. What runs it drops what is drawn from now on, and gives its row to the next request."""

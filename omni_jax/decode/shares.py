@@ -17,7 +17,7 @@ from omni_jax.decode.request import Request
 
 @dataclass
 class _Share:
-    """One reply's: its seconds, and the programs that were compiled while it was under way."""
+    """The share of one reply: seconds, and the programs that were compiled while it was under way."""
 
     seconds: float = 0.0
     compiled: int = 0

@@ -28,7 +28,7 @@ class StopStrings:
 
     @classmethod
     def read(cls, stop: Any, tokenizer: Tokenizer) -> "StopStrings":
-        """Those of an argument: None, a text or a list of them. InputError for what could never end a reply."""
+        """Those that `stop` states: None, a text or a list of them. InputError for what could never end a reply."""
         remedy = "give a text or a list of texts"
         strings = [] if stop is None else [stop] if isinstance(stop, str) else listed("stop", stop, remedy)
         for text in strings:

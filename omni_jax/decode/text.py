@@ -187,7 +187,7 @@ def forward(
 
 
 def grow(state: DecodeState, *, capacity: int) -> DecodeState:
-    """The same state with a cache of `capacity` positions; the argument must not be used afterwards."""
+    """The same state with a cache of at least `capacity` positions; the argument must not be used afterwards."""
     return replace(state, cache=state.cache.grow(capacity))
 
 

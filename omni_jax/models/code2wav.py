@@ -63,7 +63,7 @@ class VocoderState:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Sound:
+class VocodedChunk:
     """wave: float32 [B, samples]. state: what these frames and those before leave for later ones."""
 
     wave: jax.Array
@@ -319,12 +319,12 @@ class Code2Wav(Module):
     def __call__(self, codes: Array, state: None = None, count: Array | int | None = None) -> jax.Array: ...
 
     @overload
-    def __call__(self, codes: Array, state: VocoderState, count: Array | int | None = None) -> Sound: ...
+    def __call__(self, codes: Array, state: VocoderState, count: Array | int | None = None) -> VocodedChunk: ...
 
     def __call__(
         self, codes: Array, state: VocoderState | None = None, count: Array | int | None = None
-    ) -> jax.Array | Sound:
-        """The whole sound of codes int [B, Q, F]: float32 [B, samples] in [-1, 1]; with a state, `Sound`.
+    ) -> jax.Array | VocodedChunk:
+        """The whole sound of codes int [B, Q, F]: float32 [B, samples] in [-1, 1]; with a state, `VocodedChunk`.
 
         state: what earlier frames leave for these; the sound is then [B, F * total_upsample], and the first
             `lost_samples` of a row's first frames are the caller's to drop.
@@ -341,7 +341,7 @@ class Code2Wav(Module):
         real = jnp.int32(codes.shape[2] if count is None else count)
         x, k, v = self.attend(self.embed_codes(codes), state, real)
         wave, stage = self.sound(x, Stage(state.frames, real, state.tails))
-        return Sound(jnp.clip(wave, -1.0, 1.0), VocoderState(state.frames + real, k, v, stage.after))
+        return VocodedChunk(jnp.clip(wave, -1.0, 1.0), VocoderState(state.frames + real, k, v, stage.after))
 
     @jax.named_scope("embed")
     def embed_codes(self, codes: jax.Array) -> jax.Array:

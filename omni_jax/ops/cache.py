@@ -120,12 +120,12 @@ class KVCache:
         return replace(self, k=put(self.k, row.k), v=put(self.v, row.v), length=self.length.at[b].set(row.length[0]))
 
     def grow(self, capacity: int) -> "KVCache":
-        """The same content as [L, B, K, capacity, H], outside `jit`; this cache cannot be used afterwards.
+        """The same content with at least `capacity` slots, outside `jit`; this cache cannot be used afterwards.
 
         A buffer cannot become larger in place, so keys and values move one after the other. Where the capacity doubles,
         a device then holds at most 5/4 of the new cache's size; moving both at once would take 6/4.
         """
-        if capacity == self.capacity:
+        if capacity <= self.capacity:
             return self
         return replace(self, k=_moved(self.k, capacity, self.mesh), v=_moved(self.v, capacity, self.mesh))
 

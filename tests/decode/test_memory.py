@@ -12,13 +12,21 @@ import pytest
 
 from convert import convert_checkpoint
 from omni_jax.decode import generation, memory
-from omni_jax.decode.memory import Cache, Memory, available, weight_bytes
+from omni_jax.decode.generation import GenerationPlan
+from omni_jax.decode.limits import Limits
+from omni_jax.decode.memory import CacheNeed, Memory, available, weight_bytes
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Reply
+from omni_jax.decode.rows import caches_of
+from omni_jax.decode.sampling import Sampling
+from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.errors import InputError
 from omni_jax.loading import load, load_lazily
 from omni_jax.omni import Omni
-from omni_jax.weights.budget import GROWTH
+from omni_jax.settings import Settings, Voice
+from omni_jax.sharding import make_mesh
+from omni_jax.weights.budget import GROWTH, cache_bytes
+from omni_jax.weights.drafters import load_drafter
 from tests.parity import user
 
 
@@ -45,10 +53,59 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float) -> None:
 def test_a_cache_is_planned_as_it_is_made(omni: Omni) -> None:
     text = omni.config.thinker.text
     made = 2 * text.num_layers * 3 * text.num_kv_heads * 512 * text.head_dim * 4
-    planned = Cache("thinker", text, 3, 300).bytes(omni.params, None)
+    planned = CacheNeed("thinker", text, 3, 300).bytes(omni.params, None)
     assert planned == int(GROWTH * made) + made // 3
     halves = {"thinker": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16"), omni.params["thinker"])}
-    assert Cache("thinker", text, 3, 300).bytes(halves, None) == planned // 2, "in the weights' type, read or not"
+    assert CacheNeed("thinker", text, 3, 300).bytes(halves, None) == planned // 2, "in the weights' type, read or not"
+
+
+@pytest.mark.parametrize("kind, tree", [("eagle3", (7, 10)), ("dflash", None)])
+def test_drafts_and_the_drafter_are_planned_for(
+    kind: str, tree: tuple[int, int] | None, omni: Omni, drafters: Callable[[str, str], Path]
+) -> None:
+    batch = omni.prepare(user("word " * 57))
+    prompt, new = int(batch.mask.sum()), 256 - int(batch.mask.sum())
+    assert 0 < new < 20, "without drafts all would fit the smallest cache"
+    request = Settings.read({"draft_tree": tree, "max_new_tokens": new, "stop_ids": ()})
+    plan = omni._plan(request, request.ending, False, load_drafter(drafters(kind, "tiny")), 1)
+    batching = omni._make_generator().batching(plan, 1, omni._make_generator().together(plan, batch, [0]))
+    batching.finish()
+    planned = plan.caches(1, prompt, new, omni.config)
+    assert [need.owner for need in planned] == ["thinker", "drafter"]
+    made = [stated((cache.k, cache.v)) for cache in caches_of(batching.state)]
+    assert sorted(cache_bytes(need.text, 4, {}, 1, need.tokens) for need in planned) == sorted(made)
+
+
+def test_the_columns_of_speech_are_planned_for(omni: Omni) -> None:
+    batch, voice = omni.prepare(user("Hi")), Voice(max_frames=10)
+    columns = SpeechRequest.read(batch, voice, omni.config).prompt.length
+    plan = GenerationPlan(Sampling(), Limits(5), voice, None)
+    _, talker = plan.caches(1, int(batch.mask.sum()), 5, omni.config)
+    assert talker.tokens == int(columns.max()) + 10
+
+
+def test_what_is_free_is_read_once_for_a_call(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr(memory, "available", lambda mesh: read.append(mesh) or 10**12)
+    omni.generate(user("Hi"), max_new_tokens=1)
+    assert read == [None]
+
+
+def test_slots_are_whole_for_the_meshes_of_all_parts(omni: Omni) -> None:
+    meshes = {"thinker": make_mesh(data=2), "talker": make_mesh(data=3)}
+    free = Memory(omni.params, meshes, dict.fromkeys(meshes.values(), 10**12))
+    generator = replace(omni._make_generator(), meshes=meshes, memory=free)
+    plan = GenerationPlan(Sampling(), Limits(5), Voice(), None)
+    assert generator.slots(plan, 8, 5) == 12 and generator.slots(replace(plan, voice=None), 8, 5) == 8
+
+
+def test_the_talker_has_the_embeddings_that_the_thinker_has_now(omni: Omni) -> None:
+    meshes = {"thinker": None, "talker": make_mesh(data=2), "code2wav": None}
+    apart = Omni({**omni.params, "thinker": dict(omni.params["thinker"])}, omni.config, omni.processor, meshes)
+    copied = apart._embed_for_talker()
+    assert len(copied.sharding.device_set) == 2 and apart._embed_for_talker() is copied
+    apart.params["thinker"]["embed"] = 2 * apart.params["thinker"]["embed"]
+    np.testing.assert_array_equal(apart._embed_for_talker(), 2 * np.asarray(copied))
 
 
 def test_what_there_is(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,16 +158,16 @@ def test_every_door_reads_the_weights_that_it_needs(checkpoints: Callable[[str],
 
 def test_a_device_that_states_its_memory(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     text, weights = omni.config.thinker.text, stated(omni.params["thinker"])
-    need = Cache("thinker", text, 4, 1000).bytes(omni.params, None)
+    need = CacheNeed("thinker", text, 4, 1000).bytes(omni.params, None)
     here = {"thinker": omni.params["thinker"]}
     monkeypatch.setattr(memory, "usable", lambda device: weights + need)
-    Memory.read(here, {"thinker": None}).check([Cache("thinker", text, 4, 1000)], "have fewer")
+    Memory.read(here, {"thinker": None}).check([CacheNeed("thinker", text, 4, 1000)], "have fewer")
     monkeypatch.setattr(memory, "usable", lambda device: weights + need - 1)
     with pytest.raises(
         InputError,
         match=r"4 rows of up to 1,000 .*have fewer: 3 of these rows, or rows of at most 512 .*_MEM_FRACTION",
     ):
-        Memory.read(here, {"thinker": None}).check([Cache("thinker", text, 4, 1000)], "have fewer")
+        Memory.read(here, {"thinker": None}).check([CacheNeed("thinker", text, 4, 1000)], "have fewer")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +194,7 @@ def test_requests_that_do_not_fit(
 
 def test_slots_are_planned_for_prompts_and_replies_together(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     text, beside = omni.config.thinker.text, (stated(omni.params) + 10) / 1e9
-    one_step = Cache("thinker", text, 1, 4096).bytes(omni.params, None) / 1e9
+    one_step = CacheNeed("thinker", text, 1, 4096).bytes(omni.params, None) / 1e9
     with_memory(monkeypatch, beside + one_step)
     batch = omni.prepare(user("word " * 400))
     assert 1024 < batch.mask.sum() < 2000
@@ -151,7 +208,7 @@ def test_slots_that_nobody_stated_are_as_many_as_fit(omni: Omni, monkeypatch: py
     seen, batching = [], generation.Batching
     monkeypatch.setattr(generation, "Batching", lambda *given: seen.append(given[1]) or batching(*given))
     for rows in (12, 5, 1):
-        with_memory(monkeypatch, beside + Cache("thinker", text, rows, 4097).bytes(omni.params, None) / 1e9)
+        with_memory(monkeypatch, beside + CacheNeed("thinker", text, rows, 4097).bytes(omni.params, None) / 1e9)
         omni.generate_many([], max_new_tokens=4096)
         with pytest.raises(InputError, match=f"{rows} of these rows, or rows of at most"):
             omni.generate_many([], max_new_tokens=4097, slots=50)
@@ -184,7 +241,7 @@ def test_a_number_of_rows_beyond_any_machine_is_one_sentence(omni: Omni) -> None
 
 def test_the_caches_of_running_requests_are_not_counted_twice(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     with_memory(monkeypatch, 0.0)
-    need = Cache("thinker", omni.config.thinker.text, 2, 1024).bytes(omni.params, None)
+    need = CacheNeed("thinker", omni.config.thinker.text, 2, 1024).bytes(omni.params, None)
     free = iter([need] + [0] * 99)
     monkeypatch.setattr(memory, "available", lambda mesh: next(free) + stated(omni.params))
     assert len(list(omni.generate_many([user("Hi")] * 5, slots=2, max_new_tokens=2))) == 5
@@ -192,5 +249,5 @@ def test_the_caches_of_running_requests_are_not_counted_twice(omni: Omni, monkey
 
 def test_default_slots_have_room_for_the_default_limit(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     text, beside = omni.config.thinker.text, (stated(omni.params) + 10) / 1e9
-    with_memory(monkeypatch, beside + Cache("thinker", text, 3, 1024 + 900).bytes(omni.params, None) / 1e9)
+    with_memory(monkeypatch, beside + CacheNeed("thinker", text, 3, 1024 + 900).bytes(omni.params, None) / 1e9)
     assert len(list(omni.generate_many([user("Hi")] * 2, stop_ids=[*range(text.vocab_size)]))) == 2

@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omni_jax.decode import reasoning
+from omni_jax.decode.generation import GenerationPlan
+from omni_jax.decode.limits import Limits
 from omni_jax.decode.reasoning import ReasoningSplitter, ends_inside_reasoning, split_reasoning
+from omni_jax.decode.sampling import Sampling
+from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.tokenizer import Tokenizer
 
 # Text, whether the prompt has opened the reasoning, and the answer and reasoning that it is.
@@ -80,6 +84,16 @@ def test_a_prompt_that_ends_with_an_open_mark_begins_inside(
     ids = tokenizer.encode(prompt)
     assert ends_inside_reasoning(ids, tokenizer) is inside
     assert ends_inside_reasoning(np.array(ids, np.int32), tokenizer) is inside
+
+
+def test_each_request_of_a_batch_knows_whether_it_begins_inside(omnis: Callable[[str], Any]) -> None:
+    omni = omnis("tiny")
+    tokenizer = omni.processor.tokenizer
+    prompts = [tokenizer.encode("<|im_start|>assistant\n" + more) for more in ("<think>\n", "")]
+    batch = Batch.of_text([prompt[-min(map(len, prompts)) :] for prompt in prompts])
+    plan = GenerationPlan(Sampling(), Limits(4), None, None)
+    requests = plan.together(batch, [0, 1, 2, 3], omni.config, tokenizer).requests
+    assert [request.begins_inside_reasoning for request in requests] == [True, True, False, False]
 
 
 @pytest.mark.slow

@@ -198,7 +198,24 @@ def test_a_slot_whose_reply_has_met_a_stop_string_is_not_run_on(
     want = alone(omni, asked, stop_ids=(), stop="e")
     got = in_order(omni.generate_many(prompts(omni, asked), slots=2, stop_ids=(), stop="e"))
     assert ids(got) == ids(want) and [reply.text for reply in got] == [reply.text for reply in want]
-    assert len(retired) == sum(reply.stats["stop_string"] == "e" for reply in want) > 1
+    stopped = sum(reply.stats["stop_string"] == "e" for reply in want)
+    assert len(retired) == stopped - 1 > 0, "beside the last one nothing is decoded any more"
+
+
+def test_a_bad_conversation_costs_no_reply_that_is_under_way(omnis: Callable[[str], Omni]) -> None:
+    omni, taken = omnis("small"), []
+    bad = user({"type": "image", "image": "/nowhere.png"})
+
+    def source() -> Iterator[list[dict]]:
+        for messages in (user("a"), user("b"), bad, user("c")):
+            taken.append(messages)
+            yield messages
+
+    answers = omni.generate_many(source(), slots=2, max_new_tokens=4, stop_ids=())
+    assert sorted(next(answers)[0] for _ in range(2)) == [0, 1]
+    with pytest.raises(InputError, match=r"nowhere\.png"):
+        next(answers)
+    assert len(taken) == 3, "no further one is taken"
 
 
 def test_prompts_that_cannot_be_used(omnis: Callable[[str], Omni]) -> None:

@@ -326,3 +326,25 @@ def test_rows_on_a_mesh_say_what_they_say_on_one_device(
     said, _ = mixed(spread, lines, 2, 0)
     for i, codes in enumerate(want):
         np.testing.assert_array_equal(said[i].codes, codes)
+
+
+def test_a_row_of_its_own_device_that_pauses_at_the_capacity_keeps_its_last_column(
+    omnis: Callable[[str], Omni], checkpoints: Callable[[str], Path]
+) -> None:
+    """With one row on each device, what it writes past its capacity would land on its last column instead."""
+    mesh = make_mesh(jax.devices()[:2], data=2)
+    params, config = load_hf(checkpoints("tiny"), mesh=mesh)
+    spread = Omni(params, config, Processor.from_dir(checkpoints("tiny"), config), mesh)
+    lines = [Line(user("word " * words), "ethan", [*range(20, 90)], 3, 60) for words in (57, 1)]
+    speakers = pool(spread, 2)
+    (_, words, _), *_ = given = [asked(spread, line) for line in lines]
+    pausing, going = (speakers.insert(b, *row) for b, row in enumerate(given))
+    words.shown = 1 + 256 - pausing.columns
+    speakers.advance()
+    assert speakers.state is not None and pausing.columns + pausing.made == 256
+    given[1][1].shown = 20
+    speakers.advance()
+    assert going.made == 19
+    words.shown = 60
+    speakers.advance()
+    np.testing.assert_array_equal(pausing.codes, alone(omnis("tiny"), lines[0])[:, : pausing.made])

@@ -69,7 +69,7 @@ def conditional(survived: np.ndarray) -> np.ndarray:
 def interval(
     replies: Sequence[Rounds], statistic: Callable[[Sequence[Rounds]], float | np.ndarray], seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % bootstrap interval of a statistic over replies: its lower and upper bounds [...], shaped as it.
+    """The 95 % bootstrap interval of a statistic over replies: its lower and upper bounds [...], of its shape.
 
     Replies are resampled, not rounds, because the rounds of one reply resemble each other.
     """

@@ -37,6 +37,7 @@ class SpeculativeEngine:
     def __init__(self, target: PlainEngine, drafts: DraftPlan):
         self.target, self.proposer, self.drafter_params = target, drafts.proposer, drafts.params
         self.lengths, self.drawn, self.times = drafts.verify_tokens, drafts.drawn, drafts.times
+        self.slots_written = drafts.slots_written
         self.tuner: DraftLengthTuner | None = None
 
     @property
@@ -67,12 +68,10 @@ class SpeculativeEngine:
 
     def capacity(self, tokens: int) -> int:
         """As `Engine.capacity`: a round writes all that it drafts, even if little of it is accepted."""
-        return self.target.capacity(tokens + max(map(self.proposer.slots_written, self.lengths)))
+        return self.target.capacity(tokens + self.slots_written)
 
     def grow(self, state: SpeculativeState, capacity: int) -> SpeculativeState:
         """As `Engine.grow`."""
-        if capacity <= state.decode.cache.capacity:
-            return state
         return grow(state, proposer=self.proposer, capacity=capacity)
 
     def plan(self, state: SpeculativeState, steps: int) -> ChunkPlan:

@@ -205,7 +205,7 @@ def decode_rounds(
 
 
 def grow(state: SpeculativeState, *, proposer: Proposer, capacity: int) -> SpeculativeState:
-    """The same state with caches of `capacity` positions; the argument must not be used afterwards."""
+    """The same state with caches of at least `capacity` positions; the argument must not be used afterwards."""
     decode = replace(state.decode, cache=state.decode.cache.grow(capacity))
     return replace(state, decode=decode, memory=proposer.grow(state.memory, capacity))
 

@@ -11,6 +11,7 @@ from omni_jax.decode.draft.dflash import BlockProposer
 from omni_jax.decode.draft.eagle3 import ChainProposer, TreeProposer
 from omni_jax.decode.draft.length import LENGTHS
 from omni_jax.decode.draft.loop import Proposer, begin_drafting, decode_rounds
+from omni_jax.decoder_config import DecoderConfig
 from omni_jax.draft_config import DFlashConfig, Eagle3Config
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import flag, is_whole, shown
@@ -43,7 +44,8 @@ class DraftPlan:
     """How to draft: a proposer, its parameters, and the tokens that a round verifies, the current one included.
 
     verify_tokens: one number, or several from which an engine chooses as it goes. drawn: whether drafts are drawn as
-    the request says and verified by rejection. times: what rounds take, shared by all that draft alike.
+    the request says and verified by rejection. times: what rounds take, shared by all that draft alike. stack: the
+    drafter's layers, which have a cache; None for a drafter without one.
     """
 
     proposer: Proposer
@@ -51,6 +53,12 @@ class DraftPlan:
     verify_tokens: tuple[int, ...]
     drawn: bool = False
     times: RoundTimes = field(default_factory=RoundTimes)
+    stack: DecoderConfig | None = None
+
+    @property
+    def slots_written(self) -> int:
+        """The most cache positions after a row's length that a round writes, even if little of it is accepted."""
+        return max(map(self.proposer.slots_written, self.verify_tokens))
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,8 @@ class KnownDrafters:
             self._placed[drafter] = _Placed(laid.declaration, laid.params, (drafter.config, arrays))
         placed = self._placed[drafter]
         shared = self._shared_by((*placed.architecture, tree), drafter, placed.declaration, tree)
-        return DraftPlan(shared.proposer, placed.params, (shared.proposer.default_tokens + 1,), times=shared.times)
+        tokens = (shared.proposer.default_tokens + 1,)
+        return DraftPlan(shared.proposer, placed.params, tokens, times=shared.times, stack=stack_of(drafter.config))
 
     def _shared_by(self, key: Any, drafter: Drafter, declaration: Declaration, tree: Tree | None) -> _Shared:
         """What drafters of one architecture share; the one that was used least recently is given up."""
@@ -147,6 +156,17 @@ def check_tree(tree: Any) -> None:
         raise InputError(f"draft_tree is {tree!r}; it takes two numbers, depth and width, such as (7, 10)")
     if tree[0] * tree[1] > MAX_NODES:
         raise InputError(f"draft_tree is {tree!r}: {tree[0] * tree[1]} nodes are more than {MAX_NODES}; take fewer")
+
+
+def stack_of(config: DFlashConfig | Eagle3Config) -> DecoderConfig:
+    """The layers of a drafter."""
+    match config:
+        case DFlashConfig(layers=layers):
+            return layers
+        case Eagle3Config(layer=layer):
+            return layer
+        case _:
+            assert_never(config)
 
 
 def proposer_for(drafter: Drafter, target_layers: int, tree: Tree | None = None) -> Proposer:

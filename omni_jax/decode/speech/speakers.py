@@ -75,7 +75,7 @@ class Speakers:
         """Nothing is read or computed here.
 
         params, declaration: the Talker's. embed: gives the Thinker's token embeddings [V, D], on the Talker's devices.
-        voice: how codes are drawn; its speaker and limit do not count. rows: their number, a multiple of what the mesh
+        voice: how codes are drawn; its speaker and limit are ignored. rows: their number, a multiple of what the mesh
         splits rows into.
         """
         assert config.talker is not None
@@ -188,16 +188,18 @@ class Speakers:
             self.state = state
             return
         running = idle(state, rows=len(self.rows)) if self.state is None else self.state
-        self.state = insert(self._grown(running, state.cache.capacity), state, np.int32(first))
+        self.state = insert(grow(running, capacity=state.cache.capacity), state, np.int32(first))
 
     def _speak(self, count: np.ndarray) -> list[np.ndarray]:
         """Up to count[b] (int32 [B]) more frames of each row b, int32 [Q, n]."""
         assert self.state is not None
-        most = max(s.columns + s.made + n for s, n in zip(self.rows, count.tolist(), strict=True) if s and n)
+        # A row that pauses also writes in every step, into the column after those that it keeps.
+        kept = zip(self.rows, count.tolist(), strict=True)
+        most = max(s.columns + min(s.made + n + 1, s.budget) for s, n in kept if s and s.running and not s.done)
         made, self.state = decode_frames(
             self.params,
             self.embed(),
-            self._grown(self.state, capacity_for(most)),
+            grow(self.state, capacity=capacity_for(most)),
             self._text_ids(),
             count,
             self.values,
@@ -219,10 +221,6 @@ class Speakers:
                 said = [*speaker.text.spoken, self.config.tts_eos_token_id][begin : begin + FRAMES]
                 row[: len(said)] = said
         return ids
-
-    @staticmethod
-    def _grown(state: SpeechState, capacity: int) -> SpeechState:
-        return grow(state, capacity=capacity) if capacity > state.cache.capacity else state
 
 
 @jax.jit

@@ -183,7 +183,8 @@ def decode_frames(
 
     text_ids int32 [B, N]: what each reply says next, one token a frame. frames: int32 [B], at most N. A row that has
     made its frames pauses: nothing of it changes until a later chunk. The cache must hold as many more columns of a row
-    as frames are made of it. embed [V, D]: the Thinker's token embeddings.
+    as frames are made of it, and one more if it pauses then: while others go on, it writes into the column after those
+    that it keeps. embed [V, D]: the Thinker's token embeddings.
     """
     talker: Talker = bind(declaration, params)
     text = talker.text_projection(embed[text_ids])
@@ -216,7 +217,7 @@ def decode_frames(
 
 
 def grow(state: SpeechState, *, capacity: int) -> SpeechState:
-    """The same state with a cache of `capacity` columns; the argument must not be used afterwards."""
+    """The same state with a cache of at least `capacity` columns; the argument must not be used afterwards."""
     return replace(state, cache=state.cache.grow(capacity))
 
 

@@ -35,7 +35,7 @@ RANKS = {ONE_ROW: 2, ROWS: 3}
 
 
 @dataclass(frozen=True)
-class Chunk:
+class PaddedCodes:
     """What one step takes: codes int32 [B, Q, F], of which the first `count` frames are real, the others padding."""
 
     codes: np.ndarray
@@ -205,7 +205,7 @@ def _check_rows(
     return check_codes(np.where(inside, codes, 0).astype(codes.dtype), config), lengths
 
 
-def _chunks(codes: np.ndarray) -> Iterator[Chunk]:
+def _chunks(codes: np.ndarray) -> Iterator[PaddedCodes]:
     """Cut codes int32 [B, Q, F] into chunks, each padded to one of SIZES."""
     B, _, F = codes.shape
     begin = 0
@@ -213,7 +213,7 @@ def _chunks(codes: np.ndarray) -> Iterator[Chunk]:
         size = _size(F - begin, B)
         chunk = codes[:, :, begin : begin + size]
         count = chunk.shape[2]
-        yield Chunk(np.pad(chunk, ((0, 0), (0, 0), (0, size - count))), count)
+        yield PaddedCodes(np.pad(chunk, ((0, 0), (0, 0), (0, size - count))), count)
         begin += count
 
 
