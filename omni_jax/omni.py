@@ -144,7 +144,7 @@ class Omni:
         use_audio_in_video: listen to the sound tracks of the videos, in step with their frames.
         tools: functions that the model may call, as in OpenAI's API.
         fps: frames sampled per second of video.
-        media: options of pictures, sounds and videos by name, such as {"max_pixels": 401408}, for parts that state none.
+        media: options of pictures, sounds and videos by name, such as {"max_pixels": 9999}, for parts that state none.
         thinking: whether a hybrid model's chat template lets it think; None: as the template does.
         padding: of shorter rows, "right" or "left".
         """

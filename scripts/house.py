@@ -20,6 +20,8 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 # From the lowest floor up: no package may import a later one, but for commands of omni_jax that run those of convert.
+# It holds the public names, and imports them at their first use.
+PUBLIC = "omni_jax"
 PACKAGES = ("omni_jax", "convert", "scripts", "tests")
 MAX_PARAMETERS, ALIKE_LINES = 12, 6
 
@@ -114,9 +116,8 @@ def modules(root: Path = ROOT) -> dict[str, Module]:
 
 def circles(found: dict[str, Module]) -> list[list[str]]:
     """Groups of modules that import each other, directly or through others."""
-    reach = {
-        name: {other for other in module.imports & found.keys() if other != name} for name, module in found.items()
-    }
+    found = {name: module for name, module in found.items() if name != PUBLIC}
+    reach = {name: (module.imports & found.keys()) - {name} for name, module in found.items()}
     # A package is imported before what it holds; that alone makes no circle.
     reached = {name: _reached(name, reach) for name in found}
     groups = {frozenset(o for o in reached[name] if name in reached[o]) for name in found if name in reached[name]}
@@ -150,7 +151,7 @@ def upward(found: dict[str, Module], of: dict[str, int]) -> list[str]:
         return next(known, len(of)) if name.startswith("omni_jax.") else 0
 
     wrong = []
-    for module in found.values():
+    for module in (module for name, module in found.items() if name != PUBLIC):
         for other in sorted(module.imports & found.keys()):
             here, there = PACKAGES.index(module.package), PACKAGES.index(found[other].package)
             beside = here == there and module.name in found and floor(other) > floor(module.name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from omni_jax.errors import InputError
 from omni_jax.ops.cache import KVCache
@@ -83,8 +84,8 @@ def _check_cache(name: str, B: int, T: int, mask: Array | None, cache: KVCache) 
     """InputError unless a cache takes B rows of T tokens, padded as the mask says."""
     if cache.rows != B:
         raise InputError(f"the cache has {cache.rows} rows, and {name} has {B}; give each row of the cache its tokens")
-    held = 0 if isinstance(cache.length, jax.core.Tracer) else int(np.max(cache.length))
+    held = 0 if isinstance(cache.length, Tracer) else int(np.max(cache.length))
     if held + T > cache.capacity:
         raise InputError(f"the cache has room for {cache.capacity} tokens, and these need {held + T}; make it larger")
-    if mask is not None and not isinstance(mask, jax.core.Tracer) and not np.asarray(mask)[:, 0].all():
+    if mask is not None and not isinstance(mask, Tracer) and not np.asarray(mask)[:, 0].all():
         raise InputError("mask: a cache takes rows that are padded on the right; prepare them so")
