@@ -95,8 +95,9 @@ VOICES: tuple[dict[str, Any], ...] = ({}, {"speaker": "vera"}, {"speech": False}
 
 
 def spoken_alone(omni: Omni, asked: list[tuple], **settings: Any) -> list[Reply]:
+    silent = {name: value for name, value in settings.items() if name not in ("speech", "max_frames")}
     return [
-        omni.generate(messages, seed=seed, max_new_tokens=new, **{**settings, **own})
+        omni.generate(messages, seed=seed, max_new_tokens=new, **(silent if "speech" in own else {**settings, **own}))
         for (messages, seed, new), own in zip(asked, VOICES, strict=True)
     ]
 
@@ -220,7 +221,8 @@ def test_a_prompt_cancels_its_reply(
         omni.prepare(user("One.")), 0, 4 if speech else 900, cancelled=lambda: asked.append(1) or len(asked) > 1
     )
     prompts = [prompt, replace(prompt, cancelled=lambda: False, max_new_tokens=4)]
-    settings: dict[str, Any] = {"speech": speech, "stop_ids": (), "speech_repetition_penalty": 1.0, "max_frames": 90}
+    settings: dict[str, Any] = {"speech": speech, "stop_ids": ()}
+    settings |= {"speech_repetition_penalty": 1.0, "max_frames": 90} if speech else {}
     cancelled, other = in_order(omni.generate_many(prompts, slots=1, **settings))
     assert cancelled.stats["finish_reason"] == "cancelled" and cancelled.stats["seconds"] > 0
     assert other.stats["finish_reason"] == "length" and len(other.token_ids) == 4
