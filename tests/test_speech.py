@@ -230,8 +230,8 @@ def test_rows_whose_texts_end_apart_speak_as_alone(
     import torch
 
     omni, model = omnis(variant), reference(variant)
-    drawn = {"repetition_penalty": 1.3, "max_new_tokens": 16, "max_frames": 20}
-    greedy = {**drawn, "speech": True, "speech_temperature": 0.0}
+    drawn = {"repetition_penalty": 1.3, "max_new_tokens": 16}
+    greedy = {**drawn, "speech": True, "speech_temperature": 0.0, "max_frames": 20}
     free = omni.generate(ROWS, stop_ids=(), **drawn)
     stop_ids = [free[0].token_ids[4], free[1].token_ids[9]]
     together = omni.generate(ROWS, stop_ids=stop_ids, **greedy)
