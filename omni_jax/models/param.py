@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +162,29 @@ def bind(declaration: Declaration, params: dict) -> Any:
         for part in parts:
             part.mesh = declaration.mesh
     return module
+
+
+M, Carry, Y = TypeVar("M", bound=nnx.Module), TypeVar("Carry"), TypeVar("Y")
+
+
+def scan_layers(
+    module: M, layer: Callable[[M, Carry, jax.Array], tuple[Carry, Y]], carry: Carry, layers: int, remat: bool
+) -> tuple[Carry, Y]:
+    """Run the layers of a module whose parameters are stacks of them: the last carry, and the layers' results, stacked.
+
+    layer: called with the module that holds this layer's parameters alone, at index 0 of its stacks, the carry, and the
+    layer's number int32 []. Stacks of another length stay whole. remat: whether a backward pass computes a layer anew
+    instead of keeping what it made.
+    """
+    graphdef, stacks, others = nnx.split(module, lambda _, stack: stack.shape[0] == layers, ...)
+
+    def step(carry: Carry, at: tuple) -> tuple[Carry, Y]:
+        l, own = at
+        return layer(nnx.merge(graphdef, jax.tree.map(lambda p: p[None], own), others), carry, l)
+
+    # Inside a loop nothing is computed twice by chance, so nothing has to be prevented.
+    step = jax.checkpoint(step, prevent_cse=False) if remat else step
+    return jax.lax.scan(step, carry, (jnp.arange(layers), stacks))
 
 
 def init_params(module: Callable[..., nnx.Module], *args: Any, seed: int = 0, dtype: Any = jnp.float32) -> dict:

@@ -63,12 +63,16 @@ class ExpertWeights:
 
 def route(x: jax.Array, router: jax.Array, experts_per_token: int, normalise: bool) -> Routing:
     """Choose experts for rows x [R, D] by router [E, D]; weights are in x's dtype, with a sum of 1 if normalised."""
-    logits = jnp.einsum("RD,ED->RE", x, router, preferred_element_type=jnp.float32).astype(x.dtype)
-    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    weights, ids = jax.lax.top_k(probabilities, experts_per_token)
+    weights, ids = jax.lax.top_k(router_probabilities(x, router), experts_per_token)
     if normalise:
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     return Routing(ids, weights.astype(x.dtype))
+
+
+def router_probabilities(x: jax.Array, router: jax.Array) -> jax.Array:
+    """The probability float32 [R, E] of each expert for rows x [R, D], by router [E, D]."""
+    logits = jnp.einsum("RD,ED->RE", x, router, preferred_element_type=jnp.float32).astype(x.dtype)
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
 
 def moe(x: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
