@@ -12,7 +12,8 @@ import pytest
 
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.output import ExpertLoad
-from omni_jax.models.param import Declaration
+from omni_jax.models.param import Declaration, declare
+from omni_jax.models.thinker import Thinker
 from omni_jax.omni import Omni
 from omni_jax.sharding import make_mesh, shardings
 from omni_jax.train.batch import IGNORED, TextBatch
@@ -155,6 +156,22 @@ def one_device(omnis: Callable[[str], Omni]) -> tuple[TextBatch, Trained]:
     batch = omni.prepare([user(image_part(60, 90), "What?"), user(audio_part(1.2), "Who?"), *asked], padding="right")
     rows = text_batch(batch, labels_of(batch))
     return rows, trained(declaration_of(omni), omni.params["thinker"], rows)
+
+
+def test_the_backward_pass_holds_one_layer_at_a_time(omnis: Callable[[str], Omni]) -> None:
+    config = omnis("tiny").config.thinker
+    declaration = declare(Thinker, replace(config, text=replace(config.text, num_layers=12)))
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), declaration.shapes)
+    params = {name: shapes.pop(name) for name in ("layers", "norm", "embed", "lm_head")}
+    ids = np.zeros((1, 16), np.int32)
+    batch = TextBatch(ids, ids, np.zeros((3, 1, 16), np.float32), ids)
+
+    def total(params: dict, frozen: dict, batch: TextBatch) -> jax.Array:
+        return thinker_loss(params, frozen, batch, declaration=declaration).total
+
+    memory = jax.jit(jax.grad(total)).lower(params, shapes, batch).compile().memory_analysis()
+    trained = sum(p.size * 4 for p in jax.tree.leaves(params))
+    assert memory.output_size_in_bytes >= trained > 3 * memory.temp_size_in_bytes
 
 
 def test_half_precision_is_close(omnis: Callable[[str], Omni], one_device: tuple) -> None:

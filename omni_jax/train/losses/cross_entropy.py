@@ -136,14 +136,15 @@ def _share(rows: jax.Array, head: jax.Array, targets: jax.Array, words: tuple[st
     """Sums over rows [R, D] with targets int32 [R], and the gradient float32 [R, V] of the cross entropy to logits."""
     V = len(head)
     logits = project(rows, head)
-    first = jax.lax.axis_index(words) * V if words else 0
-    own, learned = targets[:, None] == first + jnp.arange(V), targets != IGNORED
+    learned, at = targets != IGNORED, targets - (jax.lax.axis_index(words) * V if words else 0)
     best = jax.lax.pmax(jnp.max(logits, axis=1), words)
     exponentials = jnp.exp(logits - best[:, None])
     total = jax.lax.psum(jnp.sum(exponentials, axis=1), words)
-    wanted = jax.lax.psum(jnp.sum(jnp.where(own, logits, 0), axis=1), words)
+    own = jnp.take_along_axis(logits, jnp.clip(at, 0, V - 1)[:, None], axis=1)[:, 0]
+    wanted = jax.lax.psum(jnp.where((at >= 0) & (at < V), own, 0), words)
     entropy = jnp.where(learned, jnp.log(total) + best - wanted, 0)
-    gradient = jnp.where(learned[:, None], exponentials / total[:, None] - own, 0)
+    share = jnp.where(learned, 1 / total, 0)[:, None]
+    gradient = exponentials * share - (at[:, None] == jnp.arange(V))
     count, correct = (jnp.sum(x, dtype=jnp.float32) for x in (learned, learned & (wanted >= best)))
     return (jnp.sum(entropy), count, correct), gradient
 
