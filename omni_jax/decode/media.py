@@ -37,7 +37,10 @@ def encode_audio(
 
 
 def see(vision: VisionEncoder, patches: jax.Array, grid: jax.Array, remat: bool = False) -> tuple[jax.Array, jax.Array]:
-    """As `encode_vision`, inside a program; remat: whether a backward pass computes anew instead of keeping."""
+    """Frames [R, P, patch_dim] with grid int32 [R, 2], as `encode_vision`, inside a program.
+
+    remat: whether a backward pass computes layers anew instead of keeping what they made.
+    """
     R, P, _ = patches.shape
     if R * P <= MAX_PATCHES:
         tokens, deepstack = vision(patches, grid, remat)
@@ -53,7 +56,7 @@ def see(vision: VisionEncoder, patches: jax.Array, grid: jax.Array, remat: bool 
 
 
 def hear(audio: AudioEncoder, mel: jax.Array, frames: jax.Array, width: jax.Array, remat: bool = False) -> jax.Array:
-    """As `encode_audio`, inside a program; remat: as in `see`."""
+    """Windows mel [W, C, M, F] with frames and width int32 [W, C], as `encode_audio`; remat: as in `see`."""
     tokens = audio(mel, frames, width, remat)
     return tokens.reshape(-1, tokens.shape[-1])
 

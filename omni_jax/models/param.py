@@ -42,15 +42,33 @@ def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     """Contract the last `contracted` axes of x [..., in] and of weight [*out, in]: float32 [..., *out].
 
     The weight is flattened to [out, in] first: with more output axes, XLA on CPU would transpose a copy of it. One row
-    on GPU is a fused product and sum, which reads a layer of a stack in place.
+    on GPU is a fused product and sum, which reads a layer of a stack in place. In half precision a backward pass
+    multiplies in half precision too, and sums in float32.
     """
     inner = x.shape[x.ndim - contracted :]
     rows, columns = x.reshape(-1, prod(inner)), weight.reshape(-1, prod(inner))
     if rows.shape[0] == 1 and platform() != "cpu":
         y = jnp.sum(rows.astype(jnp.float32) * columns.astype(jnp.float32), axis=-1)
     else:
-        y = jnp.einsum("ri,oi->ro", rows, columns, preferred_element_type=jnp.float32)
+        y: Any = (_product if rows.dtype == jnp.float32 else _half_product)(rows, columns)
     return y.reshape(*x.shape[: x.ndim - contracted], *weight.shape[: weight.ndim - contracted])
+
+
+def _product(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    return jnp.einsum("ri,oi->ro", rows, columns, preferred_element_type=jnp.float32)
+
+
+def _half_product_backward(factors: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Derived by JAX, these would be products of float32 with what is half as wide: both as float32."""
+    rows, columns = factors
+    dy = cotangent.astype(rows.dtype)
+    d_rows = jnp.einsum("ro,oi->ri", dy, columns, preferred_element_type=jnp.float32)
+    d_columns = jnp.einsum("ro,ri->oi", dy, rows, preferred_element_type=jnp.float32)
+    return d_rows.astype(rows.dtype), d_columns.astype(columns.dtype)
+
+
+_half_product = jax.custom_vjp(_product)
+_half_product.defvjp(lambda *factors: (_product(*factors), factors), _half_product_backward)
 
 
 class Module(nnx.Module):

@@ -1,5 +1,6 @@
 """The Thinker's loss and the gradient of every parameter against transformers, and what must not change them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.output import ExpertLoad
-from omni_jax.models.param import Declaration, declare
+from omni_jax.models.param import Declaration, declare, project
 from omni_jax.models.thinker import Thinker
 from omni_jax.omni import Omni
 from omni_jax.sharding import make_mesh, shardings
@@ -183,6 +184,13 @@ def test_half_precision_is_close(omnis: Callable[[str], Omni], one_device: tuple
     close(got.total, loss.total, 0.05)
     mine, want = (np.concatenate([np.ravel(g) for g in jax.tree.leaves(tree)]) for tree in (its, gradient))
     assert mine @ want > 0.9 * np.linalg.norm(mine) * np.linalg.norm(want)
+
+
+def test_half_precision_multiplies_in_half_precision_on_the_way_back() -> None:
+    x, weight = jnp.ones((4, 6), jnp.bfloat16), jnp.ones((5, 6), jnp.bfloat16)
+    program = jax.jit(jax.grad(lambda x, w: jnp.sum(project(x, w) ** 2), (0, 1))).lower(x, weight).as_text()
+    factors = re.findall(r"dot_general.*: \((.*?)\) ->", program)
+    assert len(factors) == 3 and not any("f32" in both for both in factors)
 
 
 def test_the_auxiliary_loss_is_that_of_the_reference() -> None:
