@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from omni_jax.errors import InputError
-from scripts.bench import compare, drafting, speech, text
-from scripts.bench.options import Run, Scaling, Speech, Text
+from scripts.bench import compare, drafting, speech, text, train
+from scripts.bench.options import Run, Scaling, Speech, Text, Train
 from scripts.bench.our_speech import Ours
 from scripts.bench.worker import ROOT, Worker
 
@@ -117,6 +117,20 @@ def test_drafting(system: Callable, checkpoints: Callable[[str], Path]) -> None:
     assert figures["oracle_8"] * seconds["oracle_8"] == pytest.approx(2 * 17)
     assert figures["gain_16"] == pytest.approx(seconds["plain"] / seconds["oracle_16"])
     assert all(key in figures for _, key, *_ in drafting.ROWS)
+
+
+@pytest.mark.parametrize("system", [train.ours, train.theirs])
+def test_training(system: Callable, checkpoints: Callable[[str], Path]) -> None:
+    options = Train(tokens=8, batch=2, run=Run(repetitions=1, threads=1))
+    parts = system(options, checkpoints("tiny")).repeat()
+    figures = train.figures(options, parts)
+    assert figures["tokens_per_second"] * parts["kept"] == pytest.approx(16)
+    assert figures["remat_tokens_per_second"] * parts["remat"] == pytest.approx(16)
+    if system is train.ours:
+        assert 0 < figures["remat_temporary_bytes"] < figures["temporary_bytes"]
+    about = {"compile_seconds": 0.0, "peak_bytes": 1}
+    lines = compare.table(train, options, {"ours": figures | about}).splitlines()
+    assert (lines[4].split()[-1] == "-") == (system is train.theirs), "only ours knows its temporaries"
 
 
 def test_too_few_frames_of_ours_are_an_error(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ FLOORS = (
     ("decode",),
     ("omni",),
     ("loading", "printing"),
-    ("ask", "evaluate", "inspection"),
+    ("ask", "evaluate", "inspection", "train"),
     ("cli",),
     ("convert",),
 )

@@ -7,12 +7,15 @@ index with the cache in its carry. A stack that mixes expert and plain layers ke
 Two things happen to the hidden states between layers: deepstack features are added to the outputs of the first layers
 at visual positions, and `taps` copy chosen hidden states into a small buffer, for the Talker and for drafters.
 
+Programs with a cache read a layer from the stacks by its index, in place. `forward`, which is the one that is trained,
+is given each layer's slice of them: by index, the backward pass of every layer would add to whole stacks.
+
 Source: transformers `Qwen3OmniMoeThinkerTextModel`. Hidden states are numbered as there: 0 is the input, k the output
 of layer k-1 before its deepstack feature is added.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,12 +25,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
-from omni_jax.models.output import CachedOutput, Output
-from omni_jax.models.param import Module, RMSNorm, param, project
+from omni_jax.models.output import CachedOutput, ExpertLoad, Output
+from omni_jax.models.param import Module, RMSNorm, param, project, scan_layers
 from omni_jax.ops.attention import attend, causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.expert_parallel import sharded_moe, sharded_route
-from omni_jax.ops.moe import ExpertWeights
+from omni_jax.ops.moe import ExpertWeights, Routing, router_probabilities
 from omni_jax.ops.rope import rotate
 from omni_jax.sharding import constrain, split_over
 
@@ -73,12 +76,26 @@ class Experts(Module):
         """[B, T, D] -> [B, T, D] through the experts of stack index `l`."""
         B, T, D = x.shape
         rows = x.reshape(B * T, D)
-        split = () if self.mesh is None else split_over("batch", B, self.mesh)
-        chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
-        with jax.named_scope("router"):
-            routing = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
         experts = ExpertWeights(self.gate_up[...], self.down[...], l)
+        routing, split = self._route(rows, B, l), self._split(B)
         return sharded_moe(rows, routing, experts, self.mesh, split).reshape(B, T, D)
+
+    def load(self, x: jax.Array, counted: jax.Array, l: Any) -> ExpertLoad:
+        """What tokens x [B, T, D] ask of the experts of stack index `l`, summed over those of `counted` bool [B, T]."""
+        rows, weight = x.reshape(-1, x.shape[-1]), counted.reshape(-1, 1).astype(jnp.float32)
+        chosen = jnp.sum(jax.nn.one_hot(self._route(rows, len(x), l).ids, self.config.num_experts), axis=1)
+        probabilities = router_probabilities(rows, self.router[...][l])
+        return ExpertLoad(jnp.sum(weight * chosen, axis=0), jnp.sum(weight * probabilities, axis=0))
+
+    @jax.named_scope("router")
+    def _route(self, rows: jax.Array, B: int, l: Any) -> Routing:
+        """The experts of rows [B * T, D], by the router of stack index `l`."""
+        chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
+        return sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, self._split(B))
+
+    def _split(self, B: int) -> tuple[str, ...]:
+        """The mesh axes over which B rows of a batch are split."""
+        return () if self.mesh is None else split_over("batch", B, self.mesh)
 
 
 class MLP(Module):
@@ -146,14 +163,31 @@ class DecoderLayers(Module):
         first_valid: jax.Array | None = None,
         deepstack: Deepstack | None = None,
         taps: tuple[int, ...] = (),
+        counted: jax.Array | None = None,
+        remat: bool = False,
     ) -> Output:
         """Run whole sequences x [B, T, D] at rope (cos, sin) [B, T, H], without a cache.
 
-        first_valid: int32 [B], the first token of each row that is not padding; 0 by default. taps: numbers of the
-        hidden states to give; the one numbered L, which follows the final norm, is the caller's to fill in.
+        first_valid: int32 [B], the first token of each row that is not padding, 0 by default; or int32 [B, T], the
+        first token that each token sees. taps: numbers of the hidden states to give; the one numbered L, which follows
+        the final norm, is the caller's to fill in. counted: bool [B, T], the tokens whose load on the experts is given;
+        none by default. remat: whether a backward pass computes a layer anew instead of keeping what it made.
         """
-        x, _, tapped = self.run(x, rope, None, self._over_sequence(first_valid), deepstack, taps)
-        return Output(x, tapped)
+        attention, tapped = self._over_sequence(first_valid), _Tapped.of(taps, self.config.num_layers, x)
+
+        def layer(one: "DecoderLayers", carry: tuple, l: jax.Array) -> tuple[tuple, ExpertLoad | None]:
+            x, tapped = carry
+            attended, _ = one._attention(x, 0, rope, None, attention)
+            x = x + _scaled(attended, one.attention_scale, 0)
+            read = one.mlp_norm(x, 0)
+            x = x + _scaled(one._feed_forward(read, 0, l), one.mlp_scale, 0)
+            tapped = tapped.put(x, l + 1)
+            x = x if deepstack is None else deepstack.add(x, l)
+            return (self._by_rows(x), tapped), None if counted is None else one._load(read, counted, l)
+
+        carry = (self._by_rows(x), tapped)
+        (x, tapped), load = scan_layers(self, layer, carry, self.config.num_layers, remat)
+        return Output(x, tapped.states, load)
 
     def prefill(
         self,
@@ -217,28 +251,23 @@ class DecoderLayers(Module):
 
         attention: is given the cache after the layer has written its T keys and values after what each row holds.
         """
-        L = self.config.num_layers
-        place = jnp.asarray([taps.index(k) if k in taps and k < L else -1 for k in range(L + 1)], jnp.int32)
-        tapped = jnp.zeros((len(taps), *x.shape), x.dtype)
+        tapped = _Tapped.of(taps, self.config.num_layers, x)
 
         def layer(carry: tuple, _: None) -> tuple[tuple, None]:
             l, x, cache, tapped = carry
             attended, cache = self._attention(x, l, rope, cache, attention)
             x = x + _scaled(attended, self.attention_scale, l)
-            x = x + _scaled(self._feed_forward(self.mlp_norm(x, l), l), self.mlp_scale, l)
-            if taps:
-                tapped = _tap(tapped, x, place[l + 1])
+            x = x + _scaled(self._feed_forward(self.mlp_norm(x, l), l, l), self.mlp_scale, l)
+            tapped = tapped.put(x, l + 1)
             if deepstack is not None:
                 x = deepstack.add(x, l)
             return (l + 1, self._by_rows(x), cache, tapped), None
 
-        if 0 in taps:
-            tapped = tapped.at[taps.index(0)].set(x)
         # The index is a counter in the carry: read from a scanned array, XLA on GPU would copy each layer's experts.
         laid = None if cache is None else cache.laid_over(self.mesh)
         carry: Any = (jnp.int32(0), self._by_rows(x), laid, tapped)
-        (_, x, cache, tapped), _ = jax.lax.scan(layer, carry, None, length=L, unroll=unroll)
-        return x, cache if cache is None else cache.advance(x.shape[1]), tapped
+        (_, x, cache, tapped), _ = jax.lax.scan(layer, carry, None, length=self.config.num_layers, unroll=unroll)
+        return x, cache if cache is None else cache.advance(x.shape[1]), tapped.states
 
     @jax.named_scope("attention")
     def _attention(
@@ -264,15 +293,31 @@ class DecoderLayers(Module):
         attended, _ = self._attention(x, l, rope, cache, attention)
         return self.mlp_norm(x + _scaled(attended, self.attention_scale, l), l)
 
-    def _feed_forward(self, x: jax.Array, l: jax.Array) -> jax.Array:
+    def _feed_forward(self, x: jax.Array, i: Any, l: Any) -> jax.Array:
+        """x [B, T, D] through the MLP or the experts of layer `l`, whose index in a stack of all layers is `i`."""
         dense = self.config.dense_layers
         if not dense:
-            return self._experts(x, l)
+            return self._experts(x, i)
         if len(dense) == self.config.num_layers:
-            return self.mlp(x, l)
-        is_dense = jnp.asarray([i in dense for i in range(self.config.num_layers)])
+            return self.mlp(x, i)
+        is_dense, before = self._dense_before(l)
+        return jax.lax.cond(is_dense, lambda: self.mlp(x, before), lambda: self._experts(x, l - before))
+
+    def _load(self, x: jax.Array, counted: jax.Array, l: Any) -> ExpertLoad:
+        """`Experts.load` of layer `l`; zeros for a layer without experts."""
+        if not self.config.dense_layers:
+            return self.moe.load(x, counted, 0)
+        none = ExpertLoad(*jnp.zeros((2, self.config.num_experts)))
+        if len(self.config.dense_layers) == self.config.num_layers:
+            return none
+        is_dense, before = self._dense_before(l)
+        return jax.lax.cond(is_dense, lambda: none, lambda: self.moe.load(x, counted, l - before))
+
+    def _dense_before(self, l: Any) -> tuple[jax.Array, jax.Array]:
+        """Whether layer `l` has a plain MLP, bool [], and how many of those before it have, int32 []."""
+        is_dense = jnp.asarray([i in self.config.dense_layers for i in range(self.config.num_layers)])
         before = jnp.cumsum(is_dense) - is_dense
-        return jax.lax.cond(is_dense[l], lambda: self.mlp(x, before[l]), lambda: self._experts(x, l - before[l]))
+        return is_dense[l], before[l]
 
     def _by_rows(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] with its rows on the devices that hold them, each row whole."""
@@ -288,10 +333,27 @@ def _scaled(x: jax.Array, scale: nnx.Param | None, l: Any) -> jax.Array:
     return x if scale is None else x * scale[...][l]
 
 
-def _tap(tapped: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:
-    """Copy x [B, T, D] into row `slot` of tapped [n, B, T, D] unless slot is negative."""
-    return jax.lax.cond(
-        slot >= 0,
-        lambda: jax.lax.dynamic_update_index_in_dim(tapped, x, jnp.maximum(slot, 0), 0),
-        lambda: tapped,
-    )
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Tapped:
+    """states [n, B, T, D]: hidden states that are kept; slot int32 [L + 1]: where each number goes, -1 for nowhere."""
+
+    states: jax.Array
+    slot: jax.Array
+
+    @classmethod
+    def of(cls, taps: tuple[int, ...], L: int, x: jax.Array) -> "_Tapped":
+        """Room for the states numbered `taps`, with number 0, the input x [B, T, D], in place; L is left to others."""
+        slot = jnp.asarray([taps.index(k) if k in taps and k < L else -1 for k in range(L + 1)], jnp.int32)
+        states = jnp.zeros((len(taps), *x.shape), x.dtype)
+        return cls(states.at[taps.index(0)].set(x) if 0 in taps else states, slot)
+
+    def put(self, x: jax.Array, k: Any) -> "_Tapped":
+        """With hidden state number `k`, x [B, T, D], kept if it was asked for."""
+        if not len(self.states):
+            return self
+
+        def write() -> jax.Array:
+            return jax.lax.dynamic_update_index_in_dim(self.states, x, jnp.maximum(self.slot[k], 0), 0)
+
+        return replace(self, states=jax.lax.cond(self.slot[k] >= 0, write, lambda: self.states))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from omni_jax.models.param import LayerNorm, Linear, Module, param, project
+from omni_jax.models.param import LayerNorm, Linear, Module, param, project, scan_layers
 from omni_jax.ops.attention import attend_in_rows
 from omni_jax.ops.rope import rotate
 
@@ -61,28 +61,33 @@ class EncoderBlocks(Module):
         self.fc2 = Linear(rngs, (width, mlp), ("embed", "mlp"), layers)
 
     def __call__(
-        self, x: jax.Array, lengths: jax.Array, rotary: Rotary | None = None, taps: tuple[int, ...] = ()
+        self,
+        x: jax.Array,
+        lengths: jax.Array,
+        rotary: Rotary | None = None,
+        taps: tuple[int, ...] = (),
+        remat: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Rows [R, T, D] and their lengths [R] -> the last layer's rows, and the `taps` layers' rows [n, R, T, D].
 
         rotary: cos and sin, float32 [R, T, H]. taps: layer indices in rising order; a tap is that layer's output.
+        remat: whether a backward pass computes a layer anew instead of keeping what it made.
         """
         # Every layer writes where the next tap belongs, so the tap itself writes last; layers after the last tap write
         # to a spare slot. One slot a layer moves, and nothing is stacked over all layers.
         slot = jnp.asarray(np.searchsorted(taps, np.arange(self.layers)), jnp.int32)
         tapped = jnp.zeros((len(taps) + 1, *x.shape), x.dtype)
 
-        def step(carry: tuple[jax.Array, ...], _: None) -> tuple[tuple[jax.Array, ...], None]:
-            l, x, tapped = carry
-            x = self._block(x, lengths, rotary, l)
-            return (l + 1, x, jax.lax.dynamic_update_index_in_dim(tapped, x, slot[l], 0)), None
+        def layer(one: "EncoderBlocks", carry: tuple, l: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+            x, tapped = carry
+            x = one._block(x, lengths, rotary, 0)
+            return (x, jax.lax.dynamic_update_index_in_dim(tapped, x, slot[l], 0)), None
 
-        # The index is a counter in the carry: read from a scanned array, XLA on GPU would copy each layer's weights.
-        (_, x, tapped), _ = jax.lax.scan(step, (jnp.int32(0), x, tapped), None, length=self.layers)
+        (x, tapped), _ = scan_layers(self, layer, (x, tapped), self.layers, remat)
         return x, tapped[: len(taps)]
 
     @jax.named_scope("block")
-    def _block(self, x: jax.Array, lengths: jax.Array, rotary: Rotary | None, l: jax.Array) -> jax.Array:
+    def _block(self, x: jax.Array, lengths: jax.Array, rotary: Rotary | None, l: int) -> jax.Array:
         R, T, D = x.shape
         with jax.named_scope("attention"):
             q, k, v = self.qkv(self.attention_norm(x, l), l)

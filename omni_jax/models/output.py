@@ -18,11 +18,27 @@ from omni_jax.sharding import Array
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class ExpertLoad:
+    """What tokens ask of the experts of a layer, summed over the tokens that count: float32 [E], or [L, E] of L layers.
+
+    chosen: how many tokens chose each expert. probability: the router's probabilities.
+    """
+
+    chosen: jax.Array
+    probability: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Output:
-    """What a stack gives: hidden [B, T, D], and taps [n, B, T, D], the hidden states that were asked for."""
+    """What a stack gives: hidden [B, T, D], and taps [n, B, T, D], the hidden states that were asked for.
+
+    load: [L, E], what the tokens asked of the experts of each layer (zeros for layers without), if that was asked for.
+    """
 
     hidden: jax.Array
     taps: jax.Array
+    load: ExpertLoad | None = None
 
 
 @jax.tree_util.register_dataclass

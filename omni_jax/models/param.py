@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +43,33 @@ def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     """Contract the last `contracted` axes of x [..., in] and of weight [*out, in]: float32 [..., *out].
 
     The weight is flattened to [out, in] first: with more output axes, XLA on CPU would transpose a copy of it. One row
-    on GPU is a fused product and sum, which reads a layer of a stack in place.
+    on GPU is a fused product and sum, which reads a layer of a stack in place. In half precision a backward pass
+    multiplies in half precision too, and sums in float32.
     """
     inner = x.shape[x.ndim - contracted :]
     rows, columns = x.reshape(-1, prod(inner)), weight.reshape(-1, prod(inner))
     if rows.shape[0] == 1 and platform() != "cpu":
         y = jnp.sum(rows.astype(jnp.float32) * columns.astype(jnp.float32), axis=-1)
     else:
-        y = jnp.einsum("ri,oi->ro", rows, columns, preferred_element_type=jnp.float32)
+        y: Any = (_product if rows.dtype == jnp.float32 else _half_product)(rows, columns)
     return y.reshape(*x.shape[: x.ndim - contracted], *weight.shape[: weight.ndim - contracted])
+
+
+def _product(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    return jnp.einsum("ri,oi->ro", rows, columns, preferred_element_type=jnp.float32)
+
+
+def _half_product_backward(factors: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Derived by JAX, these would be products of float32 with what is half as wide: both as float32."""
+    rows, columns = factors
+    dy = cotangent.astype(rows.dtype)
+    d_rows = jnp.einsum("ro,oi->ri", dy, columns, preferred_element_type=jnp.float32)
+    d_columns = jnp.einsum("ro,ri->oi", dy, rows, preferred_element_type=jnp.float32)
+    return d_rows.astype(rows.dtype), d_columns.astype(columns.dtype)
+
+
+_half_product = jax.custom_vjp(_product)
+_half_product.defvjp(lambda *factors: (_product(*factors), factors), _half_product_backward)
 
 
 class Module(nnx.Module):
@@ -193,6 +211,31 @@ def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
     """The shape of every array, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}
+
+
+M = TypeVar("M", bound=nnx.Module)
+Carry = TypeVar("Carry")
+Y = TypeVar("Y")
+
+
+def scan_layers(
+    module: M, layer: Callable[[M, Carry, jax.Array], tuple[Carry, Y]], carry: Carry, layers: int, remat: bool
+) -> tuple[Carry, Y]:
+    """Run the layers of a module whose parameters are stacks of them: the last carry, and the layers' results, stacked.
+
+    layer: called with the module that holds this layer's parameters alone, at index 0 of its stacks, the carry, and the
+    layer's number int32 []. Stacks of another length stay whole. remat: whether a backward pass computes a layer anew
+    instead of keeping what it made.
+    """
+    graphdef, stacks, others = nnx.split(module, lambda _, stack: stack.shape[0] == layers, ...)
+
+    def step(carry: Carry, at: tuple) -> tuple[Carry, Y]:
+        l, own = at
+        return layer(nnx.merge(graphdef, jax.tree.map(lambda p: p[None], own), others), carry, l)
+
+    # Inside a loop nothing is computed twice by chance, so nothing has to be prevented.
+    step = jax.checkpoint(step, prevent_cse=False) if remat else step
+    return jax.lax.scan(step, carry, (jnp.arange(layers), stacks))
 
 
 def init_params(module: Callable[..., nnx.Module], *args: Any, seed: int = 0, dtype: Any = jnp.float32) -> dict:

@@ -32,8 +32,8 @@ def self_attention(
 ) -> jax.Array:
     """Causal attention of whole sequences: q [B, T, K, G, H] over k and v [B, K, T, H] -> [B, T, K, G, H].
 
-    first_valid: int32 [B], the first token of each row that is not padding. window: how many keys a query sees, its own
-    included.
+    first_valid: int32 [B], the first token of each row that is not padding; or int32 [B, T], the first that each token
+    sees. window: how many keys a query sees, its own included.
     """
     B, T = q.shape[:2]
     if T > BLOCK * MAX_BLOCKS:
@@ -43,7 +43,7 @@ def self_attention(
         stop = min(start + BLOCK, T)
         oldest = 0 if window is None else max(0, start - window + 1)
         offset = jnp.full((B,), start - oldest, jnp.int32)
-        first_key = None if first_valid is None else first_valid - oldest
+        first_key = None if first_valid is None else _of_queries(first_valid, start, stop - start) - oldest
         keys, values = k[:, :, oldest:stop], v[:, :, oldest:stop]
         blocks.append(causal_attention(q[:, start:stop], keys, values, offset, first_key, window))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
@@ -74,13 +74,13 @@ def causal_mask(
 ) -> jax.Array:
     """Bool [B, T, S]: key s is visible to query t when first_valid <= s <= offset + t and within `window` keys.
 
-    query: int32 [T], the indices t. offset and first_valid: int32 [B].
+    query: int32 [T], the indices t. offset: int32 [B]. first_valid: int32 [B] or [B, T].
     """
     key = jnp.arange(S)
     position = (offset[:, None] + query)[..., None]
     mask = key <= position
     if first_valid is not None:
-        mask &= key >= first_valid[:, None, None]
+        mask &= key >= first_valid.reshape(len(offset), -1)[..., None]
     if window is not None:
         mask &= key > position - window
     return mask
@@ -107,18 +107,28 @@ def causal_attention(
 ) -> jax.Array:
     """Causal attention of q [B, T, K, G, H] over k and v [B, K, S, H].
 
-    offset: int32 [B], keys before the first query of each row. first_valid: int32 [B], first valid key (left padding).
-    window: keys that a query sees, itself included.
+    offset: int32 [B], keys before the first query of each row. first_valid: int32 [B], the first valid key (left
+    padding), or int32 [B, T], that of each query. window: keys that a query sees, itself included. In a backward pass
+    too, no more than about SCORE_BUDGET logits exist at once.
     """
     B, T, K, G, _ = q.shape
     S = k.shape[2]
 
     def over_keys(start: jax.Array | int, q: jax.Array) -> jax.Array:
         query = start + jnp.arange(q.shape[1])
-        return attend(q, k, v, causal_mask(query, S, offset, first_valid, window))
+        first = None if first_valid is None else _of_queries(first_valid, start, q.shape[1])
+        return attend(q, k, v, causal_mask(query, S, offset, first, window))
 
     size = max(FEW_QUERIES, SCORE_BUDGET // (B * K * G * S))
-    return over_keys(0, q) if T <= size else _in_chunks(over_keys, q, size)
+    return over_keys(0, q) if T <= size else _in_chunks(jax.checkpoint(over_keys), q, size)
+
+
+def _of_queries(first_valid: jax.Array, start: jax.Array | int, T: int) -> jax.Array:
+    """`first_valid` of queries `start` to `start + T`: [B] as it is, of [B, T'] a part, which the last may exceed."""
+    if first_valid.ndim == 1:
+        return first_valid
+    index = jnp.minimum(start + jnp.arange(T), first_valid.shape[1] - 1)
+    return first_valid[:, index]
 
 
 def attend_in_rows(
