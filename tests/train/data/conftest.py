@@ -1,4 +1,4 @@
-"""The processor of a small checkpoint, with the public chat template."""
+"""The processor of a small checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -22,4 +22,4 @@ def processor(checkpoints: Callable[[str], Path], data_dir: Path) -> Processor:
 @pytest.fixture(scope="session")
 def recipe(processor: Processor) -> TextRecipe:
     """Samples of at most 300 tokens, with small pictures."""
-    return TextRecipe.of(processor, 300, options=Options(max_pixels=64 * 64, nframes=4))
+    return TextRecipe.of(processor, 300, options=Options(min_pixels=32 * 32, max_pixels=64 * 64, nframes=4))
