@@ -98,7 +98,7 @@ def batches_of(lengths: np.ndarray, packing: Packing, seed: int, epoch: int) -> 
 
 def shuffled(n: int, seed: int, epoch: int, part: int) -> np.ndarray:
     """A permutation int [n]; from raw random bits, which are the same in every version of NumPy."""
-    bits = np.random.Philox(key=[seed, epoch << 32 | part]).random_raw(n)
+    bits = np.random.Philox(key=[seed % 2**64, epoch << 32 | part]).random_raw(n)
     return np.argsort(bits, kind="stable")
 
 

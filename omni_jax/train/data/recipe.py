@@ -38,7 +38,10 @@ class Collated(Protocol):
 class Recipe(Protocol):
     """How rows become samples, and samples a batch; both functions run in worker processes."""
 
-    columns: Columns
+    @property
+    def columns(self) -> Columns:
+        """The columns that its rows have."""
+        ...
 
     def samples(self, row: dict[str, Any], folder: Path, where: str) -> Sequence[Any]:
         """The samples of a row without nulls; InputError for a row that cannot be used."""

@@ -50,8 +50,8 @@ class TextSample:
 class PackedRows:
     """Rows of samples int32 [B, T], in NumPy: the fields of `train.batch.TextBatch`, with learned bool [B, T].
 
-    samples: where the rows of their samples are. problems: samples that were left out, because a medium that was there
-    could not be decoded. tokens: those of all samples.
+    samples: where the row of each sample is, in order. problems: samples that were left out, because a medium that was
+    there could not be decoded. tokens: those of all samples.
     """
 
     token_ids: np.ndarray
@@ -156,7 +156,7 @@ class TextRecipe:
                 at += sample.length
         taken = [pair for samples in loaded for pair in samples]
         media = self._media(token_ids, mask, [medium for _, row in taken for medium in row.media])
-        where = list(dict.fromkeys(sample.where for sample, _ in taken))
+        where = [sample.where for sample, _ in taken]
         return PackedRows(token_ids, learned, positions, first_seen, media, where, problems, int(mask.sum()))
 
     def _loaded(self, sample: TextSample, problems: list[Problem]) -> tuple[TextSample, Row] | None:

@@ -4,7 +4,6 @@ grain reads the plan in order, ahead of training, through threads that wait for 
 number of the next step alone, because a batch follows from the data, the settings and its number.
 """
 
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from omni_jax.rows.row import Problem
 from omni_jax.train.data.plan import Packing, Plan, PlannedBatch
 from omni_jax.train.data.recipe import Recipe
 from omni_jax.train.data.survey import Survey, report_of, survey
-from omni_jax.train.data.workers import Workers, result_of
+from omni_jax.train.data.workers import Workers, collate, result_of
 
 AHEAD = 2  # batches per worker that are prepared before they are asked for
 
@@ -119,18 +118,14 @@ class Stream:
 
     def _collated(self, planned: PlannedBatch) -> Any:
         rows = [[self._found.samples[i] for i in row] for row in planned.rows]
-        return result_of(self._workers.submit(_collate, rows, self.plan.packing.rows, planned.width))
+        return result_of(self._workers.submit(collate, rows, self.plan.packing.rows, planned.width))
 
     def _note(self, problems: list[Problem]) -> None:
         if problems and self._strict:
             raise InputError(f"{problems[0].where}: {problems[0].why}")
         self.problems += problems
         if problems:
-            print(f"left out of step {self._next}:\n{report_of(problems)}", file=sys.stderr)
-
-
-def _collate(recipe: Recipe, rows: list[list[bytes]], count: int, width: int) -> Any:
-    return recipe.collate([[pickle.loads(sample) for sample in row] for row in rows], count, width)
+            print(f"batch {self._next} is without\n{report_of(problems)}", file=sys.stderr)
 
 
 def open_stream(
@@ -148,12 +143,16 @@ def open_stream(
 
     make: a batch of what the recipe's `collate` returns. epochs: None for no end. workers: processes that prepare data,
     0 for none. strict: raise InputError at the first row that cannot be used, which else is left out. InputError where
-    no row can be used.
+    no row can be used. What is left out is said on stderr.
     """
+    from omni_jax.distributed import is_primary
+
     helpers = Workers(recipe, workers)
     try:
         found = survey(paths, helpers, strict=strict)
     except BaseException:
         helpers.close()
         raise
+    if is_primary() and (said := found.report()):
+        print(said, file=sys.stderr)
     return Stream(found, helpers, make, packing, seed=seed, epochs=epochs, strict=strict)

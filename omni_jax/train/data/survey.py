@@ -45,8 +45,11 @@ class Survey:
     unread: tuple[str, ...]
 
     def report(self) -> str:
-        """The problems, as lines of text; "" without."""
-        return report_of(self.problems)
+        """What is not used, as lines of text; "" if all is."""
+        said = [f"columns that are not read: {', '.join(self.unread)}"] if self.unread else []
+        if self.problems:
+            said += [f"{len(self.problems)} rows are left out:\n{report_of(self.problems)}"]
+        return "\n".join(said)
 
 
 def survey(paths: Iterable[str | Path], workers: Workers, *, strict: bool = False) -> Survey:

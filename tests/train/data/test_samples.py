@@ -99,7 +99,7 @@ def test_packed_samples_are_as_they_are_alone(samples: dict[str, Any], recipe: T
             assert np.array_equal(index >= 0, found)
             if theirs:
                 assert np.array_equal(seen[index[found]], np.concatenate(theirs)[expected.visual_index[0][found]])
-            heard = batch.media.audio_index[b, span]
+            heard = np.asarray(batch.media.audio_index[b, span])
             assert np.array_equal(heard >= 0, expected.audio_index[0] >= 0)
             if expected.audio is not None:
                 assert_same_sound(batch.media, heard, expected)
