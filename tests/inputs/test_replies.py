@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -74,18 +75,69 @@ def encoded(tokenizer: Tokenizer, source: str, messages: Any, tools: Any = None,
     return ids, replies
 
 
-@pytest.mark.parametrize("tools", [None, TOOLS], ids=["", "with tools"])
-@pytest.mark.parametrize("name", ANSWERED)
-def test_the_mask_is_that_of_transformers(tokenizer: Tokenizer, directory: Path, name: str, tools: Any) -> None:
-    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(directory)
-    messages = [m for m in ANSWERED[name] if "reasoning_content" not in m]
+@pytest.fixture(scope="module")
+def theirs(directory: Path) -> Any:
+    """The tokenizer of transformers, whose mask follows from marks in the template."""
+    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(directory)
+
+
+def assert_same_mask(tokenizer: Tokenizer, theirs: Any, messages: list, tools: Any = None) -> None:
     expected = theirs.apply_chat_template(
         messages, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    encoder = ReplyEncoder.of(template(MARKED), tokenizer, True)
-    ids, owners = encoder.encode(read_conversation(messages, tools))
+    ids, owners = ReplyEncoder.of(template(MARKED), tokenizer, True).encode(read_conversation(messages, tools))
     assert ids == expected["input_ids"]
     assert [int(owner >= 0) for owner in owners] == expected["assistant_masks"] and any(expected["assistant_masks"])
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["", "with tools"])
+@pytest.mark.parametrize("name", ANSWERED)
+def test_the_mask_is_that_of_transformers(tokenizer: Tokenizer, theirs: Any, name: str, tools: Any) -> None:
+    assert_same_mask(tokenizer, theirs, ANSWERED[name], tools)
+
+
+def test_the_mask_is_that_of_transformers_on_many_conversations(tokenizer: Tokenizer, theirs: Any) -> None:
+    draw = random.Random(0)
+    for _ in range(60):
+        assert_same_mask(tokenizer, theirs, conversation(draw), draw.choice([None, TOOLS]))
+
+
+WORDS = [
+    "Größe",
+    "the",
+    "好的",
+    " \n",
+    "x = 1",
+    "🙂",
+    "\t",
+    "assistant\n",
+    "</s>",
+    "1234",
+    "  ",
+    "_user",
+    "e\u0301",
+    "|im_end|",
+]
+
+
+def words(draw: random.Random) -> str:
+    return "a" + "".join(draw.choice(WORDS) for _ in range(draw.randrange(9)))
+
+
+def conversation(draw: random.Random) -> list[dict]:
+    """Questions with parts and media, replies with calls and reasoning, results of tools."""
+    messages: list[dict] = [{"role": "system", "content": words(draw)}] if draw.random() < 0.3 else []
+    for _ in range(draw.randrange(1, 5)):
+        media = [{"type": kind, kind: "a.bin"} for kind in ("image", "audio", "video") if draw.random() < 0.2]
+        messages.append({"role": "user", "content": [*media, {"type": "text", "text": words(draw)}]})
+        reply = {"role": "assistant", "content": words(draw)}
+        reply |= {"reasoning_content": words(draw)} if draw.random() < 0.3 else {}
+        if draw.random() < 0.3:
+            calls = [{"name": "look_up", "arguments": {"q": words(draw)}} for _ in range(draw.randrange(1, 3))]
+            messages += [reply | {"tool_calls": calls}, {"role": "tool", "content": words(draw)}]
+            reply = {"role": "assistant", "content": words(draw)}
+        messages.append(reply)
+    return messages
 
 
 @pytest.mark.parametrize("name", ANSWERED)

@@ -110,7 +110,6 @@ class TextRecipe:
         ids, owners = self.replies.encode(conversation)
         learned = np.array([owner >= 0 and owner not in example.silent for owner in owners])
         learned[np.isin(ids, self._of_media())] = False
-        learned[:1] = False
         if not learned.any():
             raise InputError("no token of the row is learned: it has no reply, or each is excluded or without its "
                              "reasoning; leave the row out, or state 'loss': true")  # fmt: skip

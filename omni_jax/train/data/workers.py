@@ -34,10 +34,10 @@ class Workers:
 
     def submit(self, act: Callable[..., Any], *arguments: Any) -> Future:
         """Begin a call; see `result_of`."""
-        if self._pool is not None:
-            return self._pool.submit(_run, act, *arguments)
         done: Future = Future()
         try:
+            if self._pool is not None:
+                return self._pool.submit(_run, act, *arguments)
             done.set_result(act(self.recipe, *arguments))
         except Exception as error:
             done.set_exception(error)
