@@ -9,6 +9,7 @@ uninterrupted run bit for bit, and its metrics.csv the same file. Linux only.
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,14 +40,23 @@ LIMIT = 600
 COMPARED = ("metrics.csv", *(f"model/{name}" for name in ("table", "experts", "norm.weight")))
 
 
-def run(output: Path, seconds: float | None = None) -> int:
-    """Run in a process of its own, killed `seconds` after its start if given: its status."""
-    with subprocess.Popen([sys.executable, "-c", RUN, str(output)], env=ENVIRONMENT, stderr=subprocess.PIPE) as process:
+def run(output: Path, seconds: float | None = None) -> str:
+    """Run in a process of its own, killed `seconds` after its start if given: what was wrong with its end, or ""."""
+    command = [sys.executable, "-c", RUN, str(output)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
         try:
-            process.communicate(timeout=seconds or LIMIT)
+            _, said = process.communicate(timeout=seconds or LIMIT)
         except subprocess.TimeoutExpired:
             process.kill()
-        return process.wait()
+            _, said = process.communicate()
+        ended = process.returncode == 0 or (seconds is not None and process.returncode == -signal.SIGKILL)
+        return "" if ended else f"status {process.returncode}: {said[-2000:]}"
+
+
+def differences(output: Path, whole: Path) -> str:
+    """The files that differ from those of the run that was not stopped, "" if none does."""
+    names = [name for name in COMPARED if (output / name).read_bytes() != (whole / name).read_bytes()]
+    return f"{', '.join(names)} differ:\n{(output / COMPARED[0]).read_text()}" if names else ""
 
 
 def main(times: int = 10, seed: int = 0) -> None:
@@ -54,20 +64,16 @@ def main(times: int = 10, seed: int = 0) -> None:
     draw, faults = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as name:
         whole, start = Path(name) / "whole", time.monotonic()
-        if run(whole):
-            sys.exit("the run does not end by itself")
+        if wrong := run(whole):
+            sys.exit(f"the run does not end by itself: {wrong}")
         seconds = time.monotonic() - start
         for i in range(times):
-            output, killed = Path(name) / str(i), []
-            for _ in range(draw.randint(1, 2)):
-                killed.append(draw.uniform(0.3 * seconds, seconds))
-                run(output, killed[-1])
-            status = run(output)
-            same = not status and all((output / n).read_bytes() == (whole / n).read_bytes() for n in COMPARED)
-            faults += not same
-            print(
-                f"killed after {', '.join(f'{s:.2f} s' for s in killed)}: {'same' if same else 'DIFFERENT'}", flush=True
-            )
+            output = Path(name) / str(i)
+            moments = [draw.uniform(0.3 * seconds, seconds) for _ in range(draw.randint(1, 2))]
+            wrong = next(filter(None, (run(output, moment) for moment in (*moments, None))), "")
+            wrong = wrong or differences(output, whole)
+            faults += bool(wrong)
+            print(f"killed after {', '.join(f'{s:.2f} s' for s in moments)}: {wrong or 'same'}", flush=True)
     print(f"{times - faults} of {times} ended as the run that was never stopped, of {seconds:.1f} s")
     sys.exit(bool(faults))
 

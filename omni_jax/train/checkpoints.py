@@ -4,12 +4,14 @@
     checkpoints/<step>/progress   JSON: all else that a run needs to go on
     checkpoints/<step>/metrics    JSON: the loss by which the best one is chosen
 
-They are written while training goes on. One is written under another name and renamed when it is complete; what a run
-that was killed left under such a name is removed by the next. Of the complete ones the latest and the best stay.
+They are written while training goes on. One is written under another name and renamed when it is complete, and renamed
+again before it is removed; what a run that was killed left under such a name is removed by the next. Of the complete
+ones the latest and the best stay.
 """
 
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,12 +20,15 @@ from typing import Any
 
 import jax
 
+from omni_jax.distributed import barrier, is_primary
 from omni_jax.errors import CheckpointError
 from omni_jax.files import reason_of
 from omni_jax.train.state import TrainState
 from omni_jax.weights.orbax_paths import plain_path
 
 FOLDER, STATE, PROGRESS, LOSS = "checkpoints", "state", "progress", "loss"
+# The end of the name of a checkpoint that is being removed.
+REMOVED = ".removed"
 
 
 class Checkpoints:
@@ -33,8 +38,8 @@ class Checkpoints:
     is being written comes with the next call.
     """
 
-    def __init__(self, directory: Path, manager: Any):
-        self.directory, self._manager = directory, manager
+    def __init__(self, directory: Path, manager: Any, keep: int):
+        self.directory, self._manager, self._keep = directory, manager, keep
 
     @property
     def steps(self) -> list[int]:
@@ -54,6 +59,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        self.wait()
         with self._explained():
             arrays = ocp.args.PyTreeSave(_flat(state))
             items = ocp.args.Composite(**{STATE: arrays, PROGRESS: ocp.args.JsonSave(progress)})
@@ -82,9 +88,17 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(described), arrays), made[PROGRESS]
 
     def wait(self) -> None:
-        """Return when all that was saved is complete on the disk."""
+        """Return when all that was saved is complete on the disk, and what is not to stay is removed."""
         with self._explained():
             self._manager.wait_until_finished()
+            stay = {*self.steps[-self._keep :], self.best}
+            gone = [step for step in self.steps if step not in stay]
+            if is_primary():
+                for step in gone:
+                    remove(self.directory / str(step))
+            barrier("removed")
+            if gone:
+                self._manager.reload()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -103,7 +117,6 @@ class Checkpoints:
 def open_checkpoints(output: Path, keep: int) -> Iterator[Checkpoints]:
     """The checkpoints in a run's directory; keep: how many of the latest stay."""
     import orbax.checkpoint as ocp
-    from orbax.checkpoint import checkpoint_managers as managers
     from orbax.checkpoint import type_handlers
 
     # Splitting the writing of replicated arrays over their devices, Orbax's default, takes a hundred times as long.
@@ -114,21 +127,29 @@ def open_checkpoints(output: Path, keep: int) -> Iterator[Checkpoints]:
         STATE: ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=arrays),
         PROGRESS: ocp.JsonCheckpointHandler(),
     }
-    best = managers.BestN(get_metric_fn=lambda metrics: metrics[LOSS], reverse=True, n=1)
+    # What stays is decided here, because Orbax does not remove a checkpoint as a whole.
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]),
-        best_fn=lambda metrics: metrics[LOSS],
-        best_mode="min",
-        cleanup_tmp_directories=True,
+        best_fn=lambda metrics: metrics[LOSS], best_mode="min", cleanup_tmp_directories=True
     )
+    if is_primary():
+        for left in (output / FOLDER).glob(f".*{REMOVED}"):
+            shutil.rmtree(left)
+    barrier("tidied")
     with plain_path(output) as plain, _quiet():
         manager = ocp.CheckpointManager((plain / FOLDER).absolute(), options=options, item_handlers=handlers)
         try:
-            yield Checkpoints(output / FOLDER, manager)
+            yield Checkpoints(output / FOLDER, manager, keep)
         finally:
             # What went wrong was raised by `wait`, or something else went wrong before.
             with suppress(Exception):
                 manager.close()
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, which is never seen in part."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}{REMOVED}")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 @contextmanager

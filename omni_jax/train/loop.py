@@ -26,13 +26,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from omni_jax import process
-from omni_jax.distributed import barrier, is_primary
+from omni_jax.distributed import barrier, is_primary, min_over_processes
 from omni_jax.errors import InputError
 from omni_jax.files import lock, reason_of, write_whole
 from omni_jax.sharding import place_rows
 from omni_jax.train import toml
 from omni_jax.train.checkpoints import Checkpoints, open_checkpoints
-from omni_jax.train.metrics import Progress, Records, Window
+from omni_jax.train.metrics import Progress, Records, Window, explained_writes
 from omni_jax.train.objective import Batches, Objective, Step
 from omni_jax.train.optimizer import optimizer_of, schedule_of
 from omni_jax.train.plot import draw_loss
@@ -119,7 +119,7 @@ class _Running:
         """Take the steps that are left, with a bar on stderr, and save checkpoints."""
         shown = None if records else True
         with tqdm(total=self.steps, initial=self.progress.step, unit="step", file=sys.stderr, disable=shown) as bar:
-            source = iter(self.batches)
+            source, stop = iter(self.batches), False
             taken = self._take(source)
             sums = self.programs.empty(taken[0].batch) if taken else Sums(None, None)
             while taken:
@@ -132,11 +132,12 @@ class _Running:
                 following = self._take(source, ahead=1)
                 report = jax.device_get(report)
                 self._count(report, taken, position)
-                stop = process.interrupted()
+                stop = interrupted()
                 self._record(report, records, bar, last=not following, save=stop)
                 taken = [] if stop else following
         self.checkpoints.wait()
-        process.check()
+        if stop:
+            raise KeyboardInterrupt
         if not self.progress.step:
             raise InputError("no batch of the data can be used any more; mend the rows that were reported")
 
@@ -192,12 +193,22 @@ class _Running:
     def finished(self) -> Trained:
         """Write what users load, unless it is there, and the plot."""
         run, best = self.recipe.run, self.checkpoints.best
+        params = self.state.params
+        del self.state  # Writing takes memory, and moments are not needed any more.
         if not (run.output / MODEL).exists():
-            self.objective.save(self.state.params, run.output / MODEL)
+            self.objective.save(params, run.output / MODEL)
         barrier("saved")
         if is_primary():
-            draw_loss(run.output)
+            with explained_writes(run.output):
+                draw_loss(run.output)
         return Trained(self.progress.step, self.progress.loss, best, run.output / MODEL)
+
+
+def interrupted() -> bool:
+    """Whether the command was interrupted, in any of its processes: all of them must save together."""
+    if jax.process_count() == 1:
+        return process.interrupted()
+    return min_over_processes(0 if process.interrupted() else 1) == 0
 
 
 @contextmanager
@@ -233,7 +244,8 @@ def check_directory(recipe: Recipe) -> None:
             )
         return
     try:
-        held = output.exists() and [*output.iterdir()]
+        # A run that was killed while it wrote its settings leaves a hidden file.
+        held = output.exists() and [path for path in output.iterdir() if not path.name.startswith(f".{CONFIG}")]
     except OSError as error:
         raise InputError(f"{output} cannot be read ({reason_of(error)}); choose another directory") from error
     if held:

@@ -6,12 +6,15 @@ they held at the checkpoint from which a run goes on.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from omni_jax.errors import InputError
+from omni_jax.files import reason_of
 from omni_jax.train.step import Report
 
 METRICS, TIMINGS, BOARD = "metrics.csv", "timings.csv", "tensorboard"
@@ -65,32 +68,48 @@ class Progress:
         return asdict(self)
 
 
+@contextmanager
+def explained_writes(path: Path) -> Iterator[None]:
+    """Turn the errors of writing a run's files into one that says what is not lost."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({reason_of(error)}); the checkpoints are safe: make room, and run this again "
+            "to go on"
+        ) from error
+
+
 class Table:
     """A CSV file of numbers that grows by rows; one that exists is cut to at most `size` bytes, and to whole rows."""
 
     def __init__(self, path: Path, size: int):
         self.path = path
-        self._file = path.open("a+b")
-        self._file.seek(0)
-        held = self._file.read(size)
-        self._file.truncate(held.rfind(b"\n") + 1)
-        self._file.seek(0, os.SEEK_END)
+        with explained_writes(path):
+            self._file = path.open("a+b")
+            self._file.seek(0)
+            held = self._file.read(size)
+            self._file.truncate(held.rfind(b"\n") + 1)
+            self._file.seek(0, os.SEEK_END)
 
     def add(self, row: Mapping[str, int | float]) -> None:
         """Append a row, below the names of its columns if it is the first one."""
         lines = [] if self._file.tell() else [",".join(row)]
         lines.append(",".join(str(value) if isinstance(value, int) else f"{value:.8g}" for value in row.values()))
-        self._file.write(("\n".join(lines) + "\n").encode())
-        self._file.flush()
+        with explained_writes(self.path):
+            self._file.write(("\n".join(lines) + "\n").encode())
+            self._file.flush()
 
     def size(self) -> int:
         """The bytes of the file, which are safe on the disk on return."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with explained_writes(self.path):
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # of a row that could not be written before
+            self._file.close()
 
 
 class Records:
