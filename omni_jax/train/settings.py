@@ -8,6 +8,7 @@ be, before any weight is read.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,6 +26,8 @@ FREE = (
     *("run.output", "run.save_every", "run.keep", "run.log_every", "batch.workers", "compute.mesh"),
     *("compute.distributed", "compute.coordinator", "compute.processes", "compute.process"),
 )
+# What `omni_jax[train]` installs and a run cannot do without.
+PACKAGES = ("optax", "grain", "tensorboardX")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +168,10 @@ def changed(before: Recipe, now: Recipe) -> list[str]:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise InputError, which names the flag, for the first setting that cannot be."""
+    """Raise InputError for the first setting that cannot be, which it names as a flag, or a package that is missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise InputError(f"training needs {' and '.join(missing)}: install omni_jax[train]")
     for name, value, valid, expected in _ranges(recipe):
         if not valid:
             raise InputError(f"--{name.replace('_', '-')} is {shown(value)}; it must be {expected}")
