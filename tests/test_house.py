@@ -19,7 +19,7 @@ FLOORS = (
     ("decoder_config", "sound"),
     ("config", "draft_config"),
     ("inputs", "ops"),
-    ("models", "settings"),
+    ("models", "rows", "settings"),
     ("flags", "weights"),
     ("decode",),
     ("omni",),

@@ -24,12 +24,12 @@ from omni_jax.errors import InputError
 from omni_jax.evaluate.context import TaskContext
 from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.processes import Share
-from omni_jax.evaluate.rows import RESULTS, RUN
 from omni_jax.evaluate.settings import RunSettings
 from omni_jax.evaluate.stored import Result, StoredResults, fits
 from omni_jax.evaluate.tasks import results
 from omni_jax.files import lock, read_object, reason_of, write_whole
 from omni_jax.process import check
+from omni_jax.rows.files import RESULTS, RUN
 
 # Seconds until every host sees a new file; by default, NFS remembers for a minute that there was none.
 SEEN_SECONDS = 90
