@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
+from omni_jax.train.losses.thinker import thinker_loss
 from omni_jax.train.objective import Batches, Objective, Step, cast, masters
 from omni_jax.train.settings import TextRecipe
 from omni_jax.train.shown import masked_text
@@ -47,8 +48,6 @@ class Sft(TextRecipe):
         axes, trained = flatten(declaration.axes), {path for path in arrays if self.trains(path)}
         if not trained:
             raise InputError("nothing is trained; leave out --freeze-text, or train another part of the model")
-        from omni_jax.train.losses.thinker import thinker_loss
-
         dtype = self.compute.type()
         frozen = cast({path: x for path, x in arrays.items() if path not in trained}, dtype)
         loss = partial(thinker_loss, declaration=declaration, dtype=dtype, remat=self.compute.remat == "layer")

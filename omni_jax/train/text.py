@@ -1,11 +1,11 @@
 """Conversations and texts as batches for the Thinker, for recipes that train on them."""
 
-import sys
-
-from omni_jax.distributed import is_primary
 from omni_jax.inputs.options import read_defaults
 from omni_jax.omni import Omni
 from omni_jax.sharding import round_up_rows
+from omni_jax.train.data import samples, stream
+from omni_jax.train.data.plan import Packing
+from omni_jax.train.data.text import text_batch
 from omni_jax.train.objective import Batches
 from omni_jax.train.settings import TextRecipe
 
@@ -15,18 +15,11 @@ def text_batches(settings: TextRecipe, omni: Omni) -> Batches:
 
     InputError for options of media that cannot be, and where no row can be used.
     """
-    from omni_jax.train.data import samples, stream, survey
-    from omni_jax.train.data.plan import Packing
-    from omni_jax.train.data.text import text_batch
-
     run, batch, prompt = settings.run, settings.batch, settings.prompt
     options = read_defaults(settings.media.options(), prompt.fps, prompt.use_audio_in_video)
     recipe = samples.TextRecipe.of(omni.processor, batch.max_length, prompt.thinking, options)
     packing = Packing(round_up_rows(batch.rows, omni.meshes["thinker"]), batch.max_length, several=not batch.unpacked)
     epochs = run.epochs if run.steps is None else None
-    made = stream.open_stream(
+    return stream.open_stream(
         run.data, recipe, text_batch, packing, seed=run.seed, epochs=epochs, workers=batch.workers, strict=batch.fatal
     )
-    if made.problems and is_primary():
-        print(f"left out:\n{survey.report_of(made.problems)}", file=sys.stderr)
-    return made

@@ -132,8 +132,6 @@ def conversations(path: Path) -> Path:
 def test_fine_tuning_from_data_to_a_model(
     checkpoints: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("omni_jax.train.losses.thinker")
-    pytest.importorskip("omni_jax.train.data.stream")
     data, output = conversations(tmp_path / "rows.jsonl"), tmp_path / "run"
     asked = ["train", "sft", "--model", str(checkpoints("tiny")), "--data", str(data), "--output", str(output)]
     asked += ["--rows", "2", "--max-length", "32", "--workers", "0", "--steps", "12", "--log-every", "4"]
