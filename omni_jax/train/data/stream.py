@@ -6,9 +6,8 @@ number of the next step alone, because a batch follows from the data, the settin
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from omni_jax.errors import InputError
 from omni_jax.rows.row import Problem
@@ -16,37 +15,13 @@ from omni_jax.train.data.plan import Packing, Plan, PlannedBatch
 from omni_jax.train.data.recipe import Recipe
 from omni_jax.train.data.survey import Survey, report_of, survey
 from omni_jax.train.data.workers import Workers, collate, result_of
+from omni_jax.train.objective import Step
 
 AHEAD = 2  # batches per worker that are prepared before they are asked for
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One batch. samples: "file:line" of the rows in it. tokens: those of its samples, without padding."""
-
-    batch: Any
-    samples: list[str]
-    tokens: int
-
-
-class Batches(Protocol):
-    """What a training loop reads."""
-
-    def __iter__(self) -> Iterator[Step]:
-        """The steps that are left, from where the state is."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Plain JSON values that say which step comes next."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on where a state was taken; InputError for the state of other data or settings."""
-        ...
-
-
 class Stream:
-    """The batches of a dataset.
+    """The batches of a dataset, as `train.objective.Batches` states them.
 
     steps: of all epochs, None where these have no end. epoch: that of the next step, from 0. problems: rows that were
     left out, those found while media were decoded last.
