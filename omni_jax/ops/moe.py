@@ -2,6 +2,8 @@
 
     rows [R, D] -> route -> Routing (ids and weights [R, A]) -> moe, over the ExpertWeights of all layers -> rows [R, D]
 
+Experts may have low-rank updates (`ops.low_rank`), which every way computes beside their weights.
+
 Weights stay stacked over layers and are indexed by layer and expert together: slicing out one layer first would copy
 all of its experts at every step on CPU.
 
@@ -9,13 +11,13 @@ Which way is fastest depends on the rows and the platform: a few rows loop over 
 gather, a product and a sum on GPU; many rows are sorted by expert and cut into tiles of one expert each on CPU, and go
 through a grouped matrix product (tokamax) on GPU. `jax.lax.ragged_dot` is not used: on CPU it computes every expert for
 every row. Tiles have a backward pass of their own: derived by JAX, it would keep a copy of an expert's weights for each
-tile.
+tile. It gives the weights of experts that have updates no gradient: there the updates alone are trained.
 
 Source: transformers `Qwen3OmniMoeThinkerTextSparseMoeBlock`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from omni_jax.ops.low_rank import Factors, GatedFactors
 from omni_jax.sharding import platform
 
 # Rows up to which looping over (row, expert) pairs is faster on CPU, and gathering the experts' weights on GPU.
@@ -49,16 +52,35 @@ class Routing:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ExpertWeights:
-    """gate_up [L, E, D, 2, F] and down [L, E, F, D] of all layers, and the layer to take, int32 []."""
+    """gate_up [L, E, D, 2, F] and down [L, E, F, D] of all layers, and the layer to take, int32 [].
+
+    lora: low-rank updates of them, factors [L, E, ...]; None without.
+    """
 
     gate_up: jax.Array
     down: jax.Array
     layer: jax.Array | int
+    lora: GatedFactors | None = None
 
-    def flat(self) -> tuple[jax.Array, jax.Array, jax.Array | int]:
-        """Layer and expert as one axis: gate_up [L * E, D, 2 F], down [L * E, F, D], the first index of the layer."""
+    def flat(self) -> tuple["Mlp", jax.Array | int]:
+        """The experts of all layers along one axis of L * E, and the first index of the layer."""
         L, E, D, _, F = self.gate_up.shape
-        return self.gate_up.reshape(L * E, D, 2 * F), self.down.reshape(L * E, F, D), self.layer * E
+        lora = jax.tree.map(lambda w: w.reshape(L * E, *w.shape[2:]), self.lora)
+        return Mlp(self.gate_up.reshape(L * E, D, 2 * F), self.down.reshape(L * E, F, D), lora), self.layer * E
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mlp:
+    """One expert: gate_up [D, 2 F], down [F, D], and their updates; or several, along a leading axis."""
+
+    gate_up: jax.Array
+    down: jax.Array
+    lora: GatedFactors | None
+
+    def split(self) -> tuple["Mlp | GatedFactors", "Mlp | None"]:
+        """What is trained, and what stays as it is: updates and weights, or where there are no updates all and None."""
+        return (self, None) if self.lora is None else (self.lora, replace(self, lora=None))
 
 
 def route(x: jax.Array, router: jax.Array, experts_per_token: int, normalise: bool) -> Routing:
@@ -97,13 +119,13 @@ def pairwise(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int 
     ids, weights = routing.ids, routing.weights
     R, A = ids.shape
     E = experts.gate_up.shape[1]
-    gate_up, down, first = experts.flat()
+    flat, first = experts.flat()
 
     def pair(y: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         row, choice = i // A, i % A
 
         def add(y: jax.Array) -> jax.Array:
-            out = _expert(jax.lax.dynamic_slice_in_dim(x, row, 1), gate_up, down, first + ids[row, choice])
+            out = _mlp(jax.lax.dynamic_slice_in_dim(x, row, 1), _one(flat, first + ids[row, choice]))
             return y.at[row].add(out[0] * weights[row, choice])
 
         # Where all experts are here, no condition is needed.
@@ -121,10 +143,10 @@ def tiled(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | N
     E = experts.gate_up.shape[1]
     sizes = _tile_sizes(R, R * A // (total or E))
     order, start, rows, expert = _tile_plan(ids, E, sizes[-1])
-    gate_up, down, first = experts.flat()
+    flat, first = experts.flat()
     # The last tile may reach beyond the last pair.
     source = jnp.pad(order // A, (0, sizes[-1]))
-    out: Any = _tile_products(x[source], gate_up, down, (start, rows, first + expert), sizes)
+    out: Any = _tile_products(x[source], *flat.split(), (start, rows, first + expert), sizes)
     place = jnp.argsort(order).reshape(R, A)
     return jnp.einsum("RAD,RA->RD", _here(out[place], ids, E, total), routing.weights.astype(jnp.float32))
 
@@ -165,37 +187,38 @@ def _tile_plan(ids: jax.Array, E: int, largest: int) -> tuple[jax.Array, jax.Arr
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _tile_products(
-    x: jax.Array, gate_up: jax.Array, down: jax.Array, tiles: Tiles, sizes: tuple[int, ...]
-) -> jax.Array:
-    """Each tile's rows of x [pairs + largest tile, D] through its expert, float32.
+def _tile_products(x: jax.Array, trained: Any, frozen: Mlp | None, tiles: Tiles, sizes: tuple[int, ...]) -> jax.Array:
+    """Each tile's rows of x [pairs + largest tile, D] through its expert, float32; experts as `Mlp.split` gives them.
 
     A tile rounded up to its size also fills rows of the tiles after it, which these then replace.
     """
+    experts = _joined(trained, frozen)
 
     def one(out: jax.Array, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> jax.Array:
-        y = _expert(jax.lax.dynamic_slice_in_dim(x, start, size), gate_up, down, e)
+        y = _mlp(jax.lax.dynamic_slice_in_dim(x, start, size), _one(experts, e))
         return jax.lax.dynamic_update_slice_in_dim(out, y, start, 0)
 
     return _each_tile(one, jnp.zeros(x.shape, jnp.float32), tiles, sizes)
 
 
 def _tile_products_backward(sizes: tuple[int, ...], saved: tuple, cotangent: jax.Array) -> tuple:
-    """Cotangents of x, gate_up and down: each tile's products again, and added to its expert's in place."""
-    x, gate_up, down, tiles = saved
+    """Cotangents of x and of what is trained: each tile's products again, and added to its expert's in place."""
+    x, trained, frozen, tiles = saved
 
     def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
-        dx, d_gate_up, d_down = carry
+        dx, d_trained = carry
         dy = jax.lax.dynamic_slice_in_dim(cotangent, start, size)
         dy = jnp.where(jnp.arange(size)[:, None] < rows, dy, 0.0)
-        w_in, w_out = (jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in (gate_up, down))
-        _, pull = jax.vjp(_mlp, jax.lax.dynamic_slice_in_dim(x, start, size), w_in, w_out)
-        d_rows, d_in, d_out = pull(dy)
+        own, others = (_one(weights, e) for weights in (trained, frozen))
+        _, pull = jax.vjp(
+            lambda x, own: _mlp(x, _joined(own, others)), jax.lax.dynamic_slice_in_dim(x, start, size), own
+        )
+        d_rows, d_own = pull(dy)
         dx = jax.lax.dynamic_update_slice_in_dim(dx, d_rows, start, 0)
-        return dx, d_gate_up.at[e].add(d_in), d_down.at[e].add(d_out)
+        return dx, jax.tree.map(lambda whole, d: whole.at[e].add(d), d_trained, d_own)
 
-    zeros = (jnp.zeros_like(x), jnp.zeros_like(gate_up), jnp.zeros_like(down))
-    return *_each_tile(one, zeros, tiles, sizes), None
+    zeros = jax.tree.map(jnp.zeros_like, (x, trained))
+    return *_each_tile(one, zeros, tiles, sizes), None, None
 
 
 _tile_products.defvjp(lambda *args: (_tile_products(*args), args[:4]), _tile_products_backward)
@@ -221,14 +244,16 @@ def gathered(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int 
     A pair of an expert elsewhere reads one that another pair reads too, which costs no memory traffic of its own.
     """
     ids, weights = routing.ids, routing.weights
-    E, F = experts.gate_up.shape[1], experts.down.shape[2]
-    flat_gate_up, flat_down, first = experts.flat()
+    E = experts.gate_up.shape[1]
+    flat, first = experts.flat()
     if total is not None:
         weights, ids = jnp.where(ids < E, weights, 0), jnp.where(ids < E, ids, jnp.min(ids) % E)
-    rows = first + ids
-    hidden = jnp.sum(x[:, None, :, None].astype(jnp.float32) * flat_gate_up[rows].astype(jnp.float32), axis=2)
-    hidden = (jax.nn.silu(hidden[..., :F]) * hidden[..., F:]).astype(x.dtype)
-    out = jnp.sum(hidden[..., None].astype(jnp.float32) * flat_down[rows].astype(jnp.float32), axis=2)
+    chosen = jax.tree.map(lambda w: w[first + ids], flat)
+    hidden = jnp.sum(x[:, None, :, None].astype(jnp.float32) * chosen.gate_up.astype(jnp.float32), axis=2)
+    hidden = _gate(hidden, x[:, None], chosen.lora).astype(x.dtype)
+    out = jnp.sum(hidden[..., None].astype(jnp.float32) * chosen.down.astype(jnp.float32), axis=2)
+    if chosen.lora is not None:
+        out = out + chosen.lora.down(hidden)
     return jnp.sum(out * weights[..., None].astype(jnp.float32), axis=1)
 
 
@@ -245,24 +270,58 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
     order = jnp.argsort(ids.reshape(-1), stable=True)
     counts = jnp.zeros(E, jnp.int32).at[ids.reshape(-1)].add(1)
     dot = partial(tokamax.ragged_dot, group_sizes=counts, implementation="mosaic", preferred_element_type=x.dtype)
-    hidden = dot(x[order // A], gate_up[experts.layer].reshape(E, D, 2 * F))
-    hidden = jax.nn.silu(hidden[:, :F]) * hidden[:, F:]
+
+    def update(factors: Factors, rows: jax.Array) -> jax.Array:
+        # The kernel wants whole tiles of the rank too.
+        a, b = (_padded(w[experts.layer], axis) for w, axis in ((factors.a, 1), (factors.b, 2)))
+        return (factors.scale * dot(dot(rows, a.swapaxes(1, 2)), b.swapaxes(1, 2))).astype(x.dtype)
+
+    rows = x[order // A]
+    hidden = dot(rows, gate_up[experts.layer].reshape(E, D, 2 * F))
+    hidden = _gate(hidden, rows, experts.lora, update)
     out = dot(hidden, experts.down[experts.layer])
+    if experts.lora is not None:
+        out = out + update(experts.lora.down, hidden)
     # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
     place = jnp.zeros(R * A, jnp.int32).at[order].set(jnp.arange(R * A, dtype=jnp.int32)).reshape(R, A)
     rows = _here(out[place], ids, E, total).astype(jnp.float32)
     return jnp.sum(rows * routing.weights[..., None].astype(jnp.float32), axis=1)
 
 
-def _expert(rows: jax.Array, gate_up: jax.Array, down: jax.Array, e: Any) -> jax.Array:
-    """One expert's MLP on rows [R, D], float32 out."""
-    w_in, w_out = (jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in (gate_up, down))
-    return _mlp(rows, w_in, w_out)
+def _padded(w: jax.Array, axis: int) -> jax.Array:
+    """`w` with zeros after its values along `axis`, up to a multiple of GROUPED_MULTIPLE."""
+    widths = [(0, 0)] * w.ndim
+    widths[axis] = (0, -w.shape[axis] % GROUPED_MULTIPLE)
+    return jnp.pad(w, widths)
 
 
-def _mlp(rows: jax.Array, w_in: jax.Array, w_out: jax.Array) -> jax.Array:
-    """down(silu(gate) * up) of rows [R, D] with w_in [D, 2 F] and w_out [F, D], float32 out."""
-    F = w_out.shape[0]
-    hidden = jnp.dot(rows, w_in, preferred_element_type=jnp.float32)
-    hidden = (jax.nn.silu(hidden[:, :F]) * hidden[:, F:]).astype(rows.dtype)
-    return jnp.dot(hidden, w_out, preferred_element_type=jnp.float32)
+def _one(experts: Any, e: Any) -> Any:
+    """Expert number `e`, int32 [], of arrays of experts along a leading axis."""
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, e, keepdims=False), experts)
+
+
+def _joined(trained: Any, frozen: Mlp | None) -> Mlp:
+    """The experts that `Mlp.split` took apart."""
+    return trained if frozen is None else replace(frozen, lora=trained)
+
+
+def _mlp(rows: jax.Array, expert: Mlp) -> jax.Array:
+    """down(silu(gate) * up) of rows [R, D] by one expert, float32 out."""
+    hidden = jnp.dot(rows, expert.gate_up, preferred_element_type=jnp.float32)
+    hidden = _gate(hidden, rows, expert.lora).astype(rows.dtype)
+    out = jnp.dot(hidden, expert.down, preferred_element_type=jnp.float32)
+    return out if expert.lora is None else out + expert.lora.down(hidden)
+
+
+def _gate(
+    hidden: jax.Array,
+    rows: jax.Array,
+    lora: GatedFactors | None,
+    update: Callable[[Factors, jax.Array], jax.Array] = Factors.__call__,
+) -> jax.Array:
+    """silu(gate) * up [..., F] of hidden [..., 2 F], which rows [..., D] gave, with the updates of both."""
+    F = hidden.shape[-1] // 2
+    gate, up = hidden[..., :F], hidden[..., F:]
+    if lora is not None:
+        gate, up = gate + update(lora.gate, rows), up + update(lora.up, rows)
+    return jax.nn.silu(gate) * up
