@@ -27,7 +27,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
-from omni_jax.models.low_rank import AttentionLowRank, GatedLowRank, LowRank, LowRankConfig, add
+from omni_jax.models.low_rank import NOTHING, AttentionLowRank, GatedLowRank, LowRank, LowRankConfig, add
 from omni_jax.models.output import CachedOutput, ExpertLoad, Output
 from omni_jax.models.param import Module, RMSNorm, param, project, scan_layers
 from omni_jax.ops.attention import attend, causal_attention, self_attention
@@ -66,18 +66,16 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array, Cache, Any], jax.Array]
 class Experts(Module):
     """Routed experts of L layers: router [L, E, D], gate_up [L, E, D, 2, F], down [L, E, F, D]."""
 
-    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, layers: int, lora: LowRankConfig | None = None):
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, layers: int, lora: LowRankConfig = NOTHING):
         E, D, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.router = param(rngs, (layers, E, D), ("layers", None, "embed"), scale=D**-0.5)
         self.gate_up = param(rngs, (layers, E, D, 2, F), ("layers", "expert", "embed", None, "mlp"), scale=D**-0.5)
         self.down = param(rngs, (layers, E, F, D), ("layers", "expert", "mlp", "embed"), scale=F**-0.5)
         self.config = config
         self.mesh: Mesh | None = None
-        targets = () if lora is None else lora.targets
-        stack = {"layers": layers, "expert": E}
-        self.lora = GatedLowRank(rngs, lora, D, F, stack) if lora and "experts" in targets else None
-        axes = ("layers", None, "embed")
-        self.router_lora = LowRank(rngs, lora, (layers, E, D), axes) if lora and "router" in targets else None
+        stack, routed = {"layers": layers, "expert": E}, ("layers", None, "embed")
+        self.lora = GatedLowRank(rngs, lora, D, F, stack) if "experts" in lora.targets else None
+        self.router_lora = LowRank(rngs, lora, (layers, E, D), routed) if "router" in lora.targets else None
 
     @jax.named_scope("experts")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
@@ -112,11 +110,10 @@ class Experts(Module):
 class MLP(Module):
     """Gated MLP of L layers: down(silu(gate(x)) * up(x)); gate_up [L, 2, F, D], down [L, D, F]."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int, lora: LowRankConfig | None = None):
+    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int, lora: LowRankConfig = NOTHING):
         self.gate_up = param(rngs, (layers, 2, inner, width), ("layers", None, "mlp", "embed"), scale=width**-0.5)
         self.down = param(rngs, (layers, width, inner), ("layers", "embed", "mlp"), scale=inner**-0.5)
-        wanted = lora and "mlp" in lora.targets
-        self.lora = GatedLowRank(rngs, lora, width, inner, {"layers": layers}) if wanted else None
+        self.lora = GatedLowRank(rngs, lora, width, inner, {"layers": layers}) if "mlp" in lora.targets else None
 
     @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
@@ -132,7 +129,7 @@ class MLP(Module):
 class SharedExpert(MLP):
     """A gated MLP for every row, added to the routed experts with weight sigmoid(gate . x); gate [L, D]."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int, lora: LowRankConfig | None = None):
+    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int, lora: LowRankConfig = NOTHING):
         super().__init__(rngs, width, inner, layers, lora)
         self.gate = param(rngs, (layers, width), ("layers", "embed"), scale=width**-0.5)
 
@@ -146,7 +143,7 @@ class SharedExpert(MLP):
 class DecoderLayers(Module):
     """L decoder layers, run over whole sequences or after what a cache holds."""
 
-    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, lora: LowRankConfig | None = None):
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, lora: LowRankConfig = NOTHING):
         L, D, N, K, H = (
             config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         )  # fmt: skip
@@ -168,7 +165,7 @@ class DecoderLayers(Module):
                 self.shared_expert = SharedExpert(rngs, D, config.shared_expert_intermediate_size, L - dense, lora)
         if dense:
             self.mlp = MLP(rngs, D, config.intermediate_size, dense, lora)
-        attends = lora and not {*"qkvo"}.isdisjoint(lora.targets)
+        attends = not {*"qkvo"}.isdisjoint(lora.targets)
         self.lora = AttentionLowRank(rngs, lora, D, (K, N // K, H), L) if attends else None
         scale = partial(param, rngs, (L, D), ("layers", "embed"), fill=1.0)
         self.attention_scale = scale() if config.layer_scale else None

@@ -33,6 +33,9 @@ class LowRankConfig:
     scale: float
 
 
+NOTHING = LowRankConfig((), 0, 0.0)
+
+
 class LowRank(Module):
     """The update of weights [*stack, *out, *in]: factors a [*stack, r, *in] and b [*stack, *out, r]."""
 

@@ -20,7 +20,7 @@ from flax import nnx
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.audio import AudioEncoder
 from omni_jax.models.decoder import DecoderLayers, Deepstack
-from omni_jax.models.low_rank import LowRankConfig
+from omni_jax.models.low_rank import NOTHING, LowRankConfig
 from omni_jax.models.output import CachedLogits, CachedOutput, Output, check_sequences, count_valid, left_padding
 from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.models.vision import VisionEncoder
@@ -50,7 +50,7 @@ class Thinker(Module):
     lora: which projections of the decoder layers have low-rank updates.
     """
 
-    def __init__(self, rngs: nnx.Rngs, config: ThinkerConfig, lora: LowRankConfig | None = None):
+    def __init__(self, rngs: nnx.Rngs, config: ThinkerConfig, lora: LowRankConfig = NOTHING):
         V, D = config.text.vocab_size, config.text.hidden_size
         self.config = config
         self.embed = param(rngs, (V, D), ("vocab", "embed"), scale=1.0)
