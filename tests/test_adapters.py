@@ -1,19 +1,15 @@
 """Adapters of PEFT: read, checked and merged, they give what PEFT gives."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import omni_jax as oj
-from omni_jax.errors import CheckpointError, ConfigError
-from tests.helpers.adapters import ATTENTION, ENCODERS, EXPERTS, TOKENS, fresh, logits, wrap
+from tests.helpers.adapters import ATTENTION, EXPERTS, TOKENS, fresh, logits, wrap
 
 pytest.importorskip("peft")
 
