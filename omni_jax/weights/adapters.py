@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ class Adapter:
     config: AdapterConfig
     matrices: Mapping[str, Matrix]
     source: SourceCheckpoint
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the factors hold."""
+        return sum(prod(tensor.shape) for tensor in self.source.tensors.values())
 
     @cached_property
     def _tensors(self) -> dict[str, np.ndarray]:
