@@ -11,13 +11,13 @@ Which way is fastest depends on the rows and the platform: a few rows loop over 
 gather, a product and a sum on GPU; many rows are sorted by expert and cut into tiles of one expert each on CPU, and go
 through a grouped matrix product (tokamax) on GPU. `jax.lax.ragged_dot` is not used: on CPU it computes every expert for
 every row. Tiles have a backward pass of their own: derived by JAX, it would keep a copy of an expert's weights for each
-tile. It gives the weights of experts that have updates no gradient: there the updates alone are trained.
+tile.
 
 Source: transformers `Qwen3OmniMoeThinkerTextSparseMoeBlock`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -77,10 +77,6 @@ class Mlp:
     gate_up: jax.Array
     down: jax.Array
     lora: GatedFactors | None
-
-    def split(self) -> tuple["Mlp | GatedFactors", "Mlp | None"]:
-        """What is trained, and what stays as it is: updates and weights, or where there are no updates all and None."""
-        return (self, None) if self.lora is None else (self.lora, replace(self, lora=None))
 
 
 def route(x: jax.Array, router: jax.Array, experts_per_token: int, normalise: bool) -> Routing:
@@ -146,7 +142,7 @@ def tiled(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | N
     flat, first = experts.flat()
     # The last tile may reach beyond the last pair.
     source = jnp.pad(order // A, (0, sizes[-1]))
-    out: Any = _tile_products(x[source], *flat.split(), (start, rows, first + expert), sizes)
+    out: Any = _tile_products(x[source], flat, (start, rows, first + expert), sizes)
     place = jnp.argsort(order).reshape(R, A)
     return jnp.einsum("RAD,RA->RD", _here(out[place], ids, E, total), routing.weights.astype(jnp.float32))
 
@@ -186,13 +182,12 @@ def _tile_plan(ids: jax.Array, E: int, largest: int) -> tuple[jax.Array, jax.Arr
     return order, start, jnp.minimum(counts[expert] - done, largest), expert
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _tile_products(x: jax.Array, trained: Any, frozen: Mlp | None, tiles: Tiles, sizes: tuple[int, ...]) -> jax.Array:
-    """Each tile's rows of x [pairs + largest tile, D] through its expert, float32; experts as `Mlp.split` gives them.
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _tile_products(x: jax.Array, experts: Mlp, tiles: Tiles, sizes: tuple[int, ...]) -> jax.Array:
+    """Each tile's rows of x [pairs + largest tile, D] through its expert, float32.
 
     A tile rounded up to its size also fills rows of the tiles after it, which these then replace.
     """
-    experts = _joined(trained, frozen)
 
     def one(out: jax.Array, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> jax.Array:
         y = _mlp(jax.lax.dynamic_slice_in_dim(x, start, size), _one(experts, e))
@@ -202,26 +197,25 @@ def _tile_products(x: jax.Array, trained: Any, frozen: Mlp | None, tiles: Tiles,
 
 
 def _tile_products_backward(sizes: tuple[int, ...], saved: tuple, cotangent: jax.Array) -> tuple:
-    """Cotangents of x and of what is trained: each tile's products again, and added to its expert's in place."""
-    x, trained, frozen, tiles = saved
+    """Cotangents of x and of the experts: each tile's products again, and added to its expert's in place.
+
+    What nobody takes, such as cotangents of weights beside which only updates are trained, compilers leave out.
+    """
+    x, experts, tiles = saved
 
     def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
-        dx, d_trained = carry
+        dx, d_experts = carry
         dy = jax.lax.dynamic_slice_in_dim(cotangent, start, size)
         dy = jnp.where(jnp.arange(size)[:, None] < rows, dy, 0.0)
-        own, others = (_one(weights, e) for weights in (trained, frozen))
-        _, pull = jax.vjp(
-            lambda x, own: _mlp(x, _joined(own, others)), jax.lax.dynamic_slice_in_dim(x, start, size), own
-        )
-        d_rows, d_own = pull(dy)
+        _, pull = jax.vjp(_mlp, jax.lax.dynamic_slice_in_dim(x, start, size), _one(experts, e))
+        d_rows, d_one = pull(dy)
         dx = jax.lax.dynamic_update_slice_in_dim(dx, d_rows, start, 0)
-        return dx, jax.tree.map(lambda whole, d: whole.at[e].add(d), d_trained, d_own)
+        return dx, jax.tree.map(lambda whole, d: whole.at[e].add(d), d_experts, d_one)
 
-    zeros = jax.tree.map(jnp.zeros_like, (x, trained))
-    return *_each_tile(one, zeros, tiles, sizes), None, None
+    return *_each_tile(one, jax.tree.map(jnp.zeros_like, (x, experts)), tiles, sizes), None
 
 
-_tile_products.defvjp(lambda *args: (_tile_products(*args), args[:4]), _tile_products_backward)
+_tile_products.defvjp(lambda *args: (_tile_products(*args), args[:3]), _tile_products_backward)
 
 
 def _each_tile(one: Callable, carry: Any, tiles: Tiles, sizes: tuple[int, ...]) -> Any:
@@ -298,11 +292,6 @@ def _padded(w: jax.Array, axis: int) -> jax.Array:
 def _one(experts: Any, e: Any) -> Any:
     """Expert number `e`, int32 [], of arrays of experts along a leading axis."""
     return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, e, keepdims=False), experts)
-
-
-def _joined(trained: Any, frozen: Mlp | None) -> Mlp:
-    """The experts that `Mlp.split` took apart."""
-    return trained if frozen is None else replace(frozen, lora=trained)
 
 
 def _mlp(rows: jax.Array, expert: Mlp) -> jax.Array:
