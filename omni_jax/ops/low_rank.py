@@ -7,8 +7,8 @@ The update is computed by itself: added to half-precision weights it would be lo
 Source: "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), section 4.1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,10 @@ class Factors:
         return self.scale * jnp.einsum("...r,...or->...o", inner, self.b, preferred_element_type=jnp.float32)
 
 
+# How rows [..., in] pass through the update of one matrix.
+Update = Callable[[Factors, jax.Array], jax.Array]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GatedFactors:
@@ -38,6 +42,10 @@ class GatedFactors:
     up: Factors
     down: Factors
 
-    def __getitem__(self, index: Any) -> "GatedFactors":
-        """Those at `index`, a number or an array int32, of the first axis of the factors."""
-        return jax.tree.map(lambda w: w[index], self)
+    def first(self, x: jax.Array, update: Update = Factors.__call__) -> jax.Array:
+        """Rows x [..., D] through the updates of gate and up, side by side: [..., 2 F]."""
+        return jnp.concatenate([update(self.gate, x), update(self.up, x)], axis=-1)
+
+    def second(self, x: jax.Array, update: Update = Factors.__call__) -> jax.Array:
+        """Rows x [..., F] through the update of down: [..., D]."""
+        return update(self.down, x)

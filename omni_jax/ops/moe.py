@@ -196,26 +196,67 @@ def _tile_products(x: jax.Array, experts: Mlp, tiles: Tiles, sizes: tuple[int, .
     return _each_tile(one, jnp.zeros(x.shape, jnp.float32), tiles, sizes)
 
 
-def _tile_products_backward(sizes: tuple[int, ...], saved: tuple, cotangent: jax.Array) -> tuple:
-    """Cotangents of x and of the experts: each tile's products again, and added to its expert's in place.
+def _tile_products_forward(x: jax.Array, experts: Mlp, tiles: Tiles, sizes: tuple[int, ...]) -> tuple:
+    """The products, and for the backward pass what each tile's first product gave, [pairs + largest tile, 2 F]."""
 
-    What nobody takes, such as cotangents of weights beside which only updates are trained, compilers leave out.
+    def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
+        expert = _one(experts, e)
+        hidden = _first(jax.lax.dynamic_slice_in_dim(x, start, size), expert)
+        made = _second(_gated(hidden, x.dtype), expert), hidden.astype(x.dtype)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(all_rows, some, start, 0)
+            for all_rows, some in zip(carry, made, strict=True)
+        )
+
+    empty = jnp.zeros(x.shape, jnp.float32), jnp.zeros((len(x), experts.gate_up.shape[2]), x.dtype)
+    out, hidden = _each_tile(one, empty, tiles, sizes)
+    return out, (x, experts, tiles, hidden)
+
+
+def _tile_products_backward(sizes: tuple[int, ...], saved: tuple, cotangent: jax.Array) -> tuple:
+    """Cotangents of x and of the experts: each tile's are added to its expert's in place.
+
+    What nobody takes, such as cotangents of weights beside which only updates are trained, the compiler leaves out.
     """
-    x, experts, tiles = saved
+    x, experts, tiles, hidden = saved
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
         dx, d_experts = carry
-        dy = jax.lax.dynamic_slice_in_dim(cotangent, start, size)
-        dy = jnp.where(jnp.arange(size)[:, None] < rows, dy, 0.0)
-        _, pull = jax.vjp(_mlp, jax.lax.dynamic_slice_in_dim(x, start, size), _one(experts, e))
-        d_rows, d_one = pull(dy)
-        dx = jax.lax.dynamic_update_slice_in_dim(dx, d_rows, start, 0)
-        return dx, jax.tree.map(lambda whole, d: whole.at[e].add(d), d_experts, d_one)
+        x_rows, h, dy = (jax.lax.dynamic_slice_in_dim(a, start, size) for a in (x, hidden, cotangent))
+        dy = jnp.where(jnp.arange(size)[:, None] < rows, dy, 0.0).astype(x.dtype)
+        expert = _one(experts, e)
+        inner, pull = jax.vjp(partial(_gated, dtype=x.dtype), h.astype(jnp.float32))
+        d_inner = product("RD,FD->RF", dy, expert.down)
+        d_second, d_inner = _with_updates(GatedFactors.second, expert.lora, inner, dy, d_inner)
+        (dh,) = pull(d_inner.astype(x.dtype))
+        dh = dh.astype(x.dtype)
+        d_first, d_rows = _with_updates(
+            GatedFactors.first, expert.lora, x_rows, dh, product("RF,DF->RD", dh, expert.gate_up)
+        )
+        d_lora = jax.tree.map(jnp.add, d_first, d_second)
+        d_one = Mlp(product("RD,RF->DF", x_rows, dh), product("RF,RD->FD", inner, dy), d_lora)
+        dx = jax.lax.dynamic_update_slice_in_dim(dx, d_rows.astype(x.dtype), start, 0)
+        return dx, jax.tree.map(lambda whole, d: whole.at[e].add(d.astype(x.dtype)), d_experts, d_one)
 
     return *_each_tile(one, jax.tree.map(jnp.zeros_like, (x, experts)), tiles, sizes), None
 
 
-_tile_products.defvjp(lambda *args: (_tile_products(*args), args[:3]), _tile_products_backward)
+def _with_updates(
+    update: Callable[[GatedFactors, jax.Array], jax.Array],
+    lora: GatedFactors | None,
+    rows: jax.Array,
+    cotangent: jax.Array,
+    d_rows: jax.Array,
+) -> tuple[GatedFactors | None, jax.Array]:
+    """The cotangents of the factors of an update of rows [R, in], and d_rows [R, in] with those that it gives them."""
+    if lora is None:
+        return None, d_rows
+    d_lora, more = jax.vjp(update, lora, rows)[1](cotangent.astype(jnp.float32))
+    return d_lora, d_rows + more
+
+
+_tile_products.defvjp(_tile_products_forward, _tile_products_backward)
 
 
 def _each_tile(one: Callable, carry: Any, tiles: Tiles, sizes: tuple[int, ...]) -> Any:
@@ -244,10 +285,10 @@ def gathered(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int 
         weights, ids = jnp.where(ids < E, weights, 0), jnp.where(ids < E, ids, jnp.min(ids) % E)
     chosen = jax.tree.map(lambda w: w[first + ids], flat)
     hidden = jnp.sum(x[:, None, :, None].astype(jnp.float32) * chosen.gate_up.astype(jnp.float32), axis=2)
-    hidden = _gate(hidden, x[:, None], chosen.lora).astype(x.dtype)
+    hidden = hidden if chosen.lora is None else hidden + chosen.lora.first(x[:, None])
+    hidden = _gated(hidden, x.dtype)
     out = jnp.sum(hidden[..., None].astype(jnp.float32) * chosen.down.astype(jnp.float32), axis=2)
-    if chosen.lora is not None:
-        out = out + chosen.lora.down(hidden)
+    out = out if chosen.lora is None else out + chosen.lora.second(hidden)
     return jnp.sum(out * weights[..., None].astype(jnp.float32), axis=1)
 
 
@@ -272,10 +313,10 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
 
     rows = x[order // A]
     hidden = dot(rows, gate_up[experts.layer].reshape(E, D, 2 * F))
-    hidden = _gate(hidden, rows, experts.lora, update)
+    hidden = hidden if experts.lora is None else hidden + experts.lora.first(rows, update)
+    hidden = _gated(hidden, x.dtype)
     out = dot(hidden, experts.down[experts.layer])
-    if experts.lora is not None:
-        out = out + update(experts.lora.down, hidden)
+    out = out if experts.lora is None else out + experts.lora.second(hidden, update)
     # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
     place = jnp.zeros(R * A, jnp.int32).at[order].set(jnp.arange(R * A, dtype=jnp.int32)).reshape(R, A)
     rows = _here(out[place], ids, E, total).astype(jnp.float32)
@@ -289,28 +330,29 @@ def _padded(w: jax.Array, axis: int) -> jax.Array:
     return jnp.pad(w, widths)
 
 
-def _one(experts: Any, e: Any) -> Any:
-    """Expert number `e`, int32 [], of arrays of experts along a leading axis."""
+def _one(experts: Mlp, e: Any) -> Mlp:
+    """Expert number `e`, int32 [], of several."""
     return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, e, keepdims=False), experts)
 
 
 def _mlp(rows: jax.Array, expert: Mlp) -> jax.Array:
-    """down(silu(gate) * up) of rows [R, D] by one expert, float32 out."""
+    """One expert's MLP on rows [R, D], float32 out."""
+    return _second(_gated(_first(rows, expert), rows.dtype), expert)
+
+
+def _first(rows: jax.Array, expert: Mlp) -> jax.Array:
+    """Gate and up of rows [R, D], float32 [R, 2 F]."""
     hidden = jnp.dot(rows, expert.gate_up, preferred_element_type=jnp.float32)
-    hidden = _gate(hidden, rows, expert.lora).astype(rows.dtype)
-    out = jnp.dot(hidden, expert.down, preferred_element_type=jnp.float32)
-    return out if expert.lora is None else out + expert.lora.down(hidden)
+    return hidden if expert.lora is None else hidden + expert.lora.first(rows)
 
 
-def _gate(
-    hidden: jax.Array,
-    rows: jax.Array,
-    lora: GatedFactors | None,
-    update: Callable[[Factors, jax.Array], jax.Array] = Factors.__call__,
-) -> jax.Array:
-    """silu(gate) * up [..., F] of hidden [..., 2 F], which rows [..., D] gave, with the updates of both."""
-    F = hidden.shape[-1] // 2
-    gate, up = hidden[..., :F], hidden[..., F:]
-    if lora is not None:
-        gate, up = gate + update(lora.gate, rows), up + update(lora.up, rows)
-    return jax.nn.silu(gate) * up
+def _second(inner: jax.Array, expert: Mlp) -> jax.Array:
+    """Down of rows [R, F], float32 [R, D]."""
+    out = jnp.dot(inner, expert.down, preferred_element_type=jnp.float32)
+    return out if expert.lora is None else out + expert.lora.second(inner)
+
+
+def _gated(hidden: jax.Array, dtype: Any) -> jax.Array:
+    """silu(gate) * up of float32 [..., 2 F], as `dtype` [..., F]."""
+    gate, up = jnp.split(hidden, 2, axis=-1)
+    return (jax.nn.silu(gate) * up).astype(dtype)
