@@ -63,6 +63,8 @@ class Ask:
 
     model: Path
     """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
+    adapter: Path | None = None
+    """Directory of a LoRA adapter for this model, as PEFT saves it; it is merged into the weights."""
     text: str | None = None
     """The question."""
     image: UseAppendAction[tuple[Path, ...]] = ()
@@ -113,7 +115,14 @@ def answer(ask: Ask) -> None:
         report_mesh(omni)
 
     parts = None if ask.output.speak else ("thinker",)
-    omni = load_lazily(ask.model, mesh=mesh, dtype=ask.devices.dtype, parts=parts, before_reading=before_reading)
+    omni = load_lazily(
+        ask.model,
+        mesh=mesh,
+        dtype=ask.devices.dtype,
+        parts=parts,
+        adapter=ask.adapter,
+        before_reading=before_reading,
+    )
     if isinstance(ask, Generate) and ask.n is not None:
         return _show_all(ask, omni.generate(messages, n=ask.n, **settings), omni.processor.tokenizer)
     events = omni.stream(messages, **settings)

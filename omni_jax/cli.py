@@ -125,7 +125,13 @@ def _evaluate(command: Evaluate) -> None:
 
     def load(parts: tuple[str, ...] | None) -> Omni:
         print(f"loading {command.model}", file=sys.stderr)
-        omni = omni_jax.load(command.model, mesh=command.devices.mesh, dtype=command.devices.dtype, parts=parts)
+        omni = omni_jax.load(
+            command.model,
+            mesh=command.devices.mesh,
+            dtype=command.devices.dtype,
+            parts=parts,
+            adapter=command.adapter,
+        )
         report_mesh(omni)
         return omni
 

@@ -1,6 +1,8 @@
 """`omni-jax inspect`: what a checkpoint holds and what memory it needs, from its headers alone."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, Literal
 from omni_jax.inputs.values import whole
 from omni_jax.loading import default_dtype
 from omni_jax.sharding import check_mesh, mesh_name
+from omni_jax.weights.adapters import open_adapter
 from omni_jax.weights.budget import cache_bytes
 from omni_jax.weights.mesh_text import own_or_shared, parse_parts
 from omni_jax.weights.model import open_model
@@ -23,6 +26,8 @@ class Inspect:
 
     model: Path
     """Converted checkpoint, Hugging Face directory, snapshot folder of the hub's cache, or model id."""
+    adapter: Path | None = None
+    """Also report what a LoRA adapter for this model adapts."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type to load the weights in; by default as loading on this machine would."""
     context: int = 4096
@@ -41,6 +46,8 @@ def inspect(command: Inspect) -> None:
         whole(name, value, "give at least 1")
     model = open_model(command.model)
     report = {"checkpoint": str(command.model), "kind": model.kind, **summarise(model, command)}
+    if command.adapter is not None:
+        report["adapter"] = _adapted(model, command.adapter)
     if command.mesh is not None:
         report |= _on_devices(model, command.mesh, command)
     print(json.dumps(report) if command.json else _table(report))
@@ -101,6 +108,23 @@ def _on_devices(model: StoredModel, mesh: str, command: Inspect) -> dict[str, An
     return {"mesh": mesh, "mesh_reason": chosen.reason, "device_bytes": held, "device_cache_bytes": cache}
 
 
+def _adapted(model: StoredModel, where: Path) -> dict[str, Any]:
+    """What an adapter adapts: its parameters, and the matrices of each kind."""
+    adapter = open_adapter(where, model.config)
+    kinds = Counter(re.sub(r"\.\d+\.", ".*.", module) for module in adapter.matrices)
+    return {"directory": str(adapter.directory), "parameters": adapter.parameters, "matrices": dict(kinds)}
+
+
+def _adapter_lines(report: dict[str, Any]) -> list[str]:
+    """What the report says of an adapter; experts that it leaves out are easily overlooked."""
+    adapter = report["adapter"]
+    lines = ["", f"adapter {adapter['directory']}: {adapter['parameters']:,} parameters"]
+    lines += [f"  {count:,} matrices {kind}" for kind, count in adapter["matrices"].items()]
+    if report["experts"] and not any(".experts." in kind for kind in adapter["matrices"]):
+        lines.append("  experts: not adapted")
+    return lines
+
+
 def _table(report: dict[str, Any]) -> str:
     """The report as text for people."""
     lines = [f"{report['checkpoint']}: {report['kind']} in {report['stored_dtype']}, sizes in {report['dtype']}", ""]
@@ -121,7 +145,7 @@ def _table(report: dict[str, Any]) -> str:
     for name, held in report.get("device_bytes", {}).items():
         more = f", and {_size(report['device_cache_bytes'])} of cache" if name == "thinker" else ""
         lines.append(f"on each device of {held['mesh']}: {_size(held['bytes'])} of the {name}'s weights{more}")
-    return "\n".join(lines)
+    return "\n".join(lines + (_adapter_lines(report) if "adapter" in report else []))
 
 
 def _needed(count: int | None) -> str:

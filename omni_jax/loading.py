@@ -17,6 +17,9 @@ from omni_jax.decode.arguments import explained
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import listed, shown
 from omni_jax.omni import Omni
+from omni_jax.weights.adapters import open_adapter
+from omni_jax.weights.keymap import table
+from omni_jax.weights.merge import merge
 from omni_jax.weights.model import open_model
 from omni_jax.weights.parts import DTYPES, PARTS
 from omni_jax.weights.placement import MeshLike, resolve_placement
@@ -27,7 +30,12 @@ from omni_jax.weights.trees import flatten, nest
 
 @explained
 def load(
-    where: str | Path, *, mesh: MeshLike = None, dtype: str | None = None, parts: Sequence[str] | None = None
+    where: str | Path,
+    *,
+    mesh: MeshLike = None,
+    dtype: str | None = None,
+    parts: Sequence[str] | None = None,
+    adapter: str | Path | None = None,
 ) -> Omni:
     """Load a model onto the first device, or onto a mesh of devices.
 
@@ -42,11 +50,14 @@ def load(
         dtype: "float32" or "bfloat16"; by default as `default_dtype` says.
         parts: which of "thinker", "talker" and "code2wav" to load, by default all that the checkpoint has; ("thinker",)
             is enough for text.
+        adapter: directory of a LoRA adapter for this model, as PEFT or this project saves it; it is merged into the
+            weights, in float32.
 
     Before any array is read, raises CheckpointError for a checkpoint that is incomplete or damaged, whose arrays are
-    not those of its config.json or do not fit the devices, and InputError for a mesh that does not divide the model.
+    not those of its config.json or do not fit the devices, and for an adapter of another model; InputError for a mesh
+    that does not divide the model; ConfigError for an adapter that is more than LoRA's factors.
     """
-    omni = load_lazily(where, mesh=mesh, dtype=dtype, parts=parts)
+    omni = load_lazily(where, mesh=mesh, dtype=dtype, parts=parts, adapter=adapter)
     omni._read_weights()
     return omni
 
@@ -57,6 +68,7 @@ def load_lazily(
     mesh: MeshLike = None,
     dtype: str | None = None,
     parts: Sequence[str] | None = None,
+    adapter: str | Path | None = None,
     before_reading: Callable[[Omni], None] = lambda omni: None,
 ) -> Omni:
     """A model that reads its weights once, when a request that passed its checks is about to run.
@@ -70,13 +82,15 @@ def load_lazily(
     model = open_model(where, chosen, wanted)
     if wanted is None and (wanted := default_dtype(model.types.values())):
         model = open_model(where, chosen, wanted)
+    added = None if adapter is None else open_adapter(adapter, model.config)
     processor = model.processor()
     placement = resolve_placement(mesh, model.parts())
     shardings = placement.shardings(model.declarations)
 
     def read() -> dict:
         before_reading(omni)
-        return model.read(shardings)
+        params = model.read(shardings)
+        return params if added is None else merge(params, added, table(model.config))
 
     params, meshes = _awaited(model, shardings), placement.meshes or None
     omni = Omni(params, model.config, processor, meshes, read, placement.reason)

@@ -42,6 +42,8 @@ from omni_jax.process import finishing
 from omni_jax.rows.files import digest_of
 from omni_jax.rows.row import Problem
 from omni_jax.settings import Drafting, Settings
+from omni_jax.weights.adapter_config import CONFIG_FILE
+from omni_jax.weights.adapters import WEIGHTS_FILE, Adapter, open_adapter
 from omni_jax.weights.drafters import Drafter, load_drafter
 from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import identity
@@ -82,6 +84,8 @@ class Evaluate:
     """JSON lines, a table, or a directory of them; rows hold messages, prompt or turns, and references."""
     output: Path
     """Directory for results, report and plots; that of a stopped run goes on."""
+    adapter: Path | None = None
+    """Directory of a LoRA adapter for this model, as PEFT saves it; it is merged into the weights."""
     task: Literal["auto", "generate", "choice", "loglikelihood", "speech", "mt-bench"] = "auto"
     """What to do with a row; auto looks at its fields."""
     metric: UseAppendAction[tuple[MetricName, ...]] = ()
@@ -165,7 +169,8 @@ def _runs(command: Evaluate, settings: RunSettings, dataset: Dataset, config: Om
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         raise InputError(f"drafters {names}; their directories need different names to be told apart")
-    model, runs = _model_digest(command.model, dtype), []
+    adapter = None if command.adapter is None else open_adapter(command.adapter, config)
+    model, runs = _model_digest(command.model, dtype, adapter), []
     located = [locate(path, "the drafter") for path in paths]
     for name, path in zip(names or ("",), located or (None,), strict=True):
         drafter = load_drafter(path, dtype=dtype or default_dtype()) if path else None
@@ -266,9 +271,11 @@ def _recogniser(command: Evaluate, task: str) -> Any:
     return recogniser
 
 
-def _model_digest(model: Path, dtype: str | None) -> str:
-    """A digest of the model: its checkpoint's hashes, and the type in which its weights are loaded."""
-    return f"{dtype or default_dtype() or 'stored'}:{identity(model)}"
+def _model_digest(model: Path, dtype: str | None, adapter: Adapter | None) -> str:
+    """A digest of the model: its checkpoint's hashes, the type in which its weights are loaded, and its adapter."""
+    files = () if adapter is None else (adapter.directory / CONFIG_FILE, adapter.directory / WEIGHTS_FILE)
+    added = f":{digest_of(files)}" if files else ""
+    return f"{dtype or default_dtype() or 'stored'}:{identity(model)}{added}"
 
 
 def _drafter_digest(drafter: Path) -> str:

@@ -10,6 +10,8 @@ at visual positions, and `taps` copy chosen hidden states into a small buffer, f
 Programs with a cache read a layer from the stacks by its index, in place. `forward`, which is the one that is trained,
 is given each layer's slice of them: by index, the backward pass of every layer would add to whole stacks.
 
+Declared with a `LowRankConfig`, a stack also holds low-rank updates of its projections (`low_rank`).
+
 Source: transformers `Qwen3OmniMoeThinkerTextModel`. Hidden states are numbered as there: 0 is the input, k the output
 of layer k-1 before its deepstack feature is added.
 """
@@ -25,6 +27,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from omni_jax.config import DecoderConfig
+from omni_jax.models.low_rank import NOTHING, AttentionLowRank, GatedLowRank, LowRank, LowRankConfig, add
 from omni_jax.models.output import CachedOutput, ExpertLoad, Output
 from omni_jax.models.param import Module, RMSNorm, param, project, scan_layers
 from omni_jax.ops.attention import attend, causal_attention, self_attention
@@ -63,20 +66,24 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array, Cache, Any], jax.Array]
 class Experts(Module):
     """Routed experts of L layers: router [L, E, D], gate_up [L, E, D, 2, F], down [L, E, F, D]."""
 
-    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, layers: int):
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, layers: int, lora: LowRankConfig = NOTHING):
         E, D, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.router = param(rngs, (layers, E, D), ("layers", None, "embed"), scale=D**-0.5)
         self.gate_up = param(rngs, (layers, E, D, 2, F), ("layers", "expert", "embed", None, "mlp"), scale=D**-0.5)
         self.down = param(rngs, (layers, E, F, D), ("layers", "expert", "mlp", "embed"), scale=F**-0.5)
         self.config = config
         self.mesh: Mesh | None = None
+        stack, routed = {"layers": layers, "expert": E}, ("layers", None, "embed")
+        self.lora = GatedLowRank(rngs, lora, D, F, stack) if "experts" in lora.targets else None
+        self.router_lora = LowRank(rngs, lora, (layers, E, D), routed) if "router" in lora.targets else None
 
     @jax.named_scope("experts")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D] through the experts of stack index `l`."""
         B, T, D = x.shape
         rows = x.reshape(B * T, D)
-        experts = ExpertWeights(self.gate_up[...], self.down[...], l)
+        lora = None if self.lora is None else self.lora.factors()
+        experts = ExpertWeights(self.gate_up[...], self.down[...], l, lora)
         routing, split = self._route(rows, B, l), self._split(B)
         return sharded_moe(rows, routing, experts, self.mesh, split).reshape(B, T, D)
 
@@ -84,40 +91,52 @@ class Experts(Module):
         """What tokens x [B, T, D] ask of the experts of stack index `l`, summed over those of `counted` bool [B, T]."""
         rows, weight = x.reshape(-1, x.shape[-1]), counted.reshape(-1, 1).astype(jnp.float32)
         chosen = jnp.sum(jax.nn.one_hot(self._route(rows, len(x), l).ids, self.config.num_experts), axis=1)
-        probabilities = router_probabilities(rows, self.router[...][l])
+        probabilities = router_probabilities(rows, self._router(l))
         return ExpertLoad(jnp.sum(weight * chosen, axis=0), jnp.sum(weight * probabilities, axis=0))
 
     @jax.named_scope("router")
     def _route(self, rows: jax.Array, B: int, l: Any) -> Routing:
         """The experts of rows [B * T, D], by the router of stack index `l`."""
         chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
-        return sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, self._split(B))
+        return sharded_route(rows, self._router(l), chosen, normalise, self.mesh, self._split(B))
 
     def _split(self, B: int) -> tuple[str, ...]:
         """The mesh axes over which B rows of a batch are split."""
         return () if self.mesh is None else split_over("batch", B, self.mesh)
 
+    def _router(self, l: Any) -> jax.Array:
+        """The router [E, D] of stack index `l`, with its update, which this small matrix takes up in float32."""
+        router = self.router[...][l]
+        if self.router_lora is None:
+            return router
+        a, b = (w[...][l].astype(jnp.float32) for w in (self.router_lora.a, self.router_lora.b))
+        return router.astype(jnp.float32) + self.router_lora.scale * (b @ a)
+
 
 class MLP(Module):
     """Gated MLP of L layers: down(silu(gate(x)) * up(x)); gate_up [L, 2, F, D], down [L, D, F]."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int):
+    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int, lora: LowRankConfig = NOTHING):
         self.gate_up = param(rngs, (layers, 2, inner, width), ("layers", None, "mlp", "embed"), scale=width**-0.5)
         self.down = param(rngs, (layers, width, inner), ("layers", "embed", "mlp"), scale=inner**-0.5)
+        self.lora = GatedLowRank(rngs, lora, width, inner, {"layers": layers}) if "mlp" in lora.targets else None
 
     @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, l: Any) -> jax.Array:
         """[B, T, D] -> [B, T, D], by layer `l` of the stack."""
         gate, up = jnp.moveaxis(project(x, self.gate_up[...][l]), 2, 0)
+        if self.lora is not None:
+            gate, up = add(gate, self.lora.gate, x, l), add(up, self.lora.up, x, l)
         hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
-        return project(hidden, self.down[...][l]).astype(x.dtype)
+        out = project(hidden, self.down[...][l])
+        return (out if self.lora is None else add(out, self.lora.down, hidden, l)).astype(x.dtype)
 
 
 class SharedExpert(MLP):
     """A gated MLP for every row, added to the routed experts with weight sigmoid(gate . x); gate [L, D]."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int):
-        super().__init__(rngs, width, inner, layers)
+    def __init__(self, rngs: nnx.Rngs, width: int, inner: int, layers: int, lora: LowRankConfig = NOTHING):
+        super().__init__(rngs, width, inner, layers, lora)
         self.gate = param(rngs, (layers, width), ("layers", "embed"), scale=width**-0.5)
 
     @jax.named_scope("shared_expert")
@@ -130,7 +149,7 @@ class SharedExpert(MLP):
 class DecoderLayers(Module):
     """L decoder layers, run over whole sequences or after what a cache holds."""
 
-    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig, lora: LowRankConfig = NOTHING):
         L, D, N, K, H = (
             config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         )  # fmt: skip
@@ -147,11 +166,13 @@ class DecoderLayers(Module):
         self.mlp_norm = RMSNorm(rngs, D, config.rms_norm_eps, layers=L)
         dense = len(config.dense_layers)
         if L > dense:
-            self.moe = Experts(rngs, config, L - dense)
+            self.moe = Experts(rngs, config, L - dense, lora)
             if config.shared_expert_intermediate_size:
-                self.shared_expert = SharedExpert(rngs, D, config.shared_expert_intermediate_size, L - dense)
+                self.shared_expert = SharedExpert(rngs, D, config.shared_expert_intermediate_size, L - dense, lora)
         if dense:
-            self.mlp = MLP(rngs, D, config.intermediate_size, dense)
+            self.mlp = MLP(rngs, D, config.intermediate_size, dense, lora)
+        attends = not {*"qkvo"}.isdisjoint(lora.targets)
+        self.lora = AttentionLowRank(rngs, lora, D, (K, N // K, H), L) if attends else None
         scale = partial(param, rngs, (L, D), ("layers", "embed"), fill=1.0)
         self.attention_scale = scale() if config.layer_scale else None
         self.mlp_scale = scale() if config.layer_scale else None
@@ -276,7 +297,9 @@ class DecoderLayers(Module):
         """x [B, T, D] through layer `l`'s attention -> [B, T, D], and the cache with the layer's keys and values."""
         config = self.config
         B, T, _ = x.shape
-        qkv = project(self.attention_norm(x, l), self.qkv[...][l]).astype(x.dtype)
+        read = self.attention_norm(x, l)
+        qkv = project(read, self.qkv[...][l])
+        qkv = (qkv if self.lora is None else self.lora.add_qkv(qkv, read, l)).astype(x.dtype)
         q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
         if config.qk_norm:
             q, k = self.q_norm(q, l), self.k_norm(k, l)
@@ -284,7 +307,8 @@ class DecoderLayers(Module):
         if cache is not None:
             cache = cache.write(l, k, v).laid_over(self.mesh)
         out = attention(q, k, v, cache, l).reshape(B, T, config.num_heads, config.head_dim)
-        return project(out, self.out[...][l], contracted=2).astype(x.dtype), cache
+        y = project(out, self.out[...][l], contracted=2)
+        return (y if self.lora is None else add(y, self.lora.o, out, l)).astype(x.dtype), cache
 
     def router_inputs(
         self, x: jax.Array, l: Any, rope: Rope, cache: KVCache, attention: Callable[..., jax.Array]

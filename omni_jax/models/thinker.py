@@ -20,6 +20,7 @@ from flax import nnx
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.audio import AudioEncoder
 from omni_jax.models.decoder import DecoderLayers, Deepstack
+from omni_jax.models.low_rank import NOTHING, LowRankConfig
 from omni_jax.models.output import CachedLogits, CachedOutput, Output, check_sequences, count_valid, left_padding
 from omni_jax.models.param import Module, RMSNorm, param, project
 from omni_jax.models.vision import VisionEncoder
@@ -44,15 +45,18 @@ class Media:
 
 
 class Thinker(Module):
-    """embed and lm_head [V, D] (one array when tied), both encoders, the decoder layers and the final norm."""
+    """embed and lm_head [V, D] (one array when tied), both encoders, the decoder layers and the final norm.
 
-    def __init__(self, rngs: nnx.Rngs, config: ThinkerConfig):
+    lora: which projections of the decoder layers have low-rank updates.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, config: ThinkerConfig, lora: LowRankConfig = NOTHING):
         V, D = config.text.vocab_size, config.text.hidden_size
         self.config = config
         self.embed = param(rngs, (V, D), ("vocab", "embed"), scale=1.0)
         self.vision = VisionEncoder(rngs, config.vision)
         self.audio = AudioEncoder(rngs, config.audio)
-        self.layers = DecoderLayers(rngs, config.text)
+        self.layers = DecoderLayers(rngs, config.text, lora)
         self.norm = RMSNorm(rngs, D, config.text.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = param(rngs, (V, D), ("vocab", "embed"), scale=D**-0.5)

@@ -17,6 +17,7 @@ shards with the backends of `ops.moe`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from omni_jax.ops.low_rank import Factors, GatedFactors
 from omni_jax.ops.moe import ExpertWeights, Routing, moe, partial_moe, route
 from omni_jax.sharding import platform
 
@@ -142,13 +144,25 @@ def _on_devices(
     split: Split,
 ) -> jax.Array:
     """`local` on every device of the mesh with its shards of rows x [R, D], of their routing and of the experts."""
-    gate_up, down, l = experts.gate_up, experts.down, experts.layer
+    l = jnp.asarray(experts.layer, jnp.int32)
     if mesh.shape["fsdp"] > 1:
         # Their width is split in storage; what is gathered for the product should be one layer, not the stack.
-        gate_up, down = (jax.lax.dynamic_index_in_dim(w, l) for w in (gate_up, down))
-        l = 0
+        experts = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, l), replace(experts, layer=None))
+        l = jnp.int32(0)
     rows: Any = P(split or None)
-    specs: tuple[Any, ...] = (P(None, "expert", None, None, "tensor"), P(None, "expert", "tensor"), P())
-    into = (rows, rows, ExpertWeights(*specs))
-    run = jax.shard_map(local, mesh=mesh, in_specs=into, out_specs=rows, check_vma=False)
-    return run(x, routing, ExpertWeights(gate_up, down, jnp.asarray(l, jnp.int32)))
+    run = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, _specs(experts)), out_specs=rows, check_vma=False)
+    return run(x, routing, replace(experts, layer=l))
+
+
+def _specs(experts: ExpertWeights) -> ExpertWeights:
+    """How weights and their updates are split: by expert, and by F over "tensor"."""
+    all_devices: Any = P()
+    by_expert: Any = P(None, "expert")
+    over_in: Any = P(None, "expert", None, "tensor")
+    over_out: Any = P(None, "expert", "tensor")
+    over_gate_up: Any = P(None, "expert", None, None, "tensor")
+    lora = None
+    if experts.lora is not None:
+        inward = Factors(by_expert, over_out, experts.lora.gate.scale)
+        lora = GatedFactors(inward, inward, Factors(over_in, by_expert, experts.lora.down.scale))
+    return ExpertWeights(over_gate_up, over_out, all_devices, lora)

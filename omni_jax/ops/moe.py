@@ -2,6 +2,8 @@
 
     rows [R, D] -> route -> Routing (ids and weights [R, A]) -> moe, over the ExpertWeights of all layers -> rows [R, D]
 
+Experts may have low-rank updates (`ops.low_rank`), which every way computes beside their weights.
+
 Weights stay stacked over layers and are indexed by layer and expert together: slicing out one layer first would copy
 all of its experts at every step on CPU.
 
@@ -23,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from omni_jax.ops.low_rank import Factors, GatedFactors
 from omni_jax.sharding import platform
 
 # Rows up to which looping over (row, expert) pairs is faster on CPU, and gathering the experts' weights on GPU.
@@ -49,16 +52,31 @@ class Routing:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ExpertWeights:
-    """gate_up [L, E, D, 2, F] and down [L, E, F, D] of all layers, and the layer to take, int32 []."""
+    """gate_up [L, E, D, 2, F] and down [L, E, F, D] of all layers, and the layer to take, int32 [].
+
+    lora: low-rank updates of them, factors [L, E, ...]; None without.
+    """
 
     gate_up: jax.Array
     down: jax.Array
     layer: jax.Array | int
+    lora: GatedFactors | None = None
 
-    def flat(self) -> tuple[jax.Array, jax.Array, jax.Array | int]:
-        """Layer and expert as one axis: gate_up [L * E, D, 2 F], down [L * E, F, D], the first index of the layer."""
+    def flat(self) -> tuple["Mlp", jax.Array | int]:
+        """The experts of all layers along one axis of L * E, and the first index of the layer."""
         L, E, D, _, F = self.gate_up.shape
-        return self.gate_up.reshape(L * E, D, 2 * F), self.down.reshape(L * E, F, D), self.layer * E
+        lora = jax.tree.map(lambda w: w.reshape(L * E, *w.shape[2:]), self.lora)
+        return Mlp(self.gate_up.reshape(L * E, D, 2 * F), self.down.reshape(L * E, F, D), lora), self.layer * E
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mlp:
+    """One expert: gate_up [D, 2 F], down [F, D], and their updates; or several, along a leading axis."""
+
+    gate_up: jax.Array
+    down: jax.Array
+    lora: GatedFactors | None
 
 
 def route(x: jax.Array, router: jax.Array, experts_per_token: int, normalise: bool) -> Routing:
@@ -97,13 +115,13 @@ def pairwise(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int 
     ids, weights = routing.ids, routing.weights
     R, A = ids.shape
     E = experts.gate_up.shape[1]
-    gate_up, down, first = experts.flat()
+    flat, first = experts.flat()
 
     def pair(y: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         row, choice = i // A, i % A
 
         def add(y: jax.Array) -> jax.Array:
-            out = _expert(jax.lax.dynamic_slice_in_dim(x, row, 1), gate_up, down, first + ids[row, choice])
+            out = _mlp(jax.lax.dynamic_slice_in_dim(x, row, 1), _one(flat, first + ids[row, choice]))
             return y.at[row].add(out[0] * weights[row, choice])
 
         # Where all experts are here, no condition is needed.
@@ -121,10 +139,10 @@ def tiled(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | N
     E = experts.gate_up.shape[1]
     sizes = _tile_sizes(R, R * A // (total or E))
     order, start, rows, expert = _tile_plan(ids, E, sizes[-1])
-    gate_up, down, first = experts.flat()
+    flat, first = experts.flat()
     # The last tile may reach beyond the last pair.
     source = jnp.pad(order // A, (0, sizes[-1]))
-    out: Any = _tile_products(x[source], gate_up, down, (start, rows, first + expert), sizes)
+    out: Any = _tile_products(x[source], flat, (start, rows, first + expert), sizes)
     place = jnp.argsort(order).reshape(R, A)
     return jnp.einsum("RAD,RA->RD", _here(out[place], ids, E, total), routing.weights.astype(jnp.float32))
 
@@ -164,62 +182,78 @@ def _tile_plan(ids: jax.Array, E: int, largest: int) -> tuple[jax.Array, jax.Arr
     return order, start, jnp.minimum(counts[expert] - done, largest), expert
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _tile_products(
-    x: jax.Array, gate_up: jax.Array, down: jax.Array, tiles: Tiles, sizes: tuple[int, ...]
-) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _tile_products(x: jax.Array, experts: Mlp, tiles: Tiles, sizes: tuple[int, ...]) -> jax.Array:
     """Each tile's rows of x [pairs + largest tile, D] through its expert, float32.
 
     A tile rounded up to its size also fills rows of the tiles after it, which these then replace.
     """
 
     def one(out: jax.Array, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> jax.Array:
-        y = _expert(jax.lax.dynamic_slice_in_dim(x, start, size), gate_up, down, e)
+        y = _mlp(jax.lax.dynamic_slice_in_dim(x, start, size), _one(experts, e))
         return jax.lax.dynamic_update_slice_in_dim(out, y, start, 0)
 
     return _each_tile(one, jnp.zeros(x.shape, jnp.float32), tiles, sizes)
 
 
-def _tile_products_forward(
-    x: jax.Array, gate_up: jax.Array, down: jax.Array, tiles: Tiles, sizes: tuple[int, ...]
-) -> tuple:
+def _tile_products_forward(x: jax.Array, experts: Mlp, tiles: Tiles, sizes: tuple[int, ...]) -> tuple:
     """The products, and for the backward pass what each tile's first product gave, [pairs + largest tile, 2 F]."""
 
     def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
-        w_in, w_out = _of_expert(gate_up, down, e)
-        hidden = jnp.dot(jax.lax.dynamic_slice_in_dim(x, start, size), w_in, preferred_element_type=jnp.float32)
-        y = jnp.dot(_gated(hidden, x.dtype), w_out, preferred_element_type=jnp.float32)
-        made = y, hidden.astype(x.dtype)
+        expert = _one(experts, e)
+        hidden = _first(jax.lax.dynamic_slice_in_dim(x, start, size), expert)
+        made = _second(_gated(hidden, x.dtype), expert), hidden.astype(x.dtype)
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(all_rows, some, start, 0)
             for all_rows, some in zip(carry, made, strict=True)
         )
 
-    empty = jnp.zeros(x.shape, jnp.float32), jnp.zeros((len(x), gate_up.shape[2]), x.dtype)
+    empty = jnp.zeros(x.shape, jnp.float32), jnp.zeros((len(x), experts.gate_up.shape[2]), x.dtype)
     out, hidden = _each_tile(one, empty, tiles, sizes)
-    return out, (x, gate_up, down, tiles, hidden)
+    return out, (x, experts, tiles, hidden)
 
 
 def _tile_products_backward(sizes: tuple[int, ...], saved: tuple, cotangent: jax.Array) -> tuple:
-    """Cotangents of x, gate_up and down: each tile's are added to its expert's in place."""
-    x, gate_up, down, tiles, hidden = saved
+    """Cotangents of x and of the experts: each tile's are added to its expert's in place.
+
+    What nobody takes, such as cotangents of weights beside which only updates are trained, the compiler leaves out.
+    """
+    x, experts, tiles, hidden = saved
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
-        dx, d_gate_up, d_down = carry
+        dx, d_experts = carry
         x_rows, h, dy = (jax.lax.dynamic_slice_in_dim(a, start, size) for a in (x, hidden, cotangent))
         dy = jnp.where(jnp.arange(size)[:, None] < rows, dy, 0.0).astype(x.dtype)
-        w_in, w_out = _of_expert(gate_up, down, e)
+        expert = _one(experts, e)
         inner, pull = jax.vjp(partial(_gated, dtype=x.dtype), h.astype(jnp.float32))
-        (dh,) = pull(product("RD,FD->RF", dy, w_out).astype(x.dtype))
+        d_inner = product("RD,FD->RF", dy, expert.down)
+        d_second, d_inner = _with_updates(GatedFactors.second, expert.lora, inner, dy, d_inner)
+        (dh,) = pull(d_inner.astype(x.dtype))
         dh = dh.astype(x.dtype)
-        d_rows = product("RF,DF->RD", dh, w_in).astype(x.dtype)
-        d_in, d_out = product("RD,RF->DF", x_rows, dh), product("RF,RD->FD", inner, dy)
-        dx = jax.lax.dynamic_update_slice_in_dim(dx, d_rows, start, 0)
-        return dx, d_gate_up.at[e].add(d_in.astype(x.dtype)), d_down.at[e].add(d_out.astype(x.dtype))
+        d_first, d_rows = _with_updates(
+            GatedFactors.first, expert.lora, x_rows, dh, product("RF,DF->RD", dh, expert.gate_up)
+        )
+        d_lora = jax.tree.map(jnp.add, d_first, d_second)
+        d_one = Mlp(product("RD,RF->DF", x_rows, dh), product("RF,RD->FD", inner, dy), d_lora)
+        dx = jax.lax.dynamic_update_slice_in_dim(dx, d_rows.astype(x.dtype), start, 0)
+        return dx, jax.tree.map(lambda whole, d: whole.at[e].add(d.astype(x.dtype)), d_experts, d_one)
 
-    zeros = (jnp.zeros_like(x), jnp.zeros_like(gate_up), jnp.zeros_like(down))
-    return *_each_tile(one, zeros, tiles, sizes), None
+    return *_each_tile(one, jax.tree.map(jnp.zeros_like, (x, experts)), tiles, sizes), None
+
+
+def _with_updates(
+    update: Callable[[GatedFactors, jax.Array], jax.Array],
+    lora: GatedFactors | None,
+    rows: jax.Array,
+    cotangent: jax.Array,
+    d_rows: jax.Array,
+) -> tuple[GatedFactors | None, jax.Array]:
+    """The cotangents of the factors of an update of rows [R, in], and d_rows [R, in] with those that it gives them."""
+    if lora is None:
+        return None, d_rows
+    d_lora, more = jax.vjp(update, lora, rows)[1](cotangent.astype(jnp.float32))
+    return d_lora, d_rows + more
 
 
 _tile_products.defvjp(_tile_products_forward, _tile_products_backward)
@@ -245,14 +279,16 @@ def gathered(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int 
     A pair of an expert elsewhere reads one that another pair reads too, which costs no memory traffic of its own.
     """
     ids, weights = routing.ids, routing.weights
-    E, F = experts.gate_up.shape[1], experts.down.shape[2]
-    flat_gate_up, flat_down, first = experts.flat()
+    E = experts.gate_up.shape[1]
+    flat, first = experts.flat()
     if total is not None:
         weights, ids = jnp.where(ids < E, weights, 0), jnp.where(ids < E, ids, jnp.min(ids) % E)
-    rows = first + ids
-    hidden = jnp.sum(x[:, None, :, None].astype(jnp.float32) * flat_gate_up[rows].astype(jnp.float32), axis=2)
-    hidden = (jax.nn.silu(hidden[..., :F]) * hidden[..., F:]).astype(x.dtype)
-    out = jnp.sum(hidden[..., None].astype(jnp.float32) * flat_down[rows].astype(jnp.float32), axis=2)
+    chosen = jax.tree.map(lambda w: w[first + ids], flat)
+    hidden = jnp.sum(x[:, None, :, None].astype(jnp.float32) * chosen.gate_up.astype(jnp.float32), axis=2)
+    hidden = hidden if chosen.lora is None else hidden + chosen.lora.first(x[:, None])
+    hidden = _gated(hidden, x.dtype)
+    out = jnp.sum(hidden[..., None].astype(jnp.float32) * chosen.down.astype(jnp.float32), axis=2)
+    out = out if chosen.lora is None else out + chosen.lora.second(hidden)
     return jnp.sum(out * weights[..., None].astype(jnp.float32), axis=1)
 
 
@@ -269,29 +305,54 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
     order = jnp.argsort(ids.reshape(-1), stable=True)
     counts = jnp.zeros(E, jnp.int32).at[ids.reshape(-1)].add(1)
     dot = partial(tokamax.ragged_dot, group_sizes=counts, implementation="mosaic", preferred_element_type=x.dtype)
-    hidden = dot(x[order // A], gate_up[experts.layer].reshape(E, D, 2 * F))
-    hidden = jax.nn.silu(hidden[:, :F]) * hidden[:, F:]
+
+    def update(factors: Factors, rows: jax.Array) -> jax.Array:
+        # The kernel wants whole tiles of the rank too.
+        a, b = (_padded(w[experts.layer], axis) for w, axis in ((factors.a, 1), (factors.b, 2)))
+        return (factors.scale * dot(dot(rows, a.swapaxes(1, 2)), b.swapaxes(1, 2))).astype(x.dtype)
+
+    rows = x[order // A]
+    hidden = dot(rows, gate_up[experts.layer].reshape(E, D, 2 * F))
+    hidden = hidden if experts.lora is None else hidden + experts.lora.first(rows, update)
+    hidden = _gated(hidden, x.dtype)
     out = dot(hidden, experts.down[experts.layer])
+    out = out if experts.lora is None else out + experts.lora.second(hidden, update)
     # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
     place = jnp.zeros(R * A, jnp.int32).at[order].set(jnp.arange(R * A, dtype=jnp.int32)).reshape(R, A)
     rows = _here(out[place], ids, E, total).astype(jnp.float32)
     return jnp.sum(rows * routing.weights[..., None].astype(jnp.float32), axis=1)
 
 
-def _expert(rows: jax.Array, gate_up: jax.Array, down: jax.Array, e: Any) -> jax.Array:
+def _padded(w: jax.Array, axis: int) -> jax.Array:
+    """`w` with zeros after its values along `axis`, up to a multiple of GROUPED_MULTIPLE."""
+    widths = [(0, 0)] * w.ndim
+    widths[axis] = (0, -w.shape[axis] % GROUPED_MULTIPLE)
+    return jnp.pad(w, widths)
+
+
+def _one(experts: Mlp, e: Any) -> Mlp:
+    """Expert number `e`, int32 [], of several."""
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, e, keepdims=False), experts)
+
+
+def _mlp(rows: jax.Array, expert: Mlp) -> jax.Array:
     """One expert's MLP on rows [R, D], float32 out."""
-    w_in, w_out = _of_expert(gate_up, down, e)
-    hidden = _gated(jnp.dot(rows, w_in, preferred_element_type=jnp.float32), rows.dtype)
-    return jnp.dot(hidden, w_out, preferred_element_type=jnp.float32)
+    return _second(_gated(_first(rows, expert), rows.dtype), expert)
 
 
-def _of_expert(gate_up: jax.Array, down: jax.Array, e: Any) -> tuple[jax.Array, jax.Array]:
-    """One expert's weights, [D, 2 F] and [F, D]."""
-    w_in, w_out = (jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in (gate_up, down))
-    return w_in, w_out
+def _first(rows: jax.Array, expert: Mlp) -> jax.Array:
+    """Gate and up of rows [R, D], float32 [R, 2 F]."""
+    hidden = jnp.dot(rows, expert.gate_up, preferred_element_type=jnp.float32)
+    return hidden if expert.lora is None else hidden + expert.lora.first(rows)
+
+
+def _second(inner: jax.Array, expert: Mlp) -> jax.Array:
+    """Down of rows [R, F], float32 [R, D]."""
+    out = jnp.dot(inner, expert.down, preferred_element_type=jnp.float32)
+    return out if expert.lora is None else out + expert.lora.second(inner)
 
 
 def _gated(hidden: jax.Array, dtype: Any) -> jax.Array:
-    """silu(gate) * up of float32 [R, 2 F], as `dtype` [R, F]."""
-    gate, up = jnp.split(hidden, 2, axis=1)
+    """silu(gate) * up of float32 [..., 2 F], as `dtype` [..., F]."""
+    gate, up = jnp.split(hidden, 2, axis=-1)
     return (jax.nn.silu(gate) * up).astype(dtype)
