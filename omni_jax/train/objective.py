@@ -1,9 +1,9 @@
 """What a recipe gives to the loop: parameters to train, their loss, and how to write what users load."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,35 @@ class Objective:
     axes: Any
     loss: Callable[[Any, Any, Any], Loss]
     save: Callable[[Any, Path], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A batch, as the loss takes it, the rows of data in it as "file:line", and how many tokens it has."""
+
+    batch: Any
+    samples: list[str]
+    tokens: int
+
+
+class Batches(Protocol):
+    """Batches of the data, which follow from a seed alone, epoch after epoch without end."""
+
+    def __iter__(self) -> Iterator[Step]:
+        """The batches from the present position on, none if there are no data."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """The position behind the last batch that was taken, as values of JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a position; InputError if the data are others."""
+        ...
 
 
 def cast(params: Any, dtype: Any) -> Any:
