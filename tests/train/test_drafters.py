@@ -19,16 +19,18 @@ from omni_jax.omni import Omni
 from omni_jax.train.batch import IGNORED, MediaRows, TextBatch
 from omni_jax.train.drafters.batch import DraftBatch, DraftBatches
 from omni_jax.train.drafters.check import check_target
-from omni_jax.train.drafters.new import Sizes, new_dflash, spread_layers
+from omni_jax.train.drafters.new import Sizes, new_dflash, new_eagle3, spread_layers
 from omni_jax.train.drafters.objective import (
     BlockSettings,
     ChainSettings,
+    block_states,
+    chain_states,
     dflash_objective,
     eagle3_objective,
-    states_for,
+    for_stored,
 )
 from omni_jax.train.drafters.stored import StoredBatches, store_states
-from omni_jax.train.drafters.vocabulary import count_learned, draft_vocabulary
+from omni_jax.train.drafters.vocabulary import count_learned, count_replies, draft_vocabulary
 from omni_jax.train.losses.target import hidden_states
 from omni_jax.train.objective import Objective, Step
 from omni_jax.weights.drafters import load_drafter
@@ -37,6 +39,7 @@ from tests.helpers.arrays import close
 from tests.parity import audio_part, image_part, user, video_part
 
 CYCLE, LENGTH = 12, 40
+BLOCK = BlockSettings(layers=1, features=2, block_size=4, anchors=16)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def rows(cycle: np.ndarray, seed: int) -> TextBatch:
 
 def objective_of(kind: str, omni: Omni, cycle: np.ndarray) -> Objective:
     if kind == "dflash":
-        return dflash_objective(BlockSettings(layers=1, features=2, block_size=4, anchors=16), Sizes(), omni)
+        return dflash_objective(BLOCK, Sizes(), omni)
     counts = count_learned([rows(cycle, 0)], omni.config.thinker.text.vocab_size)
     return eagle3_objective(ChainSettings(draft_vocab_size=20, unrolled=3), Sizes(), omni, counts)
 
@@ -111,16 +114,17 @@ def test_the_loss_falls_and_more_drafts_are_accepted(
 def test_stored_states_give_the_same_loss(kind: str, repeating: tuple[Omni, np.ndarray], tmp_path: Path) -> None:
     omni, cycle = repeating
     made = objective_of(kind, omni, cycle)
-    made.save(made.params, tmp_path / "drafter")
-    taps = states_for(load_drafter(tmp_path / "drafter"), omni.config.thinker.text.num_layers)
+    layers = omni.config.thinker.text.num_layers
+    taps = block_states(BLOCK, layers) if kind == "dflash" else chain_states(layers)
     declaration, about = omni.declarations["thinker"], {"taps": taps, "dtype": "float32"}
     states_of = jax.jit(lambda text: hidden_states(made.frozen, text, taps, declaration=declaration))
     store_states(tmp_path / "states", Rows(cycle, 3), about, states_of)
-    loss, found = jax.jit(made.loss), {}
+    loss, found, light = jax.jit(made.loss), {}, for_stored(made)
+    assert light.frozen.keys() == {"embed", "lm_head"}
     for step in some(StoredBatches(tmp_path / "states", about, seed=1), 3):
         seed = int(step.samples[0])
         online = loss(made.params, made.frozen, DraftBatch(rows(cycle, seed), step.batch.number))
-        offline = loss(made.params, made.frozen, step.batch)
+        offline = loss(light.params, light.frozen, step.batch)
         close(offline.total, online.total)
         found[seed] = float(offline.total)
     assert found.keys() == {0, 1, 2} and len(set(found.values())) == 3
@@ -132,8 +136,13 @@ class Rows:
     def __init__(self, cycle: np.ndarray, count: int, stop: int | None = None):
         self.cycle, self.count, self.stop, self.at = cycle, count, stop, 0
 
-    def __len__(self) -> int:
+    @property
+    def steps(self) -> int:
         return self.count
+
+    @property
+    def epoch(self) -> int:
+        return self.at // self.count
 
     def __iter__(self) -> Iterator[Step]:
         while True:
@@ -150,7 +159,7 @@ class Rows:
 
 
 def some(batches: Any, count: int) -> list[Step]:
-    return [step for step, _ in zip(batches, range(count), strict=False)]
+    return [step for _, step in zip(range(count), batches, strict=False)]
 
 
 def constant(batch: TextBatch) -> jax.Array:
@@ -167,8 +176,9 @@ def test_storing_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     with (tmp_path / "states" / "index.jsonl").open("a") as index:
         index.write('{"samples": ["cut o')
     assert store_states(tmp_path / "states", Rows(cycle, 5), about, constant) == 3
-    batches = StoredBatches(tmp_path / "states", about, seed=2)
-    steps = some(batches, 10)
+    batches = StoredBatches(tmp_path / "states", about, seed=2, epochs=2)
+    steps = list(batches)
+    assert len(steps) == batches.steps == 10 and batches.epoch == 2
     for step in steps:
         want = rows(cycle, int(step.samples[0]))
         for name in ("token_ids", "labels", "first_seen"):
@@ -256,6 +266,28 @@ def test_a_new_drafter_for_the_public_model_is_the_public_ones() -> None:
             Sizes(),
             0,
         )
+
+
+def test_tokens_of_replies_are_counted() -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ca"}]},
+        {"messages": [{"role": "assistant", "content": "ignored"}], "token_ids": [[3, 3], [0]]},
+    ]
+    counts = count_replies(rows, lambda text: [ord(c) - ord("a") for c in text], 5)
+    assert counts.tolist() == [2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("layers, taps", [(48, (2, 24, 45)), (12, (2, 6, 9)), (4, (1, 2, 4)), (2, (1, 2))])
+def test_the_states_that_eagle3_reads_are_found_again(layers: int, taps: tuple[int, ...]) -> None:
+    """Whichever key of config.json states them; 48 layers as in the public drafter."""
+    values = config_dict("tiny")
+    values["thinker_config"]["text_config"]["num_hidden_layers"] = layers
+    target = OmniConfig.from_hf(values)
+    head = np.zeros((target.thinker.text.vocab_size, target.thinker.text.hidden_size), np.float32)
+    drafter = new_eagle3(target, np.zeros(5, int), head, Sizes(heads=2, head_dim=8, mlp=8), 0)
+    assert drafter.taps(layers) == taps
+    if layers == 48:
+        assert drafter.values["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 23, 44]
 
 
 def test_a_draft_vocabulary_holds_the_most_frequent_tokens() -> None:

@@ -32,9 +32,15 @@ class DraftBatches:
     def __init__(self, batches: Batches):
         self.batches, self.number = batches, 0
 
-    def __len__(self) -> int:
-        """The number of batches in an epoch."""
-        return len(self.batches)
+    @property
+    def steps(self) -> int | None:
+        """The number of batches of all epochs, None where these have no end."""
+        return self.batches.steps
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, of the batch that comes next."""
+        return self.batches.epoch
 
     def __iter__(self) -> Iterator[Step]:
         """The batches from the present position on."""
@@ -43,7 +49,7 @@ class DraftBatches:
             yield replace(step, batch=DraftBatch(step.batch, np.uint32(number)))
 
     def state(self) -> dict[str, Any]:
-        """The position behind the last batch that was taken."""
+        """The position of the batch that comes next."""
         return {"number": self.number, "batches": self.batches.state()}
 
     def restore(self, state: dict[str, Any]) -> None:

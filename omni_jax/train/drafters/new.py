@@ -107,14 +107,21 @@ def spread_layers(features: int, layers: int) -> list[int]:
     return published if distinct else np.linspace(0, layers - 1, features).round().astype(int).tolist()
 
 
-def _read_states(layers: int) -> dict[str, Any]:
-    """What config.json states of the hidden states that EAGLE-3 reads; numbers mean what `draft_config` says."""
+def chain_taps(layers: int) -> tuple[int, ...]:
+    """The numbers of the hidden states that EAGLE-3 reads of a target of `layers`: the usual three, or spread ones."""
     usual = (2, layers // 2, layers - 3)
     if usual == tuple(sorted(set(usual))):
-        ids = [number - 1 for number in usual]
-        return {"eagle_config": {"eagle_aux_hidden_state_layer_ids": ids, "use_aux_hidden_state": True}}
-    spread = np.unique(np.linspace(1, layers, EAGLE3_FEATURES).round().astype(int)).tolist()
-    return {"eagle_aux_hidden_state_layer_ids": spread}
+        return usual
+    return tuple(np.unique(np.linspace(1, layers, EAGLE3_FEATURES).round().astype(int)).tolist())
+
+
+def _read_states(layers: int) -> dict[str, Any]:
+    """What config.json states of them; both keys count otherwise, as `draft_config` says."""
+    taps = chain_taps(layers)
+    if taps[0] != 2:
+        return {"eagle_aux_hidden_state_layer_ids": list(taps)}
+    outputs = [number - 1 for number in taps]
+    return {"eagle_config": {"eagle_aux_hidden_state_layer_ids": outputs, "use_aux_hidden_state": True}}
 
 
 def _drafter(values: dict[str, Any]) -> Drafter:

@@ -17,12 +17,12 @@ from omni_jax.decode.draft.loop import features_of
 from omni_jax.models.param import Declaration
 from omni_jax.omni import Omni
 from omni_jax.train.drafters.batch import DraftBatch
-from omni_jax.train.drafters.new import MASK, Sizes, new_dflash, new_eagle3
+from omni_jax.train.drafters.new import MASK, Sizes, chain_taps, new_dflash, new_eagle3, spread_layers
 from omni_jax.train.drafters.vocabulary import draft_vocabulary
 from omni_jax.train.losses.dflash import dflash_loss, draw_anchors
 from omni_jax.train.losses.eagle3 import DECAY, STEPS, eagle3_loss
 from omni_jax.train.losses.target import ends_of, hidden_states
-from omni_jax.train.objective import Loss, Objective
+from omni_jax.train.objective import Loss, Objective, cast, masters
 from omni_jax.weights.drafter_files import write_drafter
 from omni_jax.weights.drafters import Drafter
 
@@ -71,7 +71,8 @@ def dflash_objective(
     mask, text = omni.processor.tokenizer.token_id(settings.mask_token), omni.config.thinker.text
     features = min(settings.features, text.num_layers)
     drafter = new_dflash(omni.config, mask, settings.layers, features, settings.block_size, sizes, seed)
-    taps = states_for(drafter, text.num_layers)
+    taps = block_states(settings, text.num_layers)
+    assert taps == drafter.taps(text.num_layers)
 
     def loss(params: dict, frozen: dict, batch: DraftBatch) -> Loss:
         features = features_of(_states(frozen, batch, taps, declaration, dtype))
@@ -102,7 +103,7 @@ def eagle3_objective(
     text, size = omni.config.thinker.text, min(settings.draft_vocab_size, len(counts))
     offsets = draft_vocabulary(counts, size)
     drafter = new_eagle3(omni.config, offsets, ends_of(params).head, sizes, seed)
-    read = states_for(drafter, text.num_layers)
+    read = chain_states(text.num_layers)
     mine = np.array([read.index(number) for number in drafter.taps(text.num_layers)])
     d2t = jnp.asarray(offsets, jnp.int32)
 
@@ -117,13 +118,20 @@ def eagle3_objective(
     return _objective(drafter, trained, params, loss, dtype)
 
 
-def states_for(drafter: Drafter, layers: int) -> tuple[int, ...]:
-    """The numbers of the hidden states, of a Thinker of `layers` layers, that a batch for a drafter brings, in order.
+def block_states(settings: BlockSettings, layers: int) -> tuple[int, ...]:
+    """The numbers of the hidden states that a batch for DFlash brings, in order; layers: of the target."""
+    return tuple(layer + 1 for layer in spread_layers(min(settings.features, layers), layers))
 
-    They are those that the drafter reads; EAGLE-3 is also told what the head makes of the last one.
-    """
-    taps = drafter.taps(layers)
-    return taps if drafter.kind == "dflash" else (*(number for number in taps if number != layers), layers)
+
+def chain_states(layers: int) -> tuple[int, ...]:
+    """As `block_states`, for EAGLE-3: what it reads, and the last state, of which the head makes what it learns."""
+    return (*(number for number in chain_taps(layers) if number != layers), layers)
+
+
+def for_stored(objective: Objective) -> Objective:
+    """The same objective for batches that bring their states: of the target, it holds embedding and head alone."""
+    kept = {name: objective.frozen[name] for name in ("embed", "lm_head") if name in objective.frozen}
+    return replace(objective, frozen=kept)
 
 
 def _thinker(omni: Omni) -> tuple[Declaration, dict]:
@@ -139,8 +147,9 @@ def _states(frozen: dict, batch: DraftBatch, taps: tuple[int, ...], declaration:
 
 def _objective(drafter: Drafter, trained: dict, frozen: dict, loss: Callable[..., Loss], dtype: Any) -> Objective:
     axes = {name: drafter.declaration.axes[name] for name in trained}
+    offsets = {name: value for name, value in drafter.params.items() if name not in trained}
 
     def save(params: dict, directory: Path) -> None:
-        write_drafter(replace(drafter, params={**drafter.params, **params}), directory)
+        write_drafter(replace(drafter, params={**offsets, **params}), directory)
 
-    return Objective(trained, frozen, axes, loss, save)
+    return Objective(masters(trained), cast(frozen, dtype), axes, loss, save)

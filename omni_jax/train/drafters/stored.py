@@ -33,12 +33,15 @@ ARRAYS = ("token_ids", "labels", "first_seen")
 def store_states(
     directory: Path, batches: Batches, about: dict[str, Any], states_of: Callable[[TextBatch], jax.Array]
 ) -> int:
-    """Store an epoch of batches with their hidden states, going on where a stopped run ended: how many were made.
+    """Store batches with their hidden states, going on where a stopped run ended: how many were made.
 
-    about: what the states depend on, plain JSON values with "taps" and "dtype". states_of: hidden states [n, B, T, D]
-    of a batch. InputError for a directory that cannot be written or holds other states.
+    batches: one epoch of them. about: what the states depend on, plain JSON values with "taps" and "dtype". states_of:
+    hidden states [n, B, T, D] of a batch. InputError for a directory that cannot be written or holds other states.
     """
-    about = {**about, "batches": len(batches)}
+    count = batches.steps
+    if count is None:
+        raise InputError("the data have no end, and hidden states of one epoch are stored; leave out the steps")
+    about = {**about, "batches": count}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / ABOUT).exists():
@@ -48,7 +51,7 @@ def store_states(
         if done:
             batches.restore(done[-1]["state"])
         made = 0
-        for number, step in zip(range(len(done), len(batches)), batches, strict=False):
+        for number, step in zip(range(len(done), count), batches, strict=False):
             _store(directory / _name(number), step.batch, np.asarray(states_of(step.batch)))
             line = {"samples": step.samples, "tokens": step.tokens, "state": batches.state()}
             _append(directory / INDEX, json.dumps(line, ensure_ascii=False) + "\n")
@@ -62,24 +65,33 @@ def store_states(
 class StoredBatches:
     """Stored batches as `Batches`, in an order that is drawn for each epoch."""
 
-    def __init__(self, directory: Path, about: dict[str, Any], seed: int = 0):
-        """about: as of `store_states`. InputError for states that are missing, incomplete or of something else."""
+    def __init__(self, directory: Path, about: dict[str, Any], seed: int = 0, epochs: int | None = None):
+        """about: as of `store_states`. epochs: None for no end.
+
+        InputError for states that are missing, incomplete or of something else.
+        """
         if not (directory / ABOUT).is_file():
             raise InputError(f"{directory} holds no hidden states; have them stored there first")
         stored = _check_same(directory, about)
-        self.directory, self.seed, self.number = directory, seed, 0
+        self.directory, self.seed, self.epochs, self.number = directory, seed, epochs, 0
         self.lines = _lines(directory / INDEX)
         if len(self.lines) < stored["batches"] or not self.lines:
             held = f"{len(self.lines)} of {stored['batches']} batches"
             raise InputError(f"{directory} holds {held}; let the run that stores them end, by starting it again")
 
-    def __len__(self) -> int:
-        """The number of batches in an epoch."""
-        return len(self.lines)
+    @property
+    def steps(self) -> int | None:
+        """The number of batches of all epochs, None where these have no end."""
+        return None if self.epochs is None else self.epochs * len(self.lines)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, of the batch that comes next."""
+        return self.number // len(self.lines)
 
     def __iter__(self) -> Iterator[Step]:
-        """The batches from the present position on."""
-        while True:
+        """The batches that are left, from the present position on."""
+        while self.steps is None or self.number < self.steps:
             epoch, place = divmod(self.number, len(self.lines))
             chosen = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.lines))[place])
             batch = DraftBatch(*_read(self.directory / _name(chosen), np.uint32(self.number)))
@@ -87,7 +99,7 @@ class StoredBatches:
             yield Step(batch, self.lines[chosen]["samples"], self.lines[chosen]["tokens"])
 
     def state(self) -> dict[str, Any]:
-        """The position behind the last batch that was taken."""
+        """The position of the batch that comes next."""
         return {"number": self.number}
 
     def restore(self, state: dict[str, Any]) -> None:

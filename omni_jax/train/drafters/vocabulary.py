@@ -1,6 +1,7 @@
 """The tokens that EAGLE-3 knows: the most frequent ones of the replies that it is trained on."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,24 @@ def count_learned(batches: Iterable[TextBatch], vocab_size: int) -> np.ndarray:
         labels = np.asarray(batch.labels)
         counts += np.bincount(labels[labels != IGNORED], minlength=vocab_size)
     return counts
+
+
+def count_replies(rows: Iterable[dict[str, Any]], encode: Callable[[str], list[int]], vocab_size: int) -> np.ndarray:
+    """How often each token occurs in the replies of rows of `messages`, int64 [V].
+
+    A row that says which tokens its replies are, as "token_ids", is counted by these; others are encoded.
+    """
+    counts = np.zeros((vocab_size,), np.int64)
+    for row in rows:
+        replies = row.get("token_ids") or [encode(text) for text in _replies(row)]
+        for ids in replies:
+            counts += np.bincount(np.asarray(ids, np.int64), minlength=vocab_size)
+    return counts
+
+
+def _replies(row: dict[str, Any]) -> list[str]:
+    messages = [message for message in row.get("messages", ()) if message.get("role") == "assistant"]
+    return [message["content"] for message in messages if isinstance(message.get("content"), str)]
 
 
 def draft_vocabulary(counts: np.ndarray, size: int) -> np.ndarray:
