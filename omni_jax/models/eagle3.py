@@ -148,9 +148,10 @@ class Eagle3(Module):
         def step(h: jax.Array, embedded: jax.Array, place: jax.Array, before: tuple) -> tuple[jax.Array, tuple]:
             q, k, v = self.midlayer.queries_keys_values(h, embedded, place)
             steps = (*before, (k, v))
-            row = tuple(x.swapaxes(1, 2) for x in steps[0])
-            own = tuple(jnp.stack(x, axis=2)[:, :, 1:] for x in zip(*steps, strict=True))
-            attended = attend_branches(q[:, :, None], row, own, first, stop, jnp.ones((1, len(before)), bool))
+            row_k, row_v = (x.swapaxes(1, 2) for x in steps[0])
+            own_k, own_v = (jnp.stack(x, axis=2)[:, :, 1:] for x in zip(*steps, strict=True))
+            seen = jnp.ones((1, len(before)), bool)
+            attended = attend_branches(q[:, :, None], (row_k, row_v), (own_k, own_v), first, stop, seen)
             return self.midlayer.outputs(h, attended[:, :, 0]), steps
 
         run = jax.checkpoint(step) if remat else step

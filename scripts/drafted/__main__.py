@@ -142,7 +142,7 @@ def trained(name: str, objective: Objective, batches: list[TextBatch], options: 
 
         def batch_of(step: int) -> DraftBatch:
             order = np.random.default_rng(step // len(batches)).permutation(len(batches))
-            return DraftBatch(batches[order[step % len(batches)]], np.uint32(step))
+            return DraftBatch(batches[order[step % len(batches)]], np.asarray(step, np.uint32))
 
         rate, clip = (6e-4, 1.0) if name == "dflash" else (3e-4, 0.5)
         file, began = options.directory / f"{name}.training.npz", process_time()

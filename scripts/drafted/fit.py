@@ -51,10 +51,9 @@ def fit(
 
     saved = started = time.monotonic()
     for number in range(begin, steps):
-        state, shown = step(state, frozen, batch_of(number))
+        state, shown = jax.block_until_ready(step(state, frozen, batch_of(number)))
         now = time.monotonic()
         if number % 25 == 0 or number == steps - 1:
-            jax.block_until_ready(shown)
             values = ", ".join(f"{name} {float(x):.3f}" for name, x in shown.items())
             print(f"step {number}: {values} ({spent + now - started:.0f} s)", flush=True)
         if now - saved > SAVE_SECONDS or spent + now - started > seconds or number == steps - 1:

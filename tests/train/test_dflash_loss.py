@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omni_jax.draft_config import DFlashConfig
 from omni_jax.models.dflash import DFlash
 from omni_jax.models.param import bind
 from omni_jax.ops import branches
@@ -23,6 +24,11 @@ from tests.helpers.drafts import LENGTH, PACKED, ends, packed, states
 
 KEY = jax.random.key(3)
 SLOTS = 48
+
+
+def config_of(drafter: Drafter) -> DFlashConfig:
+    assert isinstance(drafter.config, DFlashConfig)
+    return drafter.config
 
 
 def drafted(declaration: Any, params: dict, rows: tuple, target: Ends) -> jax.Array:
@@ -53,10 +59,10 @@ class Stated:
 
     @classmethod
     def of(cls, drafter: Drafter, features: jax.Array, batch: TextBatch, anchors: Anchors, target: Ends) -> "Stated":
-        config, rows, right = drafter.config, [], []
+        config, rows, right = config_of(drafter), [], []
         ahead = np.arange(1, config.block_size)
-        for b, anchor in zip(*np.nonzero(np.array(anchors.kept)), strict=True):
-            anchor = int(anchors.index[b, anchor])
+        for b, a in zip(*np.nonzero(np.array(anchors.kept)), strict=True):
+            anchor = int(anchors.index[b, a])
             first, at = batch.first_seen[b, anchor], np.minimum(anchor + ahead, LENGTH - 1)
             ids = np.full(config.block_size, config.mask_token_id)
             ids[0] = batch.token_ids[b, anchor]
@@ -75,9 +81,9 @@ class Stated:
 
 def case(variant: str, drafters: Callable[[str, str], Path]) -> tuple:
     drafter = load_drafter(drafters("dflash", variant))
-    D, V = drafter.config.layers.hidden_size, drafter.config.layers.vocab_size
-    batch = packed(V)
-    return drafter, states(len(drafter.config.target_layer_ids), D), batch, draw_anchors(batch, KEY, 9), ends(V, D)
+    config, batch = config_of(drafter), packed(config_of(drafter).layers.vocab_size)
+    D, V = config.layers.hidden_size, config.layers.vocab_size
+    return drafter, states(len(config.target_layer_ids), D), batch, draw_anchors(batch, KEY, 9), ends(V, D)
 
 
 @pytest.mark.parametrize("variant", ["tiny", "small", "odd"])
@@ -87,7 +93,7 @@ def test_the_loss_equals_the_statement(variant: str, drafters: Callable[[str, st
     one = Stated.of(drafter, features, batch, anchors, target)
     mine, right = map(np.asarray, jax.jit(one.log_probabilities)(drafter.params))
     counted = one.counts
-    weights = counted * np.exp(-np.arange(counted.shape[1]) / decay_of(drafter.config.block_size))
+    weights = counted * np.exp(-np.arange(counted.shape[1]) / decay_of(config_of(drafter).block_size))
     run = jax.jit(partial(dflash_loss, declaration=drafter.declaration))
     loss = run(drafter.params, features, batch, anchors, target)
     close(loss.total, -(weights * mine).sum())
@@ -95,7 +101,7 @@ def test_the_loss_equals_the_statement(variant: str, drafters: Callable[[str, st
     alive = np.cumprod(counted & right, axis=1).sum(0) / np.maximum(np.cumprod(counted, axis=1).sum(0), 1)
     close(loss.metrics["accepted"] / loss.weight, 1 + alive.sum())
     shares = (counted & right).sum(0) / np.maximum(counted.sum(0), 1)
-    got = [loss.metrics[f"accuracy_{k}"] / loss.weight for k in range(1, drafter.config.block_size)]
+    got = [loss.metrics[f"accuracy_{k}"] / loss.weight for k in range(1, config_of(drafter).block_size)]
     np.testing.assert_allclose(np.array(got), shares, atol=1e-6)
 
 
@@ -104,7 +110,7 @@ def test_the_gradient_equals_the_statements(drafters: Callable[[str, str], Path]
     drafter, features, batch, anchors, target = case("small", drafters)
     anchors = Anchors(anchors.index[:, :3], anchors.kept[:, :3])
     one = Stated.of(drafter, features, batch, anchors, target)
-    weights = one.counts * np.exp(-np.arange(one.counts.shape[1]) / decay_of(drafter.config.block_size))
+    weights = one.counts * np.exp(-np.arange(one.counts.shape[1]) / decay_of(config_of(drafter).block_size))
     want = jax.jit(jax.grad(lambda p: -jnp.sum(weights * one.log_probabilities(p)[0])))(drafter.params)
 
     def total(params: dict, remat: bool) -> jax.Array:

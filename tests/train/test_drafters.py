@@ -96,7 +96,9 @@ def test_the_loss_falls_and_more_drafts_are_accepted(
     params, memory, losses = made.params, optimizer.init(made.params), []
     made.save(params, tmp_path / "before")
     for number in range(40):
-        params, memory, loss = step(params, memory, made.frozen, DraftBatch(rows(cycle, number), np.uint32(number)))
+        params, memory, loss = step(
+            params, memory, made.frozen, DraftBatch(rows(cycle, number), np.asarray(number, np.uint32))
+        )
         losses.append(float(loss))
     assert losses[-1] < 0.3 * losses[0]
     made.save(params, tmp_path / "after")
@@ -230,7 +232,8 @@ def test_states_of_prompts_with_media_are_those_of_decoding(omnis: Callable[[str
     declaration, taps = omni.declarations["thinker"], (1, 3, 5)
     got = jax.jit(lambda p, t: hidden_states(p, t, taps, declaration=declaration))(omni.params["thinker"], text)
     thinker, media = omni.thinker, omni.encode(batch)
-    want = thinker.forward(thinker.embed_tokens(batch.token_ids, media), batch.position_ids, None, media, taps).taps
+    x = thinker.embed_tokens(jnp.asarray(batch.token_ids), media)
+    want = thinker.forward(x, jnp.asarray(batch.position_ids), None, media, taps).taps
     close(np.asarray(got)[:, batch.mask], np.asarray(want)[:, batch.mask], 1e-4)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omni_jax.draft_config import Eagle3Config
 from omni_jax.models.eagle3 import Eagle3
 from omni_jax.models.param import bind
 from omni_jax.ops import branches
@@ -65,7 +66,7 @@ class Stated:
     def of(cls, drafter: Drafter, features: Any, last: Any, batch: TextBatch, target: Ends, steps: int) -> "Stated":
         module = drafter.module
         assert isinstance(module, Eagle3)
-        known = np.asarray(module.to_target(jnp.arange(drafter.config.draft_vocab_size)))
+        known = np.asarray(module.to_target(jnp.arange(module.config.draft_vocab_size)))
         logits, step, rows, found = np.asarray(last) @ np.asarray(target.head).T, np.arange(steps), [], []
         for b, i in np.ndindex(*batch.token_ids.shape):
             first, at, here = batch.first_seen[b, i], *(np.minimum(i + n + step, LENGTH - 1) for n in (2, 1))
@@ -91,8 +92,10 @@ class Stated:
 
 def case(variant: str, drafters: Callable[[str, str], Path]) -> tuple:
     drafter = load_drafter(drafters("eagle3", variant))
-    D, V = drafter.config.layer.hidden_size, drafter.config.layer.vocab_size
-    return drafter, states(drafter.config.features, D), states(1, D, 5), packed(V), ends(V, D)
+    config = drafter.config
+    assert isinstance(config, Eagle3Config)
+    D, V = config.layer.hidden_size, config.layer.vocab_size
+    return drafter, states(config.features, D), states(1, D, 5), packed(V), ends(V, D)
 
 
 def trained(drafter: Drafter) -> dict:

@@ -46,7 +46,7 @@ class DraftBatches:
         """The batches from the present position on."""
         for step in self.batches:
             number, self.number = self.number, self.number + 1
-            yield replace(step, batch=DraftBatch(step.batch, np.uint32(number)))
+            yield replace(step, batch=DraftBatch(step.batch, np.asarray(number, np.uint32)))
 
     def state(self) -> dict[str, Any]:
         """The position of the batch that comes next."""

@@ -94,7 +94,8 @@ class StoredBatches:
         while self.steps is None or self.number < self.steps:
             epoch, place = divmod(self.number, len(self.lines))
             chosen = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.lines))[place])
-            batch = DraftBatch(*_read(self.directory / _name(chosen), np.uint32(self.number)))
+            text, states = _read(self.directory / _name(chosen))
+            batch = DraftBatch(text, np.asarray(self.number, np.uint32), states)
             self.number += 1
             yield Step(batch, self.lines[chosen]["samples"], self.lines[chosen]["tokens"])
 
@@ -118,18 +119,18 @@ def _store(file: Path, batch: TextBatch, states: np.ndarray) -> None:
     _write(file, save({**arrays, "states": np.ascontiguousarray(states)}))
 
 
-def _read(file: Path, number: np.uint32) -> tuple[TextBatch, np.uint32, np.ndarray]:
-    """The text, the number that is given and the states of a file; arrays are those of the file, not copies."""
+def _read(file: Path) -> tuple[TextBatch, np.ndarray]:
+    """The text and the states of a file; arrays are those of the file, not copies."""
     header = read_header(file)
     arrays = {
         name: np.memmap(file, NUMPY_DTYPES[tensor.dtype], "r", tensor.start, tensor.shape)
         for name, tensor in header.items()
     }
-    states = arrays.pop("states")
+    token_ids, labels, first_seen = (arrays[name] for name in ARRAYS)
     # Losses of drafters read no multimodal positions.
-    position = np.arange(states.shape[2]) - arrays["first_seen"]
-    text = TextBatch(position_ids=np.broadcast_to(position.astype(np.float32), (3, *position.shape)), **arrays)
-    return text, number, states
+    position = (np.arange(first_seen.shape[1]) - first_seen).astype(np.float32)
+    text = TextBatch(token_ids, labels, np.broadcast_to(position, (3, *position.shape)), first_seen)
+    return text, arrays["states"]
 
 
 def _write(file: Path, content: bytes) -> None:
