@@ -1,4 +1,4 @@
-"""The `omni-jax` command: generate, stream, inspect and evaluate.
+"""The `omni-jax` command: generate, stream, inspect, evaluate and train.
 
 Answers go to stdout, everything else to stderr. With `--json` stdout holds JSON only: one object, or for `stream` one
 per line. Exit status: 0 done; 1 a bug, with its traceback; 2 wrong usage; 3 bad input or checkpoint, too little memory,
@@ -16,13 +16,14 @@ import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from omni_jax import process
 from omni_jax.ask import Generate, Stream, answer
-from omni_jax.distributed import START_SECONDS, is_primary
+from omni_jax.distributed import START_SECONDS, Machines, is_primary
 from omni_jax.errors import OmniError
 from omni_jax.evaluate.command import Evaluate, evaluate
 from omni_jax.evaluate.report import all_scored
@@ -32,6 +33,7 @@ from omni_jax.inspection import Inspect, inspect
 from omni_jax.omni import Omni
 from omni_jax.printing import report_mesh
 from omni_jax.sharding import platform
+from omni_jax.train.command import Plot, Train, configured, run_command
 from omni_jax.weights.locate import locate
 
 Command = (
@@ -39,20 +41,14 @@ Command = (
     | Annotated[Stream, tyro.conf.subcommand("stream")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
 )
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: the process's own); SystemExit with its status unless all went well."""
-    command = tyro.cli(
-        Command,
-        prog="omni-jax",
-        description=__doc__,
-        args=args,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
     try:
-        _run(expand_paths(command))
+        _run(expand_paths(_parsed(args)))
     except OmniError as error:
         print(f"omni-jax: {error}", file=sys.stderr)
         sys.exit(process.BAD_INPUT)
@@ -64,14 +60,26 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(process.BAD_INPUT)
 
 
+def _parsed(args: list[str] | None) -> Command:
+    """The command that a command line states; what it leaves open is as in the file that --config names."""
+    stated = configured(sys.argv[1:] if args is None else args)
+    return tyro.cli(
+        Command,
+        prog="omni-jax",
+        description=__doc__,
+        args=args,
+        default=tyro.MISSING if stated is None else stated,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
 def _run(command: Command) -> None:
+    if isinstance(command, Train):
+        return _train(command)
     command = replace(command, model=locate(command.model))
     if isinstance(command, Inspect):
         return inspect(command)
-    if command.devices.distributed:
-        _join(command)
-    else:
-        command.devices.join()
+    _join(command.devices)
     platform()  # Before anything is read: are there such devices?
     if isinstance(command, Evaluate):
         _evaluate(command)
@@ -79,16 +87,37 @@ def _run(command: Command) -> None:
         answer(command)
 
 
-def _join(command: Generate | Stream | Evaluate) -> None:
-    """Join the other processes; only the first answers, and what libraries write to standard output goes to stderr."""
+def _join(machines: Machines) -> None:
+    """Join the other processes, if there are any; then only the first one answers.
+
+    What libraries write to standard output goes to stderr.
+    """
+    if not machines.distributed:
+        return machines.join()
     answers = os.dup(sys.stdout.fileno())
     # Joining already connects the processes, which XLA reports on standard output.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     print(f"joining the other processes, for which this one waits {START_SECONDS} s at most", file=sys.stderr)
-    command.devices.join()
+    machines.join()
     if not is_primary():
         os.dup2(os.open(os.devnull, os.O_WRONLY), answers)
     process.answer_on(answers)
+
+
+def _train(command: Train) -> None:
+    import omni_jax
+
+    def load(model: Path, parts: tuple[str, ...], mesh: str | None) -> Omni:
+        print(f"loading {model}", file=sys.stderr)
+        omni = omni_jax.load(model, mesh=mesh, parts=parts)
+        report_mesh(omni)
+        return omni
+
+    if not isinstance(command.recipe, Plot):
+        _join(command.recipe.compute)
+        platform()
+    process.end_on_terminate()
+    run_command(command, load)
 
 
 def _evaluate(command: Evaluate) -> None:

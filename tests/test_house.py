@@ -19,7 +19,7 @@ FLOORS = (
     ("decoder_config", "sound"),
     ("config", "draft_config"),
     ("inputs", "ops"),
-    ("models", "settings"),
+    ("models", "rows", "settings"),
     ("flags", "weights"),
     ("decode",),
     ("omni",),
@@ -32,8 +32,8 @@ FLOORS = (
 ENTRIES = ("omni_jax", "omni_jax.__main__")
 # Slow or optional to import: only inside the functions that need them.
 HEAVY = {
-    *("av", "huggingface_hub", "jinja2", "jiwer", "librosa", "matplotlib", "orbax", "PIL", "pyarrow", "safetensors"),
-    *("scipy", "soundfile", "tokamax", "tokenizers"),
+    *("av", "grain", "huggingface_hub", "jinja2", "jiwer", "librosa", "matplotlib", "optax", "orbax", "PIL", "pyarrow"),
+    *("safetensors", "scipy", "soundfile", "tensorboardX", "tokamax", "tokenizers"),
 }
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError|pragma: no cover")

@@ -19,11 +19,10 @@ from omni_jax.distributed import barrier
 from omni_jax.errors import InputError
 from omni_jax.evaluate.checks import check_drafting, check_settings, check_stop
 from omni_jax.evaluate.context import TaskContext
-from omni_jax.evaluate.data import Dataset, Problem, Sample, read_dataset
+from omni_jax.evaluate.data import Dataset, Sample, read_dataset
 from omni_jax.evaluate.metrics import MetricName, check_metrics, load_recogniser, recognise
 from omni_jax.evaluate.processes import share_of
 from omni_jax.evaluate.report import Summary, current_results, summary_of, write_comparison, write_report
-from omni_jax.evaluate.rows import digest_of
 from omni_jax.evaluate.run import Results, check_writable, claim_directory, fingerprint_of, run, safe_results
 from omni_jax.evaluate.settings import RunSettings
 from omni_jax.evaluate.tasks import choose_task, missing_field
@@ -40,6 +39,8 @@ from omni_jax.loading import default_dtype
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.omni import Omni
 from omni_jax.process import finishing
+from omni_jax.rows.files import digest_of
+from omni_jax.rows.row import Problem
 from omni_jax.settings import Drafting, Settings, Voice
 from omni_jax.weights.drafters import Drafter, load_drafter
 from omni_jax.weights.locate import locate

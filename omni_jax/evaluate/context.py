@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_jax.errors import InputError
-from omni_jax.evaluate.data import Sample, reason
+from omni_jax.evaluate.data import Sample
 from omni_jax.evaluate.metrics import Recogniser, Scores
 from omni_jax.evaluate.processes import shares_model
 from omni_jax.evaluate.settings import RunSettings
 from omni_jax.evaluate.stored import Result
 from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Messages, Omni, Reply
+from omni_jax.rows.row import reason
 from omni_jax.settings import Settings
 from omni_jax.weights.drafters import Drafter
 

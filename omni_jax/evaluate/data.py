@@ -25,13 +25,21 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from omni_jax.errors import InputError, OmniError
-from omni_jax.evaluate.columns import FORMS, check_columns
+from omni_jax.errors import InputError
 from omni_jax.evaluate.media import Library
-from omni_jax.evaluate.rows import MAX_LINES, data_files, digest_of, rows_of
-from omni_jax.files import reason_of, user_path
+from omni_jax.files import user_path
 from omni_jax.inputs.messages import KINDS
+from omni_jax.rows.columns import Columns
+from omni_jax.rows.files import MAX_LINES, data_files, digest_of, rows_of
+from omni_jax.rows.row import Problem, plain_row, reason
 
+FORMS = ("messages", "prompt", "turns")
+COLUMNS = Columns(
+    groups=(FORMS, ("reference", "references")),
+    media={kind: kind for kind in KINDS},
+    others=("system", "choices"),
+    free=("answer", "id", "question_id", "category"),
+)
 SHOWN_AFTER = 1.0  # seconds of reading
 T = TypeVar("T")
 
@@ -51,14 +59,6 @@ class Sample:
     answer: int | None = None
     category: str = ""
     media: str = ""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A row that cannot be used: where it is ("file:line"), and why."""
-
-    where: str
-    why: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,27 +104,13 @@ def _with_progress(rows: Iterable[T]) -> Iterable[T]:
     return tqdm(rows, "reading", unit="row", leave=False, file=sys.stderr, disable=None, delay=SHOWN_AFTER)
 
 
-def reason(error: Exception) -> str:
-    """Why a row cannot be used, in one sentence. Whatever was raised counts as the row's failure, not the run's."""
-    if isinstance(error, OmniError):
-        return str(error)
-    return f"{reason_of(error)} ({type(error).__name__}); repair the row or its media, or leave it out"
-
-
 def read_row(row: Any, folder: Path, name: str, library: Library, unread: set[str]) -> Sample:
     """A sample from a row, with paths of media relative to `folder`.
 
     name: its id if it states none. unread: the names of columns that are not read are added to it.
     """
-    if isinstance(row, InputError):
-        raise row
-    if not isinstance(row, dict):
-        raise InputError(f"the row is of type {type(row).__name__}; write a JSON object")
-    try:
-        row = _plain(row)
-    except RecursionError as error:
-        raise InputError("the row is nested too deeply") from error
-    unread |= check_columns(row)
+    row = plain_row(row)
+    unread |= COLUMNS.check(row)
     messages, turns = _conversation(row)
     messages, media = library.locate(messages, folder)
     choices = _strings(row, "choices", several=True)
@@ -206,15 +192,3 @@ def _list(value: Any, key: str) -> list[Any]:
     if not isinstance(value, list):
         raise InputError(f"{key!r} is of type {type(value).__name__}; give a list")
     return value
-
-
-def _plain(value: Any) -> Any:
-    """A value without null, with which tables fill absent fields; InputError for text that cannot be encoded."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{value[:40]!r} is no text: it holds half of a surrogate pair") from error
-    return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -11,8 +11,8 @@ from typing import Any
 
 from omni_jax.errors import InputError
 from omni_jax.evaluate.data import Sample
-from omni_jax.evaluate.rows import MAX_ROW_BYTES, RESULTS
 from omni_jax.files import parse_json, reason_of
+from omni_jax.rows.files import MAX_ROW_BYTES, RESULTS
 
 Result = dict[str, Any]
 

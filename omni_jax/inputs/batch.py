@@ -106,10 +106,12 @@ def bucket(n: int) -> int:
 
 
 def pack_vision(
-    items: Sequence[tuple[np.ndarray, Grid]], merge_size: int
+    items: Sequence[tuple[np.ndarray, Grid]], merge_size: int, row_tokens: Sequence[int] = ()
 ) -> tuple[tuple[VisionRows, ...], list[np.ndarray]]:
     """Arrange pictures and videos, each (patches float32 [t*h*w, patch_dim], (t, h, w)), in groups of bucketed rows.
 
+    row_tokens: the sizes that rows may have, in merged tokens; a frame takes the smallest that holds it. By default,
+    and for a frame larger than all of them, its own bucket.
     Returns the groups, and for each item the indices int32 [t*h*w / merge_size^2] of its merged tokens, frame by frame.
     Raises InputError for patches that do not fit their grid.
     """
@@ -118,7 +120,8 @@ def pack_vision(
     for i, (patches, (t, h, w)) in enumerate(items):
         if min(t, h, w) < 1 or h % merge_size or w % merge_size or len(patches) != t * h * w:
             raise InputError(f"picture {i}: {len(patches)} patches do not fit a grid of {(t, h, w)}")
-        frames[bucket(h * w // merge)] += [(i, frame) for frame in range(t)]
+        own = bucket(h * w // merge)
+        frames[min((size for size in row_tokens if size >= own), default=own)] += [(i, frame) for frame in range(t)]
     groups, base = [], 0
     indices = [np.empty((t, h * w // merge), np.int32) for _, (t, h, w) in items]
     for tokens, members in sorted(frames.items()):

@@ -20,7 +20,7 @@ import numpy as np
 from omni_jax.config import OmniConfig
 from omni_jax.errors import ConfigError, InputError
 from omni_jax.inputs.audio import load_audio, log_mel, token_count
-from omni_jax.inputs.batch import Batch, pack_audio, pack_vision
+from omni_jax.inputs.batch import AudioWindows, Batch, VisionRows, pack_audio, pack_vision
 from omni_jax.inputs.image import image_shape, load_image, patchify_frames, resize
 from omni_jax.inputs.memory import check_memory
 from omni_jax.inputs.messages import Media, is_conversation, read_conversation
@@ -41,7 +41,7 @@ ROOM = "give the number of tokens that the context must leave, 0 or more"
 
 
 @dataclass(frozen=True, eq=False)
-class _Loaded:
+class Loaded:
     """One medium ready for the encoders: patches float32 [t * h * w, patch_dim], mel float32 [M, frames], or both."""
 
     item: MediaItem
@@ -50,31 +50,36 @@ class _Loaded:
 
 
 @dataclass(frozen=True, eq=False)
-class _Planned:
+class PlannedMedium:
     """One medium before it is decoded: all its tokens, the visual ones, the pixels of its file, and how to load it."""
 
     tokens: int
     visual_tokens: int
     pixels: int
-    load: Callable[[], _Loaded]
+    load: Callable[[], Loaded]
 
 
 @dataclass(frozen=True, eq=False)
-class _Prompt:
+class PlannedRow:
     """One conversation before its media are decoded: its ids with one placeholder per medium, and the media."""
 
-    ids: list[int]
-    media: list[_Planned]
+    ids: Sequence[int]
+    media: list[PlannedMedium]
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of the row with its media at full length."""
+        return len(self.ids) - len(self.media) + sum(medium.tokens for medium in self.media)
 
 
 @dataclass(frozen=True, eq=False)
-class _Row:
+class Row:
     """One conversation: ids int32 [T], positions float32 [3, T], rope_delta, and its media in order of appearance."""
 
     token_ids: np.ndarray
     positions: np.ndarray
     rope_delta: np.float32
-    media: list[_Loaded]
+    media: list[Loaded]
 
 
 def _each_row(act: Callable[[Any], Any], rows: Sequence[Any]) -> list[Any]:
@@ -159,7 +164,7 @@ class Processor:
             enable_thinking = flag("enable_thinking", enable_thinking)
         defaults = read_defaults(media, fps, flag("use_audio_in_video", use_audio_in_video))
 
-        def plan(conversation: Any) -> _Prompt:
+        def plan(conversation: Any) -> PlannedRow:
             checked = read_conversation(conversation, tools)
             ids = prompt_ids(
                 checked,
@@ -168,10 +173,7 @@ class Processor:
                 add_generation_prompt=add_generation_prompt,
                 enable_thinking=enable_thinking,
             )
-            text = len(ids) - len(checked.media)  # each medium has one placeholder so far
-            room = self.config.thinker.text.max_position_embeddings - max_new_tokens - text
-            self._check_context(text, max_new_tokens)
-            return _Prompt(ids, self._plan_all(checked.media, defaults, room))
+            return self.plan_row(ids, checked.media, defaults, max_new_tokens)
 
         prompts = _each_row(plan, conversations)
         self._check_memory([planned for prompt in prompts for planned in prompt.media])
@@ -197,7 +199,25 @@ class Processor:
         rows = [self._row(self.tokenizer.encode(prompt), [], max_new_tokens) for prompt in prompts]
         return self._batch(rows, padding)
 
-    def _plan_all(self, media: Sequence[Media], defaults: Options, room: int) -> list[_Planned]:
+    def plan_row(
+        self, ids: Sequence[int], media: Sequence[Media], defaults: Options, max_new_tokens: int = 0
+    ) -> PlannedRow:
+        """A row of ids with one placeholder for each of its media, which are opened but not decoded.
+
+        defaults: options for media that do not state their own. Raises InputError for a medium that cannot be used, and
+        where the context does not hold the row and `max_new_tokens` more.
+        """
+        text = len(ids) - len(media)
+        room = self.config.thinker.text.max_position_embeddings - max_new_tokens - text
+        self._check_context(text, max_new_tokens)
+        return PlannedRow(ids, self._plan_all(media, defaults, room))
+
+    def load_row(self, planned: PlannedRow) -> Row:
+        """The row with its media decoded; InputError for one that cannot be decoded or that memory does not hold."""
+        self._check_memory(planned.media)
+        return self._row(planned.ids, [medium.load() for medium in planned.media], 0)
+
+    def _plan_all(self, media: Sequence[Media], defaults: Options, room: int) -> list[PlannedMedium]:
         """Plan media one by one; InputError at the first with which they take more than `room` tokens."""
         planned, left = [], room
         for medium in media:
@@ -212,7 +232,7 @@ class Processor:
                 )
         return planned
 
-    def _plan(self, medium: Media, options: Options, room: int) -> _Planned:
+    def _plan(self, medium: Media, options: Options, room: int) -> PlannedMedium:
         """The size of a medium, and how to load it; the errors of both name the message and part."""
 
         def named(act: Callable[[], Any]) -> Any:
@@ -225,32 +245,32 @@ class Processor:
         planned = named(lambda: plans[medium.kind](medium, options, room))
         return replace(planned, load=lambda: named(planned.load))
 
-    def _plan_image(self, medium: Media, options: Options, _: int) -> _Planned:
+    def _plan_image(self, medium: Media, options: Options, _: int) -> PlannedMedium:
         settings = self.image_settings
         shape = image_shape(medium.source)
         height, width = picture_size(shape, settings, options)
 
-        def load() -> _Loaded:
+        def load() -> Loaded:
             image = load_image(medium.source)
             resized = resize(image, *picture_size(image.shape, settings, options))
             frames = np.broadcast_to(resized, (settings.temporal_patch_size, *resized.shape))
             patches, grid = patchify_frames(frames, settings)
-            return _Loaded(MediaItem("image", grid), patches)
+            return Loaded(MediaItem("image", grid), patches)
 
         tokens = (height // settings.factor) * (width // settings.factor)
-        return _Planned(tokens, tokens, shape[0] * shape[1], load)
+        return PlannedMedium(tokens, tokens, shape[0] * shape[1], load)
 
-    def _plan_audio(self, medium: Media, options: Options, _: int) -> _Planned:
+    def _plan_audio(self, medium: Media, options: Options, _: int) -> PlannedMedium:
         start, end = options.audio_start or 0.0, options.audio_end
         samples = load_audio(medium.source, medium.rate, start=start, end=end)
         tokens = self._audio_tokens(samples)
 
-        def load() -> _Loaded:
-            return _Loaded(MediaItem("audio", audio_tokens=tokens), mel=log_mel(samples, self.audio_settings))
+        def load() -> Loaded:
+            return Loaded(MediaItem("audio", audio_tokens=tokens), mel=log_mel(samples, self.audio_settings))
 
-        return _Planned(tokens, 0, 0, load)
+        return PlannedMedium(tokens, 0, 0, load)
 
-    def _plan_video(self, medium: Media, options: Options, room: int) -> _Planned:
+    def _plan_video(self, medium: Media, options: Options, room: int) -> PlannedMedium:
         settings = self.video_settings
         rate = medium.rate if isinstance(medium.source, np.ndarray | list | tuple) else None
         plan = plan_video(medium.source, settings, rate, options=_of_frames(medium, options), room=room)
@@ -260,32 +280,35 @@ class Processor:
             samples = video_audio(medium.source, options=options)
         tokens = 0 if samples is None else self._audio_tokens(samples)
 
-        def load() -> _Loaded:
+        def load() -> Loaded:
             patches, grid, seconds = patchify_video(plan.load(), settings)
             mel = None if samples is None else log_mel(samples, self.audio_settings)
-            return _Loaded(MediaItem("video", grid, seconds, tokens), patches, mel)
+            return Loaded(MediaItem("video", grid, seconds, tokens), patches, mel)
 
         seen = plan.tokens(settings)
-        return _Planned(seen + tokens, seen, 0, load)
+        marks = 2 if tokens else 0
+        return PlannedMedium(seen + tokens + marks, seen, 0, load)
 
     def _audio_tokens(self, samples: np.ndarray) -> int:
         return token_count(samples.size // self.audio_settings.hop_samples, self.config.thinker.audio.chunk_frames)
 
-    def _check_memory(self, planned: Sequence[_Planned]) -> None:
+    def _check_memory(self, planned: Sequence[PlannedMedium]) -> None:
         """Raise InputError for media whose patches, with their copies in rows, need more memory than is free."""
+        if not planned:
+            return
         settings = self.image_settings
         patches = sum(p.visual_tokens for p in planned) * settings.merge_size**2
         pixels = max((p.pixels for p in planned), default=0)
         needed = patches * settings.patch_dim * 4 * PATCH_COPIES + pixels * PIXEL_BYTES
         check_memory(needed, "pictures and videos", "send fewer or smaller ones, or state max_pixels or fps")
 
-    def _row(self, ids: Sequence[int], media: list[_Loaded], max_new_tokens: int) -> _Row:
+    def _row(self, ids: Sequence[int], media: list[Loaded], max_new_tokens: int) -> Row:
         items = [loaded.item for loaded in media]
         token_ids = expand(ids, items, self.tokenizer, self.config.thinker)
         if not len(token_ids):
             raise InputError("the prompt is empty; write something")
         self._check_context(len(token_ids), max_new_tokens)
-        return _Row(token_ids, *rope_positions(token_ids, items, self.config.thinker), media)
+        return Row(token_ids, *rope_positions(token_ids, items, self.config.thinker), media)
 
     def _check_context(self, tokens: int, max_new_tokens: int) -> None:
         context = self.config.thinker.text.max_position_embeddings
@@ -295,36 +318,47 @@ class Processor:
                 "shorten the prompt, send fewer or smaller media, or ask for fewer tokens"
             )
 
-    def _batch(self, rows: list[_Row], padding: str) -> Batch:
+    def _batch(self, rows: list[Row], padding: str) -> Batch:
         """Combine rows to a batch; at padding, ids and positions are 0 and never read."""
         if padding not in ("left", "right"):
             raise InputError(f"padding {padding!r}; choose 'left' or 'right'")
         if not rows:
             raise InputError("no conversations; give at least one")
         B, T = len(rows), max(len(row.token_ids) for row in rows)
-        thinker = self.config.thinker
-        media = [medium for row in rows for medium in row.media]
-        pictures = [(m.patches, m.item.grid) for m in media if m.patches is not None and m.item.grid is not None]
-        vision, visual = pack_vision(pictures, thinker.vision.spatial_merge_size)
-        audio, heard = pack_audio([m.mel for m in media if m.mel is not None], thinker.audio)
-        batch = Batch(
-            token_ids=np.zeros((B, T), np.int32),
-            mask=np.zeros((B, T), bool),
-            position_ids=np.zeros((3, B, T), np.float32),
-            rope_delta=np.array([row.rope_delta for row in rows], np.float32),
-            vision=vision,
-            visual_index=np.full((B, T), -1, np.int32),
-            audio=audio,
-            audio_index=np.full((B, T), -1, np.int32),
-            items=tuple(tuple(medium.item for medium in row.media) for row in rows),
-        )
+        token_ids, mask = np.zeros((B, T), np.int32), np.zeros((B, T), bool)
+        positions = np.zeros((3, B, T), np.float32)
         for b, row in enumerate(rows):
             n = len(row.token_ids)
             span = slice(T - n, T) if padding == "left" else slice(0, n)
-            batch.token_ids[b, span], batch.mask[b, span] = row.token_ids, True
-            batch.position_ids[:, b, span] = row.positions
-        seen = np.isin(batch.token_ids, (thinker.image_token_id, thinker.video_token_id)) & batch.mask
-        batch.visual_index[seen] = np.concatenate([np.empty(0, np.int32), *visual])
-        listened = (batch.token_ids == thinker.audio_token_id) & batch.mask
-        batch.audio_index[listened] = np.concatenate([np.empty(0, np.int32), *heard])
-        return batch
+            token_ids[b, span], mask[b, span] = row.token_ids, True
+            positions[:, b, span] = row.positions
+        vision, visual_index, audio, audio_index = self.arrange(token_ids, mask, [m for row in rows for m in row.media])
+        return Batch(
+            token_ids=token_ids,
+            mask=mask,
+            position_ids=positions,
+            rope_delta=np.array([row.rope_delta for row in rows], np.float32),
+            vision=vision,
+            visual_index=visual_index,
+            audio=audio,
+            audio_index=audio_index,
+            items=tuple(tuple(medium.item for medium in row.media) for row in rows),
+        )
+
+    def arrange(
+        self, token_ids: np.ndarray, mask: np.ndarray, media: Sequence[Loaded], row_tokens: Sequence[int] = ()
+    ) -> tuple[tuple[VisionRows, ...], np.ndarray, AudioWindows | None, np.ndarray]:
+        """The media of rows int32 [B, T], and where each token finds its embedding: fields of `Batch`.
+
+        mask: bool [B, T], false at padding. media: those of all rows in order of appearance. row_tokens: see
+        `pack_vision`.
+        """
+        thinker = self.config.thinker
+        pictures = [(m.patches, m.item.grid) for m in media if m.patches is not None and m.item.grid is not None]
+        vision, seen = pack_vision(pictures, thinker.vision.spatial_merge_size, row_tokens)
+        audio, heard = pack_audio([m.mel for m in media if m.mel is not None], thinker.audio)
+        kinds = ((thinker.image_token_id, thinker.video_token_id), seen), ((thinker.audio_token_id,), heard)
+        visual_index, audio_index = (np.full(token_ids.shape, -1, np.int32) for _ in kinds)
+        for index, (ids, found) in zip((visual_index, audio_index), kinds, strict=True):
+            index[np.isin(token_ids, ids) & mask] = np.concatenate([np.empty(0, np.int32), *found])
+        return vision, visual_index, audio, audio_index

@@ -14,9 +14,11 @@ ones (`</tool_response>`) too; placeholders and media that do not match are erro
 
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,15 +46,34 @@ def prompt_ids(
 
     add_generation_prompt: end with the beginning of an answer. enable_thinking: passed to the template if not None.
     """
+    text, shield = rendered(
+        conversation,
+        template,
+        tokenizer,
+        add_generation_prompt=add_generation_prompt,
+        enable_thinking=enable_thinking,
+    )
+    return shield.encode(text)
+
+
+def rendered(
+    conversation: Conversation,
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool,
+    enable_thinking: bool | None,
+) -> tuple[str, "Shield"]:
+    """The text of a conversation, in which only the template wrote control tokens, and what encodes it."""
     said = json.dumps([conversation.messages, conversation.tools], ensure_ascii=False)
-    shield = _Shield(tokenizer, said + template.source)
+    shield = Shield(tokenizer, said + template.source)
     text = template.render(
         [shield.hide_message(message) for message in conversation.messages],
         None if conversation.tools is None else shield.hide(conversation.tools),
         add_generation_prompt=add_generation_prompt,
         enable_thinking=enable_thinking,
     )
-    return shield.encode(text)
+    return text, shield
 
 
 def expand(
@@ -94,7 +115,15 @@ def _count(kinds: list[str]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(kinds).items())) or "no media"
 
 
-class _Shield:
+def expanded_size(item: MediaItem, config: ThinkerConfig) -> int:
+    """The number of tokens that `expand` puts in the place of a medium's placeholder."""
+    if item.grid is None:
+        return item.audio_tokens
+    marks = 2 if item.audio_tokens else 0
+    return math.prod(item.grid) // config.vision.spatial_merge_size**2 + item.audio_tokens + marks
+
+
+class Shield:
     """Replaces literals of added tokens in one conversation by private-use characters that do not occur in it."""
 
     def __init__(self, tokenizer: Tokenizer, taken: str):
@@ -142,7 +171,8 @@ class _Shield:
         return [i for ids in encoded for i in ids]
 
 
-def _pattern(literals: Sequence[str]) -> re.Pattern:
+@cache
+def _pattern(literals: tuple[str, ...]) -> re.Pattern:
     return re.compile("|".join(map(re.escape, literals)) or "(?!)")
 
 

@@ -29,6 +29,10 @@ class ChatTemplate:
                 f"{path}: the chat template cannot be compiled ({_reason(error)}); {REMEDY}"
             ) from None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process as its source, because a compiled template does not cross."""
+        return type(self), (self.source, self._variables, self._path)
+
     @classmethod
     def from_dir(cls, directory: str | Path) -> "ChatTemplate":
         """Read chat_template.jinja, else chat_template.json, else the template in tokenizer_config.json."""

@@ -180,25 +180,49 @@ def _tile_products(
     return _each_tile(one, jnp.zeros(x.shape, jnp.float32), tiles, sizes)
 
 
+def _tile_products_forward(
+    x: jax.Array, gate_up: jax.Array, down: jax.Array, tiles: Tiles, sizes: tuple[int, ...]
+) -> tuple:
+    """The products, and for the backward pass what each tile's first product gave, [pairs + largest tile, 2 F]."""
+
+    def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
+        w_in, w_out = _of_expert(gate_up, down, e)
+        hidden = jnp.dot(jax.lax.dynamic_slice_in_dim(x, start, size), w_in, preferred_element_type=jnp.float32)
+        y = jnp.dot(_gated(hidden, x.dtype), w_out, preferred_element_type=jnp.float32)
+        made = y, hidden.astype(x.dtype)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(all_rows, some, start, 0)
+            for all_rows, some in zip(carry, made, strict=True)
+        )
+
+    empty = jnp.zeros(x.shape, jnp.float32), jnp.zeros((len(x), gate_up.shape[2]), x.dtype)
+    out, hidden = _each_tile(one, empty, tiles, sizes)
+    return out, (x, gate_up, down, tiles, hidden)
+
+
 def _tile_products_backward(sizes: tuple[int, ...], saved: tuple, cotangent: jax.Array) -> tuple:
-    """Cotangents of x, gate_up and down: each tile's products again, and added to its expert's in place."""
-    x, gate_up, down, tiles = saved
+    """Cotangents of x, gate_up and down: each tile's are added to its expert's in place."""
+    x, gate_up, down, tiles, hidden = saved
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
         dx, d_gate_up, d_down = carry
-        dy = jax.lax.dynamic_slice_in_dim(cotangent, start, size)
-        dy = jnp.where(jnp.arange(size)[:, None] < rows, dy, 0.0)
-        w_in, w_out = (jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in (gate_up, down))
-        _, pull = jax.vjp(_mlp, jax.lax.dynamic_slice_in_dim(x, start, size), w_in, w_out)
-        d_rows, d_in, d_out = pull(dy)
+        x_rows, h, dy = (jax.lax.dynamic_slice_in_dim(a, start, size) for a in (x, hidden, cotangent))
+        dy = jnp.where(jnp.arange(size)[:, None] < rows, dy, 0.0).astype(x.dtype)
+        w_in, w_out = _of_expert(gate_up, down, e)
+        inner, pull = jax.vjp(partial(_gated, dtype=x.dtype), h.astype(jnp.float32))
+        (dh,) = pull(product("RD,FD->RF", dy, w_out).astype(x.dtype))
+        dh = dh.astype(x.dtype)
+        d_rows = product("RF,DF->RD", dh, w_in).astype(x.dtype)
+        d_in, d_out = product("RD,RF->DF", x_rows, dh), product("RF,RD->FD", inner, dy)
         dx = jax.lax.dynamic_update_slice_in_dim(dx, d_rows, start, 0)
-        return dx, d_gate_up.at[e].add(d_in), d_down.at[e].add(d_out)
+        return dx, d_gate_up.at[e].add(d_in.astype(x.dtype)), d_down.at[e].add(d_out.astype(x.dtype))
 
     zeros = (jnp.zeros_like(x), jnp.zeros_like(gate_up), jnp.zeros_like(down))
     return *_each_tile(one, zeros, tiles, sizes), None
 
 
-_tile_products.defvjp(lambda *args: (_tile_products(*args), args[:4]), _tile_products_backward)
+_tile_products.defvjp(_tile_products_forward, _tile_products_backward)
 
 
 def _each_tile(one: Callable, carry: Any, tiles: Tiles, sizes: tuple[int, ...]) -> Any:
@@ -256,13 +280,18 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
 
 def _expert(rows: jax.Array, gate_up: jax.Array, down: jax.Array, e: Any) -> jax.Array:
     """One expert's MLP on rows [R, D], float32 out."""
-    w_in, w_out = (jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in (gate_up, down))
-    return _mlp(rows, w_in, w_out)
-
-
-def _mlp(rows: jax.Array, w_in: jax.Array, w_out: jax.Array) -> jax.Array:
-    """down(silu(gate) * up) of rows [R, D] with w_in [D, 2 F] and w_out [F, D], float32 out."""
-    F = w_out.shape[0]
-    hidden = jnp.dot(rows, w_in, preferred_element_type=jnp.float32)
-    hidden = (jax.nn.silu(hidden[:, :F]) * hidden[:, F:]).astype(rows.dtype)
+    w_in, w_out = _of_expert(gate_up, down, e)
+    hidden = _gated(jnp.dot(rows, w_in, preferred_element_type=jnp.float32), rows.dtype)
     return jnp.dot(hidden, w_out, preferred_element_type=jnp.float32)
+
+
+def _of_expert(gate_up: jax.Array, down: jax.Array, e: Any) -> tuple[jax.Array, jax.Array]:
+    """One expert's weights, [D, 2 F] and [F, D]."""
+    w_in, w_out = (jax.lax.dynamic_index_in_dim(w, e, keepdims=False) for w in (gate_up, down))
+    return w_in, w_out
+
+
+def _gated(hidden: jax.Array, dtype: Any) -> jax.Array:
+    """silu(gate) * up of float32 [R, 2 F], as `dtype` [R, F]."""
+    gate, up = jnp.split(hidden, 2, axis=1)
+    return (jax.nn.silu(gate) * up).astype(dtype)

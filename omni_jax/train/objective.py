@@ -41,7 +41,7 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A batch, as the loss takes it, the rows of data in it as "file:line", and how many tokens it has."""
+    """A batch, as the loss takes it, the rows of data in it as "file:line", and its tokens, without padding."""
 
     batch: Any
     samples: list[str]

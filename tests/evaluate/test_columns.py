@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from omni_jax.evaluate.columns import check_columns
-from omni_jax.evaluate.data import read_dataset
+from omni_jax.evaluate.data import COLUMNS, read_dataset
 from tests.helpers.datasets import write
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -45,7 +44,7 @@ def test_columns_that_would_be_lost(row: dict, why: str, tmp_path: Path) -> None
 ], ids=str)  # fmt: skip
 def test_columns_that_mean_nothing_here(row: dict[str, Any]) -> None:
     known = {"messages", "prompt", "turns", "image", "reference"}
-    assert check_columns(row) == set(row) - known
+    assert COLUMNS.check(row) == set(row) - known
 
 
 def test_columns_without_a_value_lose_nothing(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from omni_jax.errors import InputError
-from omni_jax.evaluate import rows as rows_module
 from omni_jax.evaluate.data import Sample, read_dataset
+from omni_jax.rows import files as rows_module
 
 ROWS = [{"prompt": "Grüße, 你好"}, {"prompt": "b", "reference": "é"}]
 
@@ -74,8 +74,8 @@ def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text('{"prompt": "a"}\n' * 3)
     (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a"}] * 3))
     for name, value, file, why in (
-        ("MAX_LINES", 2, "rows.jsonl", "has more than 2 lines; split it, and evaluate its parts"),
-        ("MAX_LINES", 2, "rows.json", "has more than 2 rows; split it, and evaluate its parts"),
+        ("MAX_LINES", 2, "rows.jsonl", "has more than 2 lines; split it, and use its parts"),
+        ("MAX_LINES", 2, "rows.json", "has more than 2 rows; split it, and use its parts"),
         ("MAX_BYTES", 40, "rows.jsonl", "unpacks to more than 40 bytes; split it"),
         ("MAX_ROW_BYTES", 10, "rows.jsonl", "rows.jsonl:1 is longer than 10 bytes"),
         ("MAX_WHOLE_BYTES", 10, "rows.json", "more than 10 bytes"),

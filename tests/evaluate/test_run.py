@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from omni_jax.errors import InputError
-from omni_jax.evaluate.data import Dataset, Problem
+from omni_jax.evaluate.data import Dataset
 from omni_jax.evaluate.processes import Share, share
 from omni_jax.evaluate.report import current_results, summary_of, write_report
 from omni_jax.evaluate.run import Results
 from omni_jax.evaluate.stored import read_all
+from omni_jax.rows.row import Problem
 from tests.helpers.datasets import ALONE, SAMPLES, result
 
 # Writes results until it is killed, the parent's word on stdin setting the pace.

@@ -1,4 +1,4 @@
-"""Rows of a dataset as its files hold them: lines of JSON, a JSON list, or a table. Their meaning is read in `data`.
+"""Rows of a dataset as its files hold them: lines of JSON, a JSON list, or a table.
 
 Everything is read within bounds, so that neither a line without an end nor a small file that unpacks to a large one
 takes all memory.
@@ -72,7 +72,7 @@ def rows_of(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
             for number, row in _lines(file) if file.name.endswith(LINES) else enumerate(_whole(file), start=1):
                 if number > MAX_LINES:
                     what = "lines" if file.name.endswith(LINES) else "rows"
-                    raise InputError(f"{file} has more than {MAX_LINES:,} {what}; split it, and evaluate its parts")
+                    raise InputError(f"{file} has more than {MAX_LINES:,} {what}; split it, and use its parts")
                 yield f"{file.name}:{number}", file.parent, row
 
 
@@ -194,4 +194,4 @@ def _check_row(file: Path, number: int, size: int) -> None:
 
 def _check_total(file: Path, total: int) -> None:
     if total > MAX_BYTES:
-        raise InputError(f"{file} unpacks to more than {MAX_BYTES:,} bytes; split it, and evaluate its parts")
+        raise InputError(f"{file} unpacks to more than {MAX_BYTES:,} bytes; split it, and use its parts")

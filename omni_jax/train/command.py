@@ -1,0 +1,93 @@
+"""`omni-jax train`: from flags and TOML to a trained model, with progress on stderr.
+
+Everything that can be checked is checked before the weights are read.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro import MISSING
+from tyro.conf import OmitArgPrefixes, Positional, subcommand
+
+from omni_jax.distributed import is_primary
+from omni_jax.errors import InputError
+from omni_jax.omni import Omni
+from omni_jax.train import toml
+from omni_jax.train.dry_run import MAX_SHOWN, dry_run
+from omni_jax.train.loop import Trained, check_directory, steps_of, train
+from omni_jax.train.plot import draw_loss
+from omni_jax.train.settings import check
+from omni_jax.train.sft import Sft
+from omni_jax.weights.locate import locate
+
+# Loads these parts of a model onto a mesh.
+Load = Callable[[Path, tuple[str, ...], str | None], Omni]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw the loss of a run, also of one that is under way."""
+
+    output: Positional[Path]
+    """The run's directory."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model, or a part of it, on conversations; a run that was stopped goes on where it was."""
+
+    recipe: OmitArgPrefixes[Annotated[Sft, subcommand(Sft.NAME)] | Annotated[Plot, subcommand("plot")]]
+
+
+RECIPES = {kind.NAME: kind for kind in (Sft,)}
+
+
+def configured(arguments: Sequence[str]) -> Train | None:
+    """The defaults of a command line that names a --config; None for any other.
+
+    InputError for a file that states no configuration of the recipe.
+    """
+    if len(arguments) < 2 or arguments[0] != "train" or arguments[1] not in RECIPES:
+        return None
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--config" and (equals or i + 1 < len(arguments)):
+            path = Path(value if equals else arguments[i + 1]).expanduser()
+            return Train(toml.read(RECIPES[arguments[1]], path, absent=MISSING))
+    return None
+
+
+def run_command(command: Train, load: Load) -> None:
+    """Run a command to its end, and print where the result is; InputError for what cannot be used."""
+    if isinstance(command.recipe, Plot):
+        picture = draw_loss(command.recipe.output)
+        if picture is None:
+            raise InputError("a plot needs matplotlib: install omni_jax[train]")
+        print(picture)
+        return
+    trained = train_recipe(command.recipe, load)
+    if trained is not None and is_primary():
+        print(f"{trained.steps} steps, loss {trained.loss:.4g}, best after step {trained.best_step}: {trained.model}")
+        print(f"python -m convert --reverse {trained.model} DST writes it for other programs", file=sys.stderr)
+
+
+def train_recipe(recipe: Sft, load: Load) -> Trained | None:
+    """Train as a recipe says; None for a dry run, which is printed."""
+    run = recipe.run
+    paths = {"model": locate(run.model).absolute(), "data": tuple(path.absolute() for path in run.data)}
+    recipe = replace(recipe, run=replace(run, **paths))
+    check(recipe)
+    if not recipe.call.dry_run:
+        check_directory(recipe)
+    omni = load(recipe.run.model, recipe.PARTS, recipe.compute.mesh)
+    objective, batches, mesh = recipe.objective(omni), recipe.batches(omni), omni.meshes["thinker"]
+    if not recipe.call.dry_run:
+        del omni  # What is trained has its own arrays.
+        return train(recipe, objective, batches, mesh)
+    report, first = dry_run(recipe, objective, batches, steps_of(recipe, batches), mesh)
+    if is_primary():
+        print(f"{report}\nfirst batch, what is learned in brackets:\n\n{recipe.shown(omni, first)[:MAX_SHOWN]}")
+    return None
