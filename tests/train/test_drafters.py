@@ -280,7 +280,7 @@ def test_tokens_of_replies_are_counted() -> None:
     assert counts.tolist() == [2, 0, 1, 2, 0]
 
 
-@pytest.mark.parametrize("layers, taps", [(48, (2, 24, 45)), (12, (2, 6, 9)), (4, (1, 2, 4)), (2, (1, 2))])
+@pytest.mark.parametrize("layers, taps", [(48, (2, 24, 45)), (12, (2, 6, 9)), (4, (1, 2, 4)), (3, (1, 2, 3))])
 def test_the_states_that_eagle3_reads_are_found_again(layers: int, taps: tuple[int, ...]) -> None:
     """Whichever key of config.json states them; 48 layers as in the public drafter."""
     values = config_dict("tiny")

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from omni_jax.models.param import Declaration, bind
-from omni_jax.models.thinker import Media, Thinker
+from omni_jax.models.thinker import Thinker
 from omni_jax.sharding import Array
-from omni_jax.train.batch import IGNORED, MediaRows, TextBatch
+from omni_jax.train.batch import IGNORED, TextBatch
+from omni_jax.train.media import encode
 
 
 @jax.tree_util.register_dataclass
@@ -36,23 +37,10 @@ def hidden_states(params: dict, batch: TextBatch, taps: tuple[int, ...], *, decl
     reads.
     """
     thinker: Thinker = bind(declaration, params)
-    media = None if batch.media is None else media_of(thinker, batch.media)
+    media = None if batch.media is None else encode(thinker, batch.media)
     x = thinker.embed_tokens(jnp.asarray(batch.token_ids), media)
     position_ids, first_seen = jnp.asarray(batch.position_ids), jnp.asarray(batch.first_seen)
     return jax.lax.stop_gradient(thinker.forward(x, position_ids, first_seen, media, taps).taps)
-
-
-def media_of(thinker: Thinker, rows: MediaRows) -> Media:
-    """Media rows through the target's encoders."""
-    visual = deepstack = audio = None
-    if rows.vision:
-        tokens, features = zip(*(thinker.vision(*map(jnp.asarray, group)) for group in rows.vision), strict=True)
-        visual = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in tokens])
-        deepstack = jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in features], axis=1)
-    if rows.audio is not None:
-        audio = thinker.audio(*map(jnp.asarray, rows.audio))
-        audio = audio.reshape(-1, audio.shape[-1])
-    return Media(visual, deepstack, audio, jnp.asarray(rows.visual_index), jnp.asarray(rows.audio_index))
 
 
 def places(first_seen: Array) -> jax.Array:
