@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convert.convert import convert_checkpoint
-    from convert.drafter import write_drafter
     from convert.reverse import reverse_checkpoint
     from convert.verify import verify_checkpoint
     from omni_jax.errors import MismatchError
+    from omni_jax.weights.drafter_files import write_drafter
     from omni_jax.weights.hf import load_hf
 
 __all__ = [
@@ -34,7 +34,7 @@ _PUBLIC = {
     "load_hf": "omni_jax.weights.hf",
     "reverse_checkpoint": "convert.reverse",
     "verify_checkpoint": "convert.verify",
-    "write_drafter": "convert.drafter",
+    "write_drafter": "omni_jax.weights.drafter_files",
 }
 
 

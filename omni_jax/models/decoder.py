@@ -310,6 +310,12 @@ class DecoderLayers(Module):
         y = project(out, self.out[...][l], contracted=2)
         return (y if self.lora is None else add(y, self.lora.o, out, l)).astype(x.dtype), cache
 
+    def layer(self, x: jax.Array, i: Any, l: Any, rope: Rope, attention: Attention[None]) -> jax.Array:
+        """x [B, T, D] through layer `l`, which is at index `i` of the stacks, without a cache; the rest as in `run`."""
+        attended, _ = self._attention(x, i, rope, None, attention)
+        x = x + _scaled(attended, self.attention_scale, i)
+        return x + _scaled(self._feed_forward(self.mlp_norm(x, i), i, l), self.mlp_scale, i)
+
     def router_inputs(
         self, x: jax.Array, l: Any, rope: Rope, cache: KVCache, attention: Callable[..., jax.Array]
     ) -> jax.Array:

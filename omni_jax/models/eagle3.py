@@ -12,6 +12,8 @@ Chain and tree are the same step: without a mask the T inputs follow each other 
 they are nodes of a tree, each seeing its ancestors. Nodes are written into the slots after the row; setting the
 cache's length back forgets them.
 
+In training the chains from all places of a row are drafted at once, a step at a time (`unroll`).
+
 Source: EAGLE `cnets.Model` (LlamaDecoderLayeremb). There later nodes are appended to copies of the keys.
 """
 
@@ -25,6 +27,7 @@ from omni_jax.draft_config import Eagle3Config
 from omni_jax.models.decoder import MLP
 from omni_jax.models.param import Linear, Module, RMSNorm, param, project
 from omni_jax.ops.attention import attend, causal_attention
+from omni_jax.ops.branches import attend_branches
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope, rotate
 
@@ -49,20 +52,30 @@ class Midlayer(Module):
         self, h: jax.Array, embedded: jax.Array, position: jax.Array, cache: KVCache, mask: jax.Array | None
     ) -> tuple[jax.Array, KVCache]:
         """As `Eagle3.extend`, [B, T, D] -> [B, T, D], without counting what is written."""
-        c = self.config
-        B, T, _ = h.shape
-        x = jnp.concatenate([self.input_norm(embedded), self.hidden_norm(h)], axis=-1)
-        qkv = project(x, self.qkv[...]).astype(h.dtype)
-        rotation = rope(position.astype(jnp.float32), c.head_dim, c.rope, h.dtype)
-        q, k = rotate(qkv[:, :, :, :-2], *rotation), rotate(qkv[:, :, :, -2], *rotation)
-        cache = cache.write(0, k, qkv[:, :, :, -1])
+        q, k, v = self.queries_keys_values(h, embedded, position)
+        cache = cache.write(0, k, v)
         if mask is None:
             attended = causal_attention(q, cache.k[0], cache.v[0], cache.length)
         else:
             attended = attend(q, cache.k[0], cache.v[0], mask)
-        attended = attended.reshape(B, T, c.num_heads, c.head_dim)
+        return self.outputs(h, attended), cache
+
+    def queries_keys_values(
+        self, h: jax.Array, embedded: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of h and embedded [B, T, D] at positions [B, T]: queries [B, T, K, G, H], keys and values [B, T, K, H]."""
+        c = self.config
+        x = jnp.concatenate([self.input_norm(embedded), self.hidden_norm(h)], axis=-1)
+        qkv = project(x, self.qkv[...]).astype(h.dtype)
+        rotation = rope(position.astype(jnp.float32), c.head_dim, c.rope, h.dtype)
+        return rotate(qkv[:, :, :, :-2], *rotation), rotate(qkv[:, :, :, -2], *rotation), qkv[:, :, :, -1]
+
+    def outputs(self, h: jax.Array, attended: jax.Array) -> jax.Array:
+        """h [B, T, D] and what its queries attended to [B, T, K, G, H] -> outputs [B, T, D]."""
+        c = self.config
+        attended = attended.reshape(*h.shape[:2], c.num_heads, c.head_dim)
         h = h + project(attended, self.out[...], contracted=2).astype(h.dtype)
-        return h + self.mlp(self.mlp_norm(h), 0), cache
+        return h + self.mlp(self.mlp_norm(h), 0)
 
 
 class Eagle3(Module):
@@ -117,6 +130,37 @@ class Eagle3(Module):
             position = cache.length[:, None] + jnp.arange(h.shape[1])
         out, cache = self.midlayer(h, embedded, position, cache, mask)
         return out, cache.advance(h.shape[1] if count is None else count)
+
+    @jax.named_scope("unroll")
+    def unroll(
+        self, features: jax.Array, embedded: jax.Array, position: jax.Array, steps: int, remat: bool = False
+    ) -> jax.Array:
+        """Whole rows, from each of whose tokens a chain of `steps` steps is drafted: outputs [steps, B, T, D].
+
+        Step j at token i reads the output of step j - 1 there and the embedding of token i + 1 + j, in the place of the
+        draft; it sees the first inputs of its sample up to token i, and its own chain. features: [B, T, n * D], for
+        `fuse`. embedded: [B, T, D], of the token after each. position: int32 [B, T], the index of each token in its
+        sample. remat: whether a backward pass computes a step anew instead of keeping what it made.
+        """
+        index = jnp.arange(position.shape[1])
+        first, stop = (index - position)[..., None], jnp.broadcast_to(index + 1, position.shape)
+
+        def step(h: jax.Array, embedded: jax.Array, place: jax.Array, before: tuple) -> tuple[jax.Array, tuple]:
+            q, k, v = self.midlayer.queries_keys_values(h, embedded, place)
+            steps = (*before, (k, v))
+            row_k, row_v = (x.swapaxes(1, 2) for x in steps[0])
+            own_k, own_v = (jnp.stack(x, axis=2)[:, :, 1:] for x in zip(*steps, strict=True))
+            seen = jnp.ones((1, len(before)), bool)
+            attended = attend_branches(q[:, :, None], (row_k, row_v), (own_k, own_v), first, stop, seen)
+            return self.midlayer.outputs(h, attended[:, :, 0]), steps
+
+        run = jax.checkpoint(step) if remat else step
+        h, made, outs = self.fuse(features), (), []
+        for j in range(steps):
+            following = jnp.pad(embedded, ((0, 0), (0, j), (0, 0)))[:, j:]
+            h, made = run(h, following, position + j, made)
+            outs.append(h)
+        return jnp.stack(outs)
 
     @jax.named_scope("draft_logits")
     def logits(self, out: jax.Array) -> jax.Array:

@@ -152,9 +152,16 @@ THINKING_TEMPLATE = (
 
 def build_tokenizer(variant: str) -> Any:
     """A `tokenizers.Tokenizer` for a variant, the same at every call."""
+    size, repeats, reverse = _SHAPES[variant]
+    # The role names come often enough to end as one token each; the configuration names their ids.
+    texts = ["system", "user", "assistant"] * repeats + list(_SENTENCES)
+    return train_tokenizer(texts, size, SPECIAL_TOKENS[::-1] if reverse else SPECIAL_TOKENS)
+
+
+def train_tokenizer(texts: list[str], size: int, special_tokens: list[str]) -> Any:
+    """A `tokenizers.Tokenizer` of `size` tokens that texts are made of, and special ones after them."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    size, repeats, reverse = _SHAPES[variant]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()  # pyright: ignore[reportAttributeAccessIssue]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
@@ -168,9 +175,8 @@ def build_tokenizer(variant: str) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    # The role names come often enough to end as one token each; the configuration names their ids.
-    tokenizer.train_from_iterator(["system", "user", "assistant"] * repeats + list(_SENTENCES), trainer)
-    _add_special_tokens(tokenizer, SPECIAL_TOKENS[::-1] if reverse else SPECIAL_TOKENS)
+    tokenizer.train_from_iterator(texts, trainer)
+    _add_special_tokens(tokenizer, special_tokens)
     return tokenizer
 
 

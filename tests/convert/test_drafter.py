@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from convert.drafter import drafter_tensors, write_drafter
 from omni_jax.errors import CheckpointError
+from omni_jax.weights.drafter_files import drafter_tensors, write_drafter
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.drafter import make_drafter
 from tests.convert.conftest import read_tensors

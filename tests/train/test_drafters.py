@@ -1,0 +1,311 @@
+"""Recipes for drafters: new ones, on states of the target made in the program or stored, down to their public files."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from omni_jax.config import OmniConfig
+from omni_jax.draft_config import read_draft_config
+from omni_jax.errors import InputError
+from omni_jax.inputs.batch import Batch
+from omni_jax.omni import Omni
+from omni_jax.train.batch import IGNORED, MediaRows, TextBatch
+from omni_jax.train.drafters.batch import DraftBatch, DraftBatches
+from omni_jax.train.drafters.check import check_target
+from omni_jax.train.drafters.new import Sizes, new_dflash, new_eagle3, spread_layers
+from omni_jax.train.drafters.objective import (
+    BlockSettings,
+    ChainSettings,
+    block_states,
+    chain_states,
+    dflash_objective,
+    eagle3_objective,
+    for_stored,
+)
+from omni_jax.train.drafters.stored import StoredBatches, store_states
+from omni_jax.train.drafters.vocabulary import count_learned, count_replies, draft_vocabulary
+from omni_jax.train.losses.target import hidden_states
+from omni_jax.train.objective import Objective, Step
+from omni_jax.weights.drafters import load_drafter
+from scripts.small.configs import PUBLIC_DFLASH, config_dict
+from tests.helpers.arrays import close
+from tests.parity import audio_part, image_part, user, video_part
+
+CYCLE, LENGTH = 12, 30
+BLOCK = BlockSettings(layers=1, features=2, block_size=4, anchors=16)
+
+
+@pytest.fixture(scope="module")
+def repeating(omnis: Callable[[str], Omni]) -> tuple[Omni, np.ndarray]:
+    """A model that says the tokens of a cycle in turn, and the cycle: of its layers only the embedding is left."""
+    omni = omnis("small")
+    thinker = omni.params["thinker"]
+    layers = {**thinker["layers"], "out": jnp.zeros_like(thinker["layers"]["out"])}
+    layers["moe"] = {**layers["moe"], "down": jnp.zeros_like(layers["moe"]["down"])}
+    # The token at which a reply begins is one of them.
+    last = omni.prepare([user("Say.")[0]]).token_ids[0, -1]
+    cycle = np.array([last, *(t for t in range(100, 100 + CYCLE) if t != last)])[:CYCLE]
+    embed = np.asarray(thinker["embed"])
+    head = np.zeros_like(embed)
+    head[np.roll(cycle, -1)] = 5 * embed[cycle] / np.linalg.norm(embed[cycle], axis=1, keepdims=True)
+    params = {**thinker, "layers": layers, "lm_head": jnp.asarray(head)}
+    return Omni({"thinker": params}, omni.config, omni.processor), cycle
+
+
+def rows(cycle: np.ndarray, seed: int) -> TextBatch:
+    """Four rows of the cycle, each from a place of its own, whose first tokens are not learned."""
+    start = np.random.default_rng(seed).integers(0, CYCLE, (4, 1))
+    ids = cycle[(start + np.arange(LENGTH)) % CYCLE].astype(np.int32)
+    labels = np.where(np.arange(LENGTH) < 3, IGNORED, ids).astype(np.int32)
+    position = np.broadcast_to(np.arange(LENGTH, dtype=np.float32), (3, 4, LENGTH))
+    return TextBatch(ids, labels, position, np.zeros((4, LENGTH), np.int32))
+
+
+def objective_of(kind: str, omni: Omni, cycle: np.ndarray) -> Objective:
+    if kind == "dflash":
+        return dflash_objective(BLOCK, Sizes(), omni, remat=False)
+    counts = count_learned([rows(cycle, 0)], omni.config.thinker.text.vocab_size)
+    return eagle3_objective(ChainSettings(draft_vocab_size=20, unrolled=3), Sizes(), omni, counts, remat=False)
+
+
+def taps_of(kind: str, omni: Omni) -> tuple[int, ...]:
+    layers = omni.config.thinker.text.num_layers
+    return block_states(BLOCK, layers) if kind == "dflash" else chain_states(layers)
+
+
+@pytest.mark.parametrize("kind", ["dflash", "eagle3"])
+def test_the_loss_falls_and_more_drafts_are_accepted(
+    kind: str, repeating: tuple[Omni, np.ndarray], tmp_path: Path
+) -> None:
+    omni, cycle = repeating
+    made, read = objective_of(kind, omni, cycle), taps_of(kind, omni)
+    declaration = omni.declarations["thinker"]
+    states_of = jax.jit(lambda text: hidden_states(made.frozen, text, read, declaration=declaration))
+    texts = [rows(cycle, seed) for seed in range(3)]
+    stored, ends = [states_of(text) for text in texts], for_stored(made).frozen
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params: Any, memory: Any, frozen: Any, batch: DraftBatch) -> tuple:
+        def mean(params: Any) -> jax.Array:
+            loss = made.loss(params, frozen, batch)
+            return loss.total / loss.weight
+
+        loss, gradient = jax.value_and_grad(mean)(params)
+        updates, memory = optimizer.update(gradient, memory)
+        return optax.apply_updates(params, updates), memory, loss
+
+    params, memory, losses = made.params, optimizer.init(made.params), []
+    made.save(params, tmp_path / "before")
+    for number in range(30):
+        batch = DraftBatch(texts[number % 3], np.asarray(number, np.uint32), stored[number % 3])
+        params, memory, loss = step(params, memory, ends, batch)
+        losses.append(float(loss))
+    assert losses[-1] < 0.3 * losses[0]
+    made.save(params, tmp_path / "after")
+    given = {}
+    for name in ("before", "after"):
+        reply = omni.generate(
+            [user("Say.")[0]], drafter=load_drafter(tmp_path / name), draft_tokens=3, max_new_tokens=24
+        )
+        assert set(reply.token_ids) <= set(cycle.tolist())
+        given[name] = reply.stats["tokens_per_round"]
+    assert given["before"] < 2 and given["after"] > 3.5
+
+
+@pytest.mark.parametrize("kind", ["dflash", "eagle3"])
+def test_stored_states_give_the_same_loss(kind: str, repeating: tuple[Omni, np.ndarray], tmp_path: Path) -> None:
+    omni, cycle = repeating
+    made = objective_of(kind, omni, cycle)
+    taps = taps_of(kind, omni)
+    declaration, about = omni.declarations["thinker"], {"taps": taps, "dtype": "float32"}
+    states_of = jax.jit(lambda text: hidden_states(made.frozen, text, taps, declaration=declaration))
+    store_states(tmp_path / "states", Rows(cycle, 3), about, states_of)
+    loss, found, light = jax.jit(made.loss), {}, for_stored(made)
+    assert light.frozen.keys() == {"embed", "lm_head"}
+    for step in some(StoredBatches(tmp_path / "states", about, seed=1), 3):
+        seed = int(step.samples[0])
+        online = loss(made.params, made.frozen, DraftBatch(rows(cycle, seed), step.batch.number))
+        offline = loss(light.params, light.frozen, step.batch)
+        close(offline.total, online.total)
+        found[seed] = float(offline.total)
+    assert found.keys() == {0, 1, 2} and len(set(found.values())) == 3
+
+
+class Rows:
+    """An epoch of batches, numbered in their samples."""
+
+    def __init__(self, cycle: np.ndarray, count: int, stop: int | None = None):
+        self.cycle, self.count, self.stop, self.at = cycle, count, stop, 0
+
+    @property
+    def steps(self) -> int:
+        return self.count
+
+    @property
+    def epoch(self) -> int:
+        return self.at // self.count
+
+    def __iter__(self) -> Iterator[Step]:
+        while True:
+            if self.at == self.stop:
+                raise KeyboardInterrupt
+            self.at += 1
+            yield Step(rows(self.cycle, self.at - 1), [str(self.at - 1)], 4 * LENGTH)
+
+    def state(self) -> dict:
+        return {"at": self.at}
+
+    def restore(self, state: dict) -> None:
+        self.at = state["at"]
+
+
+def some(batches: Any, count: int) -> list[Step]:
+    return [step for _, step in zip(range(count), batches, strict=False)]
+
+
+def constant(batch: TextBatch) -> jax.Array:
+    """States that follow from the tokens."""
+    return jnp.asarray(batch.token_ids, jnp.bfloat16)[None, ..., None] * jnp.ones((2, 1, 1, 3), jnp.bfloat16)
+
+
+def test_storing_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    cycle, about = np.arange(CYCLE), {"taps": [1, 2], "dtype": "bfloat16"}
+    with pytest.raises(KeyboardInterrupt):
+        store_states(tmp_path / "states", Rows(cycle, 5, stop=2), about, constant)
+    with pytest.raises(InputError, match="2 of 5 batches"):
+        StoredBatches(tmp_path / "states", about)
+    with (tmp_path / "states" / "index.jsonl").open("a") as index:
+        index.write('{"samples": ["cut o')
+    assert store_states(tmp_path / "states", Rows(cycle, 5), about, constant) == 3
+    batches = StoredBatches(tmp_path / "states", about, seed=2, epochs=2)
+    steps = list(batches)
+    assert len(steps) == batches.steps == 10 and batches.epoch == 2
+    for step in steps:
+        want = rows(cycle, int(step.samples[0]))
+        for name in ("token_ids", "labels", "first_seen"):
+            np.testing.assert_array_equal(getattr(step.batch.text, name), getattr(want, name))
+        np.testing.assert_array_equal(step.batch.states, np.asarray(constant(want)))
+        assert isinstance(step.batch.states, np.memmap)
+    orders = [[int(step.samples[0]) for step in steps[i : i + 5]] for i in (0, 5)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(5)) and orders[0] != orders[1]
+    again = StoredBatches(tmp_path / "states", about, seed=2)
+    some(again, 3)
+    other = StoredBatches(tmp_path / "states", about, seed=2)
+    other.restore(again.state())
+    assert [s.samples for s in some(other, 5)] == [s.samples for s in steps[3:8]]
+    with pytest.raises(InputError, match=r"taps \[1, 2\], not \[1, 3\]"):
+        StoredBatches(tmp_path / "states", {**about, "taps": [1, 3]})
+    with pytest.raises(InputError, match="have them stored there first"):
+        StoredBatches(tmp_path / "nothing", about)
+
+
+def test_batches_are_numbered_and_go_on() -> None:
+    batches = DraftBatches(Rows(np.arange(CYCLE), 9))
+    assert [int(step.batch.number) for step in some(batches, 3)] == [0, 1, 2]
+    other = DraftBatches(Rows(np.arange(CYCLE), 9))
+    other.restore(batches.state())
+    (step,) = some(other, 1)
+    assert int(step.batch.number) == 3 and step.samples == ["3"]
+
+
+def test_the_target_is_checked_first(repeating: tuple[Omni, np.ndarray]) -> None:
+    omni, cycle = repeating
+    batch = rows(cycle, 0)
+    assert check_target(omni, [batch]) == 1.0
+    wrong = replace(batch, token_ids=batch.token_ids[:, ::-1].copy(), labels=batch.labels[:, ::-1].copy())
+    with pytest.raises(InputError, match="omni-jax train regenerate"):
+        check_target(omni, [wrong])
+    with pytest.raises(InputError, match="no token of the data is learned"):
+        check_target(omni, [replace(batch, labels=np.full_like(batch.labels, IGNORED))])
+
+
+def test_states_of_prompts_with_media_are_those_of_decoding(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    prompts = [
+        [user(image_part(60, 60, 1), audio_part(1.1, 2), "Both.")[0]],
+        [user(video_part(4, 64, 64, 2.0, 6), "?")[0]],
+    ]
+    batch = omni.prepare(prompts)
+    first = np.where(batch.mask, 0, np.arange(batch.mask.shape[1])).astype(np.int32)
+    text = TextBatch(batch.token_ids, batch.token_ids, batch.position_ids, first, media_rows(batch))
+    declaration, taps = omni.declarations["thinker"], (1, 3, 5)
+    got = jax.jit(lambda p, t: hidden_states(p, t, taps, declaration=declaration))(omni.params["thinker"], text)
+    thinker, media = omni.thinker, omni.encode(batch)
+    x = thinker.embed_tokens(jnp.asarray(batch.token_ids), media)
+    want = thinker.forward(x, jnp.asarray(batch.position_ids), None, media, taps).taps
+    close(np.asarray(got)[:, batch.mask], np.asarray(want)[:, batch.mask], 1e-4)
+
+
+def media_rows(batch: Batch) -> MediaRows:
+    audio = None if batch.audio is None else (batch.audio.mel, batch.audio.frames, batch.audio.width)
+    vision = tuple((group.patches, group.grid) for group in batch.vision)
+    return MediaRows(vision, audio, batch.visual_index, batch.audio_index)
+
+
+def test_a_new_drafter_for_the_public_model_is_the_public_ones() -> None:
+    target = OmniConfig.from_hf(config_dict("full"))
+    assert spread_layers(5, 48) == [1, 12, 23, 34, 45] and spread_layers(5, 36) == [1, 9, 17, 25, 33]
+    assert spread_layers(1, 48) == [24] and spread_layers(3, 4) == [0, 2, 3]
+    stated = read_draft_config(PUBLIC_DFLASH)
+    values = Sizes().values(target.thinker.text)
+    for name in (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+    ):
+        assert values[name] == PUBLIC_DFLASH[name], name
+    assert stated.taps(48) == tuple(j + 1 for j in spread_layers(5, 48))
+    with pytest.raises(InputError, match="audio_start"):
+        new_dflash(
+            OmniConfig.from_hf(config_dict("tiny")),
+            config_dict("tiny")["thinker_config"]["audio_start_token_id"],
+            1,
+            1,
+            4,
+            Sizes(),
+            0,
+        )
+
+
+def test_tokens_of_replies_are_counted() -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ca"}]},
+        {"messages": [{"role": "assistant", "content": "ignored"}], "token_ids": [[3, 3], [0]]},
+    ]
+    counts = count_replies(rows, lambda text: [ord(c) - ord("a") for c in text], 5)
+    assert counts.tolist() == [2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("layers, taps", [(48, (2, 24, 45)), (12, (2, 6, 9)), (4, (1, 2, 4)), (3, (1, 2, 3))])
+def test_the_states_that_eagle3_reads_are_found_again(layers: int, taps: tuple[int, ...]) -> None:
+    """Whichever key of config.json states them; 48 layers as in the public drafter."""
+    values = config_dict("tiny")
+    values["thinker_config"]["text_config"]["num_hidden_layers"] = layers
+    target = OmniConfig.from_hf(values)
+    head = np.zeros((target.thinker.text.vocab_size, target.thinker.text.hidden_size), np.float32)
+    drafter = new_eagle3(target, np.zeros(5, int), head, Sizes(heads=2, head_dim=8, mlp=8), 0)
+    assert drafter.taps(layers) == taps
+    if layers == 48:
+        assert drafter.values["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 23, 44]
+
+
+def test_a_draft_vocabulary_holds_the_most_frequent_tokens() -> None:
+    counts = np.array([0, 5, 0, 7, 5, 1])
+    offsets = draft_vocabulary(counts, 3)
+    assert (np.arange(3) + offsets).tolist() == [1, 3, 4]
+    assert (np.arange(5) + draft_vocabulary(counts, 5)).tolist() == [0, 1, 3, 4, 5]
+    with pytest.raises(InputError, match="6: ask for at most these"):
+        draft_vocabulary(counts, 7)
+    with pytest.raises(InputError, match="none to draft"):
+        draft_vocabulary(np.zeros(6, int), 3)
