@@ -42,6 +42,7 @@ class DecoderConfig:
     vocab_size: 0 for a stack without token ids. num_experts: 0 for a stack of plain MLPs. dense_layers: the layers with
     an MLP in a stack of experts. shared_expert_intermediate_size: 0 without a shared expert. layer_scale: whether the
     output of a layer is scaled per channel. sliding_window: how many keys a query sees, its own included; None for all.
+    router_aux_loss_coef: what the router's auxiliary loss counts in training.
     """
 
     vocab_size: int
@@ -64,6 +65,7 @@ class DecoderConfig:
     qk_norm: bool
     layer_scale: bool
     sliding_window: int | None
+    router_aux_loss_coef: Annotated[float, Range(0, 1_000)] = 0.001
 
     @classmethod
     def from_hf(

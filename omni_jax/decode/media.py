@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.models.audio import AudioEncoder
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
+from omni_jax.models.vision import VisionEncoder
 from omni_jax.sharding import place, place_rows
 
 # Patches that the vision encoder takes at once; more rows go through a loop, so that videos need no more memory.
@@ -23,19 +25,7 @@ def encode_vision(
     params: dict, patches: jax.Array, grid: jax.Array, *, declaration: Declaration
 ) -> tuple[jax.Array, jax.Array]:
     """Frames [R, P, patch_dim] with grid int32 [R, 2] -> tokens [R * P / m^2, D] and deepstack [n, R * P / m^2, D]."""
-    vision = bind(declaration, params).vision
-    R, P, _ = patches.shape
-    if R * P <= MAX_PATCHES:
-        tokens, deepstack = vision(patches, grid)
-    else:
-        rows = max(1, MAX_PATCHES // P)
-        tokens, deepstack = jax.lax.map(
-            lambda row: jax.tree.map(lambda x: x.squeeze(-3), vision(row[0][None], row[1][None])),
-            (patches, grid),
-            batch_size=rows,
-        )
-        deepstack = jnp.moveaxis(deepstack, 0, 1)
-    return tokens.reshape(-1, tokens.shape[-1]), deepstack.reshape(deepstack.shape[0], -1, deepstack.shape[-1])
+    return see(bind(declaration, params).vision, patches, grid)
 
 
 @partial(jax.jit, static_argnames="declaration")
@@ -43,7 +33,28 @@ def encode_audio(
     params: dict, mel: jax.Array, frames: jax.Array, width: jax.Array, *, declaration: Declaration
 ) -> jax.Array:
     """Windows mel [W, C, M, F] with frames and width int32 [W, C] -> tokens [W * C * 13, D]."""
-    tokens = bind(declaration, params).audio(mel, frames, width)
+    return hear(bind(declaration, params).audio, mel, frames, width)
+
+
+def see(vision: VisionEncoder, patches: jax.Array, grid: jax.Array, remat: bool = False) -> tuple[jax.Array, jax.Array]:
+    """As `encode_vision`, inside a program; remat: whether a backward pass computes anew instead of keeping."""
+    R, P, _ = patches.shape
+    if R * P <= MAX_PATCHES:
+        tokens, deepstack = vision(patches, grid, remat)
+    else:
+
+        def one(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            return jax.tree.map(lambda x: x.squeeze(-3), vision(row[0][None], row[1][None], remat))
+
+        rows = max(1, MAX_PATCHES // P)
+        tokens, deepstack = jax.lax.map(jax.checkpoint(one) if remat else one, (patches, grid), batch_size=rows)
+        deepstack = jnp.moveaxis(deepstack, 0, 1)
+    return tokens.reshape(-1, tokens.shape[-1]), deepstack.reshape(deepstack.shape[0], -1, deepstack.shape[-1])
+
+
+def hear(audio: AudioEncoder, mel: jax.Array, frames: jax.Array, width: jax.Array, remat: bool = False) -> jax.Array:
+    """As `encode_audio`, inside a program; remat: as in `see`."""
+    tokens = audio(mel, frames, width, remat)
     return tokens.reshape(-1, tokens.shape[-1])
 
 

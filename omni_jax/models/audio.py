@@ -93,7 +93,7 @@ class AudioEncoder(Module):
         self.proj2 = Linear(rngs, (config.out_hidden_size, D), ("embed", "mlp"))
 
     @jax.named_scope("audio")
-    def __call__(self, mel: jax.Array, frames: jax.Array, width: jax.Array) -> jax.Array:
+    def __call__(self, mel: jax.Array, frames: jax.Array, width: jax.Array, remat: bool = False) -> jax.Array:
         """Encode windows: mel [W, C, M, F], frames and width int32 [W, C] -> tokens [W, C * 13, out].
 
         mel: one attention window of one clip per row, in chunks of F = chunk_frames mel frames, zero beyond `frames`;
@@ -101,12 +101,14 @@ class AudioEncoder(Module):
         last chunk of a clip may be shorter than F. width: the frames that the convolutions see: F for a clip of at
         least one chunk, else the clip's own length, so that a short clip does not depend on its batch mates.
         A window's valid tokens are a prefix of its row, `steps(frames).sum()` long; the rest is meaningless but finite.
+        remat: as in `EncoderBlocks`; the convolutions are computed anew too.
         """
         W, C, M, F = mel.shape
         chunks = mel.astype(self.conv1.weight[...].dtype).reshape(W * C, M, F)
-        x = jax.lax.map(self._embed_chunk, (chunks, width.reshape(W * C)), batch_size=min(W * C, CONV_CHUNKS))
+        embed = jax.checkpoint(self._embed_chunk) if remat else self._embed_chunk
+        x = jax.lax.map(embed, (chunks, width.reshape(W * C)), batch_size=min(W * C, CONV_CHUNKS))
         x = x + jnp.asarray(sinusoids(x.shape[1], x.shape[2]), x.dtype)
-        x, _ = self.blocks(x.reshape(W, -1, x.shape[2]), steps(frames).sum(axis=1))
+        x, _ = self.blocks(x.reshape(W, -1, x.shape[2]), steps(frames).sum(axis=1), remat=remat)
         return self.proj2(gelu_exact(self.proj1(self.post_norm(x))))
 
     @jax.named_scope("convolutions")

@@ -30,7 +30,7 @@ from omni_jax.models.param import Module, RMSNorm, param, project, scan_layers
 from omni_jax.ops.attention import attend, causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.expert_parallel import sharded_moe, sharded_route
-from omni_jax.ops.moe import ExpertWeights, router_probabilities
+from omni_jax.ops.moe import ExpertWeights, Routing, router_probabilities
 from omni_jax.ops.rope import rotate
 from omni_jax.sharding import constrain, split_over
 
@@ -76,20 +76,26 @@ class Experts(Module):
         """[B, T, D] -> [B, T, D] through the experts of stack index `l`."""
         B, T, D = x.shape
         rows = x.reshape(B * T, D)
-        split = () if self.mesh is None else split_over("batch", B, self.mesh)
-        chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
-        with jax.named_scope("router"):
-            routing = sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, split)
         experts = ExpertWeights(self.gate_up[...], self.down[...], l)
+        routing, split = self._route(rows, B, l), self._split(B)
         return sharded_moe(rows, routing, experts, self.mesh, split).reshape(B, T, D)
 
     def load(self, x: jax.Array, counted: jax.Array, l: Any) -> ExpertLoad:
         """What tokens x [B, T, D] ask of the experts of stack index `l`, summed over those of `counted` bool [B, T]."""
-        probabilities = router_probabilities(x.reshape(-1, x.shape[-1]), self.router[...][l])
-        _, ids = jax.lax.top_k(probabilities, self.config.experts_per_token)
-        weight = counted.reshape(-1, 1).astype(jnp.float32)
-        chosen = jnp.sum(jax.nn.one_hot(ids, self.config.num_experts), axis=1)
+        rows, weight = x.reshape(-1, x.shape[-1]), counted.reshape(-1, 1).astype(jnp.float32)
+        chosen = jnp.sum(jax.nn.one_hot(self._route(rows, len(x), l).ids, self.config.num_experts), axis=1)
+        probabilities = router_probabilities(rows, self.router[...][l])
         return ExpertLoad(jnp.sum(weight * chosen, axis=0), jnp.sum(weight * probabilities, axis=0))
+
+    @jax.named_scope("router")
+    def _route(self, rows: jax.Array, B: int, l: Any) -> Routing:
+        """The experts of rows [B * T, D], by the router of stack index `l`."""
+        chosen, normalise = self.config.experts_per_token, self.config.norm_topk_prob
+        return sharded_route(rows, self.router[...][l], chosen, normalise, self.mesh, self._split(B))
+
+    def _split(self, B: int) -> tuple[str, ...]:
+        """The mesh axes over which B rows of a batch are split."""
+        return () if self.mesh is None else split_over("batch", B, self.mesh)
 
 
 class MLP(Module):

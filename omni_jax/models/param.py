@@ -164,7 +164,9 @@ def bind(declaration: Declaration, params: dict) -> Any:
     return module
 
 
-M, Carry, Y = TypeVar("M", bound=nnx.Module), TypeVar("Carry"), TypeVar("Y")
+M = TypeVar("M", bound=nnx.Module)
+Carry = TypeVar("Carry")
+Y = TypeVar("Y")
 
 
 def scan_layers(

@@ -133,13 +133,16 @@ class Thinker(Module):
         first_valid: jax.Array | None = None,
         media: Media | None = None,
         taps: tuple[int, ...] = (),
+        counted: jax.Array | None = None,
+        remat: bool = False,
     ) -> Output:
         """Embedded sequences [B, T, D] at positions float32 [3, B, T] -> normed states [B, T, D], taps [n, B, T, D].
 
-        first_valid: int32 [B], the first token of each row that is not padding. taps: numbers of hidden states to give.
+        first_valid, counted, remat: as in `DecoderLayers.forward`. taps: numbers of hidden states to give.
         """
-        out = self.layers.forward(x, self._rope(position_ids, x), first_valid, _deepstack(media), taps)
-        return Output(*self._finish(out, taps))
+        rotation, deepstack = self._rope(position_ids, x), _deepstack(media)
+        out = self.layers.forward(x, rotation, first_valid, deepstack, taps, counted, remat)
+        return Output(*self._finish(out, taps), out.load)
 
     def prefill(
         self,
@@ -187,8 +190,12 @@ class Thinker(Module):
     @jax.named_scope("logits")
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Normed states [..., D] -> float32 logits [..., V]."""
-        head = self.embed if self.config.text.tie_word_embeddings else self.lm_head
-        return project(hidden, head[...])
+        return project(hidden, self.head)
+
+    @property
+    def head(self) -> jax.Array:
+        """The weights [V, D] of the logits."""
+        return (self.embed if self.config.text.tie_word_embeddings else self.lm_head)[...]
 
 
 def _deepstack(media: Media | None) -> Deepstack | None:

@@ -111,20 +111,20 @@ class VisionEncoder(Module):
         self.deepstack = PatchMerger(rngs, config, norm_width=D * config.spatial_merge_size**2, layers=len(taps))
 
     @jax.named_scope("vision")
-    def __call__(self, patches: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, patches: jax.Array, grid: jax.Array, remat: bool = False) -> tuple[jax.Array, jax.Array]:
         """Encode frames: patches [R, P, patch_dim] and grid int32 [R, 2] -> tokens and deepstack features.
 
         patches: each row one frame in merge-block order, padded to P, a multiple of merge^2; any float dtype, computed
         in that of the parameters. grid: height and width in patches, (0, 0) for a padding row. Both outputs hold one
         token per merge^2 patches, [R, P / merge^2, out] and [n, R, P / merge^2, out] with n deepstack layers in the
-        order of depth; tokens of padding are meaningless but finite.
+        order of depth; tokens of padding are meaningless but finite. remat: as in `EncoderBlocks`.
         """
         merge, head_dim = self.config.spatial_merge_size, self.config.hidden_size // self.config.num_heads
         positions = patch_positions(grid, patches.shape[1], merge)
         x = self.patch_embed(patches.astype(self.patch_embed.weight[...].dtype))
         x = x + interpolate_positions(self.pos_embed[...], positions, grid).astype(x.dtype)
         taps = tuple(sorted(self.config.deepstack_layers))
-        x, tapped = self.blocks(x, grid[:, 0] * grid[:, 1], rotary_angles(positions, head_dim), taps)
+        x, tapped = self.blocks(x, grid[:, 0] * grid[:, 1], rotary_angles(positions, head_dim), taps, remat)
         # The k-th merger belongs to the k-th layer that config.json names; features leave in the order of depth.
         mergers = jnp.asarray(np.argsort(self.config.deepstack_layers), jnp.int32)
         return self.merger(x), jax.lax.map(lambda tap: self.deepstack(tap[1], tap[0]), (mergers, tapped))

@@ -1,1 +1,1 @@
-"""Measurements of speed and memory: `python -m scripts.bench text|speech|drafting|drafters|loading|scaling`."""
+"""Measurements of speed and memory: `python -m scripts.bench text|speech|drafting|train|drafters|loading|scaling`."""

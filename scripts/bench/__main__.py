@@ -1,9 +1,10 @@
-"""Measure text, speech, drafting, drafters, evaluation with speech, loading or scaling.
+"""Measure text, speech, drafting, training, drafters, evaluation with speech, loading or scaling.
 
 python -m scripts.bench text --shape medium --against hf            # beside transformers
 python -m scripts.bench text --shape medium --beside ../other       # beside another checkout of this project
 python -m scripts.bench speech --batch 8 --against hf
 python -m scripts.bench drafting --new 129
+python -m scripts.bench train --shape medium --against hf
 python -m scripts.bench drafters --model ckpt --drafter dflash --drafter oracle:0.3 --prompts question.jsonl
 python -m scripts.bench spoken --model ckpt                         # evaluate in slots beside one at a time
 python -m scripts.bench loading --shape large
@@ -16,7 +17,7 @@ import tyro
 
 from omni_jax.errors import OmniError
 from scripts.bench import compare
-from scripts.bench.options import Drafters, Loading, Scaling, Speech, Spoken, Text
+from scripts.bench.options import Drafters, Loading, Scaling, Speech, Spoken, Text, Train
 
 # What runs JAX is imported by the subcommand that needs it: measured processes start from settings of their own.
 
@@ -38,6 +39,13 @@ def speech(options: Speech) -> None:
 def drafting(options: Text) -> None:
     """Measure the drafting loop itself, with an oracle whose drafts are all right."""
     import scripts.bench.drafting as module
+
+    compare.report(module, options)
+
+
+def train(options: Train) -> None:
+    """Measure training: a step of full fine-tuning."""
+    import scripts.bench.train as module
 
     compare.report(module, options)
 
@@ -72,7 +80,7 @@ def scaling(options: Scaling) -> None:
 
 def main() -> None:
     """Run the subcommand of the command line."""
-    commands = {f.__name__: f for f in (text, speech, drafting, drafters, spoken, loading, scaling)}
+    commands = {f.__name__: f for f in (text, speech, drafting, train, drafters, spoken, loading, scaling)}
     flags = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -61,10 +61,10 @@ def table(module: ModuleType, options: Any, figures: dict[str, dict[str, Any]]) 
     lines = [module.title(options), f"{'':<27}" + "".join(f"{name:>12}" for name in figures)]
     lines[-1] += "".join(f"{f'ours / {name}':>16}" for name in others)
     for label, key, scale, form in (*module.ROWS, *COMMON_ROWS):
-        cells = [f"{format(f[key] * scale, form):>12}" for f in figures.values()]
+        cells = [f"{format(f[key] * scale, form) if key in f else '-':>12}" for f in figures.values()]
         # Transformers does not compile: the excess of its first repetition is no figure to compare with.
         compared = [name for name in others if (key, name) != ("compile_seconds", "hf")]
-        cells += [f"{figures['ours'][key] / figures[name][key]:>16.3g}" for name in compared if figures[name][key]]
+        cells += [f"{figures['ours'][key] / figures[name][key]:>16.3g}" for name in compared if figures[name].get(key)]
         lines.append(f"{label:<27}" + "".join(cells))
     return "\n".join(lines)
 

@@ -84,6 +84,20 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class Train:
+    """Steps of training."""
+
+    tokens: int = 256
+    """Tokens per row."""
+    batch: int = 4
+    """Rows."""
+    run: Run = Run()
+
+    def __post_init__(self) -> None:
+        check_least(self, {"tokens": 8, "batch": 1})
+
+
+@dataclass(frozen=True)
 class Drafters:
     """Drafters, and the prompts on which they are compared."""
 
