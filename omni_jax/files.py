@@ -153,6 +153,28 @@ def parse_json(data: bytes | str, where: str, *, error: type[OmniError] = Checkp
     return value
 
 
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is there as a whole or, where this is interrupted, as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        part.write_text(content, "utf-8", "backslashreplace") if isinstance(content, str) else part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def lock(descriptor: int, path: Path) -> None:
+    """Keep other runs from writing a file that is open, where the file system knows locks; InputError if one does."""
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path} is being written by another run; wait for it, or choose another directory") from error
+    except OSError:
+        return
+
+
 def depth_of(value: Any) -> int:
     """How deep lists and dicts are nested; counted without recursion, up to one more than MAX_DEPTH."""
     depth, level = 0, [value]

@@ -123,6 +123,16 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def interrupted() -> bool:
+    """Whether the command was interrupted, for what has to save something before it calls `check`."""
+    return _process.interrupted
+
+
+def end_on_terminate() -> None:
+    """Take SIGTERM, which schedulers send before they kill, as an interrupt; for commands that save their work."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
 def unread() -> bool:
     """Whether standard output has failed, so that a command that only prints may stop."""
     return isinstance(sys.stdout, Output) and sys.stdout.failure is not None
@@ -187,6 +197,14 @@ def _await_interrupts() -> None:
 def _note(*_: object) -> None:
     """The signal handler, run by the main thread: an exit that the signal causes there counts as an interrupt."""
     _process.interrupted = True
+
+
+def _terminate(*_: object) -> None:
+    """The handler of SIGTERM, run by the main thread; the interrupt itself may be ignored, as in a background job."""
+    if _process.interrupted or not _process.finishing:
+        _end(INTERRUPTED)
+    _note()
+    _say(*filter(None, _process.finishing))
 
 
 def _forget() -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_jax.evaluate.metrics import Scores
-from omni_jax.evaluate.run import write_whole
-from omni_jax.files import reason_of
+from omni_jax.files import reason_of, write_whole
 
 MAX_BARS = 60  # categories in a plot; the report's table holds all
 MAX_LABEL = 40  # characters of a category's name

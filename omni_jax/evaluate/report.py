@@ -15,8 +15,8 @@ import numpy as np
 from omni_jax.evaluate.data import Dataset
 from omni_jax.evaluate.metrics import accepted_length, real_time_factor, summarise
 from omni_jax.evaluate.plots import draw_plots
-from omni_jax.evaluate.run import write_whole
 from omni_jax.evaluate.stored import Result, fits
+from omni_jax.files import write_whole
 
 Summary = dict[str, Any]
 # Rows and samples that a summary names as not scored; the report names all.

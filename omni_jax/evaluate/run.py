@@ -27,7 +27,7 @@ from omni_jax.evaluate.processes import Share
 from omni_jax.evaluate.settings import RunSettings
 from omni_jax.evaluate.stored import Result, StoredResults, fits
 from omni_jax.evaluate.tasks import results
-from omni_jax.files import read_object, reason_of
+from omni_jax.files import lock, read_object, reason_of, write_whole
 from omni_jax.process import check
 from omni_jax.rows.files import RESULTS, RUN
 
@@ -107,7 +107,7 @@ class Results:
             _check_same(self.directory / RUN, self.fingerprint)
             if self.share.writes:
                 self.descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-                _lock(self.descriptor, self.path)
+                lock(self.descriptor, self.path)
                 _mend(self.path)
         except OSError as error:
             raise _unwritable(self.directory, error) from error
@@ -164,16 +164,6 @@ def run(context: TaskContext, samples: Sequence[Sample], written: Results, fatal
         check()
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that is there as a whole or, where this is interrupted, as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        part.write_text(content, "utf-8", "backslashreplace") if isinstance(content, str) else part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def fingerprint_of(settings: RunSettings, model: str, dataset: str, drafter: str | None) -> dict[str, Any]:
     """What the results depend on, as plain JSON values. model, dataset, drafter: their digests."""
     return json.loads(json.dumps({**settings.stored(), "model": model, "dataset": dataset, "drafter": drafter}))
@@ -189,18 +179,6 @@ def _state(directory: Path, fingerprint: dict[str, Any]) -> None:
     if path.exists():
         return
     write_whole(path, json.dumps(fingerprint, indent=2, ensure_ascii=False) + "\n")
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    """Keep other runs from writing this file, where the file system knows locks."""
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"{path} is being written by another run; wait for it, or choose another directory") from error
-    except OSError:
-        return
 
 
 def _wait_for(path: Path) -> None:
