@@ -55,6 +55,8 @@ class Plan(Sequence[PlannedBatch]):
         return ENDLESS if self.epochs is None else self.start_of(self.epochs)
 
     def __getitem__(self, index: int) -> PlannedBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
         with self._lock:
             epoch = self.epoch_of(index)
             return self._batches(epoch)[index - self._starts[epoch]]
