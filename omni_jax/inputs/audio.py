@@ -73,7 +73,7 @@ def load_audio(
     elif sampling_rate is not None:
         raise InputError(f"audio {name_of(source)}: a file states its own rate; leave out sampling_rate")
     else:
-        samples, rate = _from_file(source, max_seconds, start, end)
+        samples, rate = read_file(source, max_seconds, start, end)
     what = f"audio {'array' if isinstance(source, np.ndarray) else name_of(source)}"
     check_samples(what, samples)
     samples = resample(samples, rate)
@@ -144,8 +144,13 @@ def _from_array(
     return (array - 128) / 128 if dtype == np.uint8 else array / -float(np.iinfo(dtype).min)
 
 
-def _from_file(source: Source, max_seconds: float, start: float, end: float | None) -> tuple[np.ndarray, int]:
-    """Mono float32 [samples] and their rate, read by libsndfile or, for formats unknown to it, by FFmpeg."""
+def read_file(
+    source: Source, max_seconds: float = MAX_SECONDS, start: float = 0.0, end: float | None = None
+) -> tuple[np.ndarray, int]:
+    """Mono float32 [samples] and their rate, read by libsndfile or, for formats unknown to it, by FFmpeg.
+
+    Limits and errors as in `load_audio`, which checks the samples too.
+    """
     import soundfile
 
     what = f"audio {name_of(source)}"

@@ -180,7 +180,7 @@ class Processor:
         rows = _each_row(
             lambda prompt: self._row(prompt.ids, [m.load() for m in prompt.media], max_new_tokens), prompts
         )
-        return self._batch(rows, padding)
+        return self.batch_of(rows, padding)
 
     def prepare_text(self, prompts: str | Sequence[str], *, padding: str = "right", max_new_tokens: int = 0) -> Batch:
         """Turn raw prompts into a batch, without a template; control tokens in them are control tokens.
@@ -197,7 +197,7 @@ class Processor:
             raise InputError(f"a prompt is {shown(wrong[0])}; give a text, or a list of them")
         max_new_tokens = whole("max_new_tokens", max_new_tokens, ROOM, least=0)
         rows = [self._row(self.tokenizer.encode(prompt), [], max_new_tokens) for prompt in prompts]
-        return self._batch(rows, padding)
+        return self.batch_of(rows, padding)
 
     def plan_row(
         self, ids: Sequence[int], media: Sequence[Media], defaults: Options, max_new_tokens: int = 0
@@ -318,7 +318,7 @@ class Processor:
                 "shorten the prompt, send fewer or smaller media, or ask for fewer tokens"
             )
 
-    def _batch(self, rows: list[Row], padding: str) -> Batch:
+    def batch_of(self, rows: list[Row], padding: str = "right") -> Batch:
         """Combine rows to a batch; at padding, ids and positions are 0 and never read."""
         if padding not in ("left", "right"):
             raise InputError(f"padding {padding!r}; choose 'left' or 'right'")

@@ -35,6 +35,17 @@ class CodePredictor(Module):
         self.lm_head = param(rngs, (codebooks - 1, V, D), axes, scale=D**-0.5)
 
     @jax.named_scope("code_predictor")
+    def forward(self, x: jax.Array, remat: bool = False) -> jax.Array:
+        """Whole frames [B, Q, D], a Talker's state and the codes 0 to Q - 2, embedded -> normed states [B, Q, D].
+
+        The last Q - 1 states predict the codes 1 to Q - 1. remat: as in `DecoderLayers.forward`.
+        """
+        B, Q, _ = x.shape
+        position = jnp.broadcast_to(jnp.arange(Q, dtype=jnp.float32), (B, Q))
+        cos_sin = rope(position, self.config.head_dim, self.config.rope, x.dtype)
+        return self.norm(self.layers.forward(x, cos_sin, remat=remat).hidden)
+
+    @jax.named_scope("code_predictor")
     def extend(self, x: jax.Array, cache: KVCache) -> CachedOutput:
         """Embedded codes [B, T, D] after what the cache holds -> normed states [B, T, D] and the cache."""
         position = cache.length[:, None] + jnp.arange(x.shape[1])
@@ -46,6 +57,11 @@ class CodePredictor(Module):
     def embed_code(self, code: jax.Array, i: Any) -> jax.Array:
         """Codes int32 [B] of codebook i + 1 -> [B, D]."""
         return self.embed[...][i, code]
+
+    @jax.named_scope("code_embed")
+    def embed_codes(self, codes: jax.Array) -> jax.Array:
+        """Codes int32 [..., Q - 1] of the codebooks from number 1 on -> [..., Q - 1, D]."""
+        return self.embed[...][jnp.arange(codes.shape[-1]), codes]
 
     @jax.named_scope("code_logits")
     def logits(self, hidden: jax.Array, i: Any) -> jax.Array:

@@ -96,13 +96,21 @@ class Talker(Module):
         """Codec ids int32 [...], prompt marks and first codes alike -> [..., D]."""
         return self.embed[...][codes]
 
-    def forward(self, x: jax.Array, position_ids: jax.Array, first_valid: jax.Array | None = None) -> Output:
-        """Prompts [B, T, D] at positions float32 [3, B, T] -> normed states [B, T, D].
+    def forward(
+        self,
+        x: jax.Array,
+        position_ids: jax.Array,
+        first_valid: jax.Array | None = None,
+        counted: jax.Array | None = None,
+        remat: bool = False,
+    ) -> Output:
+        """Whole sequences [B, T, D] at positions float32 [3, B, T] -> normed states [B, T, D].
 
-        first_valid: int32 [B], the first input of each row that is not padding.
+        first_valid: int32 [B], the first input of each row that is not padding. counted, remat: as in
+        `DecoderLayers.forward`.
         """
-        out = self.layers.forward(x, self._rope(position_ids, x), first_valid)
-        return Output(self.norm(out.hidden), out.taps)
+        out = self.layers.forward(x, self._rope(position_ids, x), first_valid, counted=counted, remat=remat)
+        return Output(self.norm(out.hidden), out.taps, out.load)
 
     def prefill(self, x: jax.Array, position_ids: jax.Array, cache: KVCache) -> CachedOutput:
         """As `forward`, right-padded prompts [B, T, D], which the empty `cache` of at least T slots then holds."""

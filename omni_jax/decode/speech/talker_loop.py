@@ -130,7 +130,7 @@ def prefill_talker(
     """
     talker: Talker = bind(declaration, params)
     text, prompt, B = talker.config.text, request.prompt, request.budget.shape[0]
-    x = _prompt_inputs(talker, embed, prompt, hidden)
+    x = prompt_inputs(talker, embed, prompt, hidden)
     empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
     out = talker.prefill(x, jnp.asarray(prompt.position_ids), empty)
     length, budget = jnp.asarray(prompt.length), jnp.asarray(request.budget)
@@ -152,7 +152,7 @@ def prefill_talker(
     return lay_over(drawn, declaration.mesh)
 
 
-def _prompt_inputs(talker: Talker, embed: jax.Array, prompt: SpeechPrompt, hidden: jax.Array | None) -> jax.Array:
+def prompt_inputs(talker: Talker, embed: jax.Array, prompt: SpeechPrompt, hidden: jax.Array | None) -> jax.Array:
     """The columns of the prompt, [B, U, D]: text, or what the Thinker made of media, plus a codec mark where one is.
 
     embed [V, D] and hidden [B, T, D] as in `prefill_talker`.
