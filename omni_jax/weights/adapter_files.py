@@ -21,7 +21,7 @@ from omni_jax.models.param import Declaration
 from omni_jax.weights.adapter_config import CONFIG_FILE, AdapterConfig
 from omni_jax.weights.adapters import PREFIX, WEIGHTS_FILE, A, Adapter, B
 from omni_jax.weights.keymap import table
-from omni_jax.weights.layout import Leaf, Source
+from omni_jax.weights.layout import Leaf, TensorPlace
 from omni_jax.weights.parts import declared_arrays
 from omni_jax.weights.publish import publish
 
@@ -45,7 +45,9 @@ def factor_rows(config: OmniConfig, part: str, declaration: Declaration) -> list
                 for name, ending, shape in (("a", A, (rank, inner)), ("b", B, (out, rank))):
                     declared = arrays[f"{path}/{name}"]
                     rows.append(
-                        Leaf(f"{path}/{name}", leaf.stack, *declared, (Source(f"{PREFIX}{module}{ending}", shape),))
+                        Leaf(
+                            f"{path}/{name}", leaf.stack, *declared, (TensorPlace(f"{PREFIX}{module}{ending}", shape),)
+                        )
                     )
     return rows
 

@@ -114,7 +114,7 @@ def open_adapter(where: str | Path, config: OmniConfig) -> Adapter:
         if name.endswith(".weight") and len(source.shape) == 2
     }
     matrices = dict(_matrices(directory, settings, tensors, shapes))
-    return Adapter(directory, settings, matrices, SourceCheckpoint(directory, {}, tensors))
+    return Adapter(directory, settings, matrices, SourceCheckpoint(directory, {}, directory / CONFIG_FILE, tensors))
 
 
 def _matrices(

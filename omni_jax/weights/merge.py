@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 
 from omni_jax.sharding import place
 from omni_jax.weights.adapters import Adapter
-from omni_jax.weights.layout import Leaf, Shape, Source, place_shape
+from omni_jax.weights.layout import Leaf, Shape, TensorPlace, place_shape
 from omni_jax.weights.trees import flatten, nest
 
 
@@ -37,7 +37,7 @@ def merge(params: dict, adapter: Adapter, rows: Iterable[Leaf]) -> dict:
     return nest(arrays)
 
 
-def stacked(adapter: Adapter, names: list[str], leaf: Leaf, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def stacked(adapter: Adapter, names: list[str], leaf: Leaf, source: TensorPlace) -> tuple[np.ndarray, np.ndarray]:
     """A [*stack, r, in] and B [*stack, out, r], scale included, of the modules `names` of a stack.
 
     Factors of a lower rank than the highest are filled up with zeros; modules that are not adapted have only zeros.
@@ -52,7 +52,7 @@ def stacked(adapter: Adapter, names: list[str], leaf: Leaf, source: Source) -> t
     return all_a.reshape(*stack, rank, inner), all_b.reshape(*stack, out, rank)
 
 
-def _add(w: jax.Array, factors: tuple[np.ndarray, np.ndarray], leaf: Leaf, source: Source) -> jax.Array:
+def _add(w: jax.Array, factors: tuple[np.ndarray, np.ndarray], leaf: Leaf, source: TensorPlace) -> jax.Array:
     """An array with the products of factors, A [*stack, r, in] and B [*stack, out, r], added at a source's place."""
     mesh: Any = w.sharding.mesh if isinstance(w.sharding, NamedSharding) else None
     axes = (*leaf.axes[: len(leaf.stack)], None, None)
@@ -61,7 +61,7 @@ def _add(w: jax.Array, factors: tuple[np.ndarray, np.ndarray], leaf: Leaf, sourc
     return add(w, a, b)
 
 
-def _added(w: jax.Array, a: jax.Array, b: jax.Array, leaf: Leaf, source: Source) -> jax.Array:
+def _added(w: jax.Array, a: jax.Array, b: jax.Array, leaf: Leaf, source: TensorPlace) -> jax.Array:
     """As `_add`, a layer after the other, so that one layer of float32 is held at a time."""
     if not leaf.stack:
         return _with_product(w, a, b, leaf.block, source)
@@ -73,7 +73,7 @@ def _added(w: jax.Array, a: jax.Array, b: jax.Array, leaf: Leaf, source: Source)
     return jax.lax.fori_loop(0, w.shape[0], layer, w)
 
 
-def _with_product(w: jax.Array, a: jax.Array, b: jax.Array, block: Shape, source: Source) -> jax.Array:
+def _with_product(w: jax.Array, a: jax.Array, b: jax.Array, block: Shape, source: TensorPlace) -> jax.Array:
     """w [..., *block] with the products B A, shaped and placed as the source is in the block; leading axes are free."""
     product = jnp.einsum("...or,...ri->...oi", b, a, precision="highest")
     product = product.swapaxes(-1, -2) if source.transposed else product

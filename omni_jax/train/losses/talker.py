@@ -196,7 +196,7 @@ def _residual_loss(
     codes = jnp.asarray(batch.codes)
     targets = jnp.where(codes >= 0, codes, IGNORED)
 
-    def codebook(sums: TokenLoss, at: tuple) -> tuple[TokenLoss, None]:
+    def codebook(sums: TokenLoss, at: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[TokenLoss, None]:
         return jax.tree.map(jnp.add, sums, cross_entropy(*at, declaration.mesh)), None
 
     each = jnp.moveaxis(out[:, :, 1:], 2, 0), predictor.lm_head[...], jnp.moveaxis(targets[:, 1:], 1, 0)
