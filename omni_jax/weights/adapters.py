@@ -21,7 +21,7 @@ import numpy as np
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError
-from omni_jax.weights.adapter_config import AdapterConfig, read_adapter_config
+from omni_jax.weights.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config
 from omni_jax.weights.headers import WEIGHT_DTYPES, Tensor, read_header
 from omni_jax.weights.keymap import table
 from omni_jax.weights.locate import locate
