@@ -82,7 +82,7 @@ def reference_losses(model: Any, omni: Omni, examples: Sequence[SpeechExample], 
         routed.append(row[2])
         count += example.codes.shape[1] + 1
     config = model.talker.config.text_config
-    logits = tuple(torch.cat(layer) for layer in zip(*routed, strict=True))
+    logits: Any = tuple(torch.cat(layer) for layer in zip(*routed, strict=True))
     auxiliary: Any = count * load_balancing_loss_func(logits, config.num_experts, config.num_experts_per_tok)
     assert weights.router is not None
     total = weights.talker * first + weights.predictor * others + weights.router * auxiliary

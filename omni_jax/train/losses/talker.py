@@ -197,7 +197,8 @@ def _residual_loss(
     targets = jnp.where(codes >= 0, codes, IGNORED)
 
     def codebook(sums: TokenLoss, at: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[TokenLoss, None]:
-        return jax.tree.map(jnp.add, sums, cross_entropy(*at, declaration.mesh)), None
+        hidden, head, wanted = at
+        return jax.tree.map(jnp.add, sums, cross_entropy(hidden, head, wanted, declaration.mesh)), None
 
     each = jnp.moveaxis(out[:, :, 1:], 2, 0), predictor.lm_head[...], jnp.moveaxis(targets[:, 1:], 1, 0)
     return jax.lax.scan(codebook, TokenLoss(*jnp.zeros(3)), each)[0]
