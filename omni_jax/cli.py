@@ -33,7 +33,9 @@ from omni_jax.inspection import Inspect, inspect
 from omni_jax.omni import Omni
 from omni_jax.printing import report_mesh
 from omni_jax.sharding import platform
+from omni_jax.train.codes_command import CheckCodes
 from omni_jax.train.command import Plot, Train, configured, run_command
+from omni_jax.train.drafters.questions import Regenerate
 from omni_jax.weights.locate import locate
 
 Command = (
@@ -113,8 +115,14 @@ def _train(command: Train) -> None:
         report_mesh(omni)
         return omni
 
+    match command.recipe:
+        case Plot():
+            pass
+        case Regenerate() | CheckCodes() as asked:
+            _join(asked.devices)
+        case recipe:
+            _join(recipe.compute)
     if not isinstance(command.recipe, Plot):
-        _join(command.recipe.compute)
         platform()
     process.end_on_terminate()
     run_command(command, load)

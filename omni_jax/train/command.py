@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro import MISSING
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
@@ -16,11 +16,16 @@ from omni_jax.distributed import is_primary
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
 from omni_jax.train import toml
+from omni_jax.train.codes_command import CheckCodes, check_codes
+from omni_jax.train.drafters.questions import Regenerate, run_regenerate
+from omni_jax.train.drafters.recipes import DFlash, Eagle3
 from omni_jax.train.dry_run import MAX_SHOWN, dry_run
 from omni_jax.train.loop import Trained, check_directory, steps_of, train
+from omni_jax.train.lora.recipe import Lora
 from omni_jax.train.plot import draw_loss
 from omni_jax.train.settings import check
 from omni_jax.train.sft import Sft
+from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.locate import locate
 
 # Loads these parts of a model onto a mesh.
@@ -39,10 +44,20 @@ class Plot:
 class Train:
     """Train a model, or a part of it, on conversations; a run that was stopped goes on where it was."""
 
-    recipe: OmitArgPrefixes[Annotated[Sft, subcommand(Sft.NAME)] | Annotated[Plot, subcommand("plot")]]
+    recipe: OmitArgPrefixes[
+        Annotated[Sft, subcommand(Sft.NAME)]
+        | Annotated[Lora, subcommand(Lora.NAME)]
+        | Annotated[TalkerSft, subcommand(TalkerSft.NAME)]
+        | Annotated[DFlash, subcommand(DFlash.NAME)]
+        | Annotated[Eagle3, subcommand(Eagle3.NAME)]
+        | Annotated[Regenerate, subcommand("regenerate")]
+        | Annotated[CheckCodes, subcommand("check-codes")]
+        | Annotated[Plot, subcommand("plot")]
+    ]
 
 
-RECIPES = {kind.NAME: kind for kind in (Sft,)}
+AnyRecipe = Sft | Lora | TalkerSft | DFlash | Eagle3
+RECIPES: dict[str, Any] = {kind.NAME: kind for kind in (Sft, Lora, TalkerSft, DFlash, Eagle3)}
 
 
 def configured(arguments: Sequence[str]) -> Train | None:
@@ -62,19 +77,28 @@ def configured(arguments: Sequence[str]) -> Train | None:
 
 def run_command(command: Train, load: Load) -> None:
     """Run a command to its end, and print where the result is; InputError for what cannot be used."""
-    if isinstance(command.recipe, Plot):
-        picture = draw_loss(command.recipe.output)
-        if picture is None:
-            raise InputError("a plot needs matplotlib: install omni_jax[train]")
-        print(picture)
-        return
-    trained = train_recipe(command.recipe, load)
+    match command.recipe:
+        case Plot(output):
+            picture = draw_loss(output)
+            if picture is None:
+                raise InputError("a plot needs matplotlib: install omni_jax[train]")
+            print(picture)
+        case Regenerate() as asked:
+            run_regenerate(replace(asked, model=locate(asked.model)), load)
+        case CheckCodes() as asked:
+            check_codes(replace(asked, model=locate(asked.model)))
+        case recipe:
+            _report(recipe, train_recipe(recipe, load))
+
+
+def _report(recipe: AnyRecipe, trained: Trained | None) -> None:
+    """Print where the result is and what can be done with it; nothing after a dry run."""
     if trained is not None and is_primary():
         print(f"{trained.steps} steps, loss {trained.loss:.4g}, best after step {trained.best_step}: {trained.model}")
-        print(f"python -m convert --reverse {trained.model} DST writes it for other programs", file=sys.stderr)
+        print(recipe.NEXT.format(trained.model), file=sys.stderr)
 
 
-def train_recipe(recipe: Sft, load: Load) -> Trained | None:
+def train_recipe(recipe: AnyRecipe, load: Load) -> Trained | None:
     """Train as a recipe says; None for a dry run, which is printed."""
     run = recipe.run
     paths = {"model": locate(run.model).absolute(), "data": tuple(path.absolute() for path in run.data)}

@@ -120,7 +120,8 @@ class Call:
 class Recipe:
     """Groups that every recipe has.
 
-    A recipe also has a NAME, the PARTS of the model that it loads, and three methods:
+    A recipe also has a NAME, the PARTS of the model that it loads, what can be done NEXT with the directory that it
+    writes, and three methods:
 
         objective(omni) -> Objective     what is trained of a loaded model
         batches(omni) -> Batches         its data
@@ -129,6 +130,7 @@ class Recipe:
 
     NAME: ClassVar[str]
     PARTS: ClassVar[tuple[str, ...]] = ("thinker",)
+    NEXT: ClassVar[str] = "python -m convert --reverse {} DST writes it for other programs"
 
     run: OmitArgPrefixes[Run]
     optimizer: OmitArgPrefixes[Optimizer] = field(default_factory=Optimizer)

@@ -6,21 +6,15 @@ there, so that `omni_jax.load` takes it, and `python -m convert --reverse` makes
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
-
-from jax.sharding import Mesh
 
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
 from omni_jax.train.losses.thinker import thinker_loss
 from omni_jax.train.objective import Batches, Objective, Step, cast, masters
+from omni_jax.train.saving import save_part
 from omni_jax.train.settings import TextRecipe
 from omni_jax.train.shown import masked_text
-from omni_jax.train.state import leaf_shardings
 from omni_jax.train.text import text_batches
-from omni_jax.weights import checkpoint
-from omni_jax.weights.model import open_model
 from omni_jax.weights.trees import flatten, nest
 
 # What turns an encoder's features into the text model's tokens.
@@ -56,7 +50,7 @@ class Sft(TextRecipe):
             nest(frozen),
             nest({path: axes[path] for path in arrays if path in trained}),
             loss,
-            partial(save_thinker, self.run.model, omni.meshes["thinker"]),
+            partial(save_part, "thinker", self.run.model, omni.meshes["thinker"]),
         )
 
     def trains(self, path: str) -> bool:
@@ -73,17 +67,3 @@ class Sft(TextRecipe):
     def shown(self, omni: Omni, step: Step) -> str:
         """A batch as text, with what is learned of it."""
         return masked_text(step, omni.processor.tokenizer)
-
-
-def save_thinker(source: Path, mesh: Mesh | None, params: dict[str, Any], directory: Path) -> None:
-    """Write the model of `source`, with these parameters of its Thinker in place of its own, as a converted checkpoint.
-
-    params: a nested dict of some of the Thinker's arrays, which are cast to the types that they have in the source.
-    CheckpointError if the directory cannot be written.
-    """
-    model = open_model(source)
-    shardings = {part: leaf_shardings(one.shapes, one.axes, mesh) for part, one in model.declarations.items()}
-    arrays = flatten(model.read(shardings))
-    for path, x in flatten({"thinker": params}).items():
-        arrays[path] = x.astype(arrays[path].dtype)
-    checkpoint.save(directory, nest(arrays), model.directory)

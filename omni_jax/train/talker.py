@@ -10,11 +10,9 @@ checkpoint with all parts that its source had.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from omni_jax.errors import InputError
 from omni_jax.inputs.options import read_defaults
@@ -24,10 +22,8 @@ from omni_jax.omni import Omni
 from omni_jax.sharding import round_up_rows
 from omni_jax.train.codes import Codebooks, Layout, load_encoder
 from omni_jax.train.objective import Batches, Objective, Step, cast, masters
+from omni_jax.train.saving import save_part
 from omni_jax.train.settings import TextRecipe
-from omni_jax.train.state import leaf_shardings
-from omni_jax.weights import checkpoint
-from omni_jax.weights.model import open_model
 from omni_jax.weights.trees import flatten, nest
 
 PROJECTIONS = ("text_projection/", "hidden_projection/")
@@ -83,7 +79,7 @@ class TalkerSft(TextRecipe):
             frozen=cast({"talker": others, "thinker": heard}, dtype),
             axes=nest({path: axes[path] for path in arrays if path in trained}),
             loss=partial(talker_loss, talker=declaration, thinker=thinker, **settings),
-            save=partial(save_talker, self.run.model, omni.meshes["talker"]),
+            save=partial(save_part, "talker", self.run.model, omni.meshes["talker"]),
         )
 
     def trains(self, path: str) -> bool:
@@ -144,28 +140,14 @@ class TalkerSft(TextRecipe):
 def listener(omni: Omni) -> tuple[Declaration, dict[str, Any]]:
     """What of the Thinker the Talker hears: its declaration and parameters, up to the layer that is accepted.
 
-    The layers behind it and the head, about half of the public model, are left out.
+    The layers after it and the head, about half of the public model, are left out.
     """
     config, talker = omni.config.thinker, omni.config.talker
     assert talker is not None
     # The state of number n leaves layer n - 1 before that layer's deepstack feature is added, so it is read there.
     layers = min(talker.accept_hidden_layer + 1, config.text.num_layers)
     dense = tuple(l for l in config.text.dense_layers if l < layers)
-    text = replace(config.text, num_layers=layers, dense_layers=dense, tie_word_embeddings=True)
-    declaration = declare(Thinker, replace(config, text=text), mesh=omni.meshes["thinker"])
+    text = replace(config.text, num_layers=layers, dense_layers=dense)
+    declaration = declare(Thinker, replace(config, text=text, tie_word_embeddings=True), mesh=omni.meshes["thinker"])
     arrays = flatten(omni.params["thinker"])
     return declaration, nest({path: arrays[path][: x.shape[0]] for path, x in flatten(declaration.shapes).items()})
-
-
-def save_talker(source: Path, mesh: Mesh | None, params: dict[str, Any], directory: Path) -> None:
-    """Write the model of `source`, with these parameters of its Talker in place of its own, as a converted checkpoint.
-
-    params: a nested dict of some of the Talker's arrays, which are cast to the types that they have in the source.
-    CheckpointError if the directory cannot be written.
-    """
-    model = open_model(source)
-    shardings = {part: leaf_shardings(one.shapes, one.axes, mesh) for part, one in model.declarations.items()}
-    arrays = flatten(model.read(shardings))
-    for path, x in flatten({"talker": params}).items():
-        arrays[path] = x.astype(arrays[path].dtype)
-    checkpoint.save(directory, nest(arrays), model.directory)

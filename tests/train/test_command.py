@@ -17,8 +17,9 @@ from omni_jax.train.batch import IGNORED, TextBatch
 from omni_jax.train.command import Train, train_recipe
 from omni_jax.train.loop import train
 from omni_jax.train.objective import Step
+from omni_jax.train.saving import save_part
 from omni_jax.train.settings import Run
-from omni_jax.train.sft import Sft, save_thinker
+from omni_jax.train.sft import Sft
 from omni_jax.train.shown import masked_text
 from omni_jax.weights.trees import flatten
 from scripts.small.objective import ToyBatches, make_objective, recipe_for
@@ -99,7 +100,7 @@ def test_parts_are_trained_by_their_own_flags(omnis: Callable[[str], Omni]) -> N
 def test_a_trained_model_has_all_parts_of_its_source(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     before = omni_jax.load(checkpoints("tiny"))
     changed = before.params["thinker"]["embed"] + 1
-    save_thinker(checkpoints("tiny"), None, {"embed": changed}, tmp_path / "model")
+    save_part("thinker", checkpoints("tiny"), None, {"embed": changed}, tmp_path / "model")
     after = flatten(omni_jax.load(tmp_path / "model").params)
     assert {path.split("/")[0] for path in after} == {"thinker", "talker", "code2wav"}
     for path, x in flatten(before.params).items():

@@ -66,7 +66,7 @@ def equal_gradients(declaration: Declaration, got: dict, want: dict, relative: f
 
 
 def equal_sums(got: Loss, want: Loss, relative: float = 1e-5) -> None:
-    assert got.weight == want.weight and got.metrics.keys() == want.metrics.keys()
+    assert float(got.weight) == float(want.weight) and got.metrics.keys() == want.metrics.keys()
     for mine, its in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         close(mine, its, relative)
 

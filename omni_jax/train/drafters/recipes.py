@@ -59,6 +59,7 @@ class DFlash(TextRecipe):
     """Train a DFlash drafter, which drafts blocks, for the Thinker as it is."""
 
     NAME = "dflash"
+    NEXT = "--drafter {} uses it"
 
     optimizer: OmitArgPrefixes[Optimizer] = field(
         default_factory=lambda: Optimizer(learning_rate=6e-4, warmup_ratio=0.04, clip_norm=1.0)
@@ -86,6 +87,7 @@ class Eagle3(TextRecipe):
     """Train an EAGLE-3 drafter, which drafts chains and trees, for the Thinker as it is."""
 
     NAME = "eagle3"
+    NEXT = "--drafter {} uses it"
 
     optimizer: OmitArgPrefixes[Optimizer] = field(
         default_factory=lambda: Optimizer(learning_rate=1e-4, warmup_ratio=0.015, beta2=0.95, clip_norm=0.5)
