@@ -175,10 +175,10 @@ def test_missing_files_and_other_models(written: Any, checkpoints: Any, tmp_path
 
 
 def test_inspect_says_what_is_adapted(written: Any, checkpoints: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["inspect", str(checkpoints("small")), "--adapter", str(written("attention")[0])])
+    main(["inspect", "--model", str(checkpoints("small")), "--adapter", str(written("attention")[0])])
     said = capsys.readouterr().out
     assert "5 matrices thinker.model.layers.*.self_attn.q_proj" in said and "experts: not adapted" in said
-    main(["inspect", str(checkpoints("small")), "--json", "--adapter", str(written("everything")[0])])
+    main(["inspect", "--model", str(checkpoints("small")), "--json", "--adapter", str(written("everything")[0])])
     report = json.loads(capsys.readouterr().out)["adapter"]
     assert report["matrices"]["thinker.model.layers.*.mlp.experts.*.down_proj"] == 30
     assert report["parameters"] == sum(

@@ -80,6 +80,7 @@ def taps_of(kind: str, omni: Omni) -> tuple[int, ...]:
     return block_states(BLOCK, layers) if kind == "dflash" else chain_states(layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dflash", "eagle3"])
 def test_the_loss_falls_and_more_drafts_are_accepted(
     kind: str, repeating: tuple[Omni, np.ndarray], tmp_path: Path
@@ -117,7 +118,7 @@ def test_the_loss_falls_and_more_drafts_are_accepted(
         )
         assert set(reply.token_ids) <= set(cycle.tolist())
         given[name] = reply.stats["tokens_per_round"]
-    assert given["before"] < 2 and given["after"] > 3.5
+    assert given["before"] < 1.5 and given["after"] > 1.5 * given["before"]
 
 
 @pytest.mark.parametrize("kind", ["dflash", "eagle3"])
