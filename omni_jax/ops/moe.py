@@ -63,7 +63,7 @@ class ExpertWeights:
     lora: GatedFactors | None = None
 
     def flat(self) -> tuple["Mlp", jax.Array | int]:
-        """The experts of all layers along one axis of L * E, and the first index of the layer."""
+        """The experts of all layers along one axis: gate_up [L * E, D, 2 F] and down [L * E, F, D]; the first index."""
         L, E, D, _, F = self.gate_up.shape
         lora = jax.tree.map(lambda w: w.reshape(L * E, *w.shape[2:]), self.lora)
         return Mlp(self.gate_up.reshape(L * E, D, 2 * F), self.down.reshape(L * E, F, D), lora), self.layer * E

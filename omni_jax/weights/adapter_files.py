@@ -59,7 +59,7 @@ def write_adapter(
 
     Args:
         directory: where; it appears complete or not at all.
-        factors: arrays by path, with the shapes of their rows.
+        factors: by path, a [*stack, r, in] and b [*stack, out, r], as their rows say.
         rows: their key map.
         config: what adapter_config.json says.
 
@@ -80,7 +80,7 @@ def write_adapter(
 
 
 def read_factors(adapter: Adapter, rows: Sequence[Leaf], scale: float) -> dict[str, np.ndarray]:
-    """An adapter's factors as arrays by path, float32, to train on; scale: what their products are to count.
+    """An adapter's factors by path, float32 and shaped as their rows say, to train on; scale: what products count.
 
     InputError for an adapter that has other modules or ranks than the rows.
     """

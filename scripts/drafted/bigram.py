@@ -27,11 +27,11 @@ class Bigram:
         return jnp.zeros((0,))
 
     def grow(self, memory: jax.Array, capacity: int) -> jax.Array:
-        """The same memory."""
+        """The same memory [B]."""
         return memory
 
     def remember(self, params: jax.Array, thinker: Thinker, memory: jax.Array, seen: Seen) -> jax.Array:
-        """The same memory."""
+        """The same memory [B]."""
         return memory
 
     def max_emitted(self, verify_tokens: int) -> int:

@@ -82,7 +82,7 @@ class Plan(Sequence[PlannedBatch]):
 
 
 def batches_of(lengths: np.ndarray, packing: Packing, seed: int, epoch: int) -> list[PlannedBatch]:
-    """The batches of one epoch, in which each sample occurs once."""
+    """The batches of one epoch, in which each sample occurs once; lengths: their tokens, int [samples]."""
     order, batches, waiting = shuffled(len(lengths), seed, epoch, 0), list[PlannedBatch](), list[int]()
     for number, start in enumerate(range(0, len(order), packing.window), start=1):
         window = [*waiting, *order[start : start + packing.window].tolist()]

@@ -43,7 +43,10 @@ def decay_of(block_size: int) -> float:
 
 
 def draw_anchors(batch: TextBatch, key: jax.Array, most: int) -> Anchors:
-    """Draw up to `most` different anchors of each row among the tokens that are learned and whose next one is too."""
+    """Up to `most` different anchors of each row of a batch [B, T], drawn with a typed key [].
+
+    Drawn are tokens that are learned and whose next one is too.
+    """
     labels = jnp.asarray(batch.labels)
     B, T = labels.shape
     index = jnp.broadcast_to(jnp.arange(T), (B, T))
