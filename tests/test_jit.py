@@ -303,7 +303,9 @@ def test_other_compiled_programs_name_theirs(omnis: Callable[[str], Omni]) -> No
     assert {"transformer", "upsample_0", "conv_in", "block_0", "block_1", "conv_out"} <= sounding
 
 
-@pytest.mark.parametrize(("file", "heading"), [("docs/jit.md", ""), ("README.md", "Under jit")])
+@pytest.mark.parametrize(
+    ("file", "heading"), [("docs/jit.md", ""), ("docs/training.md", ""), ("README.md", "Under jit")]
+)
 def test_every_block_of_the_documents_runs(
     file: str, heading: str, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
