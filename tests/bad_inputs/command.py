@@ -100,7 +100,7 @@ CASES = [
     _ask("speech as MP3", "--text Hi --speak {at}/a.mp3", ".wav or .flac"),
     _ask("speech into a folder", "--text Hi --speak {at}/a.wav", "directory", before=lambda at: (at / "a.wav").mkdir()),
     _ask("speech into no folder", "--text Hi --speak {at}/none/a.wav", "folder"),
-    _ask("drafts without a drafter", "--text Hi --draft-tokens 3", "--drafter"),
+    _ask("drafts without a drafter", "--text Hi --draft-tokens 3", "need a drafter"),
     _ask("a drafter that is none", "--text Hi --drafter {at}", "config.json"),
     _ask("messages beside a question", "--text Hi --messages {at}/m.json", "--messages", "--text"),
     _ask("messages that are missing", "--messages {at}/m.json", "m.json", "no such file"),

@@ -40,6 +40,12 @@ def asked(model: Path, tmp_path: Path) -> list[str]:
     return ["evaluate", "--model", str(model), "--output", str(tmp_path / "out"), "--max-new-tokens", "4", "--json"]
 
 
+def without_reply(asked: list[str]) -> list[str]:
+    """The same for a task that makes no reply."""
+    at = asked.index("--max-new-tokens")
+    return asked[:at] + asked[at + 2 :]
+
+
 @pytest.fixture
 def stub(model: Path, monkeypatch: pytest.MonkeyPatch) -> StubOmni:
     """What the command loads."""
@@ -168,7 +174,8 @@ def test_whatever_a_reader_raises_is_the_rows(
     rows = [{"prompt": name, "reference": "a", "id": name} for name in "abc"]
     shutil.copy(data_dir / "chelsea.png", tmp_path)
     data = write(tmp_path / "rows.jsonl", *rows, {**rows[0], "id": "bad", "image": "chelsea.png"}, {**rows[0], "id": 2})
-    asked = [*asked, "--data", str(data), "--task", task, "--recogniser", f"{hear.__module__}:hear"]
+    asked = [*(without_reply(asked) if task == "loglikelihood" else asked), "--data", str(data), "--task", task]
+    asked += ["--recogniser", f"{hear.__module__}:hear"] if task == "speech" else []
     monkeypatch.setattr(tasks, "log_likelihoods", weigh)
     monkeypatch.setattr(tasks, "prepare_choices", lambda omni, context, texts: [tasks.Continuation(context, [1])])
     with monkeypatch.context() as broken:
@@ -269,6 +276,7 @@ def test_texts_that_cannot_be_weighed_are_found_among_those_beside_them(
 
     monkeypatch.setattr(tasks, "log_likelihoods", weigh_few)
     monkeypatch.setattr(tasks, "prepare_choices", lambda omni, context, texts: [tasks.Continuation(context, [1])])
+    asked = without_reply(asked)
     assert status_of([*asked, "--data", str(data), "--task", "loglikelihood", "--slots", "2"]) == 4
     assert [name for name, one in results(asked).items() if "error" in one] == ["#2"] and groups == [4, 1, 1, 1, 1, 1]
 
