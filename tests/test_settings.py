@@ -203,6 +203,7 @@ MEDIA: dict[str, tuple[list[str], dict[str, Any]]] = {
     "audio_end": (["--audio-end", "3.5"], {"audio_end": 3.5}),
 }
 ELSEWHERE = {
+    "adapter",
     *("model", "text", "image", "audio", "video", "system", "messages", "speak", "drafter", "mesh", "dtype", "json"),
     *("media", "distributed", "coordinator", "processes", "process", "n"),
 }

@@ -181,4 +181,4 @@ def _drafted(omni: Omni, pairs: list[tuple[str, str]], plan: DraftPlan) -> list[
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(tyro.cli(Options, prog="python -m scripts.drafted", description=__doc__))

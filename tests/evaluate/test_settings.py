@@ -343,7 +343,7 @@ def test_results_depend_on_every_setting(run: Run, drafters: Callable[[str, str]
 
 TESTED = {
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "speaker", "speech_temperature", "max_frames",
-    "speech_top_k", "speech_top_p", "speech_repetition_penalty",
+    "speech_top_k", "speech_top_p", "speech_repetition_penalty", "adapter",
     "fps", "use_audio_in_video", "drafter", "draft_tokens", "draft_tree", "draft_sampling", "max_new_tokens", "seed",
     "slots", "task", "metric", "limit", "fatal", "data", "split", "output", "model", "recogniser", "dtype", "mesh",
     "stop", "media", "thinking", "json", "distributed", "coordinator", "processes", "process",

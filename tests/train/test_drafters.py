@@ -81,7 +81,7 @@ def taps_of(kind: str, omni: Omni) -> tuple[int, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dflash", "eagle3"])
+@pytest.mark.parametrize("kind", ["dflash"])
 def test_the_loss_falls_and_more_drafts_are_accepted(
     kind: str, repeating: tuple[Omni, np.ndarray], tmp_path: Path
 ) -> None:
