@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert import load_hf
 from omni_jax.inputs.messages import read_conversation
 from omni_jax.inputs.prompt import prompt_ids
 from omni_jax.omni import Omni
@@ -176,19 +174,3 @@ def _prompt(model: Any, omni: Omni, example: SpeechExample) -> tuple[Any, ...]:
     )
     placed = torch.cat([*(ids[:, s] for s in users), answer_ids], dim=1)
     return torch.cat([*parts, answer], dim=1), trailing, pad, placed, inputs
-
-
-def reference_gradients(model: Any, directory: Path) -> dict:
-    """The gradients in the Talker's parameters as our tree: saved as if they were weights, and read back."""
-    import torch
-
-    parameters = list(model.talker.parameters())
-    values = [p.data for p in parameters]
-    for p in parameters:
-        p.data = torch.zeros_like(p) if p.grad is None else p.grad
-    try:
-        model.save_pretrained(directory)
-    finally:
-        for p, value in zip(parameters, values, strict=True):
-            p.data = value
-    return load_hf(directory, parts=("talker",))[0]["talker"]

@@ -73,11 +73,11 @@ def reference_loss(reference: Any, inputs: dict, labels: np.ndarray) -> tuple[fl
     return out.loss.item(), out.aux_loss.item()
 
 
-def reference_gradients(reference: Any, directory: Path) -> dict:
-    """The gradients in a reference's parameters as our tree: saved as if they were weights, and read back."""
+def reference_gradients(reference: Any, part: str, directory: Path) -> dict:
+    """The gradients in a part of a reference as our tree: saved as if they were weights, and read back."""
     import torch
 
-    parameters = list(reference.thinker.parameters())
+    parameters = list(getattr(reference, part).parameters())
     values = [p.data for p in parameters]
     for p in parameters:
         p.data = torch.zeros_like(p) if p.grad is None else p.grad
@@ -86,7 +86,7 @@ def reference_gradients(reference: Any, directory: Path) -> dict:
     finally:
         for p, value in zip(parameters, values, strict=True):
             p.data = value
-    return load_hf(directory, parts=("thinker",))[0]["thinker"]
+    return load_hf(directory, parts=(part,))[0][part]
 
 
 def each_leaf(check: Callable[[str, np.ndarray, np.ndarray], None], got: dict, want: dict) -> None:

@@ -26,7 +26,8 @@ from omni_jax.train.talker import listener
 from omni_jax.train.talker_batch import SpeechBatch
 from omni_jax.weights.trees import flatten
 from tests.helpers.arrays import close
-from tests.helpers.speech import SpeechExample, batch_of, random_codes, reference_gradients, reference_losses
+from tests.helpers.speech import SpeechExample, batch_of, random_codes, reference_losses
+from tests.helpers.training import reference_gradients
 from tests.parity import audio_part, image_part, user, video_part
 
 TURNS = [
@@ -78,7 +79,7 @@ def test_losses_and_gradients_equal_the_reference(
     omni: Omni, batch: SpeechBatch, reference: Callable[[str], Any], tmp_path: Path
 ) -> None:
     want = reference_losses(reference("odd"), omni, examples(omni), WEIGHTS)
-    theirs = flatten(reference_gradients(reference("odd"), tmp_path / "gradients"))
+    theirs = flatten(reference_gradients(reference("odd"), "talker", tmp_path / "gradients"))
     run = jax.jit(jax.value_and_grad(loss_of(omni, batch, weights=WEIGHTS), has_aux=True))
     (_, got), gradient = run(omni.params["talker"], frozen_of(omni))
     assert float(got.weight) == 14 + 1 + 5 + 1

@@ -108,7 +108,7 @@ def test_loss_and_every_gradient_equal_the_reference(
     close(loss.total / loss.weight, want)
     close(loss.metrics["auxiliary_loss"] / loss.weight, auxiliary)
     close(loss.metrics["cross_entropy"] / loss.weight, want - COEFFICIENT * auxiliary)
-    equal_gradients(declaration, gradient, reference_gradients(reference(variant), tmp_path / "gradients"))
+    equal_gradients(declaration, gradient, reference_gradients(reference(variant), "thinker", tmp_path / "gradients"))
     silent = {path.split("/")[0] for path, g in flatten(gradient).items() if not np.any(g)}
     assert silent == ({"vision", "audio"} if prompt == "text" else set()), "every other array is trained"
 
