@@ -26,24 +26,23 @@ def sample(
     keys: one typed key per row. position: int32 [B], of the token in its row. seen: bool [B, V] when
     the plan is penalised.
     """
-    logits = filtered(logits, seen, values, plan)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32) if plan.greedy else draw_keyed(logits, keys, position)
+    logits = _tempered(logits, seen, values, plan)
+    if plan.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if not plan.candidates:
+        return draw_keyed(logits, keys, position)
+    # As `draw_keyed` over the whole vocabulary, without noise for tokens that cannot be drawn.
+    kept, ids = _candidates(logits, values, plan)
+    chosen = jnp.argmax(kept + jax.vmap(_noise_of)(jax.vmap(fold)(keys, position), ids), axis=-1)
+    return jnp.take_along_axis(ids, chosen[:, None], axis=-1)[:, 0]
 
 
 def filtered(logits: jax.Array, seen: jax.Array | None, values: dict, plan: Plan) -> jax.Array:
     """The float32 logits [B, V] that a token is drawn from, unnormalised; -inf for tokens that cannot be drawn."""
-    if seen is not None and plan.penalised:
-        logits = penalise(logits, seen, values["repetition_penalty"])
-    if plan.greedy:
-        return logits
-    logits = logits / values["temperature"]
+    logits = _tempered(logits, seen, values, plan)
     if not plan.candidates:
         return logits
-    candidates = min(plan.candidates, logits.shape[-1])
-    top, ids = jax.lax.top_k(logits, candidates)
-    top = jnp.where(jnp.arange(candidates) < values["top_k"], top, -jnp.inf)
-    kept = jnp.where(_keep(top, values["top_p"], values["min_p"]), top, -jnp.inf)
-    # Over token ids, not ranks, so that near-ties that change places do not change a draw.
+    kept, ids = _candidates(logits, values, plan)
     rows = jnp.arange(logits.shape[0])[:, None]
     return jnp.full_like(logits, -jnp.inf).at[rows, ids].set(kept)
 
@@ -62,6 +61,35 @@ def fold(key: jax.Array, *numbers: jax.Array | int) -> jax.Array:
     for number in numbers:
         key = jax.random.fold_in(key, number)
     return key
+
+
+def _tempered(logits: jax.Array, seen: jax.Array | None, values: dict, plan: Plan) -> jax.Array:
+    """Logits float32 [B, V], penalised where the plan says so and, unless it is greedy, divided by the temperature."""
+    if seen is not None and plan.penalised:
+        logits = penalise(logits, seen, values["repetition_penalty"])
+    return logits if plan.greedy else logits / values["temperature"]
+
+
+def _candidates(logits: jax.Array, values: dict, plan: Plan) -> tuple[jax.Array, jax.Array]:
+    """The C likeliest tokens of logits [B, V]: their logits [B, C], -inf where filtered out, and ids int32 [B, C]."""
+    candidates = min(plan.candidates, logits.shape[-1])
+    top, ids = jax.lax.top_k(logits, candidates)
+    top = jnp.where(jnp.arange(candidates) < values["top_k"], top, -jnp.inf)
+    return jnp.where(_keep(top, values["top_p"], values["min_p"]), top, -jnp.inf), ids
+
+
+def _noise_of(key: jax.Array, ids: jax.Array) -> jax.Array:
+    """The elements `ids` (int32 [C]) of `jax.random.gumbel(key)` over a vocabulary, float32 [C].
+
+    A token's noise depends on its id, not on its rank, so that near-ties that change places do not change a draw. With
+    `jax_threefry_partitionable`, JAX's default, element i is made of the two words of `fold_in(key, i)`.
+    """
+    words = jax.random.key_data(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids))
+    bits = words[:, 0] ^ words[:, 1]
+    smallest = jnp.finfo(jnp.float32).tiny
+    # Random bits after the exponent of 1: a number from 1 to 2.
+    uniform = jax.lax.bitcast_convert_type((bits >> 9) | jnp.uint32(0x3F800000), jnp.float32) - 1.0
+    return -jnp.log(-jnp.log(jnp.maximum(uniform * (1 - smallest) + smallest, smallest)))
 
 
 def _keep(top: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.decode.sampling import Plan, Sampling, _keep, filtered, penalise, sample
+from omni_jax.decode.sampling import Plan, Sampling, _keep, draw_keyed, filtered, penalise, sample
 from omni_jax.errors import InputError
 
 V = 50
@@ -125,6 +125,17 @@ def test_a_draw_depends_on_seed_and_position_alone() -> None:
         assert draw(settings, rows[i : i + 1], [i + 1], [10 + i])[0] == together[i]
     many = draw(settings, np.repeat(rows[:1], 64, axis=0), [1] * 64, list(range(64)))
     assert len(set(many.tolist())) > 3
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 7}, {"top_p": 0.8}, {"top_k": 20, "min_p": 0.05}, {"top_k": 1}])
+def test_candidates_alone_give_the_draw_of_the_whole_vocabulary(settings: dict) -> None:
+    B = 512
+    scores = jnp.asarray(logits(B))
+    keys, at = jax.random.split(jax.random.key(0), B), jnp.arange(B)
+    sampling = Sampling(temperature=1.2, **settings)
+    values, plan = sampling.values(), sampling.plan(V)
+    want = draw_keyed(filtered(scores, None, values, plan), keys, at)
+    np.testing.assert_array_equal(sample(scores, keys, at, None, values, plan), want)
 
 
 def test_greedy_takes_the_best() -> None:

@@ -234,7 +234,7 @@ def test_the_command_line(
     for more, why in (
         (["--fatal"], "rows.jsonl:2"),
         (["--seed", "1"], "seed was 0, is 1"),
-        (["--task", "choice"], "leave out --metric"),
+        (["--task", "choice"], "has no use for --max-new-tokens"),
         (["--draft-tokens", "2"], "need a drafter"),
     ):
         with pytest.raises(SystemExit, match="3"):
