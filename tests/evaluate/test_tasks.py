@@ -148,16 +148,16 @@ def test_choices_and_references_are_weighed(omnis: Callable[[str], Omni], model:
     best = int(np.argmax([one.log_likelihood for one in scored]))
     rows = [{"prompt": "Pick one.", "choices": choices, "answer": i} for i in range(3)]
     data = write(tmp_path / "choices.jsonl", *rows, {"prompt": "No answer.", "choices": choices})
-    summary = score(omni, model, data, tmp_path / "choices")
+    summary = score(omni, model, data, tmp_path / "choices", max_new_tokens=None)
     assert summary["task"] == "choice" and summary["rows_skipped"] == 1
     got = results(tmp_path / "choices")
     assert [got[f"#{i}"]["scores"]["accuracy"] for i in range(3)] == [float(i == best) for i in range(3)]
     assert got["#0"]["log_likelihoods"] == pytest.approx([one.log_likelihood for one in scored], abs=1e-3)
     with pytest.raises(InputError, match=r"sample #3: .*needs at least two"):
-        score(omni, model, data, tmp_path / "strict", fatal=True)
+        score(omni, model, data, tmp_path / "strict", max_new_tokens=None, fatal=True)
 
     data = write(tmp_path / "texts.jsonl", *({"prompt": "Pick one.", "reference": text} for text in choices))
-    summary = score(omni, model, data, tmp_path / "texts", task="loglikelihood")
+    summary = score(omni, model, data, tmp_path / "texts", task="loglikelihood", max_new_tokens=None)
     total, tokens = sum(one.log_likelihood for one in scored), sum(one.tokens for one in scored)
     assert summary["scores"]["perplexity_per_token"] == pytest.approx(np.exp(-total / tokens), rel=1e-4)
 
@@ -210,8 +210,8 @@ def test_the_command_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write(tmp_path / "rows.jsonl", {"prompt": "Hi", "reference": "x"}, {"prompt": ""})
-    asked = ["evaluate", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "out")]
-    asked += ["--max-new-tokens", "2", "--slots", "1", "--metric", "exact_number"]
+    paths = ["evaluate", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "out")]
+    asked = [*paths, "--max-new-tokens", "2", "--slots", "1", "--metric", "exact_number"]
     with pytest.raises(SystemExit, match="4"):  # a row was skipped
         main([*asked, "--json"])
     out, err = capsys.readouterr()
@@ -240,3 +240,6 @@ def test_the_command_line(
         with pytest.raises(SystemExit, match="3"):
             main([*asked, *more])
         assert why in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="3"):
+        main([*paths, "--task", "choice", "--metric", "exact"])
+    assert "leave out --metric" in capsys.readouterr().err

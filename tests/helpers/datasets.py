@@ -23,7 +23,9 @@ NEW = 6
 
 
 def score(omni: Omni, model: Path, data: Path, output: Path, **settings: Any) -> dict:
+    """The summary of an evaluation; max_new_tokens=None for a task that writes no replies."""
     asked = {"max_new_tokens": NEW, "slots": 2, **settings}
+    asked = {name: value for name, value in asked.items() if value is not None}
     return evaluate(command(Evaluate, model=model, data=data, output=output, **asked), lambda parts: omni)
 
 
