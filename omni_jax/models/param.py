@@ -25,6 +25,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from omni_jax.errors import InputError
+from omni_jax.ops.kept import PRODUCTS
 from omni_jax.sharding import Axes, platform
 
 
@@ -218,14 +219,22 @@ Carry = TypeVar("Carry")
 Y = TypeVar("Y")
 
 
+# What a backward pass keeps of a layer: results of matrix products, and those that a module names `KEPT`. What JAX would
+# keep by itself is twice as much, a copy of the layer's weights among it.
+KEPT = "kept"
+PRODUCTS_KEPT = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(KEPT)
+)
+
+
 def scan_layers(
     module: M, layer: Callable[[M, Carry, jax.Array], tuple[Carry, Y]], carry: Carry, layers: int, remat: bool
 ) -> tuple[Carry, Y]:
     """Run the layers of a module whose parameters are stacks of them: the last carry, and the layers' results, stacked.
 
     layer: called with the module that holds this layer's parameters alone, at index 0 of its stacks, the carry, and the
-    layer's number int32 []. Stacks of another length stay whole. remat: whether a backward pass computes a layer anew
-    instead of keeping what it made.
+    layer's number int32 []. Stacks of another length stay whole. remat: whether a backward pass computes a layer anew;
+    else it has the results of matrix products, and computes only what is between them.
     """
     graphdef, stacks, others = nnx.split(module, lambda _, stack: stack.shape[0] == layers, ...)
 
@@ -234,7 +243,7 @@ def scan_layers(
         return layer(nnx.merge(graphdef, jax.tree.map(lambda p: p[None], own), others), carry, l)
 
     # Inside a loop nothing is computed twice by chance, so nothing has to be prevented.
-    step = jax.checkpoint(step, prevent_cse=False) if remat else step
+    step = jax.checkpoint(step, prevent_cse=False, policy=None if remat else PRODUCTS_KEPT)
     return jax.lax.scan(step, carry, (jnp.arange(layers), stacks))
 
 

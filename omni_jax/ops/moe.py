@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from omni_jax.ops.kept import keep
 from omni_jax.ops.low_rank import Factors, GatedFactors
 from omni_jax.sharding import platform
 
@@ -209,7 +210,7 @@ def _tile_products_forward(x: jax.Array, experts: Mlp, tiles: Tiles, sizes: tupl
         )
 
     empty = jnp.zeros(x.shape, jnp.float32), jnp.zeros((len(x), experts.gate_up.shape[2]), x.dtype)
-    out, hidden = _each_tile(one, empty, tiles, sizes)
+    out, hidden = keep(_each_tile(one, empty, tiles, sizes))
     return out, (x, experts, tiles, hidden)
 
 
@@ -312,10 +313,10 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
         return (factors.scale * dot(dot(rows, a.swapaxes(1, 2)), b.swapaxes(1, 2))).astype(x.dtype)
 
     rows = x[order // A]
-    hidden = dot(rows, gate_up[experts.layer].reshape(E, D, 2 * F))
+    hidden = keep(dot(rows, gate_up[experts.layer].reshape(E, D, 2 * F)))
     hidden = hidden if experts.lora is None else hidden + experts.lora.first(rows, update)
     hidden = _gated(hidden, x.dtype)
-    out = dot(hidden, experts.down[experts.layer])
+    out = keep(dot(hidden, experts.down[experts.layer]))
     out = out if experts.lora is None else out + experts.lora.second(hidden, update)
     # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
     place = jnp.zeros(R * A, jnp.int32).at[order].set(jnp.arange(R * A, dtype=jnp.int32)).reshape(R, A)
