@@ -219,14 +219,6 @@ Carry = TypeVar("Carry")
 Y = TypeVar("Y")
 
 
-# What a backward pass keeps of a layer: results of matrix products, and those that a module names `KEPT`. What JAX would
-# keep by itself is twice as much, a copy of the layer's weights among it.
-KEPT = "kept"
-PRODUCTS_KEPT = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(KEPT)
-)
-
-
 def scan_layers(
     module: M, layer: Callable[[M, Carry, jax.Array], tuple[Carry, Y]], carry: Carry, layers: int, remat: bool
 ) -> tuple[Carry, Y]:
@@ -243,7 +235,7 @@ def scan_layers(
         return layer(nnx.merge(graphdef, jax.tree.map(lambda p: p[None], own), others), carry, l)
 
     # Inside a loop nothing is computed twice by chance, so nothing has to be prevented.
-    step = jax.checkpoint(step, prevent_cse=False, policy=None if remat else PRODUCTS_KEPT)
+    step = jax.checkpoint(step, prevent_cse=False, policy=None if remat else PRODUCTS)
     return jax.lax.scan(step, carry, (jnp.arange(layers), stacks))
 
 
