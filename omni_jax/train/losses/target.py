@@ -78,9 +78,10 @@ def accepted(right: jax.Array, asked: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def in_chunks(function: Any, arrays: Any, size: int) -> Any:
-    """`function` over `size` rows of arrays [R, ...] at a time; a backward pass computes each part anew."""
+    """`function` over at most `size` rows of arrays [R, ...] at a time; a backward pass computes each part anew."""
     R = jax.tree.leaves(arrays)[0].shape[0]
     chunks = -(-R // size)
+    size = -(-R // chunks)  # Few rows are not padded to `size`, and of several parts none is mostly padding.
 
     def cut(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, chunks * size - R)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, size, *x.shape[1:])
