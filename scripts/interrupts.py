@@ -24,10 +24,10 @@ from typing import Any
 
 import tyro
 
+from scripts.small.quick import QUICK_FLAGS
+
 ROOT = Path(__file__).resolve().parent.parent
-# Without the compiler's slowest passes, which are not tested here.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS, "PYTHONPATH": str(ROOT)}
 NOISE = ("Traceback", "Exception ignored", "Fatal Python", "Segmentation", "Error")
 SAMPLES = 6
 # Seconds after which a process that has not ended is killed.

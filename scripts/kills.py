@@ -18,9 +18,10 @@ from pathlib import Path
 
 import tyro
 
+from scripts.small.quick import QUICK_FLAGS
+
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS, "PYTHONPATH": str(ROOT)}
 # A run with a checkpoint every few steps, which says when it begins to take them and waits a little at each.
 RUN = """
 import sys, time

@@ -3,22 +3,16 @@
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from scripts.small.quick import QUICK_FLAGS
 
 # All must be in place before anything imports jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["OMNI_JAX_CACHE"] = "off"  # Tests compile for themselves, and leave the user's directory alone.
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-# The tests spend more time compiling than running, so the compiler's slowest passes are off. The older code generator
-# takes half the time of the newer one; jax 0.11 and later have only the newer one.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_cpu_parallel_codegen_split_count=1"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "")
-)
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count=8 {QUICK_FLAGS}"
 
 import pytest
 
