@@ -1,13 +1,16 @@
 """The loop on a small objective: what it learns and writes, and that a stopped run goes on as if it had not stopped."""
 
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from omni_jax.sharding import make_mesh
 from omni_jax.train.loop import train
@@ -76,6 +79,32 @@ def test_a_run_goes_on_on_another_mesh(tmp_path: Path) -> None:
     mesh = make_mesh(jax.devices(), fsdp=2, tensor=2, expert=2)
     train(recipe_for(tmp_path / "run", steps=4), make_objective(), ToyBatches(), mesh)
     np.testing.assert_allclose(params_of(tmp_path / "run"), params_of(tmp_path / "one"), rtol=1e-5, atol=1e-5)
+
+
+def test_metrics_for_tensorboard(tmp_path: Path) -> None:
+    """Each file begins with the step from which it hides what earlier ones have."""
+    for output in (tmp_path / "run", tmp_path / "run"):
+        train(recipe_for(output, steps=4), make_objective(), ToyBatches())
+    files = sorted((tmp_path / "run" / "tensorboard").iterdir(), key=lambda path: path.suffix)
+    protocol: Any = event_pb2
+    first, second = ([protocol.Event.FromString(record) for record in records_of(path)] for path in files)
+    assert [event.step for event in first] == [0, 1, 2, 4] and [event.step for event in second] == [0, 5]
+    assert first[1].session_log.status == protocol.SessionLog.START == second[1].session_log.status
+    columns = read_metrics(tmp_path / "run")
+    for i, event in enumerate(first[2:]):
+        told = {value.tag: value.simple_value for value in event.summary.value}
+        assert told.pop("seconds") > 0 < told.pop("tokens_per_second")
+        assert told == pytest.approx({name: columns[name][i] for name in columns if name in told}) and len(told) == 4
+
+
+def records_of(path: Path) -> list[bytes]:
+    """The records of a file of TensorBoard: length, its check, data, their check."""
+    data, records = path.read_bytes(), []
+    while data:
+        end = 12 + struct.unpack_from("Q", data)[0]
+        records.append(data[12:end])
+        data = data[end + 4 :]
+    return records
 
 
 def stop_after(steps: int, output: Path) -> None:
