@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from omni_jax import process
+from omni_jax.errors import InputError
 from omni_jax.sharding import make_mesh
 from omni_jax.train.loop import train
+from omni_jax.train.objective import Step
 from omni_jax.train.plot import read_metrics
 from scripts import kills
 from scripts.small.objective import ToyBatches, make_objective, recipe_for
@@ -140,6 +143,27 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_data_that_fail_cost_no_step(interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory runs out in a worker, or a scheduler ends all processes of a command at once."""
+
+    class Failing(ToyBatches):
+        def step(self, number: int) -> Step:
+            if number == 3:
+                monkeypatch.setattr(process, "interrupted", lambda: interrupted)
+                raise InputError("a process that prepares data was killed")
+            return super().step(number)
+
+    settings = {"steps": 6, "save_every": 9, "log_every": 2}
+    with pytest.raises(KeyboardInterrupt if interrupted else InputError):
+        train(recipe_for(tmp_path / "run", **settings), make_objective(), Failing())
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+    for output in (tmp_path / "run", tmp_path / "whole"):
+        train(recipe_for(output, **settings), make_objective(), ToyBatches())
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+
+
 # A command that waits at each step until it is told to go on, and says which step it is.
 COMMAND = """
 import sys
@@ -162,16 +186,16 @@ process.enter("toy", "__main__")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_ends(sent: signal.Signals, tmp_path: Path) -> None:
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen([sys.executable, "-c", COMMAND, str(tmp_path / "run")], text=True, **pipes) as process:
-        assert process.stdin and process.stdout
+    with subprocess.Popen([sys.executable, "-c", COMMAND, str(tmp_path / "run")], text=True, **pipes) as command:
+        assert command.stdin and command.stdout
         for number in range(4):
-            assert process.stdout.readline() == f"{number}\n"
+            assert command.stdout.readline() == f"{number}\n"
             if number == 3:
-                process.send_signal(sent)
-            process.stdin.write("\n")
-            process.stdin.flush()
-        _, err = process.communicate("\n" * 20, timeout=120)
-    assert process.returncode == 130 and "a checkpoint is saved first" in err and "Traceback" not in err
+                command.send_signal(sent)
+            command.stdin.write("\n")
+            command.stdin.flush()
+        _, err = command.communicate("\n" * 20, timeout=120)
+    assert command.returncode == 130 and "a checkpoint is saved first" in err and "Traceback" not in err
     (held,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(held.name) in (3, 4)
     train(recipe_for(tmp_path / "run", steps=9, save_every=7, log_every=3), make_objective(), ToyBatches())
