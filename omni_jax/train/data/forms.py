@@ -149,6 +149,8 @@ def _place_media(messages: list[dict[str, Any]], sources: dict[str, list[Any]]) 
     for kind, listed in sources.items():
         places = [part for some in parts for part in some if part.get("type") == kind and len(part) == 1]
         if not places:
+            if any(kind in str(part.get("type")) for some in parts for part in some):
+                raise InputError(f"the row has '{kind}s', and its messages name theirs already; give each once")
             opening = next((some for some, m in zip(parts, messages, strict=True) if m["role"] == "user"), None)
             if opening is None:
                 raise InputError(

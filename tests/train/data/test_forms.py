@@ -98,6 +98,9 @@ def test_plain_text() -> None:
     ({"messages": [{"role": "user", "content": "<image>"}], "images": ["a", "b"]},
      "the row lists 2 as 'images', and its texts hold <image> 1 times"),
     ({"messages": [SAID], "images": ["a"]}, "the row has 'images' and no question"),
+    *(({"messages": [{"role": "user", "content": [part, text("q")]}, SAID], "images": ["a"]},
+       "the row has 'images', and its messages name theirs already; give each once")
+      for part in (image("a"), {"type": "image_url", "image_url": {"url": "a"}})),
     ({"messages": [ASKED, SAID], "images": ["a"], "image": "b"}, "the row has 'image' and 'images'; give"),
     ({"messages": [ASKED, SAID], "tools": "["}, "'tools': no valid JSON"),
     ({"messages": [ASKED, SAID], "tools": 3}, "'tools' is of type int; give a list"),
