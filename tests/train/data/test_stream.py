@@ -120,10 +120,11 @@ def test_epochs_without_an_end(data: Path, opened: Any) -> None:
 
 def test_another_datasets_state(data: Path, opened: Any, tmp_path: Path) -> None:
     stream = opened(data)
-    for name, value, settings in (("seed", 1, {"seed": 1}), ("rows", 3, {"packing": Packing(3, 300, window=16)})):
-        with pytest.raises(
-            InputError, match=rf"begun with {name} {value}, and this is .*; resume it with the same data"
-        ):
+    for name, value, settings, remedy in (
+        ("seed", 1, {"seed": 1}, "the same data"),
+        ("rows", 3, {"packing": Packing(3, 300, window=16)}, "a mesh that divides as many rows"),
+    ):
+        with pytest.raises(InputError, match=rf"begun with {name} {value}, and this is .*; resume it with {remedy}"):
             stream.restore(opened(data, **settings).state())
     other = write(tmp_path / "other.jsonl", *(row(i) for i in range(40)))
     with pytest.raises(InputError, match="begun with data '"):
@@ -172,6 +173,18 @@ def test_a_medium_that_is_lost_while_training(data: Path, opened: Any, capsys: p
     )
     with pytest.raises(InputError, match=r"rows.jsonl:\d+: .*a.png"):
         list(streams[2])
+
+
+def test_media_that_are_gone_end_a_run(data_dir: Path, opened: Any, tmp_path: Path) -> None:
+    """Else it would be at its end within seconds, or pass over batches for ever where epochs have no end."""
+    (tmp_path / "a.png").write_bytes((data_dir / "chelsea.png").read_bytes())
+    data = write(tmp_path / "rows.jsonl", *(row(i) | {"images": ["a.png"]} for i in range(3)))
+    streams = [opened(data, epochs=epochs, packing=Packing(1, 300, several=False)) for epochs in (None, 9, 2)]
+    (tmp_path / "a.png").unlink()
+    for stream in streams[:2]:
+        with pytest.raises(InputError, match="nothing of 8 batches one after the other can be used; make the media"):
+            next(iter(stream))
+    assert not list(streams[2])
 
 
 def test_files_of_several_kinds(opened: Any, tmp_path: Path) -> None:
