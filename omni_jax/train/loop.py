@@ -68,7 +68,7 @@ def train(recipe: Recipe, objective: Objective, batches: Batches, mesh: Mesh | N
     steps_of(recipe, batches)
     note = f"a checkpoint is saved first, and the same command goes on with what {recipe.run.output} holds"
     with (
-        _claimed(recipe),
+        claimed(recipe),
         process.finishing(note),
         open_checkpoints(recipe.run.output, recipe.run.keep) as checkpoints,
     ):
@@ -227,7 +227,7 @@ def interrupted() -> bool:
 
 
 @contextmanager
-def _claimed(recipe: Recipe) -> Iterator[None]:
+def claimed(recipe: Recipe) -> Iterator[None]:
     """The run's directory, which is made for it or holds a run of the same settings, and is nobody else's meanwhile."""
     output, path = recipe.run.output, recipe.run.output / CONFIG
     check_directory(recipe)

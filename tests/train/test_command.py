@@ -57,6 +57,7 @@ def test_exit_statuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (2, ["train", "sft", *NEEDED, "--steps", "many"]),
         (3, ["train", "sft", *NEEDED, "--config", str(tmp_path / "bad.toml")]),
         (3, ["train", "sft", *NEEDED, "--config", str(tmp_path / "none.toml")]),
+        (3, ["train", "export", str(tmp_path), "m"]),
         (3, ["train", "plot", str(tmp_path)]),
     ):
         assert status_of(asked) == status, asked
@@ -149,4 +150,8 @@ def test_fine_tuning_from_data_to_a_model(
     same = {path for path, x in before.items() if bool(jax.numpy.array_equal(x, after[path]))}
     assert {path for path in before if "/vision/" in path or "/audio/" in path or "thinker" not in path} <= same
     assert "thinker/embed" not in same and "thinker/layers/qkv" not in same
+    assert status_of(["train", "export", str(output), str(tmp_path / "best"), "--step", "12"]) == 0
+    assert capsys.readouterr().out == f"step 12: {tmp_path / 'best'}\n"
+    exported = flatten(omni_jax.load(tmp_path / "best").params)
+    assert all(bool(jax.numpy.array_equal(x, exported[path])) for path, x in after.items())
     assert status_of([*asked, "--seed", "1"]) == 3 and "run.seed was 0, is 1" in capsys.readouterr().err

@@ -4,6 +4,8 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tensorboardX.proto import event_pb2
 from omni_jax import process
 from omni_jax.errors import InputError
 from omni_jax.sharding import make_mesh
+from omni_jax.train.export import Export, chosen_step, export
 from omni_jax.train.loop import train
 from omni_jax.train.objective import Step
 from omni_jax.train.plot import read_metrics
@@ -82,6 +85,37 @@ def test_a_run_goes_on_on_another_mesh(tmp_path: Path) -> None:
     mesh = make_mesh(jax.devices(), fsdp=2, tensor=2, expert=2)
     train(recipe_for(tmp_path / "run", steps=4), make_objective(), ToyBatches(), mesh)
     np.testing.assert_allclose(params_of(tmp_path / "run"), params_of(tmp_path / "one"), rtol=1e-5, atol=1e-5)
+
+
+def test_any_checkpoint_is_exported(tmp_path: Path) -> None:
+    """What is written is what the run had at that step, also where it could not go on."""
+    output = tmp_path / "run"
+    settings = recipe_for(output, steps=12, save_every=2)
+    broken = ToyBatches(broken={7: {"target": np.full((8, 4), np.nan, np.float32)}})
+    with pytest.raises(InputError, match="the checkpoint of step 6 is kept"):
+        train(settings, make_objective(), broken)
+    for asked, step in ((None, 6), (4, 4)):
+        where = tmp_path / f"model{step}"
+        assert chosen_step(settings, Export(output, where, asked)) == step
+        mesh = make_mesh(jax.devices(), fsdp=2, expert=4) if step == 4 else None
+        export(settings, step, make_objective(), mesh, where)
+        ended = train(recipe_for(tmp_path / str(step), steps=12, save_every=step), make_objective(), Ended(step))
+        for name in ("table", "experts", "norm.weight"):
+            assert (where / name).read_bytes() == (ended.model / name).read_bytes()
+    for where, asked, why in ((tmp_path / "m", 5, "no checkpoint of step 5; there are: 4, 6"), (output, 4, "exists")):
+        with pytest.raises(InputError, match=why):
+            chosen_step(settings, Export(output, where, asked))
+
+
+class Ended(ToyBatches):
+    """The first batches, as if the others had become unusable."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def __iter__(self) -> Iterator[Step]:
+        return islice(super().__iter__(), self.most)
 
 
 def test_metrics_for_tensorboard(tmp_path: Path) -> None:
@@ -167,10 +201,13 @@ def test_data_that_fail_cost_no_step(interrupted: bool, tmp_path: Path, monkeypa
 # A command that waits at each step until it is told to go on, and says which step it is.
 COMMAND = """
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from omni_jax import process
 def main():
-    from omni_jax.train.loop import train
+    from omni_jax.train.export import Export, chosen_step, export
+from omni_jax.train.loop import train
     from scripts.small.objective import ToyBatches, make_objective, recipe_for
     process.end_on_terminate()
     class Told(ToyBatches):
