@@ -152,7 +152,7 @@ def test_a_checkpoint_that_is_damaged(tmp_path: Path) -> None:
     "group, name, value",
     [
         *((Run, name, 0) for name in ("steps", "save_every", "keep", "log_every")),
-        *((Run, name, value) for name, value in (("epochs", 0), ("seed", -1), ("data", ()))),
+        *((Run, name, value) for name, value in (("epochs", 0), ("epochs", 2), ("seed", -1), ("data", ()))),
         *((Optimizer, name, 0.0) for name in ("learning_rate", "clip_norm")),
         *((Optimizer, name, 1.5) for name in ("warmup_ratio", "final_ratio", "beta1", "beta2")),
         *((Optimizer, name, -1.0) for name in ("weight_decay", "learning_rate")),
