@@ -92,6 +92,8 @@ def test_plain_text() -> None:
     ({"conversations": [{"from": "human", "value": "q"}, {"value": "a"}]}, "message 1 has the role None"),
     ({"messages": [ASKED, {"role": "tool_call", "content": "{x"}]}, "message 1: the call: no valid JSON"),
     ({"messages": [ASKED, {"role": "tool_call"}]}, "message 1: the call is of type NoneType"),
+    ({"messages": [ASKED, SAID, {"role": "tool_call", "content": json.dumps(CALL), "loss": False}]},
+     "calls are learned with their reply; give all of one reply the same 'loss'"),
     ({"messages": [{"role": "system", "content": "s"}, ASKED], "system": "s"}, "'system' is stated twice"),
     ({"messages": [ASKED, SAID | {"loss": "no"}]}, "message 1: 'loss' is 'no'; give true or false"),
     ({"messages": [ASKED | {"loss": True}, SAID]}, "message 0 of the role 'user' has 'loss'"),
