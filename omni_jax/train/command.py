@@ -98,6 +98,8 @@ def run_command(command: Train, load: Load) -> None:
 def _export(asked: Export, load: Load) -> None:
     """Write the model of a run's checkpoint, and print where it is."""
     path = asked.run / CONFIG
+    if not path.exists():
+        raise InputError(f"{asked.run} holds no run ({CONFIG} is missing); name the directory of one")
     named = toml.read_table(path).get("recipe")
     if named not in RECIPES:
         raise InputError(f"{path}: states no recipe of {', '.join(RECIPES)}; name the directory of a run")
@@ -125,7 +127,9 @@ def train_recipe(recipe: AnyRecipe, load: Load) -> Trained | None:
     """Train as a recipe says; None for a dry run, which is printed."""
     run = recipe.run
     paths = {"model": locate(run.model).absolute(), "data": tuple(path.absolute() for path in run.data)}
-    recipe = replace(recipe, run=replace(run, **paths))
+    # The default type is that of these devices, and a run does not go on in another.
+    compute = replace(recipe.compute, dtype=recipe.compute.type())
+    recipe = replace(recipe, run=replace(run, **paths), compute=compute)
     check(recipe)
     if not recipe.call.dry_run:
         check_directory(recipe)

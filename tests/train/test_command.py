@@ -79,7 +79,11 @@ def test_settings_and_directories_are_tried_before_the_weights_are_read(
 ) -> None:
     flags = ["--model", str(checkpoints("tiny")), "--data", "d", "--output", str(tmp_path)]
     (tmp_path / "notes.txt").write_text("")
-    for asked, why in ((["--steps", "0"], "--steps is 0"), ([], "something else than a run")):
+    for asked, why in (
+        (["--steps", "0"], "--steps is 0"),
+        (["--steps", "9", "--epochs", "2"], "--epochs is 2; it must be left out where --steps is given"),
+        ([], "something else than a run"),
+    ):
         with pytest.raises(InputError, match=why):
             train_recipe(parsed(*flags, *asked), unread)
 
@@ -144,6 +148,7 @@ def test_fine_tuning_from_data_to_a_model(
     assert not output.exists()
     assert status_of(asked) == 0
     assert str(output / "model") in capsys.readouterr().out
+    assert 'dtype = "float32"' in (output / "config.toml").read_text()
     losses = [float(line.split(",")[1]) for line in (output / "metrics.csv").read_text().splitlines()[1:]]
     assert losses[-1] < losses[0] / 2
     before, after = (flatten(omni_jax.load(path).params) for path in (checkpoints("tiny"), output / "model"))
