@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,28 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     held = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert held[-2:] == [55, 60] and done.best_step in held and len(held) <= 3
+
+
+def test_a_row_is_the_mean_over_the_steps_since_the_last(tmp_path: Path) -> None:
+    for every in (1, 5):
+        train(recipe_for(tmp_path / str(every), log_every=every), make_objective(), ToyBatches())
+    each, few = (read_metrics(tmp_path / str(every)) for every in (1, 5))
+    tokens = np.diff(each["tokens"], prepend=0)
+    spans = [slice(0, 5), slice(5, 10), slice(10, 12)]
+    for name in ("loss", "far"):
+        means = [np.average(each[name][span], weights=tokens[span]) for span in spans]
+        assert few[name] == pytest.approx(means)
+    for name in each.keys() - {"loss", "far"}:
+        assert few[name] == [each[name][span][-1] for span in spans]
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_loss_since_the_one_before(tmp_path: Path) -> None:
+    far = {0: 100, 1: 100, 4: 30, 5: 30}
+    broken = {i: {"target": ToyBatches().step(i).batch["target"] + off} for i, off in far.items()}
+    settings = recipe_for(tmp_path / "run", steps=6, save_every=2)
+    settings = replace(settings, run=replace(settings.run, keep=1))
+    assert train(settings, make_objective(), ToyBatches(broken=broken)).best_step == 4
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["4", "6"]
 
 
 def test_steps_follow_from_epochs(tmp_path: Path) -> None:
@@ -202,6 +225,7 @@ def test_data_that_fail_cost_no_step(interrupted: bool, tmp_path: Path, monkeypa
 COMMAND = """
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from omni_jax import process
