@@ -127,8 +127,9 @@ def test_another_datasets_state(data: Path, opened: Any, tmp_path: Path) -> None
         with pytest.raises(InputError, match=rf"begun with {name} {value}, and this is .*; resume it with {remedy}"):
             stream.restore(opened(data, **settings).state())
     other = write(tmp_path / "other.jsonl", *(row(i) for i in range(40)))
-    with pytest.raises(InputError, match="begun with data '"):
-        stream.restore(opened(other).state())
+    for ours, theirs in ((stream, [other]), (opened(data, data), [data, other])):
+        with pytest.raises(InputError, match="begun with data '"):
+            ours.restore(opened(*theirs).state())
     assert stream.state()["step"] == 0
 
 
@@ -152,6 +153,11 @@ def test_what_is_wrong_with_data(opened: Any, tmp_path: Path) -> None:
             write(path, *rows)
         with pytest.raises(InputError, match=why):
             opened(path, **settings)
+
+
+def test_columns_that_are_not_read_are_told(opened: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    opened(write(tmp_path / "rows.jsonl", row(0) | {"source": "x"}, row(1) | {"score": 3, "id": 1}))
+    assert "columns that are not read: score, source\n" in capsys.readouterr().err
 
 
 def test_a_line_without_an_end(opened: Any, tmp_path: Path) -> None:
