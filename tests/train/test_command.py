@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from omni_jax.omni import Omni
 from omni_jax.train import toml
 from omni_jax.train.batch import IGNORED, TextBatch
 from omni_jax.train.command import Train, train_recipe
+from omni_jax.train.data.plan import Packing
 from omni_jax.train.loop import train
 from omni_jax.train.objective import Step
 from omni_jax.train.saving import save_part
@@ -132,6 +134,24 @@ def conversations(path: Path) -> Path:
             for i in range(8)]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, [*rows, {"messages": "none"}])))
     return path
+
+
+def test_flags_reach_the_loss_and_the_data(omnis: Callable[[str], Omni], tmp_path: Path) -> None:
+    data = conversations(tmp_path / "rows.jsonl")
+    asked = ["--model", "m", "--data", str(data), "--output", "o", "--workers", "0", "--max-length", "32"]
+    asked += ["--rows", "3"]
+    packed: Any = parsed(*asked, "--epochs", "2", "--seed", "5").batches(omnis("tiny"))
+    assert packed.plan.packing == Packing(3, 32) and (packed.plan.epochs, packed.plan.seed) == (2, 5)
+    alone: Any = parsed(*asked, "--unpacked", "--steps", "4").batches(omnis("tiny"))
+    assert alone.plan.packing == Packing(3, 32, several=False) and alone.plan.epochs is None
+    with pytest.raises(InputError, match="rows.jsonl:9: 'messages' is of type str"):
+        parsed(*asked, "--fatal").batches(omnis("tiny"))
+    for flags, dtype, remat in (([], "float32", True), (["--dtype", "bfloat16", "--remat", "none"], "bfloat16", False)):
+        objective: Any = parsed(*asked, *flags).objective(omnis("tiny"))
+        settings = objective.loss.keywords
+        assert (settings["dtype"], settings["remat"]) == (dtype, remat)
+        assert {str(x.dtype) for x in jax.tree.leaves(objective.params)} == {"float32"}
+        assert {str(x.dtype) for x in jax.tree.leaves(objective.frozen)} == {dtype}
 
 
 @pytest.mark.slow
