@@ -32,7 +32,7 @@ def dry_run(
         f"parameters frozen: {sum(frozen.values()):,}",
         *(f"  {name} {count:,}" for name, count in frozen.items()),
         f"steps: {steps:,}, each of {recipe.optimizer.accumulation} batch(es)",
-        f"memory on each device of {mesh_name(mesh or {})}:",
+        f"memory on each device of {mesh_name(mesh or {})}, with the batch below:",
         *(f"  {name} {count / 1e9:.3f} GB" for name, count in memory(recipe, objective, first, steps, mesh).items()),
     ]
     return "\n".join(lines), first

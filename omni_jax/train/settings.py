@@ -185,6 +185,7 @@ def _ranges(recipe: Recipe) -> Iterator[tuple[str, Any, bool, str]]:
     yield "data", run.data, len(run.data) > 0, "at least one file"
     if run.steps is not None:
         yield "steps", run.steps, run.steps >= 1, "at least 1"
+        yield "epochs", run.epochs, run.epochs == Run.epochs, "left out where --steps is given"
     yield "epochs", run.epochs, run.epochs >= 1, "at least 1"
     yield "seed", run.seed, 0 <= run.seed < 2**32, "from 0 to 4294967295"
     for name in ("save_every", "keep", "log_every"):
