@@ -191,8 +191,8 @@ def place(x: Any, axes: Axes, mesh: Mesh | None) -> Any:
 
 
 def place_rows(tree: Any, mesh: Mesh | None) -> Any:
-    """A tree of arrays [B, ...], with their rows split over `mesh`; the tree itself without a mesh."""
-    return jax.tree.map(lambda x: place(x, ("batch", *[None] * (x.ndim - 1)), mesh), tree)
+    """A tree of arrays [B, ...], with their rows split over `mesh`, a number whole; the tree itself without a mesh."""
+    return jax.tree.map(lambda x: place(x, ("batch", *[None] * (x.ndim - 1))[: x.ndim], mesh), tree)
 
 
 def check_mesh(declared: dict[str, tuple[dict, dict]], mesh: Mesh | Mapping[str, int]) -> None:

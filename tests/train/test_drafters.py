@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from omni_jax.config import OmniConfig
 from omni_jax.draft_config import read_draft_config
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni
+from omni_jax.sharding import make_mesh, place_rows
 from omni_jax.train.batch import IGNORED, MediaRows, TextBatch
 from omni_jax.train.drafters.batch import DraftBatch, DraftBatches
 from omni_jax.train.drafters.check import check_target
@@ -90,7 +92,7 @@ def test_the_loss_falls_and_more_drafts_are_accepted(
     declaration = omni.declarations["thinker"]
     states_of = jax.jit(lambda text: hidden_states(made.frozen, text, read, declaration=declaration))
     texts = [rows(cycle, seed) for seed in range(3)]
-    stored, ends = [states_of(text) for text in texts], for_stored(made).frozen
+    stored, ends = [states_of(text).swapaxes(0, 1) for text in texts], for_stored(made).frozen
     optimizer = optax.adam(1e-2)
 
     @jax.jit
@@ -122,19 +124,24 @@ def test_the_loss_falls_and_more_drafts_are_accepted(
 
 
 @pytest.mark.parametrize("kind", ["dflash", "eagle3"])
-def test_stored_states_give_the_same_loss(kind: str, repeating: tuple[Omni, np.ndarray], tmp_path: Path) -> None:
+def test_stored_states_on_a_mesh_give_the_same_loss(
+    kind: str, repeating: tuple[Omni, np.ndarray], tmp_path: Path
+) -> None:
     omni, cycle = repeating
     made = objective_of(kind, omni, cycle)
     taps = taps_of(kind, omni)
     declaration, about = omni.declarations["thinker"], {"taps": taps, "dtype": "float32"}
     states_of = jax.jit(lambda text: hidden_states(made.frozen, text, taps, declaration=declaration))
     store_states(tmp_path / "states", Rows(cycle, 3), about, states_of)
-    loss, found, light = jax.jit(made.loss), {}, for_stored(made)
+    loss, found, light, mesh = jax.jit(made.loss), {}, for_stored(made), make_mesh(data=2, fsdp=2)
     assert light.frozen.keys() == {"embed", "lm_head"}
+    params, ends = jax.device_put((light.params, light.frozen), NamedSharding(mesh, PartitionSpec()))
     for step in some(StoredBatches(tmp_path / "states", about, seed=1), 3):
         seed = int(step.samples[0])
         online = loss(made.params, made.frozen, DraftBatch(rows(cycle, seed), step.batch.number))
-        offline = loss(light.params, light.frozen, step.batch)
+        batch = place_rows(step.batch, mesh)
+        assert batch.states.sharding.shard_shape(batch.states.shape)[:2] == (1, len(taps))
+        offline = loss(params, ends, batch)
         close(offline.total, online.total)
         found[seed] = float(offline.total)
     assert found.keys() == {0, 1, 2} and len(set(found.values())) == 3
@@ -193,7 +200,7 @@ def test_storing_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         want = rows(cycle, int(step.samples[0]))
         for name in ("token_ids", "labels", "first_seen"):
             np.testing.assert_array_equal(getattr(step.batch.text, name), getattr(want, name))
-        np.testing.assert_array_equal(step.batch.states, np.asarray(constant(want)))
+        np.testing.assert_array_equal(step.batch.states, np.asarray(constant(want)).swapaxes(0, 1))
         assert isinstance(step.batch.states, np.memmap)
     orders = [[int(step.samples[0]) for step in steps[i : i + 5]] for i in (0, 5)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(5)) and orders[0] != orders[1]

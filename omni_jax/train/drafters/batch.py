@@ -18,7 +18,7 @@ class DraftBatch:
     """Rows for a drafter.
 
     text: the rows. number: uint32 [], how many batches came before; what is drawn for a batch follows from it. states:
-    the target's hidden states [n, B, T, D], in the order of the objective's taps; None if the loss makes them.
+    the target's hidden states [B, n, T, D], in the order of the objective's taps; None if the loss makes them.
     """
 
     text: TextBatch

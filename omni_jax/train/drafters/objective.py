@@ -142,7 +142,7 @@ def _states(frozen: dict, batch: DraftBatch, taps: tuple[int, ...], declaration:
     """The target's hidden states [n, B, T, D] of a batch: those that it brings, or made here."""
     if batch.states is None:
         return hidden_states(frozen, batch.text, taps, declaration=declaration).astype(dtype)
-    return jnp.asarray(batch.states).astype(dtype)
+    return jnp.moveaxis(jnp.asarray(batch.states), 1, 0).astype(dtype)
 
 
 def _objective(drafter: Drafter, trained: dict, frozen: dict, loss: Callable[..., Loss], dtype: Any) -> Objective:

@@ -120,7 +120,7 @@ def _store(file: Path, batch: TextBatch, states: np.ndarray) -> None:
 
 
 def _read(file: Path) -> tuple[TextBatch, np.ndarray]:
-    """The text and the states of a file; arrays are those of the file, not copies."""
+    """The text and the states [B, n, T, D] of a file; arrays are those of the file, not copies."""
     header = read_header(file)
     arrays = {
         name: np.memmap(file, NUMPY_DTYPES[tensor.dtype], "r", tensor.start, tensor.shape)
@@ -130,7 +130,8 @@ def _read(file: Path) -> tuple[TextBatch, np.ndarray]:
     # Losses of drafters read no multimodal positions.
     position = (np.arange(first_seen.shape[1]) - first_seen).astype(np.float32)
     text = TextBatch(token_ids, labels, np.broadcast_to(position, (3, *position.shape)), first_seen)
-    return text, arrays["states"]
+    # By rows, as devices share them.
+    return text, np.moveaxis(arrays["states"], 1, 0)
 
 
 def _write(file: Path, content: bytes) -> None:
