@@ -1,7 +1,9 @@
 """Recipes for drafters: new ones, on states of the target made in the program or stored, down to their public files."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni
 from omni_jax.sharding import make_mesh, place_rows
 from omni_jax.train.batch import IGNORED, MediaRows, TextBatch
-from omni_jax.train.drafters.batch import DraftBatch, DraftBatches
+from omni_jax.train.data.samples import TextRecipe
+from omni_jax.train.drafters.batch import DraftBatch, DraftBatches, LookedAhead
 from omni_jax.train.drafters.check import check_target
 from omni_jax.train.drafters.new import Sizes, new_dflash, new_eagle3, spread_layers
 from omni_jax.train.drafters.objective import (
@@ -31,10 +34,12 @@ from omni_jax.train.drafters.objective import (
     eagle3_objective,
     for_stored,
 )
+from omni_jax.train.drafters.recipes import DFlash, Target
 from omni_jax.train.drafters.stored import StoredBatches, store_states
-from omni_jax.train.drafters.vocabulary import count_learned, count_replies, draft_vocabulary
+from omni_jax.train.drafters.vocabulary import count_learned, count_rows, draft_vocabulary
 from omni_jax.train.losses.target import hidden_states
 from omni_jax.train.objective import Objective, Step
+from omni_jax.train.settings import Batching, Call, Run
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.configs import PUBLIC_DFLASH, config_dict
 from tests.helpers.arrays import close
@@ -215,6 +220,17 @@ def test_storing_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         StoredBatches(tmp_path / "nothing", about)
 
 
+def test_batches_that_were_looked_at_come_next() -> None:
+    batches = LookedAhead(Rows(np.arange(CYCLE), 9))
+    assert [step.samples for step in batches.look(2)] == [["0"], ["1"]] and batches.state() == {"at": 0}
+    assert [step.samples for step in some(batches, 1)] == [["0"]] and batches.state() == {"at": 1}
+    assert [step.samples for step in some(batches, 2)] == [["1"], ["2"]]
+    assert batches.state() == {"at": 3} == batches.batches.state()  # none was prepared twice
+    batches.look(2)
+    batches.restore({"at": 7})
+    assert [step.samples for step in some(batches, 1)] == [["7"]]
+
+
 def test_batches_are_numbered_and_go_on() -> None:
     batches = DraftBatches(Rows(np.arange(CYCLE), 9))
     assert [int(step.batch.number) for step in some(batches, 3)] == [0, 1, 2]
@@ -286,13 +302,57 @@ def test_a_new_drafter_for_the_public_model_is_the_public_ones() -> None:
         )
 
 
-def test_tokens_of_replies_are_counted() -> None:
-    rows = [
-        {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ca"}]},
-        {"messages": [{"role": "assistant", "content": "ignored"}], "token_ids": [[3, 3], [0]]},
-    ]
-    counts = count_replies(rows, lambda text: [ord(c) - ord("a") for c in text], 5)
-    assert counts.tolist() == [2, 0, 1, 2, 0]
+def test_the_tokens_that_are_learned_are_counted_in_every_form(omnis: Callable[[str], Omni]) -> None:
+    processor = omnis("tiny").processor
+    tokenizer, recipe = processor.tokenizer, TextRecipe.of(processor, 64)
+    asked, end = {"role": "user", "content": "ab"}, tokenizer.token_id("<|im_end|>")
+    forms = (
+        {"messages": [asked, {"role": "assistant", "content": "ca"}]},
+        {"messages": [asked, {"role": "assistant", "content": [{"type": "text", "text": "ca"}]}]},
+        {"conversations": [{"from": "human", "value": "ab"}, {"from": "gpt", "value": "ca"}]},
+    )
+    said = np.bincount([*tokenizer.encode_plain("ca"), end], minlength=512)
+    for row in (*forms, {"text": "abc cab"}):
+        (sample,) = recipe.samples(row, Path(), "rows:1")
+        broken = [(Path(), other) for other in (5, {"messages": ["no"]}, {"messages": 5})]
+        counts = count_rows([(Path(), row), *broken], recipe.learned, 512)
+        np.testing.assert_array_equal(counts, np.bincount(sample.token_ids[sample.learned], minlength=512))
+        assert "text" in row or counts.tolist() == said.tolist()
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (BlockSettings(anchors=0), "--anchors is 0"),
+        (BlockSettings(features=0), "--features is 0"),
+        (BlockSettings(decay=0.0), "--decay is 0.0"),
+        (BlockSettings(expected=1.5), "--expected is 1.5"),
+        (BlockSettings(mask_token="<|none|>"), "--mask-token: the model has no token"),
+        (ChainSettings(unrolled=0), "--unrolled is 0"),
+        (ChainSettings(decay=float("nan")), "--decay is nan"),
+        (ChainSettings(draft_vocab_size=0), "--draft-vocab-size is 0"),
+    ],
+)
+def test_settings_that_cannot_be(settings: Any, said: str, omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("tiny")
+    made = {BlockSettings: dflash_objective, ChainSettings: partial(eagle3_objective, counts=np.ones(512, int))}
+    with pytest.raises(InputError, match=said):
+        made[type(settings)](settings, Sizes(), omni)
+
+
+def test_a_dry_run_stores_no_states(omnis: Callable[[str], Omni], tmp_path: Path) -> None:
+    omni, data = omnis("tiny"), tmp_path / "rows.jsonl"
+    turns = [{"from": "human", "value": "One?"}, {"from": "gpt", "value": "Two."}]
+    data.write_text(json.dumps({"conversations": turns}) + "\n")
+    run = Run(model=Path("m"), data=(data,), output=tmp_path / "run", epochs=3)
+    target = Target(states=tmp_path / "states", least_accuracy=0)
+    for dry in (True, False):
+        recipe = DFlash(run=run, batch=Batching(workers=0, max_length=64), target=target, call=Call(dry_run=dry))
+        batches = recipe.batches(omni)
+        (step,) = some(batches, 1)
+        text = step.batch.text
+        assert batches.steps == 3 and step.batch.states.shape == (1, 4, text.token_ids.shape[1], 256)
+        assert np.any(step.batch.states) == (tmp_path / "states").exists() == (not dry)
 
 
 @pytest.mark.parametrize("layers, taps", [(48, (2, 24, 45)), (12, (2, 6, 9)), (4, (1, 2, 4)), (3, (1, 2, 3))])
