@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,19 @@ def test_storing_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         StoredBatches(tmp_path / "nothing", about)
 
 
+def test_a_batch_that_became_unusable_is_not_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fewer(Rows):
+        def __iter__(self) -> Iterator[Step]:
+            return (step for step in islice(super().__iter__(), 3) if step.samples != ["1"])
+
+    assert store_states(tmp_path / "states", Fewer(np.arange(CYCLE), 3), {"taps": [1, 2]}, constant) == 2
+    stored = StoredBatches(tmp_path / "states", {"taps": [1, 2]}, epochs=1)
+    assert sorted(step.samples[0] for step in stored) == ["0", "2"] and stored.steps == 2
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="one process stores hidden states"):
+        store_states(tmp_path / "others", Rows(np.arange(CYCLE), 3), {"taps": [1, 2]}, constant)
+
+
 def test_batches_that_were_looked_at_come_next() -> None:
     batches = LookedAhead(Rows(np.arange(CYCLE), 9))
     assert [step.samples for step in batches.look(2)] == [["0"], ["1"]] and batches.state() == {"at": 0}
@@ -280,15 +294,8 @@ def test_a_new_drafter_for_the_public_model_is_the_public_ones() -> None:
     assert spread_layers(1, 48) == [24] and spread_layers(3, 4) == [0, 2, 3]
     stated = read_draft_config(PUBLIC_DFLASH)
     values = Sizes().values(target.thinker.text)
-    for name in (
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "vocab_size",
-    ):
-        assert values[name] == PUBLIC_DFLASH[name], name
+    named = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+    assert {name: values[name] for name in named} == {name: PUBLIC_DFLASH[name] for name in named}
     assert stated.taps(48) == tuple(j + 1 for j in spread_layers(5, 48))
     with pytest.raises(InputError, match="audio_start"):
         new_dflash(
