@@ -188,5 +188,6 @@ def test_columns_in_parts_are_as_together(size: int, parts: tuple[int, int]) -> 
 
     np.testing.assert_allclose(in_chunks(some, x, 2 * size), some(x), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(total)(x), jax.grad(lambda x: jnp.sum(some(x) ** 2))(x), rtol=1e-5)
-    ((count, _, columns),) = [e.outvars[0].aval.shape for e in jax.make_jaxpr(total)(x).eqns if e.primitive.name == "scan"]
+    scans = [e.outvars[0].aval.shape for e in jax.make_jaxpr(total)(x).eqns if e.primitive.name == "scan"]
+    ((count, _, columns),) = scans
     assert (count, columns) == parts and seen == {columns, 10}
