@@ -200,6 +200,15 @@ def place_rows(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda x: place(x, _by_rows(x), mesh), tree)
 
 
+def on_host(x: Any) -> np.ndarray:
+    """An array [...] on the host, wherever its shards are; all processes that hold some must call this."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 def check_mesh(declared: dict[str, tuple[dict, dict]], mesh: Mesh | Mapping[str, int]) -> None:
     """Raise InputError, which names the number and the mesh axis, unless the mesh divides every array that it splits.
 

@@ -175,18 +175,19 @@ def test_a_token_is_an_anchor_as_often_as_any_other() -> None:
 
 
 @pytest.mark.parametrize("size, parts", [(1, (10, 1)), (4, (3, 4)), (9, (2, 5)), (10, (1, 10)), (1 << 20, (1, 10))])
-def test_rows_in_parts_are_as_together(size: int, parts: tuple[int, int]) -> None:
-    """As few parts as can be, of about the same size, never larger than the rows themselves."""
-    x, seen = jnp.arange(1.0, 31.0).reshape(10, 3), set()
+def test_columns_in_parts_are_as_together(size: int, parts: tuple[int, int]) -> None:
+    """As few parts as can be, of about the same size, never larger than the rows themselves; each with all rows."""
+    x, seen = jnp.arange(1.0, 61.0).reshape(2, 10, 3), set()
 
     def some(part: jax.Array) -> jax.Array:
-        seen.add(len(part))
-        return jnp.sum(jnp.log(part + 1), axis=1)
+        seen.add(part.shape[1])
+        return jnp.sum(jnp.log(part + 1), axis=2)
 
     def total(x: jax.Array) -> jax.Array:
-        return jnp.sum(in_chunks(some, x, size) ** 2)
+        return jnp.sum(in_chunks(some, x, 2 * size) ** 2)
 
-    np.testing.assert_allclose(in_chunks(some, x, size), some(x), rtol=1e-6)
+    np.testing.assert_allclose(in_chunks(some, x, 2 * size), some(x), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(total)(x), jax.grad(lambda x: jnp.sum(some(x) ** 2))(x), rtol=1e-5)
-    ((count, rows),) = [e.outvars[0].aval.shape for e in jax.make_jaxpr(total)(x).eqns if e.primitive.name == "scan"]
-    assert (count, rows) == parts and seen == {rows, 10}
+    scans = [e.outvars[0].aval.shape for e in jax.make_jaxpr(total)(x).eqns if e.primitive.name == "scan"]
+    ((count, _, columns),) = scans
+    assert (count, columns) == parts and seen == {columns, 10}

@@ -24,12 +24,14 @@ from omni_jax.inputs.messages import KINDS
 from omni_jax.rows.columns import Columns
 from omni_jax.rows.media import located
 
+# What `train.regenerate` writes beside the messages.
+REGENERATED = ("source", "token_ids", "finish_reasons")
 FORMS = ("messages", "conversations", "text")
 COLUMNS = Columns(
     groups=(FORMS,),
     media={kind: f"{kind}s" for kind in KINDS},
     others=("system", "tools"),
-    free=("id", "image", "audio", "video"),
+    free=("id", "image", "audio", "video", *REGENERATED),
 )
 # What formats call the roles.
 _ROLES = {

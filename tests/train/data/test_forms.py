@@ -124,4 +124,4 @@ def test_what_is_no_example(row: dict, why: str) -> None:
 def test_columns_that_would_be_lost(row: dict, why: str) -> None:
     with pytest.raises(InputError, match=why):
         COLUMNS.check(row)
-    assert COLUMNS.check({"messages": [ASKED], "source": "x", "score": 1, "images": []}) == {"source", "score"}
+    assert COLUMNS.check({"messages": [ASKED], "source": "x", "origin": "y", "score": 1}) == {"origin", "score"}
