@@ -22,7 +22,7 @@ from omni_jax.train.dry_run import bytes_held
 from omni_jax.train.lora.recipe import Lora
 from omni_jax.train.objective import Objective
 from omni_jax.train.optimizer import optimizer_of, schedule_of
-from omni_jax.train.settings import Compute, Run, TextRecipe
+from omni_jax.train.settings import Compute, Run
 from omni_jax.train.sft import Sft
 from omni_jax.train.state import described, leaf_shardings, on_devices, shardings_of
 from omni_jax.train.step import programs
@@ -30,8 +30,11 @@ from omni_jax.weights.trees import flatten, nest
 from scripts.aot.programs import Program, Target
 from scripts.small.configs import PUBLIC_DFLASH
 
-RECIPES: dict[str, type[TextRecipe]] = {"sft": Sft, "lora": Lora, "dflash": DFlash}
+AnyRecipe = Sft | Lora | DFlash
+RECIPES: dict[str, type[AnyRecipe]] = {"sft": Sft, "lora": Lora, "dflash": DFlash}
 Part = Literal["add", "update"]
+# The programs of a step, and whether experts run in them.
+PARTS: tuple[tuple[Part, bool], ...] = (("add", True), ("update", False))
 # Of the schedule; no program depends on how many there are.
 STEPS = 1000
 
@@ -39,18 +42,18 @@ STEPS = 1000
 def train_programs(target: Target, names: Sequence[str], rows: int, tokens: int) -> Iterator[Program]:
     """The two programs of each recipe for batches of `rows` rows of `tokens` tokens, on all devices together."""
     for name in names:
-        for part, routed in (("add", True), ("update", False)):
+        for part, routed in PARTS:
             lower = partial(lower_step, target, recipe_of(target, name), rows, tokens, part)
             yield Program(f"{name} {part}", "thinker", routed, None, lower, rows * tokens)
 
 
-def recipe_of(target: Target, name: str) -> TextRecipe:
+def recipe_of(target: Target, name: str) -> AnyRecipe:
     """A recipe with its defaults, computed in the type of the target; nothing is read from its paths."""
     run = Run(model=Path(name), data=(Path(name),), output=Path(name))
     return RECIPES[name](run=run, compute=Compute(dtype=target.dtype.name))
 
 
-def lower_step(target: Target, recipe: TextRecipe, rows: int, tokens: int, part: Part) -> Any:
+def lower_step(target: Target, recipe: AnyRecipe, rows: int, tokens: int, part: Part) -> Any:
     """A program of a step, for a batch [rows, tokens]."""
     objective, optimizer = objective_of(target, recipe), optimizer_of(recipe.optimizer, STEPS)
     where, state = (make(objective, optimizer, target.mesh) for make in (shardings_of, described))
@@ -62,7 +65,7 @@ def lower_step(target: Target, recipe: TextRecipe, rows: int, tokens: int, part:
     return made.add.lower(state.params, objective.frozen, batch, sums)
 
 
-def objective_of(target: Target, recipe: TextRecipe) -> Objective:
+def objective_of(target: Target, recipe: AnyRecipe) -> Objective:
     """What a recipe trains of the target's Thinker, with arrays that exist in shape only, where a run has them."""
     mesh, declaration = target.mesh, target.declarations["thinker"]
     mask = PUBLIC_DFLASH["dflash_config"]["mask_token_id"] % target.config.thinker.text.vocab_size
@@ -84,7 +87,7 @@ def objective_of(target: Target, recipe: TextRecipe) -> Objective:
     )
 
 
-def batch_of(target: Target, recipe: TextRecipe, rows: int, tokens: int) -> Any:
+def batch_of(target: Target, recipe: AnyRecipe, rows: int, tokens: int) -> Any:
     """Rows of text, several samples in each, laid over the mesh as `place_rows` does it."""
     ids = target.rows(rows, tokens)
     text = TextBatch(ids, ids, target.rows(3, rows, tokens, dtype=jnp.float32), ids)
