@@ -45,6 +45,36 @@ def data(options: Annotated[Data, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Codec(Made):
+    """Train the codec on what the two speakers say, and write the codes of all that."""
+
+    sentences: int = 3000
+    """Sentences that each speaker says."""
+    steps: int = 4000
+    """The most steps of training."""
+    seconds: float = 3600
+    """The most seconds of training, all runs together."""
+
+
+def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
+    """Speak the sentences, train, and write codes."""
+    from omni_jax.config import OmniConfig
+    from scripts.nano.codec_stage import Codec as Parts
+    from scripts.nano.codec_stage import train_codec, write_codes
+    from scripts.nano.config import nano_config, nano_tokenizer
+    from scripts.nano.speech import write_speech
+    from scripts.nano.text import wordings
+
+    speech = write_speech(options.output, options.sentences, options.seed, options.workers).parent
+    config = OmniConfig.from_hf(nano_config(nano_tokenizer(wordings()))).code2wav
+    assert config is not None
+    parts = Parts.of(config)
+    state = train_codec(parts, speech, options.output, options.steps, options.seconds, options.seed)
+    write_codes(parts, state, speech)
+    return 0
+
+
 if __name__ == "__main__":
-    commands = {"data": data}
+    commands = {"data": data, "codec": codec}
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))

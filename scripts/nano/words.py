@@ -1,9 +1,11 @@
 """Words that the model knows: numbers as words, and the nouns that are read, spelled, repeated and remembered."""
 
-NUMBERS: list[str] = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
+NUMBERS: tuple[str, ...] = tuple(
+    (
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty"
+    ).split()
+)
 DIGITS = tuple(NUMBERS[:10])
 # Of one to three syllables, none of which is the beginning of a sentence that the model says.
 NOUNS = tuple(
