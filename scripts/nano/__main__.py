@@ -75,6 +75,29 @@ def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Thinker(Made):
+    """Train the Thinker with both encoders on all senses."""
+
+    senses: tuple[str, ...] = ()
+    """Train on these alone; by default on all whose rows were made."""
+    steps: int = 6000
+    """Steps of training."""
+    learning_rate: float = 2e-3
+    """Highest learning rate."""
+
+
+def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
+    """Train, or go on."""
+    from scripts.nano.thinker import train_thinker
+
+    made = sorted(file.name.split(".")[0] for file in options.output.glob("rows/*.train.jsonl"))
+    senses, rate = options.senses or made, options.learning_rate
+    trained = train_thinker(options.output, senses, options.steps, rate, options.seed, options.workers)
+    print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    return 0
+
+
 if __name__ == "__main__":
-    commands = {"data": data, "codec": codec}
+    commands = {"data": data, "thinker": thinker, "codec": codec}
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))
