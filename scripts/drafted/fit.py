@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from omni_jax.train.objective import Loss
+from scripts.stored_state import restored, save
 
 SAVE_SECONDS = 60
 
@@ -35,7 +35,7 @@ def fit(
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 25), steps, rate / 50)
     optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=0.01))
     state = (params, optimizer.init(params))
-    state, begin, spent = _restored(file, state)
+    state, begin, spent = restored(file, state)
 
     @jax.jit
     def step(state: Any, frozen: Any, batch: Any) -> tuple[Any, dict]:
@@ -57,23 +57,8 @@ def fit(
             values = ", ".join(f"{name} {float(x):.3f}" for name, x in shown.items())
             print(f"step {number}: {values} ({spent + now - started:.0f} s)", flush=True)
         if now - saved > SAVE_SECONDS or spent + now - started > seconds or number == steps - 1:
-            _save(file, state, number + 1, spent + now - started)
+            save(file, state, number + 1, spent + now - started)
             saved = now
         if spent + now - started > seconds:
             break
     return state[0]
-
-
-def _save(file: Path, state: Any, step: int, spent: float) -> None:
-    part = file.with_suffix(".partial")
-    with part.open("wb") as stream:
-        np.savez(stream, *map(np.asarray, jax.tree.leaves(state)), step=step, spent=spent)
-    part.replace(file)
-
-
-def _restored(file: Path, state: Any) -> tuple[Any, int, float]:
-    if not file.exists():
-        return state, 0, 0.0
-    with np.load(file) as stored:
-        leaves = [jnp.asarray(stored[f"arr_{i}"]) for i in range(len(jax.tree.leaves(state)))]
-        return jax.tree.unflatten(jax.tree.structure(state), leaves), int(stored["step"]), float(stored["spent"])

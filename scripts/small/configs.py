@@ -12,6 +12,7 @@ Token ids come from the tokenizer: `config_dict` fills in the ids of its special
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -212,12 +213,19 @@ def config_dict(variant: str, tokenizer: Any = None) -> dict:
     """The Hugging Face config of a variant or of "full", with the token ids of `tokenizer` (default: the variant's)."""
     if variant not in _CHANGES:
         raise ValueError(f"variant {variant!r} does not exist; choose from {sorted(_CHANGES)}")
-    config = json.loads(PUBLIC_CONFIG.read_text())
-    for changes in _CHANGES[variant]:
-        config = _merge(config, changes)
+    changes = _CHANGES[variant]
     if variant == "full":
+        return changed_config(changes)
+    return changed_config(changes, build_tokenizer(variant) if tokenizer is None else tokenizer)
+
+
+def changed_config(changes: Sequence[dict], tokenizer: Any = None) -> dict:
+    """The public Hugging Face config with changes laid over it in turn, and with the token ids of `tokenizer`."""
+    config = json.loads(PUBLIC_CONFIG.read_text())
+    for change in changes:
+        config = _merge(config, change)
+    if tokenizer is None:
         return config
-    tokenizer = build_tokenizer(variant) if tokenizer is None else tokenizer
     _set_token_ids(config, token_ids(tokenizer))
     text = config["thinker_config"]["text_config"]
     if text["vocab_size"] < tokenizer.get_vocab_size():

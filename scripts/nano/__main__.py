@@ -1,0 +1,103 @@
+"""Make omni-nano, stage by stage; each goes on where it stopped, and its results are in `--output`.
+
+python -m scripts.nano data --output work/nano
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from scripts.nano.rows import write_sense
+from scripts.nano.text import text_senses
+
+
+@dataclass(frozen=True)
+class Made:
+    """What every stage is told."""
+
+    output: Path = Path("work/nano")
+    """Directory of all stages."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    workers: int = 2
+    """Processes that make data."""
+
+
+@dataclass(frozen=True)
+class Data(Made):
+    """Make the rows of all senses, training and test."""
+
+    scale: float = 1.0
+    """Of the numbers of rows."""
+    senses: tuple[str, ...] = ()
+    """Make these alone."""
+
+
+def data(options: Annotated[Data, tyro.conf.arg(name="")]) -> int:
+    """Make the rows that are not there yet."""
+    for sense in text_senses(options.scale):
+        if not options.senses or sense.name in options.senses:
+            write_sense(options.output, sense, options.seed, options.workers)
+            print(f"{sense.name}: {sense.counts['train']} rows to train on, {sense.counts['test']} to test", flush=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class Codec(Made):
+    """Train the codec on what the two speakers say, and write the codes of all that."""
+
+    sentences: int = 3000
+    """Sentences that each speaker says."""
+    steps: int = 4000
+    """The most steps of training."""
+    seconds: float = 3600
+    """The most seconds of training, all runs together."""
+
+
+def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
+    """Speak the sentences, train, and write codes."""
+    from omni_jax.config import OmniConfig
+    from scripts.nano.codec_stage import Codec as Parts
+    from scripts.nano.codec_stage import train_codec, write_codes
+    from scripts.nano.config import nano_config, nano_tokenizer
+    from scripts.nano.speech import write_speech
+    from scripts.nano.text import wordings
+
+    speech = write_speech(options.output, options.sentences, options.seed, options.workers).parent
+    config = OmniConfig.from_hf(nano_config(nano_tokenizer(wordings()))).code2wav
+    assert config is not None
+    parts = Parts.of(config)
+    state = train_codec(parts, speech, options.output, options.steps, options.seconds, options.seed)
+    write_codes(parts, state, speech)
+    return 0
+
+
+@dataclass(frozen=True)
+class Thinker(Made):
+    """Train the Thinker with both encoders on all senses."""
+
+    senses: tuple[str, ...] = ()
+    """Train on these alone; by default on all whose rows were made."""
+    steps: int = 6000
+    """Steps of training."""
+    learning_rate: float = 2e-3
+    """Highest learning rate."""
+
+
+def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
+    """Train, or go on."""
+    from scripts.nano.thinker import train_thinker
+
+    made = sorted(file.name.split(".")[0] for file in options.output.glob("rows/*.train.jsonl"))
+    senses, rate = options.senses or made, options.learning_rate
+    trained = train_thinker(options.output, senses, options.steps, rate, options.seed, options.workers)
+    print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    return 0
+
+
+if __name__ == "__main__":
+    commands = {"data": data, "thinker": thinker, "codec": codec}
+    sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))

@@ -1,0 +1,69 @@
+"""omni-nano before it is trained: a Hugging Face directory with random weights at the scale that training begins with.
+
+Every row of a matrix keeps the scale of what it is given; norms are one, biases zero, embeddings small, and the last
+layers of the Thinker and the Talker begin small, so that the first loss is that of a uniform guess.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from omni_jax.files import write_whole
+from scripts.nano.config import nano_config, nano_tokenizer
+from scripts.small.checkpoint import GENERATION_CONFIG, preprocessor_dict
+from scripts.small.tensors import tensor_shapes
+from scripts.small.tokenizer import write_tokenizer
+
+# The first pattern that a name holds: (pattern, mean, standard deviation); the last kind is divided by the square root
+# of the inputs.
+SCALES: tuple[tuple[str, float, float, bool], ...] = (
+    (r"(norm|norm1|norm2|layernorm|layer_norm|ln_q|ln_post)\.weight$", 1.0, 0.0, False),
+    (r"layer_scale\.scale$|\.gamma$", 0.3, 0.0, False),
+    (r"\.(alpha|beta)$|bias$", 0.0, 0.0, False),
+    (r"code_embedding\.weight$|pos_embed\.weight$", 0.0, 0.3, False),
+    (r"(embed_tokens|codec_embedding(\.\d+)?)\.weight$", 0.0, 0.1, False),
+    (r"(lm_head|codec_head)(\.\d+)?\.weight$|mlp\.gate\.weight$", 0.0, 0.3, True),
+    (r"weight$", 0.0, 0.8, True),
+)
+FILE = "model.safetensors"
+
+
+def write_beginning(directory: Path, texts: list[str], seed: int) -> Path:
+    """Write the untrained model, whose tokens are learned from `texts`, unless it is there: its directory."""
+    if (directory / FILE).exists():
+        return directory
+    from safetensors.numpy import save
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = nano_tokenizer(texts)
+    config = nano_config(tokenizer)
+    write_tokenizer(directory, tokenizer)
+    for name, value in files_of(config).items():
+        write_whole(directory / name, json.dumps(value, indent=2) + "\n")
+    tensors = {name: drawn(name, shape, seed) for name, shape in tensor_shapes(config).items()}
+    write_whole(directory / FILE, save(tensors, metadata={"format": "pt"}))
+    return directory
+
+
+def files_of(config: dict[str, Any]) -> dict[str, dict]:
+    """The JSON files of the directory; pictures are as small as a few patches."""
+    config["dtype"] = config["thinker_config"]["dtype"] = "float32"
+    preprocessor = preprocessor_dict(config) | {"min_pixels": 32 * 32, "max_pixels": 256 * 256}
+    return {
+        "config.json": config,
+        "preprocessor_config.json": preprocessor,
+        "generation_config.json": GENERATION_CONFIG,
+    }
+
+
+def drawn(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The values of one tensor, float32 of `shape` [...]."""
+    mean, scale, shared = next((m, s, f) for pattern, m, s, f in SCALES if re.search(pattern, name))
+    if shared:
+        scale /= np.sqrt(np.prod(shape[1:]))
+    draw = np.random.default_rng([seed, crc32(name.encode())])
+    return (mean + scale * draw.standard_normal(shape)).astype(np.float32)

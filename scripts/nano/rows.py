@@ -1,0 +1,132 @@
+"""Rows of training data, as `omni-jax train` reads them, and how a sense's rows are made: each by its number alone.
+
+    Sense.make(draw, split) -> Sample (messages, answer, media) -> media files -> a line of rows/<sense>.<split>.jsonl
+
+Splits differ in voices, collections, fonts, wordings and combinations, which each sense states; numbers of rows change
+nothing in the rows before them. The file of rows is written last, so a sense whose file is there is complete.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+
+from omni_jax.files import write_whole
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+# Rows that a worker makes at a time.
+SHARE = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation whose last message is the model's.
+
+    media: what its parts name, by file name: the bytes of each file. answer: the words that an evaluation looks for;
+    accepted: others that are right too.
+    """
+
+    messages: list[dict[str, Any]]
+    answer: str
+    media: dict[str, bytes] = field(default_factory=dict)
+    accepted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sense:
+    """What is asked, and how a row of it is made from random numbers and the split; counts: rows by split."""
+
+    name: str
+    make: Callable[[np.random.Generator, Split], Sample]
+    counts: dict[Split, int]
+
+
+def user(*parts: str | dict[str, str]) -> dict[str, Any]:
+    """A message of the user: text, and parts of media."""
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": "user", "content": content}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    """A message of the model."""
+    return {"role": "assistant", "content": text}
+
+
+def pick(draw: np.random.Generator, choices: Sequence[Any]) -> Any:
+    """One of several."""
+    return choices[int(draw.integers(len(choices)))]
+
+
+def write_sense(directory: Path, sense: Sense, seed: int, workers: int) -> None:
+    """Make the rows of a sense that are not there yet, in `directory`."""
+    for split in SPLITS:
+        path = rows_path(directory, sense.name, split)
+        if path.exists():
+            continue
+        (directory / "media" / sense.name / split).mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        share = partial(_share, directory, sense, split, seed, sense.counts[split])
+        begins = range(0, sense.counts[split], SHARE)
+        lines = [line for part in _each(share, begins, workers) for line in part]
+        write_whole(path, "".join(line + "\n" for line in lines))
+
+
+def rows_path(directory: Path, sense: str, split: Split) -> Path:
+    """Where the rows of a sense are."""
+    return directory / "rows" / f"{sense}.{split}.jsonl"
+
+
+def samples(sense: Sense, split: Split, seed: int, begin: int = 0) -> Iterator[Sample]:
+    """The samples of a sense from number `begin` on, without end."""
+    index = begin
+    while True:
+        yield sense.make(np.random.default_rng([seed, crc32(f"{sense.name}.{split}".encode()), index]), split)
+        index += 1
+
+
+def _each(share: Callable[[int], list[str]], begins: range, workers: int) -> Iterator[list[str]]:
+    if workers <= 1:
+        yield from map(share, begins)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(share, begins)
+
+
+def _share(directory: Path, sense: Sense, split: Split, seed: int, count: int, begin: int) -> list[str]:
+    """Write the media of some rows: their lines."""
+    number = min(SHARE, count - begin)
+    made = islice(samples(sense, split, seed, begin), number)
+    return [_line(directory, sense.name, split, begin + i, sample) for i, sample in enumerate(made)]
+
+
+def _line(directory: Path, sense: str, split: Split, index: int, sample: Sample) -> str:
+    folder = Path("media") / sense / split
+    for name, content in sample.media.items():
+        write_whole(directory / folder / f"{index:06d}-{name}", content)
+
+    def placed(part: dict[str, str]) -> dict[str, str]:
+        # Rows lie in a folder beside that of the media.
+        kind = part["type"]
+        return part if kind == "text" else {**part, kind: f"../{folder}/{index:06d}-{part[kind]}"}
+
+    def message(one: dict[str, Any]) -> dict[str, Any]:
+        content = one["content"]
+        return one if isinstance(content, str) else {**one, "content": [placed(part) for part in content]}
+
+    row = {
+        "id": f"{sense}.{split}.{index}",
+        "messages": [message(one) for one in sample.messages],
+        "sense": sense,
+        "answer": sample.answer,
+        "accepted": list(sample.accepted),
+    }
+    return json.dumps(row, ensure_ascii=False)

@@ -1,0 +1,117 @@
+"""The codec: codebooks that stand for latents, a gradient through them, and training that goes on where it stopped."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.config import CODEC_MARKS, OmniConfig
+from omni_jax.decode.speech.vocode import vocode
+from scripts.nano.codec import DECAY, Codebooks, decode, log_mel, quantise, spectral_loss, updated
+from scripts.nano.codec_stage import Codec, code2wav_params, read_waves, train_codec, write_codes
+from scripts.nano.config import nano_config, nano_tokenizer
+from scripts.nano.speech import trimmed
+from scripts.nano.text import wordings
+
+RATE = 24_000
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    config = nano_config(nano_tokenizer(wordings()))
+    config["code2wav_config"] |= {"decoder_dim": 32, "hidden_size": 16, "num_hidden_layers": 1, "codebook_size": 8}
+    config["talker_config"]["text_config"]["vocab_size"] = 8 + CODEC_MARKS
+    config["talker_config"]["code_predictor_config"]["vocab_size"] = 8
+    read = OmniConfig.from_hf(config).code2wav
+    assert read is not None
+    return Codec.of(read)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import soundfile
+
+    folder, lines = tmp_path_factory.mktemp("speech"), []
+    for i in range(4):
+        t = np.arange(RATE // 2 * (1 + i % 2)) / RATE
+        soundfile.write(folder / f"{i}.wav", 0.3 * np.sin(2 * np.pi * (200 + 90 * i) * t), RATE, subtype="PCM_16")
+        lines.append({"speaker": "ethan", "text": "a", "audio": f"{i}.wav", "split": "test" if i == 3 else "train"})
+    (folder / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_codebooks_take_what_is_left() -> None:
+    latents = jnp.asarray(np.random.default_rng(0).standard_normal((50, 3)), jnp.float32)
+    books = jnp.asarray(np.random.default_rng(1).standard_normal((4, 6, 3)), jnp.float32)
+    used = jnp.where(jnp.arange(50) < 25, 4, 2)
+    found = quantise(latents, books, used)
+    for n in range(50):
+        rest = np.asarray(latents[n])
+        for q in range(4):
+            np.testing.assert_allclose(found.residuals[q, n], rest, atol=1e-5)
+            nearest = int(np.argmin(((np.asarray(books[q]) - rest) ** 2).sum(1)))
+            assert nearest == found.codes[q, n]
+            rest = rest - np.asarray(books[q, nearest]) * (q < int(used[n]))
+        np.testing.assert_allclose(found.value[n], np.asarray(latents[n]) - rest, atol=1e-5)
+
+
+def test_entries_become_the_means_of_what_they_stand_for() -> None:
+    latents = np.asarray([[0.0, 1.0], [0.0, 3.0], [9.0, 0.0]], np.float32)
+    entries, counts = np.asarray([[0.0, 2.5], [8.0, 0.0], [50.0, 50.0]], np.float32), np.asarray([2.0, 1.0, 0.0])
+    books = Codebooks(
+        jnp.asarray(entries[None]), jnp.asarray(counts[None]), jnp.asarray((entries * counts[:, None])[None])
+    )
+    found = quantise(jnp.asarray(latents), books.entries, jnp.ones(3, jnp.int32))
+    new = updated(books, found, jnp.ones(3, jnp.int32), jax.random.key(0))
+    for c, stands_for in ((0, latents[:2]), (1, latents[2:])):
+        count = DECAY * counts[c] + (1 - DECAY) * len(stands_for)
+        total = DECAY * counts[c] * entries[c] + (1 - DECAY) * stands_for.sum(0)
+        np.testing.assert_allclose(new.counts[0, c], count, rtol=1e-6)
+        np.testing.assert_allclose(new.entries[0, c], total / count, rtol=1e-5)
+    # What nothing used becomes one of the latents.
+    assert np.asarray(new.entries[0, 2]).tolist() in latents.tolist() and new.counts[0, 2] == 1
+    # A latent for which a codebook is not used moves none of its entries.
+    unmoved = updated(books, found, jnp.zeros(3, jnp.int32), jax.random.key(0))
+    np.testing.assert_allclose(unmoved.entries[0, :2], entries[:2], rtol=1e-6)
+
+
+def test_the_vocoder_of_the_model_makes_the_sound_of_training(codec: Codec) -> None:
+    optimizer = pytest.importorskip("optax").sgd(0.0)
+    waves = 0.1 * np.random.default_rng(0).standard_normal((2, codec.piece)).astype(np.float32)
+    state = codec.begin(0, optimizer, waves)
+    latents = jnp.asarray(np.random.default_rng(2).standard_normal((2 * 16, 16)), jnp.float32)
+    found = quantise(latents, state.books.entries, jnp.full(32, 16))
+    trained = decode(state.params["code2wav"], found.value.reshape(2, 16, 16), codec.vocoder)
+    codes = np.asarray(found.codes).reshape(16, 2, 16).transpose(1, 0, 2)
+    for got, want in zip(vocode(code2wav_params(state), codec.vocoder, codec.config, codes), trained, strict=True):
+        np.testing.assert_allclose(got, np.clip(want, -1, 1), atol=2e-5)
+
+
+def test_training_lowers_the_loss_and_goes_on(codec: Codec, speech: Path, tmp_path: Path) -> None:
+    whole = train_codec(codec, speech, tmp_path, 10, 1e9, seed=0)
+    losses = [float(line.split(",")[3]) for line in (tmp_path / "codec.csv").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    again = train_codec(codec, speech, tmp_path, 10, 1e9, seed=0)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), whole, again))
+    write_codes(codec, whole, speech)
+    for i, wave in enumerate([*read_waves(speech, "train"), *read_waves(speech, "test")]):
+        codes = np.load(speech / f"{i}.npy")
+        assert codes.shape == (16, -(-len(wave) // 1920)) and 0 <= codes.min() and codes.max() < 8
+
+
+def test_spectra_tell_sounds_apart() -> None:
+    t = np.arange(RATE) / RATE
+    low, high = (jnp.asarray(np.sin(2 * np.pi * f * t)[None], jnp.float32) for f in (300, 2000))
+    assert spectral_loss(low, low) < 1e-3 < 1 < spectral_loss(low, high)
+    assert spectral_loss(low, jnp.roll(low, 5, axis=1)) < 0.2
+    mel = log_mel(jnp.concatenate([low, high]))
+    assert mel.shape == (2, 100, 80) and int(mel[0, 50].argmax()) < int(mel[1, 50].argmax())
+
+
+def test_silence_is_cut() -> None:
+    wave = np.concatenate([np.zeros(RATE), np.full(RATE // 10, 0.5), np.zeros(RATE)]).astype(np.float32)
+    cut = trimmed(wave, RATE)
+    assert len(cut) == RATE // 10 + round(0.04 * RATE) + round(0.12 * RATE) - 1 and abs(cut).max() <= 0.95

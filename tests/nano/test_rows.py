@@ -1,0 +1,76 @@
+"""Rows of omni-nano: each made by its number alone, written once, with its media beside it; and the senses of text."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.nano.rows import SPLITS, Sample, Sense, Split, assistant, rows_path, samples, user, write_sense
+from scripts.nano.text import add, count, nouns, remember, spell, text_senses
+from scripts.nano.words import NOUNS, NUMBERS
+
+KNOWN = {*NUMBERS, *(str(n) for n in range(21))}
+
+
+def one_file(draw: np.random.Generator, split: Split) -> Sample:
+    number = int(draw.integers(100))
+    asked = user({"type": "audio", "audio": "clip.wav"}, "Which number?")
+    return Sample([asked, assistant(str(number))], str(number), {"clip.wav": bytes([number])})
+
+
+def test_a_row_depends_on_its_number_alone(tmp_path: Path) -> None:
+    few, more = (Sense("one", one_file, {"train": n, "test": 2}) for n in (3, 70))
+    write_sense(tmp_path / "few", few, seed=1, workers=1)
+    write_sense(tmp_path / "more", more, seed=1, workers=1)
+    lines = [rows_path(tmp_path / name, "one", "train").read_text().splitlines() for name in ("few", "more")]
+    assert len(lines[1]) == 70 and lines[0] == lines[1][:3]
+    for line in lines[1]:
+        row = json.loads(line)
+        audio = row["messages"][0]["content"][0]["audio"]
+        assert (rows_path(tmp_path / "more", "one", "train").parent / audio).read_bytes() == bytes([int(row["answer"])])
+    other = [sample.answer for sample in islice(samples(few, "train", seed=2), 20)]
+    assert other != [sample.answer for sample in islice(samples(few, "train", seed=1), 20)]
+
+
+def test_a_sense_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    sense = Sense("one", one_file, {"train": 2, "test": 2})
+    write_sense(tmp_path, sense, seed=1, workers=1)
+    rows_path(tmp_path, "one", "test").unlink()
+    rows_path(tmp_path, "one", "train").write_text("kept\n")
+    write_sense(tmp_path, sense, seed=1, workers=1)
+    assert rows_path(tmp_path, "one", "train").read_text() == "kept\n"
+    assert len(rows_path(tmp_path, "one", "test").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("sense", text_senses(), ids=lambda sense: sense.name)
+def test_nothing_of_the_test_is_trained_on(sense: Sense) -> None:
+    train = list(islice(samples(sense, "train", seed=0), 2000))
+    test = list(islice(samples(sense, "test", seed=0), 300))
+    asked = {str(sample.messages) for sample in train}
+    assert not asked & {str(sample.messages) for sample in test}
+    for sample in train + test:
+        assert sample.answer in sample.messages[-1]["content"].lower()
+
+
+def test_answers_are_right() -> None:
+    for split in SPLITS:
+        for sample in islice(samples(Sense("add", add, {}), split, seed=3), 300):
+            a, b = sample.messages[1]["content"].lower().split(" is ")[0].split(" plus ")
+            assert NUMBERS.index(a) + NUMBERS.index(b) == NUMBERS.index(sample.answer)
+            question = sample.messages[0]["content"][0]["text"].lower().replace("?", "").replace(".", "").split()
+            asked = [int(word) if word.isdigit() else NUMBERS.index(word) for word in question if word in KNOWN]
+            assert sum(asked) == NUMBERS.index(sample.answer), question
+        for sample in islice(samples(Sense("count", count, {}), split, seed=3), 100):
+            numbers = [NUMBERS.index(word) for word in sample.answer.split(", ")]
+            assert numbers == list(range(numbers[0], numbers[-1] + 1))
+        for sample in islice(samples(Sense("spell", spell, {}), split, seed=3), 100):
+            assert sample.answer.replace(", ", "") in nouns(split)
+        for sample in islice(samples(Sense("remember", remember, {}), split, seed=3), 100):
+            assert sample.answer in sample.messages[0]["content"][0]["text"]
+
+
+def test_words_are_split() -> None:
+    assert not set(nouns("train")) & set(nouns("test")) and set(nouns("train")) | set(nouns("test")) == set(NOUNS)
+    assert len(set(NOUNS)) == len(NOUNS)
