@@ -209,7 +209,7 @@ def train(
     print(f"jax {jax.__version__}, {shape}, {dtype}", file=sys.stderr)
     chosen = list(train_programs(target, recipes, rows * target.mesh.size, tokens))
     made = compiled_rows(target, chosen, backends(experts), dump)
-    steps = [(name, held(target, name), *made[2 * i : 2 * i + 2]) for i, name in enumerate(recipes)]
+    steps = [(name, held(target, name), made[2 * i], made[2 * i + 1]) for i, name in enumerate(recipes)]
     print(train_table(mesh, f"{rows} x {tokens}", steps))
     if json:
         json.write_text(dumps([asdict(row) for row in made], indent=1))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from omni_jax.train.dry_run import bytes_held
 from omni_jax.train.lora.recipe import Lora
 from omni_jax.train.objective import Objective
 from omni_jax.train.optimizer import optimizer_of, schedule_of
-from omni_jax.train.settings import Compute, Run, TextRecipe
+from omni_jax.train.settings import Compute, Run
 from omni_jax.train.sft import Sft
 from omni_jax.train.state import described, leaf_shardings, on_devices, shardings_of
 from omni_jax.train.step import programs
@@ -30,8 +30,7 @@ from omni_jax.weights.trees import flatten, nest
 from scripts.aot.programs import Program, Target
 from scripts.small.configs import PUBLIC_DFLASH
 
-RECIPES: dict[str, type[TextRecipe]] = {"sft": Sft, "lora": Lora, "dflash": DFlash}
-Part = Literal["add", "update"]
+RECIPES: dict[str, type[Any]] = {"sft": Sft, "lora": Lora, "dflash": DFlash}
 # Of the schedule; no program depends on how many there are.
 STEPS = 1000
 
@@ -44,14 +43,14 @@ def train_programs(target: Target, names: Sequence[str], rows: int, tokens: int)
             yield Program(f"{name} {part}", "thinker", routed, None, lower, rows * tokens)
 
 
-def recipe_of(target: Target, name: str) -> TextRecipe:
+def recipe_of(target: Target, name: str) -> Any:
     """A recipe with its defaults, computed in the type of the target; nothing is read from its paths."""
     run = Run(model=Path(name), data=(Path(name),), output=Path(name))
     return RECIPES[name](run=run, compute=Compute(dtype=target.dtype.name))
 
 
-def lower_step(target: Target, recipe: TextRecipe, rows: int, tokens: int, part: Part) -> Any:
-    """A program of a step, for a batch [rows, tokens]."""
+def lower_step(target: Target, recipe: Any, rows: int, tokens: int, part: str) -> Any:
+    """A program of a step, "add" or "update", for a batch [rows, tokens]."""
     objective, optimizer = objective_of(target, recipe), optimizer_of(recipe.optimizer, STEPS)
     where, state = (make(objective, optimizer, target.mesh) for make in (shardings_of, described))
     made: Any = programs(objective, optimizer, schedule_of(recipe.optimizer, STEPS), where, target.mesh)
@@ -62,7 +61,7 @@ def lower_step(target: Target, recipe: TextRecipe, rows: int, tokens: int, part:
     return made.add.lower(state.params, objective.frozen, batch, sums)
 
 
-def objective_of(target: Target, recipe: TextRecipe) -> Objective:
+def objective_of(target: Target, recipe: Any) -> Objective:
     """What a recipe trains of the target's Thinker, with arrays that exist in shape only, where a run has them."""
     mesh, declaration = target.mesh, target.declarations["thinker"]
     mask = PUBLIC_DFLASH["dflash_config"]["mask_token_id"] % target.config.thinker.text.vocab_size
@@ -84,7 +83,7 @@ def objective_of(target: Target, recipe: TextRecipe) -> Objective:
     )
 
 
-def batch_of(target: Target, recipe: TextRecipe, rows: int, tokens: int) -> Any:
+def batch_of(target: Target, recipe: Any, rows: int, tokens: int) -> Any:
     """Rows of text, several samples in each, laid over the mesh as `place_rows` does it."""
     ids = target.rows(rows, tokens)
     text = TextBatch(ids, ids, target.rows(3, rows, tokens, dtype=jnp.float32), ids)
