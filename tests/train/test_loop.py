@@ -224,14 +224,10 @@ def test_data_that_fail_cost_no_step(interrupted: bool, tmp_path: Path, monkeypa
 # A command that waits at each step until it is told to go on, and says which step it is.
 COMMAND = """
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from omni_jax import process
 def main():
-    from omni_jax.train.export import Export, chosen_step, export
-from omni_jax.train.loop import train
+    from omni_jax.train.loop import train
     from scripts.small.objective import ToyBatches, make_objective, recipe_for
     process.end_on_terminate()
     class Told(ToyBatches):
