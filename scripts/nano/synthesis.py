@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -200,8 +201,7 @@ def _speak_kokoro(folder: Path, voice: Voice, archive: Path | None) -> None:
 @lru_cache(maxsize=1)
 def _kokoro() -> Any:
     """Kokoro-82M, whose weights four packages hold in parts."""
-    import onnxruntime
-
+    onnxruntime = import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     model = b"".join((_package(name) / "part.bin").read_bytes() for name in KOKORO_PARTS)

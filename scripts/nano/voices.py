@@ -97,7 +97,7 @@ class Bank:
     def voice(self, draw: np.random.Generator, split: Split) -> Voice:
         """A voice of a split: its kind by `SHARES`, and all voices of a kind as often as each other."""
         present = [voice for voice in VOICES if voice.split == split and voice.name in _listing(self.directory)]
-        kinds = sorted({voice.kind for voice in present})
+        kinds: list[Kind] = [kind for kind in SHARES if any(voice.kind == kind for voice in present)]
         shares = np.array([SHARES[kind] for kind in kinds], float)
         kind = kinds[int(draw.choice(len(kinds), p=shares / shares.sum()))]
         return pick(draw, [voice for voice in present if voice.kind == kind])
