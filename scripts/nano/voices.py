@@ -30,7 +30,7 @@ SHARES: dict[Kind, int] = {"recorded": 30, "kokoro": 35, "flite": 10, "festival"
 RATE = 16_000
 # A clip begins and ends where it gets this loud, of its loudest hundredth of a second.
 QUIET = 0.01
-MARGIN_SECONDS = 0.03
+MARGIN_SECONDS, FADE_SECONDS = 0.03, 0.01
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,12 @@ def _listing(directory: Path) -> dict[str, dict[tuple[int, ...], list[str]]]:
 
 @lru_cache(maxsize=4096)
 def _clip(path: Path) -> np.ndarray:
-    """A clip at 16 kHz, cut to what is heard, with a peak of one."""
+    """A clip at 16 kHz, cut to what is heard, with soft ends and a peak of one."""
     sound = load_audio(path)
     step = RATE // 100
     levels = np.sqrt(np.mean(np.square(sound[: len(sound) // step * step].reshape(-1, step)), axis=1))
     heard = np.flatnonzero(levels > QUIET * levels.max())
     margin = int(MARGIN_SECONDS * RATE)
     sound = sound[max(0, heard[0] * step - margin) : (heard[-1] + 1) * step + margin]
-    return sound / np.abs(sound).max()
+    ramp = np.minimum(1, np.arange(len(sound)) / (FADE_SECONDS * RATE))
+    return sound * ramp * ramp[::-1] / np.abs(sound).max()
