@@ -83,7 +83,7 @@ def _moved_tract(sizes: np.ndarray, factor: float) -> np.ndarray:
 
 
 def in_room(draw: np.random.Generator, sound: np.ndarray) -> np.ndarray:
-    """In a room whose echoes fade within 0.1 to 0.6 seconds."""
+    """A sound [samples] in a room whose echoes fade within 0.1 to 0.6 seconds."""
     from scipy.signal import fftconvolve
 
     seconds = float(draw.uniform(0.1, 0.6))
@@ -98,7 +98,7 @@ def in_room(draw: np.random.Generator, sound: np.ndarray) -> np.ndarray:
 
 
 def colored(draw: np.random.Generator, sound: np.ndarray, decibels: float = 10) -> np.ndarray:
-    """Through a microphone that favours some frequencies, by up to some decibels."""
+    """A sound [samples] through a microphone that favours some frequencies, by up to some decibels."""
     gains = draw.uniform(-decibels, decibels, 8)
     bins = len(sound) // 2 + 1
     gain = np.interp(np.linspace(0, 7, bins), np.arange(8), gains)
@@ -106,13 +106,13 @@ def colored(draw: np.random.Generator, sound: np.ndarray, decibels: float = 10) 
 
 
 def fitted(sound: np.ndarray) -> np.ndarray:
-    """Faster where it would be too long."""
+    """A sound [samples], faster where it would be too long."""
     longest = (LONGEST_SECONDS - 2 * LEAST_SILENCE_SECONDS) * RATE
     return sound if len(sound) <= longest else respoken(sound, longest / len(sound))
 
 
 def placed(draw: np.random.Generator, sound: np.ndarray, seconds: float) -> np.ndarray:
-    """With up to some seconds of silence before and after it, in half a second to four."""
+    """A sound [samples] with up to some seconds of silence before and after it, half a second to four in all."""
     sound = fitted(sound)
     left = LONGEST_SECONDS * RATE - len(sound)
     before, after = (int(min(draw.uniform(0.05, seconds) * RATE, left / 2)) for _ in range(2))
@@ -152,14 +152,14 @@ def hum(draw: np.random.Generator, size: int) -> np.ndarray:
 
 
 def mixed(sound: np.ndarray, other: np.ndarray, decibels: float) -> np.ndarray:
-    """With another sound that is quieter than speech, where it is heard, by some decibels."""
+    """A sound [samples] with another of its length, quieter than its speech by some decibels."""
     loud = np.square(sound[np.abs(sound) > 0.05 * np.abs(sound).max()])
     level = np.sqrt(np.mean(loud) / max(np.mean(np.square(other)), 1e-12))
     return sound + other * level * 10 ** (-decibels / 20)
 
 
 def telephoned(draw: np.random.Generator, sound: np.ndarray) -> np.ndarray:
-    """At 8 kHz, half the time within the band and with the codes of a telephone."""
+    """A sound [samples] at 8 kHz, half the time within the band and with the codes of a telephone."""
     from scipy.signal import butter, resample_poly, sosfilt
 
     narrow = resample_poly(sound, 1, 2)
@@ -173,7 +173,7 @@ def telephoned(draw: np.random.Generator, sound: np.ndarray) -> np.ndarray:
 
 
 def compressed(draw: np.random.Generator, sound: np.ndarray) -> np.ndarray:
-    """Through MP3 of some bit rate."""
+    """A sound [samples] through MP3 of some bit rate."""
     import soundfile
 
     file = BytesIO()
@@ -186,7 +186,7 @@ def compressed(draw: np.random.Generator, sound: np.ndarray) -> np.ndarray:
 
 
 def leveled(sound: np.ndarray, decibels: float) -> np.ndarray:
-    """With a peak of some decibels of full scale."""
+    """A sound [samples] with a peak of some decibels of full scale."""
     return (sound / max(np.abs(sound).max(), 1e-9) * 10 ** (decibels / 20)).astype(np.float32)
 
 

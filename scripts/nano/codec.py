@@ -101,7 +101,7 @@ def quantise(latents: jax.Array, entries: jax.Array, used: jax.Array) -> Quantis
 
 
 def updated(books: Codebooks, found: Quantised, used: jax.Array, key: jax.Array) -> Codebooks:
-    """The codebooks after a batch: moving means of what each entry stood for."""
+    """The codebooks after a batch: moving means of what entries stood for; used int32 [N] as in `quantise`."""
     Q, C, _ = books.entries.shape
     counted = (jnp.arange(Q)[:, None] < used).astype(jnp.float32)
     chosen = jax.nn.one_hot(found.codes, C) * counted[..., None]

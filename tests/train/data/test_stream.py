@@ -156,8 +156,8 @@ def test_what_is_wrong_with_data(opened: Any, tmp_path: Path) -> None:
 
 
 def test_columns_that_are_not_read_are_told(opened: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    opened(write(tmp_path / "rows.jsonl", row(0) | {"source": "x"}, row(1) | {"score": 3, "id": 1}))
-    assert "columns that are not read: score, source\n" in capsys.readouterr().err
+    opened(write(tmp_path / "rows.jsonl", row(0) | {"topic": "x"}, row(1) | {"score": 3, "id": 1}))
+    assert "columns that are not read: score, topic\n" in capsys.readouterr().err
 
 
 def test_a_line_without_an_end(opened: Any, tmp_path: Path) -> None:
