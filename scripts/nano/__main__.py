@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from scripts.nano.rows import write_sense
+from scripts.nano.see import see_senses
 from scripts.nano.text import text_senses
 
 
@@ -38,7 +39,7 @@ class Data(Made):
 
 def data(options: Annotated[Data, tyro.conf.arg(name="")]) -> int:
     """Make the rows that are not there yet."""
-    for sense in text_senses(options.scale):
+    for sense in (*text_senses(options.scale), *see_senses(options.output, options.scale)):
         if not options.senses or sense.name in options.senses:
             write_sense(options.output, sense, options.seed, options.workers)
             print(f"{sense.name}: {sense.counts['train']} rows to train on, {sense.counts['test']} to test", flush=True)
