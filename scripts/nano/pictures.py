@@ -57,7 +57,9 @@ def picture_part(name: str) -> dict[str, Any]:
     return {"type": "image", "image": name}
 
 
-def paper(draw: np.random.Generator, height: int, width: int, colour: Sequence[float], rough: float) -> np.ndarray:
+def paper(
+    draw: np.random.Generator, height: int, width: int, colour: np.ndarray | Sequence[float], rough: float
+) -> np.ndarray:
     """A surface float32 [height, width, 3], 0 to 255: a colour with a gradient, spots and noise of `rough` each."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     slope = draw.uniform(-rough, rough, 2)

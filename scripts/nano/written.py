@@ -108,11 +108,11 @@ def _with_strokes(draw: np.random.Generator, drawn: np.ndarray, digit: int) -> n
         pen.line((at - left, row + drop, at + right, row), fill=1.0, width=thick)
 
     if digit == 7:
-        line(top + draw.uniform(0.45, 0.65) * (bottom - top), *draw.uniform(3, 6, 2), draw.uniform(-1, 1))
+        line(top + draw.uniform(0.45, 0.65) * (bottom - top), *draw.uniform(3, 6, 2).tolist(), draw.uniform(-1, 1))
         return np.asarray(plane)
     kind = draw.integers(3)
     if kind != 0:
-        line(bottom - 1, *draw.uniform(3, 6, 2), draw.uniform(-1, 1))
+        line(bottom - 1, *draw.uniform(3, 6, 2).tolist(), draw.uniform(-1, 1))
     if kind != 1:
         line(top + 1, draw.uniform(3, 6), 0, draw.uniform(2, 6))
     return np.asarray(plane)
@@ -133,7 +133,7 @@ def _stroke(draw: np.random.Generator, drawn: np.ndarray, split: Split, side: in
     ink[top : top + large.height, left : left + large.width] = np.asarray(large)
     ink = blurred(ink, height * 0.022)
     level, sharp = draw.uniform(0.32, 0.52) * ink.max(), draw.uniform(9, 20)
-    return np.float32(1 / (1 + np.exp(-sharp * (ink - level) / ink.max())))
+    return (1 / (1 + np.exp(-sharp * (ink - level) / ink.max()))).astype(np.float32)
 
 
 def _projected(draw: np.random.Generator, ink: np.ndarray, side: int, is_photo: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -178,6 +178,6 @@ def _photo(draw: np.random.Generator, ink: np.ndarray, sheet: np.ndarray) -> Ima
     return taken.filter(ImageFilter.GaussianBlur(draw.uniform(0, 0.9)))
 
 
-def _inked(ink: np.ndarray, surface: np.ndarray, colour: Sequence[float]) -> Image.Image:
+def _inked(ink: np.ndarray, surface: np.ndarray, colour: np.ndarray | Sequence[float]) -> Image.Image:
     mixed = surface + ink[..., None] * (np.asarray(colour) - surface)
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
