@@ -36,6 +36,7 @@ from omni_jax.sharding import platform
 from omni_jax.train.codes_command import CheckCodes
 from omni_jax.train.command import Plot, Train, configured, run_command
 from omni_jax.train.drafters.questions import Regenerate
+from omni_jax.train.export import Export
 from omni_jax.weights.locate import locate
 
 Command = (
@@ -118,7 +119,7 @@ def _train(command: Train) -> None:
     match command.recipe:
         case Plot():
             pass
-        case Regenerate() | CheckCodes() as asked:
+        case Regenerate() | CheckCodes() | Export() as asked:
             _join(asked.devices)
         case recipe:
             _join(recipe.compute)

@@ -144,7 +144,12 @@ def constrain(x: jax.Array, axes: Axes, mesh: Mesh | None) -> jax.Array:
 
 def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """`x` [B, ...], inside `jit`, with its rows split over `mesh`; a scalar is replicated."""
-    return constrain(x, ("batch", *[None] * (x.ndim - 1)) if x.ndim else (), mesh)
+    return constrain(x, _by_rows(x), mesh)
+
+
+def _by_rows(x: Any) -> Axes:
+    """The axes of an array [B, ...]; none of a scalar."""
+    return ("batch", *[None] * (x.ndim - 1)) if x.ndim else ()
 
 
 def replicate(x: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -191,8 +196,17 @@ def place(x: Any, axes: Axes, mesh: Mesh | None) -> Any:
 
 
 def place_rows(tree: Any, mesh: Mesh | None) -> Any:
-    """A tree of arrays [B, ...], with their rows split over `mesh`; the tree itself without a mesh."""
-    return jax.tree.map(lambda x: place(x, ("batch", *[None] * (x.ndim - 1)), mesh), tree)
+    """A tree of arrays [B, ...], with their rows split over `mesh`, numbers whole; the tree itself without a mesh."""
+    return jax.tree.map(lambda x: place(x, _by_rows(x), mesh), tree)
+
+
+def on_host(x: Any) -> np.ndarray:
+    """An array [...] on the host, wherever its shards are; all processes that hold some must call this."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def check_mesh(declared: dict[str, tuple[dict, dict]], mesh: Mesh | Mapping[str, int]) -> None:

@@ -24,10 +24,14 @@ from typing import Any
 
 import tyro
 
+from scripts.small.quick import QUICK_FLAGS
+
 ROOT = Path(__file__).resolve().parent.parent
-# Without the compiler's slowest passes, which are not tested here.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
+# Each process compiles, so that all take as long as the first.
+ENVIRONMENT = {
+    **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS, "PYTHONPATH": str(ROOT),
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+}  # fmt: skip
 NOISE = ("Traceback", "Exception ignored", "Fatal Python", "Segmentation", "Error")
 SAMPLES = 6
 # Seconds after which a process that has not ended is killed.

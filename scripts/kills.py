@@ -18,9 +18,14 @@ from pathlib import Path
 
 import tyro
 
+from scripts.small.quick import QUICK_FLAGS
+
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
+# Each process compiles, so that all take as long as the first.
+ENVIRONMENT = {
+    **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS, "PYTHONPATH": str(ROOT),
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+}  # fmt: skip
 # A run with a checkpoint every few steps, which says when it begins to take them and waits a little at each.
 RUN = """
 import sys, time

@@ -1,24 +1,26 @@
 """Shared by all tests: JAX with 8 virtual CPU devices, small random checkpoints, and the reference model of each."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from scripts.small.quick import QUICK_FLAGS
+
 # All must be in place before anything imports jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["OMNI_JAX_CACHE"] = "off"  # Tests compile for themselves, and leave the user's directory alone.
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-# The tests spend more time compiling than running, so the compiler's slowest passes are off. The older code generator
-# takes half the time of the newer one; jax 0.11 and later have only the newer one.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_cpu_parallel_codegen_split_count=1"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "")
-)
+os.environ["OMNI_JAX_CACHE"] = "off"  # Tests leave the user's directory alone.
+# A run of the tests compiles a program once, in whichever of its processes; the next run compiles it again.
+if "OMNI_JAX_TESTED_PROGRAMS" not in os.environ:
+    os.environ["OMNI_JAX_TESTED_PROGRAMS"] = tempfile.mkdtemp(prefix="omni_jax-programs-")
+    atexit.register(shutil.rmtree, os.environ["OMNI_JAX_TESTED_PROGRAMS"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["OMNI_JAX_TESTED_PROGRAMS"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count=8 {QUICK_FLAGS}"
 
 import pytest
 

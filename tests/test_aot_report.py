@@ -6,7 +6,7 @@ import pytest
 
 from scripts.aot.programs import Program
 from scripts.aot.report import groups
-from scripts.aot.tables import COLUMNS, MESH_COLUMNS, Row, mesh_table, table, temporaries
+from scripts.aot.tables import COLUMNS, MESH_COLUMNS, TRAIN_COLUMNS, Row, mesh_table, table, temporaries, train_table
 
 
 def row(program: str, temp_gb: float, rows: int, slots: int) -> Row:
@@ -53,3 +53,15 @@ def test_every_line_of_a_table_has_all_columns() -> None:
     for lines, columns in ((table(rows), COLUMNS), (mesh_table(rows), MESH_COLUMNS)):
         assert lines.splitlines()[0] == "| " + " | ".join(columns) + " |"
         assert {line.count("|") for line in lines.splitlines()} == {len(columns) + 1}
+
+
+def test_a_training_step_needs_what_is_held_and_the_larger_work() -> None:
+    held = {"trained": 10**10, "moments": 2 * 10**10, "gradients": 10**10, "frozen": 10**9}
+    add = Row("sft add", "tokamax", temp_gb=60.0, new_gb=4.0, tokens=1000, collectives={"all-gather": (2, 3 * 10**6)})
+    update = Row("sft update", "", temp_gb=5.0)
+    failed = Row("sft add", "tokamax", error="out | of memory")
+    lines = train_table("fsdp=8", "1 x 4096", [("sft", held, add, update), ("sft", held, failed, update)]).splitlines()
+    assert {line.count("|") for line in lines} == {len(TRAIN_COLUMNS) + 1}
+    cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert cells[3:8] == ["10.0, 20.0, 10.0", "1.0", "64.0, 5.0", "105.0", "yes / yes"]
+    assert cells[8:] == ["2 all-gather", "0.0", "3.0"]

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,14 @@ def model(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 def ask(model: Path, *more: str, new: int = 5) -> list[str]:
     return ["--model", str(model), "--text", "What is this?", "--max-new-tokens", str(new), *more]
+
+
+@pytest.fixture(scope="module")
+def answer(model: Path) -> str:
+    """What `generate` prints for the question of `ask`."""
+    with redirect_stdout(io.StringIO()) as out:
+        main(["generate", *ask(model)])
+    return out.getvalue()
 
 
 def test_generate_answers_about_a_picture(model: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,19 +121,20 @@ def test_a_drafter_changes_nothing_in_the_answer(
     assert "draft_sampling need a drafter" in capsys.readouterr().err
 
 
-def test_a_conversation_from_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_conversation_from_a_file(
+    model: Path, answer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "messages.json"
     path.write_text(json.dumps([{"role": "user", "content": "What is this?"}]))
     main(["generate", "--model", str(model), "--messages", str(path), "--max-new-tokens", "5"])
-    from_file = capsys.readouterr().out
-    main(["generate", *ask(model)])
-    assert capsys.readouterr().out == from_file
+    assert capsys.readouterr().out == answer
 
 
 @pytest.mark.parametrize("form", ["list", "object", "BOM", "UTF-16", "stdin"])
 def test_forms_of_a_conversation(
-    form: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    form: str, model: Path, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     messages: Any = [{"role": "user", "content": "What is this?"}]
     text = json.dumps({"messages": messages, "tools": None} if form == "object" else messages)
     data = text.encode({"BOM": "utf-8-sig", "UTF-16": "utf-16"}.get(form, "utf-8"))
@@ -142,9 +151,7 @@ def test_forms_of_a_conversation(
             f"--messages={'-' if form == 'stdin' else '~/m.json'}",
         ]
     )
-    written = capsys.readouterr().out
-    main(["generate", *ask(model)])
-    assert capsys.readouterr().out == written
+    assert capsys.readouterr().out == answer
 
 
 def test_media_of_a_messages_file_are_beside_it(

@@ -34,8 +34,12 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test starts without a cache, and leaves none."""
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     names = ("jax_compilation_cache_dir", *SETTINGS)
     before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
     yield
     for name, value in before.items():
         jax.config.update(name, value)

@@ -19,9 +19,10 @@ from omni_jax.cli import main
 from omni_jax.distributed import start
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
+from scripts.small.quick import QUICK_FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": QUICK_FLAGS, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")

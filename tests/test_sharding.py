@@ -27,7 +27,7 @@ from omni_jax.models.param import Declaration, bind
 from omni_jax.omni import Omni
 from omni_jax.ops import expert_parallel
 from omni_jax.ops.cache import lay_over
-from omni_jax.sharding import constrain, make_mesh, mesh_name, round_up_rows, sharding_for, split_over
+from omni_jax.sharding import constrain, make_mesh, mesh_name, place_rows, round_up_rows, sharding_for, split_over
 from omni_jax.weights.drafters import load_drafter
 from omni_jax.weights.mesh_text import parse_mesh
 from tests.helpers.experts import collectives
@@ -277,3 +277,9 @@ def test_what_does_not_divide_stays_whole() -> None:
     x = jnp.ones((3, 2))
     assert constrain(x, ("batch", None), None) is x
     assert jax.jit(lambda x: constrain(x, ("batch", None), mesh))(x).sharding.is_fully_replicated
+
+
+def test_rows_are_split_and_numbers_are_whole() -> None:
+    rows, number = place_rows((np.zeros((8, 3)), np.uint32(5)), make_mesh(fsdp=8))
+    assert rows.sharding.shard_shape(rows.shape) == (1, 3)
+    assert number.sharding.is_fully_replicated and number == 5

@@ -45,7 +45,7 @@ def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
 
     The weight is flattened to [out, in] first: with more output axes, XLA on CPU would transpose a copy of it. One row
     on GPU is a fused product and sum, which reads a layer of a stack in place. In half precision a backward pass
-    multiplies in half precision too, and sums in float32.
+    multiplies in half precision too, and sums in float32; for `jax.jvp` take float32.
     """
     inner = x.shape[x.ndim - contracted :]
     rows, columns = x.reshape(-1, prod(inner)), weight.reshape(-1, prod(inner))

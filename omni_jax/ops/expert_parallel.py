@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from omni_jax.ops.low_rank import Factors, GatedFactors
 from omni_jax.ops.moe import ExpertWeights, Routing, moe, partial_moe, route
-from omni_jax.sharding import platform
+from omni_jax.sharding import constrain, platform
 
 # Rows of a shard above which they are exchanged. With fewer rows the time to start a collective counts most (10 to 20
 # us, in which a link moves a megabyte or two: some hundred rows of the public width), so fewer collectives are faster.
@@ -146,8 +146,10 @@ def _on_devices(
     """`local` on every device of the mesh with its shards of rows x [R, D], of their routing and of the experts."""
     l = jnp.asarray(experts.layer, jnp.int32)
     if mesh.shape["fsdp"] > 1:
-        # Their width is split in storage; what is gathered for the product should be one layer, not the stack.
+        # Their width is split in storage; what is gathered for the product should be one layer, not the stack. The
+        # layer is split as the stack is, or the compiler would gather the stack to take a whole layer out of it.
         experts = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, l), replace(experts, layer=None))
+        experts = jax.tree.map(lambda w, axes: constrain(w, axes, mesh), experts, stored_axes(experts))
         l = jnp.int32(0)
     rows: Any = P(split or None)
     run = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, _specs(experts)), out_specs=rows, check_vma=False)
@@ -166,3 +168,18 @@ def _specs(experts: ExpertWeights) -> ExpertWeights:
         inward = Factors(by_expert, over_out, experts.lora.gate.scale)
         lora = GatedFactors(inward, inward, Factors(over_in, by_expert, experts.lora.down.scale))
     return ExpertWeights(over_gate_up, over_out, all_devices, lora)
+
+
+def stored_axes(experts: ExpertWeights) -> ExpertWeights:
+    """The logical axes of weights and of their updates, as they are declared."""
+
+    def axes(*own: str | None) -> Any:
+        return "layers", "expert", *own
+
+    lora = None
+    if experts.lora is not None:
+        inward = Factors(axes(None, "embed"), axes("mlp", None), experts.lora.gate.scale)
+        outward = Factors(axes(None, "mlp"), axes("embed", None), experts.lora.down.scale)
+        lora = GatedFactors(inward, inward, outward)
+    layer: Any = None
+    return ExpertWeights(axes("embed", None, "mlp"), axes("mlp", "embed"), layer, lora)

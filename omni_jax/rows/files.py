@@ -7,8 +7,9 @@ takes all memory.
 import gzip
 import hashlib
 import io
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -66,14 +67,31 @@ def _is_data(file: Path, root: Path) -> bool:
 
 
 def rows_of(files: Iterable[Path]) -> Iterator[tuple[str, Path, Any]]:
-    """Where each row is, the folder of its file, and the row; an InputError in place of a row that is no JSON."""
-    for file in files:
+    """Where each row is, the folder of its file, and the row; an InputError in place of a row that is no JSON.
+
+    A file is named without its folders, but with as many as it takes to tell it from others of its name.
+    """
+    files = list(files)
+    for file, name in zip(files, _names(files), strict=True):
         with _explained(file, "cannot be read"):
             for number, row in _lines(file) if file.name.endswith(LINES) else enumerate(_whole(file), start=1):
                 if number > MAX_LINES:
                     what = "lines" if file.name.endswith(LINES) else "rows"
                     raise InputError(f"{file} has more than {MAX_LINES:,} {what}; split it, and use its parts")
-                yield f"{file.name}:{number}", file.parent, row
+                yield f"{name}:{number}", file.parent, row
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    parts = {file: Path(os.path.abspath(file)).parts for file in files}
+    others = {file: {p for p in parts.values() if p[-1] == parts[file][-1] and p != parts[file]} for file in parts}
+
+    def name(file: Path) -> str:
+        own = parts[file]
+        counts = range(1, len(own) + 1)
+        depth = next(n for n in counts if n == len(own) or all(other[-n:] != own[-n:] for other in others[file]))
+        return "/".join(own[-depth:])
+
+    return [name(file) for file in files]
 
 
 def digest_of(files: Iterable[Path]) -> str:

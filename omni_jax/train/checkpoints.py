@@ -67,16 +67,26 @@ class Checkpoints:
 
     def restore(self, step: int, described: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state and progress of a step; described: shapes, dtypes and shardings of the state."""
+        flat = _flat(described)
+        arrays, progress = self._read(step, flat)
+        return jax.tree.unflatten(jax.tree.structure(described), [arrays[path] for path in flat]), progress
+
+    def params(self, step: int, described: Any) -> Any:
+        """The parameters of a step, without the rest of its state; described: their shapes, dtypes and shardings."""
+        flat = _flat(TrainState((), described, ()))
+        arrays, _ = self._read(step, flat)
+        return jax.tree.unflatten(jax.tree.structure(described), [arrays[path] for path in flat])
+
+    def _read(self, step: int, flat: dict[str, Any]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        """Arrays of a step by their paths, as described, and its progress."""
         import orbax.checkpoint as ocp
 
-        flat = _flat(described)
         args = {
             path: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
             for path, x in flat.items()
         }
-        items = ocp.args.Composite(
-            **{STATE: ocp.args.PyTreeRestore(flat, restore_args=args), PROGRESS: ocp.args.JsonRestore()}
-        )
+        wanted = ocp.args.PyTreeRestore(flat, restore_args=args, partial_restore=True)
+        items = ocp.args.Composite(**{STATE: wanted, PROGRESS: ocp.args.JsonRestore()})
         try:
             made = self._manager.restore(step, args=items)
         except (OSError, ValueError, KeyError) as error:
@@ -84,8 +94,7 @@ class Checkpoints:
                 f"{self.directory / str(step)}: cannot be read ({_reason(error)}); remove it, and the run goes on "
                 "from the one before"
             ) from error
-        arrays = [made[STATE][path] for path in flat]
-        return jax.tree.unflatten(jax.tree.structure(described), arrays), made[PROGRESS]
+        return made[STATE], made[PROGRESS]
 
     def wait(self) -> None:
         """Return when all that was saved is complete on the disk, and what is not to stay is removed."""

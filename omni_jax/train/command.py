@@ -20,7 +20,8 @@ from omni_jax.train.codes_command import CheckCodes, check_codes
 from omni_jax.train.drafters.questions import Regenerate, run_regenerate
 from omni_jax.train.drafters.recipes import DFlash, Eagle3
 from omni_jax.train.dry_run import MAX_SHOWN, dry_run
-from omni_jax.train.loop import Trained, check_directory, steps_of, train
+from omni_jax.train.export import Export, chosen_step, export, placed
+from omni_jax.train.loop import CONFIG, Trained, check_directory, steps_of, train
 from omni_jax.train.lora.recipe import Lora
 from omni_jax.train.plot import draw_loss
 from omni_jax.train.settings import check
@@ -53,6 +54,7 @@ class Train:
         | Annotated[Regenerate, subcommand("regenerate")]
         | Annotated[CheckCodes, subcommand("check-codes")]
         | Annotated[Plot, subcommand("plot")]
+        | Annotated[Export, subcommand("export")]
     ]
 
 
@@ -83,6 +85,8 @@ def run_command(command: Train, load: Load) -> None:
             if picture is None:
                 raise InputError("a plot needs matplotlib: install omni_jax[train]")
             print(picture)
+        case Export() as asked:
+            _export(asked, load)
         case Regenerate() as asked:
             run_regenerate(replace(asked, model=locate(asked.model)), load)
         case CheckCodes() as asked:
@@ -91,18 +95,41 @@ def run_command(command: Train, load: Load) -> None:
             _report(recipe, train_recipe(recipe, load))
 
 
+def _export(asked: Export, load: Load) -> None:
+    """Write the model of a run's checkpoint, and print where it is."""
+    path = asked.run / CONFIG
+    if not path.exists():
+        raise InputError(f"{asked.run} holds no run ({CONFIG} is missing); name the directory of one")
+    named = toml.read_table(path).get("recipe")
+    if named not in RECIPES:
+        raise InputError(f"{path}: states no recipe of {', '.join(RECIPES)}; name the directory of a run")
+    recipe: Any = placed(toml.read(RECIPES[named], path), asked)
+    step = chosen_step(recipe, asked)
+    omni = load(recipe.run.model, recipe.PARTS, recipe.compute.mesh)
+    export(recipe, step, recipe.objective(omni), omni.meshes["thinker"], asked.output)
+    if is_primary():
+        print(f"step {step}: {asked.output}")
+        print(recipe.NEXT.format(asked.output), file=sys.stderr)
+
+
 def _report(recipe: AnyRecipe, trained: Trained | None) -> None:
     """Print where the result is and what can be done with it; nothing after a dry run."""
     if trained is not None and is_primary():
-        print(f"{trained.steps} steps, loss {trained.loss:.4g}, best after step {trained.best_step}: {trained.model}")
+        print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
         print(recipe.NEXT.format(trained.model), file=sys.stderr)
+        if trained.best_step not in (None, trained.steps):
+            print(
+                f"the loss was lowest at step {trained.best_step}, which omni-jax train export writes", file=sys.stderr
+            )
 
 
 def train_recipe(recipe: AnyRecipe, load: Load) -> Trained | None:
     """Train as a recipe says; None for a dry run, which is printed."""
     run = recipe.run
     paths = {"model": locate(run.model).absolute(), "data": tuple(path.absolute() for path in run.data)}
-    recipe = replace(recipe, run=replace(run, **paths))
+    # The default type is that of these devices, and a run does not go on in another.
+    compute = replace(recipe.compute, dtype=recipe.compute.type())
+    recipe = replace(recipe, run=replace(run, **paths), compute=compute)
     check(recipe)
     if not recipe.call.dry_run:
         check_directory(recipe)

@@ -32,7 +32,7 @@ def dry_run(
         f"parameters frozen: {sum(frozen.values()):,}",
         *(f"  {name} {count:,}" for name, count in frozen.items()),
         f"steps: {steps:,}, each of {recipe.optimizer.accumulation} batch(es)",
-        f"memory on each device of {mesh_name(mesh or {})}:",
+        f"memory on each device of {mesh_name(mesh or {})}, with the batch below:",
         *(f"  {name} {count / 1e9:.3f} GB" for name, count in memory(recipe, objective, first, steps, mesh).items()),
     ]
     return "\n".join(lines), first
@@ -56,15 +56,15 @@ def memory(recipe: Recipe, objective: Objective, first: Step, steps: int, mesh: 
     compiled = made.add.lower(state.params, objective.frozen, batch, made.described(batch)).compile()
     planned = compiled.memory_analysis()
     parts = {
-        "trained parameters": _bytes(state.params),
-        "state of the optimizer": _bytes(state.optimizer),
-        "gradients": _bytes(state.params),
-        "frozen parameters": _bytes(objective.frozen),
+        "trained parameters": bytes_held(state.params),
+        "state of the optimizer": bytes_held(state.optimizer),
+        "gradients": bytes_held(state.params),
+        "frozen parameters": bytes_held(objective.frozen),
         "work of a step": planned.temp_size_in_bytes if planned is not None else 0,
     }
     return {**parts, "all": sum(parts.values())}
 
 
-def _bytes(arrays: Any) -> int:
+def bytes_held(arrays: Any) -> int:
     """Bytes that one device holds of arrays with shardings."""
     return sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arrays))

@@ -68,7 +68,7 @@ def train(recipe: Recipe, objective: Objective, batches: Batches, mesh: Mesh | N
     steps_of(recipe, batches)
     note = f"a checkpoint is saved first, and the same command goes on with what {recipe.run.output} holds"
     with (
-        _claimed(recipe),
+        claimed(recipe),
         process.finishing(note),
         open_checkpoints(recipe.run.output, recipe.run.keep) as checkpoints,
     ):
@@ -119,7 +119,7 @@ class _Running:
         """Take the steps that are left, with a bar on stderr, and save checkpoints."""
         shown = None if records else True
         with tqdm(total=self.steps, initial=self.progress.step, unit="step", file=sys.stderr, disable=shown) as bar:
-            source, stop = iter(self.batches), False
+            source, stop, trouble = iter(self.batches), False, None
             taken = self._take(source)
             sums = self.programs.empty(taken[0].batch) if taken else Sums(None, None)
             while taken:
@@ -129,15 +129,18 @@ class _Running:
                 self.state, sums, report = self.programs.update(self.state, sums)
                 position = {"data": self.batches.state(), "epoch": self.batches.epoch}
                 # The host prepares what follows while the devices compute.
-                following = self._take(source, ahead=1)
+                following, trouble = self._following(source)
                 report = jax.device_get(report)
                 self._count(report, taken, position)
                 stop = interrupted()
-                self._record(report, records, bar, last=not following, save=stop)
-                taken = [] if stop else following
+                ends = stop or trouble is not None
+                self._record(report, records, bar, last=not ends and not following, save=ends)
+                taken = [] if ends else following
         self.checkpoints.wait()
         if stop:
             raise KeyboardInterrupt
+        if trouble is not None:
+            raise trouble
         if not self.progress.step:
             raise InputError("no batch of the data can be used any more; mend the rows that were reported")
 
@@ -145,6 +148,18 @@ class _Running:
         """The batches of a step, `ahead` of the one that comes next; none behind the last step, or the last batch."""
         left = self.steps - self.progress.step - ahead
         return list(islice(source, self.recipe.optimizer.accumulation)) if left > 0 else []
+
+    def _following(self, source: Iterator[Step]) -> tuple[list[Step], Exception | None]:
+        """The batches of the step after this one, or why there are none, so that this one can be saved first.
+
+        That takes all processes, of which one alone may be in trouble; but all are interrupted, and workers with them.
+        """
+        try:
+            return self._take(source, ahead=1), None
+        except Exception as error:
+            if jax.process_count() > 1 and not process.interrupted():
+                raise
+            return [], error
 
     def _count(self, report: Report, taken: list[Step], position: dict[str, Any]) -> None:
         """Count a step that was taken, behind which the data are at `position`; InputError if it could not be taken."""
@@ -212,7 +227,7 @@ def interrupted() -> bool:
 
 
 @contextmanager
-def _claimed(recipe: Recipe) -> Iterator[None]:
+def claimed(recipe: Recipe) -> Iterator[None]:
     """The run's directory, which is made for it or holds a run of the same settings, and is nobody else's meanwhile."""
     output, path = recipe.run.output, recipe.run.output / CONFIG
     check_directory(recipe)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from time import perf_counter, time
+from typing import Any, cast
 
 from omni_jax.errors import InputError
 from omni_jax.files import reason_of
@@ -112,6 +112,39 @@ class Table:
             self._file.close()
 
 
+class Board:
+    """Metrics for TensorBoard in a file of their own, which hides those of earlier files from `step` on.
+
+    Rows are written at once: where the disk is full, the thread of tensorboardX's own writer ends, and what waits for
+    it waits without end.
+    """
+
+    def __init__(self, directory: Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        self.directory, self._protocol = directory, cast(Any, event_pb2)
+        with explained_writes(directory):
+            directory.mkdir(exist_ok=True)
+            self._file = EventsWriter(str(directory / "events"), f".{step}")
+            session = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
+            self._file.write_event(self._protocol.Event(wall_time=time(), step=step, session_log=session))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the values of a step."""
+        event = self._protocol.Event(wall_time=time(), step=step)
+        for name, value in values.items():
+            event.summary.value.add(tag=name, simple_value=value)
+        with explained_writes(self.directory):
+            self._file.write_event(event)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):  # of a row that could not be written before
+            self._file.close()
+
+
 class Records:
     """The files of a run's metrics, a context; they go on from `progress`. Only one process has them.
 
@@ -119,10 +152,8 @@ class Records:
     """
 
     def __init__(self, output: Path, progress: Progress):
-        from tensorboardX import SummaryWriter
-
         self.tables = {name: Table(output / name, progress.sizes.get(name, 0)) for name in (METRICS, TIMINGS)}
-        self._board = SummaryWriter(str(output / BOARD), purge_step=progress.step + 1)
+        self._board = Board(output / BOARD, progress.step + 1)
         self._tokens, self._since, self.speed = progress.tokens, perf_counter(), 0.0
 
     def __enter__(self) -> "Records":
@@ -144,8 +175,7 @@ class Records:
         counts = {"tokens": progress.tokens, "epoch": progress.epoch}
         self.tables[METRICS].add({"step": progress.step, **metrics, **counts})
         self.tables[TIMINGS].add({"step": progress.step, **timings})
-        for name, value in {**metrics, **timings}.items():
-            self._board.add_scalar(name, value, progress.step)
+        self._board.add(progress.step, {**metrics, **timings})
 
     def sizes(self) -> dict[str, int]:
         """The sizes of the files, which are safe on the disk on return."""

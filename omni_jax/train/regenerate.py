@@ -3,8 +3,8 @@
     conversations -> each reply anew, in slots -> JSON Lines of `messages`, with their media as they were
 
 A drafter is to draft what the target says, so it learns most from the target's own replies. A reply is part of the
-prompt of the next. Replies that are there are replaced; a call of a tool whose result follows stays, and a question at
-the end is answered.
+prompt of the next. Replies that are there are replaced; one that is not to be learned stays, and so does a call of a
+tool whose result follows. A question at the end is answered.
 
 The output is appended to as conversations end, each line whole and on the disk before the next, so that a run that was
 stopped goes on where it ended. What the replies depend on is in a file of its own beside it.
@@ -34,11 +34,15 @@ AGAIN = "what is written is safe: make room, and run this again"
 
 @dataclass(frozen=True, eq=False)
 class Conversation:
-    """A row of data: where it is, "file:line"; its messages, with media that are found from any folder; its tools."""
+    """A row of data: where it is, "file:line"; its messages, with media that are found from any folder; its tools.
+
+    silent: numbers of messages that are not to be learned.
+    """
 
     where: str
     messages: list[dict[str, Any]]
     tools: list[dict] | None = None
+    silent: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,11 @@ class _Running:
     @classmethod
     def of(cls, given: Conversation) -> "_Running":
         roles = [message.get("role") for message in given.messages]
-        after = [*roles[1:], None]
         rest: deque[dict[str, Any] | None] = deque()
-        for message, role, following in zip(given.messages, roles, after, strict=True):
-            rest.append(None if role == "assistant" and following != "tool" else message)
-        if roles[-1] != "assistant":
+        for i, message in enumerate(given.messages):
+            calls = roles[i + 1 : i + 2] == ["tool"]
+            rest.append(None if roles[i] == "assistant" and not calls and i not in given.silent else message)
+        if roles[-1:] != ["assistant"]:
             rest.append(None)
         return cls(given, rest)
 
@@ -125,8 +129,9 @@ class _Running:
 
     @property
     def line(self) -> dict[str, Any]:
+        unlearned = {i for i in self.given.silent if self.messages[i]["role"] == "assistant"}
         return {
-            "messages": self.messages,
+            "messages": [m | {"loss": False} if i in unlearned else m for i, m in enumerate(self.messages)],
             **({} if self.given.tools is None else {"tools": self.given.tools}),
             "source": self.given.where,
             "token_ids": [reply.token_ids for reply in self.replies],
@@ -174,6 +179,8 @@ class _Queue:
     def _prompt(self, running: _Running) -> Prompt | None:
         most, where = self.settings.ending.max_new_tokens, running.given.where
         try:
+            if None not in running.rest:
+                raise InputError("no reply of the row is to be learned; leave it out, or state 'loss': true")
             preparation = {**vars(self.settings.preparation), "tools": running.given.tools}
             batch = self.omni.prepare(running.ask(), **preparation)
             check_context(batch.token_ids.shape[1], most, self.omni.config.thinker.text.max_position_embeddings)

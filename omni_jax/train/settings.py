@@ -6,7 +6,7 @@ Parsers make them without checks, since a parser of flags takes a ValueError for
 be, before any weight is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from math import isfinite
@@ -174,17 +174,26 @@ def check(recipe: Recipe) -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise InputError(f"training needs {' and '.join(missing)}: install omni_jax[train]")
-    for name, value, valid, expected in _ranges(recipe):
+    check_ranges(_ranges(recipe))
+
+
+# A setting that has a range: its name, its value, whether that is valid, and what is.
+Range = tuple[str, Any, bool, str]
+
+
+def check_ranges(ranges: Iterable[Range]) -> None:
+    """Raise InputError for the first setting that is out of its range, which it names as a flag."""
+    for name, value, valid, expected in ranges:
         if not valid:
             raise InputError(f"--{name.replace('_', '-')} is {shown(value)}; it must be {expected}")
 
 
-def _ranges(recipe: Recipe) -> Iterator[tuple[str, Any, bool, str]]:
-    """Each setting that has a range: its name, its value, whether that is valid, and what is."""
+def _ranges(recipe: Recipe) -> Iterator[Range]:
     run, optimizer, batch = recipe.run, recipe.optimizer, recipe.batch
     yield "data", run.data, len(run.data) > 0, "at least one file"
     if run.steps is not None:
         yield "steps", run.steps, run.steps >= 1, "at least 1"
+        yield "epochs", run.epochs, run.epochs == Run.epochs, "left out where --steps is given"
     yield "epochs", run.epochs, run.epochs >= 1, "at least 1"
     yield "seed", run.seed, 0 <= run.seed < 2**32, "from 0 to 4294967295"
     for name in ("save_every", "keep", "log_every"):

@@ -10,14 +10,19 @@ from omni_jax.train.objective import Batches
 from omni_jax.train.settings import TextRecipe
 
 
+def text_recipe(settings: TextRecipe, omni: Omni) -> samples.TextRecipe:
+    """How rows become samples of the Thinker; InputError for options of media, or a length, that cannot be."""
+    prompt = settings.prompt
+    options = read_defaults(settings.media.options(), prompt.fps, prompt.use_audio_in_video)
+    return samples.TextRecipe.of(omni.processor, settings.batch.max_length, prompt.thinking, options)
+
+
 def text_batches(settings: TextRecipe, omni: Omni) -> Batches:
     """The batches that settings ask for, each a `TextBatch`; rows are rounded up to what the model's mesh divides.
 
     InputError for options of media that cannot be, and where no row can be used.
     """
-    run, batch, prompt = settings.run, settings.batch, settings.prompt
-    options = read_defaults(settings.media.options(), prompt.fps, prompt.use_audio_in_video)
-    recipe = samples.TextRecipe.of(omni.processor, batch.max_length, prompt.thinking, options)
+    run, batch, recipe = settings.run, settings.batch, text_recipe(settings, omni)
     packing = Packing(round_up_rows(batch.rows, omni.meshes["thinker"]), batch.max_length, several=not batch.unpacked)
     epochs = run.epochs if run.steps is None else None
     return stream.open_stream(

@@ -18,6 +18,7 @@ import numpy as np
 from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError
 from omni_jax.models.param import Declaration
+from omni_jax.sharding import on_host
 from omni_jax.weights.adapter_config import CONFIG_FILE, AdapterConfig
 from omni_jax.weights.adapters import PREFIX, WEIGHTS_FILE, A, Adapter, B
 from omni_jax.weights.keymap import table
@@ -69,7 +70,7 @@ def write_adapter(
 
     tensors: dict[str, np.ndarray] = {}
     for leaf in rows:
-        array = _whole(factors[leaf.path])
+        array = on_host(factors[leaf.path]).astype(np.float32)
         for index in leaf.indices():
             tensors |= {name: leaf.take(array[index], place) for name, place in leaf.placements(index)}
     with publish(directory, needed=sum(tensor.nbytes for tensor in tensors.values())) as partial:
@@ -101,15 +102,6 @@ def read_factors(adapter: Adapter, rows: Sequence[Leaf], scale: float) -> dict[s
     if left:
         raise InputError(f"{adapter.directory}: also adapts {min(left)}; choose the targets that it has")
     return arrays
-
-
-def _whole(array: jax.Array) -> np.ndarray:
-    """An array on the host, wherever its shards are."""
-    if array.is_fully_addressable:
-        return np.asarray(array, np.float32)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True), np.float32)
 
 
 def _values(config: AdapterConfig, modules: set[str]) -> dict[str, Any]:

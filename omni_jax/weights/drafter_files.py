@@ -7,9 +7,11 @@ dtypes and options that it had; one made in memory gets the layout's own names.
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from omni_jax.draft_config import Eagle3Config
+from omni_jax.sharding import on_host
 from omni_jax.weights.draft_keymap import IN_DRAFT, TO_TARGET, Found, known_tokens, table
 from omni_jax.weights.drafters import Drafter
 from omni_jax.weights.publish import publish
@@ -21,20 +23,22 @@ FILE = "model.safetensors"
 def write_drafter(drafter: Drafter, directory: str | Path) -> int:
     """Write config.json and one safetensors file into the new `directory`; return how many tensors were written.
 
-    Weights are in the dtype of the parameters; CheckpointError when the directory exists.
+    Weights are in the dtype of the parameters; all processes must call this where they share them. CheckpointError when
+    the directory exists.
     """
     from safetensors.numpy import save_file
 
     tensors = drafter_tensors(drafter)
     with publish(directory) as partial:
-        (partial / "config.json").write_text(json.dumps(drafter.values, indent=2, ensure_ascii=False) + "\n")
-        save_file(tensors, partial / FILE, metadata={"format": "pt"})
+        if jax.process_index() == 0:
+            (partial / "config.json").write_text(json.dumps(drafter.values, indent=2, ensure_ascii=False) + "\n")
+            save_file(tensors, partial / FILE, metadata={"format": "pt"})
     return len(tensors)
 
 
 def drafter_tensors(drafter: Drafter) -> dict[str, np.ndarray]:
     """The tensors of a drafter in their stored shapes, under the names that they had, or the layout's own."""
-    arrays = {path: np.asarray(array) for path, array in flatten(drafter.params).items()}
+    arrays = {path: on_host(array) for path, array in flatten(drafter.params).items()}
     tensors = {
         name: leaf.take(arrays[leaf.path][index], place)
         for leaf in table(drafter.config, drafter.declaration)

@@ -36,7 +36,8 @@ from omni_jax.sharding import split_over
 from omni_jax.weights.mesh_text import parse_mesh
 from scripts.aot.hlo import Module
 from scripts.aot.programs import Program, Target, h200, mesh_programs, programs
-from scripts.aot.tables import Row, mesh_table, plan, plan_heading, table
+from scripts.aot.tables import Row, mesh_table, plan, plan_heading, table, train_table
+from scripts.aot.train_programs import RECIPES, held, train_programs
 
 WHEELS = {
     "jax_cuda13_plugin": "jax-cuda13-plugin",
@@ -84,6 +85,7 @@ def compiled_row(target: Target, program: Program, experts: str, dump: Path | No
         compile_seconds=seconds,
         argument_gb=memory.argument_size_in_bytes / 1e9,
         temp_gb=memory.temp_size_in_bytes / 1e9,
+        new_gb=(memory.output_size_in_bytes - memory.alias_size_in_bytes) / 1e9,
         largest_gb=largest / 1e9,
         largest_op=op,
         kernels=module.kernels(),
@@ -174,6 +176,45 @@ def report(
     if json:
         json.write_text(dumps([asdict(row) for row in rows], indent=1))
     return int(any(row.error for row in rows))
+
+
+def train(
+    mesh: str,
+    recipes: tuple[str, ...] = tuple(RECIPES),
+    shape: str = "full",
+    dtype: str = "bfloat16",
+    rows: int = 1,
+    tokens: int = 4096,
+    experts: Literal["tokamax", "tiled"] = "tokamax",
+    json: Path | None = None,
+    dump: Path | None = None,
+) -> int:
+    """Compile the programs of a training step for H200s, and print what memory they need and what they exchange.
+
+    Args:
+        mesh: the H200s, such as fsdp=8, or data=1 for one.
+        recipes: what is trained; all that are known by default.
+        shape: configuration of scripts/small/configs.py.
+        dtype: of the computation and of what is not trained.
+        rows: rows of a batch on each device.
+        tokens: tokens of a row.
+        experts: which kernels the experts run by.
+        json: write the rows here too.
+        dump: write the optimised HLO of every program to this folder.
+    """
+    if missing := missing_wheels():
+        print(f"cannot compile for CUDA here; first: pip install {' '.join(missing)}", file=sys.stderr)
+        return 2
+    target = h200(shape, dtype, parse_mesh(mesh))
+    print(f"jax {jax.__version__}, {shape}, {dtype}", file=sys.stderr)
+    chosen = list(train_programs(target, recipes, rows * target.mesh.size, tokens))
+    made = compiled_rows(target, chosen, backends(experts), dump)
+    parts = zip(recipes, made[::2], made[1::2], strict=True)
+    steps = [(name, held(target, name), add, update) for name, add, update in parts]
+    print(train_table(mesh, f"{rows} x {tokens}", steps))
+    if json:
+        json.write_text(dumps([asdict(row) for row in made], indent=1))
+    return int(any(row.error for row in made))
 
 
 def backends(experts: str) -> tuple[str, ...]:

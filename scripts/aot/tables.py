@@ -13,6 +13,9 @@ COLUMNS = ("program", "experts", "compile s", "arguments GB", "temporaries GB", 
            "launches", "copies")  # fmt: skip
 MESH_COLUMNS = ("program", "arguments GB", "temporaries GB", "largest array GB", "launches", "collectives",
                 "kB sent per token")  # fmt: skip
+TRAIN_COLUMNS = ("mesh", "recipe", "rows x tokens of a device", "trained, moments, gradients GB", "frozen GB",
+                 "work of add, update GB", "all GB", "fits at 0.75 / 0.9", "collectives of add", "GB sent per step",
+                 "kB sent per token")  # fmt: skip
 # Memory of an H200, and the planned lengths of conversations, prompt and reply together.
 DEVICE_BYTES, PLANNED_TOKENS = 141e9, (4096, 16384, 65536)
 # The share of it that JAX takes by default, and that with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9.
@@ -25,7 +28,8 @@ TEXT_KINDS = ("prefill", "decode", "verify")
 class Row:
     """One compiled program, or the error for which it did not compile.
 
-    copies: launches that only copy, by the name of what they copy. collectives: by kind, how often it runs and the
+    new_gb: results that are not in the memory of arguments. copies: launches that only copy, by the name of what they
+    copy. collectives: by kind, how often it runs and the
     bytes that one device sends for it. tokens: made by the devices that exchange with each other. cache: rows, slots.
     """
 
@@ -34,6 +38,7 @@ class Row:
     compile_seconds: float = 0.0
     argument_gb: float = 0.0
     temp_gb: float = 0.0
+    new_gb: float = 0.0
     largest_gb: float = 0.0
     largest_op: str = ""
     kernels: int = 0
@@ -78,6 +83,30 @@ def mesh_table(rows: list[Row]) -> str:
         lines.append(
             f"| {r.program} | {r.argument_gb:.1f} | {r.temp_gb:.3f} | {r.largest_gb:.3f} {r.largest_op} "
             f"| {r.launches} | {moved} | {kilobytes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def train_table(mesh: str, batch: str, steps: list[tuple[str, dict[str, int], Row, Row]]) -> str:
+    """Recipes on a mesh as Markdown: all sizes are of one device, beside the programs `add` and `update` of a step.
+
+    batch: rows x tokens of a device. steps: the name of each recipe, bytes that a device holds throughout by what they
+    are, and its two programs.
+    """
+    lines = heading(TRAIN_COLUMNS)
+    for name, held, add, update in steps:
+        if error := add.error or update.error:
+            lines.append(f"| {mesh} | {name} | {batch} | {error.replace('|', '/')} |" + " |" * (len(TRAIN_COLUMNS) - 4))
+            continue
+        state = ", ".join(f"{held[part] / 1e9:.1f}" for part in ("trained", "moments", "gradients"))
+        work = [row.temp_gb + row.new_gb for row in (add, update)]
+        whole = sum(held.values()) / 1e9 + max(work)
+        fits = " / ".join("yes" if whole * 1e9 <= share * DEVICE_BYTES else "no" for share in POOL_SHARES)
+        moved = ", ".join(f"{count} {kind}" for kind, (count, _) in add.collectives.items()) or "none"
+        sent = sum(size for row in (add, update) for _, size in row.collectives.values())
+        lines.append(
+            f"| {mesh} | {name} | {batch} | {state} | {held['frozen'] / 1e9:.1f} | {work[0]:.1f}, {work[1]:.1f} "
+            f"| {whole:.1f} | {fits} | {moved} | {sent / 1e9:.1f} | {sent / add.tokens / 1e3:.1f} |"
         )
     return "\n".join(lines)
 

@@ -4,14 +4,16 @@ python -m scripts.nano data --output work/nano
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from scripts.nano.hear import hear_senses
 from scripts.nano.rows import write_sense
 from scripts.nano.see import see_senses
+from scripts.nano.synthesis import Sources, make_voices
 from scripts.nano.text import text_senses
 
 
@@ -35,11 +37,16 @@ class Data(Made):
     """Of the numbers of rows."""
     senses: tuple[str, ...] = ()
     """Make these alone."""
+    sources: tyro.conf.OmitArgPrefixes[Sources] = field(default_factory=Sources)
 
 
 def data(options: Annotated[Data, tyro.conf.arg(name="")]) -> int:
     """Make the rows that are not there yet."""
-    for sense in (*text_senses(options.scale), *see_senses(options.output, options.scale)):
+    voices = options.output / "voices"
+    heard = hear_senses(voices, options.scale)
+    if not options.senses or {sense.name for sense in heard} & {*options.senses}:
+        make_voices(voices, options.sources, options.workers)
+    for sense in (*text_senses(options.scale), *heard, *see_senses(options.output, options.scale)):
         if not options.senses or sense.name in options.senses:
             write_sense(options.output, sense, options.seed, options.workers)
             print(f"{sense.name}: {sense.counts['train']} rows to train on, {sense.counts['test']} to test", flush=True)

@@ -47,3 +47,11 @@ def test_nothing_is_overwritten(drafters: Callable[[str, str], Path], tmp_path: 
     write_drafter(drafter, tmp_path / "one")
     with pytest.raises(CheckpointError, match="exists"):
         write_drafter(drafter, tmp_path / "one")
+
+
+def test_of_several_processes_one_writes(
+    drafters: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = load_drafter(drafters("dflash", "tiny"))
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert write_drafter(drafter, tmp_path / "one") > 0 and not any(tmp_path.iterdir())

@@ -15,6 +15,7 @@ import convert
 from omni_jax import cli
 from omni_jax.evaluate.stored import read_all
 from omni_jax.omni import Omni
+from scripts.small.quick import QUICK_FLAGS
 from tests.parity import user
 
 # One process of the command. With a number it dies before it writes so many results.
@@ -53,7 +54,7 @@ def run(asked: list[str], dies: tuple[int, int] = (0, 0)) -> tuple[list[int], li
     with socket.socket() as listening:
         listening.bind(("localhost", 0))
         port = listening.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": QUICK_FLAGS}
     workers = []
     for process, result in enumerate(dies):
         command = [sys.executable, "-c", WORKER, str(port), str(process), str(result), *asked]

@@ -185,3 +185,13 @@ def test_long_rows_of_a_table_are_told_apart(tmp_path: Path, monkeypatch: pytest
     parquet.write_table(pa.table({"prompt": ["a", "b" * 5000]}), tmp_path / "rows.parquet", row_group_size=1)
     with pytest.raises(InputError, match=r"rows\.parquet:2 is longer than 1,000 bytes"):
         read_dataset(tmp_path / "rows.parquet")
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a/x/rows.jsonl", "b/x/rows.jsonl", "b/y/rows.jsonl", "b/other.jsonl")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1\n")
+    named = ["a/x/rows.jsonl:1", "b/x/rows.jsonl:1", "y/rows.jsonl:1", "other.jsonl:1"]
+    assert [where for where, *_ in rows_module.rows_of(files)] == named
+    assert [where for where, *_ in rows_module.rows_of([files[0], files[0]])] == 2 * ["rows.jsonl:1"]

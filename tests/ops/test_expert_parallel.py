@@ -10,15 +10,22 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from omni_jax.config import OmniConfig
+from omni_jax.models.decoder import Experts
+from omni_jax.models.low_rank import LowRankConfig
+from omni_jax.models.param import declare
 from omni_jax.ops import expert_parallel
-from omni_jax.ops.expert_parallel import exchanged, own_ids, replicated, sharded_moe
+from omni_jax.ops.expert_parallel import exchanged, own_ids, replicated, sharded_moe, stored_axes
+from omni_jax.ops.low_rank import Factors, GatedFactors
 from omni_jax.ops.moe import ExpertWeights, Routing, gathered, grouped, moe, partial_moe
 from omni_jax.sharding import make_mesh, split_over
 from omni_jax.weights.mesh_text import parse_mesh
+from scripts.small.configs import config_dict
 from tests.helpers.arrays import close
 from tests.helpers.experts import collectives, plain
 
 L, E, D, F, A = 2, 8, 12, 10, 3
+LINEAR = ("gate", "up", "down")
 FORMS = {"replicated": replicated, "exchanged": exchanged}
 Arrays = tuple[jax.Array, ...]
 
@@ -165,6 +172,14 @@ def test_rows_move_and_weights_stay(form: str) -> None:
     assert "all-reduce" in found and ("all-to-all" in found) == (form == "exchanged")
     one_expert = D * wide
     assert max(found.values()) <= 4 * rows * D <= one_expert
+
+
+def test_layers_are_split_as_their_stacks_are_declared() -> None:
+    text = OmniConfig.from_hf(config_dict("tiny")).thinker.text
+    axes: Any = declare(Experts, text, 2, LowRankConfig(("experts",), 4, 1.0)).axes
+    lora = GatedFactors(*(Factors(axes["lora"][name]["a"], axes["lora"][name]["b"], 1.0) for name in LINEAR))
+    declared = ExpertWeights(axes["gate_up"], axes["down"], None, lora)  # pyright: ignore
+    assert stored_axes(declared) == declared
 
 
 def test_the_form_follows_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from omni_jax.omni import Omni
 from omni_jax.train import toml
 from omni_jax.train.batch import IGNORED, TextBatch
 from omni_jax.train.command import Train, train_recipe
+from omni_jax.train.data.plan import Packing
 from omni_jax.train.loop import train
 from omni_jax.train.objective import Step
 from omni_jax.train.saving import save_part
@@ -57,6 +59,7 @@ def test_exit_statuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (2, ["train", "sft", *NEEDED, "--steps", "many"]),
         (3, ["train", "sft", *NEEDED, "--config", str(tmp_path / "bad.toml")]),
         (3, ["train", "sft", *NEEDED, "--config", str(tmp_path / "none.toml")]),
+        (3, ["train", "export", str(tmp_path), "m"]),
         (3, ["train", "plot", str(tmp_path)]),
     ):
         assert status_of(asked) == status, asked
@@ -78,7 +81,11 @@ def test_settings_and_directories_are_tried_before_the_weights_are_read(
 ) -> None:
     flags = ["--model", str(checkpoints("tiny")), "--data", "d", "--output", str(tmp_path)]
     (tmp_path / "notes.txt").write_text("")
-    for asked, why in ((["--steps", "0"], "--steps is 0"), ([], "something else than a run")):
+    for asked, why in (
+        (["--steps", "0"], "--steps is 0"),
+        (["--steps", "9", "--epochs", "2"], "--epochs is 2; it must be left out where --steps is given"),
+        ([], "something else than a run"),
+    ):
         with pytest.raises(InputError, match=why):
             train_recipe(parsed(*flags, *asked), unread)
 
@@ -129,6 +136,24 @@ def conversations(path: Path) -> Path:
     return path
 
 
+def test_flags_reach_the_loss_and_the_data(omnis: Callable[[str], Omni], tmp_path: Path) -> None:
+    data = conversations(tmp_path / "rows.jsonl")
+    asked = ["--model", "m", "--data", str(data), "--output", "o", "--workers", "0", "--max-length", "32"]
+    asked += ["--rows", "3"]
+    packed: Any = parsed(*asked, "--epochs", "2", "--seed", "5").batches(omnis("tiny"))
+    assert packed.plan.packing == Packing(3, 32) and (packed.plan.epochs, packed.plan.seed) == (2, 5)
+    alone: Any = parsed(*asked, "--unpacked", "--steps", "4").batches(omnis("tiny"))
+    assert alone.plan.packing == Packing(3, 32, several=False) and alone.plan.epochs is None
+    with pytest.raises(InputError, match="rows.jsonl:9: 'messages' is of type str"):
+        parsed(*asked, "--fatal").batches(omnis("tiny"))
+    for flags, dtype, remat in (([], "float32", True), (["--dtype", "bfloat16", "--remat", "none"], "bfloat16", False)):
+        objective: Any = parsed(*asked, *flags).objective(omnis("tiny"))
+        settings = objective.loss.keywords
+        assert (settings["dtype"], settings["remat"]) == (dtype, remat)
+        assert {str(x.dtype) for x in jax.tree.leaves(objective.params)} == {"float32"}
+        assert {str(x.dtype) for x in jax.tree.leaves(objective.frozen)} == {dtype}
+
+
 @pytest.mark.slow
 def test_fine_tuning_from_data_to_a_model(
     checkpoints: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -143,10 +168,15 @@ def test_fine_tuning_from_data_to_a_model(
     assert not output.exists()
     assert status_of(asked) == 0
     assert str(output / "model") in capsys.readouterr().out
+    assert 'dtype = "float32"' in (output / "config.toml").read_text()
     losses = [float(line.split(",")[1]) for line in (output / "metrics.csv").read_text().splitlines()[1:]]
     assert losses[-1] < losses[0] / 2
     before, after = (flatten(omni_jax.load(path).params) for path in (checkpoints("tiny"), output / "model"))
     same = {path for path, x in before.items() if bool(jax.numpy.array_equal(x, after[path]))}
     assert {path for path in before if "/vision/" in path or "/audio/" in path or "thinker" not in path} <= same
     assert "thinker/embed" not in same and "thinker/layers/qkv" not in same
+    assert status_of(["train", "export", str(output), str(tmp_path / "best"), "--step", "12"]) == 0
+    assert capsys.readouterr().out == f"step 12: {tmp_path / 'best'}\n"
+    exported = flatten(omni_jax.load(tmp_path / "best").params)
+    assert all(bool(jax.numpy.array_equal(x, exported[path])) for path, x in after.items())
     assert status_of([*asked, "--seed", "1"]) == 3 and "run.seed was 0, is 1" in capsys.readouterr().err

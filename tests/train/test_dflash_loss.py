@@ -17,7 +17,7 @@ from omni_jax.models.param import bind
 from omni_jax.ops import branches
 from omni_jax.train.batch import IGNORED, TextBatch
 from omni_jax.train.losses.dflash import Anchors, decay_of, dflash_loss, draw_anchors
-from omni_jax.train.losses.target import Ends
+from omni_jax.train.losses.target import Ends, in_chunks
 from omni_jax.weights.drafters import Drafter, load_drafter
 from tests.helpers.arrays import close
 from tests.helpers.drafts import LENGTH, PACKED, ends, packed, states
@@ -172,3 +172,22 @@ def test_a_token_is_an_anchor_as_often_as_any_other() -> None:
     counts = np.bincount(np.array(drawn), minlength=LENGTH)
     expected = 3000 / np.count_nonzero(counts)
     assert np.all(np.abs(counts[counts > 0] - expected) < 5 * expected**0.5)
+
+
+@pytest.mark.parametrize("size, parts", [(1, (10, 1)), (4, (3, 4)), (9, (2, 5)), (10, (1, 10)), (1 << 20, (1, 10))])
+def test_columns_in_parts_are_as_together(size: int, parts: tuple[int, int]) -> None:
+    """As few parts as can be, of about the same size, never larger than the rows themselves; each with all rows."""
+    x, seen = jnp.arange(1.0, 61.0).reshape(2, 10, 3), set()
+
+    def some(part: jax.Array) -> jax.Array:
+        seen.add(part.shape[1])
+        return jnp.sum(jnp.log(part + 1), axis=2)
+
+    def total(x: jax.Array) -> jax.Array:
+        return jnp.sum(in_chunks(some, x, 2 * size) ** 2)
+
+    np.testing.assert_allclose(in_chunks(some, x, 2 * size), some(x), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(total)(x), jax.grad(lambda x: jnp.sum(some(x) ** 2))(x), rtol=1e-5)
+    scans = [e.outvars[0].aval.shape for e in jax.make_jaxpr(total)(x).eqns if e.primitive.name == "scan"]
+    ((count, _, columns),) = scans
+    assert (count, columns) == parts and seen == {columns, 10}

@@ -1,7 +1,10 @@
 """Recipes for drafters: new ones, on states of the target made in the program or stored, down to their public files."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from omni_jax.config import OmniConfig
 from omni_jax.draft_config import read_draft_config
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni
+from omni_jax.sharding import make_mesh, place_rows
 from omni_jax.train.batch import IGNORED, MediaRows, TextBatch
-from omni_jax.train.drafters.batch import DraftBatch, DraftBatches
+from omni_jax.train.data.samples import TextRecipe
+from omni_jax.train.drafters.batch import DraftBatch, DraftBatches, LookedAhead
 from omni_jax.train.drafters.check import check_target
 from omni_jax.train.drafters.new import Sizes, new_dflash, new_eagle3, spread_layers
 from omni_jax.train.drafters.objective import (
@@ -29,10 +35,12 @@ from omni_jax.train.drafters.objective import (
     eagle3_objective,
     for_stored,
 )
+from omni_jax.train.drafters.recipes import DFlash, Target
 from omni_jax.train.drafters.stored import StoredBatches, store_states
-from omni_jax.train.drafters.vocabulary import count_learned, count_replies, draft_vocabulary
+from omni_jax.train.drafters.vocabulary import count_learned, count_rows, draft_vocabulary
 from omni_jax.train.losses.target import hidden_states
 from omni_jax.train.objective import Objective, Step
+from omni_jax.train.settings import Batching, Call, Run
 from omni_jax.weights.drafters import load_drafter
 from scripts.small.configs import PUBLIC_DFLASH, config_dict
 from tests.helpers.arrays import close
@@ -90,7 +98,7 @@ def test_the_loss_falls_and_more_drafts_are_accepted(
     declaration = omni.declarations["thinker"]
     states_of = jax.jit(lambda text: hidden_states(made.frozen, text, read, declaration=declaration))
     texts = [rows(cycle, seed) for seed in range(3)]
-    stored, ends = [states_of(text) for text in texts], for_stored(made).frozen
+    stored, ends = [states_of(text).swapaxes(0, 1) for text in texts], for_stored(made).frozen
     optimizer = optax.adam(1e-2)
 
     @jax.jit
@@ -122,19 +130,24 @@ def test_the_loss_falls_and_more_drafts_are_accepted(
 
 
 @pytest.mark.parametrize("kind", ["dflash", "eagle3"])
-def test_stored_states_give_the_same_loss(kind: str, repeating: tuple[Omni, np.ndarray], tmp_path: Path) -> None:
+def test_stored_states_on_a_mesh_give_the_same_loss(
+    kind: str, repeating: tuple[Omni, np.ndarray], tmp_path: Path
+) -> None:
     omni, cycle = repeating
     made = objective_of(kind, omni, cycle)
     taps = taps_of(kind, omni)
     declaration, about = omni.declarations["thinker"], {"taps": taps, "dtype": "float32"}
     states_of = jax.jit(lambda text: hidden_states(made.frozen, text, taps, declaration=declaration))
     store_states(tmp_path / "states", Rows(cycle, 3), about, states_of)
-    loss, found, light = jax.jit(made.loss), {}, for_stored(made)
+    loss, found, light, mesh = jax.jit(made.loss), {}, for_stored(made), make_mesh(data=2, fsdp=2)
     assert light.frozen.keys() == {"embed", "lm_head"}
+    params, ends = jax.device_put((light.params, light.frozen), NamedSharding(mesh, PartitionSpec()))
     for step in some(StoredBatches(tmp_path / "states", about, seed=1), 3):
         seed = int(step.samples[0])
         online = loss(made.params, made.frozen, DraftBatch(rows(cycle, seed), step.batch.number))
-        offline = loss(light.params, light.frozen, step.batch)
+        batch = place_rows(step.batch, mesh)
+        assert batch.states.sharding.shard_shape(batch.states.shape)[:2] == (1, len(taps))
+        offline = loss(params, ends, batch)
         close(offline.total, online.total)
         found[seed] = float(offline.total)
     assert found.keys() == {0, 1, 2} and len(set(found.values())) == 3
@@ -193,7 +206,7 @@ def test_storing_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         want = rows(cycle, int(step.samples[0]))
         for name in ("token_ids", "labels", "first_seen"):
             np.testing.assert_array_equal(getattr(step.batch.text, name), getattr(want, name))
-        np.testing.assert_array_equal(step.batch.states, np.asarray(constant(want)))
+        np.testing.assert_array_equal(step.batch.states, np.asarray(constant(want)).swapaxes(0, 1))
         assert isinstance(step.batch.states, np.memmap)
     orders = [[int(step.samples[0]) for step in steps[i : i + 5]] for i in (0, 5)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(5)) and orders[0] != orders[1]
@@ -206,6 +219,30 @@ def test_storing_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         StoredBatches(tmp_path / "states", {**about, "taps": [1, 3]})
     with pytest.raises(InputError, match="have them stored there first"):
         StoredBatches(tmp_path / "nothing", about)
+
+
+def test_a_batch_that_became_unusable_is_not_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fewer(Rows):
+        def __iter__(self) -> Iterator[Step]:
+            return (step for step in islice(super().__iter__(), 3) if step.samples != ["1"])
+
+    assert store_states(tmp_path / "states", Fewer(np.arange(CYCLE), 3), {"taps": [1, 2]}, constant) == 2
+    stored = StoredBatches(tmp_path / "states", {"taps": [1, 2]}, epochs=1)
+    assert sorted(step.samples[0] for step in stored) == ["0", "2"] and stored.steps == 2
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="one process stores hidden states"):
+        store_states(tmp_path / "others", Rows(np.arange(CYCLE), 3), {"taps": [1, 2]}, constant)
+
+
+def test_batches_that_were_looked_at_come_next() -> None:
+    batches = LookedAhead(Rows(np.arange(CYCLE), 9))
+    assert [step.samples for step in batches.look(2)] == [["0"], ["1"]] and batches.state() == {"at": 0}
+    assert [step.samples for step in some(batches, 1)] == [["0"]] and batches.state() == {"at": 1}
+    assert [step.samples for step in some(batches, 2)] == [["1"], ["2"]]
+    assert batches.state() == {"at": 3} == batches.batches.state()  # none was prepared twice
+    batches.look(2)
+    batches.restore({"at": 7})
+    assert [step.samples for step in some(batches, 1)] == [["7"]]
 
 
 def test_batches_are_numbered_and_go_on() -> None:
@@ -257,15 +294,8 @@ def test_a_new_drafter_for_the_public_model_is_the_public_ones() -> None:
     assert spread_layers(1, 48) == [24] and spread_layers(3, 4) == [0, 2, 3]
     stated = read_draft_config(PUBLIC_DFLASH)
     values = Sizes().values(target.thinker.text)
-    for name in (
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "vocab_size",
-    ):
-        assert values[name] == PUBLIC_DFLASH[name], name
+    named = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+    assert {name: values[name] for name in named} == {name: PUBLIC_DFLASH[name] for name in named}
     assert stated.taps(48) == tuple(j + 1 for j in spread_layers(5, 48))
     with pytest.raises(InputError, match="audio_start"):
         new_dflash(
@@ -279,13 +309,57 @@ def test_a_new_drafter_for_the_public_model_is_the_public_ones() -> None:
         )
 
 
-def test_tokens_of_replies_are_counted() -> None:
-    rows = [
-        {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ca"}]},
-        {"messages": [{"role": "assistant", "content": "ignored"}], "token_ids": [[3, 3], [0]]},
-    ]
-    counts = count_replies(rows, lambda text: [ord(c) - ord("a") for c in text], 5)
-    assert counts.tolist() == [2, 0, 1, 2, 0]
+def test_the_tokens_that_are_learned_are_counted_in_every_form(omnis: Callable[[str], Omni]) -> None:
+    processor = omnis("tiny").processor
+    tokenizer, recipe = processor.tokenizer, TextRecipe.of(processor, 64)
+    asked, end = {"role": "user", "content": "ab"}, tokenizer.token_id("<|im_end|>")
+    forms = (
+        {"messages": [asked, {"role": "assistant", "content": "ca"}]},
+        {"messages": [asked, {"role": "assistant", "content": [{"type": "text", "text": "ca"}]}]},
+        {"conversations": [{"from": "human", "value": "ab"}, {"from": "gpt", "value": "ca"}]},
+    )
+    said = np.bincount([*tokenizer.encode_plain("ca"), end], minlength=512)
+    for row in (*forms, {"text": "abc cab"}):
+        (sample,) = recipe.samples(row, Path(), "rows:1")
+        broken = [(Path(), other) for other in (5, {"messages": ["no"]}, {"messages": 5})]
+        counts = count_rows([(Path(), row), *broken], recipe.learned, 512)
+        np.testing.assert_array_equal(counts, np.bincount(sample.token_ids[sample.learned], minlength=512))
+        assert "text" in row or counts.tolist() == said.tolist()
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (BlockSettings(anchors=0), "--anchors is 0"),
+        (BlockSettings(features=0), "--features is 0"),
+        (BlockSettings(decay=0.0), "--decay is 0.0"),
+        (BlockSettings(expected=1.5), "--expected is 1.5"),
+        (BlockSettings(mask_token="<|none|>"), "--mask-token: the model has no token"),
+        (ChainSettings(unrolled=0), "--unrolled is 0"),
+        (ChainSettings(decay=float("nan")), "--decay is nan"),
+        (ChainSettings(draft_vocab_size=0), "--draft-vocab-size is 0"),
+    ],
+)
+def test_settings_that_cannot_be(settings: Any, said: str, omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("tiny")
+    made = {BlockSettings: dflash_objective, ChainSettings: partial(eagle3_objective, counts=np.ones(512, int))}
+    with pytest.raises(InputError, match=said):
+        made[type(settings)](settings, Sizes(), omni)
+
+
+def test_a_dry_run_stores_no_states(omnis: Callable[[str], Omni], tmp_path: Path) -> None:
+    omni, data = omnis("tiny"), tmp_path / "rows.jsonl"
+    turns = [{"from": "human", "value": "One?"}, {"from": "gpt", "value": "Two."}]
+    data.write_text(json.dumps({"conversations": turns}) + "\n")
+    run = Run(model=Path("m"), data=(data,), output=tmp_path / "run", epochs=3)
+    target = Target(states=tmp_path / "states", least_accuracy=0)
+    for dry in (True, False):
+        recipe = DFlash(run=run, batch=Batching(workers=0, max_length=64), target=target, call=Call(dry_run=dry))
+        batches = recipe.batches(omni)
+        (step,) = some(batches, 1)
+        text = step.batch.text
+        assert batches.steps == 3 and step.batch.states.shape == (1, 4, text.token_ids.shape[1], 256)
+        assert np.any(step.batch.states) == (tmp_path / "states").exists() == (not dry)
 
 
 @pytest.mark.parametrize("layers, taps", [(48, (2, 24, 45)), (12, (2, 6, 9)), (4, (1, 2, 4)), (3, (1, 2, 3))])

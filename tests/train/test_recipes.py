@@ -61,7 +61,8 @@ def test_talker(rows: Path, checkpoints: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("recipe", ["dflash", "eagle3"])
 def test_drafters(recipe: str, rows: Path, checkpoints: Callable[[str], Path]) -> None:
     omni = omni_jax.load(checkpoints("tiny"), parts=("thinker",))
-    drafter = omni_jax.load_drafter(trained(recipe, rows, checkpoints("tiny"), "--least-accuracy", "0"))
+    more = ["--least-accuracy", "0", "--mesh", "data=2", "--rows", "2", "--dtype", "bfloat16"]
+    drafter = omni_jax.load_drafter(trained(recipe, rows, checkpoints("tiny"), *more))
     plain = omni.generate(user("Question 1?"), max_new_tokens=12)
     drafted = omni.generate(user("Question 1?"), max_new_tokens=12, drafter=drafter, draft_tokens=3)
     assert drafted.token_ids == plain.token_ids and drafted.stats["rounds"] > 0

@@ -107,24 +107,32 @@ from scripts.small.objective import ToyBatches, make_objective, recipe_for
 class Filling(ToyBatches):
     def step(self, number):
         if number == 5:
-            while not (Path(sys.argv[1]) / "checkpoints" / "3").exists():
+            while sys.argv[3] == "3" and not (Path(sys.argv[1]) / "checkpoints" / "3").exists():
                 time.sleep(0.01)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
         return super().step(number)
+settings = recipe_for(Path(sys.argv[1]), steps=12, save_every=int(sys.argv[3]), log_every=1)
 try:
-    train(recipe_for(Path(sys.argv[1]), steps=12, save_every=3, log_every=4), make_objective(64), Filling())
+    train(settings, make_objective(64), Filling())
 except OmniError as error:
     sys.exit(str(error))
 """
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "run")], capture_output=True, text=True)
-    said = done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    "size, every, why",
+    [
+        (20_000, 3, "a checkpoint cannot be written (file too large); those of steps [3] are complete: make room"),
+        (900, 9, "tensorboard cannot be written (file too large); the checkpoints are safe: make room"),
+    ],
+)
+def test_a_full_disk(size: int, every: int, why: str, tmp_path: Path) -> None:
+    asked = [sys.executable, "-c", FULL, str(tmp_path / "run"), str(size), str(every)]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=300)
     assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == 1 and "a checkpoint cannot be written (file too large)" in said, done.stderr
-    assert "those of steps [3] are complete: make room" in said and not OPAQUE.search(done.stderr)
-    settings = {"steps": 12, "save_every": 3, "log_every": 4}
+    assert done.returncode == 1 and why in done.stderr.splitlines()[-1], done.stderr
+    assert not OPAQUE.search(done.stderr)
+    settings = {"steps": 12, "save_every": every, "log_every": 1}
     train(recipe_for(tmp_path / "run", **settings), make_objective(64), ToyBatches())
     train(recipe_for(tmp_path / "whole", **settings), make_objective(64), ToyBatches())
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
@@ -144,7 +152,7 @@ def test_a_checkpoint_that_is_damaged(tmp_path: Path) -> None:
     "group, name, value",
     [
         *((Run, name, 0) for name in ("steps", "save_every", "keep", "log_every")),
-        *((Run, name, value) for name, value in (("epochs", 0), ("seed", -1), ("data", ()))),
+        *((Run, name, value) for name, value in (("epochs", 0), ("epochs", 2), ("seed", -1), ("data", ()))),
         *((Optimizer, name, 0.0) for name in ("learning_rate", "clip_norm")),
         *((Optimizer, name, 1.5) for name in ("warmup_ratio", "final_ratio", "beta1", "beta2")),
         *((Optimizer, name, -1.0) for name in ("weight_decay", "learning_rate")),

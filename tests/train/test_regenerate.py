@@ -11,6 +11,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.processor import Processor
 from omni_jax.settings import Settings
+from omni_jax.train.data.forms import COLUMNS, read_example
 from omni_jax.train.regenerate import Conversation, Regenerated, regenerate
 from scripts.small.configs import config_dict
 from tests.evaluate.stub import StubOmni
@@ -55,6 +56,19 @@ def test_every_reply_is_made_anew_and_read_by_the_next(tmp_path: Path) -> None:
     assert first["token_ids"] == [[ord(c) for c in "one"], [ord(c) for c in "two"]]
     assert first["finish_reasons"] == ["stop", "stop"] and first["source"] == "rows.jsonl:1"
     assert len({prompt.seed for prompt in omni.prompts}) == 4
+
+
+def test_replies_that_are_not_learned_stay(tmp_path: Path, checkpoints: Any) -> None:
+    turns = said("user: one", "assistant: shown", "user: two", "assistant: old")
+    given = [Conversation("rows.jsonl:1", turns, silent=frozenset({1}))]
+    given += [Conversation("rows.jsonl:2", turns[:2], silent=frozenset({1})), Conversation("rows.jsonl:3", [])]
+    made: Any = StubOmni(CONFIG, Processor.from_dir(checkpoints("tiny"), CONFIG))
+    done = regenerate(made, given, tmp_path / "out.jsonl", Settings.read({}), about={}, slots=2)
+    assert done.answered == 1 and "rows.jsonl:2: no reply of the row is to be learned" in done.left_out[0]
+    assert done.left_out[1].startswith("rows.jsonl:3: ") and "empty" in done.left_out[1]
+    (line,) = lines(tmp_path / "out.jsonl")
+    assert line["messages"] == [turns[0], turns[1] | {"loss": False}, turns[2], *said("assistant: two")]
+    assert read_example(line, tmp_path).silent == {1} and not COLUMNS.check(line)
 
 
 def test_media_stay_in_the_prompt_and_the_output(tmp_path: Path, checkpoints: Any) -> None:

@@ -24,12 +24,14 @@ from omni_jax.inputs.messages import KINDS
 from omni_jax.rows.columns import Columns
 from omni_jax.rows.media import located
 
+# What `train.regenerate` writes beside the messages.
+REGENERATED = ("source", "token_ids", "finish_reasons")
 FORMS = ("messages", "conversations", "text")
 COLUMNS = Columns(
     groups=(FORMS,),
     media={kind: f"{kind}s" for kind in KINDS},
     others=("system", "tools"),
-    free=("id", "image", "audio", "video"),
+    free=("id", "image", "audio", "video", *REGENERATED),
 )
 # What formats call the roles.
 _ROLES = {
@@ -38,6 +40,7 @@ _ROLES = {
     "function_response": "tool",
 }  # fmt: skip
 _KEYS = {"from": "role", "value": "content"}
+_LEARNED = ("loss", "weight")  # of a message: whether it is learned
 _CALLS = ("function_call", "tool_call")  # roles of a reply whose text is the JSON of one call, or of several
 
 
@@ -104,6 +107,8 @@ def _joined(messages: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     for message in messages:
         alone = message["role"] == "assistant" and not message.get("content") and message.get("tool_calls")
         if alone and joined and joined[-1]["role"] == "assistant":
+            if any(message.get(key, True) != joined[-1].get(key, True) for key in _LEARNED):
+                raise InputError("calls are learned with their reply; give all of one reply the same 'loss'")
             joined[-1]["tool_calls"] = [*joined[-1].get("tool_calls", []), *message["tool_calls"]]
         else:
             joined.append(message)
@@ -120,7 +125,7 @@ def _with_system(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[di
 
 def _learned(message: dict[str, Any], where: str) -> bool:
     """Whether a message is learned as far as its row says; takes the keys that say so out of it."""
-    said = [(key, message.pop(key)) for key in ("loss", "weight") if key in message]
+    said = [(key, message.pop(key)) for key in _LEARNED if key in message]
     for key, value in said:
         if value not in (0, 1):
             raise InputError(f"{where}: {key!r} is {value!r}; give true or false, or 1 or 0")
@@ -149,6 +154,8 @@ def _place_media(messages: list[dict[str, Any]], sources: dict[str, list[Any]]) 
     for kind, listed in sources.items():
         places = [part for some in parts for part in some if part.get("type") == kind and len(part) == 1]
         if not places:
+            if any(kind in str(part.get("type")) for some in parts for part in some):
+                raise InputError(f"the row has '{kind}s', and its messages name theirs already; give each once")
             opening = next((some for some, m in zip(parts, messages, strict=True) if m["role"] == "user"), None)
             if opening is None:
                 raise InputError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import bucket
-from omni_jax.inputs.messages import Media, read_conversation
+from omni_jax.inputs.messages import Conversation, Media, read_conversation
 from omni_jax.inputs.options import UNSTATED, Options
 from omni_jax.inputs.processor import Loaded, Processor, Row
 from omni_jax.inputs.prompt import AUDIO_END, expanded_size
@@ -103,13 +103,30 @@ class TextRecipe:
         example = read_example(row, folder)
         return self._texts(example.text, where) if example.text is not None else [self._conversation(example, where)]
 
+    def learned(self, row: dict[str, Any], folder: Path) -> np.ndarray:
+        """The tokens of a row without nulls that are learned, int [n], however long it is; its media are not opened.
+
+        InputError as of `samples`.
+        """
+        example = read_example(row, folder)
+        if example.text is not None:
+            texts = self._texts(example.text, "")
+            return np.concatenate([one.token_ids[one.learned] for one in texts] or [np.zeros(0, np.int32)])
+        ids, learned = self._marked(example, read_conversation(example.messages, example.tools))
+        return np.array(ids)[learned]
+
+    def _marked(self, example: Example, conversation: Conversation) -> tuple[list[int], np.ndarray]:
+        """The ids of a conversation, and which of them are learned, bool [n]."""
+        ids, owners = self.replies.encode(conversation)
+        learned = np.array([owner >= 0 and owner not in example.silent for owner in owners])
+        learned[np.isin(ids, self._of_media())] = False
+        return ids, learned
+
     def _conversation(self, example: Example, where: str) -> TextSample:
         conversation = read_conversation(example.messages, example.tools)
         for path, _ in files_of(conversation.media):
             check_there(path)
-        ids, owners = self.replies.encode(conversation)
-        learned = np.array([owner >= 0 and owner not in example.silent for owner in owners])
-        learned[np.isin(ids, self._of_media())] = False
+        ids, learned = self._marked(example, conversation)
         if not learned.any():
             raise InputError("no token of the row is learned: it has no reply, or each is excluded or without its "
                              "reasoning; leave the row out, or state 'loss': true")  # fmt: skip

@@ -18,6 +18,7 @@ from omni_jax.train.data.workers import Workers, collate, result_of
 from omni_jax.train.objective import Step
 
 AHEAD = 2  # batches per worker that are prepared before they are asked for
+MOST_LOST = 8  # batches one after the other of which nothing can be used: then not rows are broken, but the media gone
 
 
 class Stream:
@@ -63,14 +64,18 @@ class Stream:
         """Go on at the step of a state; InputError for a state of other data or settings."""
         for name, value in self._identity.items():
             if state.get(name) != value:
+                rounded = "a mesh that divides as many rows" if name == "rows" else "the same data and settings"
                 raise InputError(
-                    f"the run was begun with {name} {state.get(name)!r}, and this is {value!r}; resume it with the "
-                    "same data and settings, or begin another"
+                    f"the run was begun with {name} {state.get(name)!r}, and this is {value!r}; resume it with "
+                    f"{rounded}, or begin another"
                 )
         self._next = state["step"]
 
     def __iter__(self) -> Iterator[Step]:
-        """The steps that are left; a step whose samples have all become unusable is passed over."""
+        """The steps that are left; a step whose samples have all become unusable is passed over.
+
+        InputError where that happens `MOST_LOST` times in a row.
+        """
         import grain
 
         # Threads only wait for workers; without these, each batch is made when it is asked for.
@@ -78,12 +83,19 @@ class Stream:
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         batches = iter(grain.MapDataset.source(self.plan).map(self._collated).to_iter_dataset(options))
         batches.set_state({"next_index": self._next})
+        used = self._next
         try:
             for collated in batches:
                 self._next += 1
                 self._note(collated.problems)
                 if collated.learned.any():
+                    used = self._next
                     yield Step(self._make(collated), collated.samples, collated.tokens)
+                elif self._next - used == MOST_LOST:
+                    raise InputError(
+                        f"nothing of {MOST_LOST} batches one after the other can be used; make the media that the "
+                        "reported rows name readable again, and run this again to go on"
+                    )
         finally:
             batches.close()
 

@@ -48,11 +48,11 @@ def _right(params: dict, batch: TextBatch, *, declaration: Declaration) -> tuple
     thinker: Thinker = bind(declaration, params)
     head = ends_of(params).head
     states = hidden_states(params, batch, (thinker.config.text.num_layers,), declaration=declaration)[0]
-    B, T, D = states.shape
+    B, T, _ = states.shape
 
-    def likeliest(rows: jax.Array) -> jax.Array:
-        return jnp.argmax(project(rows, head), axis=1)
+    def likeliest(some: jax.Array) -> jax.Array:
+        return jnp.argmax(project(some, head), axis=-1)
 
-    said = in_chunks(likeliest, states.reshape(-1, D), max(1, LOGITS // len(head))).reshape(B, T, 1)
+    said = in_chunks(likeliest, states, LOGITS // len(head))[..., None]
     token_ids, learned = learned_ahead(batch, jnp.broadcast_to(jnp.arange(T), (B, T)), jnp.array([1]))
     return jnp.sum(learned & (said == token_ids)), jnp.sum(learned)

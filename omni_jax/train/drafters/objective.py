@@ -6,6 +6,7 @@ brings them (`stored`), and of the target only embedding and head are needed.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.decode.draft.loop import features_of
+from omni_jax.errors import CheckpointError, InputError
+from omni_jax.inputs.values import shown
 from omni_jax.models.param import Declaration
 from omni_jax.omni import Omni
 from omni_jax.train.drafters.batch import DraftBatch
@@ -23,6 +26,7 @@ from omni_jax.train.losses.dflash import dflash_loss, draw_anchors
 from omni_jax.train.losses.eagle3 import DECAY, STEPS, eagle3_loss
 from omni_jax.train.losses.target import ends_of, hidden_states
 from omni_jax.train.objective import Loss, Objective, cast, masters
+from omni_jax.train.settings import check_ranges
 from omni_jax.weights.drafter_files import write_drafter
 from omni_jax.weights.drafters import Drafter
 
@@ -47,6 +51,16 @@ class BlockSettings:
     mask_token: str = MASK
     """Token that stands for what is to be drafted; one that no text holds."""
 
+    def check(self) -> None:
+        """Raise InputError for what can be of no drafter; sizes are checked with the drafter itself."""
+        decay, expected = self.decay, self.expected
+        check_ranges((
+            ("features", self.features, self.features >= 1, "at least 1"),
+            ("anchors", self.anchors, self.anchors >= 1, "at least 1"),
+            ("decay", decay, decay is None or 0 < decay < inf, "a number of tokens above 0"),
+            ("expected", expected, expected is None or 0 <= expected <= 1, "from 0 to 1"),
+        ))  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChainSettings:
@@ -59,6 +73,14 @@ class ChainSettings:
     decay: float = DECAY
     """Weight of each step relative to the one before."""
 
+    def check(self) -> None:
+        """As `BlockSettings.check`."""
+        check_ranges((
+            ("draft_vocab_size", self.draft_vocab_size, self.draft_vocab_size >= 1, "at least 1"),
+            ("unrolled", self.unrolled, self.unrolled >= 1, "at least 1"),
+            ("decay", self.decay, 0 < self.decay < inf, "a number above 0"),
+        ))  # fmt: skip
+
 
 def dflash_objective(
     settings: BlockSettings, sizes: Sizes, omni: Omni, *, seed: int = 0, dtype: Any = jnp.float32, remat: bool = True
@@ -66,9 +88,12 @@ def dflash_objective(
     """A new DFlash drafter for the Thinker of `omni`, over batches of `DraftBatch`.
 
     seed: of the parameters and the anchors. dtype: of the computation. remat: as of `dflash_loss`.
+
+    InputError for settings that cannot be.
     """
+    settings.check()
     declaration, params = _thinker(omni)
-    mask, text = omni.processor.tokenizer.token_id(settings.mask_token), omni.config.thinker.text
+    mask, text = _mask_id(settings, omni), omni.config.thinker.text
     features = min(settings.features, text.num_layers)
     drafter = new_dflash(omni.config, mask, settings.layers, features, settings.block_size, sizes, seed)
     taps = block_states(settings, text.num_layers)
@@ -99,6 +124,7 @@ def eagle3_objective(
 
     counts: how often each token occurs in the replies, int [V], from `count_learned`. Others as of `dflash_objective`.
     """
+    settings.check()
     declaration, params = _thinker(omni)
     text, size = omni.config.thinker.text, min(settings.draft_vocab_size, len(counts))
     offsets = draft_vocabulary(counts, size)
@@ -134,6 +160,14 @@ def for_stored(objective: Objective) -> Objective:
     return replace(objective, frozen=kept)
 
 
+def _mask_id(settings: BlockSettings, omni: Omni) -> int:
+    try:
+        return omni.processor.tokenizer.token_id(settings.mask_token)
+    except CheckpointError:
+        remedy = f"name one of its added tokens that no text holds, such as {MASK}"
+        raise InputError(f"--mask-token: the model has no token {shown(settings.mask_token)}; {remedy}") from None
+
+
 def _thinker(omni: Omni) -> tuple[Declaration, dict]:
     return omni.declarations["thinker"], omni.params["thinker"]
 
@@ -142,7 +176,7 @@ def _states(frozen: dict, batch: DraftBatch, taps: tuple[int, ...], declaration:
     """The target's hidden states [n, B, T, D] of a batch: those that it brings, or made here."""
     if batch.states is None:
         return hidden_states(frozen, batch.text, taps, declaration=declaration).astype(dtype)
-    return jnp.asarray(batch.states).astype(dtype)
+    return jnp.moveaxis(jnp.asarray(batch.states), 1, 0).astype(dtype)
 
 
 def _objective(drafter: Drafter, trained: dict, frozen: dict, loss: Callable[..., Loss], dtype: Any) -> Objective:

@@ -73,4 +73,4 @@ def _conversations(files: list[Path], fatal: bool, left_out: list[str]) -> Itera
             left_out.append(where)
             print(f"left out: {where}: {error}", file=sys.stderr)
             continue
-        yield Conversation(where, example.messages, example.tools)
+        yield Conversation(where, example.messages, example.tools, example.silent)

@@ -4,23 +4,20 @@ Published rates and schedules are the defaults. With `--states`, the target's hi
 pass over the data, and the drafter is then trained on them alone.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tyro.conf import OmitArgPrefixes
 
 from omni_jax.files import user_path
 from omni_jax.omni import Omni
 from omni_jax.rows.files import data_files, rows_of
-from omni_jax.rows.row import plain_row
 from omni_jax.train.batch import TextBatch
-from omni_jax.train.drafters.batch import DraftBatches
+from omni_jax.train.drafters.batch import DraftBatches, LookedAhead
 from omni_jax.train.drafters.check import LEAST_ACCURACY, check_target
 from omni_jax.train.drafters.new import Sizes
 from omni_jax.train.drafters.objective import (
@@ -33,12 +30,12 @@ from omni_jax.train.drafters.objective import (
     for_stored,
 )
 from omni_jax.train.drafters.stored import StoredBatches, store_states
-from omni_jax.train.drafters.vocabulary import count_replies
+from omni_jax.train.drafters.vocabulary import count_rows
 from omni_jax.train.losses.target import hidden_states
 from omni_jax.train.objective import Batches, Objective, Step
 from omni_jax.train.settings import Optimizer, TextRecipe
 from omni_jax.train.shown import masked_text
-from omni_jax.train.text import text_batches
+from omni_jax.train.text import text_batches, text_recipe
 
 # Batches on which the target is checked before training.
 CHECKED = 2
@@ -97,9 +94,9 @@ class Eagle3(TextRecipe):
     target: OmitArgPrefixes[Target] = field(default_factory=Target)
 
     def objective(self, omni: Omni) -> Objective:
-        """A new drafter's loss; the drafter knows the most frequent tokens of the data's replies."""
-        counts = count_replies(_rows(self), omni.processor.tokenizer.encode_plain, omni.config.thinker.text.vocab_size)
-        made = eagle3_objective(self.drafter, self.sizes, omni, counts, **_computed(self))
+        """A new drafter's loss; the drafter knows the tokens that are learned most often."""
+        self.drafter.check()
+        made = eagle3_objective(self.drafter, self.sizes, omni, _counts(self, omni), **_computed(self))
         return made if self.target.states is None else for_stored(made)
 
     def batches(self, omni: Omni) -> Batches:
@@ -117,28 +114,38 @@ def _computed(recipe: TextRecipe) -> dict[str, Any]:
     return {"seed": recipe.run.seed, "dtype": jnp.dtype(compute.type()), "remat": compute.remat == "layer"}
 
 
-def _rows(recipe: TextRecipe) -> Iterator[dict[str, Any]]:
-    """The rows of the data that are some."""
+def _counts(recipe: TextRecipe, omni: Omni) -> np.ndarray:
+    """How often each token of the data is learned, int64 [V]."""
     files = [file for path in recipe.run.data for file in data_files(user_path(path, "the dataset"), None)]
-    yield from (plain_row(row) for _, _, row in rows_of(files) if isinstance(row, dict))
+    rows, learned = ((folder, row) for _, folder, row in rows_of(files)), text_recipe(recipe, omni).learned
+    return count_rows(rows, learned, omni.config.thinker.text.vocab_size)
 
 
 def _batches(recipe: TextRecipe, target: Target, omni: Omni, taps: tuple[int, ...]) -> Batches:
     """Text as batches for drafters, after a look at what the target makes of it; with states where these are kept."""
-    made = text_batches(recipe, omni)
-    start = made.state()
-    check_target(omni, (step.batch for step in islice(made, CHECKED)), target.least_accuracy)
-    made.restore(start)
+    stores = target.states is not None and not recipe.call.dry_run
+    # States are those of one epoch.
+    once = replace(recipe, run=replace(recipe.run, steps=None, epochs=1)) if stores else recipe
+    made, dtype = LookedAhead(text_batches(once, omni)), jnp.dtype(recipe.compute.type())
+    check_target(omni, (step.batch for step in made.look(CHECKED)), target.least_accuracy)
     if target.states is None:
         return DraftBatches(made)
-    about = {"taps": taps, "dtype": recipe.compute.type(), "model": str(recipe.run.model), "data": start}
-    once = text_batches(replace(recipe, run=replace(recipe.run, steps=None, epochs=1)), omni)
+    if not stores:
+        shape = len(taps), omni.config.thinker.text.hidden_size
+        return DraftBatches(made, lambda text: _no_states(text, *shape, dtype))
+    about = {"taps": taps, "dtype": dtype.name, "model": str(recipe.run.model), "data": made.state()}
     declaration, params = omni.declarations["thinker"], omni.params["thinker"]
 
-    @partial(jax.jit, static_argnames="dtype")
-    def states_of(params: dict, text: TextBatch, dtype: Any) -> jax.Array:
+    @jax.jit
+    def states_of(params: dict, text: TextBatch) -> jax.Array:
         return hidden_states(params, text, taps, declaration=declaration).astype(dtype)
 
-    store_states(target.states, once, about, lambda text: states_of(params, text, dtype=jnp.dtype(about["dtype"])))
+    store_states(target.states, made, about, lambda text: states_of(params, text))
     epochs = recipe.run.epochs if recipe.run.steps is None else None
     return StoredBatches(target.states, about, recipe.run.seed, epochs)
+
+
+def _no_states(text: TextBatch, n: int, D: int, dtype: Any) -> np.ndarray:
+    """Zeros [B, n, T, D] in the place of a batch's states, which take no memory on the host."""
+    B, T = text.token_ids.shape
+    return np.broadcast_to(np.zeros((), dtype), (B, n, T, D))

@@ -5,6 +5,7 @@ The directory holds
     states.json                   what they are of: the numbers of the states, their type, the model, how many batches
     batch-<n>.safetensors         token_ids, labels, first_seen, states of one batch, read memory-mapped
     index.jsonl                   a line for each batch that is complete: its rows of data, its tokens, where data go on
+    complete                      an empty file, once no batch is left
 
 A file appears when it is complete, and its line after it, so a run that was stopped goes on with the next batch.
 Batches stay as they are; their order is drawn anew for each epoch, and so are anchors.
@@ -26,7 +27,7 @@ from omni_jax.train.drafters.batch import DraftBatch
 from omni_jax.train.objective import Batches, Step
 from omni_jax.weights.headers import NUMPY_DTYPES, read_header
 
-ABOUT, INDEX = "states.json", "index.jsonl"
+ABOUT, INDEX, COMPLETE = "states.json", "index.jsonl", "complete"
 ARRAYS = ("token_ids", "labels", "first_seen")
 
 
@@ -35,12 +36,15 @@ def store_states(
 ) -> int:
     """Store batches with their hidden states, going on where a stopped run ended: how many were made.
 
-    batches: one epoch of them. about: what the states depend on, plain JSON values with "taps" and "dtype". states_of:
-    hidden states [n, B, T, D] of a batch. InputError for a directory that cannot be written or holds other states.
+    batches: one epoch of them, some of which may have become unusable. about: what the states depend on, plain JSON
+    values with "taps" and "dtype". states_of: hidden states [n, B, T, D] of a batch. InputError for a directory that
+    cannot be written or holds other states.
     """
     count = batches.steps
     if count is None:
         raise InputError("the data have no end, and hidden states of one epoch are stored; leave out the steps")
+    if jax.process_count() > 1 and not (directory / COMPLETE).exists():
+        raise InputError(f"{directory}: one process stores hidden states; run this in one first, then in several")
     about = {**about, "batches": count}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -56,6 +60,7 @@ def store_states(
             line = {"samples": step.samples, "tokens": step.tokens, "state": batches.state()}
             _append(directory / INDEX, json.dumps(line, ensure_ascii=False) + "\n")
             made += 1
+        _write(directory / COMPLETE, b"")
     except OSError as error:
         remedy = "what is complete is safe: make room, and run this again"
         raise InputError(f"{directory}: states cannot be stored ({reason_of(error)}); {remedy}") from error
@@ -75,7 +80,7 @@ class StoredBatches:
         stored = _check_same(directory, about)
         self.directory, self.seed, self.epochs, self.number = directory, seed, epochs, 0
         self.lines = _lines(directory / INDEX)
-        if len(self.lines) < stored["batches"] or not self.lines:
+        if not self.lines or not (directory / COMPLETE).exists():
             held = f"{len(self.lines)} of {stored['batches']} batches"
             raise InputError(f"{directory} holds {held}; let the run that stores them end, by starting it again")
 
@@ -120,7 +125,7 @@ def _store(file: Path, batch: TextBatch, states: np.ndarray) -> None:
 
 
 def _read(file: Path) -> tuple[TextBatch, np.ndarray]:
-    """The text and the states of a file; arrays are those of the file, not copies."""
+    """The text and the states [B, n, T, D] of a file; arrays are those of the file, not copies."""
     header = read_header(file)
     arrays = {
         name: np.memmap(file, NUMPY_DTYPES[tensor.dtype], "r", tensor.start, tensor.shape)
@@ -130,7 +135,8 @@ def _read(file: Path) -> tuple[TextBatch, np.ndarray]:
     # Losses of drafters read no multimodal positions.
     position = (np.arange(first_seen.shape[1]) - first_seen).astype(np.float32)
     text = TextBatch(token_ids, labels, np.broadcast_to(position, (3, *position.shape)), first_seen)
-    return text, arrays["states"]
+    # By rows, as devices share them.
+    return text, np.moveaxis(arrays["states"], 1, 0)
 
 
 def _write(file: Path, content: bytes) -> None:

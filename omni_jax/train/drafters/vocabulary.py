@@ -1,11 +1,14 @@
-"""The tokens that EAGLE-3 knows: the most frequent ones of the replies that it is trained on."""
+"""The tokens that EAGLE-3 knows: the most frequent ones of what it is trained on, ends of replies among them."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from omni_jax.errors import InputError
+from omni_jax.rows.row import plain_row
 from omni_jax.train.batch import IGNORED, TextBatch
 
 
@@ -18,22 +21,19 @@ def count_learned(batches: Iterable[TextBatch], vocab_size: int) -> np.ndarray:
     return counts
 
 
-def count_replies(rows: Iterable[dict[str, Any]], encode: Callable[[str], list[int]], vocab_size: int) -> np.ndarray:
-    """How often each token occurs in the replies of rows of `messages`, int64 [V].
+def count_rows(
+    rows: Iterable[tuple[Path, Any]], learned: Callable[[dict[str, Any], Path], np.ndarray], vocab_size: int
+) -> np.ndarray:
+    """How often each token of rows of data is learned, int64 [V]; rows that cannot be used count nothing.
 
-    A row that says which tokens its replies are, as "token_ids", is counted by these; others are encoded.
+    rows: with the folder of the file of each. learned: the tokens int [n] of a row, from `data.samples.TextRecipe`.
     """
     counts = np.zeros((vocab_size,), np.int64)
-    for row in rows:
-        replies = row.get("token_ids") or [encode(text) for text in _replies(row)]
-        for ids in replies:
-            counts += np.bincount(np.asarray(ids, np.int64), minlength=vocab_size)
+    for folder, row in rows:
+        # Those that cannot be used are reported when the data are read.
+        with suppress(Exception):
+            counts += np.bincount(learned(plain_row(row), folder), minlength=vocab_size)
     return counts
-
-
-def _replies(row: dict[str, Any]) -> list[str]:
-    messages = [message for message in row.get("messages", ()) if message.get("role") == "assistant"]
-    return [message["content"] for message in messages if isinstance(message.get("content"), str)]
 
 
 def draft_vocabulary(counts: np.ndarray, size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 from tyro.conf import OmitArgPrefixes
 
+from omni_jax.distributed import is_primary
 from omni_jax.omni import Omni
 from omni_jax.train.lora.objective import lora_objective
 from omni_jax.train.lora.settings import LowRankSettings
@@ -35,7 +36,8 @@ class Lora(TextRecipe):
         made = lora_objective(self.lora, omni, loss, dtype, self.run.seed, str(self.run.model))
         whole = sum(x.size for x in jax.tree.leaves(omni.params["thinker"]))
         declaration = made.loss.keywords["declaration"]  # type: ignore[attr-defined]
-        print(adapted_table(omni.config, declaration, whole), file=sys.stderr)
+        if is_primary():
+            print(adapted_table(omni.config, declaration, whole), file=sys.stderr)
         return made
 
     def batches(self, omni: Omni) -> Batches:

@@ -111,16 +111,16 @@ def dflash_loss(
 
 
 def _compared(hidden: jax.Array, token_ids: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy [...] of normed states [..., D] with token ids int32 [...], and whether these are likeliest."""
+    """Cross entropy [B, ...] of normed states [B, ..., D] with token ids int32 [B, ...], and which are likeliest."""
     (V, D), shape = head.shape, token_ids.shape
 
     def some(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        rows, wanted = part
-        logits = project(rows, head.astype(rows.dtype))
-        mine = jnp.take_along_axis(logits, wanted[:, None], axis=1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=1) - mine, jnp.argmax(logits, axis=1) == wanted
+        states, wanted = part
+        logits = project(states, head.astype(states.dtype))
+        mine = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - mine, jnp.argmax(logits, axis=-1) == wanted
 
-    nll, right = in_chunks(some, (hidden.reshape(-1, D), token_ids.reshape(-1)), max(1, LOGITS // V))
+    nll, right = in_chunks(some, (hidden.reshape(shape[0], -1, D), token_ids.reshape(shape[0], -1)), LOGITS // V)
     return nll.reshape(shape), right.reshape(shape)
 
 

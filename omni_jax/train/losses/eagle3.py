@@ -82,13 +82,13 @@ def _shifted(x: jax.Array, steps: int) -> jax.Array:
 
 def _known(last: jax.Array, head: jax.Array, d2t: jax.Array) -> jax.Array:
     """Bool [B, T]: whether the likeliest token after each is one of the drafter's."""
-    (V, D), (B, T, _) = head.shape, last.shape
+    V = len(head)
     known = jnp.zeros((V,), bool).at[jnp.arange(len(d2t)) + d2t].set(True)
 
-    def some(rows: jax.Array) -> jax.Array:
-        return known[jnp.argmax(project(rows, head.astype(rows.dtype)), axis=1)]
+    def some(states: jax.Array) -> jax.Array:
+        return known[jnp.argmax(project(states, head.astype(states.dtype)), axis=-1)]
 
-    return in_chunks(some, last.reshape(-1, D), max(1, LOGITS // V)).reshape(B, T)
+    return in_chunks(some, last, LOGITS // V)
 
 
 def _compared(drafter: Eagle3, outs: jax.Array, last: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -106,6 +106,6 @@ def _compared(drafter: Eagle3, outs: jax.Array, last: jax.Array, head: jax.Array
         return entropy, jnp.argmax(logits, axis=-1) == jnp.argmax(wanted, axis=-1)
 
     states = _shifted(last, steps)
-    rows = jnp.moveaxis(outs, 0, 2).reshape(-1, D), states.reshape(-1, D)
-    entropy, right = in_chunks(some, rows, max(1, LOGITS // (2 * Vd)))
+    rows = jnp.moveaxis(outs, 0, 2).reshape(B, -1, D), states.reshape(B, -1, D)
+    entropy, right = in_chunks(some, rows, LOGITS // (2 * Vd))
     return entropy.reshape(B, T, steps), right.reshape(B, T, steps)

@@ -77,13 +77,18 @@ def accepted(right: jax.Array, asked: jax.Array) -> tuple[jax.Array, jax.Array]:
     return share(right, asked), 1 + jnp.sum(share(alive, reached))
 
 
-def in_chunks(function: Any, arrays: Any, size: int) -> Any:
-    """`function` over `size` rows of arrays [R, ...] at a time; a backward pass computes each part anew."""
-    R = jax.tree.leaves(arrays)[0].shape[0]
-    chunks = -(-R // size)
+def in_chunks(function: Any, arrays: Any, most: int) -> Any:
+    """`function` over a few columns of arrays [B, N, ...] at a time, about `most` places; each part is computed anew.
+
+    Rows stay side by side, so that devices that hold some rows each compute these alone.
+    """
+    B, N = jax.tree.leaves(arrays)[0].shape[:2]
+    chunks = -(-N // max(1, most // B))
+    size = -(-N // chunks)  # Few columns are not padded, and of several parts none is mostly padding.
 
     def cut(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, [(0, chunks * size - R)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, size, *x.shape[1:])
+        padded = jnp.pad(x, [(0, 0), (0, chunks * size - N)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(B, chunks, size, *x.shape[2:]), 1, 0)
 
     out = jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, arrays))
-    return jax.tree.map(lambda x: x.reshape(chunks * size, *x.shape[2:])[:R], out)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, chunks * size, *x.shape[3:])[:, :N], out)

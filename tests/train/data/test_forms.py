@@ -92,12 +92,17 @@ def test_plain_text() -> None:
     ({"conversations": [{"from": "human", "value": "q"}, {"value": "a"}]}, "message 1 has the role None"),
     ({"messages": [ASKED, {"role": "tool_call", "content": "{x"}]}, "message 1: the call: no valid JSON"),
     ({"messages": [ASKED, {"role": "tool_call"}]}, "message 1: the call is of type NoneType"),
+    ({"messages": [ASKED, SAID, {"role": "tool_call", "content": json.dumps(CALL), "loss": False}]},
+     "calls are learned with their reply; give all of one reply the same 'loss'"),
     ({"messages": [{"role": "system", "content": "s"}, ASKED], "system": "s"}, "'system' is stated twice"),
     ({"messages": [ASKED, SAID | {"loss": "no"}]}, "message 1: 'loss' is 'no'; give true or false"),
     ({"messages": [ASKED | {"loss": True}, SAID]}, "message 0 of the role 'user' has 'loss'"),
     ({"messages": [{"role": "user", "content": "<image>"}], "images": ["a", "b"]},
      "the row lists 2 as 'images', and its texts hold <image> 1 times"),
     ({"messages": [SAID], "images": ["a"]}, "the row has 'images' and no question"),
+    *(({"messages": [{"role": "user", "content": [part, text("q")]}, SAID], "images": ["a"]},
+       "the row has 'images', and its messages name theirs already; give each once")
+      for part in (image("a"), {"type": "image_url", "image_url": {"url": "a"}})),
     ({"messages": [ASKED, SAID], "images": ["a"], "image": "b"}, "the row has 'image' and 'images'; give"),
     ({"messages": [ASKED, SAID], "tools": "["}, "'tools': no valid JSON"),
     ({"messages": [ASKED, SAID], "tools": 3}, "'tools' is of type int; give a list"),
@@ -119,4 +124,4 @@ def test_what_is_no_example(row: dict, why: str) -> None:
 def test_columns_that_would_be_lost(row: dict, why: str) -> None:
     with pytest.raises(InputError, match=why):
         COLUMNS.check(row)
-    assert COLUMNS.check({"messages": [ASKED], "source": "x", "score": 1, "images": []}) == {"source", "score"}
+    assert COLUMNS.check({"messages": [ASKED], "source": "x", "origin": "y", "score": 1}) == {"origin", "score"}

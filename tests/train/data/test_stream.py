@@ -120,14 +120,16 @@ def test_epochs_without_an_end(data: Path, opened: Any) -> None:
 
 def test_another_datasets_state(data: Path, opened: Any, tmp_path: Path) -> None:
     stream = opened(data)
-    for name, value, settings in (("seed", 1, {"seed": 1}), ("rows", 3, {"packing": Packing(3, 300, window=16)})):
-        with pytest.raises(
-            InputError, match=rf"begun with {name} {value}, and this is .*; resume it with the same data"
-        ):
+    for name, value, settings, remedy in (
+        ("seed", 1, {"seed": 1}, "the same data"),
+        ("rows", 3, {"packing": Packing(3, 300, window=16)}, "a mesh that divides as many rows"),
+    ):
+        with pytest.raises(InputError, match=rf"begun with {name} {value}, and this is .*; resume it with {remedy}"):
             stream.restore(opened(data, **settings).state())
     other = write(tmp_path / "other.jsonl", *(row(i) for i in range(40)))
-    with pytest.raises(InputError, match="begun with data '"):
-        stream.restore(opened(other).state())
+    for ours, theirs in ((stream, [other]), (opened(data, data), [data, other])):
+        with pytest.raises(InputError, match="begun with data '"):
+            ours.restore(opened(*theirs).state())
     assert stream.state()["step"] == 0
 
 
@@ -153,6 +155,11 @@ def test_what_is_wrong_with_data(opened: Any, tmp_path: Path) -> None:
             opened(path, **settings)
 
 
+def test_columns_that_are_not_read_are_told(opened: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    opened(write(tmp_path / "rows.jsonl", row(0) | {"source": "x"}, row(1) | {"score": 3, "id": 1}))
+    assert "columns that are not read: score, source\n" in capsys.readouterr().err
+
+
 def test_a_line_without_an_end(opened: Any, tmp_path: Path) -> None:
     (tmp_path / "huge.jsonl").touch()
     os.truncate(tmp_path / "huge.jsonl", 10**9)
@@ -172,6 +179,18 @@ def test_a_medium_that_is_lost_while_training(data: Path, opened: Any, capsys: p
     )
     with pytest.raises(InputError, match=r"rows.jsonl:\d+: .*a.png"):
         list(streams[2])
+
+
+def test_media_that_are_gone_end_a_run(data_dir: Path, opened: Any, tmp_path: Path) -> None:
+    """Else it would be at its end within seconds, or pass over batches for ever where epochs have no end."""
+    (tmp_path / "a.png").write_bytes((data_dir / "chelsea.png").read_bytes())
+    data = write(tmp_path / "rows.jsonl", *(row(i) | {"images": ["a.png"]} for i in range(3)))
+    streams = [opened(data, epochs=epochs, packing=Packing(1, 300, several=False)) for epochs in (None, 9, 2)]
+    (tmp_path / "a.png").unlink()
+    for stream in streams[:2]:
+        with pytest.raises(InputError, match="nothing of 8 batches one after the other can be used; make the media"):
+            next(iter(stream))
+    assert not list(streams[2])
 
 
 def test_files_of_several_kinds(opened: Any, tmp_path: Path) -> None:
