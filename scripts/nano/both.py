@@ -77,7 +77,7 @@ class Flite:
         """A digit, float32 at 16 kHz."""
         said = _flite(self.voice, digit)
         times = np.arange(0, len(said) - 1, draw.uniform(0.9, 1.15))
-        return np.float32(np.interp(times, np.arange(len(said)), said) * draw.uniform(0.5, 1.2))
+        return (np.interp(times, np.arange(len(said)), said) * draw.uniform(0.5, 1.2)).astype(np.float32)
 
 
 @lru_cache(64)
@@ -116,7 +116,7 @@ def flash(draw: np.random.Generator, split: Split) -> Sample:
     bright = surface + (255 - surface) * (0.65 + 0.05 * light)
     length = draw.uniform(0.65, 0.9)
     times = np.arange(round(seconds * rate)) / rate
-    frames = [np.uint8(bright if lit <= time + 0.5 / rate < lit + length else surface) for time in times]
+    frames = [(bright if lit <= time + 0.5 / rate < lit + length else surface).astype(np.uint8) for time in times]
     sound = noise(draw, seconds)
     put(sound, beep(draw, split), heard)
     what = "flash" if is_flash else "beep"
@@ -132,7 +132,7 @@ def beep(draw: np.random.Generator, split: Split) -> np.ndarray:
     times = np.arange(int(draw.uniform(0.2, 0.45) * RATE)) / RATE
     tone = np.sin(2 * np.pi * pitch * times) + draw.uniform(0, 0.4) * np.sin(6 * np.pi * pitch * times)
     ramp = np.clip(np.minimum(times, times[::-1]) / 0.01, 0, 1)
-    return np.float32(tone * ramp * draw.uniform(0.15, 0.6))
+    return (tone * ramp * draw.uniform(0.15, 0.6)).astype(np.float32)
 
 
 def red(say: Say, draw: np.random.Generator, split: Split) -> Sample:
@@ -146,8 +146,8 @@ def red(say: Say, draw: np.random.Generator, split: Split) -> Sample:
     colours = draw.permutation(others)[:number].tolist()
     colours[place] = "red"
     part = draw.uniform(1.0, 1.3)
-    square = [Thing(colour, "square", *draw.uniform(0.38, 0.62, 2), draw.uniform(0.24, 0.36)) for colour in colours]
-    moved = [Thing(one.colour, "square", square[0].x, square[0].y, square[0].radius) for one in square]
+    places = [(draw.uniform(0.38, 0.62), draw.uniform(0.38, 0.62), draw.uniform(0.24, 0.36)) for _ in colours]
+    moved = [Thing(colour, "square", *places[0]) for colour in colours]
     times = np.arange(round(number * part * rate)) / rate
     frames = filmed(draw, [[moved[min(int(time / part + 1e-6), number - 1)]] for time in times], 64)
     sound = noise(draw, len(frames) / rate)
@@ -181,7 +181,7 @@ def same(say: Say, directory: Path, draw: np.random.Generator, split: Split) -> 
 
 def noise(draw: np.random.Generator, seconds: float) -> np.ndarray:
     """Faint noise, float32 at 16 kHz."""
-    return np.float32(draw.normal(0, 10 ** draw.uniform(-4, -2.3), round(seconds * RATE)))
+    return draw.normal(0, 10 ** draw.uniform(-4, -2.3), round(seconds * RATE)).astype(np.float32)
 
 
 def put(sound: np.ndarray, other: np.ndarray, second: float) -> None:

