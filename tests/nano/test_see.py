@@ -1,14 +1,19 @@
-"""The senses of pictures and videos: right, told apart by split, and what the project's preparation makes of them."""
+"""The senses of pictures and videos: right, told apart by split, and what the project's preparation makes of them.
+
+Digits and words are set in the font that Pillow brings, so that no collection and no package of fonts is needed.
+"""
 
 import io
+import shutil
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from omni_jax.errors import InputError
 from omni_jax.inputs.options import read_options
@@ -22,18 +27,54 @@ from scripts.nano.words import DIGITS, NUMBERS
 
 FRAME = ImageSettings(3136, 16384, 16, 2, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SETTINGS = VideoSettings(FRAME, 2.0, 4, 768)
+# What the tests replace by digits and a font of their own.
+FONTS, COLLECTION = reading.fonts, written.collection
 
 
 def spoken(draw: np.random.Generator, digit: int, split: Split) -> np.ndarray:
     """A tone in place of a digit, of a pitch of its own."""
-    return np.float32(0.4 * np.sin(2 * np.pi * (400 + 200 * digit) * np.arange(14_400) / videos.RATE))
+    return (0.4 * np.sin(2 * np.pi * (400 + 200 * digit) * np.arange(14_400) / videos.RATE)).astype(np.float32)
+
+
+def plain_font(size: float) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+@lru_cache(1)
+def digits() -> tuple[np.ndarray, ...]:
+    """One digit of each, as the collections hold them."""
+    planes = [Image.new("L", (28, 28)) for _ in range(10)]
+    for digit, plane in enumerate(planes):
+        ImageDraw.Draw(plane).text((14, 14), str(digit), 255, plain_font(24), anchor="mm")
+    return tuple(np.asarray(plane, np.float32)[None] / 255 for plane in planes)
+
+
+@pytest.fixture(scope="module")
+def font(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a font."""
+    content = plain_font(24).path
+    assert isinstance(content, io.BytesIO)
+    path = tmp_path_factory.mktemp("fonts") / "plain.ttf"
+    path.write_bytes(content.getvalue())
+    return path
 
 
 @pytest.fixture(autouse=True)
-def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test's collection for training too, because the other one comes from the network."""
-    digits = written.collection("test", Path())
-    monkeypatch.setattr(written, "collection", lambda split, directory: digits)
+def own_sources(monkeypatch: pytest.MonkeyPatch, font: Path) -> None:
+    """Digits and a font of these tests in both splits, because the others are fetched or installed."""
+    monkeypatch.setattr(written, "collection", lambda split, directory: digits())
+    monkeypatch.setattr(reading, "fonts", lambda split: {"Plain": (font,)})
+
+
+@pytest.fixture
+def font_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """What finds the files of fonts, in an empty directory."""
+    monkeypatch.setattr(reading, "ROOT", tmp_path)
+    FONTS.cache_clear()
+    yield FONTS
+    FONTS.cache_clear()
 
 
 def made(name: str, split: Split, number: int) -> list[Sample]:
@@ -90,8 +131,15 @@ def test_combinations_of_the_test_are_held_out() -> None:
     for number in range(4):
         kinds = [{videos.kind_of(np.random.default_rng(i), split, number) for i in range(300)} for split in SPLITS]
         assert not kinds[0] & kinds[1] and {shape for _, shape in kinds[0]} == set(pictures.SHAPES)
-    train, test = ({path for files in reading.fonts(split).values() for path in files} for split in SPLITS)
-    assert len(reading.fonts("train")) >= 20 and len(reading.fonts("test")) >= 6 and not train & test
+
+
+def test_fonts_of_the_test_are_held_out(font_files: Any, tmp_path: Path) -> None:
+    for _, pattern, _ in reading.FONTS.values():
+        path = tmp_path / pattern.replace("*", "Regular")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    train, test = ({path for files in font_files(split).values() for path in files} for split in SPLITS)
+    assert len(font_files("train")) >= 20 and len(font_files("test")) >= 6 and not train & test
 
 
 def test_scenes_are_answered_right() -> None:
@@ -129,22 +177,28 @@ def test_a_thing_is_seen_in_its_colour_at_its_place() -> None:
             assert np.abs(seen - pictures.COLOURS[thing.colour]).max() < 30, thing
 
 
-def test_words_fill_their_pictures_and_are_not_cut() -> None:
+def test_words_fill_their_pictures_and_are_not_cut(font: Path) -> None:
     draw = np.random.default_rng(0)
-    for split in SPLITS:
-        for files in reading.fonts(split).values():
-            for word, path in (("seventeen", files[0]), ("jelly", files[-1])):
-                ink = np.asarray(reading._set(draw, word, path, 128, 32))
-                edges = ink[0], ink[-1], ink[:, 0], ink[:, -1]
-                assert max(edge.max() for edge in edges) < 200, path
-                assert np.ptp(np.flatnonzero(ink.max(1) > 100)) >= 7, path
+    installed = [reading._files(pattern) for _, pattern, _ in reading.FONTS.values()]
+    for files in ((font,), *filter(None, installed)):
+        for word, path in (("seventeen", files[0]), ("jelly", files[-1])):
+            ink = np.asarray(reading._set(draw, word, path, 128, 32))
+            edges = ink[0], ink[-1], ink[:, 0], ink[:, -1]
+            assert max(edge.max() for edge in edges) < 200, path
+            assert np.ptp(np.flatnonzero(ink.max(1) > 100)) >= 7, path
 
 
-def test_missing_fonts_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(reading, "ROOT", tmp_path)
-    reading.fonts.cache_clear()
+def test_missing_fonts_are_named(font_files: Any) -> None:
     with pytest.raises(InputError, match="apt-get install .*fonts-lato"):
-        reading.fonts("train")
+        font_files("train")
+
+
+def test_the_coarse_collection_is_of_all_digits() -> None:
+    pytest.importorskip("sklearn")
+    known = COLLECTION("test", Path())
+    assert len(known) == 10 and sum(map(len, known)) == 1797
+    for drawn in known:
+        assert drawn.shape[1:] == (8, 8) and drawn.dtype == np.float32 and (drawn.min(), drawn.max()) == (0, 1)
 
 
 def test_a_collection_that_cannot_be_fetched_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -157,12 +211,9 @@ def test_digits_stay_in_their_pictures() -> None:
     for digit in range(10):
         for seed in range(12):
             draw = np.random.default_rng([seed, digit])
-            ink, _ = written._projected(draw, written._stroke(draw, DIGIT[digit], "train", 64), 64, seed % 2 == 0)
+            ink, _ = written._projected(draw, written._stroke(draw, digits()[digit][0], "train", 64), 64, seed % 2 == 0)
             border = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
             assert border.sum() < 0.04 * ink.sum() and 0.01 < (ink > 0.5).mean() < 0.4
-
-
-DIGIT = [digits[3] for digits in written.collection("test", Path())]
 
 
 @pytest.mark.parametrize("name", ["move", "when", "flash", "red"])
@@ -239,6 +290,7 @@ def test_a_written_digit_is_compared_with_a_spoken_one() -> None:
         assert said.startswith(f"Yes, both are {digit}") or f"and {digit} is said" in said
 
 
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
 def test_flite_speaks() -> None:
     said = both.Flite()(np.random.default_rng(0), 7, "train")
     assert 0.2 < len(said) / videos.RATE < 1.2 and 0.05 < np.abs(said).max() <= 1.2
