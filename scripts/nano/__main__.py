@@ -12,6 +12,7 @@ import tyro
 
 from scripts.nano.hear import hear_senses
 from scripts.nano.rows import write_sense
+from scripts.nano.see import see_senses
 from scripts.nano.synthesis import Sources, make_voices
 from scripts.nano.text import text_senses
 
@@ -45,7 +46,7 @@ def data(options: Annotated[Data, tyro.conf.arg(name="")]) -> int:
     heard = hear_senses(voices, options.scale)
     if not options.senses or {sense.name for sense in heard} & {*options.senses}:
         make_voices(voices, options.sources, options.workers)
-    for sense in (*text_senses(options.scale), *heard):
+    for sense in (*text_senses(options.scale), *heard, *see_senses(options.output, options.scale)):
         if not options.senses or sense.name in options.senses:
             write_sense(options.output, sense, options.seed, options.workers)
             print(f"{sense.name}: {sense.counts['train']} rows to train on, {sense.counts['test']} to test", flush=True)

@@ -50,7 +50,7 @@ class Sense:
     counts: dict[Split, int]
 
 
-def user(*parts: str | dict[str, str]) -> dict[str, Any]:
+def user(*parts: str | dict[str, Any]) -> dict[str, Any]:
     """A message of the user: text, and parts of media."""
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return {"role": "user", "content": content}
@@ -113,7 +113,7 @@ def _line(directory: Path, sense: str, split: Split, index: int, sample: Sample)
     for name, content in sample.media.items():
         write_whole(directory / folder / f"{index:06d}-{name}", content)
 
-    def placed(part: dict[str, str]) -> dict[str, str]:
+    def placed(part: dict[str, Any]) -> dict[str, Any]:
         # Rows lie in a folder beside that of the media.
         kind = part["type"]
         return part if kind == "text" else {**part, kind: f"../{folder}/{index:06d}-{part[kind]}"}

@@ -1,0 +1,191 @@
+"""What is seen and heard together: flash and beep, the digit while the square is red, a written and a spoken digit.
+
+| sense | held out for the test |
+|---|---|
+| flash | beeps of 700 to 1000 Hz; of the colours of flash and background, every fifth pair |
+| red | of the digit and the number of the red part, every seventh combination; voices, as `say` splits them |
+| same | of written and spoken digit, every seventh pair; the collection of digits; voices |
+
+`say(draw, digit, split)` speaks a digit, float32 at 16 kHz. Videos with sound state `use_audio_in_video`.
+"""
+
+import subprocess
+import wave
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from omni_jax.errors import InputError
+from scripts.nano.pictures import COLOURS, Thing, background, counts, picture_part, shown
+from scripts.nano.rows import Sample, Sense, Split, assistant, pick, user
+from scripts.nano.text import wording
+from scripts.nano.videos import RATE, filmed, mp4, sampling, video_part
+from scripts.nano.words import DIGITS
+from scripts.nano.written import digit_picture
+
+Say = Callable[[np.random.Generator, int, Split], np.ndarray]
+
+FLASH = (
+    "Which came first, the flash or the beep?", "Was the flash or the beep first?", "What came first?",
+    "Did the flash or the beep come first?", "Which was first, the beep or the flash?",
+    "What was first, flash or beep?",
+    "Tell me which came first, the beep or the flash.", "Is the flash before the beep, or the beep before the flash?",
+    "Which of them came first, the flash or the beep?", "What did you notice first, the beep or the flash?",
+    "Tell me what was first, the flash or the beep.", "Did the beep or the flash come first?",
+    "Which came first, the beep or the flash?",
+)  # fmt: skip
+RED = (
+    "Which digit is said while the square is red?", "What is said while the square is red?",
+    "Which digit do you hear while the square is red?", "The square is red. Which digit is said then?",
+    "Which number is said when the square is red?", "What do you hear when the square is red?",
+    "Tell me the digit that is said while the square is red.", "While the square is red, which digit is said?",
+    "When the square is red, what is said?", "Which digit is said when the square is red?",
+    "While the square is red, which number do you hear?", "Tell me the digit that you hear when the square is red.",
+)  # fmt: skip
+SAME = (
+    "Is the written digit the one that is said?", "Are the written and the spoken digit the same?",
+    "Is the same digit written and said?", "Do you see the digit that you hear?", "Do you hear the digit that you see?",
+    "Is it the same digit in the picture and in the recording?", "Does the recording say what the picture shows?",
+    "Does the picture show the digit that is said?", "Compare the digits. Are they the same?",
+    "Tell me if the digits are the same.", "Is the digit that is said the one in the picture?",
+    "Compare the picture and the recording. Is it the same digit?", "Tell me if the written digit is the spoken one.",
+)  # fmt: skip
+ASKED = (FLASH, RED, SAME)
+
+
+def both_senses(directory: Path, say: Say, scale: float = 1.0) -> tuple[Sense, ...]:
+    """The senses of what is seen and heard; directory: where the written digits are kept."""
+    return (
+        Sense("flash", flash, counts(scale, 5_000, 200)),
+        Sense("red", partial(red, say), counts(scale, 6_000, 200)),
+        Sense("same", partial(same, say, directory), counts(scale, 8_000, 300)),
+    )
+
+
+@dataclass(frozen=True)
+class Flite:
+    """A voice of flite: `say` with one voice, which differs in speed and loudness alone."""
+
+    voice: str = "slt"
+
+    def __call__(self, draw: np.random.Generator, digit: int, split: Split) -> np.ndarray:
+        """A digit, float32 at 16 kHz."""
+        said = _flite(self.voice, digit)
+        times = np.arange(0, len(said) - 1, draw.uniform(0.9, 1.15))
+        return (np.interp(times, np.arange(len(said)), said) * draw.uniform(0.5, 1.2)).astype(np.float32)
+
+
+@lru_cache(64)
+def _flite(voice: str, digit: int) -> np.ndarray:
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "said.wav"
+        try:
+            subprocess.run(["flite", "-voice", voice, "-t", DIGITS[digit], "-o", path], check=True, capture_output=True)
+        except FileNotFoundError as error:
+            raise InputError("flite is missing; install it with: apt-get install flite") from error
+        with wave.open(str(path)) as file:
+            return np.frombuffer(file.readframes(file.getnframes()), np.int16) / np.float32(2**15)
+
+
+def wav(samples: np.ndarray) -> bytes:
+    """The bytes of a WAV file, 16 bits, of samples float32 at 16 kHz."""
+    content = BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    return content.getvalue()
+
+
+def flash(draw: np.random.Generator, split: Split) -> Sample:
+    """Whether a flash of light or a beep came first, with at least eight tenths of a second between."""
+    seconds, rate = int(draw.integers(3, 5)), int(draw.integers(4, 9))
+    first = draw.uniform(0.2, seconds - 1.8)
+    second = draw.uniform(first + 0.8, seconds - 0.7)
+    is_flash = draw.random() < 0.5
+    lit, heard = (first, second) if is_flash else (second, first)
+    while True:
+        dark, light = draw.integers(0, 8, 2)
+        if ((dark + 2 * light) % 5 == 0) == (split == "test"):
+            break
+    surface = background(draw, [], 64, 64) * (0.25 + 0.05 * dark)
+    bright = surface + (255 - surface) * (0.65 + 0.05 * light)
+    length = draw.uniform(0.65, 0.9)
+    times = np.arange(round(seconds * rate)) / rate
+    frames = [(bright if lit <= time + 0.5 / rate < lit + length else surface).astype(np.uint8) for time in times]
+    sound = noise(draw, seconds)
+    put(sound, beep(draw, split), heard)
+    what = "flash" if is_flash else "beep"
+    parts = shown(draw, wording(draw, FLASH, split), video_part("clip.mp4", sampling(draw, 64, seconds), True))
+    return Sample([user(*parts), assistant(f"The {what} came first.")], what, {"clip.mp4": mp4(frames, rate, sound)})
+
+
+def beep(draw: np.random.Generator, split: Split) -> np.ndarray:
+    """A tone of a third of a second or so, float32 at 16 kHz."""
+    pitch = draw.uniform(700, 1000)
+    if split == "train":
+        pitch = pick(draw, (draw.uniform(300, 700), draw.uniform(1000, 2400)))
+    times = np.arange(int(draw.uniform(0.2, 0.45) * RATE)) / RATE
+    tone = np.sin(2 * np.pi * pitch * times) + draw.uniform(0, 0.4) * np.sin(6 * np.pi * pitch * times)
+    ramp = np.clip(np.minimum(times, times[::-1]) / 0.01, 0, 1)
+    return (tone * ramp * draw.uniform(0.15, 0.6)).astype(np.float32)
+
+
+def red(say: Say, draw: np.random.Generator, split: Split) -> Sample:
+    """Which of two or three spoken digits is said while a square is red."""
+    number, rate = int(pick(draw, (2, 3))), int(draw.integers(4, 9))
+    digits = draw.permutation(10)[:number].tolist()
+    place = int(draw.integers(number))
+    if ((digits[place] + 3 * place + number) % 7 == 0) != (split == "test"):
+        return red(say, draw, split)
+    others = [name for name in COLOURS if name not in ("red", "orange")]
+    colours = draw.permutation(others)[:number].tolist()
+    colours[place] = "red"
+    part = draw.uniform(1.0, 1.3)
+    places = [(draw.uniform(0.38, 0.62), draw.uniform(0.38, 0.62), draw.uniform(0.24, 0.36)) for _ in colours]
+    moved = [Thing(colour, "square", *places[0]) for colour in colours]
+    times = np.arange(round(number * part * rate)) / rate
+    frames = filmed(draw, [[moved[min(int(time / part + 1e-6), number - 1)]] for time in times], 64)
+    sound = noise(draw, len(frames) / rate)
+    for i, digit in enumerate(digits):
+        spoken = say(draw, digit, split)[: int(0.9 * part * RATE)]
+        put(sound, spoken, i * part + draw.uniform(0.03, 0.97) * max(part - len(spoken) / RATE, 0))
+    said = DIGITS[digits[place]]
+    parts = shown(draw, wording(draw, RED, split), video_part("clip.mp4", sound=True))
+    return Sample([user(*parts), assistant(f"The digit is {said}.")], said, {"clip.mp4": mp4(frames, rate, sound)})
+
+
+def same(say: Say, directory: Path, draw: np.random.Generator, split: Split) -> Sample:
+    """Whether a written digit is the one that is said."""
+    is_same = draw.random() < 0.5
+    while True:
+        seen, heard = draw.integers(0, 10, 2).tolist()
+        heard = seen if is_same else heard
+        if is_same or seen != heard and ((seen + 3 * heard) % 7 == 0) == (split == "test"):
+            break
+    picture = digit_picture(draw, seen, split, directory)
+    spoken = say(draw, heard, split)
+    sound = noise(draw, len(spoken) / RATE + draw.uniform(0.15, 0.6))
+    put(sound, spoken, draw.uniform(0.02, 0.98) * (len(sound) - len(spoken)) / RATE)
+    media = [picture_part("digit.png"), {"type": "audio", "audio": "digit.wav"}]
+    parts = shown(draw, wording(draw, SAME, split), *(media if draw.random() < 0.5 else media[::-1]))
+    no = f"No, {DIGITS[seen]} is written and {DIGITS[heard]} is said."
+    said = f"Yes, both are {DIGITS[seen]}." if is_same else no
+    files = {"digit.png": picture, "digit.wav": wav(sound)}
+    return Sample([user(*parts), assistant(said)], "yes" if is_same else "no", files)
+
+
+def noise(draw: np.random.Generator, seconds: float) -> np.ndarray:
+    """Faint noise, float32 at 16 kHz."""
+    return draw.normal(0, 10 ** draw.uniform(-4, -2.3), round(seconds * RATE)).astype(np.float32)
+
+
+def put(sound: np.ndarray, other: np.ndarray, second: float) -> None:
+    """Add a sound to another one at a moment; what is beyond its end is lost."""
+    start = round(second * RATE)
+    end = min(start + len(other), len(sound))
+    sound[start:end] += other[: end - start]

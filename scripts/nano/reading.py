@@ -1,0 +1,127 @@
+"""One word in a picture, in fonts of Debian packages; those of the test are other families.
+
+The table `FONTS` says which: relatives by design (Carlito was made from Lato) are in the same split. Words are the same
+in both splits. Pictures are 128 to 192 pixels wide and 32 to 64 high.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from omni_jax.errors import InputError
+from scripts.nano.pictures import counts, paper, picture_part, png, shown
+from scripts.nano.rows import Sample, Sense, Split, assistant, pick, user
+from scripts.nano.text import wording
+from scripts.nano.words import NOUNS, NUMBERS
+
+ROOT = Path("/usr/share/fonts")
+# The Debian package of each family, the pattern of its files, and its split.
+FONTS: dict[str, tuple[str, str, Split]] = {
+    "Liberation Sans": ("fonts-liberation", "truetype/liberation/LiberationSans-*.ttf", "train"),
+    "Liberation Sans Narrow": ("fonts-liberation", "truetype/liberation/LiberationSansNarrow-*.ttf", "train"),
+    "Liberation Serif": ("fonts-liberation", "truetype/liberation/LiberationSerif-*.ttf", "train"),
+    "Liberation Mono": ("fonts-liberation", "truetype/liberation/LiberationMono-*.ttf", "train"),
+    "DejaVu Sans": ("fonts-dejavu-core", "truetype/dejavu/DejaVuSans*.ttf", "train"),
+    "DejaVu Serif": ("fonts-dejavu-core", "truetype/dejavu/DejaVuSerif*.ttf", "train"),
+    "FreeSans": ("fonts-freefont-ttf", "truetype/freefont/FreeSans*.ttf", "train"),
+    "FreeSerif": ("fonts-freefont-ttf", "truetype/freefont/FreeSerif*.ttf", "train"),
+    "FreeMono": ("fonts-freefont-ttf", "truetype/freefont/FreeMono*.ttf", "train"),
+    "Roboto": ("fonts-roboto-unhinted", "truetype/roboto/unhinted/RobotoTTF/*.ttf", "train"),
+    "Open Sans": ("fonts-open-sans", "truetype/open-sans/OpenSans-*.ttf", "train"),
+    "Cantarell": ("fonts-cantarell", "opentype/cantarell/*.otf", "train"),
+    "Quicksand": ("fonts-quicksand", "truetype/quicksand/*.ttf", "train"),
+    "Inconsolata": ("fonts-inconsolata", "truetype/inconsolata/*.*tf", "train"),
+    "Libertine, Biolinum": ("fonts-linuxlibertine", "opentype/linux-libertine/*_R*.otf", "train"),
+    "Caladea": ("fonts-crosextra-caladea", "truetype/crosextra/Caladea-*.ttf", "train"),
+    "Hack": ("fonts-hack", "truetype/hack/*.ttf", "train"),
+    "Fira Code": ("fonts-firacode", "truetype/firacode/*.ttf", "train"),
+    "Dosis": ("fonts-dosis", "opentype/dosis/*.otf", "train"),
+    "Vollkorn": ("fonts-vollkorn", "truetype/vollkorn/*.ttf", "train"),
+    "Junicode": ("fonts-junicode", "opentype/junicode/*.otf", "train"),
+    "Didot": ("fonts-gfs-didot", "opentype/didot/*.otf", "train"),
+    "Play": ("fonts-play", "truetype/play/*.ttf", "train"),
+    "Jura": ("fonts-jura", "opentype/jura/*.otf", "train"),
+    "Courier Prime": ("fonts-courier-prime", "opentype/courier-prime/*.otf", "train"),
+    "Comfortaa": ("fonts-comfortaa", "truetype/comfortaa/*.ttf", "train"),
+    "Lato": ("fonts-lato", "truetype/lato/*.ttf", "test"),
+    "Carlito": ("fonts-crosextra-carlito", "truetype/crosextra/Carlito-*.ttf", "test"),
+    "EB Garamond": ("fonts-ebgaramond", "opentype/ebgaramond/EBGaramond12*.otf", "test"),
+    "Comic Neue": ("fonts-comic-neue", "opentype/comic-neue/*.otf", "test"),
+    "Cabin": ("fonts-cabin", "opentype/cabin/*.otf", "test"),
+    "Gentium": ("fonts-sil-gentium", "truetype/gentium/*.ttf", "test"),
+    "B612": ("fonts-b612", "opentype/b612/*.otf", "test"),
+}
+# Of files that are too thin to be read small, or hold no plain letters.
+UNREADABLE = ("Thin", "Hairline", "Light", "SC", "AllSC", "Initials", "MathTeX")
+READ = (
+    "What does it say?", "Read the word.", "Which word is written here?", "What is written in the picture?",
+    "Read the text in the picture.", "What does the picture say?", "Which word do you see?", "Please read this.",
+    "Can you read the word?", "Tell me what is written here.", "What word is this?", "Read what is written.",
+    "Which word does the picture show?", "Read this word to me.", "Tell me which word you see.",
+)  # fmt: skip
+
+
+def reading_sense(scale: float = 1.0) -> Sense:
+    """The sense of words that are read."""
+    return Sense("read", read, counts(scale, 20_000, 600))
+
+
+def read(draw: np.random.Generator, split: Split) -> Sample:
+    """A word, read from a picture."""
+    word = pick(draw, (*NOUNS, *NUMBERS))
+    family = pick(draw, sorted(fonts(split)))
+    picture = word_picture(draw, word, pick(draw, fonts(split)[family]))
+    asked = shown(draw, wording(draw, READ, split), picture_part("word.png"))
+    return Sample([user(*asked), assistant(f"It says '{word}'.")], word, {"word.png": picture})
+
+
+@lru_cache(2)
+def fonts(split: Split) -> dict[str, tuple[Path, ...]]:
+    """The files of a split's families; InputError that names the packages of those that are missing."""
+    found = {family: _files(pattern) for family, (_, pattern, _) in FONTS.items()}
+    missing = sorted({FONTS[family][0] for family, files in found.items() if not files})
+    if missing:
+        raise InputError(f"fonts are missing; install them with: apt-get install {' '.join(missing)}")
+    return {family: found[family] for family, (_, _, of) in FONTS.items() if of == split}
+
+
+def _files(pattern: str) -> tuple[Path, ...]:
+    return tuple(sorted(path for path in ROOT.glob(pattern) if not any(part in path.stem for part in UNREADABLE)))
+
+
+def word_picture(draw: np.random.Generator, word: str, font: Path) -> bytes:
+    """A picture of a word, PNG."""
+    width, height = int(pick(draw, (128, 160, 192))), int(pick(draw, (32, 64)))
+    text = pick(draw, (word,) * 7 + (word.capitalize(),) * 2 + (word.upper(),))
+    ink = np.asarray(_turned(draw, _set(draw, text, font, width, height)), np.float32)[..., None] / 255
+    light, dark = draw.uniform(165, 255) + draw.uniform(-25, 25, 3), draw.uniform(0, 70) + draw.uniform(-10, 70, 3)
+    if draw.random() < 0.25:
+        light, dark = dark, light
+    surface = paper(draw, height, width, light, draw.uniform(0, 12))
+    mixed = Image.fromarray(np.clip(surface + ink * (dark - surface), 0, 255).astype(np.uint8))
+    return png(mixed.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 0.8))) if draw.random() < 0.25 else mixed)
+
+
+def _set(draw: np.random.Generator, text: str, font: Path, width: int, height: int) -> Image.Image:
+    """A word in a mask, as large as its place allows or somewhat smaller, somewhere."""
+    left, top, right, bottom = ImageFont.truetype(font, 100).getbbox(text)
+    most = min(0.92 * width / (right - left), 0.86 * height / (bottom - top), 0.42 * max(48, height) / 75)
+    size = max(100 * most * draw.uniform(0.72, 1), min(100 * most, 15))
+    font_used = ImageFont.truetype(font, round(size))
+    left, top, right, bottom = font_used.getbbox(text)
+    free = np.array([width - (right - left), height - (bottom - top)])
+    x, y = free / 2 + draw.uniform(-0.4, 0.4, 2) * free
+    mask = Image.new("L", (width, height))
+    ImageDraw.Draw(mask).text((round(x - left), round(y - top)), text, 255, font_used)
+    return mask
+
+
+def _turned(draw: np.random.Generator, mask: Image.Image) -> Image.Image:
+    """A mask turned by at most four degrees, as far as nothing leaves it."""
+    angle = draw.uniform(-4, 4)
+    turned = mask.rotate(angle, Image.Resampling.BICUBIC)
+    values = np.asarray(turned)
+    is_cut = max(values[0].max(), values[-1].max(), values[:, 0].max(), values[:, -1].max()) > 40
+    return mask if is_cut else turned

@@ -1,0 +1,45 @@
+"""All senses of pictures and videos, and every sentence that they ask and answer in training."""
+
+from pathlib import Path
+
+from scripts.nano import both, reading, scenes, videos, written
+from scripts.nano.rows import Sense
+from scripts.nano.text import HELD_WORDINGS
+
+
+def see_senses(directory: Path, scale: float = 1.0, say: both.Say | None = None) -> tuple[Sense, ...]:
+    """The senses; directory: where downloads are kept. scale: of numbers of rows. say: speaks a digit."""
+    return (
+        written.written_sense(directory, scale),
+        *scenes.scene_senses(scale),
+        reading.reading_sense(scale),
+        *videos.video_senses(scale),
+        *both.both_senses(directory, say or both.Flite(), scale),
+    )
+
+
+def see_questions() -> list[tuple[str, ...]]:
+    """The wordings of each question; the last ones of each are only the test's."""
+    return [written.WRITTEN, *scenes.ASKED, reading.READ, *videos.ASKED, *both.ASKED]
+
+
+def see_wordings() -> list[str]:
+    """Every question that is asked in training, and what its answers are made of."""
+    asked = [one for choices in see_questions() for one in choices[:-HELD_WORDINGS]]
+    return [*asked, *ANSWERS]
+
+
+ANSWERS = (
+    "The digit is", "It says '", "There are no", "There is one", "There are two", "The circle is red.",
+    "A blue square is left of the triangle.", "A yellow star is right of the ring.",
+    "A green circle is above the square.",
+    "A black triangle is below the star.", "An orange ring is in the middle.", "A purple circle is at the top left.",
+    "A white star is at the bottom right.", "A red square is on the left.", "A red square is on the right.",
+    "circles", "squares", "triangles", "stars", "rings", "red things", "blue things", "Yes, there is a",
+    "No, there is no", "The first picture has more", "The second picture has the most", "The third picture shows a",
+    "Yes, they show the same.", "No, they are not the same.", "The colour is different.", "The shape is different.",
+    "The place is different.", "The ring moves to the left.", "The star moves to the right.", "The square moves up.",
+    "The triangle moves down.", "It appears after one second.", "It appears after two seconds.",
+    "The flash came first.",
+    "The beep came first.", "Yes, both are", "No, seven is written and two is said.",
+)  # fmt: skip

@@ -1,0 +1,296 @@
+"""The senses of pictures and videos: right, told apart by split, and what the project's preparation makes of them.
+
+Digits and words are set in the font that Pillow brings, so that no collection and no package of fonts is needed.
+"""
+
+import io
+import shutil
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from omni_jax.errors import InputError
+from omni_jax.inputs.options import read_options
+from omni_jax.inputs.settings import ImageSettings, VideoSettings
+from omni_jax.inputs.video import load_video, plan_video, video_audio
+from scripts.nano import both, pictures, reading, scenes, videos, written
+from scripts.nano.rows import SPLITS, Sample, Sense, Split, samples
+from scripts.nano.see import see_questions, see_senses, see_wordings
+from scripts.nano.text import HELD_WORDINGS, wordings
+from scripts.nano.words import DIGITS, NUMBERS
+
+FRAME = ImageSettings(3136, 16384, 16, 2, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SETTINGS = VideoSettings(FRAME, 2.0, 4, 768)
+# What the tests replace by digits and a font of their own.
+FONTS, COLLECTION = reading.fonts, written.collection
+
+
+def spoken(draw: np.random.Generator, digit: int, split: Split) -> np.ndarray:
+    """A tone in place of a digit, of a pitch of its own."""
+    return (0.4 * np.sin(2 * np.pi * (400 + 200 * digit) * np.arange(14_400) / videos.RATE)).astype(np.float32)
+
+
+def plain_font(size: float) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+@lru_cache(1)
+def digits() -> tuple[np.ndarray, ...]:
+    """One digit of each, as the collections hold them."""
+    planes = [Image.new("L", (28, 28)) for _ in range(10)]
+    for digit, plane in enumerate(planes):
+        ImageDraw.Draw(plane).text((14, 14), str(digit), 255, plain_font(24), anchor="mm")
+    return tuple(np.asarray(plane, np.float32)[None] / 255 for plane in planes)
+
+
+@pytest.fixture(scope="module")
+def font(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a font."""
+    content = plain_font(24).path
+    assert isinstance(content, io.BytesIO)
+    path = tmp_path_factory.mktemp("fonts") / "plain.ttf"
+    path.write_bytes(content.getvalue())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_sources(monkeypatch: pytest.MonkeyPatch, font: Path) -> None:
+    """Digits and a font of these tests in both splits, because the others are fetched or installed."""
+    monkeypatch.setattr(written, "collection", lambda split, directory: digits())
+    monkeypatch.setattr(reading, "fonts", lambda split: {"Plain": (font,)})
+
+
+@pytest.fixture
+def font_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """What finds the files of fonts, in an empty directory."""
+    monkeypatch.setattr(reading, "ROOT", tmp_path)
+    FONTS.cache_clear()
+    yield FONTS
+    FONTS.cache_clear()
+
+
+def made(name: str, split: Split, number: int) -> list[Sample]:
+    (sense,) = (sense for sense in see_senses(Path(), say=spoken) if sense.name == name)
+    return list(islice(samples(sense, split, seed=5), number))
+
+
+def drawn(make: Any, split: Split, number: int) -> Iterator[Any]:
+    """What a question about scenes asks, wherever its scene fits."""
+    asked = (make(np.random.default_rng([7, i]), split) for i in range(40 * number))
+    return islice((one for one in asked if one is not None), number)
+
+
+def parts(sample: Sample, kind: str) -> list[dict[str, Any]]:
+    return [part for part in sample.messages[0]["content"] if part["type"] == kind]
+
+
+@pytest.mark.parametrize("sense", see_senses(Path(), say=spoken), ids=lambda sense: sense.name)
+def test_a_row_holds_its_media_and_its_answer(sense: Sense) -> None:
+    for split in SPLITS:
+        for sample in islice(samples(sense, split, seed=0), 8):
+            named = [part[part["type"]] for part in sample.messages[0]["content"] if part["type"] != "text"]
+            assert sorted(named) == sorted(sample.media) and named
+            assert sample.answer in sample.messages[1]["content"].lower()
+            for name, content in sample.media.items():
+                if name.endswith(".png"):
+                    size = Image.open(io.BytesIO(content)).size
+                    assert all(side % 32 == 0 and 32 <= side <= 192 for side in size) and size[0] * size[1] <= 16384
+    assert [sample.media for sample in islice(samples(sense, "train", 0), 2)] == [
+        sample.media for sample in islice(samples(sense, "train", 0), 2)
+    ]
+
+
+def test_wordings_of_the_test_are_others_in_known_words() -> None:
+    def words(text: str) -> set[str]:
+        return set(text.lower().translate(str.maketrans("", "", "?.,:'")).split())
+
+    known = {word for text in (*see_wordings(), *wordings()) for word in words(text)}
+    for choices in see_questions():
+        assert len(set(choices)) == len(choices) >= 8 + HELD_WORDINGS
+        for held in choices[-HELD_WORDINGS:]:
+            assert words(held) <= known, held
+
+
+def test_combinations_of_the_test_are_held_out() -> None:
+    alone = scenes.how_many, scenes.colour, scenes.side, scenes.beside, scenes.there, scenes.describe
+    for split in SPLITS:
+        for ask in (*alone, scenes.more, scenes.which, scenes.same, scenes.different):
+            for asked in drawn(ask, split, 30):
+                are_others = split == "test" and ask in (scenes.same, scenes.different)
+                for thing in (thing for things in asked.pictures[: 1 if are_others else 3] for thing in things):
+                    held = scenes.is_held(thing.colour, thing.shape, scenes.place_of(thing))
+                    assert held == (split == "test")
+    for number in range(4):
+        kinds = [{videos.kind_of(np.random.default_rng(i), split, number) for i in range(300)} for split in SPLITS]
+        assert not kinds[0] & kinds[1] and {shape for _, shape in kinds[0]} == set(pictures.SHAPES)
+
+
+def test_fonts_of_the_test_are_held_out(font_files: Any, tmp_path: Path) -> None:
+    for _, pattern, _ in reading.FONTS.values():
+        path = tmp_path / pattern.replace("*", "Regular")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    train, test = ({path for files in font_files(split).values() for path in files} for split in SPLITS)
+    assert len(font_files("train")) >= 20 and len(font_files("test")) >= 6 and not train & test
+
+
+def test_scenes_are_answered_right() -> None:
+    for asked in drawn(scenes.how_many, "train", 100):
+        (things,), word = asked.pictures, asked.words[0].split()[0].removesuffix("s")
+        number = sum(word in ("thing", thing.shape, thing.colour) for thing in things)
+        assert asked.answer == ("no" if number == 0 else NUMBERS[number])
+    for asked in drawn(scenes.side, "test", 50):
+        (things,), where = asked.pictures, asked.words[0]
+        axis, least = ("x" if where.startswith("on") else "y"), where in ("on the left", "at the top")
+        assert (min if least else max)(things, key=lambda thing: getattr(thing, axis)).name == asked.answer
+    for asked in drawn(scenes.beside, "train", 50):
+        (things,), (where, shape) = asked.pictures, asked.words
+        one, other = sorted(things, key=lambda thing: thing.shape == shape)
+        x, y = one.x - other.x, one.y - other.y
+        assert where == {(True, True): "right of", (True, False): "left of"}.get(
+            (abs(x) > abs(y), x > 0), "below" if y > 0 else "above"
+        )
+        assert asked.answer == one.name and other.shape == shape
+    for asked in drawn(scenes.more, "train", 50):
+        numbers = [sum(thing.shape + "s" == asked.words[0] for thing in things) for things in asked.pictures]
+        assert scenes.ORDINALS[numbers.index(max(numbers))] == asked.answer and numbers.count(max(numbers)) == 1
+    for asked in drawn(scenes.same, "train", 50):
+        assert (asked.pictures[0] == asked.pictures[1]) == (asked.answer == "yes")
+
+
+def test_a_thing_is_seen_in_its_colour_at_its_place() -> None:
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        things = scenes.things_of(draw, "train", 3)
+        picture = np.asarray(pictures.render(pictures.background(draw, things, 96, 64), things), int)
+        for thing in things:
+            on_ring = 0.79 * thing.radius * 64 if thing.shape == "ring" else 0
+            seen = picture[round(thing.y * 96), round(thing.x * 64 + on_ring)]
+            assert np.abs(seen - pictures.COLOURS[thing.colour]).max() < 30, thing
+
+
+def test_words_fill_their_pictures_and_are_not_cut(font: Path) -> None:
+    draw = np.random.default_rng(0)
+    installed = [reading._files(pattern) for _, pattern, _ in reading.FONTS.values()]
+    for files in ((font,), *filter(None, installed)):
+        for word, path in (("seventeen", files[0]), ("jelly", files[-1])):
+            ink = np.asarray(reading._set(draw, word, path, 128, 32))
+            edges = ink[0], ink[-1], ink[:, 0], ink[:, -1]
+            assert max(edge.max() for edge in edges) < 200, path
+            assert np.ptp(np.flatnonzero(ink.max(1) > 100)) >= 7, path
+
+
+def test_missing_fonts_are_named(font_files: Any) -> None:
+    with pytest.raises(InputError, match="apt-get install .*fonts-lato"):
+        font_files("train")
+
+
+def test_the_coarse_collection_is_of_all_digits() -> None:
+    pytest.importorskip("sklearn")
+    known = COLLECTION("test", Path())
+    assert len(known) == 10 and sum(map(len, known)) == 1797
+    for drawn in known:
+        assert drawn.shape[1:] == (8, 8) and drawn.dtype == np.float32 and (drawn.min(), drawn.max()) == (0, 1)
+
+
+def test_a_collection_that_cannot_be_fetched_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(written, "MNIST", "file:///nowhere.tgz")
+    with pytest.raises(InputError, match="fetch it elsewhere"):
+        written._fetched(tmp_path / "mnist.tgz")
+
+
+def test_digits_stay_in_their_pictures() -> None:
+    for digit in range(10):
+        for seed in range(12):
+            draw = np.random.default_rng([seed, digit])
+            ink, _ = written._projected(draw, written._stroke(draw, digits()[digit][0], "train", 64), 64, seed % 2 == 0)
+            border = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
+            assert border.sum() < 0.04 * ink.sum() and 0.01 < (ink > 0.5).mean() < 0.4
+
+
+@pytest.mark.parametrize("name", ["move", "when", "flash", "red"])
+def test_videos_are_sampled_on_their_own_clock(name: str) -> None:
+    for sample in made(name, "train", 8):
+        (part,) = parts(sample, "video")
+        options = read_options(part, "a part")
+        plan = plan_video(sample.media["clip.mp4"], SETTINGS, options=options)
+        assert 4 <= plan.tokens(SETTINGS) <= videos.MOST_TOKENS and plan.size[0] in (64, 96)
+        assert options.use_audio_in_video == (True if name in ("flash", "red") else None)
+
+
+def test_a_thing_appears_at_the_second_that_is_said() -> None:
+    for split in SPLITS:
+        for sample in made("when", split, 12):
+            (part,) = parts(sample, "video")
+            video = load_video(sample.media["clip.mp4"], SETTINGS, options=read_options(part, "a part"))
+            changes = np.abs(np.diff(video.frames.astype(int), axis=0)).max(3).mean((1, 2))
+            seen = (np.argmax(changes) + 1) / video.fps
+            second = NUMBERS.index(sample.answer)
+            assert second - 1e-3 <= seen < second + 1, (seen, second)
+
+
+def test_a_thing_moves_where_it_is_said() -> None:
+    checked = 0
+    for sample in made("move", "test", 40):
+        if sample.answer not in ("left", "right", "up", "down"):
+            continue
+        frames = load_video(sample.media["clip.mp4"], SETTINGS, options=read_options(videos.FRAMES, "")).frames
+        first, last = (np.abs(frames[i].astype(int) - frames[-1 - i]).max(2) > 60 for i in (0, -1))
+        assert (first == last).all()
+        gone = np.abs(frames[0].astype(int) - frames[len(frames) // 2]).max(2) > 60
+        come = np.abs(frames[-1].astype(int) - frames[len(frames) // 2]).max(2) > 60
+        y, x = (np.mean(np.nonzero(come), 1) - np.mean(np.nonzero(gone), 1)).tolist()
+        way = ("right" if x > 0 else "left") if abs(x) > abs(y) else ("down" if y > 0 else "up")
+        assert way == sample.answer
+        checked += 1
+    assert checked >= 10
+
+
+def test_what_comes_first_is_said() -> None:
+    for sample in made("flash", "test", 16):
+        (part,) = parts(sample, "video")
+        options, source = read_options(part, "a part"), sample.media["clip.mp4"]
+        video, sound = load_video(source, SETTINGS, options=options), video_audio(source, options=options)
+        assert sound is not None
+        light = video.frames.mean((1, 2, 3))
+        assert light.max() > light.min() + 60
+        lit, heard = np.argmax(light > light.max() - 20) / video.fps, np.argmax(np.abs(sound) > 0.07) / videos.RATE
+        assert ("flash" if lit < heard else "beep") == sample.answer, (lit, heard)
+
+
+def test_the_digit_of_the_red_square_is_said() -> None:
+    for sample in made("red", "train", 8):
+        (part,) = parts(sample, "video")
+        options, source = read_options({**part, "fps": 8}, "a part"), sample.media["clip.mp4"]
+        video, sound = load_video(source, SETTINGS, options=options), video_audio(source, options=options)
+        assert sound is not None
+        centre = video.frames[:, 28:36, 28:36].astype(int).mean((1, 2))
+        red = np.flatnonzero((centre[:, 0] > 150) & (centre[:, 1] < 90) & (centre[:, 2] < 90)) / video.fps
+        span = sound[int(red[0] * videos.RATE) : int((red[-1] + 1 / video.fps) * videos.RATE)]
+        pitch = np.argmax(np.abs(np.fft.rfft(span))) * videos.RATE / len(span)
+        assert round((pitch - 400) / 200) == DIGITS.index(sample.answer)
+
+
+def test_a_written_digit_is_compared_with_a_spoken_one() -> None:
+    answers = [sample.answer for sample in made("same", "train", 60)]
+    assert 15 < answers.count("yes") < 45
+    for sample in made("same", "test", 20):
+        (sound,) = (content for name, content in sample.media.items() if name.endswith(".wav"))
+        heard = np.frombuffer(sound[44:], "<i2").astype(float)
+        pitch = np.argmax(np.abs(np.fft.rfft(heard))) * videos.RATE / len(heard)
+        digit, said = DIGITS[round((pitch - 400) / 200)], sample.messages[1]["content"]
+        assert said.startswith(f"Yes, both are {digit}") or f"and {digit} is said" in said
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+def test_flite_speaks() -> None:
+    said = both.Flite()(np.random.default_rng(0), 7, "train")
+    assert 0.2 < len(said) / videos.RATE < 1.2 and 0.05 < np.abs(said).max() <= 1.2
