@@ -93,7 +93,7 @@ def _flite(voice: str, digit: int) -> np.ndarray:
 
 
 def wav(samples: np.ndarray) -> bytes:
-    """The bytes of a WAV file, 16 bits, of samples float32 at 16 kHz."""
+    """The bytes of a WAV file, 16 bits, of float32 [samples] at 16 kHz."""
     content = BytesIO()
     with wave.open(content, "wb") as file:
         file.setparams((1, 2, RATE, 0, "NONE", ""))
@@ -125,7 +125,7 @@ def flash(draw: np.random.Generator, split: Split) -> Sample:
 
 
 def beep(draw: np.random.Generator, split: Split) -> np.ndarray:
-    """A tone of a third of a second or so, float32 at 16 kHz."""
+    """A tone of a third of a second or so, float32 [samples] at 16 kHz."""
     pitch = draw.uniform(700, 1000)
     if split == "train":
         pitch = pick(draw, (draw.uniform(300, 700), draw.uniform(1000, 2400)))
@@ -180,12 +180,12 @@ def same(say: Say, directory: Path, draw: np.random.Generator, split: Split) -> 
 
 
 def noise(draw: np.random.Generator, seconds: float) -> np.ndarray:
-    """Faint noise, float32 at 16 kHz."""
+    """Faint noise, float32 [samples] at 16 kHz."""
     return draw.normal(0, 10 ** draw.uniform(-4, -2.3), round(seconds * RATE)).astype(np.float32)
 
 
 def put(sound: np.ndarray, other: np.ndarray, second: float) -> None:
-    """Add a sound to another one at a moment; what is beyond its end is lost."""
+    """Add a sound [samples] to another one at a moment; what is beyond its end is lost."""
     start = round(second * RATE)
     end = min(start + len(other), len(sound))
     sound[start:end] += other[: end - start]
