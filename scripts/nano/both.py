@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from omni_jax.errors import InputError
-from scripts.nano.pictures import COLOURS, Thing, background, counts, picture_part, shown
-from scripts.nano.rows import Sample, Sense, Split, assistant, pick, user
+from scripts.nano.pictures import COLOURS, Thing, background, picture_part, shown
+from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import wording
 from scripts.nano.videos import RATE, filmed, mp4, sampling, video_part
 from scripts.nano.words import DIGITS

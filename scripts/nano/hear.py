@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from scripts.nano.augment import beep, hiss, hum, leveled, mild, music, placed, varied
-from scripts.nano.rows import Sample, Sense, Split, assistant, pick, user
-from scripts.nano.text import KEPT, add, count, spell, wording
+from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
+from scripts.nano.text import KEPT, add, count, spell, trained_on, wording
 from scripts.nano.voices import RATE, Bank, Voice, draw_string
 from scripts.nano.words import DIGITS
 
@@ -53,23 +53,20 @@ RECALL_SOUND = (
 def hear_senses(voices: Path, scale: float = 1.0) -> tuple[Sense, ...]:
     """The senses of sound, of the clips in a directory; scale: of their numbers of rows."""
 
-    def counts(train: int, test: int) -> dict[Split, int]:
-        return {"train": max(1, round(train * scale)), "test": max(1, round(test * scale))}
-
     bank = Bank(voices)
     return (
-        Sense("digit", partial(digit, bank), counts(20_000, 600)),
-        Sense("digits", partial(digits, bank), counts(20_000, 400)),
-        Sense("silence", partial(silence, bank), counts(4000, 200)),
-        Sense("heard", partial(heard, bank), counts(4000, 200)),
+        Sense("digit", partial(digit, bank), counts(scale, 20_000, 600)),
+        Sense("digits", partial(digits, bank), counts(scale, 20_000, 400)),
+        Sense("silence", partial(silence, bank), counts(scale, 4000, 200)),
+        Sense("heard", partial(heard, bank), counts(scale, 4000, 200)),
     )
 
 
 def wordings() -> list[str]:
     """Every question that is asked in training, and what its answers are made of."""
-    lists = (DIGIT, STRING, SOUND, TELL_SOUND, RECALL_SOUND)
+    asked = trained_on(DIGIT, STRING, SOUND, TELL_SOUND, RECALL_SOUND)
     said = ("The digit is", "I hear silence.", "I hear noise.", "I hear a beep.", "I hear music.", "I hear someone say")
-    return [*(one for choices in lists for one in choices[:-3]), *said, "The first digit was"]
+    return [*asked, *said, "The first digit was"]
 
 
 def digit(bank: Bank, draw: np.random.Generator, split: Split) -> Sample:

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from scripts.nano.rows import Split
-
 COLOURS = {
     "red": (214, 36, 40), "green": (38, 160, 62), "blue": (36, 78, 214), "yellow": (244, 214, 36),
     "black": (22, 22, 24), "white": (248, 248, 248), "orange": (246, 132, 20), "purple": (138, 50, 176),
@@ -35,11 +33,6 @@ class Thing:
     def name(self) -> str:
         """What it is called."""
         return f"{self.colour} {self.shape}"
-
-
-def counts(scale: float, train: int, test: int) -> dict[Split, int]:
-    """Rows of a sense by split, scaled."""
-    return {"train": max(1, round(train * scale)), "test": max(1, round(test * scale))}
 
 
 def article(name: str) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from omni_jax.errors import InputError
-from scripts.nano.pictures import counts, paper, picture_part, png, shown
-from scripts.nano.rows import Sample, Sense, Split, assistant, pick, user
+from scripts.nano.pictures import paper, picture_part, png, shown
+from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import wording
 from scripts.nano.words import NOUNS, NUMBERS
 

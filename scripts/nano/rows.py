@@ -50,6 +50,11 @@ class Sense:
     counts: dict[Split, int]
 
 
+def counts(scale: float, train: int, test: int) -> dict[Split, int]:
+    """Rows of a sense by split, scaled."""
+    return {"train": max(1, round(train * scale)), "test": max(1, round(test * scale))}
+
+
 def user(*parts: str | dict[str, Any]) -> dict[str, Any]:
     """A message of the user: text, and parts of media."""
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]

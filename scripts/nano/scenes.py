@@ -16,14 +16,13 @@ from scripts.nano.pictures import (
     Thing,
     article,
     background,
-    counts,
     picture_part,
     png,
     render,
     shown,
     toned,
 )
-from scripts.nano.rows import Sample, Sense, Split, assistant, pick, user
+from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import wording
 from scripts.nano.words import NUMBERS
 

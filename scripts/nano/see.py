@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scripts.nano import both, reading, scenes, videos, written
 from scripts.nano.rows import Sense
-from scripts.nano.text import HELD_WORDINGS
+from scripts.nano.text import trained_on
 
 
 def see_senses(directory: Path, scale: float = 1.0, say: both.Say | None = None) -> tuple[Sense, ...]:
@@ -25,8 +25,7 @@ def see_questions() -> list[tuple[str, ...]]:
 
 def see_wordings() -> list[str]:
     """Every question that is asked in training, and what its answers are made of."""
-    asked = [one for choices in see_questions() for one in choices[:-HELD_WORDINGS]]
-    return [*asked, *ANSWERS]
+    return [*trained_on(*see_questions()), *ANSWERS]
 
 
 ANSWERS = (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scripts.nano.rows import Sample, Sense, Split, assistant, pick, user
+from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.words import NOUNS, NUMBERS
 
 # The wordings at the end of each list that only the test uses.
@@ -52,22 +52,23 @@ KEPT = "I will remember it."
 def text_senses(scale: float = 1.0) -> tuple[Sense, ...]:
     """The senses of text; scale: of their numbers of rows."""
 
-    def counts(train: int, test: int) -> dict[Split, int]:
-        return {"train": max(1, round(train * scale)), "test": max(1, round(test * scale))}
-
     return (
-        Sense("count", count, counts(3000, 200)),
-        Sense("add", add, counts(4000, 200)),
-        Sense("spell", spell, counts(6000, 300)),
-        Sense("repeat", repeat, counts(8000, 300)),
-        Sense("remember", remember, counts(6000, 300)),
+        Sense("count", count, counts(scale, 3000, 200)),
+        Sense("add", add, counts(scale, 4000, 200)),
+        Sense("spell", spell, counts(scale, 6000, 300)),
+        Sense("repeat", repeat, counts(scale, 8000, 300)),
+        Sense("remember", remember, counts(scale, 6000, 300)),
     )
 
 
 def wordings() -> list[str]:
     """Every question that is asked in training, and what its answers are made of."""
-    asked = (one for choices in (COUNT, ADD, SPELL, REPEAT, TELL, RECALL) for one in choices[:-HELD_WORDINGS])
-    return [*asked, KEPT, "Your word is"]
+    return [*trained_on(COUNT, ADD, SPELL, REPEAT, TELL, RECALL), KEPT, "Your word is"]
+
+
+def trained_on(*questions: Sequence[str]) -> list[str]:
+    """The wordings of questions that are no test's."""
+    return [one for choices in questions for one in choices[:-HELD_WORDINGS]]
 
 
 def wording(draw: np.random.Generator, choices: Sequence[str], split: Split) -> str:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from scripts.nano.pictures import COLOURS, SHAPES, Thing, background, counts, render, shown, toned
-from scripts.nano.rows import Sample, Sense, Split, assistant, pick, user
+from scripts.nano.pictures import COLOURS, SHAPES, Thing, background, render, shown, toned
+from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import wording
+from scripts.nano.voices import RATE
 from scripts.nano.words import NUMBERS
 
 FRAMES = {"min_pixels": 64 * 64, "max_pixels": 128 * 128}
-RATE = 16_000  # of sound, per second
 MOST_TOKENS = 40
 # Frames per second that are sampled; None is the default, two.
 SAMPLED = (None, None, 3, 4)

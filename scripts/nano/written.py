@@ -26,8 +26,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from omni_jax.errors import InputError
 from omni_jax.files import write_whole
-from scripts.nano.pictures import blurred, counts, paper, picture_part, png, shown
-from scripts.nano.rows import Sample, Sense, Split, assistant, pick, user
+from scripts.nano.pictures import blurred, paper, picture_part, png, shown
+from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import wording
 from scripts.nano.words import DIGITS
 
