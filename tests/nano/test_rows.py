@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scripts.nano.rows import SPLITS, Sample, Sense, Split, assistant, rows_path, samples, user, write_sense
-from scripts.nano.text import add, count, nouns, remember, spell, text_senses
+from scripts.nano.text import add, count, nouns, remember, spell, text_senses, trained_on, wording
 from scripts.nano.words import NOUNS, NUMBERS
 
 KNOWN = {*NUMBERS, *(str(n) for n in range(21))}
@@ -69,6 +69,12 @@ def test_answers_are_right() -> None:
             assert sample.answer.replace(", ", "") in nouns(split)
         for sample in islice(samples(Sense("remember", remember, {}), split, seed=3), 100):
             assert sample.answer in sample.messages[0]["content"][0]["text"]
+
+
+def test_the_last_wordings_are_the_tests() -> None:
+    choices, draw = ("a", "b", "c", "d", "e"), np.random.default_rng(0)
+    assert {wording(draw, choices, "train") for _ in range(60)} == {"a", "b"} == set(trained_on(choices))
+    assert {wording(draw, choices, "test") for _ in range(60)} == {"c", "d", "e"}
 
 
 def test_words_are_split() -> None:
