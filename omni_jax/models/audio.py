@@ -29,8 +29,9 @@ NORM_EPS = 1e-5
 MAX_TIMESCALE = 10_000.0
 NUM_CONVS = 3
 
-# Chunks that the convolutions hold at once: their first output is 12 MB per chunk in the public model.
-CONV_CHUNKS = 64
+# Numbers of the first convolution's output that are held at once: those of 64 chunks of the public model. A model with
+# fewer channels takes more chunks at once: inside a loop, even one of a single turn, XLA on CPU is four times slower.
+CONV_NUMBERS = 100_000_000
 
 
 Count = TypeVar("Count", int, jax.Array)
@@ -106,7 +107,9 @@ class AudioEncoder(Module):
         W, C, M, F = mel.shape
         chunks = mel.astype(self.conv1.weight[...].dtype).reshape(W * C, M, F)
         embed = jax.checkpoint(self._embed_chunk) if remat else self._embed_chunk
-        x = jax.lax.map(embed, (chunks, width.reshape(W * C)), batch_size=min(W * C, CONV_CHUNKS))
+        at_once = max(1, CONV_NUMBERS // (self.conv1.weight.shape[0] * halve(M) * halve(F)))
+        inputs = chunks, width.reshape(W * C)
+        x = jax.vmap(embed)(inputs) if W * C <= at_once else jax.lax.map(embed, inputs, batch_size=at_once)
         x = x + jnp.asarray(sinusoids(x.shape[1], x.shape[2]), x.dtype)
         x, _ = self.blocks(x.reshape(W, -1, x.shape[2]), steps(frames).sum(axis=1), remat=remat)
         return self.proj2(gelu_exact(self.proj1(self.post_norm(x))))

@@ -10,11 +10,9 @@ from typing import Annotated
 
 import tyro
 
-from scripts.nano.hear import hear_senses
 from scripts.nano.rows import write_sense
-from scripts.nano.see import see_senses
+from scripts.nano.senses import SPOKEN, senses, voices_path
 from scripts.nano.synthesis import Sources, make_voices
-from scripts.nano.text import text_senses
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,12 @@ class Data(Made):
 
 def data(options: Annotated[Data, tyro.conf.arg(name="")]) -> int:
     """Make the rows that are not there yet."""
-    voices = options.output / "voices"
-    heard = hear_senses(voices, options.scale)
-    if not options.senses or {sense.name for sense in heard} & {*options.senses}:
-        make_voices(voices, options.sources, options.workers)
-    for sense in (*text_senses(options.scale), *heard, *see_senses(options.output, options.scale)):
-        if not options.senses or sense.name in options.senses:
-            write_sense(options.output, sense, options.seed, options.workers)
-            print(f"{sense.name}: {sense.counts['train']} rows to train on, {sense.counts['test']} to test", flush=True)
+    asked = [sense for sense in senses(options.output, options.scale) if sense.name in (options.senses or [sense.name])]
+    if any(sense.name in SPOKEN for sense in asked):
+        make_voices(voices_path(options.output), options.sources, options.workers)
+    for sense in asked:
+        write_sense(options.output, sense, options.seed, options.workers)
+        print(f"{sense.name}: {sense.counts['train']} rows to train on, {sense.counts['test']} to test", flush=True)
     return 0
 
 
@@ -71,8 +67,8 @@ def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
     from scripts.nano.codec_stage import Codec as Parts
     from scripts.nano.codec_stage import train_codec, write_codes
     from scripts.nano.config import nano_config, nano_tokenizer
+    from scripts.nano.senses import wordings
     from scripts.nano.speech import write_speech
-    from scripts.nano.text import wordings
 
     speech = write_speech(options.output, options.sentences, options.seed, options.workers).parent
     config = OmniConfig.from_hf(nano_config(nano_tokenizer(wordings()))).code2wav

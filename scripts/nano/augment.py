@@ -22,9 +22,7 @@ LEAST_SILENCE_SECONDS = 0.1
 def varied(draw: np.random.Generator, sound: np.ndarray, crowd: Callable[[], np.ndarray]) -> np.ndarray:
     """Speech [samples] as it is trained on; crowd: makes other people's speech."""
     if draw.random() < 0.7:
-        tract = float(np.exp(draw.uniform(-0.18, 0.18)))
-        pitch = tract * float(np.exp(draw.uniform(-0.2, 0.2)))
-        sound = respoken(sound, float(np.exp(draw.uniform(-0.25, 0.25))), pitch, tract)
+        sound = other_voice(draw, sound)
     if draw.random() < 0.4:
         sound = in_room(draw, sound)
     if draw.random() < 0.4:
@@ -46,6 +44,13 @@ def mild(draw: np.random.Generator, sound: np.ndarray) -> np.ndarray:
     if draw.random() < 0.5:
         sound = mixed(sound, draw.standard_normal(len(sound)), float(draw.uniform(25, 40)))
     return leveled(sound, float(draw.uniform(-15, -1)))
+
+
+def other_voice(draw: np.random.Generator, sound: np.ndarray) -> np.ndarray:
+    """The same words [samples] of someone of another pace, pitch and tract, [other samples]."""
+    tract = float(np.exp(draw.uniform(-0.18, 0.18)))
+    pitch = tract * float(np.exp(draw.uniform(-0.2, 0.2)))
+    return respoken(sound, float(np.exp(draw.uniform(-0.25, 0.25))), pitch, tract)
 
 
 def respoken(sound: np.ndarray, pace: float = 1.0, pitch: float = 1.0, tract: float = 1.0) -> np.ndarray:
@@ -105,9 +110,9 @@ def colored(draw: np.random.Generator, sound: np.ndarray, decibels: float = 10) 
     return np.fft.irfft(np.fft.rfft(sound) * 10 ** (gain / 20), len(sound))
 
 
-def fitted(sound: np.ndarray) -> np.ndarray:
-    """A sound [samples], faster where it would be too long."""
-    longest = (LONGEST_SECONDS - 2 * LEAST_SILENCE_SECONDS) * RATE
+def fitted(sound: np.ndarray, seconds: float = LONGEST_SECONDS - 2 * LEAST_SILENCE_SECONDS) -> np.ndarray:
+    """A sound [samples], faster where it would last longer than some seconds."""
+    longest = seconds * RATE
     return sound if len(sound) <= longest else respoken(sound, longest / len(sound))
 
 

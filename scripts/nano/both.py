@@ -9,18 +9,14 @@
 `say(draw, digit, split)` speaks a digit, float32 at 16 kHz. Videos with sound state `use_audio_in_video`.
 """
 
-import subprocess
-import wave
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from io import BytesIO
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from omni_jax.errors import InputError
+from scripts.nano.augment import fitted
+from scripts.nano.hear import wave
 from scripts.nano.pictures import COLOURS, Thing, background, picture_part, shown
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import wording
@@ -65,40 +61,6 @@ def both_senses(directory: Path, say: Say, scale: float = 1.0) -> tuple[Sense, .
         Sense("red", partial(red, say), counts(scale, 6_000, 200)),
         Sense("same", partial(same, say, directory), counts(scale, 8_000, 300)),
     )
-
-
-@dataclass(frozen=True)
-class Flite:
-    """A voice of flite: `say` with one voice, which differs in speed and loudness alone."""
-
-    voice: str = "slt"
-
-    def __call__(self, draw: np.random.Generator, digit: int, split: Split) -> np.ndarray:
-        """A digit, float32 at 16 kHz."""
-        said = _flite(self.voice, digit)
-        times = np.arange(0, len(said) - 1, draw.uniform(0.9, 1.15))
-        return (np.interp(times, np.arange(len(said)), said) * draw.uniform(0.5, 1.2)).astype(np.float32)
-
-
-@lru_cache(64)
-def _flite(voice: str, digit: int) -> np.ndarray:
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / "said.wav"
-        try:
-            subprocess.run(["flite", "-voice", voice, "-t", DIGITS[digit], "-o", path], check=True, capture_output=True)
-        except FileNotFoundError as error:
-            raise InputError("flite is missing; install it with: apt-get install flite") from error
-        with wave.open(str(path)) as file:
-            return np.frombuffer(file.readframes(file.getnframes()), np.int16) / np.float32(2**15)
-
-
-def wav(samples: np.ndarray) -> bytes:
-    """The bytes of a WAV file, 16 bits, of float32 [samples] at 16 kHz."""
-    content = BytesIO()
-    with wave.open(content, "wb") as file:
-        file.setparams((1, 2, RATE, 0, "NONE", ""))
-        file.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-    return content.getvalue()
 
 
 def flash(draw: np.random.Generator, split: Split) -> Sample:
@@ -152,7 +114,7 @@ def red(say: Say, draw: np.random.Generator, split: Split) -> Sample:
     frames = filmed(draw, [[moved[min(int(time / part + 1e-6), number - 1)]] for time in times], 64)
     sound = noise(draw, len(frames) / rate)
     for i, digit in enumerate(digits):
-        spoken = say(draw, digit, split)[: int(0.9 * part * RATE)]
+        spoken = fitted(say(draw, digit, split), 0.9 * part)
         put(sound, spoken, i * part + draw.uniform(0.03, 0.97) * max(part - len(spoken) / RATE, 0))
     said = DIGITS[digits[place]]
     parts = shown(draw, wording(draw, RED, split), video_part("clip.mp4", sound=True))
@@ -175,7 +137,7 @@ def same(say: Say, directory: Path, draw: np.random.Generator, split: Split) -> 
     parts = shown(draw, wording(draw, SAME, split), *(media if draw.random() < 0.5 else media[::-1]))
     no = f"No, {DIGITS[seen]} is written and {DIGITS[heard]} is said."
     said = f"Yes, both are {DIGITS[seen]}." if is_same else no
-    files = {"digit.png": picture, "digit.wav": wav(sound)}
+    files = {"digit.png": picture, "digit.wav": wave(sound)}
     return Sample([user(*parts), assistant(said)], "yes" if is_same else "no", files)
 
 

@@ -29,7 +29,7 @@ NANO: dict[str, Any] = {
         },
         "audio_config": {
             "encoder_layers": 4, "num_hidden_layers": 4, "d_model": 96, "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 256, "downsample_hidden_size": 24, "n_window_infer": 400, "output_dim": 128,
+            "encoder_ffn_dim": 256, "downsample_hidden_size": 16, "n_window_infer": 200, "output_dim": 128,
         },
     },
     "talker_config": {

@@ -7,11 +7,10 @@ speech is made of other random numbers alone. A file is named after its voice, s
 from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 
-from scripts.nano.augment import beep, hiss, hum, leveled, mild, music, placed, varied
+from scripts.nano.augment import beep, hiss, hum, leveled, mild, music, other_voice, placed, varied
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import KEPT, add, count, spell, trained_on, wording
 from scripts.nano.voices import RATE, Bank, Voice, draw_string
@@ -50,10 +49,8 @@ RECALL_SOUND = (
 )  # fmt: skip
 
 
-def hear_senses(voices: Path, scale: float = 1.0) -> tuple[Sense, ...]:
-    """The senses of sound, of the clips in a directory; scale: of their numbers of rows."""
-
-    bank = Bank(voices)
+def hear_senses(bank: Bank, scale: float = 1.0) -> tuple[Sense, ...]:
+    """The senses of sound, of the clips of a bank; scale: of their numbers of rows."""
     return (
         Sense("digit", partial(digit, bank), counts(scale, 20_000, 600)),
         Sense("digits", partial(digits, bank), counts(scale, 20_000, 400)),
@@ -101,7 +98,7 @@ def silence(bank: Bank, draw: np.random.Generator, split: Split) -> Sample:
     asked = SOUND if draw.random() < 0.7 else pick(draw, (DIGIT, STRING))
     name = f"{kind.removeprefix('a ')}.wav"
     question = user(_audio(name), wording(draw, asked, split))
-    media = {name: _wave(no_speech(draw, kind))}
+    media = {name: wave(no_speech(draw, kind))}
     return Sample([question, assistant(f"I hear {kind}.")], kind.removeprefix("a "), media)
 
 
@@ -135,6 +132,13 @@ def no_speech(draw: np.random.Generator, kind: str) -> np.ndarray:
     return leveled(sound, float(draw.uniform(-25, 0)))
 
 
+def say(bank: Bank, draw: np.random.Generator, digit: int, split: Split) -> np.ndarray:
+    """A digit of a voice of a split, float32 [samples], without silence around it."""
+    clip = bank.clip(draw, bank.voice(draw, split), [digit])
+    spoken = other_voice(draw, clip) if split == "train" and draw.random() < 0.7 else clip
+    return leveled(spoken, float(draw.uniform(-15, -1)))
+
+
 def _spoken_digit(bank: Bank, draw: np.random.Generator, split: Split) -> tuple[str, str, bytes]:
     """The word of a digit, and a file of it."""
     voice, i = bank.voice(draw, split), int(draw.integers(10))
@@ -157,15 +161,15 @@ def _recorded(bank: Bank, draw: np.random.Generator, speech: np.ndarray, split: 
     def crowd() -> np.ndarray:
         return bank.clip(draw, bank.voice(draw, "train"), [int(draw.integers(10))])
 
-    return _wave(mild(draw, speech) if split == "test" else varied(draw, speech, crowd))
+    return wave(mild(draw, speech) if split == "test" else varied(draw, speech, crowd))
 
 
 def _audio(name: str) -> dict[str, str]:
     return {"type": "audio", "audio": name}
 
 
-def _wave(sound: np.ndarray) -> bytes:
-    """A WAV file of 16 bits."""
+def wave(sound: np.ndarray) -> bytes:
+    """A WAV file of 16 bits of a sound [samples]."""
     import soundfile
 
     file = BytesIO()

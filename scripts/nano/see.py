@@ -7,14 +7,14 @@ from scripts.nano.rows import Sense
 from scripts.nano.text import trained_on
 
 
-def see_senses(directory: Path, scale: float = 1.0, say: both.Say | None = None) -> tuple[Sense, ...]:
-    """The senses; directory: where downloads are kept. scale: of numbers of rows. say: speaks a digit."""
+def see_senses(directory: Path, say: both.Say, scale: float = 1.0) -> tuple[Sense, ...]:
+    """The senses; directory: where downloads are kept. say: speaks a digit. scale: of numbers of rows."""
     return (
         written.written_sense(directory, scale),
         *scenes.scene_senses(scale),
         reading.reading_sense(scale),
         *videos.video_senses(scale),
-        *both.both_senses(directory, say or both.Flite(), scale),
+        *both.both_senses(directory, say, scale),
     )
 
 

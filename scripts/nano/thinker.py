@@ -11,7 +11,7 @@ from omni_jax.train.settings import Batching, Compute, Optimizer, Run
 from omni_jax.train.sft import Sft
 from scripts.nano.begin import write_beginning
 from scripts.nano.rows import rows_path
-from scripts.nano.text import wordings
+from scripts.nano.senses import wordings
 
 ROWS, LENGTH = 8, 512
 

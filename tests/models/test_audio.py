@@ -173,7 +173,9 @@ def test_clips_of_any_length_share_one_program(tiny):
 def test_many_chunks_pass_the_convolutions_in_groups(tiny, monkeypatch):
     mels = clips(tiny.config, 871, 30)
     want = ours(tiny, mels)
-    monkeypatch.setattr(audio, "CONV_CHUNKS", 5)  # of 16 chunks: three groups and a rest
+    config = tiny.config
+    numbers = config.conv_channels * audio.halve(config.mel_bins) * audio.halve(config.chunk_frames)
+    monkeypatch.setattr(audio, "CONV_NUMBERS", 5 * numbers)  # of 16 chunks: three groups and a rest
     assert error(ours(dataclasses.replace(tiny, encode=make_encode(tiny.config)), mels), want) < NOISE
 
 

@@ -13,8 +13,8 @@ from omni_jax.decode.speech.vocode import vocode
 from scripts.nano.codec import DECAY, Codebooks, decode, log_mel, quantise, spectral_loss, updated
 from scripts.nano.codec_stage import Codec, code2wav_params, read_waves, train_codec, write_codes
 from scripts.nano.config import nano_config, nano_tokenizer
+from scripts.nano.senses import wordings
 from scripts.nano.speech import trimmed
-from scripts.nano.text import wordings
 
 RATE = 24_000
 

@@ -4,7 +4,7 @@ from math import prod
 
 from omni_jax.config import OmniConfig
 from scripts.nano.config import nano_config, nano_tokenizer
-from scripts.nano.text import wordings
+from scripts.nano.senses import wordings
 from scripts.nano.words import NOUNS, NUMBERS
 from scripts.small.tensors import tensor_shapes
 

@@ -49,7 +49,7 @@ def tones(content: bytes) -> list[int]:
 
 
 def made(whistlers: Path, name: str, split: Split, number: int) -> list:
-    sense = next(sense for sense in hear.hear_senses(whistlers) if sense.name == name)
+    sense = next(sense for sense in hear.hear_senses(Bank(whistlers)) if sense.name == name)
     return list(islice(samples(sense, split, seed=0), number))
 
 
@@ -212,10 +212,10 @@ def test_kokoro_knows_the_sounds() -> None:
 
 
 def test_senses_are_in_the_scale() -> None:
-    assert [sense.counts for sense in hear.hear_senses(Path(), 0.01)] == [
+    assert [sense.counts for sense in hear.hear_senses(Bank(Path()), 0.01)] == [
         {"train": 200, "test": 6},
         {"train": 200, "test": 4},
         {"train": 40, "test": 2},
         {"train": 40, "test": 2},
     ]
-    assert isinstance(hear.hear_senses(Path())[0], Sense)
+    assert isinstance(hear.hear_senses(Bank(Path()))[0], Sense)

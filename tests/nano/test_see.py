@@ -4,7 +4,6 @@ Digits and words are set in the font that Pillow brings, so that no collection a
 """
 
 import io
-import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -19,10 +18,11 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.options import read_options
 from omni_jax.inputs.settings import ImageSettings, VideoSettings
 from omni_jax.inputs.video import load_video, plan_video, video_audio
-from scripts.nano import both, pictures, reading, scenes, videos, written
+from scripts.nano import pictures, reading, scenes, videos, written
 from scripts.nano.rows import SPLITS, Sample, Sense, Split, samples
-from scripts.nano.see import see_questions, see_senses, see_wordings
-from scripts.nano.text import HELD_WORDINGS, wordings
+from scripts.nano.see import see_questions, see_senses
+from scripts.nano.senses import wordings
+from scripts.nano.text import HELD_WORDINGS
 from scripts.nano.words import DIGITS, NUMBERS
 
 FRAME = ImageSettings(3136, 16384, 16, 2, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -78,7 +78,7 @@ def font_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]
 
 
 def made(name: str, split: Split, number: int) -> list[Sample]:
-    (sense,) = (sense for sense in see_senses(Path(), say=spoken) if sense.name == name)
+    (sense,) = (sense for sense in see_senses(Path(), spoken) if sense.name == name)
     return list(islice(samples(sense, split, seed=5), number))
 
 
@@ -92,7 +92,7 @@ def parts(sample: Sample, kind: str) -> list[dict[str, Any]]:
     return [part for part in sample.messages[0]["content"] if part["type"] == kind]
 
 
-@pytest.mark.parametrize("sense", see_senses(Path(), say=spoken), ids=lambda sense: sense.name)
+@pytest.mark.parametrize("sense", see_senses(Path(), spoken), ids=lambda sense: sense.name)
 def test_a_row_holds_its_media_and_its_answer(sense: Sense) -> None:
     for split in SPLITS:
         for sample in islice(samples(sense, split, seed=0), 8):
@@ -112,7 +112,7 @@ def test_wordings_of_the_test_are_others_in_known_words() -> None:
     def words(text: str) -> set[str]:
         return set(text.lower().translate(str.maketrans("", "", "?.,:'")).split())
 
-    known = {word for text in (*see_wordings(), *wordings()) for word in words(text)}
+    known = {word for text in wordings() for word in words(text)}
     for choices in see_questions():
         assert len(set(choices)) == len(choices) >= 8 + HELD_WORDINGS
         for held in choices[-HELD_WORDINGS:]:
@@ -288,9 +288,3 @@ def test_a_written_digit_is_compared_with_a_spoken_one() -> None:
         pitch = np.argmax(np.abs(np.fft.rfft(heard))) * videos.RATE / len(heard)
         digit, said = DIGITS[round((pitch - 400) / 200)], sample.messages[1]["content"]
         assert said.startswith(f"Yes, both are {digit}") or f"and {digit} is said" in said
-
-
-@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
-def test_flite_speaks() -> None:
-    said = both.Flite()(np.random.default_rng(0), 7, "train")
-    assert 0.2 < len(said) / videos.RATE < 1.2 and 0.05 < np.abs(said).max() <= 1.2
