@@ -12,7 +12,7 @@ width, as if it were alone.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -23,6 +23,10 @@ from omni_jax.config import AudioConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import TOKENS_PER_CHUNK, token_count
 from omni_jax.inputs.positions import Grid, MediaItem
+
+# Rounds up a number of rows, so that there are few.
+Count = Callable[[int], int]
+LEAST_COARSE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,13 +109,18 @@ def bucket(n: int) -> int:
     return power * 3 // 4 if power >= 4 and n <= power * 3 // 4 else power
 
 
+def coarse_bucket(n: int) -> int:
+    """The smallest of 32, 64, 128, ... that is at least n: fewer sizes than `bucket` has."""
+    return max(LEAST_COARSE, 1 << (n - 1).bit_length())
+
+
 def pack_vision(
-    items: Sequence[tuple[np.ndarray, Grid]], merge_size: int, row_tokens: Sequence[int] = ()
+    items: Sequence[tuple[np.ndarray, Grid]], merge_size: int, row_tokens: Sequence[int] = (), count: Count = bucket
 ) -> tuple[tuple[VisionRows, ...], list[np.ndarray]]:
     """Arrange pictures and videos, each (patches float32 [t*h*w, patch_dim], (t, h, w)), in groups of bucketed rows.
 
     row_tokens: the sizes that rows may have, in merged tokens; a frame takes the smallest that holds it. By default,
-    and for a frame larger than all of them, its own bucket.
+    and for a frame larger than all of them, its own bucket. count: rounds up the number of rows.
     Returns the groups, and for each item the indices int32 [t*h*w / merge_size^2] of its merged tokens, frame by frame.
     Raises InputError for patches that do not fit their grid.
     """
@@ -125,7 +134,7 @@ def pack_vision(
     groups, base = [], 0
     indices = [np.empty((t, h * w // merge), np.int32) for _, (t, h, w) in items]
     for tokens, members in sorted(frames.items()):
-        R = bucket(len(members))
+        R = count(len(members))
         rows = VisionRows(
             patches=np.zeros((R, tokens * merge, items[0][0].shape[1]), np.float32), grid=np.zeros((R, 2), np.int32)
         )
@@ -139,9 +148,12 @@ def pack_vision(
     return tuple(groups), [index.reshape(-1) for index in indices]
 
 
-def pack_audio(mels: Sequence[np.ndarray], config: AudioConfig) -> tuple[AudioWindows | None, list[np.ndarray]]:
+def pack_audio(
+    mels: Sequence[np.ndarray], config: AudioConfig, count: Count = bucket
+) -> tuple[AudioWindows | None, list[np.ndarray]]:
     """Arrange clips, each float32 [M, frames], in attention windows of `config.window_chunks` chunks.
 
+    count: rounds up the number of windows.
     Returns the windows (None without clips), and for each clip the indices int32 [tokens] of its tokens, in order.
     Raises InputError for a spectrogram of another shape.
     """
@@ -154,7 +166,7 @@ def pack_audio(mels: Sequence[np.ndarray], config: AudioConfig) -> tuple[AudioWi
     chunks = [-(-mel.shape[1] // F) for mel in mels]
     C = min(config.window_chunks, bucket(max(chunks)))
     starts = np.cumsum([0] + [-(-n // C) for n in chunks])  # each clip's first window
-    W = bucket(int(starts[-1]))
+    W = count(int(starts[-1]))
     flat = np.zeros((W * C, M, F), np.float32)
     frames, width = np.zeros(W * C, np.int32), np.zeros(W * C, np.int32)
     indices = []

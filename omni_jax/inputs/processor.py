@@ -20,7 +20,7 @@ import numpy as np
 from omni_jax.config import OmniConfig
 from omni_jax.errors import ConfigError, InputError
 from omni_jax.inputs.audio import load_audio, log_mel, token_count
-from omni_jax.inputs.batch import AudioWindows, Batch, VisionRows, pack_audio, pack_vision
+from omni_jax.inputs.batch import AudioWindows, Batch, Count, VisionRows, bucket, pack_audio, pack_vision
 from omni_jax.inputs.image import image_shape, load_image, patchify_frames, resize
 from omni_jax.inputs.memory import check_memory
 from omni_jax.inputs.messages import Media, is_conversation, read_conversation
@@ -346,17 +346,22 @@ class Processor:
         )
 
     def arrange(
-        self, token_ids: np.ndarray, mask: np.ndarray, media: Sequence[Loaded], row_tokens: Sequence[int] = ()
+        self,
+        token_ids: np.ndarray,
+        mask: np.ndarray,
+        media: Sequence[Loaded],
+        row_tokens: Sequence[int] = (),
+        count: Count = bucket,
     ) -> tuple[tuple[VisionRows, ...], np.ndarray, AudioWindows | None, np.ndarray]:
         """The media of rows int32 [B, T], and where each token finds its embedding: fields of `Batch`.
 
-        mask: bool [B, T], false at padding. media: those of all rows in order of appearance. row_tokens: see
-        `pack_vision`.
+        mask: bool [B, T], false at padding. media: those of all rows in order of appearance. row_tokens
+        and count: see `pack_vision`.
         """
         thinker = self.config.thinker
         pictures = [(m.patches, m.item.grid) for m in media if m.patches is not None and m.item.grid is not None]
-        vision, seen = pack_vision(pictures, thinker.vision.spatial_merge_size, row_tokens)
-        audio, heard = pack_audio([m.mel for m in media if m.mel is not None], thinker.audio)
+        vision, seen = pack_vision(pictures, thinker.vision.spatial_merge_size, row_tokens, count)
+        audio, heard = pack_audio([m.mel for m in media if m.mel is not None], thinker.audio, count)
         kinds = ((thinker.image_token_id, thinker.video_token_id), seen), ((thinker.audio_token_id,), heard)
         visual_index, audio_index = (np.full(token_ids.shape, -1, np.int32) for _ in kinds)
         for index, (ids, found) in zip((visual_index, audio_index), kinds, strict=True):

@@ -88,6 +88,8 @@ class Batching:
     """Give each sample a row of its own; by default a row may hold several, which do not see each other."""
     workers: int = 2
     """Processes that prepare data, above all media; 0 for none."""
+    coarse: bool = False
+    """Pad pictures and sounds of a batch more, so that fewer programs are compiled."""
     fatal: bool = False
     """Stop at the first row that cannot be used; by default it is reported and left out."""
 

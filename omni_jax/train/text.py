@@ -14,7 +14,9 @@ def text_recipe(settings: TextRecipe, omni: Omni) -> samples.TextRecipe:
     """How rows become samples of the Thinker; InputError for options of media, or a length, that cannot be."""
     prompt = settings.prompt
     options = read_defaults(settings.media.options(), prompt.fps, prompt.use_audio_in_video)
-    return samples.TextRecipe.of(omni.processor, settings.batch.max_length, prompt.thinking, options)
+    return samples.TextRecipe.of(
+        omni.processor, settings.batch.max_length, prompt.thinking, options, settings.batch.coarse
+    )
 
 
 def text_batches(settings: TextRecipe, omni: Omni) -> Batches:

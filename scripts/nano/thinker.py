@@ -32,7 +32,7 @@ def train_thinker(directory: Path, senses: Sequence[str], steps: int, rate: floa
             save_every=200,
         ),
         optimizer=Optimizer(learning_rate=rate, warmup_ratio=0.03, final_ratio=0.05, weight_decay=0.02),
-        batch=Batching(rows=ROWS, max_length=LENGTH, workers=workers),
+        batch=Batching(rows=ROWS, max_length=LENGTH, workers=workers, coarse=True),
         compute=Compute(remat="none"),
         train_vision=True,
         train_audio=True,

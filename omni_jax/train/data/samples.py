@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax.errors import InputError
-from omni_jax.inputs.batch import bucket
+from omni_jax.inputs.batch import bucket, coarse_bucket
 from omni_jax.inputs.messages import Conversation, Media, read_conversation
 from omni_jax.inputs.options import UNSTATED, Options
 from omni_jax.inputs.processor import Loaded, Processor, Row
@@ -28,8 +28,9 @@ from omni_jax.rows.row import Problem, reason
 from omni_jax.train.data.forms import COLUMNS, Example, read_example
 
 END_OF_TEXT, VISION_END = "<|endoftext|>", "<|vision_end|>"
-# A frame is padded to at most this many times its own bucket, so that the frames of a batch have few sizes.
-FRAME_PADDING = 2
+# A frame is padded to at most this many times its own bucket, so that the frames of a batch have few sizes; and where
+# few programs matter more.
+FRAME_PADDING, COARSE_PADDING = 2, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +69,15 @@ class PackedRows:
 class TextRecipe:
     """How rows become samples, and samples rows of a batch. max_length: most tokens of a sample, and of a row.
 
-    options: how media are resized, sampled and cut where their parts do not say so.
+    options: how media are resized, sampled and cut where their parts do not say so. coarse: whether media are padded
+    more, so that there are fewer sizes of batches.
     """
 
     processor: Processor
     replies: ReplyEncoder
     max_length: int
     options: Options = UNSTATED
+    coarse: bool = False
     columns: Columns = field(default=COLUMNS)
 
     @classmethod
@@ -84,6 +87,7 @@ class TextRecipe:
         max_length: int,
         enable_thinking: bool | None = None,
         options: Options = UNSTATED,
+        coarse: bool = False,
     ) -> "TextRecipe":
         """The recipe of a checkpoint's processor; InputError for a length beyond its context.
 
@@ -93,7 +97,7 @@ class TextRecipe:
         if not 2 <= max_length <= context:
             raise InputError(f"max_length is {max_length}; give 2 to {context} tokens, which is the model's context")
         replies = ReplyEncoder.of(processor.template, processor.tokenizer, enable_thinking)
-        return cls(processor, replies, max_length, options)
+        return cls(processor, replies, max_length, options, coarse)
 
     def samples(self, row: dict[str, Any], folder: Path, where: str) -> list[TextSample]:
         """The samples of a row without nulls; InputError for a row that cannot be used, or has nothing to learn.
@@ -201,15 +205,17 @@ class TextRecipe:
             return None
         merge = self.processor.config.thinker.vision.spatial_merge_size**2
         frames = {m.item.grid[1] * m.item.grid[2] // merge for m in media if m.item.grid is not None}
-        vision, seen, audio, heard = self.processor.arrange(token_ids, mask, media, frame_sizes(frames))
+        sizes = frame_sizes(frames, COARSE_PADDING if self.coarse else FRAME_PADDING)
+        count = coarse_bucket if self.coarse else bucket
+        vision, seen, audio, heard = self.processor.arrange(token_ids, mask, media, sizes, count)
         groups = tuple((rows.patches, rows.grid) for rows in vision)
         return groups, None if audio is None else (audio.mel, audio.frames, audio.width), seen, heard
 
 
-def frame_sizes(tokens: set[int]) -> list[int]:
-    """Few sizes of rows for frames of so many merged tokens; each is at most `FRAME_PADDING` times a frame's bucket."""
+def frame_sizes(tokens: set[int], padding: int = FRAME_PADDING) -> list[int]:
+    """Few sizes of rows for frames of so many merged tokens; each is at most `padding` times a frame's bucket."""
     sizes: list[int] = []
     for size in sorted({bucket(n) for n in tokens}, reverse=True):
-        if not sizes or sizes[-1] > FRAME_PADDING * size:
+        if not sizes or sizes[-1] > padding * size:
             sizes.append(size)
     return sizes
