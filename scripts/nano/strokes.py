@@ -13,7 +13,11 @@ from PIL import Image, ImageDraw
 SCAN, COARSE = 32, 8
 # Points of a digit that is written anew, in each direction, and how many there are to one of the collection.
 PLANE, FINER = 56, 2
-SLANT, TURN, BEND = 0.12, 0.08, 11.5
+SLANT, TURN, BEND = 0.1, 0.08, 11.5
+# How far the digits of the collection lean to the left.
+LEANING = (0.02, 0.06, 0.13, 0.06, -0.01, 0.02, 0.19, -0.14, 0, 0.09)
+# Columns of a scan that a digit takes, and the share of its dots that are ink.
+WIDE, INK = 20, 0.305
 ADDED = 0.7
 # A digit narrower than this, of its height, may be written with a thicker pen.
 NARROW = 0.4
@@ -30,7 +34,7 @@ def redrawn(draw: np.random.Generator, plane: np.ndarray, digit: int) -> np.ndar
     y, x = (np.mgrid[:PLANE, :PLANE] - PLANE / 2) / FINER
     turn = draw.normal(0, TURN)
     y, x = np.cos(turn) * y - np.sin(turn) * x, np.sin(turn) * y + np.cos(turn) * x
-    x = x + (leaning - draw.normal(0, SLANT)) * y
+    x = x + (leaning - draw.normal(LEANING[digit], SLANT)) * y
     bent_y, bent_x = _bend(draw), _bend(draw)
     drawn = map_coordinates(plane, [y + bent_y + row, x + bent_x + column], order=1)
     return _with_strokes(draw, np.asarray(drawn, np.float32), digit)
@@ -41,12 +45,12 @@ def coarse(draw: np.random.Generator, plane: np.ndarray) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     cut = inked(plane)
-    wide = draw.uniform(0.8, 1.2) * (draw.uniform(1, 2.2) if cut.shape[1] < NARROW * cut.shape[0] else 1)
-    width = round(np.clip(SCAN * cut.shape[1] / cut.shape[0] * wide, 6, SCAN))
+    wide = draw.normal(WIDE, 2) if cut.shape[1] > NARROW * cut.shape[0] else draw.uniform(4, WIDE - 4)
+    width = int(np.clip(wide, 3, SCAN))
     fitted = np.asarray(Image.fromarray(cut).resize((width, SCAN), Image.Resampling.BILINEAR))
-    left = int(np.clip(round((SCAN - width) / 2 + draw.uniform(-3, 3)), 0, SCAN - width))
-    scan = gaussian_filter(np.pad(fitted, ((0, 0), (left, SCAN - width - left))), draw.uniform(0.3, 2))
-    dots = scan > draw.uniform(0.2, 0.55) * scan.max()
+    left = int(np.clip(round((SCAN - width) / 2 + draw.uniform(-2, 2)), 0, SCAN - width))
+    scan = gaussian_filter(np.pad(fitted, ((0, 0), (left, SCAN - width - left))), draw.uniform(0.6, 1.8))
+    dots = scan > max(np.quantile(scan, 1 - draw.normal(INK, 0.035)), 0.02)
     each = SCAN // COARSE
     return dots.reshape(COARSE, each, COARSE, each).mean((1, 3), dtype=np.float32)
 

