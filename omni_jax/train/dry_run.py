@@ -49,7 +49,7 @@ def counts(arrays: Any) -> dict[str, int]:
 
 def memory(recipe: Recipe, objective: Objective, first: Step, steps: int, mesh: Mesh | None) -> dict[str, int]:
     """Bytes on one device by what they hold; those of a step are what the compiler plans for this batch."""
-    optimizer = optimizer_of(recipe.optimizer, steps)
+    optimizer = optimizer_of(recipe.optimizer, steps, objective.axes)
     state, where = described(objective, optimizer, mesh), shardings_of(objective, optimizer, mesh)
     made = programs(objective, optimizer, schedule_of(recipe.optimizer, steps), where, mesh)
     batch = place_rows(first.batch, mesh)

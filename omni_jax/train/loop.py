@@ -96,7 +96,7 @@ class _Running:
     def __init__(self, recipe: Recipe, objective: Objective, batches: Batches, mesh: Mesh | None, held: Checkpoints):
         self.recipe, self.objective, self.batches, self.mesh = recipe, objective, batches, mesh
         self.checkpoints, self.progress, self.steps = held, Progress(), steps_of(recipe, batches)
-        optimizer = optimizer_of(recipe.optimizer, self.steps)
+        optimizer = optimizer_of(recipe.optimizer, self.steps, objective.axes)
         shardings = shardings_of(objective, optimizer, mesh)
         self.programs = programs(objective, optimizer, schedule_of(recipe.optimizer, self.steps), shardings, mesh)
         self.state = self._resumed(described(objective, optimizer, mesh)) or begin(objective, optimizer, mesh)

@@ -56,8 +56,10 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW, and how its learning rate goes: linear warmup, then a cosine."""
+    """The optimizer, and how its learning rate goes: linear warmup, then a cosine."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for matrices and AdamW for all else, which learns a new model in fewer steps."""
     learning_rate: float = 5e-6
     """Highest learning rate."""
     warmup_ratio: float = 0.05
@@ -67,7 +69,7 @@ class Optimizer:
     beta1: float = 0.9
     """How much of the mean of gradients a step keeps."""
     beta2: float = 0.98
-    """How much of the mean of squared gradients a step keeps."""
+    """How much of the mean of squared gradients a step keeps; Muon's matrices have none."""
     weight_decay: float = 0.1
     """Decay of weights, relative to the learning rate; norms and biases do not decay."""
     clip_norm: float = 1.0

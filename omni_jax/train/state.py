@@ -43,13 +43,15 @@ def described(objective: Objective, optimizer: "optax.GradientTransformation", m
 
 
 def shardings_of(objective: Objective, optimizer: "optax.GradientTransformation", mesh: Mesh | None) -> TrainState:
-    """A sharding for each array of the state."""
-    import optax
-
+    """A sharding for each array of the state: what is kept of a parameter ends with the parameter's path."""
     whole, params = whole_on(mesh), leaf_shardings(objective.params, objective.axes, mesh)
+    placed = dict(jax.tree_util.tree_leaves_with_path(params))
+
+    def where(path: tuple, _: Any) -> Sharding:
+        return next((placed[path[i:]] for i in range(len(path)) if path[i:] in placed), whole)
+
     abstract = jax.eval_shape(optimizer.init, objective.params)
-    kept = optax.tree_map_params(optimizer, lambda _, on: on, abstract, params, transform_non_params=lambda _: whole)
-    return TrainState(whole, params, kept)
+    return TrainState(whole, params, jax.tree_util.tree_map_with_path(where, abstract))
 
 
 def leaf_shardings(arrays: Any, axes: Any, mesh: Mesh | None) -> Any:

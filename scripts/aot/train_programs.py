@@ -55,7 +55,8 @@ def recipe_of(target: Target, name: str) -> AnyRecipe:
 
 def lower_step(target: Target, recipe: AnyRecipe, rows: int, tokens: int, part: Part) -> Any:
     """A program of a step, for a batch [rows, tokens]."""
-    objective, optimizer = objective_of(target, recipe), optimizer_of(recipe.optimizer, STEPS)
+    objective = objective_of(target, recipe)
+    optimizer = optimizer_of(recipe.optimizer, STEPS, objective.axes)
     where, state = (make(objective, optimizer, target.mesh) for make in (shardings_of, described))
     made: Any = programs(objective, optimizer, schedule_of(recipe.optimizer, STEPS), where, target.mesh)
     batch = batch_of(target, recipe, rows, tokens)
@@ -98,7 +99,7 @@ def held(target: Target, name: str) -> dict[str, int]:
     """Bytes that one device holds throughout a run, by what they are."""
     recipe = recipe_of(target, name)
     objective = objective_of(target, recipe)
-    state = described(objective, optimizer_of(recipe.optimizer, STEPS), target.mesh)
+    state = described(objective, optimizer_of(recipe.optimizer, STEPS, objective.axes), target.mesh)
     return {
         "trained": bytes_held(state.params),
         "moments": bytes_held(state.optimizer),

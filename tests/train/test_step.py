@@ -19,7 +19,8 @@ NAN, MASKED = {"target": np.full((8, 4), np.nan, np.float32)}, {"mask": np.zeros
 
 @pytest.mark.parametrize("broken, applied", [({}, True), (NAN, False), (MASKED, False)])
 def test_a_step_that_cannot_be_taken_changes_nothing(broken: dict[str, Any], applied: bool) -> None:
-    objective, optimizer = make_objective(), optimizer_of(Optimizer(), 4)
+    objective = make_objective()
+    optimizer = optimizer_of(Optimizer(), 4, objective.axes)
     made = programs(objective, optimizer, schedule_of(Optimizer(), 4), shardings_of(objective, optimizer, None), None)
     batch = ToyBatches(broken={0: broken}).step(0).batch
     state = begin(objective, optimizer, None)
@@ -33,7 +34,8 @@ def test_a_step_that_cannot_be_taken_changes_nothing(broken: dict[str, Any], app
 def test_steps_are_those_of_adamw_stated_naively() -> None:
     """Gradients of a mean over all batches, clipped by their norm; decay of all but norms; the rate of each step."""
     settings = Optimizer(learning_rate=0.03, warmup_ratio=0.5, beta1=0.8, beta2=0.9, weight_decay=0.4, clip_norm=0.2)
-    objective, optimizer, schedule = make_objective(), optimizer_of(settings, 4), schedule_of(settings, 4)
+    objective, schedule = make_objective(), schedule_of(settings, 4)
+    optimizer = optimizer_of(settings, 4, objective.axes)
     made = programs(objective, optimizer, schedule, shardings_of(objective, optimizer, None), None)
     state, batches = begin(objective, optimizer, None), ToyBatches()
     params = flatten(jax.tree.map(np.array, state.params))
