@@ -85,9 +85,9 @@ class Thinker(Made):
 
     senses: tuple[str, ...] = ()
     """Train on these alone; by default on all whose rows were made."""
-    steps: int = 6000
+    steps: int = 12_000
     """Steps of training."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     """Highest learning rate."""
 
 

@@ -6,6 +6,7 @@ layers of the Thinker and the Talker begin small, so that the first loss is that
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -13,7 +14,9 @@ from zlib import crc32
 import numpy as np
 
 from omni_jax.files import write_whole
+from omni_jax.train.batch import MediaRows
 from scripts.nano.config import nano_config, nano_tokenizer
+from scripts.nano.whiten import whitened
 from scripts.small.checkpoint import GENERATION_CONFIG, preprocessor_dict
 from scripts.small.tensors import tensor_shapes
 from scripts.small.tokenizer import write_tokenizer
@@ -36,17 +39,33 @@ def write_beginning(directory: Path, texts: list[str], seed: int) -> Path:
     """Write the untrained model, whose tokens are learned from `texts`, unless it is there: its directory."""
     if (directory / FILE).exists():
         return directory
-    from safetensors.numpy import save
-
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = nano_tokenizer(texts)
     config = nano_config(tokenizer)
     write_tokenizer(directory, tokenizer)
     for name, value in files_of(config).items():
         write_whole(directory / name, json.dumps(value, indent=2) + "\n")
-    tensors = {name: drawn(name, shape, seed) for name, shape in tensor_shapes(config).items()}
-    write_whole(directory / FILE, save(tensors, metadata={"format": "pt"}))
+    write_tensors(directory, {name: drawn(name, shape, seed) for name, shape in tensor_shapes(config).items()})
     return directory
+
+
+def write_whitened(directory: Path, drawn: Path, media: Sequence[MediaRows], seed: int) -> Path:
+    """Write the model of `drawn` with first layers that suit `media`: its directory."""
+    from safetensors.numpy import load_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in drawn.iterdir():
+        if file.name != FILE:
+            write_whole(directory / file.name, file.read_bytes())
+    write_tensors(directory, whitened(load_file(drawn / FILE), media, seed))
+    return directory
+
+
+def write_tensors(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write the file of weights, which comes last."""
+    from safetensors.numpy import save
+
+    write_whole(directory / FILE, save(dict(tensors), metadata={"format": "pt"}))
 
 
 def files_of(config: dict[str, Any]) -> dict[str, dict]:

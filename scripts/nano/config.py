@@ -39,7 +39,7 @@ NANO: dict[str, Any] = {
         "text_config": {
             "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
             "head_dim": 24, "intermediate_size": 192, "num_experts": 4, "num_experts_per_tok": 2,
-            "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96, "vocab_size": 1152,
+            "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80, "vocab_size": 1152,
             "max_position_embeddings": 4096, "rope_scaling": {"mrope_section": [4, 4, 4]}, "rope_theta": 10000.0,
         },
         "code_predictor_config": {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from omni_jax.config import AudioConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.audio import TOKENS_PER_CHUNK, token_count
-from omni_jax.inputs.batch import Batch, bucket, pack_audio, pack_vision
+from omni_jax.inputs.batch import Batch, bucket, coarse_bucket, pack_audio, pack_vision
 
 BINS = 3
 
@@ -27,6 +27,10 @@ def test_a_batch_of_text_has_neither_media_nor_padding():
     assert (batch.visual_index == -1).all() and (batch.audio_index == -1).all()
     assert batch.position_ids.dtype == np.float32 and batch.position_ids.shape == (3, 2, 3)
     assert (batch.position_ids == np.arange(3)).all() and batch.rope_delta.tolist() == [0, 0]
+
+
+def test_coarse_buckets_are_powers_of_two():
+    assert [coarse_bucket(n) for n in (1, 31, 32, 33, 64, 65, 1000)] == [32, 32, 32, 64, 64, 128, 1024]
 
 
 def test_buckets_are_powers_of_two_and_their_three_halves():

@@ -28,9 +28,10 @@ from omni_jax.rows.row import Problem, reason
 from omni_jax.train.data.forms import COLUMNS, Example, read_example
 
 END_OF_TEXT, VISION_END = "<|endoftext|>", "<|vision_end|>"
-# A frame is padded to at most this many times its own bucket, so that the frames of a batch have few sizes; and where
-# few programs matter more.
-FRAME_PADDING, COARSE_PADDING = 2, 4
+# A frame is padded to at most this many times its own bucket, so that the frames of a batch have few sizes.
+FRAME_PADDING = 2
+# Merged tokens of a frame where few programs matter more.
+COARSE_FRAMES = (16, 64, 256, 1024, 4096, 16384)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,17 +206,17 @@ class TextRecipe:
             return None
         merge = self.processor.config.thinker.vision.spatial_merge_size**2
         frames = {m.item.grid[1] * m.item.grid[2] // merge for m in media if m.item.grid is not None}
-        sizes = frame_sizes(frames, COARSE_PADDING if self.coarse else FRAME_PADDING)
+        sizes = COARSE_FRAMES if self.coarse else frame_sizes(frames)
         count = coarse_bucket if self.coarse else bucket
         vision, seen, audio, heard = self.processor.arrange(token_ids, mask, media, sizes, count)
         groups = tuple((rows.patches, rows.grid) for rows in vision)
         return groups, None if audio is None else (audio.mel, audio.frames, audio.width), seen, heard
 
 
-def frame_sizes(tokens: set[int], padding: int = FRAME_PADDING) -> list[int]:
-    """Few sizes of rows for frames of so many merged tokens; each is at most `padding` times a frame's bucket."""
+def frame_sizes(tokens: set[int]) -> list[int]:
+    """Few sizes of rows for frames of so many merged tokens; each is at most `FRAME_PADDING` times a frame's bucket."""
     sizes: list[int] = []
     for size in sorted({bucket(n) for n in tokens}, reverse=True):
-        if not sizes or sizes[-1] > padding * size:
+        if not sizes or sizes[-1] > FRAME_PADDING * size:
             sizes.append(size)
     return sizes

@@ -35,7 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "long": {"messages": [QUESTION, REPLY] * 4},
 }  # fmt: skip
-OPTIONS = {"min_pixels": 32 * 32, "max_pixels": 64 * 64, "nframes": 4}
+OPTIONS: dict[str, Any] = {"min_pixels": 32 * 32, "max_pixels": 64 * 64, "nframes": 4}
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +182,32 @@ def test_lengths_of_samples(processor: Processor) -> None:
 def test_frames_have_few_sizes() -> None:
     assert frame_sizes({1, 2, 3, 4}) == [4, 1] and frame_sizes({100, 128, 64, 63, 40, 31}) == [128, 48]
     assert frame_sizes(set()) == []
+
+
+def test_coarse_batches_have_fewer_sizes(processor: Processor, data_dir: Path) -> None:
+    """Media of each row alone: tokens and positions are the same, and so are the media but for more padding."""
+    options = Options(**OPTIONS)
+    fine, coarse = (TextRecipe.of(processor, 300, options=options, coarse=wide) for wide in (False, True))
+    for name in ("picture", "pictures", "sound", "video"):
+        ours, theirs = (r.collate([r.samples(ROWS[name], data_dir, "a:1")], 1, 300) for r in (fine, coarse))
+        assert np.array_equal(ours.token_ids, theirs.token_ids)
+        assert np.array_equal(ours.position_ids, theirs.position_ids)
+        assert ours.media is not None and theirs.media is not None
+        (groups, audio, *_), (wide_groups, wide_audio, *_) = ours.media, theirs.media
+        assert [len(grid) for _, grid in wide_groups] == [32] * len(wide_groups)
+        assert all(patches.shape[1] in (16 * 4, 64 * 4) for patches, _ in wide_groups)
+        for patches, grid in groups:
+            for frame, (h, w) in zip(patches, grid, strict=True):
+                found = [
+                    other
+                    for wide, sizes in wide_groups
+                    for other, size in zip(wide, sizes, strict=True)
+                    if tuple(size) == (h, w) and np.array_equal(other[: h * w], frame[: h * w])
+                ]
+                assert found or not h
+        if audio is not None:
+            assert wide_audio[0].shape[0] == 32 and np.array_equal(wide_audio[0][: len(audio[0])], audio[0])
+            assert not wide_audio[1][len(audio[0]) :].any()
 
 
 def test_a_recipe_crosses_to_another_process(recipe: TextRecipe, data_dir: Path) -> None:
