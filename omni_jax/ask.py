@@ -42,7 +42,7 @@ class DraftingFlags(Drafting):
     """How replies are drafted: the same answer in fewer steps."""
 
     drafter: Path | None = None
-    """Directory of a DFlash or EAGLE-3 drafter for this model."""
+    """Directory of a DFlash or EAGLE-3 drafter for this model; nano/dflash and nano/eagle3 are for nano."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Ask:
     """What to ask, and how to draw the answer."""
 
     model: Path
-    """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
+    """Model id, Hugging Face directory, converted checkpoint (python -m convert SRC DST), or nano."""
     adapter: Path | None = None
     """Directory of a LoRA adapter for this model, as PEFT saves it; it is merged into the weights."""
     text: str | None = None

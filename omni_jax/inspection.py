@@ -25,7 +25,7 @@ class Inspect:
     """Report a checkpoint's contents and memory needs, from its headers alone."""
 
     model: Path
-    """Converted checkpoint, Hugging Face directory, snapshot folder of the hub's cache, or model id."""
+    """Converted checkpoint, Hugging Face directory, snapshot folder of the hub's cache, model id, or nano."""
     adapter: Path | None = None
     """Also report what a LoRA adapter for this model adapts."""
     dtype: Literal["float32", "bfloat16"] | None = None

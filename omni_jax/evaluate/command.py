@@ -71,7 +71,7 @@ class DraftersFlags(Drafting):
     """How replies are drafted."""
 
     drafter: UseAppendAction[tuple[Path, ...]] = ()
-    """Directory of a DFlash or EAGLE-3 drafter; repeat to compare several, each in a directory of its own."""
+    """Directory of a DFlash or EAGLE-3 drafter, or nano/dflash; repeat to compare several, in own directories."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Evaluate:
     """Score a model on a dataset; a run that was stopped goes on where it was."""
 
     model: Path
-    """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
+    """Model id, Hugging Face directory, converted checkpoint (python -m convert SRC DST), or nano."""
     data: Path
     """JSON lines, a table, or a directory of them; rows hold messages, prompt or turns, and references."""
     output: Path

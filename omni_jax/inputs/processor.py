@@ -27,7 +27,7 @@ from omni_jax.inputs.messages import Media, is_conversation, read_conversation
 from omni_jax.inputs.options import Options, check_options, read_defaults
 from omni_jax.inputs.positions import MediaItem, rope_positions
 from omni_jax.inputs.prompt import ChatTemplate, expand, prompt_ids
-from omni_jax.inputs.settings import FILE, AudioSettings, ImageSettings, VideoSettings, read_settings
+from omni_jax.inputs.settings import FILE, AudioSettings, ImageSettings, SizeLimits, VideoSettings, read_settings
 from omni_jax.inputs.sizes import picture_size
 from omni_jax.inputs.source import Source, name_of
 from omni_jax.inputs.tokenizer import Tokenizer
@@ -107,13 +107,25 @@ class Processor:
     """Prepares batches with the tokenizer, chat template and media settings of one checkpoint."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate, preprocessor: dict, config: OmniConfig, file: str = FILE
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        preprocessor: dict,
+        config: OmniConfig,
+        file: str = FILE,
+        limits: SizeLimits | None = None,
     ):
-        """preprocessor: the contents of `file`, preprocessor_config.json; ConfigError where it contradicts `config`."""
+        """preprocessor: the contents of `file`, preprocessor_config.json; ConfigError where it contradicts `config`.
+
+        limits: of pictures and frames, in place of those that the preprocessor states and of the constants for videos.
+        """
         self.tokenizer, self.template, self.config = tokenizer, template, config
         self.image_settings = ImageSettings.from_hf(preprocessor, file)
         self.video_settings = VideoSettings.from_hf(preprocessor, file)
         self.audio_settings = AudioSettings.from_hf(preprocessor, file)
+        if limits is not None:
+            self.image_settings = self.image_settings.within(limits)
+            self.video_settings = self.video_settings.within(limits)
         tokenizer.check_rows(config.thinker.text.vocab_size)
         tokenizer.check_ids(config)
         vision, settings = config.thinker.vision, self.image_settings
@@ -132,8 +144,8 @@ class Processor:
     @classmethod
     def from_dir(cls, directory: str | Path, config: OmniConfig) -> "Processor":
         """Read tokenizer.json, the chat template and preprocessor_config.json of a checkpoint directory."""
-        values, file = read_settings(Path(directory))
-        return cls(Tokenizer(directory), ChatTemplate.from_dir(directory), values, config, file)
+        (values, file), limits = read_settings(Path(directory)), SizeLimits.from_dir(Path(directory))
+        return cls(Tokenizer(directory), ChatTemplate.from_dir(directory), values, config, file, limits)
 
     def prepare(
         self,

@@ -1,14 +1,17 @@
 """How media become patches and mel frames: the settings that a checkpoint states in `preprocessor_config.json`.
 
 The file describes images and audio; the reference's processor class adds the size limits and the sampling of videos,
-which are named constants here because no file states them. What the file does state has no default: a missing key is an
+which are named constants here. It passes its limits at every call, so that neither this file nor
+`video_preprocessor_config.json` changes them; the one file that does is `tokenizer_config.json`, whose "size", which no
+public checkpoint has, holds for pictures and frames alike. What the files do state has no default: a missing key is an
 error. The types of the fields state keys and ranges, and `from_hf` checks the relations between the numbers.
 
 Checkpoints that transformers 5 has saved again have `processor_config.json` instead, with a section for each medium and
 the limits as `size`.
 
-Source: transformers `Qwen2VLImageProcessor`, `Qwen2VLVideoProcessor`, `WhisperFeatureExtractor`, and the class
-attributes of `Qwen3OmniMoeProcessor`; the two frames per second are the official recipe's (qwen-omni-utils).
+Source: transformers `Qwen2VLImageProcessor`, `Qwen2VLVideoProcessor`, `WhisperFeatureExtractor`, the class attributes
+of `Qwen3OmniMoeProcessor`, and `ProcessorMixin._merge_kwargs`, which puts the tokenizer's settings above them; the two
+frames per second are the official recipe's (qwen-omni-utils).
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +24,7 @@ from omni_jax.reader import Range, Reader, Size
 
 SAMPLING_RATE = 16_000  # samples per second; the only rate that the encoder was trained on
 CHANNELS = 3
-FILE, SAVED = "preprocessor_config.json", "processor_config.json"
+FILE, SAVED, TOKENIZER = "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"
 
 # Qwen3OmniMoeProcessor.videos_kwargs["size"]: the area of a resized frame, in pixels.
 VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 128 * 32 * 32, 768 * 32 * 32
@@ -43,6 +46,22 @@ def read_settings(directory: Path) -> tuple[dict[str, Any], str]:
         limits = {"min_pixels": None, "max_pixels": None}
         values = {**r.section("feature_extractor").values, **limits, **r.section("image_processor").values}
     return values, name
+
+
+@dataclass(frozen=True)
+class SizeLimits:
+    """The area of a resized picture or frame, in pixels."""
+
+    min_pixels: Annotated[int, Range(1, 10**8), "shortest_edge"]
+    max_pixels: Annotated[int, Range(1, 10**9), "longest_edge"]
+
+    @classmethod
+    def from_dir(cls, directory: Path) -> "SizeLimits | None":
+        """The "size" in `tokenizer_config.json`, if it is there; raise ConfigError for one that is not two areas."""
+        if not isfile(directory / TOKENIZER):
+            return None
+        r = Reader(read_object(directory / TOKENIZER), "", TOKENIZER)
+        return cls(**r.section("size").fields(cls)) if r.has("size") else None
 
 
 @dataclass(frozen=True)
@@ -78,13 +97,20 @@ class ImageSettings:
             r.expect(name, True)
         r.expect("resample", 3)
         r.expect("rescale_factor", 1 / 255)
-        settings = cls(**r.fields(cls))
-        least, most, token = settings.min_pixels, settings.max_pixels, settings.factor**2
-        r.require(
+        return cls(**r.fields(cls)).checked(file)
+
+    def within(self, limits: SizeLimits) -> "ImageSettings":
+        """These settings with the limits of a tokenizer's "size"; raise ConfigError if they leave no size."""
+        return replace(self, **vars(limits)).checked(TOKENIZER)
+
+    def checked(self, file: str) -> "ImageSettings":
+        """These settings; raise ConfigError naming the file if the limits, which it states, leave no size."""
+        least, most, token = self.min_pixels, self.max_pixels, self.factor**2
+        Reader({}, "", file).require(
             (least <= most, f"min_pixels {least} exceeds max_pixels {most}"),
             (token <= most, f"max_pixels {most} is less than one token of {token} pixels (patch_size x merge_size)"),
         )
-        return settings
+        return self
 
 
 @dataclass(frozen=True)
@@ -101,6 +127,10 @@ class VideoSettings:
         """Read a parsed `preprocessor_config.json`; size limits and sampling of videos are the constants above."""
         frame = replace(ImageSettings.from_hf(values, file), min_pixels=VIDEO_MIN_PIXELS, max_pixels=VIDEO_MAX_PIXELS)
         return cls(frame, VIDEO_FRAMES_PER_SECOND, VIDEO_MIN_FRAMES, VIDEO_MAX_FRAMES)
+
+    def within(self, limits: SizeLimits) -> "VideoSettings":
+        """These settings with the limits of a tokenizer's "size"."""
+        return replace(self, frame=self.frame.within(limits))
 
 
 @dataclass(frozen=True)

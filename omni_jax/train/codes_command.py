@@ -26,7 +26,7 @@ class CheckCodes:
     """Listen to codes before the Talker is trained on them."""
 
     model: Path
-    """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
+    """Model id, Hugging Face directory, converted checkpoint (python -m convert SRC DST), or nano."""
     output: Path
     """The .wav or .flac file to write."""
     codes: Path | None = None

@@ -35,7 +35,7 @@ class Run:
     """What is trained on what, for how long, and what is kept of it."""
 
     model: Path
-    """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
+    """Model id, Hugging Face directory, converted checkpoint (python -m convert SRC DST), or nano."""
     data: tuple[Path, ...]
     """Files of conversations, one JSON object per line, or directories of them."""
     output: Path

@@ -73,7 +73,8 @@ def load_drafter(where: str | Path, dtype: str | None = None) -> Drafter:
     """Load a DFlash or EAGLE-3 drafter from its public safetensors files.
 
     Args:
-        where: its directory, a snapshot folder of the hub's cache, or a model id, which needs omni_jax[hub].
+        where: its directory, a snapshot folder of the hub's cache, a model id, which needs omni_jax[hub], or
+            "nano/dflash" or "nano/eagle3", which the package holds.
         dtype: "float32" or "bfloat16"; by default as stored.
 
     ConfigError or CheckpointError, naming the key, tensor or file and the remedy, for anything that is not complete.

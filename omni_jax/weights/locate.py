@@ -1,6 +1,7 @@
 """Where a checkpoint is: from what a user names, a directory or a model id, to a directory that exists.
 
     "ckpt/", a snapshot of the hub's cache   the directory itself
+    "nano", "nano/dflash", "nano/eagle3"     the small trained model that the package holds, and its drafters
     "Qwen/Qwen3-Omni-30B-A3B-Instruct"       its snapshot in the hub's cache, downloaded if the hub can be reached
 
 A model id needs the package huggingface_hub, which is imported here alone. With HF_HUB_OFFLINE, or without a network,
@@ -16,6 +17,9 @@ from omni_jax.errors import CheckpointError
 from omni_jax.files import reason_of, user_path
 from omni_jax.weights.contents import LOADED, MANIFEST, PARAMS
 
+# The small trained model, a Hugging Face directory in the package; its drafters are in folders of their own in it.
+NANO = Path(__file__).resolve().parents[1] / "nano"
+DRAFTERS = ("dflash", "eagle3")
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 # What is downloaded of a model: weights (in `params/` if it is converted), configuration, tokenizer and template; no
 # pickles and no code.
@@ -23,13 +27,13 @@ PATTERNS = ["*.safetensors", f"{PARAMS}/*", "*.json", "*.jinja", "*.txt"]
 
 
 def locate(where: Any, what: str = "the model") -> Path:
-    """The directory that a user means by a path or a model id; what is in it is not looked at.
+    """The directory that a user means by a path, a model id or a name of the package's own model; it is not opened.
 
     Args:
-        where: text or path object. A directory is preferred to a model id of the same name.
+        where: text or path object. A directory here is preferred to a model of the same name elsewhere.
         what: what is looked for, for errors about the type of `where`.
 
-    CheckpointError for what is neither a directory nor a model that the hub or its cache has.
+    CheckpointError for what is neither a directory nor a model that the package, the hub or its cache has.
     """
     path = user_path(where, what)
     if os.path.isdir(path):
@@ -37,9 +41,21 @@ def locate(where: Any, what: str = "the model") -> Path:
     if os.path.lexists(path):
         raise CheckpointError(f"{path}: not a directory; name the one that the file is in")
     name = path.as_posix()
+    if name in ("nano", *(f"nano/{kind}" for kind in DRAFTERS)):
+        return _packaged(name)
     if not MODEL_ID.fullmatch(name):
         raise CheckpointError(f"{path}: no such directory")
     return _snapshot(name)
+
+
+def _packaged(name: str) -> Path:
+    """The directory of nano or of one of its drafters; CheckpointError if the installation lacks it."""
+    directory = NANO.parent / name
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{name}: no such directory here, and this installation lacks it in {directory}; install omni_jax again"
+        )
+    return directory
 
 
 def _snapshot(model_id: str) -> Path:

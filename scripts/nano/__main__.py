@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from omni_jax.weights.locate import DRAFTERS, NANO
 from scripts.nano.rows import write_sense
 from scripts.nano.senses import SPOKEN, senses, voices_path
 from scripts.nano.synthesis import Sources, make_voices
@@ -102,6 +103,26 @@ def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Export(Made):
+    """Write the trained model and its drafters as Hugging Face directories, into the package."""
+
+    package: Path = NANO
+    """Directory that is replaced by them."""
+
+
+def export(options: Annotated[Export, tyro.conf.arg(name="")]) -> int:
+    """Write what was trained last."""
+    from scripts.nano.export import export_nano, trained_drafters, trained_model
+
+    drafters = trained_drafters(options.output)
+    for name, size in export_nano(trained_model(options.output), drafters, options.package).items():
+        print(f"{name}: {size:,} bytes of weights in {options.package}")
+    for kind in (kind for kind in DRAFTERS if kind not in drafters):
+        print(f"{kind}: not there; the stage drafters makes it")
+    return 0
+
+
 if __name__ == "__main__":
-    commands = {"data": data, "thinker": thinker, "codec": codec}
+    commands = {"data": data, "thinker": thinker, "codec": codec, "export": export}
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))

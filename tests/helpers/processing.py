@@ -37,8 +37,9 @@ def theirs(directory, config, asked, rows, use_audio_in_video=False):
             return ["image_processor", "video_processor", "feature_extractor", "tokenizer"]
 
     class Grids(SimpleNamespace):
-        def __call__(self, videos, **_):
-            return {"video_grid_thw": np.array(self.grids)}
+        def __call__(self, videos, size, **_):
+            limits = [size["shortest_edge"], size["longest_edge"]]
+            return {"video_grid_thw": np.array(self.grids), "video_limits": np.array(limits)}
 
     thinker = config["thinker_config"]
     vision = thinker["vision_config"]

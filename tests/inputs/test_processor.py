@@ -99,6 +99,9 @@ def assert_equal_to_reference(directory, config, processor, rows, use_audio_in_v
     )
     np.testing.assert_array_equal(batch.position_ids[:, mask], positions[:, mask])
     np.testing.assert_array_equal(batch.rope_delta, deltas)
+    if asked.videos:
+        frame = processor.video_settings.frame
+        assert out["video_limits"].tolist() == [frame.min_pixels, frame.max_pixels]
     return batch, out
 
 
@@ -387,6 +390,41 @@ def test_settings_as_transformers_saves_them(copy, config_of, processor_of):
     saved["image_processor"]["image_std"] = [0.5, 0.5]
     (copy / "processor_config.json").write_text(json.dumps(saved))
     with pytest.raises(ConfigError, match=r"^processor_config.json: 'image_std'"):
+        Processor.from_dir(copy, OmniConfig.from_hf(config_of("tiny")))
+
+
+def _with_size(copy, size):
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": size}))
+
+
+def test_limits_of_the_tokenizer_hold_for_pictures_and_frames(copy, config_of, processor_of):
+    """As in the reference, which passes them to both, and above all else that the files say."""
+    _with_size(copy, {"shortest_edge": 3136, "longest_edge": 16_384})
+    other = {"size": {"shortest_edge": 1, "longest_edge": 4096}}
+    (copy / "video_preprocessor_config.json").write_text(json.dumps(other))
+    processor = Processor.from_dir(copy, OmniConfig.from_hf(config_of("tiny")))
+    rows = [user(video(CLIP, 1.7), image(np.tile(TALL, (1, 2, 1))), text("What happens?"))]
+    batch, out = assert_equal_to_reference(copy, config_of("tiny"), processor, rows)
+    assert out["video_limits"].tolist() == [3136, 16_384]
+    np.testing.assert_allclose(patches_at(batch, 0, 2)[-out["pixel_values"].shape[0] :], out["pixel_values"], atol=1e-6)
+    assert [item.grid for item in batch.items[0]] == [(3, 4, 4), (1, 10, 6)]
+    unchanged = processor_of("tiny").prepare(rows)
+    assert [item.grid for item in unchanged.items[0]] == [(3, 20, 28), (1, 14, 8)]
+
+
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        (448, "'size' is 448, not a section"),
+        ({"shortest_edge": 3136}, "'size.longest_edge' is missing"),
+        ({"shortest_edge": 4096, "longest_edge": 3136}, "min_pixels 4096 exceeds max_pixels 3136"),
+        ({"shortest_edge": 1, "longest_edge": 1000}, "less than one token"),
+    ],
+)
+def test_limits_of_the_tokenizer_that_cannot_be(copy, config_of, size, message):
+    _with_size(copy, size)
+    with pytest.raises(ConfigError, match=f"^tokenizer_config.json: .*{message}"):
         Processor.from_dir(copy, OmniConfig.from_hf(config_of("tiny")))
 
 

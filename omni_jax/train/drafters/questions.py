@@ -25,7 +25,7 @@ class Regenerate:
     """Have the model answer the prompts of training data anew, as a drafter is to learn what the model says."""
 
     model: Path
-    """Model id, Hugging Face directory or converted checkpoint (python -m convert SRC DST)."""
+    """Model id, Hugging Face directory, converted checkpoint (python -m convert SRC DST), or nano."""
     data: tuple[Path, ...]
     """Files of conversations, one JSON object per line, or directories of them."""
     output: Path
