@@ -131,6 +131,24 @@ def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Card(Made):
+    """Write the model card from the results of the other stages."""
+
+    model: Path = tyro.MISSING
+    """The model that was evaluated."""
+    docs: Path = Path("docs")
+    """Where nano.md and the folder nano are written."""
+
+
+def card(options: Annotated[Card, tyro.conf.arg(name="")]) -> int:
+    """Write the card, its plots and its sounds."""
+    from scripts.nano.card import write_card
+
+    print(write_card(options.output, options.model, options.docs, options.seed))
+    return 0
+
+
 if __name__ == "__main__":
-    commands = {"data": data, "thinker": thinker, "codec": codec, "evaluate": evaluate}
+    commands = {"data": data, "thinker": thinker, "codec": codec, "evaluate": evaluate, "card": card}
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))

@@ -133,11 +133,11 @@ def speech_lines(results: Results) -> list[str]:
 
 def shares(counted: Results) -> str:
     """Numbers right and word error of a speaker, with the ceiling's in brackets."""
-    said, best = counted["said"], counted["ceiling"]
-    right = f"{share(said, 'numbers_heard', 'numbers'):.1%} ({share(best, 'numbers_heard', 'numbers'):.1%})"
-    return (
-        f"numbers right {right}, word error {share(said, 'errors', 'words'):.1%} ({share(best, 'errors', 'words'):.1%})"
+    right, error = (
+        f"{share(counted['said'], part, whole):.1%} ({share(counted['ceiling'], part, whole):.1%})"
+        for part, whole in (("numbers_heard", "numbers"), ("errors", "words"))
     )
+    return f"numbers right {right}, word error {error}"
 
 
 def share(counts: Results, part: str, whole: str) -> float:
