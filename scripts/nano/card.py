@@ -165,28 +165,32 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def _whole(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
 def _goals(senses: Mapping[str, Any]) -> str:
     rows = []
     for goal in GOALS:
         if (one := senses.get(goal.sense)) is None:
-            rows.append((goal.kind, goal.asked, f"{goal.least:.0%}", "not measured", "", "", ""))
+            rows.append((goal.kind, goal.asked, _whole(goal.least), "not measured", "", "", ""))
             continue
         low, high = interval(one["right"], one["samples"])
         right, verbatim = (_percent(share(one, name, "samples")) for name in ("right", "verbatim"))
         within = f"{100 * low:.1f} to {100 * high:.1f}"
-        rows.append((goal.kind, goal.asked, f"{goal.least:.0%}", right, within, verbatim, one["samples"]))
+        rows.append((goal.kind, goal.asked, _whole(goal.least), right, within, verbatim, one["samples"]))
     return _table(("sense", "asked", "goal", "right", "interval", "word for word", "samples"), rows)
 
 
 def _short(figures: Figures) -> str:
     """What falls short of its goal, in words."""
     behind = [
-        f"{goal.sense} ({_percent(share(one, 'right', 'samples'))} of {goal.least:.0%})"
+        f"{goal.sense} ({_percent(share(one, 'right', 'samples'))} of {_whole(goal.least)})"
         for goal in GOALS
         if (one := figures["senses"].get(goal.sense)) and share(one, "right", "samples") < goal.least
     ]
     behind += [
-        f"{name} ({_percent(share(one, 'right', 'samples'))} of {ROBUST:.0%})"
+        f"{name} ({_percent(share(one, 'right', 'samples'))} of {_whole(ROBUST)})"
         for name, one in figures["robust"].items()
         if share(one, "right", "samples") < ROBUST
     ]
