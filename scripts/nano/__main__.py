@@ -116,6 +116,7 @@ class Evaluate(Made):
 
 def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
     """Evaluate what has no results of this model yet, and print all of them."""
+    from omni_jax.weights.parts import PARTS
     from scripts.nano.evaluation import Asked, evaluate_sense, line_of, made_senses
     from scripts.nano.robustness import evaluate_robustness
     from scripts.nano.spoken import evaluate_speech, speech_lines
@@ -127,7 +128,8 @@ def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
         return 0
     for name, counts in evaluate_robustness(asked, options.output)["conditions"].items():
         print(line_of(name, counts), flush=True)
-    print("\n".join(speech_lines(evaluate_speech(asked, options.output))))
+    whole = Asked(options.model, options.output, options.limit, PARTS)
+    print("\n".join(speech_lines(evaluate_speech(whole, options.output))))
     return 0
 
 

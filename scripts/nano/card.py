@@ -158,7 +158,11 @@ def text_of(figures: Figures) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _percent(value: float) -> str:
@@ -221,7 +225,7 @@ def _confusions(senses: Mapping[str, Any]) -> str:
     parts = []
     for sense, one in senses.items():
         if "confusion" in one:
-            head = (f"**{sense}**", *range(10), "none")
+            head = (f"**{sense}**", *map(str, range(10)), "none")
             rows = [(f"{i} {DIGITS[i]}", *(n or "" for n in row)) for i, row in enumerate(one["confusion"])]
             parts.append(_table(head, rows))
     return "\n\n".join(parts)
@@ -258,7 +262,7 @@ def _examples(speech: Mapping[str, Any]) -> str:
 
 def _failures(senses: Mapping[str, Any]) -> str:
     rows = [
-        (sense, wrong["asked"], wrong["right"], wrong["reply"].replace("\n", " ").replace("|", "\\|"))
+        (sense, wrong["asked"], wrong["right"], wrong["reply"])
         for sense, one in senses.items()
         for wrong in one["failures"][:2]
     ]

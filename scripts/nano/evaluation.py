@@ -158,4 +158,4 @@ def line_of(name: str, results: Mapping[str, Any]) -> str:
     """A line of the printed table."""
     low, high = interval(results["right"], results["samples"])
     share = results["right"] / max(1, results["samples"])
-    return f"{name:12}{results['right']:5} of {results['samples']:4}  {share:6.1%}  ({low:.1%} to {high:.1%})"
+    return f"{name:18}{results['right']:5} of {results['samples']:4}  {share:6.1%}  ({low:.1%} to {high:.1%})"

@@ -128,7 +128,7 @@ def _synthesised(text: str, voice: str) -> np.ndarray:
 
 def speech_lines(results: Results) -> list[str]:
     """Lines of the printed table, one for each speaker."""
-    return [f"{speaker:12}{one['sentences']} sentences, {shares(one)}" for speaker, one in results["speakers"].items()]
+    return [f"{speaker:18}{one['sentences']} sentences, {shares(one)}" for speaker, one in results["speakers"].items()]
 
 
 def shares(counted: Results) -> str:
