@@ -128,7 +128,7 @@ def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
         return 0
     for name, counts in evaluate_robustness(asked, options.output)["conditions"].items():
         print(line_of(name, counts), flush=True)
-    whole = Asked(options.model, options.output, options.limit, PARTS)
+    whole = Asked(options.model, options.output, options.limit, (*PARTS,))
     print("\n".join(speech_lines(evaluate_speech(whole, options.output))))
     return 0
 

@@ -103,8 +103,9 @@ def rows_for_test(output: Path, sense: str, limit: int | None) -> list[Row]:
 
 
 def rows_of(text: str, limit: int | None) -> list[Row]:
-    """The first rows of a file's text."""
-    return [json.loads(line) for line in text.splitlines()[:limit]]
+    """The first rows of a file's text; of those that ask the same, as rows of text alone may, only one."""
+    rows = map(json.loads, text.splitlines())
+    return list({json.dumps(row["messages"]): row for row in rows}.values())[:limit]
 
 
 def questions(rows: Sequence[Row], output: Path) -> list[Messages]:

@@ -11,7 +11,7 @@ from omni_jax.inputs.audio import load_audio
 from scripts.nano import evaluation, recogniser
 from scripts.nano.augment import leveled
 from scripts.nano.card import GOALS, text_of
-from scripts.nano.evaluation import BATCH, Asked, evaluate_sense, results_of
+from scripts.nano.evaluation import BATCH, Asked, evaluate_sense, results_of, rows_of
 from scripts.nano.judging import RIVALS, confusion, interval, is_right, is_verbatim
 from scripts.nano.robustness import conditions
 from scripts.nano.rows import assistant, user
@@ -96,6 +96,12 @@ def test_results_tell_voices_and_failures() -> None:
     assert results["voices"] == {"espeak-en+m5": [1, 1], "flite-rms": [0, 1]}
     (failure,) = results["failures"]
     assert failure["reply"] == "It was two." and failure["right"] == "The first digit was six."
+
+
+def test_what_is_asked_twice_counts_once() -> None:
+    same, other = json.dumps(SUM), json.dumps(SPELLED)
+    assert rows_of("\n".join([same, same, other]), None) == [SUM, SPELLED]
+    assert rows_of("\n".join([same, same, other]), 1) == [SUM]
 
 
 class Parrot:
