@@ -123,6 +123,55 @@ def export(options: Annotated[Export, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Evaluate(Made):
+    """Ask a model all that the tests ask, and judge its answers."""
+
+    model: Path = tyro.MISSING
+    """What is evaluated, in any form that `omni_jax.load` takes."""
+    senses: tuple[str, ...] = ()
+    """Ask these alone, and nothing else; by default all whose rows were made, then robustness and speech."""
+    limit: int | None = None
+    """The most rows of each sense."""
+
+
+def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
+    """Evaluate what has no results of this model yet, and print all of them."""
+    from omni_jax.weights.parts import PARTS
+    from scripts.nano.evaluation import Asked, evaluate_sense, line_of, made_senses
+    from scripts.nano.robustness import evaluate_robustness
+    from scripts.nano.spoken import evaluate_speech, speech_lines
+
+    asked = Asked(options.model, options.output, options.limit)
+    for sense in options.senses or made_senses(options.output):
+        print(line_of(sense, evaluate_sense(asked, options.output, sense)), flush=True)
+    if options.senses:
+        return 0
+    for name, counts in evaluate_robustness(asked, options.output)["conditions"].items():
+        print(line_of(name, counts), flush=True)
+    whole = Asked(options.model, options.output, options.limit, (*PARTS,))
+    print("\n".join(speech_lines(evaluate_speech(whole, options.output))))
+    return 0
+
+
+@dataclass(frozen=True)
+class Card(Made):
+    """Write the model card from the results of the other stages."""
+
+    model: Path = tyro.MISSING
+    """The model that was evaluated."""
+    docs: Path = Path("docs")
+    """Where nano.md and the folder nano are written."""
+
+
+def card(options: Annotated[Card, tyro.conf.arg(name="")]) -> int:
+    """Write the card, its plots and its sounds."""
+    from scripts.nano.card import write_card
+
+    print(write_card(options.output, options.model, options.docs, options.seed))
+    return 0
+
+
 if __name__ == "__main__":
-    commands = {"data": data, "thinker": thinker, "codec": codec, "export": export}
+    commands = {"data": data, "thinker": thinker, "codec": codec, "export": export, "evaluate": evaluate, "card": card}
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))

@@ -45,11 +45,17 @@ def write_speech(directory: Path, sentences: int, seed: int, workers: int) -> Pa
 
 def _texts(directory: Path, count: int, seed: int) -> list[str]:
     """Different answers of the training rows, in a random order."""
+    said = training_answers(directory)
+    order = np.random.default_rng(seed).permutation(len(said))[:count]
+    return [said[i] for i in order]
+
+
+def training_answers(directory: Path) -> list[str]:
+    """Every answer of the training rows once, sorted; InputError without rows."""
     said = sorted({text for file in sorted(directory.glob("rows/*.train.jsonl")) for text in _answers(file)})
     if not said:
         raise InputError(f"{directory}/rows holds no training rows; run the stage data first")
-    order = np.random.default_rng(seed).permutation(len(said))[:count]
-    return [said[i] for i in order]
+    return said
 
 
 def _answers(file: Path) -> Iterator[str]:

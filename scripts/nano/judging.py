@@ -1,0 +1,70 @@
+"""Whether a reply is right, how sure a share of right ones is, and which digits are taken for which.
+
+A sense is judged by one of two rules, on words in lower case without punctuation:
+
+| rule | senses | a reply is right if |
+|---|---|---|
+| key words | those of `RIVALS` | of the words that answers choose from, it holds the right ones alone, each once |
+| sentence | all others | it is the right sentence, word for word |
+
+So "The digit is seven." is right by its only number, "No, five is written and three is said." by its "no"; a string, a
+count or a spelling must be right as a whole and in order, and so must a scene's sentence with its colour, shape and
+place. `verbatim` of a result is the share that is the right sentence, by whichever rule the sense is judged.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+from scripts.nano.words import DIGITS, NUMBERS
+
+# What the answers of a sense choose from, of which a right reply holds the answer's alone.
+RIVALS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("digit", "written", "heard", "red", "when"), frozenset(NUMBERS)),
+    "silence": frozenset({"silence", "noise", "beep", "music", *NUMBERS}),
+    "flash": frozenset({"flash", "beep"}),
+    "same": frozenset({"yes", "no"}),
+}
+
+# The quantile of the normal distribution for intervals of 95 %.
+Z = 1.959964
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case; letters with a comma between them are words."""
+    return re.findall(r"[a-z0-9]+", text.lower().replace("'", " "))
+
+
+def is_right(row: Mapping[str, Any], reply: str) -> bool:
+    """Whether a reply answers a row, by its answer or one that is accepted too."""
+    rivals = RIVALS.get(row["sense"])
+    if rivals is None:
+        right = [row["messages"][-1]["content"], *row["accepted"]]
+        return words(reply) in [words(one) for one in right]
+    chosen = [word for word in words(reply) if word in rivals]
+    return chosen in [words(one) for one in (row["answer"], *row["accepted"])]
+
+
+def is_verbatim(row: Mapping[str, Any], reply: str) -> bool:
+    """Whether a reply is the right sentence, word for word."""
+    return words(reply) == words(row["messages"][-1]["content"])
+
+
+def interval(right: int, number: int) -> tuple[float, float]:
+    """Wilson's interval of 95 % for a share of `right` of `number`."""
+    if not number:
+        return 0.0, 1.0
+    share, spread = right / number, Z * Z / number
+    middle, half = share + spread / 2, Z * sqrt(share * (1 - share) / number + spread / number / 4)
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+
+
+def confusion(rows: Sequence[Mapping[str, Any]], replies: Sequence[str]) -> list[list[int]]:
+    """How often each digit was answered as each, [10, 11]; the last column is for replies without exactly one."""
+    table = [[0] * 11 for _ in DIGITS]
+    for row, reply in zip(rows, replies, strict=True):
+        if row["answer"] in DIGITS:
+            said = [DIGITS.index(word) for word in words(reply) if word in DIGITS]
+            table[DIGITS.index(row["answer"])][said[0] if len(said) == 1 else 10] += 1
+    return table
