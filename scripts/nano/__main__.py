@@ -102,6 +102,25 @@ def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Talker(Made):
+    """Train the Talker, with the trained codec, to speak the Thinker's answers in both voices."""
+
+    steps: int = 6000
+    """Steps of training."""
+    learning_rate: float = 2e-3
+    """Highest learning rate."""
+
+
+def talker(options: Annotated[Talker, tyro.conf.arg(name="")]) -> int:
+    """Put Thinker and codec together, train, or go on, and say how well held sentences are spoken."""
+    from scripts.nano.talker import train_talker
+
+    trained = train_talker(options.output, options.steps, options.learning_rate, options.seed, options.workers)
+    print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    return 0
+
+
 if __name__ == "__main__":
-    commands = {"data": data, "thinker": thinker, "codec": codec}
+    commands = {"data": data, "thinker": thinker, "codec": codec, "talker": talker}
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))
