@@ -77,7 +77,8 @@ def _rows(line: dict[str, str], own: list[Messages], split: Split, seed: int) ->
     """The rows in which one clip is the answer; their paths are relative to a folder beside that of the media."""
     text, draw = line["text"], np.random.default_rng([seed, crc32(f"{line['speaker']}: {line['text']}".encode())])
     said = text.rstrip(".")
-    before = [[user(wording(draw, REPEAT, split).format(said[0].lower() + said[1:]))]]
+    said = said if said.startswith("I ") else said[0].lower() + said[1:]
+    before = [[user(wording(draw, REPEAT, split).format(said))]]
     if own:
         before += [own[i] for i in draw.permutation(len(own))[:OWN]]
         before.append([without_media(message) for message in pick(draw, own)])
@@ -104,6 +105,7 @@ def talker_recipe(directory: Path, data: Path, steps: int | None, rate: float, s
         optimizer=Optimizer(learning_rate=rate, warmup_ratio=0.03, final_ratio=0.05, weight_decay=0.02),
         batch=Batching(rows=ROWS, max_length=LENGTH, workers=workers, coarse=True),
         compute=Compute(remat="none"),
+        layout="QF",
     )  # fmt: skip
 
 
