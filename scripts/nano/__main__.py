@@ -95,8 +95,7 @@ def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
     """Train, or go on."""
     from scripts.nano.thinker import train_thinker
 
-    made = sorted(file.name.split(".")[0] for file in options.output.glob("rows/*.train.jsonl"))
-    senses, rate = options.senses or made, options.learning_rate
+    senses, rate = options.senses or made_senses(options.output), options.learning_rate
     trained = train_thinker(options.output, senses, options.steps, rate, options.seed, options.workers)
     print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
     return 0
@@ -114,13 +113,42 @@ class Talker(Made):
 
 def talker(options: Annotated[Talker, tyro.conf.arg(name="")]) -> int:
     """Put Thinker and codec together, train, or go on, and say how well held sentences are spoken."""
-    from scripts.nano.talker import train_talker
+    from scripts.nano.talker import held_report, train_talker
 
     trained = train_talker(options.output, options.steps, options.learning_rate, options.seed, options.workers)
     print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    print(held_report(options.output, options.seed))
     return 0
 
 
+@dataclass(frozen=True)
+class Drafters(Made):
+    """Let the Thinker answer training prompts, and train a DFlash and an EAGLE-3 drafter on what it says."""
+
+    senses: tuple[str, ...] = ()
+    """Whose prompts it answers; by default all whose rows were made."""
+    prompts: int = 300
+    """Prompts of each sense."""
+    steps: int = 1500
+    """Steps of training, of each drafter."""
+
+
+def drafters(options: Annotated[Drafters, tyro.conf.arg(name="")]) -> int:
+    """Answer, train, or go on."""
+    from scripts.nano.drafters import train_drafters, write_replies
+
+    output, seed = options.output, options.seed
+    replies = write_replies(output, options.senses or made_senses(output), options.prompts, seed)
+    for name, trained in train_drafters(output, replies, options.steps, seed, options.workers).items():
+        print(f"{name}: {trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    return 0
+
+
+def made_senses(directory: Path) -> list[str]:
+    """The senses whose training rows were made."""
+    return sorted(file.name.split(".")[0] for file in directory.glob("rows/*.train.jsonl"))
+
+
 if __name__ == "__main__":
-    commands = {"data": data, "thinker": thinker, "codec": codec, "talker": talker}
+    commands = {"data": data, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters}
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))

@@ -19,6 +19,7 @@ import numpy as np
 
 import omni_jax
 from omni_jax.files import write_whole
+from omni_jax.settings import Voice
 from omni_jax.train.command import train_recipe
 from omni_jax.train.loop import Trained
 from omni_jax.train.saving import save_part
@@ -26,6 +27,7 @@ from omni_jax.train.settings import Batching, Compute, Optimizer, Run
 from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.model import model_config
 from scripts.nano.codec_stage import Codec, code2wav_params, lines_of, trained_codec
+from scripts.nano.listen import held_accuracy, listen, read_repeats
 from scripts.nano.rows import SPLITS, Split, assistant, pick, user
 from scripts.nano.text import REPEAT, wording
 
@@ -34,6 +36,8 @@ Messages = list[dict[str, Any]]
 ROWS, LENGTH = 16, 512
 # Conversations of its own in which a sentence is trained, with each voice.
 OWN = 2
+# Held clips that are spoken for the report.
+LISTENED = 32
 
 
 def write_voiced(directory: Path) -> Path:
@@ -116,3 +120,19 @@ def train_talker(directory: Path, steps: int, rate: float, seed: int, workers: i
     trained = train_recipe(recipe, lambda model, parts, mesh: omni_jax.load(model, parts=parts, mesh=mesh))
     assert trained is not None
     return trained
+
+
+def held_report(directory: Path, seed: int) -> str:
+    """How well the trained Talker says sentences that were held out, in lines."""
+    file, model = write_spoken(directory, seed)["test"], directory / "talker" / "model"
+    metrics = held_accuracy(talker_recipe(directory, file, None, 1.0, seed, 0), model)
+    heard = listen(omni_jax.load(model), read_repeats(file, LISTENED), file.parent, Voice(speech_temperature=0))
+    made, true = np.array([one.frames for one in heard]).T
+    near = np.mean([one.distance < one.other for one in heard])
+    return (
+        f"held sentences, true codes given: {metrics['talker_accuracy']:.1%} of first codes, "
+        f"{metrics['predictor_accuracy']:.1%} of the others\n"
+        f"spoken alone: {np.mean([one.ended for one in heard]):.0%} of {len(heard)} end, in {np.mean(made / true):.2f} "
+        f"of the frames; {near:.0%} are nearer to their own clip than to another, log-mels differ by "
+        f"{np.median([one.distance for one in heard]):.2f} and {np.median([one.other for one in heard]):.2f}"
+    )
