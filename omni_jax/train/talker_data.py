@@ -32,7 +32,6 @@ from omni_jax.rows.media import check_there, files_of
 from omni_jax.rows.row import Problem, reason
 from omni_jax.train.codes import Codebooks, Encoder, codes_of_row
 from omni_jax.train.data import forms
-from omni_jax.train.data.samples import COARSE_PADDING, frame_sizes
 
 COLUMNS = Columns(
     groups=(("messages", "conversations"), ("codes", "speech")),
@@ -42,6 +41,8 @@ COLUMNS = Columns(
 )
 # Where a row has no code.
 NO_CODE = -1
+# Tokens to which frames of pictures and videos are padded at least where batches are to have few sizes.
+LEAST_FRAME = 16
 UNSAID = ("tool_calls", "reasoning_content", "reasoning")
 
 
@@ -176,9 +177,11 @@ class SpeechRecipe:
         F = size(int(frames.max()))
         codes = [_padded(sample.codes, F) for sample in samples]
         text_ids = [text_of_frames(sample.spoken, F, self.config) for sample in samples]
-        batch = pad_length(batch, size(batch.token_ids.shape[1]))
+        T, U = size(batch.token_ids.shape[1]), size(int(prompt.length.max()))
+        T, U = (max(T, U), max(T, U)) if self.coarse else (T, U)
+        batch = pad_length(batch, T)
         return SpokenRows(
-            prompt=_to_the_right(_more_rows(prompt, count), size(int(prompt.length.max()))),
+            prompt=_to_the_right(_more_rows(prompt, count), U),
             text_ids=_filled(np.stack(text_ids), count, 0),
             codes=_filled(np.stack(codes), count, NO_CODE),
             thinker=_with_rows(batch, count) if has_media(batch) else None,
@@ -194,8 +197,10 @@ class SpeechRecipe:
             return self.processor.batch_of(rows)
         merge = self.processor.config.thinker.vision.spatial_merge_size**2
         grids = [medium.item.grid for row in rows for medium in row.media if medium.item.grid is not None]
-        sizes = frame_sizes({h * w // merge for _, h, w in grids}, COARSE_PADDING)
-        return self.processor.batch_of(rows, row_tokens=sizes, count=coarse_bucket)
+        # One size for all frames of a batch, of a few that there are.
+        largest = max((h * w // merge for _, h, w in grids), default=1)
+        size = max(LEAST_FRAME, 1 << (largest - 1).bit_length())
+        return self.processor.batch_of(rows, row_tokens=[size], count=coarse_bucket)
 
     def _loaded(self, sample: SpeechSample, problems: list[Problem]) -> Row | None:
         try:
