@@ -330,8 +330,13 @@ class Processor:
                 "shorten the prompt, send fewer or smaller media, or ask for fewer tokens"
             )
 
-    def batch_of(self, rows: list[Row], padding: str = "right") -> Batch:
-        """Combine rows to a batch; at padding, ids and positions are 0 and never read."""
+    def batch_of(
+        self, rows: list[Row], padding: str = "right", row_tokens: Sequence[int] = (), count: Count = bucket
+    ) -> Batch:
+        """Combine rows to a batch; at padding, ids and positions are 0 and never read.
+
+        row_tokens, count: see `pack_vision`.
+        """
         if padding not in ("left", "right"):
             raise InputError(f"padding {padding!r}; choose 'left' or 'right'")
         if not rows:
@@ -344,7 +349,8 @@ class Processor:
             span = slice(T - n, T) if padding == "left" else slice(0, n)
             token_ids[b, span], mask[b, span] = row.token_ids, True
             positions[:, b, span] = row.positions
-        vision, visual_index, audio, audio_index = self.arrange(token_ids, mask, [m for row in rows for m in row.media])
+        media = [m for row in rows for m in row.media]
+        vision, visual_index, audio, audio_index = self.arrange(token_ids, mask, media, row_tokens, count)
         return Batch(
             token_ids=token_ids,
             mask=mask,

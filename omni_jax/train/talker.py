@@ -114,6 +114,7 @@ class TalkerSft(TextRecipe):
             options=read_defaults(self.media.options(), prompt.fps, prompt.use_audio_in_video),
             enable_thinking=prompt.thinking,
             hears=not self.no_media,
+            coarse=batch.coarse,
         )
         packing = Packing(round_up_rows(batch.rows, omni.meshes["talker"]), batch.max_length, several=False)
         epochs = run.epochs if run.steps is None else None

@@ -21,7 +21,7 @@ import numpy as np
 from omni_jax.config import OmniConfig
 from omni_jax.decode.prompt import has_media, pad_length
 from omni_jax.errors import InputError
-from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.inputs.batch import Batch, bucket, coarse_bucket
 from omni_jax.inputs.messages import Media, read_conversation
 from omni_jax.inputs.options import UNSTATED, Options
 from omni_jax.inputs.processor import Processor, Row
@@ -41,6 +41,8 @@ COLUMNS = Columns(
 )
 # Where a row has no code.
 NO_CODE = -1
+# Tokens to which frames of pictures and videos are padded at least where batches are to have few sizes.
+LEAST_FRAME = 16
 UNSAID = ("tool_calls", "reasoning_content", "reasoning")
 
 
@@ -84,7 +86,8 @@ class SpeechRecipe:
 
     max_length: most columns of a sample, prompt and frames. encoder: of sound; None for codes alone. speaker: of rows
     that name none. options: how media are resized, sampled and cut where their parts do not say so. enable_thinking:
-    passed to the chat template if not None. hears: whether prompts may have media.
+    passed to the chat template if not None. hears: whether prompts may have media. coarse: whether batches are padded
+    more, so that there are fewer sizes of them.
     """
 
     processor: Processor
@@ -96,6 +99,7 @@ class SpeechRecipe:
     options: Options = UNSTATED
     enable_thinking: bool | None = None
     hears: bool = True
+    coarse: bool = False
     columns: Columns = field(default=COLUMNS)
 
     def samples(self, row: dict[str, Any], folder: Path, where: str) -> list[SpeechSample]:
@@ -165,17 +169,19 @@ class SpeechRecipe:
         if not taken:
             return _no_rows(count, problems)
         samples = [sample for sample, _ in taken]
-        batch = self.processor.batch_of([row for _, row in taken])
+        batch, size = self._batch([row for _, row in taken]), coarse_bucket if self.coarse else bucket
         names = [sample.speaker for sample in samples]
         first = [int(sample.spoken[0]) for sample in samples]
         prompt = speech_prompt(batch, first, speaker_ids(names, len(names), self.config), self.config)
         frames = np.array([sample.codes.shape[1] for sample in samples] + [0] * (count - len(samples)))
-        F = bucket(int(frames.max()))
+        F = size(int(frames.max()))
         codes = [_padded(sample.codes, F) for sample in samples]
         text_ids = [text_of_frames(sample.spoken, F, self.config) for sample in samples]
-        batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
+        T, U = size(batch.token_ids.shape[1]), size(int(prompt.length.max()))
+        T, U = (max(T, U), max(T, U)) if self.coarse else (T, U)
+        batch = pad_length(batch, T)
         return SpokenRows(
-            prompt=_to_the_right(_more_rows(prompt, count), bucket(int(prompt.length.max()))),
+            prompt=_to_the_right(_more_rows(prompt, count), U),
             text_ids=_filled(np.stack(text_ids), count, 0),
             codes=_filled(np.stack(codes), count, NO_CODE),
             thinker=_with_rows(batch, count) if has_media(batch) else None,
@@ -184,6 +190,17 @@ class SpeechRecipe:
             problems=problems,
             tokens=int(prompt.length.sum() + frames.sum()),
         )
+
+    def _batch(self, rows: list[Row]) -> Batch:
+        """The prompts of rows, whose pictures and sounds are padded more if that is asked for."""
+        if not self.coarse:
+            return self.processor.batch_of(rows)
+        merge = self.processor.config.thinker.vision.spatial_merge_size**2
+        grids = [medium.item.grid for row in rows for medium in row.media if medium.item.grid is not None]
+        # One size for all frames of a batch, of a few that there are.
+        largest = max((h * w // merge for _, h, w in grids), default=1)
+        size = max(LEAST_FRAME, 1 << (largest - 1).bit_length())
+        return self.processor.batch_of(rows, row_tokens=[size], count=coarse_bucket)
 
     def _loaded(self, sample: SpeechSample, problems: list[Problem]) -> Row | None:
         try:

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from omni_jax.weights.locate import DRAFTERS, NANO
-from scripts.nano.rows import write_sense
+from scripts.nano.rows import made_senses, write_sense
 from scripts.nano.senses import SPOKEN, senses, voices_path
 from scripts.nano.synthesis import Sources, make_voices
 
@@ -96,10 +96,52 @@ def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
     """Train, or go on."""
     from scripts.nano.thinker import train_thinker
 
-    made = sorted(file.name.split(".")[0] for file in options.output.glob("rows/*.train.jsonl"))
-    senses, rate = options.senses or made, options.learning_rate
+    senses, rate = options.senses or made_senses(options.output, "train"), options.learning_rate
     trained = train_thinker(options.output, senses, options.steps, rate, options.seed, options.workers)
     print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Talker(Made):
+    """Train the Talker, with the trained codec, to speak the Thinker's answers in both voices."""
+
+    steps: int = 6000
+    """Steps of training."""
+    learning_rate: float = 2e-3
+    """Highest learning rate."""
+
+
+def talker(options: Annotated[Talker, tyro.conf.arg(name="")]) -> int:
+    """Put Thinker and codec together, train, or go on, and say how well held sentences are spoken."""
+    from scripts.nano.talker import held_report, train_talker
+
+    trained = train_talker(options.output, options.steps, options.learning_rate, options.seed, options.workers)
+    print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    print(held_report(options.output, options.seed))
+    return 0
+
+
+@dataclass(frozen=True)
+class Drafters(Made):
+    """Let the Thinker answer training prompts, and train a DFlash and an EAGLE-3 drafter on what it says."""
+
+    senses: tuple[str, ...] = ()
+    """Whose prompts it answers; by default all whose rows were made."""
+    prompts: int = 300
+    """Prompts of each sense."""
+    steps: int = 1500
+    """Steps of training, of each drafter."""
+
+
+def drafters(options: Annotated[Drafters, tyro.conf.arg(name="")]) -> int:
+    """Answer, train, or go on."""
+    from scripts.nano.drafters import train_drafters, write_replies
+
+    output, seed = options.output, options.seed
+    replies = write_replies(output, options.senses or made_senses(output, "train"), options.prompts, seed)
+    for name, trained in train_drafters(output, replies, options.steps, seed, options.workers).items():
+        print(f"{name}: {trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
     return 0
 
 
@@ -138,12 +180,12 @@ class Evaluate(Made):
 def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
     """Evaluate what has no results of this model yet, and print all of them."""
     from omni_jax.weights.parts import PARTS
-    from scripts.nano.evaluation import Asked, evaluate_sense, line_of, made_senses
+    from scripts.nano.evaluation import Asked, evaluate_sense, line_of
     from scripts.nano.robustness import evaluate_robustness
     from scripts.nano.spoken import evaluate_speech, speech_lines
 
     asked = Asked(options.model, options.output, options.limit)
-    for sense in options.senses or made_senses(options.output):
+    for sense in options.senses or made_senses(options.output, "test"):
         print(line_of(sense, evaluate_sense(asked, options.output, sense)), flush=True)
     if options.senses:
         return 0
@@ -173,5 +215,8 @@ def card(options: Annotated[Card, tyro.conf.arg(name="")]) -> int:
 
 
 if __name__ == "__main__":
-    commands = {"data": data, "thinker": thinker, "codec": codec, "export": export, "evaluate": evaluate, "card": card}
+    commands = {
+        "data": data, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters, "export": export,
+        "evaluate": evaluate, "card": card,
+    }  # fmt: skip
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))

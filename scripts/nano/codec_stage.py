@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import Code2WavConfig
+from omni_jax.errors import InputError
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare, init_params
 from scripts.nano.codec import (
@@ -109,6 +110,14 @@ def train_codec(codec: Codec, speech: Path, output: Path, steps: int, seconds: f
             if over:
                 break
     return state
+
+
+def trained_codec(codec: Codec, output: Path) -> State:
+    """The state that training has left in `output`/codec.npz; InputError if there is none."""
+    file = output / "codec.npz"
+    if not file.exists():
+        raise InputError(f"{file} is missing; run the stage codec first")
+    return restored(file, codec.begin(0, _optimizer(1), np.zeros((1, codec.piece), np.float32)))[0]
 
 
 def read_waves(speech: Path, split: str) -> list[np.ndarray]:

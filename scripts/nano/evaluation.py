@@ -85,11 +85,6 @@ def evaluate_sense(asked: Asked, output: Path, sense: str) -> Results:
     return asked.keep(sense, text, results_of(sense, rows, replies) | {"seconds": round(monotonic() - started, 1)})
 
 
-def made_senses(output: Path) -> list[str]:
-    """The senses whose test rows were made."""
-    return sorted(file.name.split(".")[0] for file in output.glob("rows/*.test.jsonl"))
-
-
 def _text(output: Path, sense: str) -> str:
     path = rows_path(output, sense, "test")
     if not path.exists():

@@ -90,6 +90,11 @@ def rows_path(directory: Path, sense: str, split: Split) -> Path:
     return directory / "rows" / f"{sense}.{split}.jsonl"
 
 
+def made_senses(directory: Path, split: Split) -> list[str]:
+    """The senses whose rows of a split were made, sorted."""
+    return sorted(file.name.split(".")[0] for file in directory.glob(f"rows/*.{split}.jsonl"))
+
+
 def samples(sense: Sense, split: Split, seed: int, begin: int = 0) -> Iterator[Sample]:
     """The samples of a sense from number `begin` on, without end."""
     index = begin

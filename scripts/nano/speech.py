@@ -1,7 +1,9 @@
 """What the two speakers say: the model's own answers and what users tell it, spoken by two synthetic voices.
 
 Each sentence is spoken once by each voice, at 24 kHz, with little silence around it. `speech.jsonl` holds a line for
-each: speaker, text and file. Sentences whose number ends in 9 are no speaker's training.
+each: speaker, text and file. Every word is said alone, and then the senses give their answers in turn, so that senses
+with few different answers give all of them: what is left are strings of digits, repeated words and scenes. The last
+tenth of the sentences, which are such, is no speaker's training.
 """
 
 import json
@@ -9,32 +11,40 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice, zip_longest
 from pathlib import Path
+from string import ascii_lowercase
 
 import numpy as np
 
 from omni_jax.errors import InputError
 from omni_jax.files import write_whole
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
+from scripts.nano.rows import Split, made_senses, rows_path
+from scripts.nano.text import KEPT
+from scripts.nano.words import NOUNS, NUMBERS
 
 # The voices of the Debian package flite that the speakers have.
 VOICES = {"chelsie": "slt", "ethan": "rms"}
-# Every so many-th sentence is kept for the test.
+# One sentence in so many, the last ones, is kept for the test.
 HELD = 10
+# How often each letter is said in strings of letters, and their length.
+ALPHABETS, STRING = 16, 5
 # Seconds of silence that are left before and after, and the level below which a sample is silence.
 BEFORE, AFTER, SILENCE = 0.04, 0.12, 0.01
 LEVEL = 0.08
 
 
-def write_speech(directory: Path, sentences: int, seed: int, workers: int) -> Path:
+def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
     """Speak sentences of the rows in `directory`, those that are not spoken yet: the file that lists them."""
     path = directory / "speech" / "speech.jsonl"
     if path.exists():
         return path
     if shutil.which("flite") is None:
         raise InputError("flite is missing; install the Debian package flite")
-    texts = _texts(directory, sentences, seed)
-    asked = [(speaker, i, text) for speaker in VOICES for i, text in enumerate(texts)]
+    texts = sentences(directory, count, seed)
+    train = len(texts) - len(texts) // HELD
+    asked = [(speaker, i, text, "train" if i < train else "test") for speaker in VOICES for i, text in enumerate(texts)]
     for speaker in VOICES:
         (path.parent / speaker).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
@@ -43,27 +53,42 @@ def write_speech(directory: Path, sentences: int, seed: int, workers: int) -> Pa
     return path
 
 
-def _texts(directory: Path, count: int, seed: int) -> list[str]:
-    """Different answers of the training rows, in a random order."""
-    said = training_answers(directory)
-    order = np.random.default_rng(seed).permutation(len(said))[:count]
-    return [said[i] for i in order]
+def sentences(directory: Path, count: int, seed: int) -> list[str]:
+    """Every word alone, strings of letters, then the answers of the training rows, each sense's in turn.
+
+    A sense's rows are taken in a random order, so that its frequent answers come first.
+    """
+    draw = np.random.default_rng(seed)
+    said = _said(directory)
+    turns = zip_longest(*(dict.fromkeys(texts[i] for i in draw.permutation(len(texts))) for texts in said))
+    words = (word.capitalize() + "." for word in (*NUMBERS, *NOUNS))
+    texts = chain([KEPT], words, _letters(draw), *turns)
+    return list(islice(dict.fromkeys(text for text in texts if text), count))
 
 
 def training_answers(directory: Path) -> list[str]:
-    """Every answer of the training rows once, sorted; InputError without rows."""
-    said = sorted({text for file in sorted(directory.glob("rows/*.train.jsonl")) for text in _answers(file)})
-    if not said:
+    """The last answer of every training row once, sorted; InputError without rows."""
+    return sorted(set(chain(*_said(directory))))
+
+
+def _said(directory: Path) -> list[list[str]]:
+    """The last answer of every training row, those of each sense by themselves."""
+    senses = made_senses(directory, "train")
+    if not senses:
         raise InputError(f"{directory}/rows holds no training rows; run the stage data first")
-    return said
+    lines = [rows_path(directory, sense, "train").read_text().splitlines() for sense in senses]
+    return [[json.loads(line)["messages"][-1]["content"] for line in each] for each in lines]
 
 
-def _answers(file: Path) -> Iterator[str]:
-    for line in file.read_text().splitlines():
-        yield from (m["content"] for m in json.loads(line)["messages"] if m["role"] == "assistant")
+def _letters(draw: np.random.Generator) -> Iterator[str]:
+    """Strings of letters, in which all are as frequent; words hold some hardly ever."""
+    for _ in range(ALPHABETS):
+        order = draw.permutation(list(ascii_lowercase)).tolist()
+        for begin in range(0, len(order), STRING):
+            yield ", ".join(order[begin : begin + STRING]).capitalize() + "."
 
 
-def _spoken(folder: Path, speaker: str, index: int, text: str) -> dict[str, str]:
+def _spoken(folder: Path, speaker: str, index: int, text: str, split: Split) -> dict[str, str]:
     """Speak one sentence into `folder`: its line."""
     import soundfile
     from scipy.signal import resample_poly
@@ -78,7 +103,6 @@ def _spoken(folder: Path, speaker: str, index: int, text: str) -> dict[str, str]
         part = file.with_suffix(".partial.wav")
         soundfile.write(part, wave, SAMPLES_PER_SECOND, subtype="PCM_16")
         part.rename(file)
-    split = "test" if index % HELD == HELD - 1 else "train"
     return {"speaker": speaker, "text": text, "audio": f"{speaker}/{file.name}", "split": split}
 
 

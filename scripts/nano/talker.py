@@ -1,0 +1,138 @@
+"""The stage talker: the trained Thinker with the trained codec, and a Talker that speaks its answers.
+
+    thinker/model, codec.npz -> voiced
+    speech/speech.jsonl, rows/*.train.jsonl -> spoken/<split>.jsonl -> recipe talker -> talker/model
+
+The Talker reads the user's turns and is given the answer a token a frame, so that it is to learn to say that, whatever
+the turns are. Each sentence is therefore an answer in several conversations: its own ones, with their pictures, sounds
+and videos; the words of one of them without these; and one that asks to repeat it.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+import omni_jax
+from omni_jax.files import write_whole
+from omni_jax.settings import Voice
+from omni_jax.train.command import train_recipe
+from omni_jax.train.loop import Trained
+from omni_jax.train.saving import save_part
+from omni_jax.train.settings import Batching, Compute, Optimizer, Run
+from omni_jax.train.talker import TalkerSft
+from omni_jax.weights.model import model_config
+from scripts.nano.codec_stage import Codec, code2wav_params, lines_of, trained_codec
+from scripts.nano.listen import held_accuracy, listen, read_repeats
+from scripts.nano.rows import SPLITS, Split, assistant, pick, user
+from scripts.nano.text import REPEAT, wording
+
+Messages = list[dict[str, Any]]
+
+ROWS, LENGTH = 16, 512
+# Conversations of its own in which a sentence is trained, with each voice.
+OWN = 2
+# Held clips that are spoken for the report.
+LISTENED = 32
+
+
+def write_voiced(directory: Path) -> Path:
+    """The Thinker's model with the Code2Wav of the codec, written unless it is there."""
+    voiced, model = directory / "voiced", directory / "thinker" / "model"
+    if not voiced.exists():
+        config = model_config(model).code2wav
+        assert config is not None
+        state = trained_codec(Codec.of(config), directory)
+        save_part("code2wav", model, None, code2wav_params(state), voiced)
+    return voiced
+
+
+def write_spoken(directory: Path, seed: int) -> dict[Split, Path]:
+    """Rows of conversations for all that was spoken, written unless they are there: the file of each split."""
+    files = {split: directory / "spoken" / f"{split}.jsonl" for split in SPLITS}
+    if all(file.exists() for file in files.values()):
+        return files
+    lines = {split: list(lines_of(directory / "speech", split)) for split in SPLITS}
+    own = conversations(directory, {line["text"] for split in SPLITS for line in lines[split]})
+    for split, file in files.items():
+        file.parent.mkdir(exist_ok=True)
+        rows = (row for line in lines[split] for row in _rows(line, own[line["text"]], split, seed))
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+    return files
+
+
+def conversations(directory: Path, texts: set[str]) -> defaultdict[str, list[Messages]]:
+    """What was said before each of `texts` in the training rows."""
+    found: defaultdict[str, list[Messages]] = defaultdict(list)
+    for file in sorted(directory.glob("rows/*.train.jsonl")):
+        for line in file.read_text().splitlines():
+            messages = json.loads(line)["messages"]
+            for i, message in enumerate(messages):
+                if message["role"] == "assistant" and message["content"] in texts:
+                    found[message["content"]].append(messages[:i])
+    return found
+
+
+def _rows(line: dict[str, str], own: list[Messages], split: Split, seed: int) -> Iterator[dict[str, Any]]:
+    """The rows in which one clip is the answer; their paths are relative to a folder beside that of the media."""
+    text, draw = line["text"], np.random.default_rng([seed, crc32(f"{line['speaker']}: {line['text']}".encode())])
+    said = text.rstrip(".")
+    said = said if said.startswith("I ") else said[0].lower() + said[1:]
+    before = [[user(wording(draw, REPEAT, split).format(said))]]
+    if own:
+        before += [own[i] for i in draw.permutation(len(own))[:OWN]]
+        before.append([without_media(message) for message in pick(draw, own)])
+    codes = f"../speech/{Path(line['audio']).with_suffix('.npy')}"
+    for messages in before:
+        yield {"messages": [*messages, assistant(text)], "codes": codes, "speaker": line["speaker"]}
+
+
+def without_media(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with nothing but its text."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    return {**message, "content": [part for part in content if part["type"] == "text"]}
+
+
+def talker_recipe(directory: Path, data: Path, steps: int | None, rate: float, seed: int, workers: int) -> TalkerSft:
+    """How the Talker is trained on a file of rows."""
+    return TalkerSft(
+        run=Run(
+            model=directory / "voiced", data=(data,), output=directory / "talker", steps=steps, seed=seed,
+            save_every=200,
+        ),
+        optimizer=Optimizer(learning_rate=rate, warmup_ratio=0.03, final_ratio=0.05, weight_decay=0.02),
+        batch=Batching(rows=ROWS, max_length=LENGTH, workers=workers, coarse=True),
+        compute=Compute(remat="none"),
+        layout="QF",
+    )  # fmt: skip
+
+
+def train_talker(directory: Path, steps: int, rate: float, seed: int, workers: int) -> Trained:
+    """Train Talker, projections and code predictor, going on where it was: what the recipe's loop gives."""
+    write_voiced(directory)
+    recipe = talker_recipe(directory, write_spoken(directory, seed)["train"], steps, rate, seed, workers)
+    trained = train_recipe(recipe, lambda model, parts, mesh: omni_jax.load(model, parts=parts, mesh=mesh))
+    assert trained is not None
+    return trained
+
+
+def held_report(directory: Path, seed: int) -> str:
+    """How well the trained Talker says sentences that were held out, in lines."""
+    file, model = write_spoken(directory, seed)["test"], directory / "talker" / "model"
+    metrics = held_accuracy(talker_recipe(directory, file, None, 1.0, seed, 0), model)
+    heard = listen(omni_jax.load(model), read_repeats(file, LISTENED), file.parent, Voice(speech_temperature=0))
+    made, true = np.array([one.frames for one in heard]).T
+    near = np.mean([one.distance < one.other for one in heard])
+    return (
+        f"held sentences, true codes given: {metrics['talker_accuracy']:.1%} of first codes, "
+        f"{metrics['predictor_accuracy']:.1%} of the others\n"
+        f"spoken alone: {np.mean([one.ended for one in heard]):.0%} of {len(heard)} end, in {np.mean(made / true):.2f} "
+        f"of the frames; {near:.0%} are nearer to their own clip than to another, log-mels differ by "
+        f"{np.median([one.distance for one in heard]):.2f} and {np.median([one.other for one in heard]):.2f}"
+    )

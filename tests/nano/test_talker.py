@@ -1,0 +1,127 @@
+"""What the speakers say, in which conversations the Talker learns it, and that its rows and its report can be used."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import omni_jax
+from omni_jax.config import OmniConfig
+from omni_jax.inputs.batch import LEAST_COARSE
+from omni_jax.settings import Voice
+from omni_jax.train.state import leaf_shardings
+from omni_jax.train.talker import TalkerSft
+from omni_jax.weights.model import model_config, open_model
+from omni_jax.weights.trees import flatten
+from scripts.nano import codec_stage, talker
+from scripts.nano.codec_stage import Codec, code2wav_params
+from scripts.nano.listen import listen, mel_distance
+from scripts.nano.speech import ALPHABETS, sentences
+from scripts.nano.text import KEPT, REPEAT
+from scripts.nano.words import NOUNS, NUMBERS
+from scripts.stored_state import save
+from tests.nano.small import CODES, write_rows, write_small
+
+FRAMES = 16
+SPOKEN = ("The digit is two.", KEPT, "Your word is sea.", "Q, z.")
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory as the stages before leave it: rows, a small Thinker, and codes of some sentences."""
+    write_rows(tmp_path)
+    write_small(tmp_path, monkeypatch)
+    lines = []
+    for speaker in ("chelsie", "ethan"):
+        (tmp_path / "speech" / speaker).mkdir(parents=True)
+        for i, text in enumerate(SPOKEN):
+            codes = np.random.default_rng(i).integers(0, CODES, (16, FRAMES + i)).astype(np.int16)
+            np.save(tmp_path / "speech" / speaker / f"{i}.npy", codes)
+            split = "test" if text == "Your word is sea." else "train"
+            lines.append({"speaker": speaker, "text": text, "audio": f"{speaker}/{i}.wav", "split": split})
+    (tmp_path / "speech" / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def test_everything_that_is_said_is_said_alone_or_in_turn(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    texts = sentences(tmp_path, 10_000, 0)
+    assert len(set(texts)) == len(texts)
+    assert {word.capitalize() + "." for word in (*NOUNS, *NUMBERS)} | {*SPOKEN[:3]} <= {*texts}
+    letters = [text for text in texts if text[1] in ",." and text != "A."]
+    assert sum("q" in text.lower() for text in letters) == ALPHABETS
+    # A sense with few answers gives them before one with many gives its second.
+    assert texts[-2:] == ["Your word is sea.", "The digit is two."] or texts[-2:] == SPOKEN[2:0:-1]
+
+
+def test_a_sentence_is_the_answer_in_several_conversations(made: Path) -> None:
+    files = talker.write_spoken(made, 0)
+    rows = [json.loads(line) for line in files["train"].read_text().splitlines()]
+    said = {text: [row for row in rows if row["messages"][-1]["content"] == text] for text in SPOKEN}
+    assert not said["Your word is sea."] and len(said["Q, z."]) == 2
+    first = said["The digit is two."]
+    assert sorted({row["speaker"] for row in first}) == ["chelsie", "ethan"] and len(first) == 2 * (talker.OWN + 2)
+    parts = [message["content"] for row in first for message in row["messages"][:-1]]
+    pictures = [part["image"] for content in parts for part in content if part["type"] == "image"]
+    assert len(pictures) == 2 * talker.OWN and all((files["train"].parent / one).exists() for one in pictures)
+    assert all((files["train"].parent / row["codes"]).exists() for row in rows)
+    # Of a conversation of several answers, what follows is left out.
+    assert all(row["messages"][0] == row["messages"][-2] for row in said[KEPT])
+    # A test asks in words that training never does.
+    asked = [row["messages"][0]["content"][0]["text"] for row in map(json.loads, files["test"].open())]
+    held = [wording.split("{")[0] for wording in REPEAT[-3:]]
+    assert sum(any(text.startswith(begin) for begin in held) for text in asked) == 2
+    assert talker.write_spoken(made, 1) == files and files["train"].read_text().count("\n") == len(rows)
+
+
+def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) -> None:
+    model = made / "thinker" / "model"
+    config = model_config(model).code2wav
+    assert config is not None
+    codec = Codec.of(config)
+    state = codec.begin(3, codec_stage._optimizer(5), np.ones((1, codec.piece), np.float32))
+    save(made / "codec.npz", state, 5, 1.0)
+    voiced = arrays(talker.write_voiced(made))
+    wanted = flatten({**open_params(model), "code2wav": code2wav_params(state)})
+    assert voiced.keys() == wanted.keys()
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(voiced[path], value, err_msg=path)
+
+
+def test_rows_are_batches_of_few_sizes(made: Path) -> None:
+    recipe = talker.talker_recipe(made, talker.write_spoken(made, 0)["train"], 4, 1e-3, 0, 0)
+    omni = omni_jax.load(made / "thinker" / "model", parts=TalkerSft.PARTS)
+    batches = recipe.batches(omni)
+    step = next(iter(batches))
+    batches.close()
+    batch = step.batch
+    assert not batches.problems and len(step.samples) == talker.ROWS
+    assert batch.codes.shape == (talker.ROWS, 16, LEAST_COARSE)
+    assert batch.prompt.text_ids.shape[1] % LEAST_COARSE == 0
+    if batch.thinker is not None:
+        ((patches, _),) = batch.thinker.media.vision
+        assert patches.shape[0] == LEAST_COARSE
+
+
+def test_a_talker_that_speaks_alone_is_compared_with_clips(made: Path) -> None:
+    omni = omni_jax.load(made / "thinker" / "model")
+    files = talker.write_spoken(made, 0)
+    rows = talker.read_repeats(files["test"], 8)
+    assert [row["speaker"] for row in rows] == ["chelsie", "ethan"]
+    for one in listen(omni, rows, files["test"].parent, Voice(speech_temperature=0)):
+        assert one.frames[1] == FRAMES + 2 and 0 <= one.frames[0] <= 96 and one.other >= 0
+        assert one.ended == (one.frames[0] < 96)
+    wave = np.random.default_rng(0).standard_normal(24_000).astype(np.float32)
+    assert mel_distance(wave, wave) == 0 < 0.1 < mel_distance(wave, 3 * wave)
+    assert mel_distance(wave, wave[:10]) == float("inf")
+
+
+def open_params(model: Path) -> dict:
+    opened = open_model(model)
+    return opened.read({name: leaf_shardings(one.shapes, one.axes, None) for name, one in opened.declarations.items()})
+
+
+def arrays(model: Path) -> dict:
+    assert isinstance(model_config(model), OmniConfig)
+    return flatten(open_params(model))
