@@ -106,7 +106,9 @@ def talker_recipe(directory: Path, data: Path, steps: int | None, rate: float, s
             model=directory / "voiced", data=(data,), output=directory / "talker", steps=steps, seed=seed,
             save_every=200,
         ),
-        optimizer=Optimizer(optimizer="muon", learning_rate=rate, warmup_ratio=0.03, final_ratio=0.05, weight_decay=0.02),
+        optimizer=Optimizer(
+            optimizer="muon", learning_rate=rate, warmup_ratio=0.03, final_ratio=0.05, weight_decay=0.02
+        ),
         batch=Batching(rows=ROWS, max_length=LENGTH, workers=workers, coarse=True),
         compute=Compute(remat="none"),
         layout="QF",
