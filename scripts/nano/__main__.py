@@ -86,7 +86,7 @@ class Thinker(Made):
 
     senses: tuple[str, ...] = ()
     """Train on these alone; by default on all whose rows were made."""
-    steps: int = 12_000
+    steps: int = 10_000
     """Steps of training."""
     learning_rate: float = 5e-3
     """Highest learning rate."""

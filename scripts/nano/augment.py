@@ -139,10 +139,11 @@ def noise(draw: np.random.Generator, size: int, crowd: Callable[[], np.ndarray])
     return people + 0.05 * hiss(draw, size)
 
 
-def hiss(draw: np.random.Generator, size: int) -> np.ndarray:
-    """Noise from white over pink to brown, [size]."""
+def hiss(draw: np.random.Generator, size: int, slope: float | None = None) -> np.ndarray:
+    """Noise from white (slope 0) over pink to brown (1), [size]; by default of any slope."""
+    slope = float(draw.uniform(0, 1)) if slope is None else slope
     spectrum = np.fft.rfft(draw.standard_normal(size))
-    spectrum *= np.maximum(np.arange(len(spectrum)), size * 40 / RATE) ** -draw.uniform(0, 1)
+    spectrum *= np.maximum(np.arange(len(spectrum)), size * 40 / RATE) ** -slope
     sound = np.fft.irfft(spectrum, size)
     return sound / np.sqrt(np.mean(np.square(sound)))
 
@@ -195,15 +196,15 @@ def leveled(sound: np.ndarray, decibels: float) -> np.ndarray:
     return (sound / max(np.abs(sound).max(), 1e-9) * 10 ** (decibels / 20)).astype(np.float32)
 
 
-def beep(draw: np.random.Generator) -> np.ndarray:
+def beep(draw: np.random.Generator, hertz: float) -> np.ndarray:
     """One steady tone of 0.15 to 1 second, [samples]."""
     times = np.arange(int(draw.uniform(0.15, 1) * RATE)) / RATE
-    return _tone(times, float(np.exp(draw.uniform(np.log(300), np.log(3000)))), float(draw.uniform(0, 0.3)), 0)
+    return _tone(times, hertz, float(draw.uniform(0, 0.3)), 0)
 
 
-def music(draw: np.random.Generator) -> np.ndarray:
-    """Four to nine notes of a scale one after another, some of them chords, [samples]."""
-    scale, base = np.array([0, 2, 4, 5, 7, 9, 11, 12]), float(draw.uniform(130, 520))
+def music(draw: np.random.Generator, base: float) -> np.ndarray:
+    """Four to nine notes of a scale above `base` (hertz) one after another, some of them chords, [samples]."""
+    scale = np.array([0, 2, 4, 5, 7, 9, 11, 12])
     beat, timbre, fade = float(draw.uniform(0.15, 0.4)), float(draw.uniform(0.2, 0.7)), float(draw.uniform(1, 8))
     times = np.arange(int(beat * RATE)) / RATE
     notes, last = [], -1

@@ -15,7 +15,7 @@ import numpy as np
 
 from omni_jax.files import write_whole
 from omni_jax.train.batch import MediaRows
-from scripts.nano.config import nano_config, nano_tokenizer
+from scripts.nano.config import PIXELS, nano_config, nano_tokenizer
 from scripts.nano.whiten import whitened
 from scripts.small.checkpoint import GENERATION_CONFIG, preprocessor_dict
 from scripts.small.tensors import tensor_shapes
@@ -69,9 +69,9 @@ def write_tensors(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def files_of(config: dict[str, Any]) -> dict[str, dict]:
-    """The JSON files of the directory; pictures are as small as a few patches."""
+    """The JSON files of the directory."""
     config["dtype"] = config["thinker_config"]["dtype"] = "float32"
-    preprocessor = preprocessor_dict(config) | {"min_pixels": 32 * 32, "max_pixels": 256 * 256}
+    preprocessor = preprocessor_dict(config) | PIXELS
     return {
         "config.json": config,
         "preprocessor_config.json": preprocessor,

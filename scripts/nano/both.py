@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.nano.augment import fitted
-from scripts.nano.hear import wave
+from scripts.nano.hear import PITCHES, apart, wave
 from scripts.nano.pictures import COLOURS, Thing, background, picture_part, shown
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import wording
@@ -88,9 +88,7 @@ def flash(draw: np.random.Generator, split: Split) -> Sample:
 
 def beep(draw: np.random.Generator, split: Split) -> np.ndarray:
     """A tone of a third of a second or so, float32 [samples] at 16 kHz."""
-    pitch = draw.uniform(700, 1000)
-    if split == "train":
-        pitch = pick(draw, (draw.uniform(300, 700), draw.uniform(1000, 2400)))
+    pitch = apart(draw, split, 300, 2400, PITCHES)
     times = np.arange(int(draw.uniform(0.2, 0.45) * RATE)) / RATE
     tone = np.sin(2 * np.pi * pitch * times) + draw.uniform(0, 0.4) * np.sin(6 * np.pi * pitch * times)
     ramp = np.clip(np.minimum(times, times[::-1]) / 0.01, 0, 1)

@@ -62,6 +62,7 @@ GOALS = (
     Goal("both", "is the written digit the one that is said?", "same", 0.95),
     Goal("remember", "a word told in an earlier turn", "remember", 0.95),
     Goal("remember", "a digit heard in an earlier turn", "heard", 0.95),
+    Goal("remember", "a digit or a thing shown in an earlier turn", "shown", 0.95),
     Goal("text", "counting", "count", 0.95),
     Goal("text", "adding up to 20", "add", 0.95),
     Goal("text", "spelling", "spell", 0.95),

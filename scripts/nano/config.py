@@ -14,6 +14,8 @@ from scripts.small.tokenizer import SPECIAL_TOKENS, train_tokenizer
 # Tokens of text, before the special ones. The nouns are none of the texts that these are learned from, so that they
 # fall into letters and short pieces, which can be spelled.
 TEXT_TOKENS = 608
+# The area of a resized picture or frame: those of 64 to 128 pixels a side stay as they are.
+PIXELS = {"min_pixels": 56 * 56, "max_pixels": 128 * 128}
 
 NANO: dict[str, Any] = {
     "thinker_config": {
@@ -50,7 +52,7 @@ NANO: dict[str, Any] = {
     },
     "code2wav_config": {
         "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
-        "intermediate_size": 192, "codebook_size": 128, "sliding_window": 25, "decoder_dim": 160,
+        "intermediate_size": 192, "codebook_size": 128, "sliding_window": 16, "decoder_dim": 160,
         "max_position_embeddings": 4096,
     },
 }  # fmt: skip

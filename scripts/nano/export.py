@@ -30,10 +30,9 @@ from omni_jax.weights.headers import DTYPE_BITS, read_header
 from omni_jax.weights.locate import DRAFTERS
 from omni_jax.weights.manifest import is_converted
 from omni_jax.weights.model import model_config
+from scripts.nano.config import PIXELS
 
 FILE, DTYPE = "model.safetensors", "bfloat16"
-# The area of a resized picture or frame, in pixels: those of 64 to 128 pixels a side stay as they are.
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 128 * 128
 # The most bytes of tensors.
 MODEL_BYTES, DRAFTER_BYTES = 10_000_000, 1_000_000
 
@@ -82,9 +81,8 @@ def write_model(source: Path, directory: Path) -> None:
     config = in_dtype(read_object(directory / "config.json"))
     config["thinker_config"] = in_dtype(config["thinker_config"])
     _write(directory / "config.json", config)
-    limits = {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
-    size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
-    for name, changes in (("preprocessor_config.json", limits), ("tokenizer_config.json", {"size": size})):
+    size = {"shortest_edge": PIXELS["min_pixels"], "longest_edge": PIXELS["max_pixels"]}
+    for name, changes in (("preprocessor_config.json", PIXELS), ("tokenizer_config.json", {"size": size})):
         _write(directory / name, read_object(directory / name) | changes)
 
 

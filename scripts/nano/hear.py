@@ -48,6 +48,9 @@ RECALL_SOUND = (
     "Which digit was my first?", "What was the first digit?", "Tell me the digit from the first recording.",
 )  # fmt: skip
 
+# Of the test alone: pitches of beeps and lowest notes of music in hertz, and slopes of noise.
+PITCHES, KEYS, SLOPES = (700.0, 1000.0), (250.0, 330.0), (0.4, 0.6)
+
 
 def hear_senses(bank: Bank, scale: float = 1.0) -> tuple[Sense, ...]:
     """The senses of sound, of the clips of a bank; scale: of their numbers of rows."""
@@ -98,7 +101,7 @@ def silence(bank: Bank, draw: np.random.Generator, split: Split) -> Sample:
     asked = SOUND if draw.random() < 0.7 else pick(draw, (DIGIT, STRING))
     name = f"{kind.removeprefix('a ')}.wav"
     question = user(_audio(name), wording(draw, asked, split))
-    media = {name: wave(no_speech(draw, kind))}
+    media = {name: wave(no_speech(draw, kind, split))}
     return Sample([question, assistant(f"I hear {kind}.")], kind.removeprefix("a "), media)
 
 
@@ -119,17 +122,33 @@ def heard(bank: Bank, draw: np.random.Generator, split: Split) -> Sample:
     return Sample([told, assistant(KEPT), *between, *recalled], word, media)
 
 
-def no_speech(draw: np.random.Generator, kind: str) -> np.ndarray:
-    """Silence, noise, a beep or music, [samples]; silence is hardly heard, noise well."""
+def no_speech(draw: np.random.Generator, kind: str, split: Split) -> np.ndarray:
+    """Silence, noise, a beep or music, [samples]; silence is hardly heard, noise well.
+
+    The test's noises have slopes, its beeps pitches and its music keys between those of training.
+    """
     size = int(draw.uniform(0.5, 4) * RATE)
     if kind == "silence":
         return leveled(hiss(draw, size), float(draw.uniform(-90, -60))) * (draw.random() > 0.2)
     if kind == "noise":
-        sound = hiss(draw, size) + draw.uniform(0, 1) * hum(draw, size) * (draw.random() < 0.3)
+        sound = hiss(draw, size, apart(draw, split, 0, 1, SLOPES)) + draw.uniform(0, 1) * hum(draw, size) * (
+            draw.random() < 0.3
+        )
         return leveled(sound, float(draw.uniform(-30, 0)))
-    sound = placed(draw, beep(draw) if kind == "a beep" else music(draw), 0.8)
+    if kind == "a beep":
+        sound = placed(draw, beep(draw, apart(draw, split, 300, 3000, PITCHES)), 0.8)
+    else:
+        sound = placed(draw, music(draw, apart(draw, split, 130, 520, KEYS)), 0.8)
     sound = sound / np.abs(sound).max() + float(draw.uniform(0, 0.02)) * hiss(draw, len(sound))
     return leveled(sound, float(draw.uniform(-25, 0)))
+
+
+def apart(draw: np.random.Generator, split: Split, low: float, high: float, held: tuple[float, float]) -> float:
+    """A number of `held` for the test, for training one from low to high outside it."""
+    if split == "test":
+        return float(draw.uniform(*held))
+    value = float(draw.uniform(low, high - (held[1] - held[0])))
+    return value if value < held[0] else value + held[1] - held[0]
 
 
 def say(bank: Bank, draw: np.random.Generator, digit: int, split: Split) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scripts.nano import both, reading, scenes, videos, written
+from scripts.nano import both, reading, recall, scenes, videos, written
 from scripts.nano.rows import Sense
 from scripts.nano.text import trained_on
 
@@ -15,12 +15,13 @@ def see_senses(directory: Path, say: both.Say, scale: float = 1.0) -> tuple[Sens
         reading.reading_sense(scale),
         *videos.video_senses(scale),
         *both.both_senses(directory, say, scale),
+        recall.recall_sense(directory, scale),
     )
 
 
 def see_questions() -> list[tuple[str, ...]]:
     """The wordings of each question; the last ones of each are only the test's."""
-    return [written.WRITTEN, *scenes.ASKED, reading.READ, *videos.ASKED, *both.ASKED]
+    return [written.WRITTEN, *scenes.ASKED, reading.READ, *videos.ASKED, *both.ASKED, *recall.ASKED]
 
 
 def see_wordings() -> list[str]:
@@ -39,6 +40,6 @@ ANSWERS = (
     "Yes, they show the same.", "No, they are not the same.", "The colour is different.", "The shape is different.",
     "The place is different.", "The ring moves to the left.", "The star moves to the right.", "The square moves up.",
     "The triangle moves down.", "It appears after one second.", "It appears after two seconds.",
-    "The flash came first.",
+    "The flash came first.", "It was a red circle.", "It was an orange square.",
     "The beep came first.", "Yes, both are", "No, seven is written and two is said.",
 )  # fmt: skip

@@ -107,7 +107,7 @@ def move(draw: np.random.Generator, split: Split) -> Sample:
     x, y = list(WAYS.values())[way]
     colour, shape = kind_of(draw, split, way)
     across = draw.uniform(0.2, 0.8)
-    still = [_still(draw, (y, x), 0.0 if across > 0.5 else 1.0, (colour, shape))] if draw.random() < 0.6 else []
+    still = [_still(draw, (y, x), across <= 0.5, (colour, shape))] if draw.random() < 0.6 else []
     if still:
         across = draw.uniform(0.2, 0.3) if across <= 0.5 else draw.uniform(0.7, 0.8)
     length, radius = draw.uniform(0.4, 0.64), draw.uniform(0.12, 0.17)
@@ -130,23 +130,23 @@ def move(draw: np.random.Generator, split: Split) -> Sample:
     return _asked(draw, question, said, answer, frames, rate, sampling(draw, side, seconds))
 
 
-def _still(draw: np.random.Generator, across: tuple[int, int], low: float, other: tuple[str, str]) -> Thing:
-    """A thing of another colour and shape on the far side of a path; across: the axis on which it is far."""
+def _still(draw: np.random.Generator, across: tuple[int, int], high: bool, other: tuple[str, str]) -> Thing:
+    """A thing of another colour and shape, on the high or low side of the axis that is 1 in across (x, y)."""
     colour = pick(draw, [name for name in COLOURS if name != other[0]])
     shape = pick(draw, [name for name in SHAPES if name != other[1]])
-    far, along = draw.uniform(0.7, 0.82) if low else draw.uniform(0.18, 0.3), draw.uniform(0.2, 0.8)
+    far, along = draw.uniform(0.7, 0.82) if high else draw.uniform(0.18, 0.3), draw.uniform(0.2, 0.8)
     return Thing(colour, shape, far if across[0] else along, far if across[1] else along, draw.uniform(0.12, 0.17))
 
 
 def when(draw: np.random.Generator, split: Split) -> Sample:
-    """After how many seconds a thing appears, beside another one or alone."""
+    """After how many seconds a thing appears, beside another one or alone; the length of the video does not tell."""
     second = int(pick(draw, SECONDS))
     colour, shape = kind_of(draw, split, second)
     left = draw.random() < 0.5
     thing = Thing(colour, shape, draw.uniform(0.2, 0.32), draw.uniform(0.22, 0.78), draw.uniform(0.14, 0.2))
     things = [thing if left else Thing(colour, shape, 1 - thing.x, thing.y, thing.radius)]
-    still = [_still(draw, (1, 0), 1.0 if left else 0.0, (colour, shape))] if draw.random() < 0.6 else []
-    seconds, rate = second + float(draw.integers(2, 5)) / 2, int(draw.integers(2, 9))
+    still = [_still(draw, (1, 0), left, (colour, shape))] if draw.random() < 0.6 else []
+    seconds, rate = float(draw.integers(9, 13)) / 2, int(draw.integers(2, 9))
     times = np.arange(round(seconds * rate)) / rate
     frames = filmed(draw, [still + (things if time >= second - 1e-6 else []) for time in times], 64)
     said = f"It appears after {NUMBERS[second]} second{'s' * (second > 1)}."

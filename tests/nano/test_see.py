@@ -98,9 +98,10 @@ def parts(sample: Sample, kind: str) -> list[dict[str, Any]]:
 def test_a_row_holds_its_media_and_its_answer(sense: Sense) -> None:
     for split in SPLITS:
         for sample in islice(samples(sense, split, seed=0), 8):
-            named = [part[part["type"]] for part in sample.messages[0]["content"] if part["type"] != "text"]
+            asked = [part for one in sample.messages if one["role"] == "user" for part in one["content"]]
+            named = [part[part["type"]] for part in asked if part["type"] != "text"]
             assert sorted(named) == sorted(sample.media) and named
-            assert sample.answer in sample.messages[1]["content"].lower()
+            assert sample.answer in sample.messages[-1]["content"].lower()
             for name, content in sample.media.items():
                 if name.endswith(".png"):
                     size = Image.open(io.BytesIO(content)).size
@@ -281,6 +282,15 @@ def test_a_thing_appears_at_the_second_that_is_said() -> None:
             assert second - 1e-3 <= seen < second + 1, (seen, second)
 
 
+def test_the_length_of_a_video_does_not_tell_when_a_thing_appears() -> None:
+    lengths: dict[str, set[int]] = {}
+    for sample in made("when", "test", 160):
+        video = load_video(sample.media["clip.mp4"], SETTINGS, options=read_options(videos.FRAMES | {"fps": 2.0}, ""))
+        lengths.setdefault(sample.answer, set()).add(len(video.frames))
+    assert lengths.keys() == {"one", "two", "three", "four"}
+    assert all(found == lengths["one"] and len(found) >= 3 for found in lengths.values())
+
+
 def test_a_thing_moves_where_it_is_said() -> None:
     checked = 0
     for sample in made("move", "test", 40):
@@ -332,3 +342,12 @@ def test_a_written_digit_is_compared_with_a_spoken_one() -> None:
         pitch = np.argmax(np.abs(np.fft.rfft(heard))) * videos.RATE / len(heard)
         digit, said = DIGITS[round((pitch - 400) / 200)], sample.messages[1]["content"]
         assert said.startswith(f"Yes, both are {digit}") or f"and {digit} is said" in said
+
+
+def test_a_picture_is_asked_for_after_other_turns() -> None:
+    """With no turn in between, with one of text, and with one of another picture."""
+    turns = [sample.messages for sample in made("shown", "train", 60)]
+    between = {len(messages): messages[2]["content"] for messages in turns}
+    assert between.keys() == {4, 6} and all(messages[1]["content"] == "I will remember it." for messages in turns)
+    kinds = {part["type"] for messages in turns if len(messages) == 6 for part in messages[2]["content"]}
+    assert kinds == {"text", "image"}
