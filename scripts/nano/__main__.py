@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from omni_jax.train.loop import Trained
 from omni_jax.weights.locate import DRAFTERS, NANO
 from scripts.nano.rows import made_senses, write_sense
 from scripts.nano.senses import SPOKEN, senses, voices_path
@@ -81,12 +82,31 @@ def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
 
 
 @dataclass(frozen=True)
+class Words(Made):
+    """Train the text model alone on the senses of text."""
+
+    steps: int = 1000
+    """Steps of training."""
+    learning_rate: float = 5e-3
+    """Highest learning rate."""
+
+
+def words(options: Annotated[Words, tyro.conf.arg(name="")]) -> int:
+    """Train, or go on."""
+    from scripts.nano.thinker import How, train_words
+
+    how = How(options.steps, options.learning_rate, options.seed, options.workers)
+    print(_line(train_words(options.output, how)))
+    return 0
+
+
+@dataclass(frozen=True)
 class Thinker(Made):
     """Train the Thinker with both encoders on all senses."""
 
     senses: tuple[str, ...] = ()
     """Train on these alone; by default on all whose rows were made."""
-    steps: int = 10_000
+    steps: int = 8_000
     """Steps of training."""
     learning_rate: float = 5e-3
     """Highest learning rate."""
@@ -94,11 +114,10 @@ class Thinker(Made):
 
 def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
     """Train, or go on."""
-    from scripts.nano.thinker import train_thinker
+    from scripts.nano.thinker import How, train_thinker
 
-    senses, rate = options.senses or made_senses(options.output, "train"), options.learning_rate
-    trained = train_thinker(options.output, senses, options.steps, rate, options.seed, options.workers)
-    print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    how = How(options.steps, options.learning_rate, options.seed, options.workers)
+    print(_line(train_thinker(options.output, options.senses or made_senses(options.output, "train"), how)))
     return 0
 
 
@@ -117,7 +136,7 @@ def talker(options: Annotated[Talker, tyro.conf.arg(name="")]) -> int:
     from scripts.nano.talker import held_report, train_talker
 
     trained = train_talker(options.output, options.steps, options.learning_rate, options.seed, options.workers)
-    print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    print(_line(trained))
     print(held_report(options.output, options.seed))
     return 0
 
@@ -141,7 +160,7 @@ def drafters(options: Annotated[Drafters, tyro.conf.arg(name="")]) -> int:
     output, seed = options.output, options.seed
     replies = write_replies(output, options.senses or made_senses(output, "train"), options.prompts, seed)
     for name, trained in train_drafters(output, replies, options.steps, seed, options.workers).items():
-        print(f"{name}: {trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+        print(f"{name}: {_line(trained)}")
     return 0
 
 
@@ -214,9 +233,13 @@ def card(options: Annotated[Card, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
+def _line(trained: Trained) -> str:
+    return f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}"
+
+
 if __name__ == "__main__":
     commands = {
-        "data": data, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters, "export": export,
+        "data": data, "words": words, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters, "export": export,
         "evaluate": evaluate, "card": card,
     }  # fmt: skip
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))
