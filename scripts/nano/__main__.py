@@ -239,7 +239,7 @@ def _line(trained: Trained) -> str:
 
 if __name__ == "__main__":
     commands = {
-        "data": data, "words": words, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters, "export": export,
-        "evaluate": evaluate, "card": card,
+        "data": data, "words": words, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters,
+        "export": export, "evaluate": evaluate, "card": card,
     }  # fmt: skip
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))
