@@ -85,7 +85,7 @@ def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
 class Words(Made):
     """Train the text model alone on the senses of text."""
 
-    steps: int = 1000
+    steps: int = 1500
     """Steps of training."""
     learning_rate: float = 5e-3
     """Highest learning rate."""
