@@ -202,6 +202,23 @@ def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
 
 
 @dataclass(frozen=True)
+class Prompts(Made):
+    """Write test prompts on which drafters are compared; the card has the commands."""
+
+    count: int = 80
+    """Prompts of text, and as many with media."""
+
+
+def prompts(options: Annotated[Prompts, tyro.conf.arg(name="")]) -> int:
+    """Write them."""
+    from scripts.nano.prompts import write_prompts
+
+    for name, number in write_prompts(options.output, options.count).items():
+        print(f"{number} prompts in {options.output}/prompts/{name}.jsonl")
+    return 0
+
+
+@dataclass(frozen=True)
 class Card(Made):
     """Write the model card from the results of the other stages."""
 
@@ -222,6 +239,6 @@ def card(options: Annotated[Card, tyro.conf.arg(name="")]) -> int:
 if __name__ == "__main__":
     commands = {
         "data": data, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters, "export": export,
-        "evaluate": evaluate, "card": card,
+        "evaluate": evaluate, "prompts": prompts, "card": card,
     }  # fmt: skip
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))
