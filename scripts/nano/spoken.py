@@ -10,7 +10,7 @@ guesses. The first sound of each sense is kept as <speaker>-<sense>.wav.
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
@@ -269,7 +269,7 @@ def shares(counted: Results) -> str:
     return f"numbers right, all of a sentence, {right}, word error {error}"
 
 
-def share(counts: Results, part: str, whole: str) -> float:
+def share(counts: Mapping[str, Any], part: str, whole: str) -> float:
     """One count as a share of another."""
     return counts[part] / max(1, counts[whole])
 
@@ -281,13 +281,23 @@ def evaluate_held(output: Path, seed: int) -> str | None:
     """
     from scripts.nano.talker import held_report
 
-    model, file = output / "talker" / "model", output / "evaluation" / "talker.json"
-    if not model.exists():
+    model, report = output / "talker" / "model", read_held(output)
+    if report is None and model.exists():
+        report = held_report(output, seed)
+        _held(output).parent.mkdir(exist_ok=True)
+        values = {"of": identity(model), "report": report}
+        write_whole(_held(output), json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+def read_held(output: Path) -> str | None:
+    """The report of held sentences that is kept, if it is of the Talker that was trained last."""
+    model = output / "talker" / "model"
+    if not (model.exists() and _held(output).exists()):
         return None
-    of = identity(model)
-    held = json.loads(file.read_text()) if file.exists() else {}
-    if held.get("of") != of:
-        held = {"of": of, "report": held_report(output, seed)}
-        file.parent.mkdir(exist_ok=True)
-        write_whole(file, json.dumps(held, indent=1) + "\n")
-    return held["report"]
+    held = json.loads(_held(output).read_text())
+    return held["report"] if held["of"] == identity(model) else None
+
+
+def _held(output: Path) -> Path:
+    return output / "evaluation" / "talker.json"
