@@ -247,7 +247,7 @@ def _synthesised(text: str, voice: str) -> np.ndarray:
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "said.wav"
-        subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True)
+        subprocess.run(["flite", "-voice", voice, "-t", text.replace("\0", " "), "-o", str(path)], check=True)
         wave, rate = soundfile.read(path, dtype="float32")
     return trimmed(resample_poly(wave, SAMPLES_PER_SECOND, rate), SAMPLES_PER_SECOND)
 
