@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from omni_jax import loading
 from omni_jax.errors import InputError
 from omni_jax.weights.locate import DRAFTERS
 from scripts.nano import figures as found
 from scripts.nano.card import COMPARED, GOALS, text_of
 from scripts.nano.evaluation import Evaluator, questions, rows_for_test
-from scripts.nano.figures import STAGES, figures_of
+from scripts.nano.figures import STAGES, figures_of, sizes_of
 from scripts.nano.robustness import PHOTOGRAPHS, conditions
 from scripts.nano.rows import assistant, user
 from scripts.nano.senses import senses
@@ -139,6 +142,18 @@ def test_figures_are_of_this_model_alone(tmp_path: Path, monkeypatch: pytest.Mon
         "dflash": {"steps": 20, "first": 4, "last": 3, "seconds": 42},
         "codec": {"steps": 11, "first": 0.8, "last": 0.5, "seconds": 60},
     }
+
+
+def test_sizes_are_of_parts_files_and_drafters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = {"thinker": {"a": np.zeros((2, 3)), "b": {"c": np.zeros(4)}}, "talker": {"a": np.zeros(5)}}
+    monkeypatch.setattr(loading, "load_lazily", lambda model: type("Lazy", (), {"params": params}))
+    (tmp_path / "dflash").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(b"1234567")
+    (tmp_path / "dflash" / "config.json").write_text("{}")
+    save_file({"a": np.zeros((3, 3), np.float16)}, tmp_path / "dflash" / "model.safetensors")
+    sizes = sizes_of(tmp_path, tmp_path)
+    assert sizes["thinker"] == {"parameters": 10} and sizes["model"] == {"parameters": 15, "bytes": 7}
+    assert sizes["dflash"]["parameters"] == 9 and sizes["dflash"]["bytes"] > 18 and "eagle3" not in sizes
 
 
 def test_the_card_is_that_of_its_figures() -> None:
