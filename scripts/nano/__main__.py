@@ -6,7 +6,7 @@ python -m scripts.nano data --output work/nano
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -189,29 +189,51 @@ class Evaluate(Made):
     """Ask a model all that the tests ask, and judge its answers."""
 
     model: Path = tyro.MISSING
-    """What is evaluated, in any form that `omni_jax.load` takes."""
+    """What is evaluated, in any form that `omni_jax.load` takes; "nano" is the exported one."""
     senses: tuple[str, ...] = ()
     """Ask these alone, and nothing else; by default all whose rows were made, then robustness and speech."""
     limit: int | None = None
     """The most rows of each sense."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which weights are held."""
 
 
 def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
-    """Evaluate what has no results of this model yet, and print all of them."""
+    """Ask what this model has no replies to yet, and print all results."""
     from omni_jax.weights.parts import PARTS
-    from scripts.nano.evaluation import Asked, evaluate_sense, line_of
+    from scripts.nano.evaluation import Evaluator, evaluate_sense, line_of
     from scripts.nano.robustness import evaluate_robustness
-    from scripts.nano.spoken import evaluate_speech, speech_lines
+    from scripts.nano.spoken import check_speech, evaluate_held, evaluate_speech, speech_lines
 
-    asked = Asked(options.model, options.output, options.limit)
+    if not options.senses:
+        check_speech(options.model)
+    evaluator = Evaluator(options.model, options.output, options.limit, options.dtype)
     for sense in options.senses or made_senses(options.output, "test"):
-        print(line_of(sense, evaluate_sense(asked, options.output, sense)), flush=True)
+        print(line_of(sense, evaluate_sense(evaluator, options.output, sense)), flush=True)
     if options.senses:
         return 0
-    for name, counts in evaluate_robustness(asked, options.output)["conditions"].items():
-        print(line_of(name, counts), flush=True)
-    whole = Asked(options.model, options.output, options.limit, (*PARTS,))
-    print("\n".join(speech_lines(evaluate_speech(whole, options.output))))
+    for name, results in evaluate_robustness(evaluator, options.output).items():
+        print(line_of(name, results), flush=True)
+    speaking = Evaluator(options.model, options.output, options.limit, options.dtype, (*PARTS,))
+    print("\n".join(speech_lines(evaluate_speech(speaking, options.output))), flush=True)
+    print(evaluate_held(options.output, options.seed) or "no Talker was trained here")
+    return 0
+
+
+@dataclass(frozen=True)
+class Prompts(Made):
+    """Write test prompts on which drafters are compared; the card has the commands."""
+
+    count: int = 80
+    """Prompts of text, and as many with media."""
+
+
+def prompts(options: Annotated[Prompts, tyro.conf.arg(name="")]) -> int:
+    """Write them."""
+    from scripts.nano.prompts import write_prompts
+
+    for name, number in write_prompts(options.output, options.count).items():
+        print(f"{number} prompts in {options.output}/prompts/{name}.jsonl")
     return 0
 
 
@@ -240,6 +262,6 @@ def _line(trained: Trained) -> str:
 if __name__ == "__main__":
     commands = {
         "data": data, "words": words, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters,
-        "export": export, "evaluate": evaluate, "card": card,
+        "export": export, "evaluate": evaluate, "prompts": prompts, "card": card,
     }  # fmt: skip
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
+import numpy as np
+
 from scripts.nano.words import DIGITS, NUMBERS
 
 # What the answers of a sense choose from, of which a right reply holds the answer's alone.
@@ -29,6 +31,8 @@ RIVALS: dict[str, frozenset[str]] = {
 
 # The quantile of the normal distribution for intervals of 95 %.
 Z = 1.959964
+# Resamples of the groups for a bootstrap interval, and the percentiles that bound it.
+RESAMPLES, PERCENTILES = 2000, (2.5, 97.5)
 
 
 def words(text: str) -> list[str]:
@@ -37,13 +41,11 @@ def words(text: str) -> list[str]:
 
 
 def is_right(row: Mapping[str, Any], reply: str) -> bool:
-    """Whether a reply answers a row, by its answer or one that is accepted too."""
+    """Whether a reply answers a row."""
     rivals = RIVALS.get(row["sense"])
     if rivals is None:
-        right = [row["messages"][-1]["content"], *row["accepted"]]
-        return words(reply) in [words(one) for one in right]
-    chosen = [word for word in words(reply) if word in rivals]
-    return chosen in [words(one) for one in (row["answer"], *row["accepted"])]
+        return is_verbatim(row, reply)
+    return [word for word in words(reply) if word in rivals] == words(row["answer"])
 
 
 def is_verbatim(row: Mapping[str, Any], reply: str) -> bool:
@@ -58,6 +60,17 @@ def interval(right: int, number: int) -> tuple[float, float]:
     share, spread = right / number, Z * Z / number
     middle, half = share + spread / 2, Z * sqrt(share * (1 - share) / number + spread / number / 4)
     return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+
+
+def interval_of_groups(groups: Sequence[tuple[int, int]], seed: int = 0) -> tuple[float, float]:
+    """The bootstrap interval of 95 % of a share, where samples of one group resemble each other.
+
+    groups: the right ones and all of each, such as those of a voice; groups are resampled, not samples.
+    """
+    counts, draw = np.array(groups), np.random.default_rng(seed)
+    right, number = counts[draw.integers(0, len(counts), (RESAMPLES, len(counts)))].sum(axis=1).T
+    low, high = np.percentile(right / number, PERCENTILES)
+    return float(low), float(high)
 
 
 def confusion(rows: Sequence[Mapping[str, Any]], replies: Sequence[str]) -> list[list[int]]:

@@ -1,10 +1,11 @@
 """The spoken digits of the test as other recorders and lines give them, and handwritten ones that are all photographed.
 
-The clips are those of rows/digit.test.jsonl, at 16 kHz; each condition changes nothing else. evaluation/robust.json
-holds the counts of each condition.
+The clips are those of rows/digit.test.jsonl, at 16 kHz; each condition changes nothing else. The replies under each are
+kept as those to a sense are.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from itertools import islice
@@ -15,8 +16,7 @@ import numpy as np
 from omni_jax.inputs.audio import load_audio
 from omni_jax.omni import Messages
 from scripts.nano.augment import leveled, mixed
-from scripts.nano.evaluation import Asked, Results, media_of, questions, rows_for_test
-from scripts.nano.judging import is_right
+from scripts.nano.evaluation import Evaluator, Results, Row, media_of, questions, results_of, rows_for_test
 from scripts.nano.rows import Sample, Sense, samples
 from scripts.nano.voices import RATE
 from scripts.nano.written import written
@@ -26,6 +26,7 @@ CLIPS, PHOTOS = 300, 300
 NOISE_DECIBELS, MP3_BITS = 10.0, 32_000
 # Of the noise and the photographs.
 SEED = 5
+PHOTOGRAPHS = "photographs"
 
 Change = Callable[[np.ndarray, int], bytes]
 
@@ -43,28 +44,40 @@ def conditions() -> dict[str, Change]:
     }
 
 
-def evaluate_robustness(asked: Asked, output: Path) -> Results:
-    """The counts of every condition, those that are kept or new ones."""
-    of = repr((CLIPS, PHOTOS, SEED))
-    if held := asked.kept("robust", of):
-        return held
-    rows = rows_for_test(output, "digit", asked.limit)[:CLIPS]
+def evaluate_robustness(evaluator: Evaluator, output: Path) -> dict[str, Results]:
+    """The results of every condition, of replies that are kept or new ones."""
+    return {
+        name: results_of(rows[0]["sense"], rows, evaluator.replies(file_of(name), asked))
+        for name, rows, asked in _asked(output, evaluator.limit)
+    }
+
+
+def read_robustness(evaluator: Evaluator, output: Path) -> dict[str, Results]:
+    """The results of the conditions of which replies are kept."""
+    found: dict[str, Results] = {}
+    if not any(evaluator.folder.glob("robust-*.json")):
+        return found
+    for name, rows, asked in _asked(output, evaluator.limit):
+        if (replies := evaluator.kept_replies(file_of(name), asked)) is not None:
+            found[name] = results_of(rows[0]["sense"], rows, replies)
+    return found
+
+
+def file_of(condition: str) -> str:
+    """The name under which the replies of a condition are kept."""
+    return "robust-" + re.sub(r"[^a-z0-9.]+", "-", condition.lower())
+
+
+def _asked(output: Path, limit: int | None) -> Iterator[tuple[str, Sequence[Row], list[Messages]]]:
+    """The name of every condition, with its rows and what they ask."""
+    rows = rows_for_test(output, "digit", limit)[:CLIPS]
     clips = [load_audio(output / "rows" / media_of(row)[0]) for row in rows]
-    found = {}
     for name, change in conditions().items():
-        heard = [_replaced(one, change(clips[i], i)) for i, one in enumerate(questions(rows, output))]
-        right = [is_right(row, reply) for row, reply in zip(rows, asked.answers(heard), strict=True)]
-        found[name] = {"samples": len(rows), "right": sum(right)}
-    found["photographs"] = _photographs(asked, output)
-    return asked.keep("robust", of, {"conditions": found})
-
-
-def _photographs(asked: Asked, output: Path) -> dict[str, int]:
+        yield name, rows, [_replaced(one, change(clips[i], i)) for i, one in enumerate(questions(rows, output))]
     sense = Sense("photograph", partial(written, output, photos=1.0), {})
-    made = list(islice(samples(sense, "test", SEED), min(PHOTOS, asked.limit or PHOTOS)))
-    replies = asked.answers([_shown(sample) for sample in made])
-    rows = [{"sense": "written", "answer": one.answer, "accepted": (), "messages": one.messages} for one in made]
-    return {"samples": len(made), "right": sum(map(is_right, rows, replies))}
+    made = list(islice(samples(sense, "test", SEED), min(PHOTOS, limit or PHOTOS)))
+    photographs = [{"sense": "written", "answer": one.answer, "messages": one.messages} for one in made]
+    yield PHOTOGRAPHS, photographs, [_shown(sample) for sample in made]
 
 
 def _shown(sample: Sample) -> Messages:

@@ -31,14 +31,13 @@ SHARE = 64
 class Sample:
     """A conversation whose last message is the model's.
 
-    media: what its parts name, by file name: the bytes of each file. answer: the words that an evaluation looks for;
-    accepted: others that are right too.
+    media: what its parts name, by file name: the bytes of each file. answer: the words that are looked for in a reply,
+    where it is judged by them; other replies are compared with the last message.
     """
 
     messages: list[dict[str, Any]]
     answer: str
     media: dict[str, bytes] = field(default_factory=dict)
-    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,5 @@ def _line(directory: Path, sense: str, split: Split, index: int, sample: Sample)
         "messages": [message(one) for one in sample.messages],
         "sense": sense,
         "answer": sample.answer,
-        "accepted": list(sample.accepted),
     }
     return json.dumps(row, ensure_ascii=False)
