@@ -23,7 +23,12 @@ from scripts.nano.rows import made_senses
 from scripts.nano.spoken import read_held, read_speech
 
 # Where stages that a recipe trains write their metrics and times; the codec has one file of both, without a header.
-RECIPES = {"thinker": "thinker", "talker": "talker", **{kind: f"drafters/{kind}" for kind in DRAFTERS}}
+RECIPES = {
+    "words": "words",
+    "thinker": "thinker",
+    "talker": "talker",
+    **{kind: f"drafters/{kind}" for kind in DRAFTERS},
+}
 STAGES = (*RECIPES, "codec")
 CODEC_COLUMNS = ("step", "seconds", "loss", "committed")
 
