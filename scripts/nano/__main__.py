@@ -85,7 +85,7 @@ def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
 class Words(Made):
     """Train the text model alone on the senses of text."""
 
-    steps: int = 1500
+    steps: int = 3000
     """Steps of training."""
     learning_rate: float = 5e-3
     """Highest learning rate."""
@@ -149,7 +149,7 @@ class Drafters(Made):
     """Whose prompts it answers; by default all whose rows were made."""
     prompts: int = 300
     """Prompts of each sense."""
-    steps: int = 1500
+    steps: int = 3000
     """Steps of training, of each drafter."""
 
 

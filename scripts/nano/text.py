@@ -40,6 +40,8 @@ SPELL = (
     "Tell me the letters of {0}.", "Now spell {0}.", "I want to write {0}. How do I spell it?",
     "Say {0} letter by letter.", "{0}, letter by letter.", "Name the letters in {0}.", "How do I write {0}?",
     "Please tell me how you spell {0}.", "In letters, what is {0}?", "Read me the letters of the word {0}.",
+    "Write the letters of {0}.", "Write {0} letter by letter.", "How is {0} spelled?",
+    "Write down the letters of {0}.", "In which letters do I write {0}?",
     "Say the letters of the word {0}.", "Tell me how to spell {0}.", "Write {0} in letters.",
 )  # fmt: skip
 REPEAT = (
@@ -98,7 +100,7 @@ def text_senses(scale: float = 1.0) -> tuple[Sense, ...]:
 
     return (
         Sense("count", count, counts(scale, 3000, 200)),
-        Sense("add", add, counts(scale, 4000, 200)),
+        Sense("add", add, counts(scale, 16_000, 200)),
         Sense("spell", spell, counts(scale, 16_000, 300)),
         Sense("repeat", repeat, counts(scale, 16_000, 300)),
         Sense("remember", remember, counts(scale, 10_000, 300)),

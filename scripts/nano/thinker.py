@@ -68,7 +68,7 @@ def recipe_of(model: Path, files: tuple[Path, ...], output: Path, how: How) -> S
     return Sft(
         run=Run(model=model, data=files, output=output, steps=how.steps, seed=how.seed, save_every=200),
         optimizer=Optimizer(
-            optimizer="muon", learning_rate=how.rate, warmup_ratio=0.02, final_ratio=0.02, weight_decay=0.02
+            optimizer="muon", learning_rate=how.rate, warmup_ratio=0.02, final_ratio=0.02, weight_decay=0.1
         ),
         batch=Batching(rows=ROWS, max_length=LENGTH, workers=how.workers, coarse=True),
         compute=Compute(remat="none"),
