@@ -1,5 +1,6 @@
 """Results of stages are not gone on with when what they were made from has changed."""
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 
 from omni_jax.errors import InputError
+from scripts.nano.begin import check_beginning, write_beginning
+from scripts.nano.origin import check_origin, rows_digest
+from scripts.nano.senses import wordings
 from scripts.stored_state import restored, save
 
 
@@ -22,3 +26,47 @@ def test_a_state_of_other_arrays_is_refused(tmp_path: Path) -> None:
         restored(file, {"a": state["a"]})
     with pytest.raises(InputError, match="int32 of shape"):
         restored(file, {"a": state["a"], "b": jnp.zeros(2)})
+
+
+def test_an_untrained_model_of_other_settings_is_refused(tmp_path: Path) -> None:
+    begun = write_beginning(tmp_path / "begin", wordings(), 3)
+    assert write_beginning(begun, wordings(), 3) == begun
+    with pytest.raises(InputError, match="began with another seed; go back to that, or delete drawn, begin and thin"):
+        write_beginning(begun, wordings(), 4)
+    with pytest.raises(InputError, match="began with another .*tokenizer.json"):
+        check_beginning(begun, ["A sentence that nobody asks."] * 200, 3)
+    config = json.loads((begun / "config.json").read_text())
+    config["thinker_config"]["text_config"]["num_hidden_layers"] += 1
+    (begun / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="began with another config.json"):
+        check_beginning(begun, wordings(), 3)
+
+
+def test_what_was_made_from_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    rows, result = tmp_path / "rows" / "one.train.jsonl", tmp_path / "result"
+    rows.write_text("{}\n")
+
+    def check(seed: int) -> None:
+        check_origin(tmp_path, "result", [result], {"rows": rows_digest(tmp_path, ["one"]), "seed": seed})
+
+    check(0)
+    check(1)
+    result.mkdir()
+    check(1)
+    with pytest.raises(
+        InputError, match="result is outdated: seed changed from 1 to 2; delete .*result to make it anew"
+    ):
+        check(2)
+    rows.write_text("{ }\n")
+    with pytest.raises(InputError, match="outdated: rows changed; delete"):
+        check(1)
+    result.rmdir()
+    check(1)
+    with pytest.raises(InputError, match="two.train.jsonl is missing; run the stage data first"):
+        rows_digest(tmp_path, ["one", "two"])
+    # What an earlier version left.
+    (tmp_path / "old").touch()
+    check_origin(tmp_path, "old", [tmp_path / "old"], {"seed": 1})
+    with pytest.raises(InputError, match="old is outdated"):
+        check_origin(tmp_path, "old", [tmp_path / "old"], {"seed": 2})
