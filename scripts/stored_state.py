@@ -30,8 +30,8 @@ def restored(file: Path, state: Any) -> tuple[Any, int, float]:
         leaves = [stored[f"arr_{i}"] for i in range(len(stored.files) - 2)]
         if (held := [(leaf.shape, leaf.dtype) for leaf in leaves]) != wanted:
             raise InputError(f"{file} {_difference(held, wanted)}; delete it, or go on with the settings that made it")
-        restored = jax.tree.unflatten(jax.tree.structure(state), list(map(jnp.asarray, leaves)))
-        return restored, int(stored["step"]), float(stored["spent"])
+        read = jax.tree.unflatten(jax.tree.structure(state), list(map(jnp.asarray, leaves)))
+        return read, int(stored["step"]), float(stored["spent"])
 
 
 def _difference(held: list[tuple], wanted: list[tuple]) -> str:

@@ -12,7 +12,7 @@ from omni_jax.train.data.samples import TextRecipe
 from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Optimizer, Run
 from omni_jax.train.sft import Sft
-from scripts.nano.begin import FILE, write_beginning, write_whitened
+from scripts.nano.begin import FILE, check_beginning, write_beginning, write_whitened
 from scripts.nano.rows import rows_path
 from scripts.nano.senses import wordings
 
@@ -54,6 +54,7 @@ def beginning(directory: Path, files: Sequence[Path], seed: int) -> Path:
     """The directory of the model that training begins with; its first layers suit the first rows of `files`."""
     model = directory / "begin"
     if (model / FILE).exists():
+        check_beginning(model, wordings(), seed)
         return model
     drawn = write_beginning(directory / "drawn", wordings(), seed)
     recipe = TextRecipe.of(omni_jax.load(drawn, parts=("thinker",)).processor, LENGTH, coarse=True)

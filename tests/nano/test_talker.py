@@ -8,13 +8,14 @@ import pytest
 
 import omni_jax
 from omni_jax.config import OmniConfig
+from omni_jax.errors import InputError
 from omni_jax.inputs.batch import LEAST_COARSE
 from omni_jax.settings import Voice
 from omni_jax.train.state import leaf_shardings
 from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.model import model_config, open_model
 from omni_jax.weights.trees import flatten
-from scripts.nano import codec_stage, talker
+from scripts.nano import codec_stage, speech, talker
 from scripts.nano.codec_stage import Codec, code2wav_params
 from scripts.nano.listen import listen, mel_distance
 from scripts.nano.speech import ALPHABETS, sentences
@@ -125,3 +126,25 @@ def open_params(model: Path) -> dict:
 def arrays(model: Path) -> dict:
     assert isinstance(model_config(model), OmniConfig)
     return flatten(open_params(model))
+
+
+def test_clips_are_reused_by_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path)
+    said = []
+
+    def speak(folder: Path, speaker: str, text: str, split: str) -> dict[str, str]:
+        said.append((speaker, text))
+        return {"speaker": speaker, "text": text, "audio": f"{speaker}/{speech.clip_name(speaker, text)}"}
+
+    monkeypatch.setattr(speech, "_spoken", speak)
+    monkeypatch.setattr(speech, "which", lambda _: "flite")
+    path = speech.write_speech(tmp_path, 20, 0, 1)
+    first = {line["text"]: line["audio"] for line in map(json.loads, path.open())}
+    assert speech.write_speech(tmp_path, 20, 0, 1) == path and len(said) == 40
+    with pytest.raises(InputError, match="speech.jsonl is outdated: sentences changed from 20 to 30; delete"):
+        speech.write_speech(tmp_path, 30, 0, 1)
+    path.unlink()
+    more = {line["text"]: line["audio"] for line in map(json.loads, speech.write_speech(tmp_path, 30, 1, 1).open())}
+    both = first.keys() & more.keys()
+    assert len(both) >= 10 and all(first[text] == more[text] for text in both)
+    assert len({*first.values(), *more.values()}) == len(first.keys() | more.keys())
