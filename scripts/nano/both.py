@@ -58,8 +58,8 @@ def both_senses(directory: Path, say: Say, scale: float = 1.0) -> tuple[Sense, .
     """The senses of what is seen and heard; directory: where the written digits are kept."""
     return (
         Sense("flash", flash, counts(scale, 5_000, 200)),
-        Sense("red", partial(red, say), counts(scale, 6_000, 200)),
-        Sense("same", partial(same, say, directory), counts(scale, 8_000, 300)),
+        Sense("red", partial(red, say), counts(scale, 6_000, 200), ("voices",)),
+        Sense("same", partial(same, say, directory), counts(scale, 8_000, 300), ("voices", "handwriting")),
     )
 
 

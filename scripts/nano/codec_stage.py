@@ -65,7 +65,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Codec:
+class CodecModules:
     """The two modules that are trained."""
 
     config: Code2WavConfig
@@ -73,7 +73,7 @@ class Codec:
     vocoder: Declaration
 
     @classmethod
-    def of(cls, config: Code2WavConfig) -> "Codec":
+    def of(cls, config: Code2WavConfig) -> "CodecModules":
         """The codec of a Code2Wav."""
         return cls(config, declare(Encoder, config.transformer.hidden_size), declare(Code2Wav, config))
 
@@ -91,7 +91,7 @@ class Codec:
         return State(params, optimizer.init(params), codebooks)
 
 
-def train_codec(codec: Codec, directory: Path, steps: int, seconds: float, seed: int) -> tuple[State, int]:
+def train_codec(codec: CodecModules, directory: Path, steps: int, seconds: float, seed: int) -> tuple[State, int]:
     """Train up to step `steps`, going on from codec.npz, or for `seconds`: the state and its step.
 
     InputError for the state of another training.
@@ -135,7 +135,7 @@ def _write_losses(stream: IO[str], number: int, seconds: float, losses: dict[str
     print(number, {name: round(value, 4) for name, value in values.items()}, flush=True)
 
 
-def trained_codec(codec: Codec, directory: Path) -> State:
+def trained_codec(codec: CodecModules, directory: Path) -> State:
     """The state that training has left in codec.npz; InputError if there is none."""
     file = directory / "codec.npz"
     if not file.exists():
@@ -156,7 +156,7 @@ def lines_of(speech: Path, split: str) -> Iterator[dict[str, str]]:
     return (line for line in lines if line["split"] == split)
 
 
-def write_codes(codec: Codec, state: State, directory: Path) -> None:
+def write_codes(codec: CodecModules, state: State, directory: Path) -> None:
     """Write the codes int16 [Q, F] of every wave beside it; their sound is as long or up to a frame longer.
 
     codes.json, written last, says of which codec and sentences they are; codes of these are left as they are.
@@ -189,7 +189,7 @@ def _held_codes(speech: Path) -> dict[str, str] | None:
     return json.loads((speech / CODES).read_text()) if (speech / CODES).exists() else None
 
 
-def _codes(codec: Codec, state: State, path: Path) -> np.ndarray:
+def _codes(codec: CodecModules, state: State, path: Path) -> np.ndarray:
     """The codes int32 [Q, F] of a file of sound."""
     import soundfile
 
@@ -242,7 +242,7 @@ def _crops(draw: np.random.Generator, waves: list[np.ndarray], size: int, count:
     return out
 
 
-def _step(codec: Codec, optimizer: Any, state: State, wave: jax.Array, key: jax.Array) -> tuple[State, dict]:
+def _step(codec: CodecModules, optimizer: Any, state: State, wave: jax.Array, key: jax.Array) -> tuple[State, dict]:
     """One step on waves [B, n]."""
     import optax
 

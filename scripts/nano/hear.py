@@ -55,10 +55,10 @@ PITCHES, KEYS, SLOPES = (700.0, 1000.0), (250.0, 330.0), (0.4, 0.6)
 def hear_senses(bank: Bank, scale: float = 1.0) -> tuple[Sense, ...]:
     """The senses of sound, of the clips of a bank; scale: of their numbers of rows."""
     return (
-        Sense("digit", partial(digit, bank), counts(scale, 20_000, 600)),
-        Sense("digits", partial(digits, bank), counts(scale, 20_000, 400)),
-        Sense("silence", partial(silence, bank), counts(scale, 4000, 200)),
-        Sense("heard", partial(heard, bank), counts(scale, 4000, 200)),
+        Sense("digit", partial(digit, bank), counts(scale, 20_000, 600), ("voices",)),
+        Sense("digits", partial(digits, bank), counts(scale, 20_000, 400), ("voices",)),
+        Sense("silence", partial(silence, bank), counts(scale, 4000, 200), ("voices",)),
+        Sense("heard", partial(heard, bank), counts(scale, 4000, 200), ("voices",)),
     )
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import omni_jax
-from omni_jax.errors import InputError
 from omni_jax.train.batch import MediaRows
 from omni_jax.train.command import train_recipe
 from omni_jax.train.data.samples import TextRecipe
@@ -13,6 +12,8 @@ from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Optimizer, Run
 from omni_jax.train.sft import Sft
 from scripts.nano.begin import FILE, check_beginning, write_beginning, write_whitened
+from scripts.nano.origin import check_origin, rows_digest
+from scripts.nano.pausing import load_parts
 from scripts.nano.rows import rows_path
 from scripts.nano.senses import wordings
 
@@ -22,11 +23,13 @@ FITTED = 48
 
 
 def train_thinker(directory: Path, senses: Sequence[str], steps: int, rate: float, seed: int, workers: int) -> Trained:
-    """Train on the rows of senses in `directory`, going on where it was: what the recipe's loop gives."""
+    """Train on the rows of senses in `directory`, going on where it was: what the recipe's loop gives.
+
+    InputError for rows that are missing, or are others than those that training began with.
+    """
     files = tuple(rows_path(directory, sense, "train") for sense in senses)
-    missing = [str(file) for file in files if not file.exists()]
-    if missing:
-        raise InputError(f"{missing[0]} is missing; run the stage data first")
+    begun = [directory / "begin", directory / "thinker"]
+    check_origin(directory, "thinker", begun, {"rows": rows_digest(directory, senses)})
     recipe = Sft(
         run=Run(
             model=beginning(directory, files, seed),
@@ -45,7 +48,7 @@ def train_thinker(directory: Path, senses: Sequence[str], steps: int, rate: floa
         train_audio=True,
         train_mergers=True,
     )
-    trained = train_recipe(recipe, lambda model, parts, mesh: omni_jax.load(model, parts=parts, mesh=mesh))
+    trained = train_recipe(recipe, load_parts)
     assert trained is not None
     return trained
 

@@ -15,7 +15,7 @@ from omni_jax.decode.speech.vocode import vocode
 from omni_jax.errors import InputError
 from scripts.nano import codec_stage
 from scripts.nano.codec import DECAY, Codebooks, decode, log_mel, quantise, spectral_loss, updated
-from scripts.nano.codec_stage import Codec, code2wav_params, codes_digest, read_waves, train_codec, write_codes
+from scripts.nano.codec_stage import CodecModules, code2wav_params, codes_digest, read_waves, train_codec, write_codes
 from scripts.nano.config import nano_config, nano_tokenizer
 from scripts.nano.senses import wordings
 from scripts.nano.speech import trimmed
@@ -25,14 +25,14 @@ RATE = 24_000
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
+def codec() -> CodecModules:
     config = nano_config(nano_tokenizer(wordings()))
     config["code2wav_config"] |= {"decoder_dim": 32, "hidden_size": 16, "num_hidden_layers": 1, "codebook_size": 8}
     config["talker_config"]["text_config"]["vocab_size"] = 8 + CODEC_MARKS
     config["talker_config"]["code_predictor_config"]["vocab_size"] = 8
     read = OmniConfig.from_hf(config).code2wav
     assert read is not None
-    return Codec.of(read)
+    return CodecModules.of(read)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_entries_become_the_means_of_what_they_stand_for() -> None:
     np.testing.assert_allclose(unmoved.entries[0, :2], entries[:2], rtol=1e-6)
 
 
-def test_the_vocoder_of_the_model_makes_the_sound_of_training(codec: Codec) -> None:
+def test_the_vocoder_of_the_model_makes_the_sound_of_training(codec: CodecModules) -> None:
     optimizer = pytest.importorskip("optax").sgd(0.0)
     waves = 0.1 * np.random.default_rng(0).standard_normal((2, codec.crop)).astype(np.float32)
     state = codec.begin(0, optimizer, waves)
@@ -102,7 +102,7 @@ def directory(spoken: Path, tmp_path: Path) -> Path:
 
 
 def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(
-    codec: Codec, directory: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    codec: CodecModules, directory: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path_factory.mktemp("whole")
     copytree(directory / "speech", other / "speech")
@@ -140,7 +140,7 @@ def logged(directory: Path) -> list[list[str]]:
     return [[row[0], *row[2:]] for row in rows]
 
 
-def test_codes_are_of_the_last_codec(codec: Codec, directory: Path) -> None:
+def test_codes_are_of_the_last_codec(codec: CodecModules, directory: Path) -> None:
     waves = [*read_waves(directory / "speech", "train"), *read_waves(directory / "speech", "test")]
     state = codec.begin(0, pytest.importorskip("optax").sgd(0.0), np.ones((1, codec.crop), np.float32))
     save(directory / "codec.npz", state, 1, 0.0)

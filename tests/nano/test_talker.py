@@ -16,7 +16,7 @@ from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.model import model_config, open_model
 from omni_jax.weights.trees import flatten
 from scripts.nano import codec_stage, speech, talker
-from scripts.nano.codec_stage import Codec, code2wav_params
+from scripts.nano.codec_stage import CodecModules, code2wav_params
 from scripts.nano.listen import listen, mel_distance
 from scripts.nano.speech import ALPHABETS, sentences
 from scripts.nano.text import KEPT, REPEAT
@@ -73,17 +73,22 @@ def test_a_sentence_is_the_answer_in_several_conversations(made: Path) -> None:
     asked = [row["messages"][0]["content"][0]["text"] for row in map(json.loads, files["test"].open())]
     held = [wording.split("{")[0] for wording in REPEAT[-3:]]
     assert sum(any(text.startswith(begin) for begin in held) for text in asked) == 2
-    assert talker.write_spoken(made, 1) == files and files["train"].read_text().count("\n") == len(rows)
+    assert talker.write_spoken(made, 0) == files
+    with pytest.raises(InputError, match="spoken is outdated: seed changed from 0 to 1; delete"):
+        talker.write_spoken(made, 1)
 
 
 def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) -> None:
     model = made / "thinker" / "model"
     config = model_config(model).code2wav
     assert config is not None
-    codec = Codec.of(config)
-    state = codec.begin(3, codec_stage._optimizer(5), np.ones((1, codec.piece), np.float32))
+    codec = CodecModules.of(config)
+    state = codec.begin(3, codec_stage._optimizer(5), np.ones((1, codec.crop), np.float32))
     save(made / "codec.npz", state, 5, 1.0)
     voiced = arrays(talker.write_voiced(made))
+    save(made / "codec.npz", state, 6, 1.0)
+    with pytest.raises(InputError, match="voiced is outdated: codec.npz changed; delete"):
+        talker.write_voiced(made)
     wanted = flatten({**open_params(model), "code2wav": code2wav_params(state)})
     assert voiced.keys() == wanted.keys()
     for path, value in wanted.items():
