@@ -12,6 +12,7 @@ import tyro
 
 from omni_jax.errors import InputError, OmniError
 from omni_jax.process import BAD_INPUT, INTERRUPTED
+from omni_jax.train.loop import Trained
 from omni_jax.weights.locate import DRAFTERS, NANO
 from scripts.nano.rows import SPLITS, made_senses, rows_there, write_sense
 from scripts.nano.senses import senses, voices_path
@@ -94,12 +95,36 @@ def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
 
 
 @dataclass(frozen=True)
+class Words(Made):
+    """Train the text model alone on the senses of text."""
+
+    steps: int = 1500
+    """Steps of training."""
+    learning_rate: float = 5e-3
+    """Highest learning rate."""
+    seconds: float = 3600
+    """Pause after so long, at a checkpoint; the same command goes on."""
+
+
+def words(options: Annotated[Words, tyro.conf.arg(name="")]) -> int:
+    """Train, or go on."""
+    from scripts.nano.pausing import paused_after
+    from scripts.nano.thinker import How, train_words
+
+    how = How(options.steps, options.learning_rate, options.seed, options.workers)
+    with paused_after(options.seconds):
+        trained = train_words(options.output, how)
+    print(_line(trained))
+    return 0
+
+
+@dataclass(frozen=True)
 class Thinker(Made):
     """Train the Thinker with both encoders on all senses."""
 
     senses: tuple[str, ...] = ()
     """Train on these alone; by default on all whose rows were made."""
-    steps: int = 10_000
+    steps: int = 8_000
     """Steps of training."""
     learning_rate: float = 5e-3
     """Highest learning rate."""
@@ -110,12 +135,12 @@ class Thinker(Made):
 def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
     """Train, or go on."""
     from scripts.nano.pausing import paused_after
-    from scripts.nano.thinker import train_thinker
+    from scripts.nano.thinker import How, train_thinker
 
-    senses, rate = options.senses or made_senses(options.output, "train"), options.learning_rate
+    how = How(options.steps, options.learning_rate, options.seed, options.workers)
     with paused_after(options.seconds):
-        trained = train_thinker(options.output, senses, options.steps, rate, options.seed, options.workers)
-    print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+        trained = train_thinker(options.output, options.senses or made_senses(options.output, "train"), how)
+    print(_line(trained))
     return 0
 
 
@@ -138,7 +163,7 @@ def talker(options: Annotated[Talker, tyro.conf.arg(name="")]) -> int:
 
     with paused_after(options.seconds):
         trained = train_talker(options.output, options.steps, options.learning_rate, options.seed, options.workers)
-    print(f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+    print(_line(trained))
     print(held_report(options.output, options.seed))
     return 0
 
@@ -162,7 +187,7 @@ def drafters(options: Annotated[Drafters, tyro.conf.arg(name="")]) -> int:
     output, seed = options.output, options.seed
     replies = write_replies(output, options.senses or made_senses(output, "train"), options.prompts, seed)
     for name, trained in train_drafters(output, replies, options.steps, seed, options.workers).items():
-        print(f"{name}: {trained.steps} steps, loss {trained.loss:.4g}: {trained.model}")
+        print(f"{name}: {_line(trained)}")
     return 0
 
 
@@ -238,11 +263,15 @@ def card(options: Annotated[Card, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
+def _line(trained: Trained) -> str:
+    return f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}"
+
+
 def main() -> int:
     """Run the stage of the command line: its status."""
     commands = {
-        "data": data, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters, "export": export,
-        "evaluate": evaluate, "card": card,
+        "data": data, "words": words, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters,
+        "export": export, "evaluate": evaluate, "card": card,
     }  # fmt: skip
     try:
         return tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__)
