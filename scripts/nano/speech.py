@@ -7,7 +7,6 @@ lists and scenes, is held out from training.
 """
 
 import json
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -23,6 +22,8 @@ from omni_jax.files import write_whole
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.rows import Split, made_senses, rows_path
+from scripts.nano.sounds import synthesised, wav
+from scripts.nano.sounds import trimmed as trimmed
 from scripts.nano.text import KEPT
 from scripts.nano.words import NOUNS, NUMBERS
 
@@ -32,9 +33,6 @@ VOICES = {"chelsie": "slt", "ethan": "rms"}
 HELD = 10
 # How often each letter is said in strings of letters, and their length.
 ALPHABETS, STRING = 16, 5
-# Seconds of silence that are left before and after, and the level below which a sample is silence.
-BEFORE, AFTER, SILENCE = 0.04, 0.12, 0.01
-LEVEL = 0.08
 
 
 def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
@@ -102,27 +100,7 @@ def clip_name(voice: str, text: str) -> str:
 
 def _spoken(folder: Path, speaker: str, text: str, split: Split) -> dict[str, str]:
     """Speak one sentence into `folder`: its line."""
-    import soundfile
-    from scipy.signal import resample_poly
-
     file = folder / speaker / clip_name(VOICES[speaker], text)
     if not file.exists():
-        raw = file.with_suffix(".raw.wav")
-        subprocess.run(["flite", "-voice", VOICES[speaker], "-t", text, "-o", str(raw)], check=True)
-        wave, rate = soundfile.read(raw, dtype="float32")
-        raw.unlink()
-        wave = trimmed(resample_poly(wave, SAMPLES_PER_SECOND, rate), SAMPLES_PER_SECOND)
-        part = file.with_suffix(".partial.wav")
-        soundfile.write(part, wave, SAMPLES_PER_SECOND, subtype="PCM_16")
-        part.rename(file)
+        write_whole(file, wav(synthesised(text, VOICES[speaker], SAMPLES_PER_SECOND), SAMPLES_PER_SECOND))
     return {"speaker": speaker, "text": text, "audio": f"{speaker}/{file.name}", "split": split}
-
-
-def trimmed(wave: np.ndarray, rate: int) -> np.ndarray:
-    """A wave float32 [n] at one level, with little silence around it."""
-    loud = np.flatnonzero(np.abs(wave) > SILENCE * np.abs(wave).max(initial=1e-9))
-    if not loud.size:
-        return wave
-    wave = wave[max(0, loud[0] - round(BEFORE * rate)) : loud[-1] + round(AFTER * rate)]
-    wave = wave * LEVEL / np.sqrt(np.mean(wave**2))
-    return (wave * min(1.0, 0.95 / np.abs(wave).max())).astype(np.float32)

@@ -18,7 +18,7 @@ from scripts.nano.codec import DECAY, Codebooks, decode, log_mel, quantise, spec
 from scripts.nano.codec_stage import CodecModules, code2wav_params, codes_digest, read_waves, train_codec, write_codes
 from scripts.nano.config import nano_config, nano_tokenizer
 from scripts.nano.senses import wordings
-from scripts.nano.speech import trimmed
+from scripts.nano.sounds import trimmed
 from scripts.stored_state import save
 
 RATE = 24_000
