@@ -121,7 +121,8 @@ def test_transformers_gives_the_same_logits(exported: Path) -> None:
     torch = pytest.importorskip("torch")
     from transformers import Qwen3OmniMoeForConditionalGeneration
 
-    theirs, told = Qwen3OmniMoeForConditionalGeneration.from_pretrained(exported, output_loading_info=True)
+    loaded: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(exported, output_loading_info=True)
+    theirs, told = loaded
     assert theirs.dtype == torch.bfloat16 and not any(told.values()), told
     omni = oj.load(exported, dtype="float32")
     batch = omni.prepare(MESSAGES)

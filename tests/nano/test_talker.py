@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) 
 def test_rows_are_batches_of_few_sizes(made: Path) -> None:
     recipe = talker.talker_recipe(made, talker.write_spoken(made, 0)["train"], 4, 1e-3, 0, 0)
     omni = omni_jax.load(made / "thinker" / "model", parts=TalkerSft.PARTS)
-    batches = recipe.batches(omni)
+    batches: Any = recipe.batches(omni)
     step = next(iter(batches))
     batches.close()
     batch = step.batch
