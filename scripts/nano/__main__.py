@@ -10,10 +10,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from omni_jax.errors import InputError, OmniError
+from omni_jax.process import BAD_INPUT, INTERRUPTED
 from omni_jax.train.loop import Trained
 from omni_jax.weights.locate import DRAFTERS, NANO
-from scripts.nano.rows import made_senses, write_sense
-from scripts.nano.senses import SPOKEN, senses, voices_path
+from scripts.nano.rows import SPLITS, made_senses, rows_there, write_sense
+from scripts.nano.senses import senses, voices_path
 from scripts.nano.synthesis import Sources, make_voices
 
 
@@ -42,12 +44,21 @@ class Data(Made):
 
 def data(options: Annotated[Data, tyro.conf.arg(name="")]) -> int:
     """Make the rows that are not there yet."""
-    asked = [sense for sense in senses(options.output, options.scale) if sense.name in (options.senses or [sense.name])]
-    if any(sense.name in SPOKEN for sense in asked):
+    from scripts.nano.written import fetched
+
+    known = {sense.name: sense for sense in senses(options.output, options.scale)}
+    if unknown := [name for name in options.senses if name not in known]:
+        raise InputError(f"there is no sense {unknown[0]!r}; the senses are {', '.join(known)}")
+    asked = [known[name] for name in options.senses or known]
+    needs = {need for sense in asked for need in sense.needs}
+    if "voices" in needs:
         make_voices(voices_path(options.output), options.sources, options.workers)
+    if "handwriting" in needs:
+        fetched(options.output)
     for sense in asked:
         write_sense(options.output, sense, options.seed, options.workers)
-        print(f"{sense.name}: {sense.counts['train']} rows to train on, {sense.counts['test']} to test", flush=True)
+        train, test = (rows_there(options.output, sense.name, split) for split in SPLITS)
+        print(f"{sense.name}: {train:,} rows to train on, {test:,} to test", flush=True)
     return 0
 
 
@@ -58,26 +69,28 @@ class Codec(Made):
     sentences: int = 3000
     """Sentences that each speaker says."""
     steps: int = 4000
-    """The most steps of training."""
+    """Steps of training, over which the learning rate falls."""
     seconds: float = 3600
-    """The most seconds of training, all runs together."""
+    """Pause training after so long; the same command goes on."""
 
 
 def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
     """Speak the sentences, train, and write codes."""
     from omni_jax.config import OmniConfig
-    from scripts.nano.codec_stage import Codec as Parts
-    from scripts.nano.codec_stage import train_codec, write_codes
+    from scripts.nano.codec_stage import CodecModules, train_codec, write_codes
     from scripts.nano.config import nano_config, nano_tokenizer
     from scripts.nano.senses import wordings
     from scripts.nano.speech import write_speech
 
-    speech = write_speech(options.output, options.sentences, options.seed, options.workers).parent
+    write_speech(options.output, options.sentences, options.seed, options.workers)
     config = OmniConfig.from_hf(nano_config(nano_tokenizer(wordings()))).code2wav
     assert config is not None
-    parts = Parts.of(config)
-    state = train_codec(parts, speech, options.output, options.steps, options.seconds, options.seed)
-    write_codes(parts, state, speech)
+    modules = CodecModules.of(config)
+    state, step = train_codec(modules, options.output, options.steps, options.seconds, options.seed)
+    if step < options.steps:
+        print(f"paused after step {step} of {options.steps}; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    write_codes(modules, state, options.output)
     return 0
 
 
@@ -89,14 +102,19 @@ class Words(Made):
     """Steps of training."""
     learning_rate: float = 5e-3
     """Highest learning rate."""
+    seconds: float = 3600
+    """Pause after so long, at a checkpoint; the same command goes on."""
 
 
 def words(options: Annotated[Words, tyro.conf.arg(name="")]) -> int:
     """Train, or go on."""
+    from scripts.nano.pausing import paused_after
     from scripts.nano.thinker import How, train_words
 
     how = How(options.steps, options.learning_rate, options.seed, options.workers)
-    print(_line(train_words(options.output, how)))
+    with paused_after(options.seconds):
+        trained = train_words(options.output, how)
+    print(_line(trained))
     return 0
 
 
@@ -110,14 +128,19 @@ class Thinker(Made):
     """Steps of training."""
     learning_rate: float = 5e-3
     """Highest learning rate."""
+    seconds: float = 3600
+    """Pause after so long, at a checkpoint; the same command goes on."""
 
 
 def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
     """Train, or go on."""
+    from scripts.nano.pausing import paused_after
     from scripts.nano.thinker import How, train_thinker
 
     how = How(options.steps, options.learning_rate, options.seed, options.workers)
-    print(_line(train_thinker(options.output, options.senses or made_senses(options.output, "train"), how)))
+    with paused_after(options.seconds):
+        trained = train_thinker(options.output, options.senses or made_senses(options.output, "train"), how)
+    print(_line(trained))
     return 0
 
 
@@ -129,13 +152,17 @@ class Talker(Made):
     """Steps of training."""
     learning_rate: float = 2e-3
     """Highest learning rate."""
+    seconds: float = 3600
+    """Pause after so long, at a checkpoint; the same command goes on."""
 
 
 def talker(options: Annotated[Talker, tyro.conf.arg(name="")]) -> int:
     """Put Thinker and codec together, train, or go on, and say how well held sentences are spoken."""
+    from scripts.nano.pausing import paused_after
     from scripts.nano.talker import held_report, train_talker
 
-    trained = train_talker(options.output, options.steps, options.learning_rate, options.seed, options.workers)
+    with paused_after(options.seconds):
+        trained = train_talker(options.output, options.steps, options.learning_rate, options.seed, options.workers)
     print(_line(trained))
     print(held_report(options.output, options.seed))
     return 0
@@ -170,13 +197,16 @@ class Export(Made):
 
     package: Path = NANO
     """Directory that is replaced by them."""
+    without_drafters: bool = False
+    """Leave out drafters that were not trained here, those that the package holds already too."""
 
 
 def export(options: Annotated[Export, tyro.conf.arg(name="")]) -> int:
     """Write what was trained last."""
-    from scripts.nano.export import export_nano, trained_drafters, trained_model
+    from scripts.nano.export import export_nano, shipped_drafters, trained_drafters, trained_model
 
-    drafters = trained_drafters(options.output)
+    shipped = {} if options.without_drafters else shipped_drafters(options.package)
+    drafters = shipped | trained_drafters(options.output)
     for name, size in export_nano(trained_model(options.output), drafters, options.package).items():
         print(f"{name}: {size:,} bytes of weights in {options.package}")
     for kind in (kind for kind in DRAFTERS if kind not in drafters):
@@ -259,9 +289,21 @@ def _line(trained: Trained) -> str:
     return f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}"
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the stage of the command line: its status."""
     commands = {
         "data": data, "words": words, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters,
         "export": export, "evaluate": evaluate, "prompts": prompts, "card": card,
     }  # fmt: skip
-    sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__))
+    try:
+        return tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__)
+    except OmniError as error:
+        print(f"scripts.nano: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("scripts.nano: paused; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

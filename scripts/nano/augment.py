@@ -1,7 +1,8 @@
 """Change sounds as rooms, microphones, telephones and other speakers would, and make sounds that are no speech.
 
 Sounds are float32 [samples] at 16 kHz with a peak of about one, until `leveled` says how loud the whole is. A pace, a
-pitch or a tract is a factor: how long it takes, how high it is spoken, and where the formants are.
+pitch or a tract is a factor, and 1 changes nothing: of the duration, of the frequency that is spoken at, and of the
+frequencies of the formants.
 """
 
 from collections.abc import Callable

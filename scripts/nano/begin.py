@@ -1,7 +1,7 @@
 """omni-nano before it is trained: a Hugging Face directory with random weights at the scale that training begins with.
 
-Every row of a matrix keeps the scale of what it is given; norms are one, biases zero, embeddings small, and the last
-layers of the Thinker and the Talker begin small, so that the first loss is that of a uniform guess.
+Matrices begin with fan-in scaling; norms are one, biases zero, embeddings small, and the output heads of the Thinker
+and the Talker small, so that the first loss is that of a uniform guess.
 """
 
 import json
@@ -13,6 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
+from omni_jax.errors import InputError
 from omni_jax.files import write_whole
 from omni_jax.train.batch import MediaRows
 from scripts.nano.config import PIXELS, nano_config, nano_tokenizer
@@ -21,8 +22,8 @@ from scripts.small.checkpoint import GENERATION_CONFIG, preprocessor_dict
 from scripts.small.tensors import tensor_shapes
 from scripts.small.tokenizer import write_tokenizer
 
-# The first pattern that a name holds: (pattern, mean, standard deviation); the last kind is divided by the square root
-# of the inputs.
+# The first pattern that a name holds: (pattern, mean, standard deviation, whether that is divided by the square root of
+# the inputs).
 SCALES: tuple[tuple[str, float, float, bool], ...] = (
     (r"(norm|norm1|norm2|layernorm|layer_norm|ln_q|ln_post)\.weight$", 1.0, 0.0, False),
     (r"layer_scale\.scale$|\.gamma$", 0.3, 0.0, False),
@@ -33,11 +34,17 @@ SCALES: tuple[tuple[str, float, float, bool], ...] = (
     (r"weight$", 0.0, 0.8, True),
 )
 FILE = "model.safetensors"
+# Drawn, and not changed by whitening: it tells the seed.
+EMBEDDINGS = "thinker.model.embed_tokens.weight"
 
 
 def write_beginning(directory: Path, texts: list[str], seed: int) -> Path:
-    """Write the untrained model, whose tokens are learned from `texts`, unless it is there: its directory."""
+    """Write the untrained model, whose tokens are learned from `texts`, unless it is there: its directory.
+
+    InputError if another one is there.
+    """
     if (directory / FILE).exists():
+        check_beginning(directory, texts, seed)
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = nano_tokenizer(texts)
@@ -47,6 +54,23 @@ def write_beginning(directory: Path, texts: list[str], seed: int) -> Path:
         write_whole(directory / name, json.dumps(value, indent=2) + "\n")
     write_tensors(directory, {name: drawn(name, shape, seed) for name, shape in tensor_shapes(config).items()})
     return directory
+
+
+def check_beginning(directory: Path, texts: list[str], seed: int) -> None:
+    """InputError, which says what differs, if the untrained model of a directory is not what would be written now."""
+    from safetensors import safe_open
+
+    tokenizer = nano_tokenizer(texts)
+    config = nano_config(tokenizer)
+    wanted = files_of(config) | {"tokenizer.json": json.loads(tokenizer.to_str())}
+    differ = [name for name, value in wanted.items() if json.loads((directory / name).read_text()) != value]
+    with safe_open(directory / FILE, "np") as held:
+        expected = drawn(EMBEDDINGS, tensor_shapes(config)[EMBEDDINGS], seed)
+        if not differ and not np.array_equal(held.get_tensor(EMBEDDINGS), expected):
+            differ = ["seed"]
+    if differ:
+        what = f"{directory} began with another {' and '.join(differ)}"
+        raise InputError(f"{what}; go back to that, or delete drawn, begin and thinker beside it to train anew")
 
 
 def write_whitened(directory: Path, drawn: Path, media: Sequence[MediaRows], seed: int) -> Path:

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from scripts.nano.augment import fitted
-from scripts.nano.hear import PITCHES, apart, wave
+from scripts.nano.hear import PITCHES, apart
 from scripts.nano.pictures import COLOURS, Thing, background, picture_part, shown
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
+from scripts.nano.sounds import wav
 from scripts.nano.text import wording
 from scripts.nano.videos import RATE, filmed, mp4, sampling, video_part
 from scripts.nano.words import DIGITS
@@ -58,8 +59,8 @@ def both_senses(directory: Path, say: Say, scale: float = 1.0) -> tuple[Sense, .
     """The senses of what is seen and heard; directory: where the written digits are kept."""
     return (
         Sense("flash", flash, counts(scale, 5_000, 200)),
-        Sense("red", partial(red, say), counts(scale, 6_000, 200)),
-        Sense("same", partial(same, say, directory), counts(scale, 8_000, 300)),
+        Sense("red", partial(red, say), counts(scale, 6_000, 200), ("voices",)),
+        Sense("same", partial(same, say, directory), counts(scale, 8_000, 300), ("voices", "handwriting")),
     )
 
 
@@ -79,14 +80,14 @@ def flash(draw: np.random.Generator, split: Split) -> Sample:
     length = draw.uniform(0.65, 0.9)
     times = np.arange(round(seconds * rate)) / rate
     frames = [(bright if lit <= time + 0.5 / rate < lit + length else surface).astype(np.uint8) for time in times]
-    sound = noise(draw, seconds)
-    put(sound, beep(draw, split), heard)
+    sound = faint_noise(draw, seconds)
+    put(sound, short_beep(draw, split), heard)
     what = "flash" if is_flash else "beep"
     parts = shown(draw, wording(draw, FLASH, split), video_part("clip.mp4", sampling(draw, 64, seconds), True))
     return Sample([user(*parts), assistant(f"The {what} came first.")], what, {"clip.mp4": mp4(frames, rate, sound)})
 
 
-def beep(draw: np.random.Generator, split: Split) -> np.ndarray:
+def short_beep(draw: np.random.Generator, split: Split) -> np.ndarray:
     """A tone of a third of a second or so, float32 [samples] at 16 kHz."""
     pitch = apart(draw, split, 300, 2400, PITCHES)
     times = np.arange(int(draw.uniform(0.2, 0.45) * RATE)) / RATE
@@ -106,11 +107,14 @@ def red(say: Say, draw: np.random.Generator, split: Split) -> Sample:
     colours = draw.permutation(others)[:number].tolist()
     colours[place] = "red"
     part = draw.uniform(1.0, 1.3)
-    places = [(draw.uniform(0.38, 0.62), draw.uniform(0.38, 0.62), draw.uniform(0.24, 0.36)) for _ in colours]
-    moved = [Thing(colour, "square", *places[0]) for colour in colours]
+    # A place is drawn for every colour, and that of the first is all colours': the draws stay those of rows that exist.
+    (x, y, radius), *_ = [
+        (draw.uniform(0.38, 0.62), draw.uniform(0.38, 0.62), draw.uniform(0.24, 0.36)) for _ in colours
+    ]
+    moved = [Thing(colour, "square", x, y, radius) for colour in colours]
     times = np.arange(round(number * part * rate)) / rate
     frames = filmed(draw, [[moved[min(int(time / part + 1e-6), number - 1)]] for time in times], 64)
-    sound = noise(draw, len(frames) / rate)
+    sound = faint_noise(draw, len(frames) / rate)
     for i, digit in enumerate(digits):
         spoken = fitted(say(draw, digit, split), 0.9 * part)
         put(sound, spoken, i * part + draw.uniform(0.03, 0.97) * max(part - len(spoken) / RATE, 0))
@@ -129,17 +133,17 @@ def same(say: Say, directory: Path, draw: np.random.Generator, split: Split) -> 
             break
     picture = digit_picture(draw, seen, split, directory)
     spoken = say(draw, heard, split)
-    sound = noise(draw, len(spoken) / RATE + draw.uniform(0.15, 0.6))
+    sound = faint_noise(draw, len(spoken) / RATE + draw.uniform(0.15, 0.6))
     put(sound, spoken, draw.uniform(0.02, 0.98) * (len(sound) - len(spoken)) / RATE)
     media = [picture_part("digit.png"), {"type": "audio", "audio": "digit.wav"}]
     parts = shown(draw, wording(draw, SAME, split), *(media if draw.random() < 0.5 else media[::-1]))
     no = f"No, {DIGITS[seen]} is written and {DIGITS[heard]} is said."
     said = f"Yes, both are {DIGITS[seen]}." if is_same else no
-    files = {"digit.png": picture, "digit.wav": wave(sound)}
+    files = {"digit.png": picture, "digit.wav": wav(sound, RATE)}
     return Sample([user(*parts), assistant(said)], "yes" if is_same else "no", files)
 
 
-def noise(draw: np.random.Generator, seconds: float) -> np.ndarray:
+def faint_noise(draw: np.random.Generator, seconds: float) -> np.ndarray:
     """Faint noise, float32 [samples] at 16 kHz."""
     return draw.normal(0, 10 ** draw.uniform(-4, -2.3), round(seconds * RATE)).astype(np.float32)
 

@@ -4,9 +4,9 @@
                                                         `-> sum of their entries -> Code2Wav -> wave
 
 Code2Wav reads the mean of its embeddings, so entry c of codebook q is embedding [q, c] divided by the number of
-codebooks. Of some samples only the first codebooks are used, so that the first ones carry most. Codebooks are means of
-what they stand for, as in van den Oord et al., "Neural Discrete Representation Learning", appendix A.1; an entry that
-nothing uses becomes a latent of the batch.
+codebooks. Of some samples only the first codebooks are used (quantiser dropout), so that the first ones carry most.
+Codebooks are means of what they stand for, as in van den Oord et al., "Neural Discrete Representation Learning",
+appendix A.1; an entry that nothing uses becomes a latent of the batch.
 """
 
 from dataclasses import dataclass
@@ -84,31 +84,31 @@ class Quantised:
     residuals: jax.Array
 
 
-def quantise(latents: jax.Array, entries: jax.Array, used: jax.Array) -> Quantised:
-    """Latents [N, D] by the first used[n] (int32 [N]) of the codebooks entries [Q, C, D], each the rest of the last."""
+def quantise(latents: jax.Array, entries: jax.Array, quantisers: jax.Array) -> Quantised:
+    """Residual quantisation of latents [N, D] by codebooks entries [Q, C, D]; row n uses the first quantisers[n]."""
 
     def one(carry: tuple, at: tuple) -> tuple[tuple, tuple]:
-        rest, value = carry
-        q, book = at
-        distance = jnp.sum(book**2, axis=1) - 2 * rest @ book.T
+        residual, value = carry
+        q, codebook = at
+        distance = jnp.sum(codebook**2, axis=1) - 2 * residual @ codebook.T
         code = jnp.argmin(distance, axis=1)
-        taken = jnp.where((q < used)[:, None], book[code], 0)
-        return (rest - taken, value + taken), (code.astype(jnp.int32), rest)
+        taken = jnp.where((q < quantisers)[:, None], codebook[code], 0)
+        return (residual - taken, value + taken), (code.astype(jnp.int32), residual)
 
     start = (latents, jnp.zeros_like(latents))
     (_, value), (codes, residuals) = jax.lax.scan(one, start, (jnp.arange(len(entries)), entries))
     return Quantised(codes, value, residuals)
 
 
-def updated(books: Codebooks, found: Quantised, used: jax.Array, key: jax.Array) -> Codebooks:
-    """The codebooks after a batch: moving means of what entries stood for; used int32 [N] as in `quantise`."""
-    Q, C, _ = books.entries.shape
-    counted = (jnp.arange(Q)[:, None] < used).astype(jnp.float32)
+def updated(codebooks: Codebooks, found: Quantised, quantisers: jax.Array, key: jax.Array) -> Codebooks:
+    """The codebooks after a batch: moving means of what entries stood for; quantisers int32 [N] as in `quantise`."""
+    Q, C, _ = codebooks.entries.shape
+    counted = (jnp.arange(Q)[:, None] < quantisers).astype(jnp.float32)
     chosen = jax.nn.one_hot(found.codes, C) * counted[..., None]
-    counts = DECAY * books.counts + (1 - DECAY) * jnp.sum(chosen, axis=1)
-    sums = DECAY * books.sums + (1 - DECAY) * jnp.einsum("QNC,QND->QCD", chosen, found.residuals)
+    counts = DECAY * codebooks.counts + (1 - DECAY) * jnp.sum(chosen, axis=1)
+    sums = DECAY * codebooks.sums + (1 - DECAY) * jnp.einsum("QNC,QND->QCD", chosen, found.residuals)
     entries = sums / jnp.maximum(counts, 1e-6)[..., None]
-    # What nothing uses becomes the rest of one of the latents.
+    # What nothing uses becomes the residual of one of the latents.
     other = jax.random.randint(key, (Q, C), 0, found.codes.shape[1])
     fresh = jnp.take_along_axis(found.residuals, other[..., None], axis=1)
     unused = (counts < LEAST_USAGE)[..., None]
@@ -134,8 +134,8 @@ def log_mel(wave: jax.Array) -> jax.Array:
     """Log-mel float32 [B, n / HOP, MEL_BINS] of waves [B, n]; frame t is centred in its hop."""
     side = (WINDOW - HOP) // 2
     frames = _frames(jnp.pad(wave, ((0, 0), (side, side))), WINDOW, HOP)
-    power = jnp.abs(jnp.fft.rfft(frames * jnp.asarray(np.hanning(WINDOW), jnp.float32)))
-    return jnp.log(power @ jnp.asarray(mel_filters(WINDOW, MEL_BINS).T) + FLOOR)
+    magnitude = jnp.abs(jnp.fft.rfft(frames * jnp.asarray(np.hanning(WINDOW), jnp.float32)))
+    return jnp.log(magnitude @ jnp.asarray(mel_filters(WINDOW, MEL_BINS).T) + FLOOR)
 
 
 def spectral_loss(made: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -178,13 +178,13 @@ def embeddings(entries: Any) -> Any:
     return entries * len(entries)
 
 
-def first_books(latents: jax.Array, config: Code2WavConfig, key: jax.Array) -> Codebooks:
+def first_codebooks(latents: jax.Array, config: Code2WavConfig, key: jax.Array) -> Codebooks:
     """Codebooks for latents [N, D]: each holds some of what those before it leave of the latents."""
 
-    def one(rest: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        book = rest[jax.random.randint(key, (config.codebook_size,), 0, len(rest))]
-        found = quantise(rest, book[None], jnp.ones(len(rest), jnp.int32))
-        return rest - found.value, book
+    def one(residual: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        codebook = residual[jax.random.randint(key, (config.codebook_size,), 0, len(residual))]
+        found = quantise(residual, codebook[None], jnp.ones(len(residual), jnp.int32))
+        return residual - found.value, codebook
 
     entries = jax.lax.scan(one, latents, jax.random.split(key, config.num_quantizers))[1]
     return Codebooks(entries, jnp.ones(entries.shape[:2]), entries)

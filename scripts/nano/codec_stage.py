@@ -1,7 +1,10 @@
 """The stage codec: train encoder, codebooks and Code2Wav on what the speakers say, and write the codes of all of it.
 
-speech/*.wav -> pieces of FRAMES frames -> step -> codec.npz, loss.csv
-codec.npz -> codes/<speaker>/<number>.npy, code2wav parameters for the model
+    speech/<speaker>/*.wav -> crops of FRAMES frames -> step -> codec.npz, codec.csv
+    codec.npz -> speech/<speaker>/*.npy, speech/codes.json, code2wav parameters for the model
+
+The learning rate follows the steps; seconds only pause, and the same call goes on with the same result. Lines of
+codec.csv: step, seconds so far, spectral loss, commitment loss.
 """
 
 import csv
@@ -11,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ import numpy as np
 
 from omni_jax.config import Code2WavConfig
 from omni_jax.errors import InputError
+from omni_jax.files import write_whole
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare, init_params
 from scripts.nano.codec import (
@@ -28,21 +32,24 @@ from scripts.nano.codec import (
     decode,
     embeddings,
     encode,
-    first_books,
+    first_codebooks,
     log_mel,
     quantise,
     spectral_loss,
     updated,
 )
+from scripts.nano.origin import check_origin, digest_of
+from scripts.nano.rows import SPLITS
 from scripts.stored_state import restored, save
 
-# A piece of sound, in frames; pieces of a batch.
+# A crop of sound, in frames; crops of a batch.
 FRAMES, BATCH = 16, 8
 RATE, LAST_RATE, WARMUP = 2e-3, 1e-4, 50
 CLIP = 1.0
+CODES = "codes.json"
 SAVE_SECONDS, LOG_STEPS = 60, 20
-# The share of pieces for which only some of the first codebooks are used.
-PARTIAL = 0.5
+# The share of crops for which only some of the first codebooks are used (quantiser dropout).
+DROPOUT = 0.5
 # What the convolutions at the ends of residual units, and the last of all, begin with, beside the usual scale.
 UNIT_GAIN, OUT_GAIN = 0.2, 0.05
 
@@ -50,15 +57,15 @@ UNIT_GAIN, OUT_GAIN = 0.2, 0.05
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """params: of "encoder" and "code2wav". memory: the optimiser's. books: the codebooks."""
+    """params: of "encoder" and "code2wav"."""
 
     params: dict
-    memory: Any
-    books: Codebooks
+    optimizer: Any
+    codebooks: Codebooks
 
 
 @dataclass(frozen=True)
-class Codec:
+class CodecModules:
     """The two modules that are trained."""
 
     config: Code2WavConfig
@@ -66,13 +73,13 @@ class Codec:
     vocoder: Declaration
 
     @classmethod
-    def of(cls, config: Code2WavConfig) -> "Codec":
+    def of(cls, config: Code2WavConfig) -> "CodecModules":
         """The codec of a Code2Wav."""
         return cls(config, declare(Encoder, config.transformer.hidden_size), declare(Code2Wav, config))
 
     @property
-    def piece(self) -> int:
-        """Samples of a piece."""
+    def crop(self) -> int:
+        """Samples of a crop."""
         return FRAMES * self.config.total_upsample
 
     def begin(self, seed: int, optimizer: Any, waves: np.ndarray) -> State:
@@ -80,44 +87,60 @@ class Codec:
         encoder = init_params(Encoder, self.config.transformer.hidden_size, seed=seed)
         params = {"encoder": encoder, "code2wav": quiet(init_params(Code2Wav, self.config, seed=seed + 1))}
         latents = bind(self.encoder, encoder)(log_mel(jnp.asarray(waves)))
-        books = first_books(latents.reshape(-1, latents.shape[-1]), self.config, jax.random.key(seed))
-        return State(params, optimizer.init(params), books)
+        codebooks = first_codebooks(latents.reshape(-1, latents.shape[-1]), self.config, jax.random.key(seed))
+        return State(params, optimizer.init(params), codebooks)
 
 
-def train_codec(codec: Codec, speech: Path, output: Path, steps: int, seconds: float, seed: int) -> State:
-    """Train for at most `steps` steps and `seconds` in all, going on from `output`/codec.npz: the last state."""
-    optimizer = _optimizer(steps)
+def train_codec(codec: CodecModules, directory: Path, steps: int, seconds: float, seed: int) -> tuple[State, int]:
+    """Train up to step `steps`, going on from codec.npz, or for `seconds`: the state and its step.
+
+    InputError for the state of another training.
+    """
+    file, speech, optimizer = directory / "codec.npz", directory / "speech", _optimizer(steps)
+    origin = {"speech/speech.jsonl": digest_of([speech / "speech.jsonl"]), "steps": steps, "seed": seed}
+    check_origin(directory, "codec", [file], origin)
     waves = read_waves(speech, "train")
-    first = _pieces(np.random.default_rng(seed), waves, codec.piece, 8 * BATCH)
-    state, begin, spent = restored(output / "codec.npz", codec.begin(seed, optimizer, first))
-    step = jax.jit(partial(_step, codec, optimizer))
+    first = _crops(np.random.default_rng(seed), waves, codec.crop, 8 * BATCH)
+    state, begin, spent = restored(file, codec.begin(seed, optimizer, first))
+    step, key = jax.jit(partial(_step, codec, optimizer)), jax.random.key(seed)
     started = saved = time.monotonic()
-    with (output / "codec.csv").open("a") as stream:
-        log = csv.writer(stream)
+    with _log(directory / "codec.csv", begin if begin < steps else None) as stream:
         for number in range(begin, steps):
-            draw = np.random.default_rng([seed, number])
-            state, losses = step(state, _pieces(draw, waves, codec.piece, BATCH), jax.random.key(number))
-            if number % LOG_STEPS == 0 or number == steps - 1:
-                values = {name: float(value) for name, value in losses.items()}
-                log.writerow([number, round(spent + time.monotonic() - started), *values.values()])
-                stream.flush()
-                print(number, {name: round(value, 4) for name, value in values.items()}, flush=True)
+            crops = _crops(np.random.default_rng([seed, number]), waves, codec.crop, BATCH)
+            state, losses = step(state, crops, jax.random.fold_in(key, number))
             now = time.monotonic()
-            over = spent + now - started > seconds or number == steps - 1
-            if over or now - saved > SAVE_SECONDS:
-                save(output / "codec.npz", state, number + 1, spent + now - started)
+            if number % LOG_STEPS == 0 or number == steps - 1:
+                _write_losses(stream, number, spent + now - started, losses)
+            ends = now - started > seconds or number == steps - 1
+            if ends or now - saved > SAVE_SECONDS:
+                save(file, state, number + 1, spent + now - started)
                 saved = now
-            if over:
-                break
-    return state
+            if ends:
+                return state, number + 1
+    return state, begin
 
 
-def trained_codec(codec: Codec, output: Path) -> State:
-    """The state that training has left in `output`/codec.npz; InputError if there is none."""
-    file = output / "codec.npz"
+def _log(path: Path, begin: int | None) -> IO[str]:
+    """The file of losses, open at its end; without lines that a stopped run wrote from step `begin` on."""
+    if begin is not None and path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        write_whole(path, "".join(lines[: -(-begin // LOG_STEPS)]))
+    return path.open("a")
+
+
+def _write_losses(stream: IO[str], number: int, seconds: float, losses: dict[str, jax.Array]) -> None:
+    values = {name: float(losses[name]) for name in ("spectra", "committed")}
+    csv.writer(stream).writerow([number, round(seconds), *values.values()])
+    stream.flush()
+    print(number, {name: round(value, 4) for name, value in values.items()}, flush=True)
+
+
+def trained_codec(codec: CodecModules, directory: Path) -> State:
+    """The state that training has left in codec.npz; InputError if there is none."""
+    file = directory / "codec.npz"
     if not file.exists():
         raise InputError(f"{file} is missing; run the stage codec first")
-    return restored(file, codec.begin(0, _optimizer(1), np.zeros((1, codec.piece), np.float32)))[0]
+    return restored(file, codec.begin(0, _optimizer(1), np.zeros((1, codec.crop), np.float32)))[0]
 
 
 def read_waves(speech: Path, split: str) -> list[np.ndarray]:
@@ -133,25 +156,55 @@ def lines_of(speech: Path, split: str) -> Iterator[dict[str, str]]:
     return (line for line in lines if line["split"] == split)
 
 
-def write_codes(codec: Codec, state: State, speech: Path) -> None:
-    """Write the codes int16 [Q, F] of every wave beside it; their sound is as long or up to a frame longer."""
+def write_codes(codec: CodecModules, state: State, directory: Path) -> None:
+    """Write the codes int16 [Q, F] of every wave beside it; their sound is as long or up to a frame longer.
+
+    codes.json, written last, says of which codec and sentences they are; codes of these are left as they are.
+    """
+    speech, origin = directory / "speech", _codes_origin(directory)
+    if _held_codes(speech) == origin:
+        return
+    (speech / CODES).unlink(missing_ok=True)
+    for split in SPLITS:
+        for line in lines_of(speech, split):
+            path = speech / line["audio"]
+            np.save(path.with_suffix(".npy"), _codes(codec, state, path).astype(np.int16))
+    write_whole(speech / CODES, json.dumps(origin) + "\n")
+
+
+def codes_digest(directory: Path) -> str:
+    """What identifies the codes of all sentences; InputError if they are not there, or are of an earlier codec."""
+    if (origin := _codes_origin(directory)) != _held_codes(directory / "speech"):
+        raise InputError(
+            f"{directory / 'speech'} lacks codes of the trained codec; run the stage codec to its end first"
+        )
+    return " ".join(origin.values())
+
+
+def _codes_origin(directory: Path) -> dict[str, str]:
+    return {name: digest_of([directory / name]) for name in ("codec.npz", "speech/speech.jsonl")}
+
+
+def _held_codes(speech: Path) -> dict[str, str] | None:
+    return json.loads((speech / CODES).read_text()) if (speech / CODES).exists() else None
+
+
+def _codes(codec: CodecModules, state: State, path: Path) -> np.ndarray:
+    """The codes int32 [Q, F] of a file of sound."""
     import soundfile
 
     frame = codec.config.total_upsample
-    for split in ("train", "test"):
-        for line in lines_of(speech, split):
-            wave = soundfile.read(speech / line["audio"], dtype="float32")[0]
-            frames = -(-len(wave) // frame)
-            room = -(-frames // FRAMES) * FRAMES * frame
-            padded = np.pad(wave, (0, room - len(wave)))[None]
-            given = state.params["encoder"], state.books.entries, jnp.asarray(padded)
-            codes = np.asarray(encode(*given, declaration=codec.encoder))[0, :, :frames]
-            np.save((speech / line["audio"]).with_suffix(".npy"), codes.astype(np.int16))
+    wave = soundfile.read(path, dtype="float32")[0]
+    frames = -(-len(wave) // frame)
+    room = -(-frames // FRAMES) * FRAMES * frame
+    padded = jnp.asarray(np.pad(wave, (0, room - len(wave)))[None])
+    codes = encode(state.params["encoder"], state.codebooks.entries, padded, declaration=codec.encoder)
+    return np.asarray(codes)[0, :, :frames]
 
 
 def code2wav_params(state: State) -> dict:
     """The parameters of Code2Wav, whose embeddings are the codebooks."""
-    return {**state.params["code2wav"], "embed": embeddings(state.books.entries)}
+    return {**state.params["code2wav"], "embed": embeddings(state.codebooks.entries)}
 
 
 def quiet(params: dict) -> dict:
@@ -178,8 +231,8 @@ def _optimizer(steps: int) -> Any:
     return optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(schedule, b1=0.8, b2=0.99, weight_decay=1e-3))
 
 
-def _pieces(draw: np.random.Generator, waves: list[np.ndarray], size: int, count: int) -> np.ndarray:
-    """Random pieces of random waves, float32 [count, size]; a short wave is followed by silence."""
+def _crops(draw: np.random.Generator, waves: list[np.ndarray], size: int, count: int) -> np.ndarray:
+    """Random crops of random waves, float32 [count, size]; a short wave is followed by silence."""
     out = np.zeros((count, size), np.float32)
     for row, which in zip(out, draw.integers(len(waves), size=count), strict=True):
         wave = waves[which]
@@ -189,18 +242,18 @@ def _pieces(draw: np.random.Generator, waves: list[np.ndarray], size: int, count
     return out
 
 
-def _step(codec: Codec, optimizer: Any, state: State, wave: jax.Array, key: jax.Array) -> tuple[State, dict]:
+def _step(codec: CodecModules, optimizer: Any, state: State, wave: jax.Array, key: jax.Array) -> tuple[State, dict]:
     """One step on waves [B, n]."""
     import optax
 
     B, Q, keys = wave.shape[0], codec.config.num_quantizers, jax.random.split(key, 3)
-    few = jax.random.uniform(keys[0], (B,)) < PARTIAL
-    used = jnp.repeat(jnp.where(few, jax.random.randint(keys[1], (B,), 1, Q + 1), Q), FRAMES)
+    few = jax.random.uniform(keys[0], (B,)) < DROPOUT
+    quantisers = jnp.repeat(jnp.where(few, jax.random.randint(keys[1], (B,), 1, Q + 1), Q), FRAMES)
 
     def loss(params: dict) -> tuple[jax.Array, tuple]:
         latents = bind(codec.encoder, params["encoder"])(log_mel(wave))
         rows = latents.reshape(-1, latents.shape[-1])
-        found = quantise(jax.lax.stop_gradient(rows), state.books.entries, used)
+        found = quantise(jax.lax.stop_gradient(rows), state.codebooks.entries, quantisers)
         value = found.value.reshape(latents.shape)
         # The gradient passes the codebooks as if they were not there.
         through = latents + jax.lax.stop_gradient(value - latents)
@@ -210,7 +263,7 @@ def _step(codec: Codec, optimizer: Any, state: State, wave: jax.Array, key: jax.
         return spectra + COMMITMENT * committed, (found, {"spectra": spectra, "committed": committed})
 
     (_, (found, shown)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-    changes, memory = optimizer.update(gradient, state.memory, state.params)
-    books = updated(state.books, found, used, keys[2])
+    changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    codebooks = updated(state.codebooks, found, quantisers, keys[2])
     params: Any = optax.apply_updates(state.params, changes)
-    return State(params, memory, books), shown
+    return State(params, optimizer_state, codebooks), shown

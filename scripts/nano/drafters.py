@@ -1,6 +1,6 @@
 """The stage drafters: a DFlash and an EAGLE-3 drafter for the Thinker, trained on what it says to training prompts.
 
-    rows/*.train.jsonl -> drafters/prompts.jsonl -> drafters/replies.jsonl -> dflash/model, eagle3/model
+    rows/*.train.jsonl -> drafters/prompts.jsonl -> drafters/replies.jsonl -> drafters/<kind>/model
 
 Both learn from the same replies for as many steps, with as many rows in each, and have about as many parameters;
 neither has embeddings of its own. Each is at most 1 MB in bfloat16.
@@ -10,14 +10,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-import omni_jax
 from omni_jax.files import write_whole
 from omni_jax.flags import EndingFlags
-from omni_jax.omni import Omni
 from omni_jax.train.command import train_recipe
 from omni_jax.train.drafters.new import Sizes
 from omni_jax.train.drafters.objective import BlockSettings, ChainSettings
@@ -25,6 +22,8 @@ from omni_jax.train.drafters.questions import Regenerate, run_regenerate
 from omni_jax.train.drafters.recipes import DFlash, Eagle3, Target
 from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Run
+from scripts.nano.origin import check_origin, model_of, rows_digest
+from scripts.nano.pausing import load_parts
 from scripts.nano.rows import rows_path
 
 ROWS, LENGTH = 8, 512
@@ -38,38 +37,40 @@ CHAIN_SIZES = Sizes(heads=4, kv_heads=2, head_dim=32, mlp=704)
 
 
 def write_replies(directory: Path, senses: Sequence[str], each: int, seed: int) -> Path:
-    """What the Thinker says to `each` training prompts of every sense, going on where it was: the file of replies."""
-    prompts, replies = directory / "drafters" / "prompts.jsonl", directory / "drafters" / "replies.jsonl"
+    """What the Thinker says to `each` training prompts of every sense, going on where it was: the file of replies.
+
+    InputError if the folder drafters holds what other prompts or another Thinker gave.
+    """
+    folder, model = directory / "drafters", directory / "thinker" / "model"
+    asked = {"rows": rows_digest(directory, senses), "prompts": each, "seed": seed}
+    check_origin(directory, "drafters", [folder], {"thinker/model": model_of(model, "thinker"), **asked})
+    prompts, replies = folder / "prompts.jsonl", folder / "replies.jsonl"
     if not prompts.exists():
-        prompts.parent.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         write_whole(prompts, "".join(line + "\n" for line in _prompts(directory, senses, each, seed)))
-    model = directory / "thinker" / "model"
-    asked = Regenerate(model=model, data=(prompts,), output=replies, ending=EndingFlags(max_new_tokens=NEW_TOKENS))
-    run_regenerate(asked, _load)
+    ending = EndingFlags(max_new_tokens=NEW_TOKENS)
+    run_regenerate(Regenerate(model=model, data=(prompts,), output=replies, ending=ending), load_parts)
     return replies
 
 
 def train_drafters(directory: Path, replies: Path, steps: int, seed: int, workers: int) -> dict[str, Trained]:
     """Train both drafters on replies, going on where they were: what the recipes' loop gives, by their names."""
-    run = Run(
-        model=directory / "thinker" / "model", data=(replies,), output=directory, steps=steps, seed=seed, save_every=200
-    )
-    batch, compute = Batching(rows=ROWS, max_length=LENGTH, workers=workers, coarse=True), Compute(remat="none")
+    model, folder, common = directory / "thinker" / "model", directory / "drafters", Compute(remat="none")
+    batch = Batching(rows=ROWS, max_length=LENGTH, workers=workers, coarse=True)
+
+    def run(kind: str) -> Run:
+        return Run(model=model, data=(replies,), output=folder / kind, steps=steps, seed=seed, save_every=200)
+
+    def target(kind: str) -> Target:
+        return Target(states=folder / f"{kind}-states")
+
+    block, chain = DFlash.NAME, Eagle3.NAME
     trained = {}
     for recipe in (
-        DFlash(run=run, batch=batch, compute=compute, drafter=BLOCK, sizes=BLOCK_SIZES),
-        Eagle3(run=run, batch=batch, compute=compute, drafter=CHAIN, sizes=CHAIN_SIZES),
+        DFlash(run=run(block), batch=batch, compute=common, drafter=BLOCK, sizes=BLOCK_SIZES, target=target(block)),
+        Eagle3(run=run(chain), batch=batch, compute=common, drafter=CHAIN, sizes=CHAIN_SIZES, target=target(chain)),
     ):
-        output = directory / "drafters" / recipe.NAME
-        made = train_recipe(
-            replace(
-                recipe,
-                run=replace(run, output=output),
-                optimizer=replace(recipe.optimizer, learning_rate=RATE),
-                target=Target(states=output.with_name(f"{recipe.NAME}-states")),
-            ),
-            _load,
-        )
+        made = train_recipe(replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=RATE)), load_parts)
         assert made is not None
         trained[recipe.NAME] = made
     return trained
@@ -82,7 +83,3 @@ def _prompts(directory: Path, senses: Sequence[str], each: int, seed: int) -> li
         lines = rows_path(directory, sense, "train").read_text().splitlines()
         chosen += [lines[i] for i in draw.permutation(len(lines))[:each]]
     return [json.dumps({"messages": json.loads(chosen[i])["messages"]}) for i in draw.permutation(len(chosen))]
-
-
-def _load(model: Path, parts: tuple[str, ...], mesh: Any) -> Omni:
-    return omni_jax.load(model, parts=parts, mesh=mesh)

@@ -2,7 +2,7 @@
 
     talker/model -> reverse conversion -> model.safetensors in bfloat16, config.json, tokenizer, template, settings
     drafters/<kind>/model -> <kind>/model.safetensors in bfloat16, <kind>/config.json
-    all of it -> omni_jax/nano, which is replaced as a whole
+    all of it -> omni_jax/nano, which is replaced as a whole; it keeps drafters that were not trained again
 
 Pictures and frames of videos have the same limits of size, stated where omni_jax and transformers read them:
 `Qwen3OmniMoeProcessor` passes limits of its own at every call, above which it puts those of `tokenizer_config.json`
@@ -49,6 +49,11 @@ def trained_drafters(output: Path) -> dict[str, Path]:
     """The directory of each kind of drafter that was trained."""
     places = {kind: output / "drafters" / kind / "model" for kind in DRAFTERS}
     return {kind: place for kind, place in places.items() if (place / "config.json").is_file()}
+
+
+def shipped_drafters(package: Path) -> dict[str, Path]:
+    """The directory of each kind of drafter that a package holds."""
+    return {kind: package / kind for kind in DRAFTERS if (package / kind / "config.json").is_file()}
 
 
 def export_nano(source: Path, drafters: dict[str, Path], package: Path) -> dict[str, int]:

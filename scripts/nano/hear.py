@@ -6,12 +6,12 @@ speech is made of other random numbers alone. A file is named after its voice, s
 
 from collections.abc import Sequence
 from functools import partial
-from io import BytesIO
 
 import numpy as np
 
 from scripts.nano.augment import beep, hiss, hum, leveled, mild, music, other_voice, placed, varied
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
+from scripts.nano.sounds import wav
 from scripts.nano.text import KEPT, add, count, spell, trained_on, wording
 from scripts.nano.voices import RATE, Bank, Voice, draw_string
 from scripts.nano.words import DIGITS
@@ -55,10 +55,10 @@ PITCHES, KEYS, SLOPES = (700.0, 1000.0), (250.0, 330.0), (0.4, 0.6)
 def hear_senses(bank: Bank, scale: float = 1.0) -> tuple[Sense, ...]:
     """The senses of sound, of the clips of a bank; scale: of their numbers of rows."""
     return (
-        Sense("digit", partial(digit, bank), counts(scale, 20_000, 600)),
-        Sense("digits", partial(digits, bank), counts(scale, 20_000, 400)),
-        Sense("silence", partial(silence, bank), counts(scale, 4000, 200)),
-        Sense("heard", partial(heard, bank), counts(scale, 4000, 200)),
+        Sense("digit", partial(digit, bank), counts(scale, 20_000, 600), ("voices",)),
+        Sense("digits", partial(digits, bank), counts(scale, 20_000, 400), ("voices",)),
+        Sense("silence", partial(silence, bank), counts(scale, 4000, 200), ("voices",)),
+        Sense("heard", partial(heard, bank), counts(scale, 4000, 200), ("voices",)),
     )
 
 
@@ -101,7 +101,7 @@ def silence(bank: Bank, draw: np.random.Generator, split: Split) -> Sample:
     asked = SOUND if draw.random() < 0.7 else pick(draw, (DIGIT, STRING))
     name = f"{kind.removeprefix('a ')}.wav"
     question = user(_audio(name), wording(draw, asked, split))
-    media = {name: wave(no_speech(draw, kind, split))}
+    media = {name: wav(no_speech(draw, kind, split), RATE)}
     return Sample([question, assistant(f"I hear {kind}.")], kind.removeprefix("a "), media)
 
 
@@ -180,17 +180,8 @@ def _recorded(bank: Bank, draw: np.random.Generator, speech: np.ndarray, split: 
     def crowd() -> np.ndarray:
         return bank.clip(draw, bank.voice(draw, "train"), [int(draw.integers(10))])
 
-    return wave(mild(draw, speech) if split == "test" else varied(draw, speech, crowd))
+    return wav(mild(draw, speech) if split == "test" else varied(draw, speech, crowd), RATE)
 
 
 def _audio(name: str) -> dict[str, str]:
     return {"type": "audio", "audio": name}
-
-
-def wave(sound: np.ndarray) -> bytes:
-    """A WAV file of 16 bits of a sound [samples]."""
-    import soundfile
-
-    file = BytesIO()
-    soundfile.write(file, sound, RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()

@@ -51,7 +51,8 @@ class Heard:
 def held_accuracy(recipe: TalkerSft, model: Path) -> dict[str, float]:
     """The means of the recipe's metrics over its rows, taken once, for the Talker of `model`."""
     omni = omni_jax.load(model, parts=TalkerSft.PARTS)
-    objective, batches = recipe.objective(omni), recipe.batches(omni)
+    objective = recipe.objective(omni)
+    batches: Any = recipe.batches(omni)
     loss, sums, weight = jax.jit(objective.loss), {}, 0.0
     try:
         for step in batches:

@@ -35,6 +35,11 @@ class Thing:
         return f"{self.colour} {self.shape}"
 
 
+def is_held(colour: str, shape: str, number: int) -> bool:
+    """Whether a colour and a shape together with a number, as of a place or a direction, are only the test's."""
+    return (tuple(COLOURS).index(colour) + 2 * SHAPES.index(shape) + 3 * number) % 7 == 0
+
+
 def article(name: str) -> str:
     """A name with its indefinite article."""
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"

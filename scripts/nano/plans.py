@@ -37,28 +37,29 @@ PLANS = (
         "82 40 12 24 64 82 85 78 38 07", "80 50 12 23 55 83, 82 86 78 38 06", "82 60 31 22 34 64 82, 82 86 78 49 18 07",
     ),
 )  # fmt: skip
-# Points of a plane in each direction; how many times finer it is drawn; how far a point of a plan may go astray.
-PLANE, FINER, ASTRAY = 28, 4, 0.45
+# Pixels of a digit in each direction; how many times finer it is drawn; the standard deviation of how far a point of a
+# plan goes astray, in ninths of the digit.
+PLANNED, PLANNED_FINER, ASTRAY = 28, 4, 0.45
 
 
 def planned(draw: np.random.Generator, digit: int) -> np.ndarray:
     """A digit written by one of its plans, float32 [28, 28] of 0 to 1."""
     plans = PLANS[digit]
     plan = plans[int(draw.integers(len(plans)))]
-    made = Image.new("L", (PLANE * FINER, PLANE * FINER))
-    pen, thick = ImageDraw.Draw(made), draw.uniform(1.6, 3.4) * FINER
-    size = np.array([draw.uniform(10, 16), 19]) * FINER
+    made = Image.new("L", (PLANNED * PLANNED_FINER, PLANNED * PLANNED_FINER))
+    pen, thick = ImageDraw.Draw(made), draw.uniform(1.6, 3.4) * PLANNED_FINER
+    size = np.array([draw.uniform(10, 16), 19]) * PLANNED_FINER
     for stroke in plan.split(", "):
         points = np.array([[int(figure) for figure in point] for point in stroke.split()], float)
         astray = np.clip(draw.normal(0, ASTRAY, points.shape), -1, 1)
         # Both halves of a corner go astray together.
         same = np.flatnonzero((points[1:] == points[:-1]).all(1)) + 1
         astray[same] = astray[same - 1]
-        places = _rounded((points + astray) / 9 * size + (PLANE * FINER - size) / 2)
+        places = _rounded((points + astray) / 9 * size + (PLANNED * PLANNED_FINER - size) / 2)
         pen.line([tuple(place) for place in places], 255, round(thick), "curve")
         for x, y in (places[0], places[-1]):
             pen.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), 255)
-    return np.asarray(made.reduce(FINER), np.float32) / 255
+    return np.asarray(made.reduce(PLANNED_FINER), np.float32) / 255
 
 
 def _rounded(points: np.ndarray) -> np.ndarray:

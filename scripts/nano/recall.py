@@ -38,7 +38,7 @@ SIDE = 64
 
 def recall_sense(directory: Path, scale: float = 1.0) -> Sense:
     """The sense of what was shown; directory: where the collection of digits is kept."""
-    return Sense("shown", partial(recall, directory), counts(scale, 6_000, 300))
+    return Sense("shown", partial(recall, directory), counts(scale, 6_000, 300), ("handwriting",))
 
 
 def recall(directory: Path, draw: np.random.Generator, split: Split) -> Sample:

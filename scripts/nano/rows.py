@@ -2,8 +2,8 @@
 
     Sense.make(draw, split) -> Sample (messages, answer, media) -> media files -> a line of rows/<sense>.<split>.jsonl
 
-Splits differ in voices, collections, fonts, wordings and combinations, which each sense states; numbers of rows change
-nothing in the rows before them. The file of rows is written last, so a sense whose file is there is complete.
+Splits differ in voices, collections, fonts, wordings and combinations, which each sense states. Row i does not depend
+on how many rows are made. The file of rows is written last, so a sense whose file is there is complete.
 """
 
 import json
@@ -19,9 +19,11 @@ from zlib import crc32
 
 import numpy as np
 
+from omni_jax.errors import InputError
 from omni_jax.files import write_whole
 
 Split = Literal["train", "test"]
+Need = Literal["voices", "handwriting"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 # Rows that a worker makes at a time.
 SHARE = 64
@@ -42,11 +44,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sense:
-    """What is asked, and how a row of it is made from random numbers and the split; counts: rows by split."""
+    """What is asked, and how a row of it is made from random numbers and the split.
+
+    counts: rows by split. needs: what is made or fetched before its rows.
+    """
 
     name: str
     make: Callable[[np.random.Generator, Split], Sample]
     counts: dict[Split, int]
+    needs: tuple[Need, ...] = ()
 
 
 def counts(scale: float, train: int, test: int) -> dict[Split, int]:
@@ -71,10 +77,14 @@ def pick(draw: np.random.Generator, choices: Sequence[Any]) -> Any:
 
 
 def write_sense(directory: Path, sense: Sense, seed: int, workers: int) -> None:
-    """Make the rows of a sense that are not there yet, in `directory`."""
+    """Make the rows of a sense that are not there yet, in `directory`; InputError if there are more or fewer."""
     for split in SPLITS:
         path = rows_path(directory, sense.name, split)
         if path.exists():
+            if (held := rows_there(directory, sense.name, split)) != sense.counts[split]:
+                raise InputError(
+                    f"{path} holds {held:,} rows, not {sense.counts[split]:,}; delete it, or give the --scale of before"
+                )
             continue
         (directory / "media" / sense.name / split).mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(exist_ok=True)
@@ -87,6 +97,11 @@ def write_sense(directory: Path, sense: Sense, seed: int, workers: int) -> None:
 def rows_path(directory: Path, sense: str, split: Split) -> Path:
     """Where the rows of a sense are."""
     return directory / "rows" / f"{sense}.{split}.jsonl"
+
+
+def rows_there(directory: Path, sense: str, split: Split) -> int:
+    """The number of rows of a sense that were made."""
+    return rows_path(directory, sense, split).read_bytes().count(b"\n")
 
 
 def made_senses(directory: Path, split: Split) -> list[str]:

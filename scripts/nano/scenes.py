@@ -16,6 +16,7 @@ from scripts.nano.pictures import (
     Thing,
     article,
     background,
+    is_held,
     picture_part,
     png,
     render,
@@ -105,7 +106,7 @@ DIFFERENT = (
 ASKED = (HOW_MANY, COLOUR, SIDE, NEXT, THERE, DESCRIBE, MORE, WHICH, SAME, DIFFERENT)
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """The things of each picture, the wordings of a question, what fills them, the answer's sentence and its words."""
 
     pictures: Sequence[Sequence[Thing]]
@@ -115,7 +116,7 @@ class Asked(NamedTuple):
     answer: str
 
 
-Ask = Callable[[np.random.Generator, Split], Asked | None]
+Ask = Callable[[np.random.Generator, Split], Question | None]
 
 
 def scene_senses(scale: float = 1.0) -> tuple[Sense, ...]:
@@ -147,11 +148,6 @@ def _row(draw: np.random.Generator, split: Split, ask: Ask, sizes: Sequence[int]
     question = wording(draw, asked.choices, split).format(*asked.words)
     parts = shown(draw, question, *(picture_part(name) for name in names))
     return Sample([user(*parts), assistant(asked.said)], asked.answer, media)
-
-
-def is_held(colour: str, shape: str, place: int) -> bool:
-    """Whether a combination is only the test's."""
-    return (tuple(COLOURS).index(colour) + 2 * SHAPES.index(shape) + 3 * place) % 7 == 0
 
 
 def place_of(thing: Thing) -> int:
@@ -189,7 +185,7 @@ def changed(draw: np.random.Generator, split: Split, thing: Thing, what: str) ->
             return Thing(colour, shape, where.x, where.y, thing.radius)
 
 
-def how_many(draw: np.random.Generator, split: Split) -> Asked | None:
+def how_many(draw: np.random.Generator, split: Split) -> Question | None:
     """The number of things of a shape, of a colour, or of all."""
     things = things_of(draw, split, int(draw.integers(1, MOST_THINGS + 1)))
     of = pick(draw, ("shape", "colour", "all"))
@@ -200,19 +196,19 @@ def how_many(draw: np.random.Generator, split: Split) -> Asked | None:
     one = {"shape": kind, "colour": f"{kind} thing", "all": "thing"}[of]
     amount = "no" if number == 0 else NUMBERS[number]
     said = f"There is one {one}." if number == 1 else f"There are {amount} {one}s."
-    return Asked([things], HOW_MANY, (f"{one}s",), said, amount)
+    return Question([things], HOW_MANY, (f"{one}s",), said, amount)
 
 
-def colour(draw: np.random.Generator, split: Split) -> Asked | None:
+def colour(draw: np.random.Generator, split: Split) -> Question | None:
     """The colour of the only thing of its shape."""
     things = things_of(draw, split, int(draw.integers(1, 4)))
     thing = pick(draw, things)
     if sum(other.shape == thing.shape for other in things) > 1:
         return None
-    return Asked([things], COLOUR, (thing.shape,), f"The {thing.shape} is {thing.colour}.", thing.colour)
+    return Question([things], COLOUR, (thing.shape,), f"The {thing.shape} is {thing.colour}.", thing.colour)
 
 
-def side(draw: np.random.Generator, split: Split) -> Asked | None:
+def side(draw: np.random.Generator, split: Split) -> Question | None:
     """What is furthest in a direction."""
     things = things_of(draw, split, int(draw.integers(2, 4)))
     where = pick(draw, tuple(SIDES))
@@ -220,10 +216,10 @@ def side(draw: np.random.Generator, split: Split) -> Asked | None:
     if ahead[-1][0] - ahead[-2][0] < AHEAD:
         return None
     name = things[ahead[-1][1]].name
-    return Asked([things], SIDE, (where,), f"{article(name).capitalize()} is {where}.", name)
+    return Question([things], SIDE, (where,), f"{article(name).capitalize()} is {where}.", name)
 
 
-def beside(draw: np.random.Generator, split: Split) -> Asked | None:
+def beside(draw: np.random.Generator, split: Split) -> Question | None:
     """What is beside the other one of two things."""
     things = things_of(draw, split, 2)
     (one, other), where = things, pick(draw, tuple(BESIDE))
@@ -233,10 +229,10 @@ def beside(draw: np.random.Generator, split: Split) -> Asked | None:
     if along <= 0 or abs(int((places[0] - places[1]) @ (x, y))) or one.shape == other.shape:
         return None
     said = f"{article(one.name).capitalize()} is {where} the {other.shape}."
-    return Asked([things], NEXT, (where, other.shape), said, one.name)
+    return Question([things], NEXT, (where, other.shape), said, one.name)
 
 
-def there(draw: np.random.Generator, split: Split) -> Asked | None:
+def there(draw: np.random.Generator, split: Split) -> Question | None:
     """Whether a thing is there; one that is not has the colour or the shape of one that is."""
     things = things_of(draw, split, int(draw.integers(1, 5)))
     thing = pick(draw, things)
@@ -249,18 +245,18 @@ def there(draw: np.random.Generator, split: Split) -> Asked | None:
             return None
     name = article(thing.name)
     said = f"Yes, there is {name}." if is_there else f"No, there is no {thing.name}."
-    return Asked([things], THERE, (name,), said, "yes" if is_there else "no")
+    return Question([things], THERE, (name,), said, "yes" if is_there else "no")
 
 
-def describe(draw: np.random.Generator, split: Split) -> Asked:
+def describe(draw: np.random.Generator, split: Split) -> Question:
     """What the only thing is, and where."""
     (thing,) = things_of(draw, split, 1)
     where = PLACES[place_of(thing)]
     said = f"{article(thing.name).capitalize()} is {where}."
-    return Asked([[thing]], DESCRIBE, (), said, f"{thing.name} is {where}")
+    return Question([[thing]], DESCRIBE, (), said, f"{thing.name} is {where}")
 
 
-def more(draw: np.random.Generator, split: Split) -> Asked | None:
+def more(draw: np.random.Generator, split: Split) -> Question | None:
     """Which of two pictures has more things of a shape, or which of three the most."""
     pictures = [things_of(draw, split, int(draw.integers(1, MOST_THINGS + 1))) for _ in range(pick(draw, (2, 2, 3)))]
     shape = pick(draw, SHAPES)
@@ -268,10 +264,10 @@ def more(draw: np.random.Generator, split: Split) -> Asked | None:
     if numbers.count(max(numbers)) > 1:
         return None
     how, which = "more" if len(pictures) == 2 else "the most", ORDINALS[int(np.argmax(numbers))]
-    return Asked(pictures, MORE, (f"{shape}s", how), f"The {which} picture has {how} {shape}s.", which)
+    return Question(pictures, MORE, (f"{shape}s", how), f"The {which} picture has {how} {shape}s.", which)
 
 
-def which(draw: np.random.Generator, split: Split) -> Asked | None:
+def which(draw: np.random.Generator, split: Split) -> Question | None:
     """Which of two or three pictures shows a thing."""
     pictures = [things_of(draw, split, int(draw.integers(1, 4))) for _ in range(pick(draw, (2, 2, 3)))]
     number = int(draw.integers(len(pictures)))
@@ -279,21 +275,21 @@ def which(draw: np.random.Generator, split: Split) -> Asked | None:
     if any(thing.shape == shape for i, things in enumerate(pictures) if i != number for thing in things):
         return None
     said = f"The {ORDINALS[number]} picture shows {article(shape)}."
-    return Asked(pictures, WHICH, (article(shape),), said, ORDINALS[number])
+    return Question(pictures, WHICH, (article(shape),), said, ORDINALS[number])
 
 
-def same(draw: np.random.Generator, split: Split) -> Asked:
+def same(draw: np.random.Generator, split: Split) -> Question:
     """Whether two pictures show the same things; where not, one thing has another colour or shape."""
     first = things_of(draw, split, int(draw.integers(1, 4)))
     if draw.random() < 0.5:
-        return Asked([first, first], SAME, (), "Yes, they show the same.", "yes")
+        return Question([first, first], SAME, (), "Yes, they show the same.", "yes")
     number, second = int(draw.integers(len(first))), list(first)
     second[number] = changed(draw, split, first[number], pick(draw, ("colour", "shape")))
-    return Asked([first, second], SAME, (), "No, they are not the same.", "no")
+    return Question([first, second], SAME, (), "No, they are not the same.", "no")
 
 
-def different(draw: np.random.Generator, split: Split) -> Asked:
+def different(draw: np.random.Generator, split: Split) -> Question:
     """In what the only thing of two pictures differs."""
     (first,) = things_of(draw, split, 1)
     what = pick(draw, ("colour", "shape", "place"))
-    return Asked([[first], [changed(draw, split, first, what)]], DIFFERENT, (), f"The {what} is different.", what)
+    return Question([[first], [changed(draw, split, first, what)]], DIFFERENT, (), f"The {what} is different.", what)

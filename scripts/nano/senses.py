@@ -8,9 +8,6 @@ from scripts.nano.rows import Sense
 from scripts.nano.see import see_senses, see_wordings
 from scripts.nano.voices import Bank
 
-# The senses whose rows need voices.
-SPOKEN = {"digit", "digits", "silence", "heard", "red", "same"}
-
 
 def senses(directory: Path, scale: float = 1.0) -> tuple[Sense, ...]:
     """The senses; directory: of voices and downloads. scale: of their numbers of rows."""

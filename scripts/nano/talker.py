@@ -3,9 +3,9 @@
     thinker/model, codec.npz -> voiced
     speech/speech.jsonl, rows/*.train.jsonl -> spoken/<split>.jsonl -> recipe talker -> talker/model
 
-The Talker reads the user's turns and is given the answer a token a frame, so that it is to learn to say that, whatever
-the turns are. Each sentence is therefore an answer in several conversations: its own ones, with their pictures, sounds
-and videos; the words of one of them without these; and one that asks to repeat it.
+The Talker is fed the answer one token per frame and must speak it whatever the conversation. Each sentence is therefore
+an answer in several conversations: its own ones, with their pictures, sounds and videos; the words of one of them
+without these; and one that asks to repeat it.
 """
 
 import json
@@ -26,9 +26,11 @@ from omni_jax.train.saving import save_part
 from omni_jax.train.settings import Batching, Compute, Optimizer, Run
 from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.model import model_config
-from scripts.nano.codec_stage import Codec, code2wav_params, lines_of, trained_codec
+from scripts.nano.codec_stage import CodecModules, code2wav_params, codes_digest, lines_of, trained_codec
 from scripts.nano.listen import held_accuracy, listen, read_repeats
-from scripts.nano.rows import SPLITS, Split, assistant, pick, user
+from scripts.nano.origin import check_origin, digest_of, model_of, rows_digest
+from scripts.nano.pausing import load_parts
+from scripts.nano.rows import SPLITS, Split, assistant, made_senses, pick, user
 from scripts.nano.text import REPEAT, wording
 
 Messages = list[dict[str, Any]]
@@ -41,19 +43,27 @@ LISTENED = 32
 
 
 def write_voiced(directory: Path) -> Path:
-    """The Thinker's model with the Code2Wav of the codec, written unless it is there."""
+    """The Thinker's model with the Code2Wav of the codec, written unless it is there; InputError if another one is."""
     voiced, model = directory / "voiced", directory / "thinker" / "model"
+    parts = {"thinker/model": model_of(model, "thinker"), "codec.npz": digest_of([directory / "codec.npz"])}
+    check_origin(directory, "voiced", [voiced], parts)
     if not voiced.exists():
         config = model_config(model).code2wav
         assert config is not None
-        state = trained_codec(Codec.of(config), directory)
+        state = trained_codec(CodecModules.of(config), directory)
         save_part("code2wav", model, None, code2wav_params(state), voiced)
     return voiced
 
 
 def write_spoken(directory: Path, seed: int) -> dict[Split, Path]:
-    """Rows of conversations for all that was spoken, written unless they are there: the file of each split."""
-    files = {split: directory / "spoken" / f"{split}.jsonl" for split in SPLITS}
+    """Rows of conversations for all that was spoken, written unless they are there: the file of each split.
+
+    InputError if others are there.
+    """
+    files: dict[Split, Path] = {split: directory / "spoken" / f"{split}.jsonl" for split in SPLITS}
+    said = digest_of([directory / "speech" / "speech.jsonl"])
+    origin = {"rows": rows_digest(directory, made_senses(directory, "train")), "speech/speech.jsonl": said}
+    check_origin(directory, "spoken", [directory / "spoken"], {**origin, "seed": seed})
     if all(file.exists() for file in files.values()):
         return files
     lines = {split: list(lines_of(directory / "speech", split)) for split in SPLITS}
@@ -117,9 +127,10 @@ def talker_recipe(directory: Path, data: Path, steps: int | None, rate: float, s
 
 def train_talker(directory: Path, steps: int, rate: float, seed: int, workers: int) -> Trained:
     """Train Talker, projections and code predictor, going on where it was: what the recipe's loop gives."""
-    write_voiced(directory)
-    recipe = talker_recipe(directory, write_spoken(directory, seed)["train"], steps, rate, seed, workers)
-    trained = train_recipe(recipe, lambda model, parts, mesh: omni_jax.load(model, parts=parts, mesh=mesh))
+    codes, voiced, data = codes_digest(directory), write_voiced(directory), write_spoken(directory, seed)["train"]
+    origin = {"voiced": model_of(voiced, "talker"), "spoken/train.jsonl": digest_of([data]), "codes": codes}
+    check_origin(directory, "talker", [directory / "talker"], origin)
+    trained = train_recipe(talker_recipe(directory, data, steps, rate, seed, workers), load_parts)
     assert trained is not None
     return trained
 

@@ -138,7 +138,7 @@ def asked(question: str, answer: str, said: str) -> Sample:
 
 
 def count(draw: np.random.Generator, split: Split) -> Sample:
-    """Counting up over 3 to 11 numbers."""
+    """Count up over 3 to 11 numbers; every seventh pair of the first and the last is held out."""
     while True:
         first, last = int(draw.integers(0, 10)), int(draw.integers(2, 20))
         if 2 <= last - first <= 10 and ((3 * first + last) % 7 == 0) == (split == "test"):

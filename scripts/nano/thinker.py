@@ -20,7 +20,9 @@ from omni_jax.train.data.samples import TextRecipe
 from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Optimizer, Run
 from omni_jax.train.sft import Sft
-from scripts.nano.begin import FILE, write_beginning, write_whitened
+from scripts.nano.begin import FILE, check_beginning, write_beginning, write_whitened
+from scripts.nano.origin import check_origin, model_of, rows_digest
+from scripts.nano.pausing import load_parts
 from scripts.nano.rows import made_senses, rows_path
 from scripts.nano.senses import wordings
 
@@ -41,16 +43,25 @@ class How(NamedTuple):
 
 
 def train_words(directory: Path, how: How) -> Trained:
-    """Train the text model alone on the senses of text, going on where it was."""
-    model = beginning(directory, files_of(directory, made_senses(directory, "train")), how.seed)
+    """Train the text model alone on the senses of text, going on where it was.
+
+    InputError for rows or wordings other than those that training began with.
+    """
+    senses = made_senses(directory, "train")
+    begun = [directory / "begin", directory / "words"]
+    check_origin(directory, "words", begun, {"rows": rows_digest(directory, senses)})
+    model = beginning(directory, files_of(directory, senses), how.seed)
     return trained_by(recipe_of(model, files_of(directory, TEXT), directory / "words", how))
 
 
 def train_thinker(directory: Path, senses: Sequence[str], how: How) -> Trained:
-    """Train what `train_words` has made, and both encoders, on all senses, going on where it was."""
+    """Train what `train_words` has made, and both encoders, on all senses, going on where it was.
+
+    InputError for rows or a model other than those that training began with.
+    """
     model = directory / "words" / "model"
-    if not model.exists():
-        raise InputError(f"{model} is missing; run the stage words first")
+    origin = {"words/model": model_of(model, "words"), "rows": rows_digest(directory, senses)}
+    check_origin(directory, "thinker", [directory / "thinker"], origin)
     recipe = recipe_of(model, files_of(directory, senses), directory / "thinker", how)
     return trained_by(replace(recipe, train_vision=True, train_audio=True, train_mergers=True))
 
@@ -77,7 +88,7 @@ def recipe_of(model: Path, files: tuple[Path, ...], output: Path, how: How) -> S
 
 def trained_by(recipe: Sft) -> Trained:
     """What the recipe's loop gives."""
-    trained = train_recipe(recipe, lambda model, parts, mesh: omni_jax.load(model, parts=parts, mesh=mesh))
+    trained = train_recipe(recipe, load_parts)
     assert trained is not None
     return trained
 
@@ -86,6 +97,7 @@ def beginning(directory: Path, files: Sequence[Path], seed: int) -> Path:
     """The directory of the model that training begins with; its first layers suit the first rows of `files`."""
     model = directory / "begin"
     if (model / FILE).exists():
+        check_beginning(model, wordings(), seed)
         return model
     drawn = write_beginning(directory / "drawn", wordings(), seed)
     recipe = TextRecipe.of(omni_jax.load(drawn, parts=("thinker",)).processor, LENGTH, coarse=True)

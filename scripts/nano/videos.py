@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.nano.pictures import COLOURS, SHAPES, Thing, background, render, shown, toned
+from scripts.nano.pictures import COLOURS, SHAPES, Thing, background, is_held, render, shown, toned
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import wording
 from scripts.nano.voices import RATE
@@ -86,11 +86,6 @@ def sampling(draw: np.random.Generator, side: int, seconds: float) -> float | No
     """Frames per second that are sampled of a video, so that it has few tokens; None for the default."""
     fps = pick(draw, SAMPLED)
     return fps if (side // 32) ** 2 * seconds * (fps or 2) / 2 <= MOST_TOKENS else None
-
-
-def is_held(colour: str, shape: str, number: int) -> bool:
-    """Whether a combination is only the test's."""
-    return (tuple(COLOURS).index(colour) + 2 * SHAPES.index(shape) + 3 * number) % 7 == 0
 
 
 def kind_of(draw: np.random.Generator, split: Split, number: int) -> tuple[str, str]:

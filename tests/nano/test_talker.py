@@ -2,20 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import omni_jax
 from omni_jax.config import OmniConfig
+from omni_jax.errors import InputError
 from omni_jax.inputs.batch import LEAST_COARSE
 from omni_jax.settings import Voice
 from omni_jax.train.state import leaf_shardings
 from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.model import model_config, open_model
 from omni_jax.weights.trees import flatten
-from scripts.nano import codec_stage, talker
-from scripts.nano.codec_stage import Codec, code2wav_params
+from scripts.nano import codec_stage, speech, talker
+from scripts.nano.codec_stage import CodecModules, code2wav_params
 from scripts.nano.listen import listen, mel_distance
 from scripts.nano.speech import ALPHABETS, sentences
 from scripts.nano.text import KEPT, REPEAT
@@ -72,17 +74,22 @@ def test_a_sentence_is_the_answer_in_several_conversations(made: Path) -> None:
     asked = [row["messages"][0]["content"][0]["text"] for row in map(json.loads, files["test"].open())]
     held = [wording.split("{")[0] for wording in REPEAT[-3:]]
     assert sum(any(text.startswith(begin) for begin in held) for text in asked) == 2
-    assert talker.write_spoken(made, 1) == files and files["train"].read_text().count("\n") == len(rows)
+    assert talker.write_spoken(made, 0) == files
+    with pytest.raises(InputError, match="spoken is outdated: seed changed from 0 to 1; delete"):
+        talker.write_spoken(made, 1)
 
 
 def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) -> None:
     model = made / "thinker" / "model"
     config = model_config(model).code2wav
     assert config is not None
-    codec = Codec.of(config)
-    state = codec.begin(3, codec_stage._optimizer(5), np.ones((1, codec.piece), np.float32))
+    codec = CodecModules.of(config)
+    state = codec.begin(3, codec_stage._optimizer(5), np.ones((1, codec.crop), np.float32))
     save(made / "codec.npz", state, 5, 1.0)
     voiced = arrays(talker.write_voiced(made))
+    save(made / "codec.npz", state, 6, 1.0)
+    with pytest.raises(InputError, match="voiced is outdated: codec.npz changed; delete"):
+        talker.write_voiced(made)
     wanted = flatten({**open_params(model), "code2wav": code2wav_params(state)})
     assert voiced.keys() == wanted.keys()
     for path, value in wanted.items():
@@ -92,7 +99,7 @@ def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) 
 def test_rows_are_batches_of_few_sizes(made: Path) -> None:
     recipe = talker.talker_recipe(made, talker.write_spoken(made, 0)["train"], 4, 1e-3, 0, 0)
     omni = omni_jax.load(made / "thinker" / "model", parts=TalkerSft.PARTS)
-    batches = recipe.batches(omni)
+    batches: Any = recipe.batches(omni)
     step = next(iter(batches))
     batches.close()
     batch = step.batch
@@ -125,3 +132,25 @@ def open_params(model: Path) -> dict:
 def arrays(model: Path) -> dict:
     assert isinstance(model_config(model), OmniConfig)
     return flatten(open_params(model))
+
+
+def test_clips_are_reused_by_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path)
+    said = []
+
+    def speak(folder: Path, speaker: str, text: str, split: str) -> dict[str, str]:
+        said.append((speaker, text))
+        return {"speaker": speaker, "text": text, "audio": f"{speaker}/{speech.clip_name(speaker, text)}"}
+
+    monkeypatch.setattr(speech, "_spoken", speak)
+    monkeypatch.setattr(speech, "which", lambda _: "flite")
+    path = speech.write_speech(tmp_path, 20, 0, 1)
+    first = {line["text"]: line["audio"] for line in map(json.loads, path.open())}
+    assert speech.write_speech(tmp_path, 20, 0, 1) == path and len(said) == 40
+    with pytest.raises(InputError, match="speech.jsonl is outdated: sentences changed from 20 to 30; delete"):
+        speech.write_speech(tmp_path, 30, 0, 1)
+    path.unlink()
+    more = {line["text"]: line["audio"] for line in map(json.loads, speech.write_speech(tmp_path, 30, 1, 1).open())}
+    both = first.keys() & more.keys()
+    assert len(both) >= 10 and all(first[text] == more[text] for text in both)
+    assert len({*first.values(), *more.values()}) == len(first.keys() | more.keys())

@@ -1,0 +1,43 @@
+"""Sounds as files, and sentences as the synthesiser flite says them."""
+
+import subprocess
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+# Seconds of silence that are left before and after, and the level below which a sample is silence.
+BEFORE, AFTER, SILENCE = 0.04, 0.12, 0.01
+LEVEL = 0.08
+
+
+def wav(sound: np.ndarray, rate: int) -> bytes:
+    """A WAV file of 16 bits of a sound float [samples] or [samples, channels], which is clipped at 1."""
+    import soundfile
+
+    file = BytesIO()
+    soundfile.write(file, sound, rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def synthesised(text: str, voice: str, rate: int) -> np.ndarray:
+    """A sentence by a voice of flite, at one level with little silence around it: float32 [samples] at `rate`."""
+    import soundfile
+    from scipy.signal import resample_poly
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "said.wav"
+        subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True)
+        wave, own_rate = soundfile.read(path, dtype="float32")
+    return trimmed(resample_poly(wave, rate, own_rate), rate)
+
+
+def trimmed(wave: np.ndarray, rate: int) -> np.ndarray:
+    """A wave float32 [n] at one level, with little silence around it."""
+    loud = np.flatnonzero(np.abs(wave) > SILENCE * np.abs(wave).max(initial=1e-9))
+    if not loud.size:
+        return wave
+    wave = wave[max(0, loud[0] - round(BEFORE * rate)) : loud[-1] + round(AFTER * rate)]
+    wave = wave * LEVEL / np.sqrt(np.mean(wave**2))
+    return (wave * min(1.0, 0.95 / np.abs(wave).max())).astype(np.float32)

@@ -1,0 +1,62 @@
+"""The command line of the stages: what it refuses, and how a stage is paused."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from omni_jax import process
+from omni_jax.process import BAD_INPUT, INTERRUPTED, finishing
+from scripts.nano import __main__ as stages
+from scripts.nano import thinker
+from scripts.nano.senses import senses
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["nano", *arguments])
+    return stages.main()
+
+
+def test_a_sense_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = "--output", str(tmp_path)
+    assert run(monkeypatch, "data", *output, "--senses", "count", "smell") == BAD_INPUT
+    assert "there is no sense 'smell'; the senses are count, add" in capsys.readouterr().err
+    assert not (tmp_path / "rows").exists()
+    assert run(monkeypatch, "data", *output, "--senses", "count", "--scale", "0.002", "--workers", "1") == 0
+    assert "count: 6 rows to train on, 1 to test" in capsys.readouterr().out
+    assert run(monkeypatch, "data", *output, "--senses", "count") == BAD_INPUT
+    assert "holds 6 rows, not 3,000" in capsys.readouterr().err
+
+
+def test_what_needs_voices_is_known(tmp_path: Path) -> None:
+    needing = {need: [one.name for one in senses(tmp_path) if need in one.needs] for need in ("voices", "handwriting")}
+    assert needing == {
+        "voices": ["digit", "digits", "silence", "heard", "red", "same"],
+        "handwriting": ["written", "same", "shown"],
+    }
+
+
+def test_a_stage_is_paused_after_a_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    ended = []
+
+    def trains(*_: object) -> None:
+        with finishing():
+            end = time.monotonic() + 30
+            while not process.interrupted() and time.monotonic() < end:
+                time.sleep(0.01)
+            ended.append(process.interrupted())
+
+    handler = process.signal.getsignal(process.signal.SIGTERM)
+    monkeypatch.setattr(thinker, "train_thinker", trains)
+    monkeypatch.setattr(process, "_process", process._Process())
+    try:
+        given = ("--output", str(tmp_path), "--senses", "count", "--seconds", "0.2")
+        assert run(monkeypatch, "thinker", *given) == INTERRUPTED
+    finally:
+        process.signal.signal(process.signal.SIGTERM, handler)
+    assert ended == [True] and "paused; the same command goes on" in capsys.readouterr().err
