@@ -86,7 +86,7 @@ def write_whitened(directory: Path, drawn: Path, media: Sequence[MediaRows], see
 
 
 def write_tensors(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write the file of weights, which comes last."""
+    """Write the file of weights [...] by their names; it comes last."""
     from safetensors.numpy import save
 
     write_whole(directory / FILE, save(dict(tensors), metadata={"format": "pt"}))

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,7 +102,7 @@ def train_codec(codec: CodecModules, directory: Path, steps: int, seconds: float
     waves = read_waves(speech, "train")
     first = _crops(np.random.default_rng(seed), waves, codec.crop, 8 * BATCH)
     state, begin, spent = restored(file, codec.begin(seed, optimizer, first))
-    step, key = jax.jit(partial(_step, codec, optimizer)), jax.random.key(seed)
+    step, key = _program(codec, steps), jax.random.key(seed)
     started = saved = time.monotonic()
     with _log(directory / "codec.csv", begin if begin < steps else None) as stream:
         for number in range(begin, steps):
@@ -222,6 +222,12 @@ def quiet(params: dict) -> dict:
 def _scaled(params: dict, name: str, gain: float) -> dict:
     convolution = params[name]
     return {**params, name: {**convolution, "weight": gain * convolution["weight"]}}
+
+
+@lru_cache(1)
+def _program(codec: CodecModules, steps: int) -> Any:
+    """One step of a training of so many, compiled once."""
+    return jax.jit(partial(_step, codec, _optimizer(steps)))
 
 
 def _optimizer(steps: int) -> Any:

@@ -103,7 +103,7 @@ def resampled(sound: np.ndarray, rate: int) -> np.ndarray:
 
 
 def noisy(sound: np.ndarray, number: int) -> bytes:
-    """A WAV of a sound with white noise that is 10 dB below its speech; no louder than before."""
+    """A WAV of a sound [samples] with white noise that is 10 dB below its speech; no louder than before."""
     hiss = np.random.default_rng([SEED, number]).standard_normal(len(sound))
     level = 20 * np.log10(max(float(np.abs(sound).max()), 1e-6))
     return wav(leveled(mixed(sound, hiss, NOISE_DECIBELS), level), RATE)

@@ -25,7 +25,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def whitened(tensors: Mapping[str, np.ndarray], media: Sequence[MediaRows], seed: int) -> Tensors:
-    """The tensors of a checkpoint with first layers that suit `media`; those of a kind that has none stay."""
+    """The tensors [...] of a checkpoint with first layers that suit `media`; without media of a kind, as they are."""
     sounds = [rows.audio for rows in media if rows.audio is not None]
     patches = [
         np.asarray(patches[: height * width])

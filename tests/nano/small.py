@@ -10,9 +10,10 @@ import pytest
 from omni_jax.config import CODEC_MARKS
 from omni_jax.train.saving import save_part
 from scripts.nano import begin
-from scripts.nano.config import nano_config
+from scripts.nano.config import nano_config, nano_tokenizer
 from scripts.nano.rows import assistant, user
 from scripts.nano.senses import wordings
+from scripts.nano.words import NUMBERS
 
 CODES = 8
 
@@ -34,9 +35,19 @@ def small_config(tokenizer: Any) -> dict[str, Any]:
 
 
 def write_small(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write the untrained model where the stage thinker would: its directory."""
+    """Write the untrained model where the stage thinker would: its directory. It answers in numbers alone.
+
+    So its answers are the same tokens when their text is read again.
+    """
+    from safetensors.numpy import load_file
+
     monkeypatch.setattr(begin, "nano_config", small_config)
     begun, model = begin.write_beginning(directory / "begin", wordings(), 0), directory / "thinker" / "model"
+    tensors, tokenizer = load_file(begun / begin.FILE), nano_tokenizer(wordings())
+    others = np.ones(len(tensors["thinker.lm_head.weight"]), bool)
+    others[[tokenizer.encode(f" {number}").ids[0] for number in NUMBERS]] = False
+    tensors["thinker.lm_head.weight"][others] = 0
+    begin.write_tensors(begun, tensors)
     model.parent.mkdir(parents=True)
     save_part("thinker", begun, None, {}, model)
     return model
