@@ -26,7 +26,8 @@ from omni_jax.inputs.positions import Grid, MediaItem
 
 # Rounds up a number of rows, so that there are few.
 Count = Callable[[int], int]
-LEAST_COARSE = 32
+# Where few sizes matter more than padding: the fewest rows, and the sizes of frames in merged tokens.
+LEAST_COARSE, COARSE_FRAMES = 32, (16, 64, 256, 1024, 4096, 16384)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ import numpy as np
 from omni_jax.config import OmniConfig
 from omni_jax.decode.prompt import has_media, pad_length
 from omni_jax.errors import InputError
-from omni_jax.inputs.batch import Batch, bucket, coarse_bucket
+from omni_jax.inputs.batch import COARSE_FRAMES, Batch, bucket, coarse_bucket
 from omni_jax.inputs.messages import Media, read_conversation
 from omni_jax.inputs.options import UNSTATED, Options
 from omni_jax.inputs.processor import Processor, Row
@@ -41,8 +41,6 @@ COLUMNS = Columns(
 )
 # Where a row has no code.
 NO_CODE = -1
-# Tokens to which frames of pictures and videos are padded at least where batches are to have few sizes.
-LEAST_FRAME = 16
 UNSAID = ("tool_calls", "reasoning_content", "reasoning")
 
 
@@ -169,7 +167,8 @@ class SpeechRecipe:
         if not taken:
             return _no_rows(count, problems)
         samples = [sample for sample, _ in taken]
-        batch, size = self._batch([row for _, row in taken]), coarse_bucket if self.coarse else bucket
+        size, frame_sizes = (coarse_bucket, COARSE_FRAMES) if self.coarse else (bucket, ())
+        batch = self.processor.batch_of([row for _, row in taken], row_tokens=frame_sizes, count=size)
         names = [sample.speaker for sample in samples]
         first = [int(sample.spoken[0]) for sample in samples]
         prompt = speech_prompt(batch, first, speaker_ids(names, len(names), self.config), self.config)
@@ -190,17 +189,6 @@ class SpeechRecipe:
             problems=problems,
             tokens=int(prompt.length.sum() + frames.sum()),
         )
-
-    def _batch(self, rows: list[Row]) -> Batch:
-        """The prompts of rows, whose pictures and sounds are padded more if that is asked for."""
-        if not self.coarse:
-            return self.processor.batch_of(rows)
-        merge = self.processor.config.thinker.vision.spatial_merge_size**2
-        grids = [medium.item.grid for row in rows for medium in row.media if medium.item.grid is not None]
-        # One size for all frames of a batch, of a few that there are.
-        largest = max((h * w // merge for _, h, w in grids), default=1)
-        size = max(LEAST_FRAME, 1 << (largest - 1).bit_length())
-        return self.processor.batch_of(rows, row_tokens=[size], count=coarse_bucket)
 
     def _loaded(self, sample: SpeechSample, problems: list[Problem]) -> Row | None:
         try:

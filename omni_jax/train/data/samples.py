@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax.errors import InputError
-from omni_jax.inputs.batch import bucket, coarse_bucket
+from omni_jax.inputs.batch import COARSE_FRAMES, bucket, coarse_bucket
 from omni_jax.inputs.messages import Conversation, Media, read_conversation
 from omni_jax.inputs.options import UNSTATED, Options
 from omni_jax.inputs.processor import Loaded, Processor, Row
@@ -30,8 +30,6 @@ from omni_jax.train.data.forms import COLUMNS, Example, read_example
 END_OF_TEXT, VISION_END = "<|endoftext|>", "<|vision_end|>"
 # A frame is padded to at most this many times its own bucket, so that the frames of a batch have few sizes.
 FRAME_PADDING = 2
-# Merged tokens of a frame where few programs matter more.
-COARSE_FRAMES = (16, 64, 256, 1024, 4096, 16384)
 
 
 @dataclass(frozen=True, eq=False)
