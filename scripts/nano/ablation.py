@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omni_jax.files import read_object, write_whole
+from scripts.nano.begin import FILE, write_tensors
 
-FILE = "model.safetensors"
 # The layer, and the first of its two experts that get each other's tokens.
 LAYER, EXPERT = 1, 0
 
@@ -66,11 +66,11 @@ ABLATIONS = {
 
 def write_ablated(model: Path, name: str, directory: Path) -> Path:
     """Write the Hugging Face directory `model` without a part to the new `directory`, which is returned."""
-    from safetensors.numpy import load_file, save
+    from safetensors.numpy import load_file
 
     shutil.copytree(model, directory, ignore=shutil.ignore_patterns(FILE))
     config, tensors = read_object(model / "config.json"), load_file(model / FILE)
     ABLATIONS[name].remove(config, tensors)
     write_whole(directory / "config.json", json.dumps(config, indent=2) + "\n")
-    write_whole(directory / FILE, save(tensors, metadata={"format": "pt"}))
+    write_tensors(directory, tensors)
     return directory

@@ -30,9 +30,10 @@ from omni_jax.weights.headers import DTYPE_BITS, read_header
 from omni_jax.weights.locate import DRAFTERS
 from omni_jax.weights.manifest import is_converted
 from omni_jax.weights.model import model_config
+from scripts.nano.begin import FILE, write_tensors
 from scripts.nano.config import PIXELS
 
-FILE, DTYPE = "model.safetensors", "bfloat16"
+DTYPE = "bfloat16"
 # The most bytes of tensors.
 MODEL_BYTES, DRAFTER_BYTES = 10_000_000, 1_000_000
 
@@ -78,11 +79,11 @@ def export_nano(source: Path, drafters: dict[str, Path], package: Path) -> dict[
 
 def write_model(source: Path, directory: Path) -> None:
     """Write a converted model to the new `directory` in bfloat16, with the limits of pictures and frames."""
-    from safetensors.numpy import load_file, save
+    from safetensors.numpy import load_file
 
     reverse_checkpoint(source, directory)
     tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in load_file(directory / FILE).items()}
-    write_whole(directory / FILE, save(tensors, metadata={"format": "pt"}))
+    write_tensors(directory, tensors)
     config = in_dtype(read_object(directory / "config.json"))
     config["thinker_config"] = in_dtype(config["thinker_config"])
     _write(directory / "config.json", config)

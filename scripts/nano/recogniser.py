@@ -65,6 +65,5 @@ def _samples(sound: np.ndarray, rate: int) -> np.ndarray:
     """A sound at 16 kHz as int16, with silence around it."""
     from scipy.signal import resample_poly
 
-    shared = int(np.gcd(rate, RATE))
-    sound = np.pad(resample_poly(sound, RATE // shared, rate // shared), (int(BEFORE * RATE), int(AFTER * RATE)))
+    sound = np.pad(resample_poly(sound, RATE, rate), (int(BEFORE * RATE), int(AFTER * RATE)))
     return (np.clip(sound, -1, 1) * 32767).astype(np.int16)

@@ -18,6 +18,7 @@ from omni_jax.omni import Messages
 from scripts.nano.augment import leveled, mixed
 from scripts.nano.evaluation import Evaluator, Results, Row, media_of, questions, results_of, rows_for_test
 from scripts.nano.rows import Sample, Sense, samples
+from scripts.nano.sounds import wav
 from scripts.nano.voices import RATE
 from scripts.nano.written import written
 
@@ -98,8 +99,7 @@ def resampled(sound: np.ndarray, rate: int) -> np.ndarray:
     """A sound float [samples] at 16 kHz at another rate, [other samples]."""
     from scipy.signal import resample_poly
 
-    shared = int(np.gcd(rate, RATE))
-    return resample_poly(sound, rate // shared, RATE // shared)
+    return resample_poly(sound, rate, RATE)
 
 
 def noisy(sound: np.ndarray, number: int) -> bytes:
@@ -107,15 +107,6 @@ def noisy(sound: np.ndarray, number: int) -> bytes:
     hiss = np.random.default_rng([SEED, number]).standard_normal(len(sound))
     level = 20 * np.log10(max(float(np.abs(sound).max()), 1e-6))
     return wav(leveled(mixed(sound, hiss, NOISE_DECIBELS), level), RATE)
-
-
-def wav(sound: np.ndarray, rate: int) -> bytes:
-    """A WAV of 16 bits of a sound [samples] or [samples, channels]."""
-    import soundfile
-
-    file = BytesIO()
-    soundfile.write(file, np.clip(sound, -1, 1), rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
 
 
 def mp3(sound: np.ndarray) -> bytes:

@@ -23,7 +23,6 @@ from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.rows import Split, made_senses, rows_path
 from scripts.nano.sounds import synthesised, wav
-from scripts.nano.sounds import trimmed as trimmed
 from scripts.nano.text import KEPT
 from scripts.nano.words import NOUNS, NUMBERS
 

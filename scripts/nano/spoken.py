@@ -9,14 +9,12 @@ guesses. The first sound of each sense is kept as <speaker>-<sense>.wav.
 """
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from shutil import which
-from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
@@ -44,8 +42,8 @@ from scripts.nano.evaluation import (
     rows_for_test,
 )
 from scripts.nano.recogniser import RECOGNISER, SETTINGS, Transcribe, pocketsphinx, recogniser
-from scripts.nano.robustness import wav
-from scripts.nano.speech import VOICES, training_answers, trimmed
+from scripts.nano.sounds import synthesised, wav
+from scripts.nano.speech import VOICES, training_answers
 from scripts.nano.words import NUMBERS
 
 # The senses whose answers are spoken, prompts of each, to which as many are added whose answers the Talker was not
@@ -226,7 +224,7 @@ def _transcript(said: tuple[str, np.ndarray], voice: str, transcribe: Transcribe
         "seconds": round(len(wave) / SAMPLES_PER_SECOND, 2),
         "heard": heard(wave),
         "shuffled": heard(shuffled(wave, number)),
-        "synthesised": heard(_synthesised(text, voice)) if text.strip() else "",
+        "synthesised": heard(synthesised(text.replace("\0", " "), voice, SAMPLES_PER_SECOND)) if text.strip() else "",
     }
 
 
@@ -238,18 +236,6 @@ def _write_examples(evaluator: Evaluator, rows: Sequence[Row], speaker: str, sai
     for i, file in files.items():
         write_whole(evaluator.folder / file, wav(said[int(i)][1], SAMPLES_PER_SECOND))
     return files
-
-
-def _synthesised(text: str, voice: str) -> np.ndarray:
-    """A sentence by the synthesiser, as the speakers learned it: float32 [samples] at 24 kHz."""
-    import soundfile
-    from scipy.signal import resample_poly
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "said.wav"
-        subprocess.run(["flite", "-voice", voice, "-t", text.replace("\0", " "), "-o", str(path)], check=True)
-        wave, rate = soundfile.read(path, dtype="float32")
-    return trimmed(resample_poly(wave, SAMPLES_PER_SECOND, rate), SAMPLES_PER_SECOND)
 
 
 def speech_lines(results: Results) -> list[str]:

@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 
 from omni_jax.files import read_object
 from omni_jax.weights.model import model_config
-from scripts.nano.ablation import ABLATIONS, FILE, LAYER, write_ablated
-from scripts.nano.begin import write_beginning
+from scripts.nano.ablation import ABLATIONS, LAYER, write_ablated
+from scripts.nano.begin import FILE, write_beginning
 from scripts.nano.see import see_senses
 from scripts.nano.senses import wordings
 

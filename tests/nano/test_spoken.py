@@ -52,7 +52,7 @@ def test_transcripts_are_kept_for_the_sentences_that_are_known(tmp_path: Path, m
         ]
 
     monkeypatch.setattr(spoken, "_spoken", speak)
-    monkeypatch.setattr(spoken, "_synthesised", lambda text, voice: np.zeros(2400, np.float32))
+    monkeypatch.setattr(spoken, "synthesised", lambda text, voice, rate: np.zeros(2400, np.float32))
     monkeypatch.setattr(spoken, "recogniser", lambda sentences: lambda wave, rate: "it is two")
     assert read_speech(evaluator, tmp_path)["speakers"] == {}
     results = evaluate_speech(evaluator, tmp_path)
