@@ -119,6 +119,29 @@ def words(options: Annotated[Words, tyro.conf.arg(name="")]) -> int:
 
 
 @dataclass(frozen=True)
+class Sight(Made):
+    """Train the vision encoder alone on pictures of which it is known what lies where."""
+
+    steps: int = 8000
+    """Steps of training."""
+    seconds: float = 3600
+    """Pause after so long; the same command goes on."""
+
+
+def sight(options: Annotated[Sight, tyro.conf.arg(name="")]) -> int:
+    """Train, or go on, and say what it recognises."""
+    from scripts.nano.sight import tested, train_sight
+
+    step = train_sight(options.output, options.steps, options.seconds, options.seed, options.workers)
+    if step < options.steps:
+        print(f"paused after step {step} of {options.steps}; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    for name, share in tested(options.output, options.seed, options.workers).items():
+        print(f"{name}: {100 * share:.1f} % right in the test")
+    return 0
+
+
+@dataclass(frozen=True)
 class Thinker(Made):
     """Train the Thinker with both encoders on all senses."""
 
@@ -292,8 +315,8 @@ def _line(trained: Trained) -> str:
 def main() -> int:
     """Run the stage of the command line: its status."""
     commands = {
-        "data": data, "words": words, "thinker": thinker, "codec": codec, "talker": talker, "drafters": drafters,
-        "export": export, "evaluate": evaluate, "prompts": prompts, "card": card,
+        "data": data, "words": words, "sight": sight, "thinker": thinker, "codec": codec, "talker": talker,
+        "drafters": drafters, "export": export, "evaluate": evaluate, "prompts": prompts, "card": card,
     }  # fmt: skip
     try:
         return tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__)

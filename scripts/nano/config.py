@@ -14,8 +14,8 @@ from scripts.small.tokenizer import SPECIAL_TOKENS, train_tokenizer
 # Tokens of text, before the special ones. The nouns are none of the texts that these are learned from, so that they
 # fall into letters and short pieces, which can be spelled.
 TEXT_TOKENS = 608
-# The area of a resized picture or frame: those of 64 to 128 pixels a side stay as they are.
-PIXELS = {"min_pixels": 56 * 56, "max_pixels": 128 * 128}
+# The area of a resized picture: those of 64 pixels a side are doubled, so that a letter or a thing covers more patches.
+PIXELS = {"min_pixels": 128 * 128, "max_pixels": 192 * 192}
 
 NANO: dict[str, Any] = {
     "thinker_config": {

@@ -6,6 +6,7 @@ in both splits. Pictures are 128 to 192 pixels wide and 32 to 64 high.
 
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -63,6 +64,14 @@ READ = (
 )  # fmt: skip
 
 
+class Lettering(NamedTuple):
+    """The letters of a word in small, their edges in shares of the width, and the height of their middle in shares."""
+
+    text: str
+    edges: list[float]
+    middle: float
+
+
 def reading_sense(scale: float = 1.0) -> Sense:
     """The sense of words that are read."""
     return Sense("read", read, counts(scale, 20_000, 600))
@@ -93,19 +102,26 @@ def _files(pattern: str) -> tuple[Path, ...]:
 
 def word_picture(draw: np.random.Generator, word: str, font: Path) -> bytes:
     """A picture of a word, PNG."""
+    return png(lettered(draw, word, font)[0])
+
+
+def lettered(draw: np.random.Generator, word: str, font: Path) -> tuple[Image.Image, Lettering]:
+    """A picture of a word, and where its letters are."""
     width, height = int(pick(draw, (128, 160, 192))), int(pick(draw, (32, 64)))
     text = pick(draw, (word,) * 7 + (word.capitalize(),) * 2 + (word.upper(),))
-    ink = np.asarray(_turned(draw, _set(draw, text, font, width, height)), np.float32)[..., None] / 255
+    mask, lettering = _set(draw, text, font, width, height)
+    ink = np.asarray(_turned(draw, mask), np.float32)[..., None] / 255
     light, dark = draw.uniform(165, 255) + draw.uniform(-25, 25, 3), draw.uniform(0, 70) + draw.uniform(-10, 70, 3)
     if draw.random() < 0.25:
         light, dark = dark, light
     surface = paper(draw, height, width, light, draw.uniform(0, 12))
     mixed = Image.fromarray(np.clip(surface + ink * (dark - surface), 0, 255).astype(np.uint8))
-    return png(mixed.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 0.8))) if draw.random() < 0.25 else mixed)
+    soft = draw.random() < 0.25
+    return mixed.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 0.8))) if soft else mixed, lettering
 
 
-def _set(draw: np.random.Generator, text: str, font: Path, width: int, height: int) -> Image.Image:
-    """A word in a mask, as large as its place allows or somewhat smaller, somewhere."""
+def _set(draw: np.random.Generator, text: str, font: Path, width: int, height: int) -> tuple[Image.Image, Lettering]:
+    """A word in a mask, as large as its place allows or somewhat smaller, somewhere; and where its letters are."""
     left, top, right, bottom = ImageFont.truetype(font, 100).getbbox(text)
     most = min(0.92 * width / (right - left), 0.86 * height / (bottom - top), 0.42 * max(48, height) / 75)
     size = max(100 * most * draw.uniform(0.72, 1), min(100 * most, 15))
@@ -115,7 +131,8 @@ def _set(draw: np.random.Generator, text: str, font: Path, width: int, height: i
     x, y = free / 2 + draw.uniform(-0.4, 0.4, 2) * free
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).text((round(x - left), round(y - top)), text, 255, font_used)
-    return mask
+    edges = [(round(x - left) + font_used.getlength(text[:i])) / width for i in range(len(text) + 1)]
+    return mask, Lettering(text.lower(), edges, (y + (bottom - top) / 2) / height)
 
 
 def _turned(draw: np.random.Generator, mask: Image.Image) -> Image.Image:

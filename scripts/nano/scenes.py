@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from scripts.nano.pictures import (
     COLOURS,
@@ -142,12 +143,16 @@ def _row(draw: np.random.Generator, split: Split, ask: Ask, sizes: Sequence[int]
     height, width = (int(pick(draw, sizes)) for _ in range(2))
     names = [f"{i}.png" for i in range(len(asked.pictures))]
     media = {
-        name: png(render(background(draw, things, height, width), things, toned(draw, things)))
-        for name, things in zip(names, asked.pictures, strict=True)
+        name: png(scenery(draw, things, height, width)) for name, things in zip(names, asked.pictures, strict=True)
     }
     question = wording(draw, asked.choices, split).format(*asked.words)
     parts = shown(draw, question, *(picture_part(name) for name in names))
     return Sample([user(*parts), assistant(asked.said)], asked.answer, media)
+
+
+def scenery(draw: np.random.Generator, things: Sequence[Thing], height: int, width: int) -> Image.Image:
+    """A picture of things."""
+    return render(background(draw, things, height, width), things, toned(draw, things))
 
 
 def place_of(thing: Thing) -> int:
