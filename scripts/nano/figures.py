@@ -22,14 +22,15 @@ from scripts.nano.robustness import read_robustness
 from scripts.nano.rows import made_senses
 from scripts.nano.spoken import read_held, read_speech
 
-# Where stages that a recipe trains write their metrics and times; the codec has one file of both, without a header.
+# Where stages that a recipe trains write their metrics and times; the others have one file of both, that of the codec
+# without a header.
 RECIPES = {
     "words": "words",
     "thinker": "thinker",
     "talker": "talker",
     **{kind: f"drafters/{kind}" for kind in DRAFTERS},
 }
-STAGES = (*RECIPES, "codec")
+STAGES = ("words", "sight", "thinker", "codec", "talker", *DRAFTERS)
 CODEC_COLUMNS = ("step", "seconds", "loss", "committed")
 
 Figures = dict[str, Any]
@@ -92,16 +93,16 @@ def _bytes(files: list[Path]) -> int:
 
 def metrics_of(output: Path, stage: str) -> Path:
     """The file of a stage's metrics."""
-    return output / "codec.csv" if stage == "codec" else output / RECIPES[stage] / "metrics.csv"
+    return output / RECIPES[stage] / "metrics.csv" if stage in RECIPES else output / f"{stage}.csv"
 
 
 def ran(output: Path, stage: str) -> dict[str, float]:
     """The steps of a stage, its loss at first and at last, and seconds of training."""
     steps, losses = curve(output, stage)
-    if stage == "codec":
-        seconds = _columns(metrics_of(output, stage), "seconds")[0][-1]
-    else:
+    if stage in RECIPES:
         seconds = sum(_columns(output / RECIPES[stage] / "timings.csv", "seconds")[0])
+    else:
+        seconds = _columns(metrics_of(output, stage), "seconds")[0][-1]
     return {"steps": steps[-1], "first": losses[0], "last": float(np.mean(losses[-10:])), "seconds": round(seconds)}
 
 

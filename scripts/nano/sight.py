@@ -160,17 +160,17 @@ def judged(encoder: Declaration, params: dict, rows: Rows) -> tuple[jax.Array, j
     seen = seen * jax.lax.rsqrt(jnp.mean(jnp.square(seen), axis=-1, keepdims=True) + 1e-6)
     inside = (jnp.arange(seen.shape[1]) < jnp.prod(jnp.asarray(rows.grid), axis=1)[:, None] // MERGED)[..., None]
     mean = jnp.sum(seen * inside, axis=1) / jnp.maximum(inside.sum(1), 1)
-    loss, counts = _judged(mean @ params["digit"], rows.digit, None)
+    loss, counts = judged_classes(mean @ params["digit"], rows.digit, None)
     right = [counts]
     splits = np.cumsum(CLASSES)[:-1].tolist()
     for i, logits in enumerate(jnp.split(seen @ params["token"], splits, axis=-1)):
-        more, counts = _judged(logits, rows.tokens[..., i], CLASSES[i] - 1)
+        more, counts = judged_classes(logits, rows.tokens[..., i], CLASSES[i] - 1)
         loss, right = loss + more, [*right, counts]
     digit, colour, shape, left, other = right
     return loss, jnp.stack([colour, shape, left + other, digit])
 
 
-def _judged(logits: jax.Array, wanted: Any, nothing: int | None) -> tuple[jax.Array, jax.Array]:
+def judged_classes(logits: jax.Array, wanted: Any, nothing: int | None) -> tuple[jax.Array, jax.Array]:
     """The mean loss of known classes int32 [...], and how many are right and how many there are, of things alone."""
     import optax
 

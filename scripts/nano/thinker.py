@@ -1,6 +1,6 @@
 """The stages words and thinker: the text model learns to copy, spell and count, then all learns all senses, by `sft`.
 
-    begin -> words/model -> thinker/model
+    begin -> words/model -> sight/model (sight.py) -> thinker/model
 
 A model that cannot copy yet learns it within hundreds of steps from text alone, and hardly ever from a mixture in which
 one row of thirty asks for it.
@@ -55,12 +55,12 @@ def train_words(directory: Path, how: How) -> Trained:
 
 
 def train_thinker(directory: Path, senses: Sequence[str], how: How) -> Trained:
-    """Train what `train_words` has made, and both encoders, on all senses, going on where it was.
+    """Train what the stage sight has made, text model and both encoders, on all senses, going on where it was.
 
     InputError for rows or a model other than those that training began with.
     """
-    model = directory / "words" / "model"
-    origin = {"words/model": model_of(model, "words"), "rows": rows_digest(directory, senses)}
+    model = directory / "sight" / "model"
+    origin = {"sight/model": model_of(model, "sight"), "rows": rows_digest(directory, senses)}
     check_origin(directory, "thinker", [directory / "thinker"], origin)
     recipe = recipe_of(model, files_of(directory, senses), directory / "thinker", how)
     return trained_by(replace(recipe, train_vision=True, train_audio=True, train_mergers=True))
