@@ -16,6 +16,11 @@ def modules(recipe: Any) -> set[str]:
     return set(sys.modules)
 
 
+def blas_threads(recipe: Any) -> str | None:
+    """How many threads its linear algebra was told to take."""
+    return os.environ.get("OPENBLAS_NUM_THREADS")
+
+
 def die(recipe: Any) -> None:
     """Be killed, as where memory has run out."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -215,9 +215,13 @@ def test_a_full_disk(opened: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -
         opened(data)
 
 
-def test_workers_import_no_jax_and_their_death_is_told(data: Path, opened: Any) -> None:
+def test_workers_import_no_jax_and_their_death_is_told(
+    data: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     stream = opened(data, workers=1)
     next(iter(stream))
+    assert result_of(stream._workers.submit(asked.blas_threads)) == "1"
     known = result_of(stream._workers.submit(asked.modules))
     assert (
         "omni_jax.train.data.samples" in known
