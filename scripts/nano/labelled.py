@@ -1,11 +1,11 @@
 """Pictures of which it is known what lies where: what the vision encoder learns from before the Thinker reads it.
 
     scenery, lettered, digit_picture -> a picture as the model resizes it, and labels of each of its tokens
-    -> sight/<split>/<first number>.npz, of SHARE pictures each
 
-A picture depends on its number, the split and the seed alone.
+A picture depends on its number, the split and the seed alone. Each is seen once, so that none is learned by heart.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -20,7 +20,6 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
-from omni_jax.files import write_whole
 from omni_jax.inputs.image import fit
 from omni_jax.inputs.settings import ImageSettings
 from scripts.nano.pictures import COLOURS, SHAPES, Thing
@@ -53,37 +52,25 @@ class Labelled(NamedTuple):
     digit: int
 
 
-def make_pictures(
-    directory: Path, split: Split, count: int, settings: ImageSettings, seed: int, workers: int
-) -> Iterator[Labelled]:
-    """The pictures, of which those that are not there yet are made: at least `count`, in whole shares."""
-    folder = directory / "sight" / split
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{begin:06d}.npz" for begin in range(0, count, SHARE)]
-    missing = [file for file in files if not file.exists()]
-    write = partial(write_share, directory, split, settings, seed)
+def pictures(
+    directory: Path, split: Split, settings: ImageSettings, seed: int, workers: int, share: int = 0
+) -> Iterator[list[Labelled]]:
+    """Shares of pictures without end, from number `share` on. directory: where the handwriting is kept."""
+    make = partial(make_share, directory, split, settings, seed)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(write, missing):
-            pass
-    for file in files:
-        yield from read_share(file)
+        made = deque(pool.submit(make, share + i) for i in range(2 * workers))
+        try:
+            while True:
+                share += 1
+                made.append(pool.submit(make, share + 2 * workers - 1))
+                yield made.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def write_share(directory: Path, split: Split, settings: ImageSettings, seed: int, file: Path) -> None:
-    """Make the pictures of a file."""
-    begin = int(file.stem)
-    made = [labelled(directory, split, settings, seed, number) for number in range(begin, begin + SHARE)]
-    arrays = {f"{name}_{i}": value for i, one in enumerate(made) for name, value in one._asdict().items()}
-    content = BytesIO()
-    np.savez(content, **arrays)
-    write_whole(file, content.getvalue())
-
-
-def read_share(file: Path) -> Iterator[Labelled]:
-    """The pictures of a file."""
-    with np.load(file) as held:
-        for i in range(SHARE):
-            yield Labelled(held[f"pixels_{i}"], held[f"tokens_{i}"], int(held[f"digit_{i}"]))
+def make_share(directory: Path, split: Split, settings: ImageSettings, seed: int, share: int) -> list[Labelled]:
+    """The SHARE pictures of a share."""
+    return [labelled(directory, split, settings, seed, SHARE * share + i) for i in range(SHARE)]
 
 
 def labelled(directory: Path, split: Split, settings: ImageSettings, seed: int, number: int) -> Labelled:
@@ -100,7 +87,7 @@ def labelled(directory: Path, split: Split, settings: ImageSettings, seed: int, 
     if kind == 1:
         word = made_up(draw) if split == "train" and draw.random() < MADE_UP else pick(draw, (*NOUNS, *NUMBERS))
         family = pick(draw, sorted(fonts(split)))
-        picture, lettering = lettered(draw, word, pick(draw, fonts(split)[family]))
+        picture, lettering = lettered(draw, word, pick(draw, fonts(split)[family]), split == "train")
         pixels = fit(np.asarray(picture), settings)
         return Labelled(pixels, tokens_of_letters(lettering, _grid(pixels, settings)), UNKNOWN)
     digit = int(draw.integers(10))

@@ -72,6 +72,23 @@ class Lettering(NamedTuple):
     middle: float
 
 
+class Look(NamedTuple):
+    """How the letters of a word differ from their font's.
+
+    finer: they are drawn so many times larger. stretch: of the width. spacing: more between letters, in sizes of the
+    font. weight: pixels of the larger drawing that each stroke gains on each side, -1 to 2. slant: to the right.
+    """
+
+    finer: int
+    stretch: float
+    spacing: float
+    weight: int
+    slant: float
+
+
+PLAIN = Look(1, 1.0, 0.0, 0, 0.0)
+
+
 def reading_sense(scale: float = 1.0) -> Sense:
     """The sense of words that are read."""
     return Sense("read", read, counts(scale, 20_000, 600))
@@ -81,7 +98,7 @@ def read(draw: np.random.Generator, split: Split) -> Sample:
     """A word, read from a picture."""
     word = pick(draw, (*NOUNS, *NUMBERS))
     family = pick(draw, sorted(fonts(split)))
-    picture = word_picture(draw, word, pick(draw, fonts(split)[family]))
+    picture = word_picture(draw, word, pick(draw, fonts(split)[family]), split == "train")
     asked = shown(draw, wording(draw, READ, split), picture_part("word.png"))
     return Sample([user(*asked), assistant(f"It says '{word}'.")], word, {"word.png": picture})
 
@@ -100,16 +117,16 @@ def _files(pattern: str) -> tuple[Path, ...]:
     return tuple(sorted(path for path in ROOT.glob(pattern) if not any(part in path.stem for part in UNREADABLE)))
 
 
-def word_picture(draw: np.random.Generator, word: str, font: Path) -> bytes:
-    """A picture of a word, PNG."""
-    return png(lettered(draw, word, font)[0])
+def word_picture(draw: np.random.Generator, word: str, font: Path, varied: bool) -> bytes:
+    """A picture of a word, PNG; varied: in letters that differ from the font's."""
+    return png(lettered(draw, word, font, varied)[0])
 
 
-def lettered(draw: np.random.Generator, word: str, font: Path) -> tuple[Image.Image, Lettering]:
+def lettered(draw: np.random.Generator, word: str, font: Path, varied: bool) -> tuple[Image.Image, Lettering]:
     """A picture of a word, and where its letters are."""
     width, height = int(pick(draw, (128, 160, 192))), int(pick(draw, (32, 64)))
     text = pick(draw, (word,) * 7 + (word.capitalize(),) * 2 + (word.upper(),))
-    mask, lettering = _set(draw, text, font, width, height)
+    mask, lettering = _set(draw, text, font, width, height, _look(draw) if varied else PLAIN)
     ink = np.asarray(_turned(draw, mask), np.float32)[..., None] / 255
     light, dark = draw.uniform(165, 255) + draw.uniform(-25, 25, 3), draw.uniform(0, 70) + draw.uniform(-10, 70, 3)
     if draw.random() < 0.25:
@@ -120,25 +137,54 @@ def lettered(draw: np.random.Generator, word: str, font: Path) -> tuple[Image.Im
     return mixed.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 0.8))) if soft else mixed, lettering
 
 
-def _set(draw: np.random.Generator, text: str, font: Path, width: int, height: int) -> tuple[Image.Image, Lettering]:
+def _look(draw: np.random.Generator) -> Look:
+    """A look that makes one font many."""
+    weight = int(pick(draw, (-1, 0, 0, 1, 2)))
+    return Look(3, draw.uniform(0.8, 1.25), draw.uniform(-0.02, 0.12), weight, draw.uniform(-0.15, 0.25))
+
+
+def _set(
+    draw: np.random.Generator, text: str, font: Path, width: int, height: int, look: Look
+) -> tuple[Image.Image, Lettering]:
     """A word in a mask, as large as its place allows or somewhat smaller, somewhere; and where its letters are."""
+    spaces, narrow = look.spacing * (len(text) - 1), width / look.stretch
     left, top, right, bottom = ImageFont.truetype(font, 100).getbbox(text)
-    most = min(0.92 * width / (right - left), 0.86 * height / (bottom - top), 0.42 * max(48, height) / 75)
+    most = min(
+        0.92 * narrow / (right - left + 100 * spaces), 0.86 * height / (bottom - top), 0.42 * max(48, height) / 75
+    )
     size = max(100 * most * draw.uniform(0.72, 1), min(100 * most, 15))
-    font_used = ImageFont.truetype(font, round(size))
-    left, top, right, bottom = font_used.getbbox(text)
-    free = np.array([width - (right - left), height - (bottom - top)])
+    shown = ImageFont.truetype(font, round(look.finer * size))
+    left, top, right, bottom = shown.getbbox(text)
+    space = look.spacing * shown.size
+    room = np.array([round(look.finer * narrow), look.finer * height])
+    free = room - (right - left + space * (len(text) - 1), bottom - top)
     x, y = free / 2 + draw.uniform(-0.4, 0.4, 2) * free
-    mask = Image.new("L", (width, height))
-    ImageDraw.Draw(mask).text((round(x - left), round(y - top)), text, 255, font_used)
-    edges = [(round(x - left) + font_used.getlength(text[:i])) / width for i in range(len(text) + 1)]
-    return mask, Lettering(text.lower(), edges, (y + (bottom - top) / 2) / height)
+    mask = Image.new("L", tuple(room.tolist()))
+    pen, starts = ImageDraw.Draw(mask), [shown.getlength(text[:i]) + space * i for i in range(len(text) + 1)]
+    for begin, letters in zip(starts, text, strict=False) if look.spacing else ((0.0, text),):
+        pen.text((round(x - left + begin), round(y - top)), letters, 255, shown)
+    edges = [(round(x - left) + start) / room[0] for start in starts]
+    lettering = Lettering(text.lower(), edges, (y + (bottom - top) / 2) / room[1])
+    return _changed(mask, look, lettering.middle).resize((width, height), Image.Resampling.BOX), lettering
+
+
+def _changed(mask: Image.Image, look: Look, middle: float) -> Image.Image:
+    """A mask with thicker or thinner and slanted letters, as far as nothing leaves it."""
+    if look.weight:
+        mask = mask.filter(ImageFilter.MaxFilter(2 * look.weight + 1) if look.weight > 0 else ImageFilter.MinFilter(3))
+    slant = (1.0, look.slant, -look.slant * middle * mask.height, 0.0, 1.0, 0.0)
+    slanted = mask.transform(mask.size, Image.Transform.AFFINE, slant, Image.Resampling.BILINEAR)
+    return mask if not look.slant or _is_cut(slanted) else slanted
 
 
 def _turned(draw: np.random.Generator, mask: Image.Image) -> Image.Image:
     """A mask turned by at most four degrees, as far as nothing leaves it."""
     angle = draw.uniform(-4, 4)
     turned = mask.rotate(angle, Image.Resampling.BICUBIC)
-    values = np.asarray(turned)
-    is_cut = max(values[0].max(), values[-1].max(), values[:, 0].max(), values[:, -1].max()) > 40
-    return mask if is_cut else turned
+    return mask if _is_cut(turned) else turned
+
+
+def _is_cut(mask: Image.Image) -> bool:
+    """Whether letters reach the edge of a mask."""
+    values = np.asarray(mask)
+    return max(values[0].max(), values[-1].max(), values[:, 0].max(), values[:, -1].max()) > 40

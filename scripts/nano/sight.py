@@ -9,9 +9,10 @@ are right.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +30,17 @@ from omni_jax.models.vision import VisionEncoder
 from omni_jax.train.optimizer import optimizer_of
 from omni_jax.train.saving import save_part
 from omni_jax.train.settings import Optimizer
-from scripts.nano.labelled import CLASSES, UNKNOWN, Labelled, make_pictures
+from scripts.nano.labelled import CLASSES, SHARE, UNKNOWN, Labelled, pictures
 from scripts.nano.origin import check_origin, model_of
+from scripts.nano.rows import Split
 from scripts.nano.words import DIGITS
 from scripts.stored_state import restored, save
 
 BATCH = 32
-PICTURES, TESTED = 36_096, 1_536
+# Batches of the test.
+TESTED = 48
+# Of the largest picture, which has 96 x 224 pixels.
+TOKENS = 21
 SAVE_SECONDS, LOG_STEPS = 60, 20
 # Patches of a token.
 MERGED = 4
@@ -85,12 +90,13 @@ def train_sight(directory: Path, steps: int, seconds: float, seed: int, workers:
     eye, vision = beginning(directory / "begin")
     optimizer = optimizer_of(SETTINGS, steps, {**HEADS, "vision": eye.declaration.axes})
     state, begin, spent = restored(file, first_state(vision, optimizer))
-    pictures = list(make_pictures(directory, "train", PICTURES, eye.settings, seed, workers))
-    width, step = widest(pictures), jax.jit(partial(_step, eye.declaration, optimizer))
+    batches, step = (
+        batches_of(directory, eye, seed, workers, begin),
+        jax.jit(partial(_step, eye.declaration, optimizer)),
+    )
     started = saved = time.monotonic()
     for number in range(begin, steps):
-        chosen = np.random.default_rng([seed, number]).choice(len(pictures), BATCH, replace=False)
-        state, shown = step(state, rows_of([pictures[i] for i in chosen], width, eye.settings))
+        state, shown = step(state, next(batches))
         now = time.monotonic()
         if number % LOG_STEPS == 0 or number == steps - 1:
             _log(directory / "sight.csv", number, spent + now - started, np.asarray(shown))
@@ -109,10 +115,9 @@ def tested(directory: Path, seed: int, workers: int) -> dict[str, float]:
     eye, vision = beginning(directory / "begin")
     optimizer = optimizer_of(SETTINGS, 1, {**HEADS, "vision": eye.declaration.axes})
     state, _, _ = restored(directory / "sight.npz", first_state(vision, optimizer))
-    pictures = list(make_pictures(directory, "test", TESTED, eye.settings, seed, workers))
-    width, judge = widest(pictures), jax.jit(partial(judged, eye.declaration))
-    batches = (pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH))
-    right = np.sum([judge(state.params, rows_of(batch, width, eye.settings))[1] for batch in batches], axis=0)
+    batches = batches_of(directory, eye, seed, workers, split="test")
+    judge = jax.jit(partial(judged, eye.declaration))
+    right = np.sum([judge(state.params, rows)[1] for rows in islice(batches, TESTED)], axis=0)
     return dict(zip(COLUMNS[3:], (right[:, 0] / right[:, 1]).tolist(), strict=True))
 
 
@@ -134,18 +139,24 @@ def first_state(vision: dict, optimizer: Any) -> State:
     return State(params, optimizer.init(params))
 
 
-def widest(pictures: Sequence[Labelled]) -> int:
-    """The tokens of the largest picture."""
-    return max(one.tokens[..., 0].size for one in pictures)
+def batches_of(
+    directory: Path, eye: Eye, seed: int, workers: int, begin: int = 0, split: Split = "train"
+) -> Iterator[Rows]:
+    """Batches of BATCH pictures without end, from number `begin` on."""
+    share, skipped = divmod(begin, SHARE // BATCH)
+    for made in pictures(directory, split, eye.settings, seed, workers, share):
+        for i in range(skipped * BATCH, SHARE, BATCH):
+            yield rows_of(made[i : i + BATCH], eye.settings)
+        skipped = 0
 
 
-def rows_of(pictures: Sequence[Labelled], width: int, settings: ImageSettings) -> Rows:
-    """A batch of pictures, padded to `width` tokens each."""
-    count, merged = len(pictures), settings.merge_size**2
-    patches = np.zeros((count, width * merged, settings.patch_dim), np.float16)
-    grid, digit = np.zeros((count, 2), np.int32), np.asarray([one.digit for one in pictures], np.int32)
-    tokens = np.full((count, width, len(CLASSES)), UNKNOWN, np.int32)
-    for i, one in enumerate(pictures):
+def rows_of(made: Sequence[Labelled], settings: ImageSettings) -> Rows:
+    """A batch of pictures, padded to TOKENS each."""
+    count, merged = len(made), settings.merge_size**2
+    patches = np.zeros((count, TOKENS * merged, settings.patch_dim), np.float16)
+    grid, digit = np.zeros((count, 2), np.int32), np.asarray([one.digit for one in made], np.int32)
+    tokens = np.full((count, TOKENS, len(CLASSES)), UNKNOWN, np.int32)
+    for i, one in enumerate(made):
         cut, (_, *grid[i]) = patchify_frames(np.stack([one.pixels] * settings.temporal_patch_size), settings)
         patches[i, : len(cut)] = cut
         tokens[i, : one.tokens[..., 0].size] = one.tokens.reshape(-1, len(CLASSES))
