@@ -1,6 +1,9 @@
 """Labels lie where things and letters are, and the vision encoder learns them, going on after a stop."""
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -15,10 +18,10 @@ import omni_jax
 from omni_jax.errors import InputError
 from omni_jax.train.optimizer import optimizer_of
 from scripts.nano import labelled, sight
-from scripts.nano.labelled import CLASSES, UNKNOWN, Labelled, make_pictures, tokens_of_letters, tokens_of_things
+from scripts.nano.labelled import CLASSES, UNKNOWN, Labelled, pictures, tokens_of_letters, tokens_of_things
 from scripts.nano.pictures import COLOURS, SHAPES, Thing, render
 from scripts.nano.reading import fonts, lettered
-from scripts.nano.sight import beginning, first_state, judged, judged_classes, rows_of, train_sight
+from scripts.nano.sight import Rows, batches_of, beginning, first_state, judged, judged_classes, rows_of, train_sight
 from tests.nano.small import write_small
 
 RED, RING, NO_LETTER = tuple(COLOURS).index("red"), SHAPES.index("ring"), CLASSES[2] - 1
@@ -46,9 +49,10 @@ def test_things_are_labelled_where_they_are() -> None:
     assert pixels[int(0.9 * 128), int(0.1 * 128)].tolist() == list(COLOURS["red"])
 
 
-def test_letters_are_labelled_where_they_are() -> None:
+@pytest.mark.parametrize("varied", [False, True])
+def test_letters_are_labelled_where_they_are(varied: bool) -> None:
     font = fonts("train")["Liberation Mono"][0]
-    picture, lettering = lettered(np.random.default_rng(1), "fog", font)
+    picture, lettering = lettered(np.random.default_rng(1), "fog", font, varied=varied)
     assert lettering.text == "fog" and len(lettering.edges) == 4 and list(lettering.edges) == sorted(lettering.edges)
     # The ink differs from the paper between the edges alone.
     grey = np.asarray(picture.convert("L"), np.float32)
@@ -64,24 +68,27 @@ def test_letters_are_labelled_where_they_are() -> None:
     assert [labelled.ascii_lowercase[a] for a, b in zip(read, [-1, *read], strict=False) if a != b] == list("fog")
 
 
-def test_pictures_are_made_once_and_read_again(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_depends_on_its_number_alone(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sheet = BytesIO()
     Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(sheet, "PNG")
     monkeypatch.setattr(labelled, "SHARE", 4)
+    monkeypatch.setattr(sight, "SHARE", 4)
+    monkeypatch.setattr(sight, "BATCH", 2)
     monkeypatch.setattr(labelled, "digit_picture", lambda *_: sheet.getvalue())
-    monkeypatch.setattr(labelled, "ProcessPoolExecutor", lambda *_, **__: _Here())
-    settings = beginning(begun)[0].settings
-    first = list(make_pictures(tmp_path, "train", 5, settings, 3, 1))
-    file = tmp_path / "sight" / "train" / "000004.npz"
-    assert len(first) == 8 and file.exists() and [one.digit >= 0 for one in first[:3]] == [False, False, True]
-    written = file.stat().st_mtime_ns
-    again = list(make_pictures(tmp_path, "train", 5, settings, 3, 1))
-    assert file.stat().st_mtime_ns == written
-    for one, other in zip(first, again, strict=True):
-        assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.tokens, other.tokens)
+    monkeypatch.setattr(labelled, "ProcessPoolExecutor", _Here)
+    eye, _ = beginning(begun)
+    first, second = islice(pictures(tmp_path, "train", eye.settings, 3, 1), 2)
+    assert [one.digit >= 0 for one in first] == [False, False, True, False]
+    for one in first + second:
         assert one.tokens.shape[:2] == (one.pixels.shape[0] // 32, one.pixels.shape[1] // 32)
-    other = labelled.labelled(tmp_path, "train", settings, 4, 0)
-    assert not np.array_equal(other.pixels, first[0].pixels)
+        assert one.tokens[..., 0].size <= sight.TOKENS
+    (later,) = islice(pictures(tmp_path, "train", eye.settings, 3, 1, share=1), 1)
+    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(second, later, strict=True))
+    assert not np.array_equal(first[0].pixels, second[2].pixels)
+    # The second batch of the second share.
+    rows = next(batches_of(tmp_path, eye, 3, 1, begin=3))
+    wanted = rows_of(second[2:], eye.settings)
+    assert np.array_equal(rows.patches, wanted.patches) and rows.digit.tolist() == wanted.digit.tolist()
 
 
 def test_only_things_count_as_right() -> None:
@@ -102,18 +109,22 @@ def test_padding_is_not_seen(begun: Path) -> None:
     ).params
     draw = np.random.default_rng(0)
     params |= {"digit": jnp.asarray(draw.normal(size=params["digit"].shape), jnp.float32)}
-    small = digit_of(draw, 64, 7)
-    alone, beside = (judged(eye.declaration, params, rows_of([small], width, eye.settings)) for width in (4, 16))
+    rows = rows_of([digit_of(draw, 64, 7)], eye.settings)
+    alone, beside = (
+        judged(eye.declaration, params, Rows(rows.patches[:, : 4 * n], rows.grid, rows.tokens[:, :n], rows.digit))
+        for n in (4, sight.TOKENS)
+    )
     np.testing.assert_allclose(alone[0], beside[0], rtol=1e-5)
     assert alone[1].tolist() == beside[1].tolist() and alone[1][3].tolist()[1] == 1
 
 
 def test_training_goes_on_after_a_stop(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)
-    pictures = [digit_of(draw, 64, digit) for digit in range(4)]
+    made = [digit_of(draw, 64, digit) for digit in range(8)]
+    monkeypatch.setattr(sight, "SHARE", 8)
     monkeypatch.setattr(sight, "BATCH", 2)
     monkeypatch.setattr(sight, "LOG_STEPS", 1)
-    monkeypatch.setattr(sight, "make_pictures", lambda *_: iter(pictures))
+    monkeypatch.setattr(sight, "pictures", lambda *_: iter([made]))
     whole, halves = (copytree(begun.parent, tmp_path / name) for name in ("whole", "halves"))
     assert train_sight(whole, 3, 1e9, 0, 1) == 3
     assert train_sight(halves, 3, 0, 0, 1) == 1 and not (halves / "sight" / "model").exists()
@@ -150,10 +161,20 @@ def digit_of(draw: np.random.Generator, side: int, digit: int) -> Labelled:
 class _Here:
     """A pool that does the work in this process."""
 
+    def __init__(self, *_: object, **__: object):
+        pass
+
     def __enter__(self) -> "_Here":
         return self
 
     def __exit__(self, *_: object) -> None:
         return None
 
-    map = staticmethod(map)
+    def submit(self, act: Callable[..., Any], *arguments: Any) -> Future:
+        """Call at once."""
+        done: Future = Future()
+        done.set_result(act(*arguments))
+        return done
+
+    def shutdown(self, cancel_futures: bool) -> None:
+        """Nothing is left."""
