@@ -291,6 +291,23 @@ def prompts(options: Annotated[Prompts, tyro.conf.arg(name="")]) -> int:
 
 
 @dataclass(frozen=True)
+class Examples(Made):
+    """Write a few test rows that the repository keeps."""
+
+    examples: Path = Path("tests/data/nano")
+    """Where they are written."""
+
+
+def examples(options: Annotated[Examples, tyro.conf.arg(name="")]) -> int:
+    """Write them."""
+    from scripts.nano.examples import write_examples
+
+    for sense, number in write_examples(options.output, options.examples, options.seed).items():
+        print(f"{sense}: {number} examples in {options.examples}")
+    return 0
+
+
+@dataclass(frozen=True)
 class Card(Made):
     """Write the model card from the results of the other stages."""
 
@@ -316,7 +333,8 @@ def main() -> int:
     """Run the stage of the command line: its status."""
     commands = {
         "data": data, "words": words, "sight": sight, "thinker": thinker, "codec": codec, "talker": talker,
-        "drafters": drafters, "export": export, "evaluate": evaluate, "prompts": prompts, "card": card,
+        "drafters": drafters, "export": export, "evaluate": evaluate, "prompts": prompts, "examples": examples,
+        "card": card,
     }  # fmt: skip
     try:
         return tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__)

@@ -137,19 +137,21 @@ def _line(directory: Path, sense: str, split: Split, index: int, sample: Sample)
     for name, content in sample.media.items():
         write_whole(directory / folder / f"{index:06d}-{name}", content)
 
+    # Rows lie in a folder beside that of the media.
+    row = row_of(sample, f"{sense}.{split}.{index}", sense, f"../{folder}/{index:06d}-")
+    return json.dumps(row, ensure_ascii=False)
+
+
+def row_of(sample: Sample, name: str, sense: str, place: str) -> dict[str, Any]:
+    """The row of a sample; place: what precedes the names of its media."""
+
     def placed(part: dict[str, Any]) -> dict[str, Any]:
-        # Rows lie in a folder beside that of the media.
         kind = part["type"]
-        return part if kind == "text" else {**part, kind: f"../{folder}/{index:06d}-{part[kind]}"}
+        return part if kind == "text" else {**part, kind: f"{place}{part[kind]}"}
 
     def message(one: dict[str, Any]) -> dict[str, Any]:
         content = one["content"]
         return one if isinstance(content, str) else {**one, "content": [placed(part) for part in content]}
 
-    row = {
-        "id": f"{sense}.{split}.{index}",
-        "messages": [message(one) for one in sample.messages],
-        "sense": sense,
-        "answer": sample.answer,
-    }
-    return json.dumps(row, ensure_ascii=False)
+    messages = [message(one) for one in sample.messages]
+    return {"id": name, "messages": messages, "sense": sense, "answer": sample.answer}
