@@ -122,7 +122,7 @@ def words(options: Annotated[Words, tyro.conf.arg(name="")]) -> int:
 class Sight(Made):
     """Train the vision encoder alone on pictures of which it is known what lies where."""
 
-    steps: int = 8000
+    steps: int = 7000
     """Steps of training."""
     seconds: float = 3600
     """Pause after so long; the same command goes on."""
@@ -149,7 +149,7 @@ class Thinker(Made):
     """Train on these alone; by default on all whose rows were made."""
     steps: int = 8_000
     """Steps of training."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
     """Highest learning rate."""
     seconds: float = 3600
     """Pause after so long, at a checkpoint; the same command goes on."""
