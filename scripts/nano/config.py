@@ -14,8 +14,9 @@ from scripts.small.tokenizer import SPECIAL_TOKENS, train_tokenizer
 # Tokens of text, before the special ones. The nouns are none of the texts that these are learned from, so that they
 # fall into letters and short pieces, which can be spelled.
 TEXT_TOKENS = 608
-# The area of a resized picture: those of 64 pixels a side are doubled, so that a letter or a thing covers more patches.
-PIXELS = {"min_pixels": 128 * 128, "max_pixels": 192 * 192}
+# The area of a resized picture: those of 64 pixels a side are doubled, so that a letter or a thing covers more patches,
+# and pictures of all sizes that the senses have are at most 64 patches.
+PIXELS = {"min_pixels": 100 * 100, "max_pixels": 128 * 128}
 
 NANO: dict[str, Any] = {
     "thinker_config": {

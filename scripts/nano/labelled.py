@@ -37,7 +37,9 @@ UNKNOWN = -1
 SHARE = 256
 # The share of words, in training, that are made up: letters are read, not words.
 MADE_UP = 0.5
-# The share of scenes that are not enlarged, as frames of videos are not.
+# The areas of resized pictures, somewhat larger than the Thinker's; and the share of scenes that are not enlarged, as
+# frames of videos are not.
+PIXELS = {"min_pixels": 128 * 128, "max_pixels": 192 * 192}
 SMALL, SMALL_PIXELS = 0.3, 64 * 64
 
 

@@ -10,7 +10,7 @@ are right.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from omni_jax.models.vision import VisionEncoder
 from omni_jax.train.optimizer import optimizer_of
 from omni_jax.train.saving import save_part
 from omni_jax.train.settings import Optimizer
-from scripts.nano.labelled import CLASSES, SHARE, UNKNOWN, Labelled, pictures
+from scripts.nano.labelled import CLASSES, PIXELS, SHARE, UNKNOWN, Labelled, pictures
 from scripts.nano.origin import check_origin, model_of
 from scripts.nano.rows import Split
 from scripts.nano.words import DIGITS
@@ -124,7 +124,8 @@ def tested(directory: Path, seed: int, workers: int) -> dict[str, float]:
 def beginning(model: Path) -> tuple[Eye, dict]:
     """The vision encoder of a model and its parameters."""
     omni = omni_jax.load(model, parts=("thinker",))
-    eye = Eye(declare(VisionEncoder, omni.config.thinker.vision), omni.processor.image_settings)
+    settings = replace(omni.processor.image_settings, **PIXELS)
+    eye = Eye(declare(VisionEncoder, omni.config.thinker.vision), settings)
     return eye, nnx.to_pure_dict(nnx.state(omni.thinker.vision, nnx.Param))
 
 
