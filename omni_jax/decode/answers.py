@@ -135,7 +135,5 @@ def logprobs_of(request: Request, since: int = 0) -> Logprobs | None:
     if request.logprobs is None:
         return None
     reports = request.reports(since)
-    floats, most = reports.view(np.float32), reports.shape[1] // 2 - 1
-    k = min(request.logprobs, most)
-    token, top = floats[:, 1].copy(), floats[:, 2 + most : 2 + most + k].copy()
-    return Logprobs(token, reports[:, 2 : 2 + k].copy(), top)
+    floats, k = reports.view(np.float32), reports.shape[1] // 2 - 1
+    return Logprobs(floats[:, 1].copy(), reports[:, 2 : 2 + k].copy(), floats[:, 2 + k :].copy())
