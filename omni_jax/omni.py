@@ -320,12 +320,14 @@ class Omni:
 
     def _events(self, batching: Batching, admission: Admission) -> Iterator[Event]:
         self._read_weights()
-        vocoder = None
-        if admission.speech is not None:
-            declaration, params = self._part("code2wav")
-            assert self.config.code2wav is not None
-            vocoder = Vocoder(params, declaration, self.config.code2wav)
-        yield from events_of(batching, admission.requests[0], self.processor.tokenizer, vocoder)
+        speaks = self._make_vocoder if admission.speech is not None else None
+        yield from events_of(batching, admission.requests[0], self.processor.tokenizer, speaks)
+
+    def _make_vocoder(self) -> Vocoder:
+        """The vocoder of one reply that is heard while it is made."""
+        declaration, params = self._part("code2wav")
+        assert self.config.code2wav is not None
+        return Vocoder(params, declaration, self.config.code2wav)
 
     def _plan(
         self, request: Settings, ending: Ending, speech: bool, drafter: Drafter | None, rows: int

@@ -26,7 +26,7 @@ import numpy as np
 from omni_jax.decode.chunk import Chunk
 from omni_jax.decode.engine import Engine, most_tokens
 from omni_jax.decode.request import Request
-from omni_jax.decode.rows import caches_of, idle, insert, retire
+from omni_jax.decode.rows import caches_of, idle, insert, noting_alike, retire
 from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import FRAMES
@@ -181,7 +181,8 @@ class Batching:
             if self.state is None:
                 self.state = idle(prefilled.state, rows=len(self.rows))
             capacity = max(cache.capacity for cache in caches_of(prefilled.state))
-            self.state = insert(self.engine.grow(self.state, capacity), prefilled.state, np.int32(first))
+            state, row = noting_alike(self.engine.grow(self.state, capacity), prefilled.state)
+            self.state = insert(state, row, np.int32(first))
         self.rows[first : first + len(requests)] = self.writing[first : first + len(requests)] = requests
         if self.speakers is None or admission.speech is None:
             return
@@ -203,7 +204,7 @@ class Batching:
         # If a prompt waits for a row, with the next text that is complete.
         waits = None not in self.rows and not self._over
         until = 1 + self.writing.count(None) if waits else None
-        chunk, self.state = self.engine.dispatch(self.state, plan, until)
+        chunk, self.state = self.engine.dispatch(self.state, plan, self.writing, until)
         self._unread.append(_Unread(chunk, tuple(self.writing)))
         return True
 

@@ -19,12 +19,12 @@ import numpy as np
 
 from omni_jax.config import DecoderConfig
 from omni_jax.decode.chunk import Chunk, ChunkPlan
-from omni_jax.decode.limits import stop_ids_of
+from omni_jax.decode.drawing import Drawings
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.prompt import pad_length, prompt_lengths
 from omni_jax.decode.request import Request, row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.text import CHUNK, DecodeState, PrefillInput, decode_chunk, grow, prefill, reported_shape
+from omni_jax.decode.text import CHUNK, DecodeState, PrefillInput, decode_chunk, grow, prefill
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.models.param import Declaration
 from omni_jax.ops.cache import capacity_for
@@ -64,10 +64,13 @@ class Engine(Protocol):
         """How to decode the next chunk of about `steps` (at most CHUNK) tokens."""
         ...
 
-    def dispatch(self, state: Any, plan: ChunkPlan, until: int | None = None) -> tuple[Chunk, Any]:
+    def dispatch(
+        self, state: Any, plan: ChunkPlan, rows: Sequence[Request | None] = (), until: int | None = None
+    ) -> tuple[Chunk, Any]:
         """Start a chunk: what will have its tokens, and the state after it; the argument must not be used afterwards.
 
-        until: the number of done rows at which it ends early, by default all.
+        rows: the request of each row that draws; by default all draw as the call says. until: the number of done rows
+        at which it ends early, by default all.
         """
         ...
 
@@ -91,11 +94,9 @@ class PlainEngine:
         sampling: Sampling,
         stop_ids: Sequence[int] = (),
     ):
-        """params, declaration and text: the Thinker's. sampling, stop_ids: of all requests."""
+        """params, declaration and text: the Thinker's. sampling, stop_ids: of requests that have none of their own."""
         self.params, self.declaration = params, declaration
-        self.stop_ids = stop_ids_of(stop_ids, text.vocab_size)
-        self.sampling_plan, self.values = sampling.plan(text.vocab_size), sampling.values()
-        self.columns = int(np.prod(reported_shape(self.sampling_plan), dtype=int))
+        self.drawings = Drawings(sampling, stop_ids, text.vocab_size)
 
     def prefill(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()) -> Prefilled:
         """As `Engine.prefill`, with room for a first chunk."""
@@ -104,7 +105,7 @@ class PlainEngine:
     def prefill_for(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...], capacity: int) -> Prefilled:
         """As `prefill`, into caches of at least `capacity` positions."""
         batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
-        media = encode_media(self.params, batch, self.declaration)
+        media, drawing = encode_media(self.params, batch, self.declaration), self.drawings.of_prompts(requests)
         prompts = PrefillInput(
             token_ids=batch.token_ids,
             length=prompt_lengths(batch),
@@ -112,19 +113,20 @@ class PlainEngine:
             rope_delta=batch.rope_delta,
             budget=np.asarray([request.max_new_tokens for request in requests], np.int32),
             keys=row_keys([request.seed for request in requests], len(requests)),
-            stop_ids=self.stop_ids,
-            values=self.values,
+            stop_ids=drawing.stop_ids,
+            values=drawing.values,
         ).placed(self.declaration.mesh)
         token, state, tapped = prefill(
             self.params,
             prompts,
             media,
             declaration=self.declaration,
-            plan=self.sampling_plan,
+            plan=drawing.plan,
             capacity=max(capacity_for(batch.token_ids.shape[1]), capacity),
             taps=taps,
         )
-        return Prefilled(Chunk(token, ChunkPlan(rounds=1), self.columns, fewest=1), state, tapped if taps else None)
+        chunk = Chunk(token, ChunkPlan(rounds=1), drawing.columns, fewest=1)
+        return Prefilled(chunk, self.drawings.fit(state, requests), tapped if taps else None)
 
     def capacity(self, tokens: int) -> int:
         """As `Engine.capacity`."""
@@ -138,19 +140,22 @@ class PlainEngine:
         """As `Engine.plan`: `steps` plain steps."""
         return ChunkPlan(rounds=steps)
 
-    def dispatch(self, state: DecodeState, plan: ChunkPlan, until: int | None = None) -> tuple[Chunk, DecodeState]:
+    def dispatch(
+        self, state: DecodeState, plan: ChunkPlan, rows: Sequence[Request | None] = (), until: int | None = None
+    ) -> tuple[Chunk, DecodeState]:
         """As `Engine.dispatch`."""
+        drawing = self.drawings.of_chunk(rows)
         tokens, state = decode_chunk(
             self.params,
-            state,
+            self.drawings.fit(state, rows),
             np.int32(plan.rounds),
-            self.stop_ids,
-            self.values,
+            drawing.stop_ids,
+            drawing.values,
             declaration=self.declaration,
-            plan=self.sampling_plan,
+            plan=drawing.plan,
             until=np.int32(state.cache.rows if until is None else until),
         )
-        return Chunk(tokens, plan, self.columns, fewest=plan.rounds if until is None else 0), state
+        return Chunk(tokens, plan, drawing.columns, fewest=plan.rounds if until is None else 0), state
 
     def receive(self, chunk: Chunk, rows: Sequence[Request | None]) -> None:
         """As `Engine.receive`."""

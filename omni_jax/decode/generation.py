@@ -15,7 +15,7 @@ from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import DraftPlan
 from omni_jax.decode.engine import Engine, PlainEngine
-from omni_jax.decode.limits import Limits, limit_of, seeds_of
+from omni_jax.decode.limits import Limits, seeds_of
 from omni_jax.decode.memory import CacheNeed, Memory
 from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat_rows
 from omni_jax.decode.reasoning import ends_inside_reasoning
@@ -24,7 +24,7 @@ from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import FRAMES
-from omni_jax.decode.speech.voice import repeated
+from omni_jax.decode.speech.voice import check_voice, repeated
 from omni_jax.decode.text import CHUNK
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.speech import HEADER, OPENING
@@ -54,7 +54,7 @@ class GenerationPlan:
         """
         longest, limits = int(prompt_lengths(batch).max()), self.limits
         check_context(longest, limits.max_new_tokens, config.thinker.text.max_position_embeddings)
-        requests, speech = requests_for(batch, limits, seeds, self.sampling.logprobs), None
+        requests, speech = requests_for(batch, limits, seeds, self.sampling), None
         copies = len(seeds) // len(batch.mask)
         for b, (ids, mask) in enumerate(zip(batch.token_ids, batch.mask, strict=True)):
             inside = ends_inside_reasoning(ids[mask], tokenizer)
@@ -65,12 +65,15 @@ class GenerationPlan:
         return Admission(batch, requests, speech)
 
     def alone(self, prompt: Prompt, number: int, config: OmniConfig, tokenizer: Tokenizer) -> Admission:
-        """The request of a prompt, which has a seed, a limit and perhaps a speaker of its own; raises as `together`."""
-        limits = replace(self.limits, max_new_tokens=limit_of(prompt.max_new_tokens))
+        """The request of a prompt, with what it states of its own; raises as `together`, and for bad settings."""
+        text = config.thinker.text
+        limits = self.limits.but(prompt.max_new_tokens, prompt.stop, prompt.stop_ids, text, tokenizer)
         voice = self.voice if prompt.speech else None
+        if voice is not None and prompt.voice is not None:
+            check_voice(voice := prompt.voice, 1, config)
         if voice is not None and prompt.speaker is not None:
             voice = replace(voice, speaker=prompt.speaker)
-        own = replace(self, limits=limits, voice=voice)
+        own = replace(self, sampling=prompt.sampling or self.sampling, limits=limits, voice=voice)
         admission = own.together(prompt.batch, seeds_of(prompt.seed, 1), config, tokenizer)
         (request,) = admission.requests
         request.ends, request.cancels = prompt.ends, prompt.cancelled
@@ -126,6 +129,8 @@ class Generator:
         """The request of a prompt in one of `rows` rows, which all become as long as the longest; raises likewise."""
         admission = plan.alone(prompt, number, self.config, self.tokenizer)
         (request,) = admission.requests
+        if admission.speech is not None:
+            plan = replace(plan, voice=admission.speech.voice)
         self.check_memory(plan, rows, request.prompt_tokens, request.max_new_tokens)
         return admission
 

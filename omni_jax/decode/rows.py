@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omni_jax.decode.text import Rows
 from omni_jax.ops.cache import KVCache, lay_over
-from omni_jax.sharding import Array
+from omni_jax.sharding import Array, place_rows
 
 
 @partial(jax.jit, static_argnames="rows")
@@ -41,6 +42,33 @@ def insert(state: Any, row: Any, b: jax.Array | int) -> Any:
         return leaf.insert(new, b) if isinstance(leaf, KVCache) else leaf.at[b].set(new[0])
 
     return laid(jax.tree.map(put, state, row, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
+
+
+def note_seen(state: Any, tokens: int) -> Any:
+    """What a decoding loop carries, whose rows note which of `tokens` tokens have occurred, or none (0).
+
+    Rows that noted none begin with none: they have no penalty. Outside `jit`.
+    """
+
+    def noting(leaf: Any) -> Any:
+        if not isinstance(leaf, Rows) or leaf.seen.shape[1] == tokens:
+            return leaf
+        seen = np.zeros((len(leaf.done), tokens), bool)
+        return replace(leaf, seen=place_rows(seen, caches_of(state)[0].mesh))
+
+    return jax.tree.map(noting, state, is_leaf=lambda leaf: isinstance(leaf, Rows | KVCache))
+
+
+def noting_alike(state: Any, row: Any) -> tuple[Any, Any]:
+    """Two states of which one is to be put into the other, noting occurred tokens both or neither."""
+    tokens = max(leaf.seen.shape[1] for leaf in (*rows_of(state), *rows_of(row)))
+    return note_seen(state, tokens), note_seen(row, tokens)
+
+
+def rows_of(state: Any) -> list[Rows]:
+    """What is known of the rows of what a decoding loop carries."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, Rows))
+    return [leaf for leaf in leaves if isinstance(leaf, Rows)]
 
 
 def caches_of(state: Any) -> list[KVCache]:

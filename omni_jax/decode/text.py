@@ -61,8 +61,8 @@ class PrefillInput:
     """What prefill needs besides the parameters.
 
     token_ids int32 [B, T], right-padded; length int32 [B]; position_ids float32 [3, B, T]; rope_delta float32 [B];
-    budget int32 [B * n], tokens to draw; keys [B * n], for n replies to each prompt; stop_ids int32 [m]; values: the
-    sampling values.
+    budget int32 [B * n], tokens to draw; keys [B * n], for n replies to each prompt; stop_ids int32 [m], or [B * n, m]
+    of each row; values: the sampling values, see `sampling`.
     """
 
     token_ids: Array
@@ -138,9 +138,9 @@ def decode_chunk(
 ) -> tuple[jax.Array, DecodeState]:
     """Draw up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none, and the next state.
 
-    Tokens are as `reported` gives them. stop_ids: int32 [m]. until: the number of done rows at which it ends early, by
-    default all. The cache must hold `steps` more tokens. Rows that are done neither move nor write anything that is
-    read.
+    Tokens are as `reported` gives them. stop_ids: int32 [m], or [B, m] of each row. values: the sampling values, see
+    `sampling`. until: the number of done rows at which it ends early, by default all. The cache must hold `steps` more
+    tokens. Rows that are done neither move nor write anything that is read.
     """
     thinker = bind(declaration, params)
     tokens = jnp.full((state.rows.token.shape[0], CHUNK, *reported_shape(plan)), NO_TOKEN, jnp.int32)
@@ -196,7 +196,7 @@ def draw(
 ) -> tuple[jax.Array, Rows]:
     """Sample each row's token at `position` int32 [B] from logits [B, V]: int32 [B], -1 where done, and the new rows.
 
-    Stop ids (int32 [m]) and the budget end a row after their token.
+    Stop ids (int32 [m], or [B, m]) and the budget end a row after their token.
     """
     return record(sample(logits, rows.keys, position, rows.seen, values, plan), rows, stop_ids, plan)
 
@@ -205,11 +205,11 @@ def draw(
 def record(drawn: jax.Array, rows: Rows, stop_ids: Array, plan: Plan) -> tuple[jax.Array, Rows]:
     """Record the token sampled for each row, int32 [B]: these tokens, -1 for rows that are done, and the new rows.
 
-    stop_ids: int32 [m].
+    stop_ids: int32 [m], or [B, m] of each row.
     """
     token = jnp.where(rows.done, NO_TOKEN, drawn)
     remaining = rows.remaining - ~rows.done
-    done = rows.done | jnp.isin(drawn, stop_ids) | (remaining <= 0)
+    done = rows.done | jnp.any(drawn[:, None] == stop_ids, axis=1) | (remaining <= 0)
     seen = rows.seen
     if plan.penalised:
         seen = seen.at[jnp.arange(token.shape[0]), jnp.maximum(token, 0)].max(token >= 0)

@@ -20,6 +20,7 @@ from omni_jax.decode.draft.acceptance import Rounds
 from omni_jax.decode.draft.length import DraftLengthTuner
 from omni_jax.decode.draft.loop import SpeculativeState, begin_drafting, decode_rounds, grow, rounds_for
 from omni_jax.decode.draft.plan import DraftPlan
+from omni_jax.decode.drawing import Drawing
 from omni_jax.decode.engine import PlainEngine, Prefilled, most_tokens, record
 from omni_jax.decode.prompt import pad_length
 from omni_jax.decode.request import Request
@@ -89,11 +90,12 @@ class SpeculativeEngine:
         return ChunkPlan(rounds_for(steps, max_emitted), max_emitted, verify_tokens)
 
     def dispatch(
-        self, state: SpeculativeState, plan: ChunkPlan, until: int | None = None
+        self, state: SpeculativeState, plan: ChunkPlan, rows: Sequence[Request | None] = (), until: int | None = None
     ) -> tuple[Chunk, SpeculativeState]:
         """As `Engine.dispatch`."""
-        tokens, state = self._run(state, plan, self.target.stop_ids, until)
-        return Chunk(tokens, plan, self.target.columns, fewest=plan.rounds if until is None else 0), state
+        drawing = self.target.drawings.of_chunk(rows)
+        tokens, state = self._run(self.target.drawings.fit(state, rows), plan, drawing, until)
+        return Chunk(tokens, plan, drawing.columns, fewest=plan.rounds if until is None else 0), state
 
     def receive(self, chunk: Chunk, rows: Sequence[Request | None]) -> None:
         """As `Engine.receive`; what rounds gave is learned from."""
@@ -121,18 +123,18 @@ class SpeculativeEngine:
         }
 
     def _run(
-        self, state: SpeculativeState, plan: ChunkPlan, stop_ids: np.ndarray, until: int | None = None
+        self, state: SpeculativeState, plan: ChunkPlan, drawing: Drawing, until: int | None = None
     ) -> tuple[jax.Array, SpeculativeState]:
         assert plan.verify_tokens is not None
         return decode_rounds(
             self.params,
             state,
             np.int32(plan.rounds),
-            stop_ids,
-            self.target.values,
+            drawing.stop_ids,
+            drawing.values,
             proposer=self.proposer,
             declaration=self.target.declaration,
-            plan=self.target.sampling_plan,
+            plan=drawing.plan,
             verify_tokens=plan.verify_tokens,
             drawn=self.drawn,
             until=np.int32(state.decode.cache.rows if until is None else until),
@@ -150,9 +152,13 @@ class SpeculativeEngine:
         return measured[size]
 
     def _seconds(self, state: SpeculativeState, verify_tokens: int) -> float:
-        """Seconds of a round after this prompt: chunks of rounds run on copies, and their tokens are dropped."""
-        plan, seconds = self.plan_of(verify_tokens, CHUNK), []
-        never = np.full(self.target.stop_ids.shape, NO_TOKEN, np.int32)
+        """Seconds of a round after this prompt: chunks of rounds run on copies, and their tokens are dropped.
+
+        All rows draw as the call says, and nothing stops them.
+        """
+        plan, seconds, drawing = self.plan_of(verify_tokens, CHUNK), [], self.target.drawings.own
+        drawing = replace(drawing, stop_ids=np.full_like(drawing.stop_ids, NO_TOKEN))
+        state = self.target.drawings.fit(state, ())
         for _ in range(TIMED_CHUNKS):
             trial = jax.tree.map(jnp.copy, state)
             rows = trial.decode.rows
@@ -160,7 +166,7 @@ class SpeculativeEngine:
             trial = replace(trial, decode=replace(trial.decode, rows=rows))
             jax.block_until_ready(trial)
             start = time.perf_counter()
-            np.asarray(self._run(trial, plan, never)[0])
+            np.asarray(self._run(trial, plan, drawing)[0])
             seconds.append((time.perf_counter() - start) / plan.rounds)
         return min(seconds)
 

@@ -170,9 +170,9 @@ def decode_rounds(
     """Run up to `rounds` rounds (at most those of a chunk): tokens int32 [B, R, n], -1 where none, and the next state.
 
     Tokens are as `reported` gives them. n is the most that a round gives, R the rounds of a chunk. params: the
-    Thinker's and the drafter's. stop_ids: int32 [m]. verify_tokens: W, the tokens that a round verifies, 1 for rounds
-    without a draft. drawn: whether drafts are drawn as the plan says, not greedily. until: as in `decode_chunk`. The
-    caches must have room for what the rounds give and the last one writes.
+    Thinker's and the drafter's. stop_ids, values: as in `decode_chunk`. verify_tokens: W, the tokens that a round
+    verifies, 1 for rounds without a draft. drawn: whether drafts are drawn as the plan says, not greedily. until: as in
+    `decode_chunk`. The caches must have room for what the rounds give and the last one writes.
     """
     thinker: Thinker = bind(declaration, params[0])
     B = state.decode.rows.token.shape[0]
