@@ -33,7 +33,7 @@ ENTRIES = ("omni_jax", "omni_jax.__main__")
 # Slow or optional to import: only inside the functions that need them.
 HEAVY = {
     *("av", "grain", "huggingface_hub", "jinja2", "jiwer", "librosa", "matplotlib", "optax", "orbax", "PIL", "pyarrow"),
-    *("prometheus_client", "safetensors", "scipy", "soundfile", "starlette", "tensorboardX", "tokamax", "tokenizers"),
+    *("prometheus_client", "safetensors", "scipy", "soundfile", "tensorboardX", "tokamax", "tokenizers"),
     "uvicorn",
 }
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}

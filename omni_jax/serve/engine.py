@@ -16,19 +16,20 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
 
 import numpy as np
 
+from omni_jax.decode.answers import Follower
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs
 from omni_jax.errors import InputError
 from omni_jax.serve.errors import RequestError, invalid, request_error
-from omni_jax.serve.running import Follower, Running, failed_request
+from omni_jax.serve.running import Running, failed_request
 
 ATTEMPTS = 3  # of a reply, when others make the engine fail
 MOST_RETRY_SECONDS = 60
@@ -135,7 +136,7 @@ class Service:
         finally:
             self.accepted -= n
 
-    async def answer(self, prompt: Prompt) -> AsyncIterator[Event]:
+    async def answer(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
         """The events of the reply to a prompt, the last one with the whole reply; what fails is raised.
 
         Leave the iterator early, or close it, to cancel the reply.
@@ -227,12 +228,14 @@ class Service:
     def _send(self, finished: set[int], batching: Batching) -> None:
         """Send what is new of all replies, and the end of those that are finished."""
         for number, (ticket, follower) in list(self._following.items()):
-            events = follower.finish(batching.engine) if number in finished else follower.events()
-            for event in events:
+            for event in follower.events():
                 ticket.put(ticket.once.new(event))
             if number in finished:
-                del self._following[number]
+                request = follower.request
+                last = follower.last(batching.engine.stats(request), {"seconds": request.seconds})
+                ticket.put(ticket.once.new(last))
                 ticket.put(None)
+                del self._following[number]
 
     def _fail(self, batching: Batching, error: Exception) -> None:
         """Give up the reply that made the loop fail, and have the others run again."""

@@ -39,7 +39,8 @@ def expected(omni):
 
 
 def _prompt(omni, text, speech=False, **more):
-    stated = {"seed": WORDS.index(text), "max_new_tokens": TOKENS, "speech": speech, **more}
+    voice = replace(omni_voice(), max_frames=12) if speech else None
+    stated = {"seed": WORDS.index(text), "max_new_tokens": TOKENS, "speech": speech, "voice": voice, **more}
     return Prompt(omni.prepare(_messages(text)), **stated)
 
 
@@ -64,7 +65,6 @@ async def _reply(service, prompt):
 def _serve(omni, work, slots=2, waiting=64, closing=30.0):
     async def inside():
         service = Service(Running(omni, slots), waiting)
-        service.running.plan = replace(service.running.plan, voice=replace(omni_voice(), max_frames=12))
         service.start()
         try:
             return await work(service)
@@ -124,7 +124,7 @@ def test_clients_that_go_free_their_slots(omni, expected):
     assert active == 0
 
 
-@pytest.mark.parametrize("place", ["prefill"])
+@pytest.mark.parametrize("place", ["prefill", "dispatch"])
 def test_one_reply_fails_when_memory_ends(omni, expected, monkeypatch, place):
     """That of the long prompt: when it is admitted, or while it is drawn; the others run again."""
     inner, failed, long = getattr(PlainEngine, place), [], WORDS[3]
