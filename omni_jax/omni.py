@@ -24,6 +24,7 @@ from omni_jax.decode.media import encode_media
 from omni_jax.decode.memory import Memory
 from omni_jax.decode.prompt import Prompt, pad_length
 from omni_jax.decode.reply import Event, Reply
+from omni_jax.decode.speech.aloud import READ_ALOUD, VOICE, Said
 from omni_jax.decode.speech.vocode import Vocoder, as_codes, vocode
 from omni_jax.decode.speech.voice import check_voice
 from omni_jax.decode.text import forward
@@ -191,6 +192,22 @@ class Omni:
         codes = as_codes(codes, self.config.code2wav)
         waves = self._sound(codes if codes.ndim == 3 else codes[None])
         return np.stack(waves) if codes.ndim == 3 else waves[0]
+
+    def speak(self, text: str, *, messages: Messages | None = None, voice: Voice = VOICE, seed: int = 0) -> Reply:
+        """Say a text word for word, without drawing a reply: its audio, its codes, and stats of them.
+
+        For the words of a reply that `generate` has spoken, with its messages, voice and seed, the codes are the same.
+        Raises InputError for a text without words, and for speech that the Talker's context or memory does not hold.
+
+        messages: what the text answers, without media; by default a request to read it aloud.
+        """
+        self._check_loaded(*PARTS)
+        batch = self.prepare(READ_ALOUD if messages is None else messages)
+        said = Said.read(text, seed, batch, voice, self.config, self.processor.tokenizer)
+        speakers = self._make_generator().speakers(voice, 1, said.request)
+        self._read_weights()
+        speaker = said.say(speakers)
+        return said.reply(speaker, self._sound(speaker.codes[None])[0])
 
     @overload
     def generate(self, messages: Conversation, *, n: None = None, **settings: Unpack[GenerateArguments]) -> Reply: ...

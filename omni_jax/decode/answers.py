@@ -19,7 +19,6 @@ from omni_jax.decode.shares import Shares, compilations
 from omni_jax.decode.speech.vocode import Vocoder
 from omni_jax.decode.stops import StopStrings
 from omni_jax.inputs.tokenizer import Tokenizer
-from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 
 # Tokens, and frames of speech, between two events of a stream.
 STREAM_STEPS = 8
@@ -158,13 +157,7 @@ def reply_of(
     reply = Reply(text, request.token_ids, stats, logprobs=logprobs_of(request), reasoning=reasoning)
     if request.speaker is None or sound is None:
         return reply
-    spoken = {
-        "frames": request.speaker.made,
-        "audio_seconds": len(sound.wave) / SAMPLES_PER_SECOND,
-        "speech_finish_reason": "length" if request.speaker.cut else "stop",
-        "talker_seconds": request.speaker.seconds,
-        "vocoder_seconds": sound.seconds,
-    }
+    spoken = request.speaker.stats(sound.wave) | {"vocoder_seconds": sound.seconds}
     return replace(reply, stats=stats | spoken, audio=sound.wave, codes=request.speaker.codes)
 
 

@@ -147,11 +147,25 @@ class Generator:
         params, declaration = self.params["thinker"], self.declarations["thinker"]
         plain = PlainEngine(params, declaration, self.config.thinker.text, plan.sampling, plan.limits.stop_ids)
         engine: Engine = plain if plan.drafts is None else SpeculativeEngine(plain, plan.drafts)
-        speakers = None
-        if plan.voice is not None:
-            params, declaration = self.params["talker"], self.declarations["talker"]
-            speakers = Speakers(params, declaration, self.embed_for_talker, self.config, plan.voice, rows)
+        speakers = None if plan.voice is None else self._speakers(plan.voice, rows)
         return Batching(engine, rows, first, waiting, speakers, steps, frames)
+
+    def speakers(self, voice: Voice, rows: int, request: SpeechRequest) -> Speakers:
+        """Rows that say texts that are known, each as long as `request`; InputError if memory does not hold them.
+
+        voice: by which codes are drawn where a request has none of its own. There are as many more rows as make the
+        mesh divide them.
+        """
+        assert self.config.talker is not None
+        rows = round_up_rows(rows, self.meshes["talker"])
+        columns = int((request.prompt.length + request.budget).max())
+        need = CacheNeed("talker", self.config.talker.text, rows, columns)
+        self.memory.check([need], "say a shorter text, or lower max_frames")
+        return self._speakers(voice, rows)
+
+    def _speakers(self, voice: Voice, rows: int) -> Speakers:
+        params, declaration = self.params["talker"], self.declarations["talker"]
+        return Speakers(params, declaration, self.embed_for_talker, self.config, voice, rows)
 
     def slots(self, plan: GenerationPlan, slots: int | None, most: int) -> int:
         """The number of slots, whole for the meshes, by default what memory holds, at most SLOTS.

@@ -7,6 +7,7 @@ POST /v1/chat/completions, /v1/audio/transcriptions, /v1/audio/speech; GET /v1/m
 import asyncio
 import sys
 import traceback
+from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
@@ -20,14 +21,16 @@ from starlette.routing import Route
 
 from omni_jax.errors import InputError
 from omni_jax.files import parse_json
+from omni_jax.serve import sounds
 from omni_jax.serve.answered import model_body, models_body, sse
 from omni_jax.serve.asked import check_model, read_chat
-from omni_jax.serve.asked_audio import AskedTranscript, read_transcription
+from omni_jax.serve.asked_audio import AskedSpeech, AskedTranscript, read_speech, read_transcription
 from omni_jax.serve.errors import RequestError, invalid, request_error
 from omni_jax.serve.guard import Bounds, Guard
 from omni_jax.serve.serving import Serving
 
 T = TypeVar("T")
+P = TypeVar("P", str, bytes)
 GONE = 499  # the status of requests whose clients have left, which nobody reads
 _JSON = ("", "application/json", "text/json")
 _MOST_FIELDS = 32  # of a form
@@ -50,6 +53,7 @@ def make_app(serving: Serving, key: str | None, bounds: Bounds, drain_seconds: f
     routes = [
         Route("/v1/chat/completions", _counted(serving, _chat), methods=["POST"]),
         Route("/v1/audio/transcriptions", _counted(serving, _transcription), methods=["POST"]),
+        Route("/v1/audio/speech", _counted(serving, _speech), methods=["POST"]),
         Route("/v1/models", _counted(serving, _models)),
         Route("/v1/models/{name:path}", _counted(serving, _model)),
         Route("/health", _counted(serving, _health)),
@@ -123,6 +127,44 @@ async def _transcript_events(serving: Serving, asked: AskedTranscript) -> AsyncG
     yield sse({"type": "transcript.text.done", "text": text})
 
 
+async def _speech(serving: Serving, request: Request) -> Response:
+    asked = read_speech(await _body(request), serving.defaults)
+    check_model(asked.model, serving.model)
+    if asked.events:
+        return await _streamed(request, _speech_events(serving, asked), "text/event-stream")
+    return await _streamed(request, _sound(serving, asked), sounds.FORMATS[asked.sound])
+
+
+async def _sound(serving: Serving, asked: AskedSpeech) -> AsyncGenerator[bytes, None]:
+    """A text that is read aloud as one sound, in pieces as it is made."""
+    encoder = sounds.joined(asked.sound)
+    async with aclosing(serving.aloud(asked)) as events:
+        async for event in events:
+            if event.audio is not None and (data := encoder.add(event.audio)):
+                yield data
+    yield encoder.end()
+
+
+async def _speech_events(serving: Serving, asked: AskedSpeech) -> AsyncGenerator[str, None]:
+    """The same as OpenAI's events."""
+    frames, words = 0, 0
+    encoder = sounds.pieces(asked.sound)
+
+    def event_of(data: bytes) -> str:
+        return sse({"type": "speech.audio.delta", "audio": b64encode(data).decode()})
+
+    async with aclosing(serving.aloud(asked)) as events:
+        async for event in events:
+            if event.audio is not None and (data := encoder.add(event.audio)):
+                yield event_of(data)
+            if event.reply is not None:
+                frames, words = event.reply.stats["frames"], len(event.reply.token_ids)
+    if data := encoder.end():
+        yield event_of(data)
+    usage = {"input_tokens": words, "output_tokens": frames, "total_tokens": words + frames}
+    yield sse({"type": "speech.audio.done", "usage": usage})
+
+
 async def _models(serving: Serving, _: Request) -> Response:
     return JSONResponse(models_body(serving.model, serving.created))
 
@@ -161,11 +203,11 @@ async def _form(request: Request) -> tuple[dict[str, str], bytes]:
         return fields, await file.read()
 
 
-async def _streamed(request: Request, pieces: AsyncGenerator[str, None], kind: str) -> Response:
+async def _streamed(request: Request, pieces: AsyncGenerator[P, None], kind: str) -> Response:
     """A response of pieces; what fails before the first one has its own status."""
     first = await _unless_gone(request, _first(pieces))
 
-    async def all_pieces() -> AsyncGenerator[str, None]:
+    async def all_pieces() -> AsyncGenerator[P, None]:
         async with aclosing(pieces) as rest:
             yield first
             async for piece in rest:
@@ -174,7 +216,7 @@ async def _streamed(request: Request, pieces: AsyncGenerator[str, None], kind: s
     return StreamingResponse(all_pieces(), media_type=kind, headers={"Cache-Control": "no-cache"})
 
 
-async def _first(pieces: AsyncGenerator[str, None]) -> str:
+async def _first(pieces: AsyncGenerator[P, None]) -> P:
     return await anext(pieces)
 
 

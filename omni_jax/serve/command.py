@@ -149,8 +149,6 @@ def serve(command: Serve, load: Load) -> None:
     with _listening(command.listen) as listener:
         omni = load(("thinker",) if command.text_only else None)
         serving = _serving(command, omni, defaults, media)
-        address, port = listener.getsockname()[:2]
-        print(f"serving {serving.model} at http://{address}:{port}", file=sys.stderr, flush=True)
         _run(command, serving, key, listener)
 
 
@@ -214,13 +212,19 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
     from omni_jax.serve.app import make_app
 
     class Server(uvicorn.Server):
-        """uvicorn's, but with the signals of this command: uvicorn's own end the process by the signal."""
+        """uvicorn's, that says where it listens; its own handlers would end the process by the signal."""
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self.handle_exit)
             yield
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
 
     flags, bounds = command.listen, Bounds(int(command.admission.max_body_mib * MIB), command.admission.body_seconds)
     app = make_app(serving, key, bounds, flags.drain_seconds)

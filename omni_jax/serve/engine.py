@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
 
@@ -27,8 +27,10 @@ from omni_jax.decode.answers import Follower
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs
+from omni_jax.decode.speech.aloud import Said
 from omni_jax.errors import InputError
 from omni_jax.serve.errors import RequestError, invalid, request_error
+from omni_jax.serve.readings import Readings
 from omni_jax.serve.running import Running, failed_request
 
 ATTEMPTS = 3  # of a reply, when others make the engine fail
@@ -70,14 +72,15 @@ class Once:
 
 @dataclass(eq=False)
 class Ticket:
-    """A reply that a client waits for.
+    """A reply that a client waits for, or a text to read aloud.
 
-    events: where the engine puts them, and at last None or an error. once: what was sent. cancelled: whether nobody
-    waits any more. attempts: how often it was begun.
+    prompt: of a reply. said: the text. events: where the engine puts them, and at last None or an error. once: what was
+    sent. cancelled: whether nobody waits any more. attempts: how often it was begun.
     """
 
-    prompt: Prompt
     loop: asyncio.AbstractEventLoop
+    prompt: Prompt | None = None
+    said: Said | None = None
     events: asyncio.Queue[Event | Exception | None] = field(default_factory=asyncio.Queue)
     once: Once = field(default_factory=Once)
     cancelled: bool = False
@@ -102,6 +105,7 @@ class Service:
         self._tickets: queue.Queue[Ticket | None] = queue.Queue()
         self._again: deque[Ticket] = deque()
         self._following: dict[int, tuple[Ticket, Follower]] = {}
+        self._readings: Readings[Ticket] = running.readings()
         self._number, self._seconds, self._failures = 0, 1.0, 0
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -117,7 +121,7 @@ class Service:
     @property
     def active(self) -> int:
         """The number of replies that the engine has taken and not finished."""
-        return len(self._following)
+        return len(self._following) + self._readings.count
 
     @contextmanager
     def places(self, n: int) -> Iterator[None]:
@@ -141,8 +145,20 @@ class Service:
 
         Leave the iterator early, or close it, to cancel the reply.
         """
-        ticket = Ticket(prompt, asyncio.get_running_loop())
+        ticket = Ticket(asyncio.get_running_loop())
         ticket.prompt = replace(prompt, cancelled=lambda: ticket.cancelled)
+        async with aclosing(self._events(ticket)) as events:
+            async for event in events:
+                yield event
+
+    async def read_aloud(self, said: Said) -> AsyncGenerator[Event, None]:
+        """The events of a text that is read aloud, as `answer` has them."""
+        async with aclosing(self._events(Ticket(asyncio.get_running_loop(), said=said))) as events:
+            async for event in events:
+                yield event
+
+    async def _events(self, ticket: Ticket) -> AsyncGenerator[Event, None]:
+        """The events of a ticket, which the engine gets now."""
         self._tickets.put(ticket)
         start = time.monotonic()
         try:
@@ -161,6 +177,7 @@ class Service:
         await asyncio.to_thread(self._thread.join, seconds)
         for ticket, _ in list(self._following.values()):
             ticket.cancelled = True
+        self._readings.cancel()
         await asyncio.to_thread(self._thread.join, 10.0)
 
     def _retry_seconds(self) -> int:
@@ -179,6 +196,7 @@ class Service:
         try:
             for finished in batching.run():
                 self._send({request.number for request in finished}, batching)
+                self._readings.step()
                 self._failures = 0
             return True
         except Exception as error:
@@ -193,13 +211,19 @@ class Service:
         """Prompts for free slots, one ahead; None while there are none and others run."""
         while True:
             ticket = self._next()
-            if ticket is None and self.closing and not self._following:
-                return
-            if ticket is None:
+            if ticket is None and self._following:
                 yield None
+            elif ticket is None and self._readings.busy:
+                self._readings.step()
+            elif ticket is None and self.closing:
+                return
+            elif ticket is None:
+                continue
+            elif ticket.said is not None:
+                self._readings.add(ticket)
             elif ticket.cancelled:
                 ticket.put(None)
-            elif (admission := self._admitted(ticket)) is not None:
+            elif ticket.prompt is not None and (admission := self._admitted(ticket, ticket.prompt)) is not None:
                 yield admission
 
     def _next(self) -> Ticket | None:
@@ -207,16 +231,16 @@ class Service:
         if self._again:
             return self._again.popleft()
         try:
-            return self._tickets.get(block=not self._following and not self.closing)
+            return self._tickets.get(block=not (self._following or self._readings.busy or self.closing))
         except queue.Empty:
             return None
 
-    def _admitted(self, ticket: Ticket) -> Admission | None:
-        """The request of a ticket; None for one that cannot be, whose client is told."""
+    def _admitted(self, ticket: Ticket, prompt: Prompt) -> Admission | None:
+        """The request of a ticket's prompt; None for one that cannot be, whose client is told."""
         self._number, ticket.attempts = self._number + 1, ticket.attempts + 1
         ticket.once.restart()
         try:
-            admission = self.running.admission(ticket.prompt, self._number)
+            admission = self.running.admission(prompt, self._number)
             self._following[self._number] = ticket, self.running.follower(admission)
             return admission
         except Exception as error:

@@ -10,8 +10,11 @@ from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS, Follower
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.request import Request
+from omni_jax.decode.speech.aloud import READ_ALOUD, VOICE, Said
+from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni
-from omni_jax.settings import Drafting, Settings
+from omni_jax.serve.readings import Readings
+from omni_jax.settings import Drafting, Settings, Voice
 from omni_jax.weights.drafters import Drafter
 from omni_jax.weights.parts import PARTS
 
@@ -35,6 +38,7 @@ class Running:
         # Each prompt has a limit of its own.
         self.plan = omni._plan(settings, replace(settings.ending, max_new_tokens=1), self.speaks, drafter, 1)
         self.generator = omni._make_generator()
+        self._aloud: Batch | None = None
         self.slots = self.generator.slots(self.plan, slots, settings.ending.max_new_tokens)
 
     def admission(self, prompt: Prompt, number: int) -> Admission:
@@ -46,6 +50,19 @@ class Running:
     def batching(self, waiting: Iterator[Admission | None]) -> Batching:
         """The loop that runs requests as they come."""
         return self.generator.batching(self.plan, self.slots, waiting=waiting, steps=STREAM_STEPS, frames=STREAM_FRAMES)
+
+    def said(self, text: str, voice: Voice, seed: int) -> Said:
+        """A text to read aloud; InputError for one that cannot be, or that this model cannot say."""
+        self.omni._check_loaded(*PARTS)
+        if self._aloud is None:
+            self._aloud = self.omni.prepare(READ_ALOUD)
+        return Said.read(text, seed, self._aloud, voice, self.omni.config, self.omni.processor.tokenizer)
+
+    def readings(self) -> Readings:
+        """What reads texts aloud, as many at once as there are slots."""
+        return Readings(
+            self.slots, lambda said: self.generator.speakers(VOICE, self.slots, said.request), self.omni._make_vocoder
+        )
 
     def follower(self, admission: Admission) -> Follower:
         """What follows the request of an admission."""

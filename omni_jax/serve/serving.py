@@ -14,6 +14,7 @@ from omni_jax.decode.reply import Event
 from omni_jax.inputs.batch import Batch
 from omni_jax.serve.answered import DONE, ChatStream, Choice, Heading, Usage, completion_body, sse
 from omni_jax.serve.asked import Asked, Defaults
+from omni_jax.serve.asked_audio import AskedSpeech
 from omni_jax.serve.engine import Service
 from omni_jax.serve.errors import request_error
 from omni_jax.serve.media import Media
@@ -79,6 +80,18 @@ class Serving:
             batch = await self.prepare(asked)
             async with aclosing(self._together(self._prompts(asked, batch))) as events:
                 async for _, event in events:
+                    yield event
+
+    async def aloud(self, asked: AskedSpeech) -> AsyncGenerator[Event, None]:
+        """The events of a text that is read aloud."""
+        settings, seed = asked.settings, asked.settings.seed
+        assert isinstance(seed, int)
+        with self.service.places(1):
+            said = await asyncio.to_thread(self.service.running.said, asked.text, settings.voice, seed)
+            watch = self.metrics.watch(len(said.words.spoken))
+            async with aclosing(self.service.read_aloud(said)) as events:
+                async for event in events:
+                    watch.event(event)
                     yield event
 
     async def prepare(self, asked: Asked) -> Batch:

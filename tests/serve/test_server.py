@@ -17,6 +17,7 @@ import pytest
 
 from omni_jax.inputs.audio import read_file
 from omni_jax.serve.sounds import pcm16, whole
+from omni_jax.settings import Voice
 from tests.helpers.serving import server
 
 openai = pytest.importorskip("openai")
@@ -178,9 +179,7 @@ def test_speech_whole(client, spoken):
     message = _ask(client, audio={"voice": "ethan", "format": "wav"}, **SPOKEN).choices[0].message
     assert message.audio.transcript == spoken.text == message.content
     with wave.open(io.BytesIO(base64.b64decode(message.audio.data))) as file:
-        found = np.frombuffer(file.readframes(file.getnframes()), np.int16)
-    wanted = np.frombuffer(pcm16(spoken.audio), np.int16)
-    assert found.shape == wanted.shape and np.abs(found.astype(int) - wanted).max() <= 1
+        assert _near(file.readframes(file.getnframes()), spoken.audio)
     flac = _ask(client, audio={"voice": "Ethan", "format": "flac"}, **SPOKEN).choices[0].message.audio
     samples, rate = read_file(base64.b64decode(flac.data))
     assert rate == 24_000 and samples.size == spoken.audio.size
@@ -196,8 +195,49 @@ def test_speech_streamed(client, spoken):
                 sound += base64.b64decode(audio.data)
                 transcript += audio.transcript
     assert text == transcript == spoken.text
-    found, wanted = (np.frombuffer(data, np.int16).astype(int) for data in (sound, pcm16(spoken.audio)))
-    assert found.shape == wanted.shape and np.abs(found - wanted).max() <= 1
+    assert _near(sound, spoken.audio)
+
+
+WORDS = "A small house by the river."
+ALOUD = {"model": "tiny", "input": WORDS, "voice": "ethan", "extra_body": {"max_frames": 10, "seed": 3}}
+
+
+@pytest.fixture(scope="module")
+def aloud(omni):
+    return omni.speak(WORDS, voice=Voice(max_frames=10), seed=3)
+
+
+def _near(found: bytes, wave):
+    """Whether samples are those of a waveform; a piece of other size may be rounded otherwise."""
+    one, other = (np.frombuffer(data, np.int16).astype(int) for data in (found, pcm16(wave)))
+    return one.shape == other.shape and np.abs(one - other).max() <= 1
+
+
+def test_text_to_speech(client, aloud):
+    """Several at once, beside a reply."""
+    with ThreadPoolExecutor(4) as pool:
+        said = [pool.submit(client.audio.speech.create, **ALOUD, response_format="pcm") for _ in range(3)]
+        reply = pool.submit(_ask, client)
+        assert all(_near(one.result().read(), aloud.audio) for one in said) and reply.result().choices
+    samples, rate = read_file(client.audio.speech.create(**ALOUD, response_format="flac").read())
+    assert rate == 24_000 and samples.size == aloud.audio.size
+    assert client.audio.speech.create(**ALOUD, response_format="wav").read()[44:] == pcm16(aloud.audio)
+    mp3 = client.audio.speech.create(**ALOUD)
+    assert mp3.response.headers["content-type"] == "audio/mpeg" and len(mp3.read()) > 500
+
+
+def test_text_to_speech_as_events(client, aloud):
+    stated = {**ALOUD, "response_format": "pcm", "stream_format": "sse"}
+    with client.audio.speech.with_streaming_response.create(**stated) as answer:
+        events = [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line]
+    assert _near(b"".join(base64.b64decode(e["audio"]) for e in events[:-1]), aloud.audio) and len(events) > 2
+    assert events[-1]["type"] == "speech.audio.done" and events[-1]["usage"]["output_tokens"] == 10
+
+
+@pytest.mark.parametrize("fields", [{"voice": "nobody"}, {"input": ""}, {"speed": 2.0}, {"response_format": "aac"}])
+def test_what_cannot_be_said(client, fields):
+    with pytest.raises(openai.BadRequestError):
+        client.audio.speech.create(**{**ALOUD, **fields})
 
 
 def test_tools(client, omni):

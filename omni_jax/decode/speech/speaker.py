@@ -10,7 +10,7 @@ it says alone; a reply without a spoken token gives no audio instead of an error
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.speech import SpeechPrompt, speaker_ids, speech_prompt
+from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.settings import Voice
 
 
@@ -143,3 +144,12 @@ class Speaker:
         """Note the codes int32 [Q, n] of its next frames, and the seconds of the step."""
         self.codes = np.concatenate([self.codes, codes], axis=1)
         self.seconds += seconds
+
+    def stats(self, wave: np.ndarray) -> dict[str, Any]:
+        """What the stats of a reply report of its speech; wave: its sound, float32 [samples]."""
+        return {
+            "frames": self.made,
+            "audio_seconds": len(wave) / SAMPLES_PER_SECOND,
+            "speech_finish_reason": "length" if self.cut else "stop",
+            "talker_seconds": self.seconds,
+        }
