@@ -40,7 +40,7 @@ def expected(omni):
 
 def _prompt(omni, text, speech=False, **more):
     voice = replace(omni_voice(), max_frames=12) if speech else None
-    stated = {"seed": WORDS.index(text), "max_new_tokens": TOKENS, "speech": speech, "voice": voice, **more}
+    stated = {"seed": WORDS.index(text) if text in WORDS else 0, "max_new_tokens": TOKENS, "speech": speech, "voice": voice, **more}
     return Prompt(omni.prepare(_messages(text)), **stated)
 
 
@@ -126,8 +126,8 @@ def test_clients_that_go_free_their_slots(omni, expected):
 
 @pytest.mark.parametrize("place", ["prefill", "dispatch"])
 def test_one_reply_fails_when_memory_ends(omni, expected, monkeypatch, place):
-    """That of the long prompt: when it is admitted, or while it is drawn; the others run again."""
-    inner, failed, long = getattr(PlainEngine, place), [], WORDS[3]
+    """That of the longest prompt: when it is admitted, or while it is drawn; the others run again."""
+    inner, failed, long = getattr(PlainEngine, place), [], 8 * WORDS[3]
 
     def failing(engine, *given):
         requests = [request for request in given[1 if place == "prefill" else 2] if request is not None]
