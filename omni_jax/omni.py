@@ -31,7 +31,7 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
 from omni_jax.inputs.processor import Processor
-from omni_jax.inputs.values import flag
+from omni_jax.inputs.values import flag, whole
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.talker import Talker
@@ -244,7 +244,7 @@ class Omni:
     @explained
     def generate_many(
         self, conversations: Iterable[Conversation | Prompt | None], *,
-        slots: int | None = None, speech: bool = False, drafter: Drafter | None = None,
+        slots: int | None = None, speech: bool = False, drafter: Drafter | None = None, piece_tokens: int | None = None,
         **settings: Unpack[Keywords],
     ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
@@ -256,6 +256,8 @@ class Omni:
             limit and perhaps a speaker of its own, and can cancel its reply; or None, not counted: asked again before
             every chunk.
         slots: by default 12, or the number that memory holds at `max_new_tokens`; rounded up to what a mesh divides.
+        piece_tokens: a longer prompt is run in pieces of this many tokens, between which the others write on; by
+            default at once.
         speech, drafter, settings: as in `generate`, for all conversations; one seed and one speaker.
         """
         stated: dict[str, Any] = {**settings}
@@ -275,7 +277,9 @@ class Omni:
             else Prompt(self.prepare(given, **vars(request.preparation)), seed, most)
             for given in conversations
         )
-        batching = generator.batching(plan, rows, waiting=self._admissions(generator, plan, prompts, rows))
+        piece = None if piece_tokens is None else whole("piece_tokens", piece_tokens, "run at least one token at once")
+        waiting = self._admissions(generator, plan, prompts, rows)
+        batching = generator.batching(plan, rows, waiting=waiting, piece=piece)
         return replies_in_turn(batching, self.processor.tokenizer, self._sound)
 
     def _admissions(

@@ -10,8 +10,8 @@ the exceptions that it names.
 Shapes that reach the compiler are bucketed: prompts to a few lengths, caches to powers of two that grow with replies.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -21,13 +21,16 @@ from omni_jax.config import DecoderConfig
 from omni_jax.decode.chunk import Chunk, ChunkPlan
 from omni_jax.decode.drawing import Drawings
 from omni_jax.decode.media import encode_media
+from omni_jax.decode.pieces import Tapped, media_of, pieces_of
 from omni_jax.decode.prompt import pad_length, prompt_lengths
 from omni_jax.decode.request import Request, row_keys
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.text import CHUNK, DecodeState, PrefillInput, decode_chunk, grow, prefill
+from omni_jax.decode.text import CHUNK, DecodeState, Held, PrefillInput, decode_chunk, grow, prefill, read_piece
 from omni_jax.inputs.batch import Batch, bucket
-from omni_jax.models.param import Declaration
+from omni_jax.models.param import Declaration, bind
+from omni_jax.models.thinker import Media
 from omni_jax.ops.cache import capacity_for
+from omni_jax.sharding import place_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,12 @@ class Engine(Protocol):
 
         taps: numbers of hidden states to hand out.
         """
+        ...
+
+    def prefill_in_pieces(
+        self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()
+    ) -> Iterator[Prefilled | None]:
+        """As `prefill`, at each step a bounded number of tokens if the engine has a bound: None until the last."""
         ...
 
     def capacity(self, tokens: int) -> int:
@@ -93,9 +102,13 @@ class PlainEngine:
         text: DecoderConfig,
         sampling: Sampling,
         stop_ids: Sequence[int] = (),
+        piece: int | None = None,
     ):
-        """params, declaration and text: the Thinker's. sampling, stop_ids: of requests that have none of their own."""
-        self.params, self.declaration = params, declaration
+        """params, declaration and text: the Thinker's. sampling, stop_ids: of requests that have none of their own.
+
+        piece: the most tokens that `prefill_in_pieces` runs at once; None for whole prompts.
+        """
+        self.params, self.declaration, self.piece = params, declaration, piece
         self.drawings = Drawings(sampling, stop_ids, text.vocab_size)
 
     def prefill(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()) -> Prefilled:
@@ -105,7 +118,63 @@ class PlainEngine:
     def prefill_for(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...], capacity: int) -> Prefilled:
         """As `prefill`, into caches of at least `capacity` positions."""
         batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
-        media, drawing = encode_media(self.params, batch, self.declaration), self.drawings.of_prompts(requests)
+        capacity = max(capacity_for(batch.token_ids.shape[1]), capacity)
+        return self._draw_first(batch, encode_media(self.params, batch, self.declaration), requests, taps, capacity)
+
+    def prefill_in_pieces(
+        self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()
+    ) -> Iterator[Prefilled | None]:
+        """As `Engine.prefill_in_pieces`; a prompt of one piece runs as in `prefill`."""
+        return self.pieces_for(batch, requests, taps, self.capacity(most_tokens(requests, CHUNK)))
+
+    def pieces_for(
+        self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...], capacity: int
+    ) -> Iterator[Prefilled | None]:
+        """As `prefill_in_pieces`, into caches of at least `capacity` positions."""
+        tokens = batch.token_ids.shape[1]
+        if self.piece is None or len(batch.mask) > 1 or tokens <= self.piece:
+            yield self.prefill_for(batch, requests, taps, capacity)
+            return
+        *others, last = pieces_of(0, tokens, self.piece)
+        media, mesh = encode_media(self.params, batch, self.declaration), self.declaration.mesh
+        if media is not None:
+            yield None
+        cache = bind(self.declaration, self.params).empty_cache(1, max(capacity_for(last.stop), capacity))
+        tapped = Tapped(last.stop)
+        for piece in others:
+            part = piece.of(batch)
+            cache, states = read_piece(
+                self.params,
+                *piece.placed(part, mesh),
+                media_of(media, part, mesh),
+                cache,
+                declaration=self.declaration,
+                taps=taps,
+            )
+            tapped.put(states, piece.start)
+            yield None
+        part, held = last.of(batch), Held(cache, self._seen(batch.token_ids[:, : last.start], requests))
+        prefilled = self._draw_first(part, media_of(media, part, mesh), requests, taps, cache.capacity, held)
+        if prefilled.tapped is not None:
+            tapped.put(prefilled.tapped, last.start)
+        yield replace(prefilled, tapped=tapped.states)
+
+    def _seen(self, token_ids: np.ndarray, requests: Sequence[Request]) -> Any:
+        """Which tokens int32 [1, T] holds, bool [1, V], or [1, 0] where these requests need not know."""
+        V = self.drawings.vocab_size if self.drawings.of_prompts(requests).plan.penalised else 0
+        return place_rows(np.isin(np.arange(V), token_ids)[None], self.declaration.mesh)
+
+    def _draw_first(
+        self,
+        batch: Batch,
+        media: Media | None,
+        requests: Sequence[Request],
+        taps: tuple[int, ...],
+        capacity: int,
+        held: Held | None = None,
+    ) -> Prefilled:
+        """Run prompts, or what is left of them after `held`, padded to a bucket, and draw the first tokens."""
+        drawing = self.drawings.of_prompts(requests)
         prompts = PrefillInput(
             token_ids=batch.token_ids,
             length=prompt_lengths(batch),
@@ -122,8 +191,9 @@ class PlainEngine:
             media,
             declaration=self.declaration,
             plan=drawing.plan,
-            capacity=max(capacity_for(batch.token_ids.shape[1]), capacity),
+            capacity=capacity,
             taps=taps,
+            held=held,
         )
         chunk = Chunk(token, ChunkPlan(rounds=1), drawing.columns, fewest=1)
         return Prefilled(chunk, self.drawings.fit(state, requests), tapped if taps else None)

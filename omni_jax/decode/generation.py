@@ -142,10 +142,11 @@ class Generator:
         waiting: Iterator[Admission | None] | None = None,
         steps: int = CHUNK,
         frames: int = FRAMES,
+        piece: int | None = None,
     ) -> Batching:
-        """The loop that carries out a plan; the other arguments are those of `Batching`."""
-        params, declaration = self.params["thinker"], self.declarations["thinker"]
-        plain = PlainEngine(params, declaration, self.config.thinker.text, plan.sampling, plan.limits.stop_ids)
+        """The loop that carries out a plan. piece: as in `PlainEngine`; the other arguments are those of `Batching`."""
+        params, declaration, text = self.params["thinker"], self.declarations["thinker"], self.config.thinker.text
+        plain = PlainEngine(params, declaration, text, plan.sampling, plan.limits.stop_ids, piece)
         engine: Engine = plain if plan.drafts is None else SpeculativeEngine(plain, plan.drafts)
         speakers = None
         if plan.voice is not None:

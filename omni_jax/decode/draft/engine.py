@@ -7,7 +7,7 @@ were accepted lately.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from omni_jax.decode.prompt import pad_length
 from omni_jax.decode.request import Request
 from omni_jax.decode.text import CHUNK, NO_TOKEN
 from omni_jax.distributed import broadcast_from_first
-from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.inputs.batch import Batch
 
 # Timed chunks for each number of tokens to verify, of which the fastest counts: the first one also compiles.
 TIMED_CHUNKS = 3
@@ -48,24 +48,41 @@ class SpeculativeEngine:
 
     def prefill(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()) -> Prefilled:
         """As `Engine.prefill`; the drafter reads the prompts too."""
-        batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
-        # The wanted ones come first.
-        order: tuple[int, ...] = tuple(dict.fromkeys((*taps, *self.proposer.taps)))
         capacity = self.capacity(most_tokens(requests, CHUNK))
-        prefilled = self.target.prefill_for(batch, requests, order, capacity)
+        prefilled = self.target.prefill_for(batch, requests, self._order(taps), capacity)
+        return self._begin(prefilled, batch, requests, taps)
+
+    def prefill_in_pieces(
+        self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()
+    ) -> Iterator[Prefilled | None]:
+        """As `Engine.prefill_in_pieces`; the drafter, which is small, reads the whole prompt at the end."""
+        capacity = self.capacity(most_tokens(requests, CHUNK))
+        for prefilled in self.target.pieces_for(batch, requests, self._order(taps), capacity):
+            yield None if prefilled is None else self._begin(prefilled, batch, requests, taps)
+
+    def _order(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """The numbers of the hidden states that a prefill hands out: the wanted ones first, then those for drafts."""
+        return tuple(dict.fromkeys((*taps, *self.proposer.taps)))
+
+    def _begin(
+        self, prefilled: Prefilled, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...]
+    ) -> Prefilled:
+        """What a prefill of the target gives, with the drafter's memory of the prompts."""
+        order, tapped = self._order(taps), prefilled.tapped
+        assert tapped is not None
         mine = np.asarray([order.index(number) for number in self.proposer.taps], np.int32)
-        assert prefilled.tapped is not None
+        token_ids = pad_length(batch, tapped.shape[2]).token_ids
         state = begin_drafting(
             self.params,
             prefilled.state,
-            prefilled.tapped[mine],
-            np.repeat(batch.token_ids, len(requests) // len(batch.token_ids), axis=0),
+            tapped[mine],
+            np.repeat(token_ids, len(requests) // len(token_ids), axis=0),
             np.asarray([request.drafts for request in requests]),
             proposer=self.proposer,
             declaration=self.target.declaration,
             capacity=prefilled.state.cache.capacity,
         )
-        return Prefilled(prefilled.chunk, state, prefilled.tapped[: len(taps)] if taps else None)
+        return Prefilled(prefilled.chunk, state, tapped[: len(taps)] if taps else None)
 
     def capacity(self, tokens: int) -> int:
         """As `Engine.capacity`: a round writes all that it drafts, even if little of it is accepted."""
