@@ -318,6 +318,7 @@ class Batching:
                 self._stop_row(b)
             if self.speakers is not None and request.speaker is not None:
                 self.speakers.free(b)
+            self.engine.keep(self.state, b, request)
             self.rows[b] = None
         return [*done.values(), *dropped]
 

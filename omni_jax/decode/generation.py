@@ -15,6 +15,7 @@ from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import DraftPlan
 from omni_jax.decode.engine import Engine, PlainEngine
+from omni_jax.decode.keeping import Store
 from omni_jax.decode.limits import Limits, seeds_of
 from omni_jax.decode.memory import CacheNeed, Memory
 from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat_rows
@@ -143,10 +144,14 @@ class Generator:
         steps: int = CHUNK,
         frames: int = FRAMES,
         piece: int | None = None,
+        store: Store | None = None,
     ) -> Batching:
-        """The loop that carries out a plan. piece: as in `PlainEngine`; the other arguments are those of `Batching`."""
+        """The loop that carries out a plan.
+
+        piece, store: as in `PlainEngine`; the other arguments are those of `Batching`.
+        """
         params, declaration, text = self.params["thinker"], self.declarations["thinker"], self.config.thinker.text
-        plain = PlainEngine(params, declaration, text, plan.sampling, plan.limits.stop_ids, piece)
+        plain = PlainEngine(params, declaration, text, plan.sampling, plan.limits.stop_ids, piece, store)
         engine: Engine = plain if plan.drafts is None else SpeculativeEngine(plain, plan.drafts)
         speakers = None
         if plan.voice is not None:

@@ -47,8 +47,13 @@ class Piece:
         return place_rows(part.token_ids, mesh), place(part.position_ids, (None, "batch", None), mesh)
 
 
-def pieces_of(start: int, tokens: int, size: int) -> list[Piece]:
-    """The pieces, of at most `size` tokens, of a prompt of `tokens` tokens from number `start` on; at least one."""
+def pieces_of(start: int, tokens: int, size: int | None) -> list[Piece]:
+    """The pieces, of at most `size` tokens, of a prompt of `tokens` tokens from number `start` on; at least one.
+
+    size: None for one piece, padded to a bucket.
+    """
+    if size is None:
+        return [Piece(start, start + bucket(tokens - start), tokens - start)]
     pieces = [Piece(at, at + size, size) for at in range(start, tokens - size, size)]
     at = pieces[-1].stop if pieces else start
     padded = min(max(1, size // part) for part in PARTS if max(1, size // part) >= tokens - at)
@@ -63,7 +68,7 @@ def media_of(media: Media | None, part: Batch, mesh: Mesh | None) -> Media | Non
 
 
 class Tapped:
-    """The hidden states of a prompt, [n, 1, T, D] with T bucketed, as its pieces give them."""
+    """Hidden states of tokens in a row, [n, 1, T, D] with T bucketed, as their pieces give them; None without any."""
 
     def __init__(self, tokens: int):
         """tokens: that come at most."""
@@ -76,7 +81,8 @@ class Tapped:
             return
         if self.states is None:
             self.states = _room(states, size=self._size)
-        self.states = _put(self.states, states, np.int32(start))
+        # Of more than there is room for, the last are of no token.
+        self.states = _put(self.states, states[:, :, : self._size], np.int32(start))
 
 
 @partial(jax.jit, static_argnames="size")

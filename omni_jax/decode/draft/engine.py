@@ -55,10 +55,14 @@ class SpeculativeEngine:
     def prefill_in_pieces(
         self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()
     ) -> Iterator[Prefilled | None]:
-        """As `Engine.prefill_in_pieces`; the drafter, which is small, reads the whole prompt at the end."""
-        capacity = self.capacity(most_tokens(requests, CHUNK))
-        for prefilled in self.target.pieces_for(batch, requests, self._order(taps), capacity):
-            yield None if prefilled is None else self._begin(prefilled, batch, requests, taps)
+        """As `Engine.prefill_in_pieces`; the drafter, which is small, reads all that runs at the end."""
+        capacity, beginning = self.capacity(most_tokens(requests, CHUNK)), self.target.beginning(batch, requests, taps)
+        for prefilled in self.target.pieces_for(batch, requests, self._order(taps), capacity, beginning):
+            if prefilled is None:
+                yield None
+                continue
+            whole = self.target.whole(prefilled, batch, requests, taps, beginning)
+            yield replace(self._begin(prefilled, batch, requests, taps), tapped=whole)
 
     def _order(self, taps: tuple[int, ...]) -> tuple[int, ...]:
         """The numbers of the hidden states that a prefill hands out: the wanted ones first, then those for drafts."""
@@ -71,18 +75,28 @@ class SpeculativeEngine:
         order, tapped = self._order(taps), prefilled.tapped
         assert tapped is not None
         mine = np.asarray([order.index(number) for number in self.proposer.taps], np.int32)
-        token_ids = pad_length(batch, tapped.shape[2]).token_ids
+        # Of what the target has run.
+        T = tapped.shape[2]
+        token_ids = pad_length(batch, max(batch.token_ids.shape[1], prefilled.start + T)).token_ids
+        token_ids = token_ids[:, prefilled.start : prefilled.start + T]
+        (memory,) = prefilled.kept or (None,)
         state = begin_drafting(
             self.params,
             prefilled.state,
             tapped[mine],
             np.repeat(token_ids, len(requests) // len(token_ids), axis=0),
             np.asarray([request.drafts for request in requests]),
+            memory,
+            np.int32(prefilled.start),
             proposer=self.proposer,
             declaration=self.target.declaration,
             capacity=prefilled.state.cache.capacity,
         )
         return Prefilled(prefilled.chunk, state, tapped[: len(taps)] if taps else None)
+
+    def keep(self, state: SpeculativeState, b: int, request: Request) -> None:
+        """As `Engine.keep`: the cache and the drafter's memory."""
+        self.target.keep_row((state.decode.cache, state.memory), b, request)
 
     def capacity(self, tokens: int) -> int:
         """As `Engine.capacity`: a round writes all that it drafts, even if little of it is accepted."""
@@ -125,12 +139,13 @@ class SpeculativeEngine:
     def stats(self, request: Request) -> dict[str, Any]:
         """Rounds, tokens that each gave (the target's own and the accepted drafts) and could give, and sums.
 
-        Nothing for a request that does not draft.
+        None of these for a request that does not draft.
         """
         if not request.drafts:
-            return {}
+            return self.target.stats(request)
         rounds = rounds_of(request)
         return {
+            **self.target.stats(request),
             "rounds": len(rounds.given),
             "tokens_per_round": rounds.mean,
             "drafted": request.verified - len(rounds.given),
