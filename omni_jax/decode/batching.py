@@ -58,12 +58,16 @@ class _Unread:
     rows: tuple[Request | None, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Reading:
-    """A prompt that is being run, and the rest of its pieces; the last gives the state."""
+    """A prompt that is being run, and the rest of its pieces, of which the last gives the state.
+
+    begun: whether some have run.
+    """
 
     admission: Admission
     pieces: Iterator[Prefilled | None]
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class Batching:
                     break
                 self._start_reading(self._next)
                 self._next = None
-            if self._read_on() is None and any(self.rows):
+            if self._read_on() and any(self.rows):
                 # A piece at a time, as long as others write or speak.
                 break
         dispatched = self._dispatch()
@@ -203,14 +207,18 @@ class Batching:
         pieces = iter([self.engine.prefill(*given)]) if whole else self.engine.prefill_in_pieces(*given)
         self._reading = _Reading(admission, pieces)
 
-    def _read_on(self) -> Prefilled | None:
-        """Run the next piece of the prompt that is being run; after the last, its requests have rows."""
+    def _read_on(self) -> bool:
+        """Run the next piece of the prompt that is being run; after the last, its requests have rows.
+
+        Returns whether the prompt has several.
+        """
         assert self._reading is not None
-        prefilled = next(self._reading.pieces)
+        reading, prefilled = self._reading, next(self._reading.pieces)
+        reading.begun |= prefilled is None
         if prefilled is not None:
-            self._admit(self._reading.admission, prefilled)
+            self._admit(reading.admission, prefilled)
             self._reading = None
-        return prefilled
+        return reading.begun
 
     def _drop_cancelled(self) -> None:
         """Give up a prompt of which some pieces have run if nobody waits for its reply any more."""

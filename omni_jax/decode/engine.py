@@ -120,7 +120,7 @@ class PlainEngine:
         """params, declaration and text: the Thinker's. sampling, stop_ids: of requests that have none of their own.
 
         piece: the most tokens that `prefill_in_pieces` runs at once; None for whole prompts. store: where it keeps
-        media and conversations, for no other engine; None if it keeps nothing.
+        media and conversations, for engines of this model that draft alike; None if it keeps nothing.
         """
         self.params, self.declaration, self.piece = params, declaration, piece
         self.keeper = None if store is None else Keeper(store)
@@ -262,7 +262,7 @@ class PlainEngine:
             held=held,
         )
         chunk = Chunk(token, ChunkPlan(rounds=1), drawing.columns, fewest=1)
-        return Prefilled(chunk, self.drawings.fit(state, requests), tapped if taps else None)
+        return Prefilled(chunk, self.drawings.fit(state, self.drawings.of_chunk(requests)), tapped if taps else None)
 
     def capacity(self, tokens: int) -> int:
         """As `Engine.capacity`."""
@@ -283,7 +283,7 @@ class PlainEngine:
         drawing = self.drawings.of_chunk(rows)
         tokens, state = decode_chunk(
             self.params,
-            self.drawings.fit(state, rows),
+            self.drawings.fit(state, drawing),
             np.int32(plan.rounds),
             drawing.stop_ids,
             drawing.values,

@@ -125,7 +125,7 @@ class SpeculativeEngine:
     ) -> tuple[Chunk, SpeculativeState]:
         """As `Engine.dispatch`."""
         drawing = self.target.drawings.of_chunk(rows)
-        tokens, state = self._run(self.target.drawings.fit(state, rows), plan, drawing, until)
+        tokens, state = self._run(self.target.drawings.fit(state, drawing), plan, drawing, until)
         return Chunk(tokens, plan, drawing.columns, fewest=plan.rounds if until is None else 0), state
 
     def receive(self, chunk: Chunk, rows: Sequence[Request | None]) -> None:
@@ -190,7 +190,7 @@ class SpeculativeEngine:
         """
         plan, seconds, drawing = self.plan_of(verify_tokens, CHUNK), [], self.target.drawings.own
         drawing = replace(drawing, stop_ids=np.full_like(drawing.stop_ids, NO_TOKEN))
-        state = self.target.drawings.fit(state, ())
+        state = self.target.drawings.fit(state, drawing)
         for _ in range(TIMED_CHUNKS):
             trial = jax.tree.map(jnp.copy, state)
             rows = trial.decode.rows
