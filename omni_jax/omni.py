@@ -19,6 +19,7 @@ from omni_jax.decode.arguments import GenerateArguments, explained
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.decode.generation import GenerationPlan, Generator
+from omni_jax.decode.keeping import Store
 from omni_jax.decode.limits import Limits, check_conversations, copies_of, seeds_of
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.memory import Memory
@@ -32,7 +33,7 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
 from omni_jax.inputs.processor import Processor
-from omni_jax.inputs.values import flag
+from omni_jax.inputs.values import flag, whole
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.talker import Talker
@@ -261,8 +262,8 @@ class Omni:
     @explained
     def generate_many(
         self, conversations: Iterable[Conversation | Prompt | None], *,
-        slots: int | None = None, speech: bool = False, drafter: Drafter | None = None,
-        **settings: Unpack[Keywords],
+        slots: int | None = None, speech: bool = False, drafter: Drafter | None = None, piece_tokens: int | None = None,
+        keep_bytes: int = 0, **settings: Unpack[Keywords],
     ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
 
@@ -273,6 +274,10 @@ class Omni:
             limit and perhaps a speaker of its own, and can cancel its reply; or None, not counted: asked again before
             every chunk.
         slots: by default 12, or the number that memory holds at `max_new_tokens`; rounded up to what a mesh divides.
+        piece_tokens: a longer prompt is run in pieces of this many tokens, between which the others write on; by
+            default at once.
+        keep_bytes: of features of media and of caches, which prompts that begin like earlier ones go on from; by
+            default nothing is kept.
         speech, drafter, settings: as in `generate`, for all conversations; one seed and one speaker.
         """
         stated: dict[str, Any] = {**settings}
@@ -292,7 +297,10 @@ class Omni:
             else Prompt(self.prepare(given, **vars(request.preparation)), seed, most)
             for given in conversations
         )
-        batching = generator.batching(plan, rows, waiting=self._admissions(generator, plan, prompts, rows))
+        piece = None if piece_tokens is None else whole("piece_tokens", piece_tokens, "run at least one token at once")
+        store = Store(keep) if (keep := whole("keep_bytes", keep_bytes, "give a number of bytes", least=0)) else None
+        waiting = self._admissions(generator, plan, prompts, rows)
+        batching = generator.batching(plan, rows, waiting=waiting, piece=piece, store=store)
         return replies_in_turn(batching, self.processor.tokenizer, self._sound)
 
     def _admissions(

@@ -69,9 +69,9 @@ class Drawings:
         anyhow = Plan(False, True, self.vocab_size, min(MAX_LOGPROBS, self.vocab_size))
         return replace(drawing, plan=anyhow)
 
-    def fit(self, state: Any, rows: Sequence[Request | None]) -> Any:
-        """A state whose rows draw like these, with as much noted about them as the program needs."""
-        return note_seen(state, self.vocab_size if self.of_chunk(rows).plan.penalised else 0)
+    def fit(self, state: Any, drawing: Drawing) -> Any:
+        """A state, with as much noted about its rows as the program of their next draws needs."""
+        return note_seen(state, self.vocab_size if drawing.plan.penalised else 0)
 
     def _stop_ids_of(self, rows: Sequence[Request | None]) -> np.ndarray:
         """The stop ids of rows, int32 [B, m] with one of few m; int32 [m] where all are those of the call."""

@@ -15,6 +15,7 @@ from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import DraftPlan
 from omni_jax.decode.engine import Engine, PlainEngine
+from omni_jax.decode.keeping import Store
 from omni_jax.decode.limits import Limits, seeds_of
 from omni_jax.decode.memory import CacheNeed, Memory
 from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat_rows
@@ -142,10 +143,15 @@ class Generator:
         waiting: Iterator[Admission | None] | None = None,
         steps: int = CHUNK,
         frames: int = FRAMES,
+        piece: int | None = None,
+        store: Store | None = None,
     ) -> Batching:
-        """The loop that carries out a plan; the other arguments are those of `Batching`."""
-        params, declaration = self.params["thinker"], self.declarations["thinker"]
-        plain = PlainEngine(params, declaration, self.config.thinker.text, plan.sampling, plan.limits.stop_ids)
+        """The loop that carries out a plan.
+
+        piece, store: as in `PlainEngine`; the other arguments are those of `Batching`.
+        """
+        params, declaration, text = self.params["thinker"], self.declarations["thinker"], self.config.thinker.text
+        plain = PlainEngine(params, declaration, text, plan.sampling, plan.limits.stop_ids, piece, store)
         engine: Engine = plain if plan.drafts is None else SpeculativeEngine(plain, plan.drafts)
         speakers = None if plan.voice is None else self._speakers(plan.voice, rows)
         return Batching(engine, rows, first, waiting, speakers, steps, frames)

@@ -161,6 +161,8 @@ class Request:
 
         k: the alternatives that it wants, see `text.reported`. Only the chunks that hold them are read.
         """
+        if not self._reports:
+            return np.zeros((0, 1 if self.logprobs is None else 2 + 2 * self.logprobs), np.int32)
         parts, missing = [], len(self.token_ids) - since
         for part in reversed(self._reports):
             parts.append(part)

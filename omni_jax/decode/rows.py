@@ -71,6 +71,28 @@ def rows_of(state: Any) -> list[Rows]:
     return [leaf for leaf in leaves if isinstance(leaf, Rows)]
 
 
+@partial(jax.jit, static_argnames="capacity")
+def take(state: Any, b: jax.Array | int, *, capacity: int) -> Any:
+    """A copy of row `b`, int32 [], of caches and arrays [B, ...]: of caches the first `capacity` slots, if so many."""
+
+    def part(leaf: Any) -> Any:
+        if isinstance(leaf, KVCache):
+            return leaf.take(b, min(capacity, leaf.capacity))
+        return jax.lax.dynamic_slice_in_dim(leaf, b, 1)
+
+    return laid(jax.tree.map(part, state, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
+
+
+@partial(jax.jit, static_argnames="capacity")
+def rewind(state: Any, length: jax.Array | int, *, capacity: int) -> Any:
+    """A copy of caches and arrays of one row, whose caches hold the first `length` tokens in `capacity` slots."""
+
+    def part(leaf: Any) -> Any:
+        return leaf.rewind(length, capacity) if isinstance(leaf, KVCache) else leaf
+
+    return laid(jax.tree.map(part, state, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
+
+
 def caches_of(state: Any) -> list[KVCache]:
     """The caches of what a decoding loop carries."""
     leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, KVCache))

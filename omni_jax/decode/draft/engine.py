@@ -7,7 +7,7 @@ were accepted lately.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from omni_jax.decode.prompt import pad_length
 from omni_jax.decode.request import Request
 from omni_jax.decode.text import CHUNK, NO_TOKEN
 from omni_jax.distributed import broadcast_from_first
-from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.inputs.batch import Batch
 
 # Timed chunks for each number of tokens to verify, of which the fastest counts: the first one also compiles.
 TIMED_CHUNKS = 3
@@ -48,24 +48,55 @@ class SpeculativeEngine:
 
     def prefill(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()) -> Prefilled:
         """As `Engine.prefill`; the drafter reads the prompts too."""
-        batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
-        # The wanted ones come first.
-        order: tuple[int, ...] = tuple(dict.fromkeys((*taps, *self.proposer.taps)))
         capacity = self.capacity(most_tokens(requests, CHUNK))
-        prefilled = self.target.prefill_for(batch, requests, order, capacity)
+        prefilled = self.target.prefill_for(batch, requests, self._order(taps), capacity)
+        return self._begin(prefilled, batch, requests, taps)
+
+    def prefill_in_pieces(
+        self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()
+    ) -> Iterator[Prefilled | None]:
+        """As `Engine.prefill_in_pieces`; the drafter, which is small, reads all that runs at the end."""
+        capacity, beginning = self.capacity(most_tokens(requests, CHUNK)), self.target.beginning(batch, requests, taps)
+        for prefilled in self.target.pieces_for(batch, requests, self._order(taps), capacity, beginning):
+            if prefilled is None:
+                yield None
+                continue
+            whole = self.target.whole(prefilled, batch, requests, taps, beginning)
+            yield replace(self._begin(prefilled, batch, requests, taps), tapped=whole)
+
+    def _order(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """The numbers of the hidden states that a prefill hands out: the wanted ones first, then those for drafts."""
+        return tuple(dict.fromkeys((*taps, *self.proposer.taps)))
+
+    def _begin(
+        self, prefilled: Prefilled, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...]
+    ) -> Prefilled:
+        """What a prefill of the target gives, with the drafter's memory of the prompts."""
+        order, tapped = self._order(taps), prefilled.tapped
+        assert tapped is not None
         mine = np.asarray([order.index(number) for number in self.proposer.taps], np.int32)
-        assert prefilled.tapped is not None
+        # Of what the target has run.
+        T = tapped.shape[2]
+        token_ids = pad_length(batch, max(batch.token_ids.shape[1], prefilled.start + T)).token_ids
+        token_ids = token_ids[:, prefilled.start : prefilled.start + T]
+        (memory,) = prefilled.kept or (None,)
         state = begin_drafting(
             self.params,
             prefilled.state,
-            prefilled.tapped[mine],
-            np.repeat(batch.token_ids, len(requests) // len(batch.token_ids), axis=0),
+            tapped[mine],
+            np.repeat(token_ids, len(requests) // len(token_ids), axis=0),
             np.asarray([request.drafts for request in requests]),
+            memory,
+            np.int32(prefilled.start),
             proposer=self.proposer,
             declaration=self.target.declaration,
             capacity=prefilled.state.cache.capacity,
         )
-        return Prefilled(prefilled.chunk, state, prefilled.tapped[: len(taps)] if taps else None)
+        return Prefilled(prefilled.chunk, state, tapped[: len(taps)] if taps else None)
+
+    def keep(self, state: SpeculativeState, b: int, request: Request) -> None:
+        """As `Engine.keep`: the cache and the drafter's memory."""
+        self.target.keep_row((state.decode.cache, state.memory), b, request)
 
     def capacity(self, tokens: int) -> int:
         """As `Engine.capacity`: a round writes all that it drafts, even if little of it is accepted."""
@@ -94,7 +125,7 @@ class SpeculativeEngine:
     ) -> tuple[Chunk, SpeculativeState]:
         """As `Engine.dispatch`."""
         drawing = self.target.drawings.of_chunk(rows)
-        tokens, state = self._run(self.target.drawings.fit(state, rows), plan, drawing, until)
+        tokens, state = self._run(self.target.drawings.fit(state, drawing), plan, drawing, until)
         return Chunk(tokens, plan, drawing.columns, fewest=plan.rounds if until is None else 0), state
 
     def receive(self, chunk: Chunk, rows: Sequence[Request | None]) -> None:
@@ -108,12 +139,13 @@ class SpeculativeEngine:
     def stats(self, request: Request) -> dict[str, Any]:
         """Rounds, tokens that each gave (the target's own and the accepted drafts) and could give, and sums.
 
-        Nothing for a request that does not draft.
+        None of these for a request that does not draft.
         """
         if not request.drafts:
-            return {}
+            return self.target.stats(request)
         rounds = rounds_of(request)
         return {
+            **self.target.stats(request),
             "rounds": len(rounds.given),
             "tokens_per_round": rounds.mean,
             "drafted": request.verified - len(rounds.given),
@@ -158,7 +190,7 @@ class SpeculativeEngine:
         """
         plan, seconds, drawing = self.plan_of(verify_tokens, CHUNK), [], self.target.drawings.own
         drawing = replace(drawing, stop_ids=np.full_like(drawing.stop_ids, NO_TOKEN))
-        state = self.target.drawings.fit(state, ())
+        state = self.target.drawings.fit(state, drawing)
         for _ in range(TIMED_CHUNKS):
             trial = jax.tree.map(jnp.copy, state)
             rows = trial.decode.rows
