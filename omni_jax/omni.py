@@ -194,17 +194,14 @@ class Omni:
         waves = self._sound(codes if codes.ndim == 3 else codes[None])
         return np.stack(waves) if codes.ndim == 3 else waves[0]
 
-    def speak(self, text: str, *, messages: Messages | None = None, voice: Voice = VOICE, seed: int = 0) -> Reply:
-        """Say a text word for word, without drawing a reply: its audio, its codes, and stats of them.
+    def speak(self, text: str, *, messages: Messages = READ_ALOUD, voice: Voice = VOICE, seed: int = 0) -> Reply:
+        """Say a text word for word; the codes are those of a reply of these words that `generate` has spoken.
 
-        For the words of a reply that `generate` has spoken, with its messages, voice and seed, the codes are the same.
         Raises InputError for a text without words, and for speech that the Talker's context or memory does not hold.
-
         messages: what the text answers, without media; by default a request to read it aloud.
         """
         self._check_loaded(*PARTS)
-        batch = self.prepare(READ_ALOUD if messages is None else messages)
-        said = Said.read(text, seed, batch, voice, self.config, self.processor.tokenizer)
+        said = Said.read(text, seed, self.prepare(messages), voice, self.config, self.processor.tokenizer)
         speakers = self._make_generator().speakers(voice, 1, said.request)
         self._read_weights()
         speaker = said.say(speakers)
@@ -319,13 +316,9 @@ class Omni:
 
     @explained
     def stream(
-        self,
-        messages: Conversation,
-        *,
-        speech: bool = False,
-        drafter: Drafter | None = None,
+        self, messages: Conversation, *, speech: bool = False, drafter: Drafter | None = None,
         **settings: Unpack[Keywords],
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event]:  # fmt: skip
         """Answer one conversation piece by piece; arguments as in `generate`.
 
         The pieces of text join to the text that `generate` returns, those of audio to its waveform, and the last event

@@ -48,13 +48,15 @@ class Heading:
 class Usage:
     """Tokens of a prompt and of the replies to it.
 
-    frames: of speech. drafted, accepted: tokens of drafts, where replies were drafted.
+    cached: of the prompt, did not run again. frames: of speech. drafted, accepted: tokens of drafts, where replies were
+    drafted.
     """
 
     prompt: int
     images: int = 0
     audio: int = 0
     completion: int = 0
+    cached: int = 0
     frames: int = 0
     drafted: int | None = None
     accepted: int = 0
@@ -71,6 +73,7 @@ class Usage:
         if reply is None:
             return
         self.frames += reply.stats.get("frames", 0)
+        self.cached = max(self.cached, reply.stats.get("cached_tokens", 0))
         if "rounds" in reply.stats:
             self.drafted = (self.drafted or 0) + reply.stats["drafted"]
             self.accepted += sum(reply.stats["round_tokens"]) - reply.stats["rounds"]
@@ -81,7 +84,7 @@ class Usage:
         if self.drafted is not None:
             reply["accepted_prediction_tokens"] = self.accepted
             reply["rejected_prediction_tokens"] = max(self.drafted - self.accepted, 0)
-        prompt = {"cached_tokens": 0, "image_tokens": self.images, "audio_tokens": self.audio}
+        prompt = {"cached_tokens": self.cached, "image_tokens": self.images, "audio_tokens": self.audio}
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,

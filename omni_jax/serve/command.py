@@ -29,6 +29,7 @@ from omni_jax.flags import (
     VoiceFlags,
     keywords_of,
 )
+from omni_jax.inputs.values import whole
 from omni_jax.loading import default_dtype
 from omni_jax.omni import Omni
 from omni_jax.serve.asked import Defaults
@@ -71,6 +72,10 @@ class AdmissionFlags:
 
     slots: int | None = None
     """Replies that run at once; by default 12, or what memory holds."""
+    prefill_tokens: int = 512
+    """A longer prompt is run in pieces of this many tokens, so that other replies go on between them."""
+    keep_mib: float = 1024.0
+    """Memory for what later turns of conversations begin with, in MiB: caches, and features of media."""
     waiting: int = 64
     """Replies that may wait for a slot; more are refused with status 429."""
     allowed_local_media_path: Path | None = None
@@ -190,7 +195,8 @@ def _serving(command: Serve, omni: Omni, defaults: dict[str, Any], media: Media)
     if drafting.drafter is not None:
         drafter = load_drafter(drafting.drafter, dtype=command.devices.dtype or default_dtype())
     settings = Drafting(drafting.draft_tokens, drafting.draft_tree, drafting.draft_sampling)
-    running = Running(omni, flags.slots, drafter, settings)
+    piece = whole("--prefill-tokens", flags.prefill_tokens, "run at least one token at once")
+    running = Running(omni, flags.slots, drafter, settings, piece, int(flags.keep_mib * MIB))
     service = Service(running, flags.waiting)
     limits = WorkerLimits(flags.media_workers, flags.media_seconds, int(flags.media_memory_mib * MIB))
     return Serving(

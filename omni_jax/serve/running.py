@@ -26,13 +26,21 @@ class Running:
     """
 
     def __init__(
-        self, omni: Omni, slots: int | None = None, drafter: Drafter | None = None, drafting: Drafting | None = None
+        self,
+        omni: Omni,
+        slots: int | None = None,
+        drafter: Drafter | None = None,
+        drafting: Drafting | None = None,
+        piece_tokens: int | None = None,
+        keep_bytes: int = 0,
     ):
         """slots: by default as many as memory holds, at most 12. drafting: how the drafter drafts.
 
-        Raises InputError for what the model cannot do.
+        piece_tokens: a longer prompt is run in pieces of so many tokens, between which the others write on. keep_bytes:
+        of features of media and of caches, which prompts that begin like earlier ones go on from. Raises InputError for
+        what the model cannot do.
         """
-        self.omni = omni
+        self.omni, self._piece, self._keep_bytes = omni, piece_tokens, keep_bytes
         self.speaks = all(part in omni.params for part in PARTS)
         settings = Settings(drafting=drafting or Drafting())
         # Each prompt has a limit of its own.
@@ -48,7 +56,7 @@ class Running:
         return self.generator.alone(self.plan, prompt, number, self.slots)
 
     def batching(self, waiting: Iterator[Admission | None]) -> Batching:
-        """The loop that runs requests as they come."""
+        """The loop that runs requests as they come; a new one has kept nothing yet."""
         return self.generator.batching(self.plan, self.slots, waiting=waiting, steps=STREAM_STEPS, frames=STREAM_FRAMES)
 
     def said(self, text: str, voice: Voice, seed: int) -> Said:

@@ -1,7 +1,6 @@
 """The engine of the server: replies are those of `generate`, whatever happens to others."""
 
 import asyncio
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from omni_jax.errors import InputError
 from omni_jax.serve.engine import Once, Service
 from omni_jax.serve.errors import RequestError
 from omni_jax.serve.running import Running
+from omni_jax.settings import Voice
 
 WORDS = ["The garden", "What do you hear?", "A", "Where is the small house by the river", "Music"]
 TOKENS = 24
@@ -39,15 +39,10 @@ def expected(omni):
 
 
 def _prompt(omni, text, speech=False, **more):
-    voice = replace(omni_voice(), max_frames=12) if speech else None
-    stated = {"seed": WORDS.index(text) if text in WORDS else 0, "max_new_tokens": TOKENS, "speech": speech, "voice": voice, **more}
+    voice = Voice(max_frames=12) if speech else None
+    seed = WORDS.index(text) if text in WORDS else 0
+    stated = {"seed": seed, "max_new_tokens": TOKENS, "speech": speech, "voice": voice, **more}
     return Prompt(omni.prepare(_messages(text)), **stated)
-
-
-def omni_voice():
-    from omni_jax.settings import Voice
-
-    return Voice()
 
 
 async def _reply(service, prompt):
@@ -124,14 +119,14 @@ def test_clients_that_go_free_their_slots(omni, expected):
     assert active == 0
 
 
-@pytest.mark.parametrize("place", ["prefill", "dispatch"])
+@pytest.mark.parametrize("place", ["prefill_in_pieces", "dispatch"])
 def test_one_reply_fails_when_memory_ends(omni, expected, monkeypatch, place):
     """That of the longest prompt: when it is admitted, or while it is drawn; the others run again."""
     inner, failed, long = getattr(PlainEngine, place), [], 8 * WORDS[3]
 
     def failing(engine, *given):
-        requests = [request for request in given[1 if place == "prefill" else 2] if request is not None]
-        if any(request.seed == 99 and (place == "prefill" or request.token_ids) for request in requests):
+        requests = [request for request in given[1 if place == "prefill_in_pieces" else 2] if request is not None]
+        if any(request.seed == 99 and (place == "prefill_in_pieces" or request.token_ids) for request in requests):
             failed.append(True)
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return inner(engine, *given)
