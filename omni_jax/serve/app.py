@@ -1,7 +1,8 @@
 """The routes of the server, and nothing else: each reads its request, has `Serving` do the work, and sends the answer.
 
 POST /v1/chat/completions, /v1/audio/transcriptions, /v1/audio/speech; GET /, which is the page, /v1/models,
-/v1/models/NAME, /health and /metrics. Errors are OpenAI's objects everywhere. Of a client that goes away, the work is stopped.
+/v1/models/NAME, /health, /metrics. Errors are OpenAI's objects everywhere. Of a client that goes away, the work is
+stopped.
 """
 
 import asyncio
