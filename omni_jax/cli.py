@@ -1,4 +1,4 @@
-"""The `omni-jax` command: generate, stream, inspect, evaluate and train.
+"""The `omni-jax` command: generate, stream, inspect, evaluate, train and serve.
 
 Answers go to stdout, everything else to stderr. With `--json` stdout holds JSON only: one object, or for `stream` one
 per line. Exit status: 0 done; 1 a bug, with its traceback; 2 wrong usage; 3 bad input or checkpoint, too little memory,
@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ from omni_jax.flags import expand_paths
 from omni_jax.inspection import Inspect, inspect
 from omni_jax.omni import Omni
 from omni_jax.printing import report_mesh
+from omni_jax.serve.command import Serve, serve
 from omni_jax.sharding import platform
 from omni_jax.train.codes_command import CheckCodes
 from omni_jax.train.command import Plot, Train, configured, run_command
@@ -45,6 +47,7 @@ Command = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
 )
 
 
@@ -79,6 +82,8 @@ def _parsed(args: list[str] | None) -> Command:
 def _run(command: Command) -> None:
     if isinstance(command, Train):
         return _train(command)
+    if isinstance(command, Serve):
+        command = command.named()
     command = replace(command, model=locate(command.model))
     if isinstance(command, Inspect):
         return inspect(command)
@@ -86,6 +91,8 @@ def _run(command: Command) -> None:
     platform()  # Before anything is read: are there such devices?
     if isinstance(command, Evaluate):
         _evaluate(command)
+    elif isinstance(command, Serve):
+        serve(command, _loader(command))
     else:
         answer(command)
 
@@ -129,7 +136,8 @@ def _train(command: Train) -> None:
     run_command(command, load)
 
 
-def _evaluate(command: Evaluate) -> None:
+def _loader(command: Evaluate | Serve) -> Callable[[tuple[str, ...] | None], Omni]:
+    """What loads the model of a command with these parts, all by default."""
     import omni_jax
 
     def load(parts: tuple[str, ...] | None) -> Omni:
@@ -144,7 +152,11 @@ def _evaluate(command: Evaluate) -> None:
         report_mesh(omni)
         return omni
 
-    summary = evaluate(command, load)
+    return load
+
+
+def _evaluate(command: Evaluate) -> None:
+    summary = evaluate(command, _loader(command))
     if is_primary():
         print(json.dumps(summary) if command.json else (command.output / "report.md").read_text("utf-8"))
     if not all_scored(summary):

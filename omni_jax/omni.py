@@ -19,11 +19,13 @@ from omni_jax.decode.arguments import GenerateArguments, explained
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.plan import KnownDrafters
 from omni_jax.decode.generation import GenerationPlan, Generator
+from omni_jax.decode.keeping import Store
 from omni_jax.decode.limits import Limits, check_conversations, copies_of, seeds_of
 from omni_jax.decode.media import encode_media
 from omni_jax.decode.memory import Memory
 from omni_jax.decode.prompt import Prompt, pad_length
 from omni_jax.decode.reply import Event, Reply
+from omni_jax.decode.speech.aloud import READ_ALOUD, VOICE, Said
 from omni_jax.decode.speech.vocode import Vocoder, as_codes, vocode
 from omni_jax.decode.speech.voice import check_voice
 from omni_jax.decode.text import forward
@@ -31,7 +33,7 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.messages import is_conversation
 from omni_jax.inputs.processor import Processor
-from omni_jax.inputs.values import flag
+from omni_jax.inputs.values import flag, whole
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.talker import Talker
@@ -192,6 +194,19 @@ class Omni:
         waves = self._sound(codes if codes.ndim == 3 else codes[None])
         return np.stack(waves) if codes.ndim == 3 else waves[0]
 
+    def speak(self, text: str, *, messages: Messages = READ_ALOUD, voice: Voice = VOICE, seed: int = 0) -> Reply:
+        """Say a text word for word; the codes are those of a reply of these words that `generate` has spoken.
+
+        Raises InputError for a text without words, and for speech that the Talker's context or memory does not hold.
+        messages: what the text answers, without media; by default a request to read it aloud.
+        """
+        self._check_loaded(*PARTS)
+        said = Said.read(text, seed, self.prepare(messages), voice, self.config, self.processor.tokenizer)
+        speakers = self._make_generator().speakers(voice, 1, said.request)
+        self._read_weights()
+        speaker = said.say(speakers)
+        return said.reply(speaker, self._sound(speaker.codes[None])[0])
+
     @overload
     def generate(self, messages: Conversation, *, n: None = None, **settings: Unpack[GenerateArguments]) -> Reply: ...
 
@@ -244,8 +259,8 @@ class Omni:
     @explained
     def generate_many(
         self, conversations: Iterable[Conversation | Prompt | None], *,
-        slots: int | None = None, speech: bool = False, drafter: Drafter | None = None,
-        **settings: Unpack[Keywords],
+        slots: int | None = None, piece_tokens: int | None = None, keep_bytes: int = 0,
+        speech: bool = False, drafter: Drafter | None = None, **settings: Unpack[Keywords],
     ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
 
@@ -256,6 +271,10 @@ class Omni:
             limit and perhaps a speaker of its own, and can cancel its reply; or None, not counted: asked again before
             every chunk.
         slots: by default 12, or the number that memory holds at `max_new_tokens`; rounded up to what a mesh divides.
+        piece_tokens: a longer prompt is run in pieces of this many tokens, between which the others write on; by
+            default at once.
+        keep_bytes: of features of media and of caches, which prompts that begin like earlier ones go on from; by
+            default nothing is kept.
         speech, drafter, settings: as in `generate`, for all conversations; one seed and one speaker.
         """
         stated: dict[str, Any] = {**settings}
@@ -275,7 +294,10 @@ class Omni:
             else Prompt(self.prepare(given, **vars(request.preparation)), seed, most)
             for given in conversations
         )
-        batching = generator.batching(plan, rows, waiting=self._admissions(generator, plan, prompts, rows))
+        piece = None if piece_tokens is None else whole("piece_tokens", piece_tokens, "run at least one token at once")
+        store = Store(keep) if (keep := whole("keep_bytes", keep_bytes, "give a number of bytes", least=0)) else None
+        waiting = self._admissions(generator, plan, prompts, rows)
+        batching = generator.batching(plan, rows, waiting=waiting, piece=piece, store=store)
         return replies_in_turn(batching, self.processor.tokenizer, self._sound)
 
     def _admissions(
@@ -294,13 +316,9 @@ class Omni:
 
     @explained
     def stream(
-        self,
-        messages: Conversation,
-        *,
-        speech: bool = False,
-        drafter: Drafter | None = None,
+        self, messages: Conversation, *, speech: bool = False, drafter: Drafter | None = None,
         **settings: Unpack[Keywords],
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event]:  # fmt: skip
         """Answer one conversation piece by piece; arguments as in `generate`.
 
         The pieces of text join to the text that `generate` returns, those of audio to its waveform, and the last event
@@ -320,12 +338,14 @@ class Omni:
 
     def _events(self, batching: Batching, admission: Admission) -> Iterator[Event]:
         self._read_weights()
-        vocoder = None
-        if admission.speech is not None:
-            declaration, params = self._part("code2wav")
-            assert self.config.code2wav is not None
-            vocoder = Vocoder(params, declaration, self.config.code2wav)
-        yield from events_of(batching, admission.requests[0], self.processor.tokenizer, vocoder)
+        speaks = self._make_vocoder if admission.speech is not None else None
+        yield from events_of(batching, admission.requests[0], self.processor.tokenizer, speaks)
+
+    def _make_vocoder(self) -> Vocoder:
+        """The vocoder of one reply that is heard while it is made."""
+        declaration, params = self._part("code2wav")
+        assert self.config.code2wav is not None
+        return Vocoder(params, declaration, self.config.code2wav)
 
     def _plan(
         self, request: Settings, ending: Ending, speech: bool, drafter: Drafter | None, rows: int

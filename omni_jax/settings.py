@@ -33,13 +33,15 @@ class Plan(NamedTuple):
 
     The candidates are a power of two or the whole vocabulary; which of them count is decided by traced values.
     top_logprobs: how many of the likeliest tokens are reported with their log-probabilities beside the token's own;
-    None if not even the token's is.
+    None if not even the token's is. some_greedy: whether rows that draw from the whole vocabulary have greedy ones
+    beside them.
     """
 
     greedy: bool
     penalised: bool
     candidates: int
     top_logprobs: int | None = None
+    some_greedy: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ FLOORS = (
     ("decode",),
     ("omni",),
     ("loading", "printing"),
-    ("ask", "evaluate", "inspection", "train"),
+    ("ask", "evaluate", "inspection", "serve", "train"),
     ("cli",),
     ("convert",),
 )
@@ -33,7 +33,8 @@ ENTRIES = ("omni_jax", "omni_jax.__main__")
 # Slow or optional to import: only inside the functions that need them.
 HEAVY = {
     *("av", "grain", "huggingface_hub", "jinja2", "jiwer", "librosa", "matplotlib", "optax", "orbax", "PIL", "pyarrow"),
-    *("safetensors", "scipy", "soundfile", "tensorboardX", "tokamax", "tokenizers"),
+    *("prometheus_client", "safetensors", "scipy", "soundfile", "tensorboardX", "tokamax", "tokenizers"),
+    "uvicorn",
 }
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError|pragma: no cover")

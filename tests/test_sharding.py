@@ -214,9 +214,9 @@ def test_only_rows_travel(mesh: str, on_mesh: Callable, monkeypatch: pytest.Monk
     shape = state.cache.k.sharding.shard_shape(state.cache.k.shape)
     sizes = parse_mesh(mesh)
     assert shape[1:3] == (8 // sizes["expert"], 2 // sizes.get("tensor", 1))
-    sampled = (np.int32(5), engine.stop_ids, engine.values)
+    sampled = (np.int32(5), engine.drawings.own.stop_ids, engine.drawings.own.values)
     step = decode_chunk.lower(
-        engine.params, state, *sampled, declaration=engine.declaration, plan=engine.sampling_plan
+        engine.params, state, *sampled, declaration=engine.declaration, plan=engine.drawings.own.plan
     ).compile()
     found = collectives(step)
     assert {"all-reduce", "reduce-scatter", "all-gather"} <= set(found)

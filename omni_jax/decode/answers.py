@@ -19,7 +19,6 @@ from omni_jax.decode.shares import Shares, compilations
 from omni_jax.decode.speech.vocode import Vocoder
 from omni_jax.decode.stops import StopStrings
 from omni_jax.inputs.tokenizer import Tokenizer
-from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 
 # Tokens, and frames of speech, between two events of a stream.
 STREAM_STEPS = 8
@@ -67,27 +66,65 @@ def replies_in_turn(batching: Batching, tokenizer: Tokenizer, vocode: Vocode) ->
                 shares.skip()
 
 
-def events_of(batching: Batching, request: Request, tokenizer: Tokenizer, vocoder: Vocoder | None) -> Iterator[Event]:
-    """The events of one request that runs alone; it speaks if there is a vocoder."""
-    text = (request.limits.stops or StopStrings(tokenizer, ())).watch()
-    splitter = ReasoningSplitter(request.begins_inside_reasoning)
-    written, frames, seconds, waves = 0, 0, 0.0, [np.zeros(0, np.float32)]
+class Follower:
+    """Follows one request of a `Batching`, alone or among others: its events as they come, and at last its reply.
+
+    for done in batching.run():
+        events = follower.events()          # after each step: text and tokens, then speech
+        if follower.request in done:
+            event = follower.last(batching.engine.stats(follower.request), batching.times)
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, make_vocoder: Callable[[], Vocoder] | None = None):
+        """make_vocoder: gives the vocoder of this request, once it speaks; None if its speech is not wanted."""
+        self.request, self._tokenizer, self._make_vocoder = request, tokenizer, make_vocoder
+        self._text = (request.limits.stops or StopStrings(tokenizer, ())).watch()
+        self._splitter = ReasoningSplitter(request.begins_inside_reasoning)
+        self._vocoder: Vocoder | None = None
+        self._waves = [np.zeros(0, np.float32)]
+        self._written, self._frames, self._seconds = 0, 0, 0.0
+
+    def events(self) -> Iterator[Event]:
+        """What has come since the last call, none of it twice: an event of text, one of speech, or neither."""
+        request, speaker = self.request, self.request.speaker
+        if new := request.token_ids[self._written :]:
+            self._text.add(new)
+            piece = self._splitter.add(self._text.piece())
+            logprobs = logprobs_of(request, self._written)
+            self._written += len(new)
+            yield Event(piece.text, new, logprobs=logprobs, reasoning=piece.reasoning)
+        if self._make_vocoder is not None and speaker is not None and speaker.made > self._frames:
+            yield Event("", [], audio=self._vocode(speaker.codes, self._make_vocoder))
+
+    def last(self, drafting: dict[str, Any], times: dict[str, float]) -> Event:
+        """The event that ends a request that is complete, once all others were taken: it carries the whole reply.
+
+        drafting, times: as in `reply_of`.
+        """
+        sound = None if self._make_vocoder is None else Waveform(np.concatenate(self._waves), self._seconds)
+        reply = reply_of(self.request, drafting, self._tokenizer, times, sound)
+        piece = self._splitter.add(self._text.last_piece(), last=True)
+        return Event(piece.text, [], reply, reasoning=piece.reasoning)
+
+    def _vocode(self, codes: np.ndarray, make_vocoder: Callable[[], Vocoder]) -> np.ndarray:
+        """The samples of the frames of codes int32 [Q, frames] that are new, float32 [samples]."""
+        start = perf_counter()
+        if self._vocoder is None:
+            self._vocoder = make_vocoder()
+        self._waves.append(self._vocoder.add(codes[:, self._frames :]))
+        self._frames = codes.shape[1]
+        self._seconds += perf_counter() - start
+        return self._waves[-1]
+
+
+def events_of(
+    batching: Batching, request: Request, tokenizer: Tokenizer, make_vocoder: Callable[[], Vocoder] | None
+) -> Iterator[Event]:
+    """The events of one request that runs alone; it speaks if there can be a vocoder."""
+    follower = Follower(request, tokenizer, make_vocoder)
     for _ in batching.run():
-        if new := request.token_ids[written:]:
-            text.add(new)
-            piece = splitter.add(text.piece())
-            yield Event(piece.text, new, logprobs=logprobs_of(request, written), reasoning=piece.reasoning)
-            written += len(new)
-        if vocoder is not None and request.speaker is not None and request.speaker.made > frames:
-            start = perf_counter()
-            waves.append(vocoder.add(request.speaker.codes[:, frames:]))
-            frames = request.speaker.made
-            seconds += perf_counter() - start
-            yield Event("", [], audio=waves[-1])
-    sound = None if vocoder is None else Waveform(np.concatenate(waves), seconds)
-    reply = reply_of(request, batching.engine.stats(request), tokenizer, batching.times, sound)
-    piece = splitter.add(text.last_piece(), last=True)
-    yield Event(piece.text, [], reply, reasoning=piece.reasoning)
+        yield from follower.events()
+    yield follower.last(batching.engine.stats(request), batching.times)
 
 
 def sounds_of(requests: Sequence[Request], vocode: Vocode) -> list[Waveform | None]:
@@ -120,13 +157,7 @@ def reply_of(
     reply = Reply(text, request.token_ids, stats, logprobs=logprobs_of(request), reasoning=reasoning)
     if request.speaker is None or sound is None:
         return reply
-    spoken = {
-        "frames": request.speaker.made,
-        "audio_seconds": len(sound.wave) / SAMPLES_PER_SECOND,
-        "speech_finish_reason": "length" if request.speaker.cut else "stop",
-        "talker_seconds": request.speaker.seconds,
-        "vocoder_seconds": sound.seconds,
-    }
+    spoken = request.speaker.stats(sound.wave) | {"vocoder_seconds": sound.seconds}
     return replace(reply, stats=stats | spoken, audio=sound.wave, codes=request.speaker.codes)
 
 
@@ -135,7 +166,5 @@ def logprobs_of(request: Request, since: int = 0) -> Logprobs | None:
     if request.logprobs is None:
         return None
     reports = request.reports(since)
-    floats, most = reports.view(np.float32), reports.shape[1] // 2 - 1
-    k = min(request.logprobs, most)
-    token, top = floats[:, 1].copy(), floats[:, 2 + most : 2 + most + k].copy()
-    return Logprobs(token, reports[:, 2 : 2 + k].copy(), top)
+    floats, k = reports.view(np.float32), reports.shape[1] // 2 - 1
+    return Logprobs(floats[:, 1].copy(), reports[:, 2 : 2 + k].copy(), floats[:, 2 + k :].copy())

@@ -1,15 +1,16 @@
 """The one loop that runs requests on an engine: all at once, or through a fixed number of rows as these come free.
 
-    waiting prompts -> prefill alone -> its row into a free one -.
+    waiting prompts -> prefill alone -> its row into a free one -.      (a long one in pieces, between chunks)
     a batch of prompts -> prefill together ----------------------+-> chunks of text over all rows -.
                                                         ^                 `-> frames of speech ----+-> done requests
                                                         `------------------------------------------'
 
 A prompt from the queue runs alone and its state is written over a free row of the running state: nothing compiles for
 another mixture of prompts, and no reply depends on the rows beside it. While prompts wait, a chunk ends as soon as a
-row does, so no row idles longer than the host needs to read that and to run the next prompt. Once nobody waits, the
-next chunk is dispatched before the last is read, so that the device does not wait for the host. What the host does for
-prompts and replies it does while the device works.
+row does, so no row idles longer than the host needs to read that and to run the next prompt. An engine that runs long
+prompts in pieces runs one between two short chunks, so that the others never wait for a whole one. Once nobody waits,
+the next chunk is dispatched before the last is read, so that the device does not wait for the host. What the host does
+for prompts and replies it does while the device works.
 
 Rows that speak do so between chunks of text, each as far as its own text allows; a row is free when its text and its
 speech are complete.
@@ -24,14 +25,17 @@ from typing import Any
 import numpy as np
 
 from omni_jax.decode.chunk import Chunk
-from omni_jax.decode.engine import Engine, most_tokens
+from omni_jax.decode.engine import Engine, Prefilled, most_tokens
 from omni_jax.decode.request import Request
-from omni_jax.decode.rows import caches_of, idle, insert, retire
+from omni_jax.decode.rows import caches_of, idle, insert, noting_alike, retire
 from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import FRAMES
 from omni_jax.decode.text import CHUNK
 from omni_jax.inputs.batch import Batch
+
+# Tokens of a chunk between two pieces of a prompt: a long prompt is held up by the others, too.
+READING_STEPS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,18 @@ class _Unread:
 
     chunk: Chunk
     rows: tuple[Request | None, ...]
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A prompt that is being run, and the rest of its pieces, of which the last gives the state.
+
+    begun: whether some have run.
+    """
+
+    admission: Admission
+    pieces: Iterator[Prefilled | None]
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,8 @@ class Batching:
         self.prefill_seconds = self.decode_seconds = 0.0
         self._next, self._over, self._has_read = first, waiting is None, False
         self._error: Exception | None = None
+        self._reading: _Reading | None = None
+        self._dropped: list[Request] = []
         self._unread: deque[_Unread] = deque()
 
     def run(self) -> Iterator[list[Request]]:
@@ -111,6 +129,8 @@ class Batching:
             if self._unread:
                 self._finish(dispatched)
             elif self.speakers is None or self.speakers.done:
+                if self._reading is not None or self._dropped:
+                    continue
                 if self._error is not None:
                     raise self._error
                 if self._over:
@@ -122,6 +142,11 @@ class Batching:
                 # The text comes before its sound.
                 yield []
                 yield from self._speak(self.speakers)
+
+    @property
+    def _closed(self) -> bool:
+        """Whether no further request will need a row."""
+        return self._over and self._reading is None
 
     @property
     def times(self) -> dict[str, float]:
@@ -136,12 +161,17 @@ class Batching:
     def _begin(self) -> bool:
         """Fill free rows, and start the next chunk of text if there is one: whether there is."""
         start = time.perf_counter()
+        self._drop_cancelled()
         while None in self.rows:
-            self._look_ahead()
-            if self._next is None:
+            if self._reading is None:
+                self._look_ahead()
+                if self._next is None:
+                    break
+                self._start_reading(self._next)
+                self._next = None
+            if self._read_on() and any(self.rows):
+                # A piece at a time, as long as others write or speak.
                 break
-            admission, self._next = self._next, None
-            self._admit(admission)
         dispatched = self._dispatch()
         self._count(start)
         return dispatched
@@ -164,15 +194,46 @@ class Batching:
             except Exception as error:
                 self._over, self._error = True, error
 
-    def _admit(self, admission: Admission) -> None:
-        """Run prompts and give each of their requests a free row."""
+    def _start_reading(self, admission: Admission) -> None:
+        """Begin to run prompts; those that come together run at once."""
         requests = admission.requests
         for request in requests:
             request.start()
         # Only a prompt with media has hidden states that speech wants.
         has_media = admission.speech is not None and admission.speech.has_media
         taps = (self.speakers.talker.accept_hidden_layer,) if self.speakers is not None and has_media else ()
-        prefilled = self.engine.prefill(admission.batch, requests, taps)
+        given = (admission.batch, requests, taps)
+        whole = self.waiting is None
+        pieces = iter([self.engine.prefill(*given)]) if whole else self.engine.prefill_in_pieces(*given)
+        self._reading = _Reading(admission, pieces)
+
+    def _read_on(self) -> bool:
+        """Run the next piece of the prompt that is being run; after the last, its requests have rows.
+
+        Returns whether the prompt has several.
+        """
+        assert self._reading is not None
+        reading, prefilled = self._reading, next(self._reading.pieces)
+        reading.begun |= prefilled is None
+        if prefilled is not None:
+            self._admit(reading.admission, prefilled)
+            self._reading = None
+        return reading.begun
+
+    def _drop_cancelled(self) -> None:
+        """Give up a prompt of which some pieces have run if nobody waits for its reply any more."""
+        if self._reading is None:
+            return
+        (request,) = self._reading.admission.requests
+        request.ask_whether_cancelled()
+        if request.cancelled:
+            request.settle()
+            self._dropped.append(request)
+            self._reading = None
+
+    def _admit(self, admission: Admission, prefilled: Prefilled) -> None:
+        """Give each request of prompts that have run a free row."""
+        requests = admission.requests
         self._unread.append(_Unread(prefilled.chunk, tuple(requests)))
         first, all_rows = self.rows.index(None), len(requests) == len(self.rows)
         if self.state is None and all_rows:
@@ -181,7 +242,8 @@ class Batching:
             if self.state is None:
                 self.state = idle(prefilled.state, rows=len(self.rows))
             capacity = max(cache.capacity for cache in caches_of(prefilled.state))
-            self.state = insert(self.engine.grow(self.state, capacity), prefilled.state, np.int32(first))
+            state, row = noting_alike(self.engine.grow(self.state, capacity), prefilled.state)
+            self.state = insert(state, row, np.int32(first))
         self.rows[first : first + len(requests)] = self.writing[first : first + len(requests)] = requests
         if self.speakers is None or admission.speech is None:
             return
@@ -197,13 +259,14 @@ class Batching:
         running = [request for request in self.writing if request is not None]
         if all(self._drawn(request).fewest >= request.max_new_tokens for request in running):
             return False
-        plan = self.engine.plan(self.state, self.steps)
+        steps = self.steps if self._reading is None else min(self.steps, READING_STEPS)
+        plan = self.engine.plan(self.state, steps)
         tokens = max(most_tokens([request], self._drawn(request).most + plan.most) for request in running)
         self.state = self.engine.grow(self.state, self.engine.capacity(tokens))
         # If a prompt waits for a row, with the next text that is complete.
         waits = None not in self.rows and not self._over
         until = 1 + self.writing.count(None) if waits else None
-        chunk, self.state = self.engine.dispatch(self.state, plan, until)
+        chunk, self.state = self.engine.dispatch(self.state, plan, self.writing, until)
         self._unread.append(_Unread(chunk, tuple(self.writing)))
         return True
 
@@ -219,14 +282,14 @@ class Batching:
         A chunk that was dispatched just now is left under way if nobody waits for a row and the host ends no request.
         """
         watched = any(request is not None and request.ends is not None for request in self.writing)
-        left = 1 if dispatched and self._over and not watched else 0
+        left = 1 if dispatched and self._closed and not watched else 0
         while len(self._unread) > left:
             unread = self._unread.popleft()
             self.engine.receive(unread.chunk, unread.rows)
         complete = [b for b, request in enumerate(self.writing) if request is not None and request.settle()]
         for b in complete:
             self.writing[b] = None
-        if self._over and not any(self.writing):
+        if self._closed and not any(self.writing):
             # Nothing is decoded any more.
             self._unread.clear()
             complete = []
@@ -253,8 +316,9 @@ class Batching:
                 return
 
     def _release(self) -> list[Request]:
-        """Free the rows of requests that are complete or were cancelled: these requests."""
+        """Free the rows of requests that are complete or were cancelled: these requests, and those without a row."""
         done = self._complete()
+        dropped, self._dropped = self._dropped, []
         for b, request in done.items():
             if self.writing[b] is not None:
                 request.settle()
@@ -262,8 +326,9 @@ class Batching:
                 self._stop_row(b)
             if self.speakers is not None and request.speaker is not None:
                 self.speakers.free(b)
+            self.engine.keep(self.state, b, request)
             self.rows[b] = None
-        return list(done.values())
+        return [*done.values(), *dropped]
 
     def _complete(self) -> dict[int, Request]:
         """The requests that are complete, by their rows, once those are cancelled whose prompts say so."""

@@ -15,7 +15,8 @@ from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import DraftPlan
 from omni_jax.decode.engine import Engine, PlainEngine
-from omni_jax.decode.limits import Limits, limit_of, seeds_of
+from omni_jax.decode.keeping import Store
+from omni_jax.decode.limits import Limits, seeds_of
 from omni_jax.decode.memory import CacheNeed, Memory
 from omni_jax.decode.prompt import Prompt, check_context, prompt_lengths, repeat_rows
 from omni_jax.decode.reasoning import ends_inside_reasoning
@@ -24,7 +25,7 @@ from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import FRAMES
-from omni_jax.decode.speech.voice import repeated
+from omni_jax.decode.speech.voice import check_voice, repeated
 from omni_jax.decode.text import CHUNK
 from omni_jax.inputs.batch import Batch
 from omni_jax.inputs.speech import HEADER, OPENING
@@ -54,7 +55,7 @@ class GenerationPlan:
         """
         longest, limits = int(prompt_lengths(batch).max()), self.limits
         check_context(longest, limits.max_new_tokens, config.thinker.text.max_position_embeddings)
-        requests, speech = requests_for(batch, limits, seeds, self.sampling.logprobs), None
+        requests, speech = requests_for(batch, limits, seeds, self.sampling), None
         copies = len(seeds) // len(batch.mask)
         for b, (ids, mask) in enumerate(zip(batch.token_ids, batch.mask, strict=True)):
             inside = ends_inside_reasoning(ids[mask], tokenizer)
@@ -65,12 +66,15 @@ class GenerationPlan:
         return Admission(batch, requests, speech)
 
     def alone(self, prompt: Prompt, number: int, config: OmniConfig, tokenizer: Tokenizer) -> Admission:
-        """The request of a prompt, which has a seed, a limit and perhaps a speaker of its own; raises as `together`."""
-        limits = replace(self.limits, max_new_tokens=limit_of(prompt.max_new_tokens))
+        """The request of a prompt, with what it states of its own; raises as `together`, and for bad settings."""
+        text = config.thinker.text
+        limits = self.limits.but(prompt.max_new_tokens, prompt.stop, prompt.stop_ids, text, tokenizer)
         voice = self.voice if prompt.speech else None
+        if voice is not None and prompt.voice is not None:
+            check_voice(voice := prompt.voice, 1, config)
         if voice is not None and prompt.speaker is not None:
             voice = replace(voice, speaker=prompt.speaker)
-        own = replace(self, limits=limits, voice=voice)
+        own = replace(self, sampling=prompt.sampling or self.sampling, limits=limits, voice=voice)
         admission = own.together(prompt.batch, seeds_of(prompt.seed, 1), config, tokenizer)
         (request,) = admission.requests
         request.ends, request.cancels = prompt.ends, prompt.cancelled
@@ -126,6 +130,8 @@ class Generator:
         """The request of a prompt in one of `rows` rows, which all become as long as the longest; raises likewise."""
         admission = plan.alone(prompt, number, self.config, self.tokenizer)
         (request,) = admission.requests
+        if admission.speech is not None:
+            plan = replace(plan, voice=admission.speech.voice)
         self.check_memory(plan, rows, request.prompt_tokens, request.max_new_tokens)
         return admission
 
@@ -137,16 +143,35 @@ class Generator:
         waiting: Iterator[Admission | None] | None = None,
         steps: int = CHUNK,
         frames: int = FRAMES,
+        piece: int | None = None,
+        store: Store | None = None,
     ) -> Batching:
-        """The loop that carries out a plan; the other arguments are those of `Batching`."""
-        params, declaration = self.params["thinker"], self.declarations["thinker"]
-        plain = PlainEngine(params, declaration, self.config.thinker.text, plan.sampling, plan.limits.stop_ids)
+        """The loop that carries out a plan.
+
+        piece, store: as in `PlainEngine`; the other arguments are those of `Batching`.
+        """
+        params, declaration, text = self.params["thinker"], self.declarations["thinker"], self.config.thinker.text
+        plain = PlainEngine(params, declaration, text, plan.sampling, plan.limits.stop_ids, piece, store)
         engine: Engine = plain if plan.drafts is None else SpeculativeEngine(plain, plan.drafts)
-        speakers = None
-        if plan.voice is not None:
-            params, declaration = self.params["talker"], self.declarations["talker"]
-            speakers = Speakers(params, declaration, self.embed_for_talker, self.config, plan.voice, rows)
+        speakers = None if plan.voice is None else self._speakers(plan.voice, rows)
         return Batching(engine, rows, first, waiting, speakers, steps, frames)
+
+    def speakers(self, voice: Voice, rows: int, request: SpeechRequest) -> Speakers:
+        """Rows that say texts that are known, each as long as `request`; InputError if memory does not hold them.
+
+        voice: by which codes are drawn where a request has none of its own. There are as many more rows as make the
+        mesh divide them.
+        """
+        assert self.config.talker is not None
+        rows = round_up_rows(rows, self.meshes["talker"])
+        columns = int((request.prompt.length + request.budget).max())
+        need = CacheNeed("talker", self.config.talker.text, rows, columns)
+        self.memory.check([need], "say a shorter text, or lower max_frames")
+        return self._speakers(voice, rows)
+
+    def _speakers(self, voice: Voice, rows: int) -> Speakers:
+        params, declaration = self.params["talker"], self.declarations["talker"]
+        return Speakers(params, declaration, self.embed_for_talker, self.config, voice, rows)
 
     def slots(self, plan: GenerationPlan, slots: int | None, most: int) -> int:
         """The number of slots, whole for the meshes, by default what memory holds, at most SLOTS.

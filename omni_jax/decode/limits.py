@@ -38,6 +38,19 @@ class Limits:
         stops = StopStrings.read(stop, tokenizer)
         return cls(most, tuple(ids[ids >= 0].tolist()), stops if stops.strings else None)
 
+    def but(self, max_new_tokens: Any, stop: Any, stop_ids: Any, text: DecoderConfig, tokenizer: Tokenizer) -> "Limits":
+        """The same with another number of tokens, and with other stop strings and ids unless they are None.
+
+        Raises as `read`.
+        """
+        ids, stops = self.stop_ids, self.stops
+        if stop_ids is not None:
+            ids = tuple(i for i in stop_ids_of(stop_ids, text.vocab_size).tolist() if i != NO_TOKEN)
+        if stop is not None:
+            read = StopStrings.read(stop, tokenizer)
+            stops = read if read.strings else None
+        return Limits(limit_of(max_new_tokens), ids, stops)
+
 
 def limit_of(max_new_tokens: Any) -> int:
     """A limit of new tokens as an int. Raises InputError for anything but a whole number of at least one."""

@@ -4,11 +4,16 @@ Each bucket of vision rows and the audio windows are one compiled call, and thei
 number of tokens: a new prompt recompiles only when it needs a bucket that was not seen before.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from omni_jax.decode.keeping import Store
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.models.audio import AudioEncoder
 from omni_jax.models.param import Declaration, bind
@@ -61,21 +66,23 @@ def hear(audio: AudioEncoder, mel: jax.Array, frames: jax.Array, width: jax.Arra
     return tokens.reshape(-1, tokens.shape[-1])
 
 
-def encode_media(params: dict, batch: Batch, declaration: Declaration) -> Media | None:
-    """Encode all media of a batch, or None for text alone."""
+def encode_media(params: dict, batch: Batch, declaration: Declaration, store: Store | None = None) -> Media | None:
+    """Encode all media of a batch, or None for text alone. store: keeps features, and has those of earlier batches."""
     if not batch.vision and batch.audio is None:
         return None
     visual = deepstack = audio = None
     mesh = declaration.mesh
     if batch.vision:
-        placed = [place_rows((rows.patches, rows.grid), mesh) for rows in batch.vision]
-        groups = [encode_vision(params, *rows, declaration=declaration) for rows in placed]
+        groups = [
+            _kept(store, (rows.patches, rows.grid), partial(encode_vision, params, declaration=declaration), mesh)
+            for rows in batch.vision
+        ]
         tokens, features = zip(*groups, strict=True)
         size = bucket(sum(x.shape[0] for x in tokens))
         visual, deepstack = _join(tokens, axis=0, size=size), _join(features, axis=1, size=size)
     if batch.audio is not None:
-        windows = place_rows((batch.audio.mel, batch.audio.frames, batch.audio.width), mesh)
-        heard = encode_audio(params, *windows, declaration=declaration)
+        windows = (batch.audio.mel, batch.audio.frames, batch.audio.width)
+        heard = _kept(store, windows, partial(encode_audio, params, declaration=declaration), mesh)
         audio = _join((heard,), axis=0, size=bucket(heard.shape[0]))
     # Any row of a batch may hold any feature.
     visual, deepstack, audio = (
@@ -83,6 +90,15 @@ def encode_media(params: dict, batch: Batch, declaration: Declaration) -> Media 
     )
     index = place_rows((jnp.asarray(batch.visual_index), jnp.asarray(batch.audio_index)), mesh)
     return Media(visual, deepstack, audio, *index)
+
+
+def _kept(store: Store | None, arrays: tuple[np.ndarray, ...], encode: Callable[..., Any], mesh: Mesh | None) -> Any:
+    """What `encode` makes of arrays [R, ...], from the store if that has it."""
+
+    def encoded() -> Any:
+        return encode(*place_rows(arrays, mesh))
+
+    return encoded() if store is None else store.features(arrays, encoded)
 
 
 @partial(jax.jit, static_argnames=("axis", "size"))

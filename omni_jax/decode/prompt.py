@@ -3,18 +3,19 @@
 Everything here is NumPy; nothing is placed on a device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
+from omni_jax.settings import Sampling, Voice
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prepared conversation, a batch of one row, with its own seed and limit.
+    """A prepared conversation, a batch of one row, with its own seed and limit, and what else it does not share.
 
     batch: from `Omni.prepare`. seed: of the reply. max_new_tokens: its limit. ends: whether a reply with these token
     ids so far is complete; it is called after every chunk, and a reply may hold tokens after its end that came in the
@@ -22,6 +23,8 @@ class Prompt:
     speech, and then the reply ends with what it has. Where several processes run a model together, both functions must
     say the same in all of them. speech: whether the reply is also spoken, in a call with speech. speaker: who speaks
     it, by default the speaker of the call. draft: whether tokens are drafted for it, in a call with a drafter.
+    sampling: how its tokens are drawn. stop, stop_ids: the texts and the token ids that end it, () for none. voice: how
+    it is spoken. These four are by default those of the call.
     """
 
     batch: Batch
@@ -32,6 +35,10 @@ class Prompt:
     speech: bool = True
     speaker: str | None = None
     draft: bool = True
+    sampling: Sampling | None = None
+    stop: str | Sequence[str] | None = None
+    stop_ids: Sequence[int] | None = None
+    voice: Voice | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.batch, Batch):

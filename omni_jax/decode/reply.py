@@ -28,18 +28,19 @@ class Logprobs:
 class Reply:
     """An answer: its text, its token ids (the stop token included), its speech if there is any, and stats.
 
-    With a stop string the text ends before it, and the token ids end with the token that completes it.
-    text: the answer. reasoning: what a thinking model wrote before it, between <think> and </think>; None without. A
-    reply that ends while it still thinks has no answer. The token ids are those of both.
-    audio: float32 [samples] at 24 kHz. codes: int32 [Q, frames]. logprobs: of the token ids, if they were wanted.
-    stats: prompt_tokens, new_tokens, finish_reason ("stop", "length", or "cancelled"), prefill_seconds and
-    decode_seconds; if stop strings were given also stop_string, the one that ended it or None; with speech also frames,
-    audio_seconds, speech_finish_reason, talker_seconds and vocoder_seconds; with a drafter also rounds,
-    tokens_per_round (the target's own token of each round included), drafted and verified (tokens), and by round
-    round_tokens, which it gave, and round_most, which it could give. The times are those of the whole batch, the first
-    call's compilation included; in a stream, the Talker's hold the Thinker's work that it waited for. Replies that
-    share slots have other times instead: seconds, from when a slot took the prompt to its last token; share_seconds, of
-    the time that all replies took together; and compiled, the number of programs that were compiled meanwhile.
+    With a stop string the text ends before it, and the token ids end with the token that completes it. text: the
+    answer. reasoning: what a thinking model wrote before it, between <think> and </think>; None without. A reply that
+    ends while it still thinks has no answer. The token ids are those of both. audio: float32 [samples] at 24 kHz.
+    codes: int32 [Q, frames]. logprobs: of the token ids, if they were wanted. stats: prompt_tokens, new_tokens,
+    finish_reason ("stop", "length", or "cancelled"), prefill_seconds and decode_seconds; if stop strings were given
+    also stop_string, the one that ended it or None; with speech also frames, audio_seconds, speech_finish_reason,
+    talker_seconds and vocoder_seconds; with a drafter also rounds, tokens_per_round (the target's own token of each
+    round included), drafted and verified (tokens), and by round round_tokens, which it gave, and round_most, which it
+    could give; where conversations are kept also cached_tokens, of the prompt, which did not run again. The times are
+    those of the whole batch, the first call's compilation included; in a stream, the Talker's hold the Thinker's work
+    that it waited for. Replies that share slots have other times instead: seconds, from when a slot took the prompt to
+    its last token; share_seconds, of the time that all replies took together; and compiled, the number of programs that
+    were compiled meanwhile.
     """
 
     text: str

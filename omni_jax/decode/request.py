@@ -14,6 +14,7 @@ import numpy as np
 from omni_jax.decode.chunk import ChunkPlan
 from omni_jax.decode.limits import Limits, seeds_of
 from omni_jax.decode.prompt import prompt_lengths
+from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.speaker import Speaker
 from omni_jax.decode.stops import Watch
 from omni_jax.decode.text import NO_TOKEN
@@ -24,21 +25,20 @@ from omni_jax.inputs.batch import Batch
 class Request:
     """One reply.
 
-    prompt_tokens: of its prompt. limits: where it ends. seed: of its draws. ends: as in `Prompt`. cancels: the prompt's
-    `cancelled`. logprobs: alternatives to report with each token, None for no log-probabilities.
-    begins_inside_reasoning: whether its prompt ends with <think>. drafts: whether tokens are drafted for it, on an
-    engine that drafts. number: which of the prompts it answers.
-    token_ids: drawn so far. speaker: what says it, None for text alone. cancelled: whether `cancel` was called. ended:
-    whether `ends` was true. seconds: from `start` until its text was done. given, could_give: tokens that each round of
+    prompt_tokens: of its prompt. limits: where it ends. seed: of its draws. sampling: how they are drawn. ends: as in
+    `Prompt`. cancels: the prompt's `cancelled`. begins_inside_reasoning: whether its prompt ends with <think>. drafts:
+    whether tokens are drafted for it, on an engine that drafts. number: which of the prompts it answers. token_ids:
+    drawn so far. speaker: what says it, None for text alone. cancelled: whether `cancel` was called. ended: whether
+    `ends` was true. seconds: from `start` until its text was done. given, could_give: tokens that each round of
     drafting gave and could give. verified: tokens that rounds verified.
     """
 
     prompt_tokens: int
     limits: Limits
     seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
     ends: Callable[[list[int]], bool] | None = None
     cancels: Callable[[], bool] | None = None
-    logprobs: int | None = None
     begins_inside_reasoning: bool = False
     drafts: bool = True
     number: int = 0
@@ -61,6 +61,11 @@ class Request:
     def max_new_tokens(self) -> int:
         """Its limit."""
         return self.limits.max_new_tokens
+
+    @property
+    def logprobs(self) -> int | None:
+        """Alternatives to report with each token, None for no log-probabilities."""
+        return self.sampling.logprobs
 
     @property
     def key(self) -> jax.Array:
@@ -124,7 +129,7 @@ class Request:
             new = new[:0]
         if self.watch is not None:
             new = new[: self.watch.add(new[:, 0].tolist())]
-        self._reports.append(new)
+        self._reports.append(self._wanted(new))
         self.token_ids += new[:, 0].tolist()
         # Nothing counts that was drawn after a stop string.
         given = np.clip(len(new) - (emitted.cumsum() - emitted), 0, emitted).astype(np.int32)
@@ -143,11 +148,21 @@ class Request:
             self.seconds = time.perf_counter() - self._since
         return self.done
 
+    def _wanted(self, reports: np.ndarray) -> np.ndarray:
+        """Of reports int32 [n, C], which may hold more for other rows, what is wanted of this one."""
+        if self.logprobs is None:
+            return reports[:, :1]
+        most = reports.shape[1] // 2 - 1
+        k = min(self.logprobs, most)
+        return np.concatenate([reports[:, : 2 + k], reports[:, 2 + most : 2 + most + k]], axis=1)
+
     def reports(self, since: int = 0) -> np.ndarray:
         """What programs reported of its tokens from number `since` on, int32 [n, 2 + 2k], or [n, 1] if only ids.
 
-        See `text.reported`. Only the chunks that hold them are read.
+        k: the alternatives that it wants, see `text.reported`. Only the chunks that hold them are read.
         """
+        if not self._reports:
+            return np.zeros((0, 1 if self.logprobs is None else 2 + 2 * self.logprobs), np.int32)
         parts, missing = [], len(self.token_ids) - since
         for part in reversed(self._reports):
             parts.append(part)
@@ -157,11 +172,11 @@ class Request:
         return np.concatenate(parts[::-1])[-missing:]
 
 
-def requests_for(batch: Batch, limits: Limits, seeds: Sequence[int], logprobs: int | None = None) -> list[Request]:
-    """A request for each seed, the same number for each of the batch's prompts, side by side."""
+def requests_for(batch: Batch, limits: Limits, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Request]:
+    """A request for each seed, the same number for each of the batch's prompts, side by side; greedy by default."""
     lengths = prompt_lengths(batch)
     rows = zip(np.repeat(lengths, len(seeds) // len(lengths)).tolist(), seeds, strict=True)
-    return [Request(length, limits, seed, logprobs=logprobs) for length, seed in rows]
+    return [Request(length, limits, seed, sampling or Sampling()) for length, seed in rows]
 
 
 def row_keys(seed: int | Sequence[int], rows: int) -> jax.Array:

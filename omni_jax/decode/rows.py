@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omni_jax.decode.text import Rows
 from omni_jax.ops.cache import KVCache, lay_over
-from omni_jax.sharding import Array
+from omni_jax.sharding import Array, place_rows
 
 
 @partial(jax.jit, static_argnames="rows")
@@ -41,6 +42,55 @@ def insert(state: Any, row: Any, b: jax.Array | int) -> Any:
         return leaf.insert(new, b) if isinstance(leaf, KVCache) else leaf.at[b].set(new[0])
 
     return laid(jax.tree.map(put, state, row, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
+
+
+def note_seen(state: Any, tokens: int) -> Any:
+    """What a decoding loop carries, whose rows note which of `tokens` tokens have occurred, or none (0).
+
+    Rows that noted none begin with none: they have no penalty. Outside `jit`.
+    """
+
+    def noting(leaf: Any) -> Any:
+        if not isinstance(leaf, Rows) or leaf.seen.shape[1] == tokens:
+            return leaf
+        seen = np.zeros((len(leaf.done), tokens), bool)
+        return replace(leaf, seen=place_rows(seen, caches_of(state)[0].mesh))
+
+    return jax.tree.map(noting, state, is_leaf=lambda leaf: isinstance(leaf, Rows | KVCache))
+
+
+def noting_alike(state: Any, row: Any) -> tuple[Any, Any]:
+    """Two states of which one is to be put into the other, noting occurred tokens both or neither."""
+    tokens = max(leaf.seen.shape[1] for leaf in (*rows_of(state), *rows_of(row)))
+    return note_seen(state, tokens), note_seen(row, tokens)
+
+
+def rows_of(state: Any) -> list[Rows]:
+    """What is known of the rows of what a decoding loop carries."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, Rows))
+    return [leaf for leaf in leaves if isinstance(leaf, Rows)]
+
+
+@partial(jax.jit, static_argnames="capacity")
+def take(state: Any, b: jax.Array | int, *, capacity: int) -> Any:
+    """A copy of row `b`, int32 [], of caches and arrays [B, ...]: of caches the first `capacity` slots, if so many."""
+
+    def part(leaf: Any) -> Any:
+        if isinstance(leaf, KVCache):
+            return leaf.take(b, min(capacity, leaf.capacity))
+        return jax.lax.dynamic_slice_in_dim(leaf, b, 1)
+
+    return laid(jax.tree.map(part, state, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
+
+
+@partial(jax.jit, static_argnames="capacity")
+def rewind(state: Any, length: jax.Array | int, *, capacity: int) -> Any:
+    """A copy of caches and arrays of one row, whose caches hold the first `length` tokens in `capacity` slots."""
+
+    def part(leaf: Any) -> Any:
+        return leaf.rewind(length, capacity) if isinstance(leaf, KVCache) else leaf
+
+    return laid(jax.tree.map(part, state, is_leaf=lambda leaf: isinstance(leaf, KVCache)))
 
 
 def caches_of(state: Any) -> list[KVCache]:

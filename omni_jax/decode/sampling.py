@@ -2,11 +2,16 @@
 
 Every draw uses `fold_in(row key, absolute position)`, so the same seed gives the same token whatever the batch, the
 chunk size or the way in which the position was reached (plain or drafted). Order and meaning of the filters are those
-of transformers' logits processors. Values are traced; only the kind of program (`Plan`) is static.
+of transformers' logits processors. Values are traced; only the kind of program (`Plan`) is static. They are numbers for
+all rows, or arrays [B, 1] of each; a greedy row beside rows that draw has a top_k of 1.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omni_jax.settings import Plan as Plan
 from omni_jax.settings import Sampling as Sampling
@@ -15,6 +20,15 @@ from omni_jax.settings import Sampling as Sampling
 def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
     """Divide positive and multiply negative logits [B, V] of tokens in `seen` bool [B, V] by `penalty`."""
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def values_by_row(samplings: Sequence[Sampling]) -> dict[str, np.ndarray]:
+    """Sampling values by name, each [B, 1]. In a program that draws, a greedy row draws from its likeliest token."""
+    rows = [
+        (replace(one, temperature=1.0, top_k=1, top_p=1.0, min_p=0.0) if one.temperature == 0 else one).values()
+        for one in samplings
+    ]
+    return {name: np.stack([row[name] for row in rows])[:, None] for name in rows[0]}
 
 
 @jax.named_scope("sample")
@@ -30,7 +44,7 @@ def sample(
     if plan.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if not plan.candidates:
-        return draw_keyed(logits, keys, position)
+        return draw_keyed(_kept_whole(logits, values, plan), keys, position)
     # As `draw_keyed` over the whole vocabulary, without noise for tokens that cannot be drawn.
     kept, ids = _candidates(logits, values, plan)
     chosen = jnp.argmax(kept + jax.vmap(_noise_of)(jax.vmap(fold)(keys, position), ids), axis=-1)
@@ -41,7 +55,7 @@ def filtered(logits: jax.Array, seen: jax.Array | None, values: dict, plan: Plan
     """The float32 logits [B, V] that a token is drawn from, unnormalised; -inf for tokens that cannot be drawn."""
     logits = _tempered(logits, seen, values, plan)
     if not plan.candidates:
-        return logits
+        return _kept_whole(logits, values, plan)
     kept, ids = _candidates(logits, values, plan)
     rows = jnp.arange(logits.shape[0])[:, None]
     return jnp.full_like(logits, -jnp.inf).at[rows, ids].set(kept)
@@ -68,6 +82,14 @@ def _tempered(logits: jax.Array, seen: jax.Array | None, values: dict, plan: Pla
     if seen is not None and plan.penalised:
         logits = penalise(logits, seen, values["repetition_penalty"])
     return logits if plan.greedy else logits / values["temperature"]
+
+
+def _kept_whole(logits: jax.Array, values: dict, plan: Plan) -> jax.Array:
+    """Logits [B, V] that are drawn from without candidates: all, of greedy rows beside others the likeliest alone."""
+    if not plan.some_greedy:
+        return logits
+    best = jnp.argmax(logits, axis=-1, keepdims=True)
+    return jnp.where((values["top_k"] == 1) & (jnp.arange(logits.shape[-1]) != best), -jnp.inf, logits)
 
 
 def _candidates(logits: jax.Array, values: dict, plan: Plan) -> tuple[jax.Array, jax.Array]:

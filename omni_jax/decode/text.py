@@ -1,8 +1,9 @@
 """Teacher-forced logits, prefill and the compiled decode loop.
 
-`prefill` runs the prompt and draws the first token; `decode_chunk` runs many single-token steps on the device and
-returns their tokens at once, ending early when every row is done. Both are pure functions of (params, ...): the module
-declaration and the sampling plan are static. The state is donated, so the cache is updated in place.
+`prefill` runs the prompt, or what `read_piece` has left of it, and draws the first token; `decode_chunk` runs many
+single-token steps on the device and returns their tokens at once, ending early when every row is done. Both are pure
+functions of (params, ...): the module declaration and the sampling plan are static. The state is donated, so the cache
+is updated in place.
 
 Rows are right-padded and keep their own length, position and key: no row can see, or be changed by, another.
 """
@@ -61,8 +62,8 @@ class PrefillInput:
     """What prefill needs besides the parameters.
 
     token_ids int32 [B, T], right-padded; length int32 [B]; position_ids float32 [3, B, T]; rope_delta float32 [B];
-    budget int32 [B * n], tokens to draw; keys [B * n], for n replies to each prompt; stop_ids int32 [m]; values: the
-    sampling values.
+    budget int32 [B * n], tokens to draw; keys [B * n], for n replies to each prompt; stop_ids int32 [m], or [B * n, m]
+    of each row; values: the sampling values, see `sampling`.
     """
 
     token_ids: Array
@@ -81,7 +82,50 @@ class PrefillInput:
         return replace(self, position_ids=place(self.position_ids, (None, "batch", None), mesh), **rows)
 
 
-@partial(jax.jit, static_argnames=("declaration", "plan", "capacity", "taps"))
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Held:
+    """What goes before the tokens of a prefill: its cache, and which tokens it holds.
+
+    seen: bool [B, V], or [B, 0] without a penalty.
+    """
+
+    cache: KVCache
+    seen: Array
+
+
+def empty_cache(params: dict, *, declaration: Declaration, capacity: int) -> KVCache:
+    """A cache of one row that holds nothing, bound to the devices of the parameters.
+
+    So it is once a program has filled it; programs would compile twice for one that is not.
+    """
+    cache = bind(declaration, params).empty_cache(1, capacity)
+    return cache if declaration.mesh is not None else jax.device_put(cache, params["embed"].sharding)
+
+
+@partial(jax.jit, static_argnames=("declaration", "taps"), donate_argnames="cache")
+def read_piece(
+    params: dict,
+    token_ids: Array,
+    position_ids: Array,
+    media: Media | None,
+    cache: KVCache,
+    *,
+    declaration: Declaration,
+    taps: tuple[int, ...] = (),
+) -> tuple[KVCache, jax.Array]:
+    """Run a piece of prompts, int32 [B, T] at positions float32 [3, B, T], after what the cache holds.
+
+    The cache must have room for it. Returns the cache that holds it too, and hidden states [n, B, T, D] of the numbers
+    `taps`. media: for the tokens of the piece.
+    """
+    thinker = bind(declaration, params)
+    x = thinker.embed_tokens(jnp.asarray(token_ids), media)
+    out = thinker.extend(x, jnp.asarray(position_ids), cache, taps=taps, media=media)
+    return lay_over(out.cache, declaration.mesh), out.taps
+
+
+@partial(jax.jit, static_argnames=("declaration", "plan", "capacity", "taps"), donate_argnames="held")
 def prefill(
     params: dict,
     request: PrefillInput,
@@ -91,18 +135,24 @@ def prefill(
     plan: Plan,
     capacity: int,
     taps: tuple[int, ...] = (),
+    held: Held | None = None,
 ) -> tuple[jax.Array, DecodeState, jax.Array]:
     """Run the prompts and draw each row's first token: int32 [B], the next state, and hidden states [n, B, T, D].
 
     taps: numbers of these hidden states. Tokens are as `reported` gives them. A prompt runs once, whatever the number
-    of keys that the request has for it; all results then have a row for each key.
+    of keys that the request has for it; all results then have a row for each key. held: what goes before the tokens of
+    the request, in a cache of this capacity that has room for T more.
     """
     thinker = bind(declaration, params)
     text = thinker.config.text
     B = request.token_ids.shape[0]
     x = thinker.embed_tokens(request.token_ids, media)
-    empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
-    out = thinker.prefill(x, jnp.asarray(request.position_ids), empty, media=media, taps=taps)
+    positions = jnp.asarray(request.position_ids)
+    if held is None:
+        empty = KVCache.empty(text.num_layers, B, text.num_kv_heads, capacity, text.head_dim, x.dtype)
+        out = thinker.prefill(x, positions, empty, media=media, taps=taps)
+    else:
+        out = thinker.extend(x, positions, held.cache, media=media, taps=taps)
     cache, tapped = out.cache, out.taps
     length, rope_delta = jnp.asarray(request.length), jnp.asarray(request.rope_delta)
     last = jnp.take_along_axis(out.hidden, length[:, None, None] - 1, axis=1)[:, 0]
@@ -111,9 +161,10 @@ def prefill(
         token=jnp.zeros(budget.shape, jnp.int32),
         done=budget <= 0,
         remaining=budget,
-        seen=_seen_in_prompt(request, text.vocab_size) if plan.penalised else jnp.zeros((len(budget), 0), bool),
+        seen=_seen_in_prompt(request, text.vocab_size, held) if plan.penalised else jnp.zeros((len(budget), 0), bool),
         keys=request.keys,
     )
+    length = length if held is None else length + held.cache.length
     if (n := len(budget) // B) > 1:
         length, rope_delta, last = (jnp.repeat(x, n, axis=0) for x in (length, rope_delta, last))
         cache, tapped = cache.repeat(n), jnp.repeat(tapped, n, axis=1)
@@ -138,9 +189,9 @@ def decode_chunk(
 ) -> tuple[jax.Array, DecodeState]:
     """Draw up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none, and the next state.
 
-    Tokens are as `reported` gives them. stop_ids: int32 [m]. until: the number of done rows at which it ends early, by
-    default all. The cache must hold `steps` more tokens. Rows that are done neither move nor write anything that is
-    read.
+    Tokens are as `reported` gives them. stop_ids: int32 [m], or [B, m] of each row. values: the sampling values, see
+    `sampling`. until: the number of done rows at which it ends early, by default all. The cache must hold `steps` more
+    tokens. Rows that are done neither move nor write anything that is read.
     """
     thinker = bind(declaration, params)
     tokens = jnp.full((state.rows.token.shape[0], CHUNK, *reported_shape(plan)), NO_TOKEN, jnp.int32)
@@ -196,7 +247,7 @@ def draw(
 ) -> tuple[jax.Array, Rows]:
     """Sample each row's token at `position` int32 [B] from logits [B, V]: int32 [B], -1 where done, and the new rows.
 
-    Stop ids (int32 [m]) and the budget end a row after their token.
+    Stop ids (int32 [m], or [B, m]) and the budget end a row after their token.
     """
     return record(sample(logits, rows.keys, position, rows.seen, values, plan), rows, stop_ids, plan)
 
@@ -205,11 +256,11 @@ def draw(
 def record(drawn: jax.Array, rows: Rows, stop_ids: Array, plan: Plan) -> tuple[jax.Array, Rows]:
     """Record the token sampled for each row, int32 [B]: these tokens, -1 for rows that are done, and the new rows.
 
-    stop_ids: int32 [m].
+    stop_ids: int32 [m], or [B, m] of each row.
     """
     token = jnp.where(rows.done, NO_TOKEN, drawn)
     remaining = rows.remaining - ~rows.done
-    done = rows.done | jnp.isin(drawn, stop_ids) | (remaining <= 0)
+    done = rows.done | jnp.any(drawn[:, None] == stop_ids, axis=1) | (remaining <= 0)
     seen = rows.seen
     if plan.penalised:
         seen = seen.at[jnp.arange(token.shape[0]), jnp.maximum(token, 0)].max(token >= 0)
@@ -238,9 +289,9 @@ def reported(token: jax.Array, logits: jax.Array, plan: Plan) -> jax.Array:
     return jnp.concatenate([token[..., None], bits(own), ids, bits(top)], axis=-1)
 
 
-def _seen_in_prompt(request: PrefillInput, vocab_size: int) -> jax.Array:
+def _seen_in_prompt(request: PrefillInput, vocab_size: int, held: Held | None = None) -> jax.Array:
     B, T = request.token_ids.shape
     inside = jnp.arange(T) < request.length[:, None]
-    seen = jnp.zeros((B, vocab_size), bool)
+    seen = jnp.zeros((B, vocab_size), bool) if held is None else jnp.asarray(held.seen)
     seen = seen.at[jnp.arange(B)[:, None], request.token_ids].max(inside)
     return jnp.repeat(seen, len(request.budget) // B, axis=0)

@@ -119,6 +119,23 @@ class KVCache:
 
         return replace(self, k=put(self.k, row.k), v=put(self.v, row.v), length=self.length.at[b].set(row.length[0]))
 
+    def take(self, b: jax.Array | int, capacity: int) -> "KVCache":
+        """The first `capacity` slots of row `b` (int32 [] or a number): a cache [L, 1, K, capacity, H]."""
+
+        def part(buffer: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(buffer[:, :, :, :capacity], b, 1, axis=1)
+
+        return replace(self, k=part(self.k), v=part(self.v), length=jax.lax.dynamic_slice_in_dim(self.length, b, 1))
+
+    def rewind(self, length: jax.Array | int, capacity: int) -> "KVCache":
+        """A cache of `capacity` slots that holds the first `length` tokens (int32 [] or a number) of each row."""
+        more = max(0, capacity - self.capacity)
+
+        def part(buffer: jax.Array) -> jax.Array:
+            return jnp.pad(buffer[:, :, :, :capacity], [(0, 0)] * 3 + [(0, more), (0, 0)])
+
+        return replace(self, k=part(self.k), v=part(self.v), length=jnp.full_like(self.length, length))
+
     def grow(self, capacity: int) -> "KVCache":
         """The same content with at least `capacity` slots, outside `jit`; this cache cannot be used afterwards.
 

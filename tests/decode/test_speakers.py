@@ -170,8 +170,8 @@ def test_a_row_that_pauses_stays_what_it_is(omni: Omni) -> None:
         speakers.insert(b, request, words, hidden)
     speakers.advance()
     before = jax.device_get(jax.tree.map(jnp.copy, speakers.state))
-    args = (np.zeros((2, 32), np.int32), np.asarray([0, 4], np.int32), speakers.values)
-    static = {"declaration": speakers.declaration, "plan": speakers.plan}
+    args = (np.zeros((2, 32), np.int32), np.asarray([0, 4], np.int32), speakers.voices.values)
+    static = {"declaration": speakers.declaration, "plan": speakers.voices.plan}
     frames, after = decode_frames(speakers.params, speakers.embed(), speakers.state, *args, **static)
     codes, after = np.asarray(frames.codes), jax.device_get(after)
     assert (codes[0] < 0).all() and (codes[1, :, :4] >= 0).all() and (codes[1, :, 4:] < 0).all()

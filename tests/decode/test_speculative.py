@@ -103,8 +103,9 @@ def test_no_transfer_and_no_compilation_between_rounds(omnis: Callable[[str], Om
     assert decode_rounds._cache_size() == compiled
     # A chunk is one program, and nothing in it speaks to the host. (The transfer guard sees nothing on CPU.)
     static = {"proposer": drafting.proposer, "declaration": engine.target.declaration}
-    static |= {"plan": engine.target.sampling_plan, "verify_tokens": 4}
-    asked_for = (engine.params, state, np.int32(8), engine.target.stop_ids, engine.target.values)
+    drawing = engine.target.drawings.own
+    static |= {"plan": drawing.plan, "verify_tokens": 4}
+    asked_for = (engine.params, state, np.int32(8), drawing.stop_ids, drawing.values)
     program = decode_rounds.lower(*asked_for, **static).compile().as_text()
     assert "while(" in program and not re.findall(r"callback|infeed|outfeed|= \S+ (?:send|recv)\(", program)
 

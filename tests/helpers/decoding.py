@@ -46,7 +46,8 @@ class Asked:
         return PlainEngine(*parts, self.sampling, self.stop_ids)
 
     def requests(self) -> list[Request]:
-        return requests_for(self.batch, Limits(self.new, self.stop_ids), self.seed[: len(self.batch.token_ids)])
+        seeds = self.seed[: len(self.batch.token_ids)]
+        return requests_for(self.batch, Limits(self.new, self.stop_ids), seeds, self.sampling)
 
     def run(self, engine: Engine) -> list[Request]:
         requests = self.requests()

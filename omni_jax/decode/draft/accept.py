@@ -36,8 +36,9 @@ def accept_matching(
     """Emit the drafted tokens that the target draws too and one of its own.
 
     logits float32 [B, W, V]: the target's after each node. length int32 [B]: tokens before the first node. stop_ids
-    int32 [m]. Returns the tokens int32 [B, longest], -1 after the last; the node after which each was drawn, int32
-    [B, longest]; and the rows. A row that is done emits nothing; stop ids and the budget end a row.
+    int32 [m], or [B, m] of each row. Returns the tokens int32 [B, longest], -1 after the last; the node after which
+    each was drawn, int32 [B, longest]; and the rows. A row that is done emits nothing; stop ids and the budget end a
+    row.
     """
 
     def position(carry: tuple, _: None) -> tuple:

@@ -7,7 +7,7 @@ were accepted lately.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +20,13 @@ from omni_jax.decode.draft.acceptance import Rounds
 from omni_jax.decode.draft.length import DraftLengthTuner
 from omni_jax.decode.draft.loop import SpeculativeState, begin_drafting, decode_rounds, grow, rounds_for
 from omni_jax.decode.draft.plan import DraftPlan
+from omni_jax.decode.drawing import Drawing
 from omni_jax.decode.engine import PlainEngine, Prefilled, most_tokens, record
 from omni_jax.decode.prompt import pad_length
 from omni_jax.decode.request import Request
 from omni_jax.decode.text import CHUNK, NO_TOKEN
 from omni_jax.distributed import broadcast_from_first
-from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.inputs.batch import Batch
 
 # Timed chunks for each number of tokens to verify, of which the fastest counts: the first one also compiles.
 TIMED_CHUNKS = 3
@@ -47,24 +48,55 @@ class SpeculativeEngine:
 
     def prefill(self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()) -> Prefilled:
         """As `Engine.prefill`; the drafter reads the prompts too."""
-        batch = pad_length(batch, bucket(batch.token_ids.shape[1]))
-        # The wanted ones come first.
-        order: tuple[int, ...] = tuple(dict.fromkeys((*taps, *self.proposer.taps)))
         capacity = self.capacity(most_tokens(requests, CHUNK))
-        prefilled = self.target.prefill_for(batch, requests, order, capacity)
+        prefilled = self.target.prefill_for(batch, requests, self._order(taps), capacity)
+        return self._begin(prefilled, batch, requests, taps)
+
+    def prefill_in_pieces(
+        self, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...] = ()
+    ) -> Iterator[Prefilled | None]:
+        """As `Engine.prefill_in_pieces`; the drafter, which is small, reads all that runs at the end."""
+        capacity, beginning = self.capacity(most_tokens(requests, CHUNK)), self.target.beginning(batch, requests, taps)
+        for prefilled in self.target.pieces_for(batch, requests, self._order(taps), capacity, beginning):
+            if prefilled is None:
+                yield None
+                continue
+            whole = self.target.whole(prefilled, batch, requests, taps, beginning)
+            yield replace(self._begin(prefilled, batch, requests, taps), tapped=whole)
+
+    def _order(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """The numbers of the hidden states that a prefill hands out: the wanted ones first, then those for drafts."""
+        return tuple(dict.fromkeys((*taps, *self.proposer.taps)))
+
+    def _begin(
+        self, prefilled: Prefilled, batch: Batch, requests: Sequence[Request], taps: tuple[int, ...]
+    ) -> Prefilled:
+        """What a prefill of the target gives, with the drafter's memory of the prompts."""
+        order, tapped = self._order(taps), prefilled.tapped
+        assert tapped is not None
         mine = np.asarray([order.index(number) for number in self.proposer.taps], np.int32)
-        assert prefilled.tapped is not None
+        # Of what the target has run.
+        T = tapped.shape[2]
+        token_ids = pad_length(batch, max(batch.token_ids.shape[1], prefilled.start + T)).token_ids
+        token_ids = token_ids[:, prefilled.start : prefilled.start + T]
+        (memory,) = prefilled.kept or (None,)
         state = begin_drafting(
             self.params,
             prefilled.state,
-            prefilled.tapped[mine],
-            np.repeat(batch.token_ids, len(requests) // len(batch.token_ids), axis=0),
+            tapped[mine],
+            np.repeat(token_ids, len(requests) // len(token_ids), axis=0),
             np.asarray([request.drafts for request in requests]),
+            memory,
+            np.int32(prefilled.start),
             proposer=self.proposer,
             declaration=self.target.declaration,
             capacity=prefilled.state.cache.capacity,
         )
-        return Prefilled(prefilled.chunk, state, prefilled.tapped[: len(taps)] if taps else None)
+        return Prefilled(prefilled.chunk, state, tapped[: len(taps)] if taps else None)
+
+    def keep(self, state: SpeculativeState, b: int, request: Request) -> None:
+        """As `Engine.keep`: the cache and the drafter's memory."""
+        self.target.keep_row((state.decode.cache, state.memory), b, request)
 
     def capacity(self, tokens: int) -> int:
         """As `Engine.capacity`: a round writes all that it drafts, even if little of it is accepted."""
@@ -89,11 +121,12 @@ class SpeculativeEngine:
         return ChunkPlan(rounds_for(steps, max_emitted), max_emitted, verify_tokens)
 
     def dispatch(
-        self, state: SpeculativeState, plan: ChunkPlan, until: int | None = None
+        self, state: SpeculativeState, plan: ChunkPlan, rows: Sequence[Request | None] = (), until: int | None = None
     ) -> tuple[Chunk, SpeculativeState]:
         """As `Engine.dispatch`."""
-        tokens, state = self._run(state, plan, self.target.stop_ids, until)
-        return Chunk(tokens, plan, self.target.columns, fewest=plan.rounds if until is None else 0), state
+        drawing = self.target.drawings.of_chunk(rows)
+        tokens, state = self._run(self.target.drawings.fit(state, drawing), plan, drawing, until)
+        return Chunk(tokens, plan, drawing.columns, fewest=plan.rounds if until is None else 0), state
 
     def receive(self, chunk: Chunk, rows: Sequence[Request | None]) -> None:
         """As `Engine.receive`; what rounds gave is learned from."""
@@ -106,12 +139,13 @@ class SpeculativeEngine:
     def stats(self, request: Request) -> dict[str, Any]:
         """Rounds, tokens that each gave (the target's own and the accepted drafts) and could give, and sums.
 
-        Nothing for a request that does not draft.
+        None of these for a request that does not draft.
         """
         if not request.drafts:
-            return {}
+            return self.target.stats(request)
         rounds = rounds_of(request)
         return {
+            **self.target.stats(request),
             "rounds": len(rounds.given),
             "tokens_per_round": rounds.mean,
             "drafted": request.verified - len(rounds.given),
@@ -121,18 +155,18 @@ class SpeculativeEngine:
         }
 
     def _run(
-        self, state: SpeculativeState, plan: ChunkPlan, stop_ids: np.ndarray, until: int | None = None
+        self, state: SpeculativeState, plan: ChunkPlan, drawing: Drawing, until: int | None = None
     ) -> tuple[jax.Array, SpeculativeState]:
         assert plan.verify_tokens is not None
         return decode_rounds(
             self.params,
             state,
             np.int32(plan.rounds),
-            stop_ids,
-            self.target.values,
+            drawing.stop_ids,
+            drawing.values,
             proposer=self.proposer,
             declaration=self.target.declaration,
-            plan=self.target.sampling_plan,
+            plan=drawing.plan,
             verify_tokens=plan.verify_tokens,
             drawn=self.drawn,
             until=np.int32(state.decode.cache.rows if until is None else until),
@@ -150,9 +184,13 @@ class SpeculativeEngine:
         return measured[size]
 
     def _seconds(self, state: SpeculativeState, verify_tokens: int) -> float:
-        """Seconds of a round after this prompt: chunks of rounds run on copies, and their tokens are dropped."""
-        plan, seconds = self.plan_of(verify_tokens, CHUNK), []
-        never = np.full(self.target.stop_ids.shape, NO_TOKEN, np.int32)
+        """Seconds of a round after this prompt: chunks of rounds run on copies, and their tokens are dropped.
+
+        All rows draw as the call says, and nothing stops them.
+        """
+        plan, seconds, drawing = self.plan_of(verify_tokens, CHUNK), [], self.target.drawings.own
+        drawing = replace(drawing, stop_ids=np.full_like(drawing.stop_ids, NO_TOKEN))
+        state = self.target.drawings.fit(state, drawing)
         for _ in range(TIMED_CHUNKS):
             trial = jax.tree.map(jnp.copy, state)
             rows = trial.decode.rows
@@ -160,7 +198,7 @@ class SpeculativeEngine:
             trial = replace(trial, decode=replace(trial.decode, rows=rows))
             jax.block_until_ready(trial)
             start = time.perf_counter()
-            np.asarray(self._run(trial, plan, never)[0])
+            np.asarray(self._run(trial, plan, drawing)[0])
             seconds.append((time.perf_counter() - start) / plan.rounds)
         return min(seconds)
 

@@ -120,13 +120,15 @@ def features_of(tapped: jax.Array) -> jax.Array:
     return jnp.moveaxis(tapped, 0, 2).reshape(B, T, n * D)
 
 
-@partial(jax.jit, static_argnames=("proposer", "declaration", "capacity"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("proposer", "declaration", "capacity"), donate_argnames=("state", "memory"))
 def begin_drafting(
     params: tuple[dict, Any],
     state: DecodeState,
     tapped: jax.Array,
     token_ids: Array,
     drafting: Array,
+    memory: Any | None = None,
+    start: Array | int = 0,
     *,
     proposer: Proposer,
     declaration: Declaration,
@@ -134,15 +136,18 @@ def begin_drafting(
 ) -> SpeculativeState:
     """The state after a prefill that tapped hidden states [n, B, T, D] of the prompts int32 [B, T].
 
-    drafting: bool [B], which rows draft. The state given is donated.
+    drafting: bool [B], which rows draft. memory: of `start` tokens before these, with room for `capacity`; by default
+    there are none. The state and the memory given are donated.
     """
     thinker: Thinker = bind(declaration, params[0])
-    features, length = features_of(tapped), state.cache.length
+    features, length = features_of(tapped), state.cache.length - start
     B, T, _ = features.shape
     ids = jnp.asarray(token_ids)
     following = jnp.roll(ids, -1, axis=1)
     following = jnp.where(jnp.arange(T) == length[:, None] - 1, state.rows.token[:, None], following)
-    memory = lay_over(proposer.empty(params[1], B, capacity, features.dtype), declaration.mesh)
+    if memory is None:
+        memory = proposer.empty(params[1], B, capacity, features.dtype)
+    memory = lay_over(memory, declaration.mesh)
     memory = proposer.remember(params[1], thinker, memory, Seen(ids, following, features, length))
     return lay_over(SpeculativeState(state, memory, jnp.asarray(drafting)), declaration.mesh)
 
@@ -170,9 +175,9 @@ def decode_rounds(
     """Run up to `rounds` rounds (at most those of a chunk): tokens int32 [B, R, n], -1 where none, and the next state.
 
     Tokens are as `reported` gives them. n is the most that a round gives, R the rounds of a chunk. params: the
-    Thinker's and the drafter's. stop_ids: int32 [m]. verify_tokens: W, the tokens that a round verifies, 1 for rounds
-    without a draft. drawn: whether drafts are drawn as the plan says, not greedily. until: as in `decode_chunk`. The
-    caches must have room for what the rounds give and the last one writes.
+    Thinker's and the drafter's. stop_ids, values: as in `decode_chunk`. verify_tokens: W, the tokens that a round
+    verifies, 1 for rounds without a draft. drawn: whether drafts are drawn as the plan says, not greedily. until: as in
+    `decode_chunk`. The caches must have room for what the rounds give and the last one writes.
     """
     thinker: Thinker = bind(declaration, params[0])
     B = state.decode.rows.token.shape[0]

@@ -10,7 +10,7 @@ it says alone; a reply without a spoken token gives no audio instead of an error
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.inputs.speech import SpeechPrompt, speaker_ids, speech_prompt
+from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from omni_jax.settings import Voice
 
 
@@ -46,10 +47,12 @@ class SpeechRequest:
     """What is known before the first token is drawn, checked, in NumPy: the prompts of B rows and their limits.
 
     prompt: the first spoken token, its last column, is not known yet. budget: int32 [B], the most frames of each row.
+    voice: of all rows.
     """
 
     prompt: SpeechPrompt
     budget: np.ndarray
+    voice: Voice
 
     @classmethod
     def read(cls, batch: Batch, voice: Voice, config: OmniConfig) -> "SpeechRequest":
@@ -64,7 +67,7 @@ class SpeechRequest:
                 f"the Talker's context of {context} does not hold a prompt of {int(prompt.length.max())} columns; "
                 "shorten the conversation or its media, or leave out speech"
             )
-        return cls(prompt, np.minimum(room, min(voice.max_frames, context)).astype(np.int32))
+        return cls(prompt, np.minimum(room, min(voice.max_frames, context)).astype(np.int32), voice)
 
     @property
     def has_media(self) -> bool:
@@ -77,7 +80,7 @@ class SpeechRequest:
         for row, ids, column in zip(text_ids, spoken, last.tolist(), strict=True):
             row[column] = ids[0] if ids else row[column]
         silent = np.asarray([not ids for ids in spoken])
-        return SpeechRequest(replace(self.prompt, text_ids=text_ids), np.where(silent, 0, self.budget))
+        return replace(self, prompt=replace(self.prompt, text_ids=text_ids), budget=np.where(silent, 0, self.budget))
 
     def padded(self) -> SpeechPrompt:
         """The prompts with a bucketed number of columns."""
@@ -100,15 +103,16 @@ class SpeechRequest:
 class Speaker:
     """One row that speaks.
 
-    text: what it says. columns: of its prompt. budget: the most frames that it makes. codes: those so far, int32
-    [Q, frames]. seconds: of the steps in which it took part. running: whether its prompt has run. done: whether it has
-    made its last frame, or was given up.
+    text: what it says. columns: of its prompt. budget: the most frames that it makes. codes: those so far, int32 [Q,
+    frames]. voice: how they are drawn. seconds: of the steps in which it took part. running: whether its prompt has
+    run. done: whether it has made its last frame, or was given up.
     """
 
     text: Text
     columns: int
     budget: int
     codes: np.ndarray
+    voice: Voice
     seconds: float = 0.0
     running: bool = False
     done: bool = False
@@ -140,3 +144,12 @@ class Speaker:
         """Note the codes int32 [Q, n] of its next frames, and the seconds of the step."""
         self.codes = np.concatenate([self.codes, codes], axis=1)
         self.seconds += seconds
+
+    def stats(self, wave: np.ndarray) -> dict[str, Any]:
+        """What the stats of a reply report of its speech; wave: its sound, float32 [samples]."""
+        return {
+            "frames": self.made,
+            "audio_seconds": len(wave) / SAMPLES_PER_SECOND,
+            "speech_finish_reason": "length" if self.cut else "stop",
+            "talker_seconds": self.seconds,
+        }

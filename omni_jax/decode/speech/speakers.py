@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.rows import idle, insert
+from omni_jax.decode.rows import idle, insert, noting_alike
 from omni_jax.decode.speech.speaker import Speaker, SpeechRequest, Text
 from omni_jax.decode.speech.talker_loop import (
     FRAMES,
@@ -26,7 +26,7 @@ from omni_jax.decode.speech.talker_loop import (
     grow,
     prefill_talker,
 )
-from omni_jax.decode.speech.voice import speech_plan, speech_values
+from omni_jax.decode.speech.voice import Voices
 from omni_jax.models.param import Declaration
 from omni_jax.ops.cache import capacity_for
 from omni_jax.settings import Voice
@@ -59,8 +59,8 @@ class Speakers:
         speaker.done, speaker.codes, speaker.cut, speaker.seconds
         speakers.free(b)                                       # it is done, or no longer wanted
 
-    `fill` gives all rows at once instead, whose prompts then run as one batch. Speakers and limits are each row's own;
-    how codes are drawn is one for all.
+    `fill` gives all rows at once instead, whose prompts then run as one batch. Voices are each row's own; rows that
+    draw codes in other ways than the call share one program that can draw in any way.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Speakers:
         """Nothing is read or computed here.
 
         params, declaration: the Talker's. embed: gives the Thinker's token embeddings [V, D], on the Talker's devices.
-        voice: how codes are drawn; its speaker and limit are ignored. rows: their number, a multiple of what the mesh
+        voice: of the call; its speaker and limit are ignored. rows: their number, a multiple of what the mesh
         splits rows into.
         """
         assert config.talker is not None
         self.params, self.declaration, self.embed = params, declaration, embed
         self.config, self.talker = config, config.talker
-        self.plan, self.values = speech_plan(voice, config.talker), speech_values(voice)
+        self.voices = Voices(voice, config.talker)
         self.rows: list[Speaker | None] = [None] * rows
         self.state: SpeechState | None = None
         self._waiting: list[_Waiting] = []
@@ -142,7 +142,7 @@ class Speakers:
     ) -> list[Speaker]:
         """New speakers for the rows from number `first` on."""
         given = zip(texts, request.prompt.length.tolist(), request.budget.tolist(), strict=True)
-        speakers = [Speaker(text, columns, budget, self._no_codes) for text, columns, budget in given]
+        speakers = [Speaker(text, columns, budget, self._no_codes, request.voice) for text, columns, budget in given]
         # A row that was given up while it waited with others is free once they speak.
         waiting = [b for w in self._waiting for b in range(w.first, w.first + len(w.speakers))]
         rows = range(first, first + len(speakers))
@@ -170,14 +170,15 @@ class Speakers:
         prompt, mesh = request.padded(), self.declaration.mesh
         keys = _speech_keys(jnp.stack([speaker.text.key for speaker in waiting.speakers]))
         hidden = waiting.hidden
+        plan, values = self.voices.of([speaker.voice for speaker in waiting.speakers])
         state = prefill_talker(
             self.params,
             self.embed(),
             TalkerPrompt(prompt, request.budget, keys).placed(mesh),
             None if hidden is None else place(hidden, ("batch", None, None), mesh),
-            self.values,
+            values,
             declaration=self.declaration,
-            plan=self.plan,
+            plan=plan,
             capacity=capacity_for(prompt.text_ids.shape[1]),
         )
         self._put(waiting.first, state)
@@ -188,7 +189,8 @@ class Speakers:
             self.state = state
             return
         running = idle(state, rows=len(self.rows)) if self.state is None else self.state
-        self.state = insert(grow(running, capacity=state.cache.capacity), state, np.int32(first))
+        running, row = noting_alike(grow(running, capacity=state.cache.capacity), state)
+        self.state = insert(running, row, np.int32(first))
 
     def _speak(self, count: np.ndarray) -> list[np.ndarray]:
         """Up to count[b] (int32 [B]) more frames of each row b, int32 [Q, n]."""
@@ -196,15 +198,16 @@ class Speakers:
         # A row that pauses also writes in every step, into the column after those that it keeps.
         kept = zip(self.rows, count.tolist(), strict=True)
         most = max(s.columns + min(s.made + n + 1, s.budget) for s, n in kept if s and s.running and not s.done)
+        plan, values = self.voices.of([None if s is None else s.voice for s in self.rows])
         made, self.state = decode_frames(
             self.params,
             self.embed(),
-            grow(self.state, capacity=capacity_for(most)),
+            self.voices.fit(grow(self.state, capacity=capacity_for(most)), plan),
             self._text_ids(),
             count,
-            self.values,
+            values,
             declaration=self.declaration,
-            plan=self.plan,
+            plan=plan,
         )
         codes, done = jax.device_get((made.codes, made.done))
         for b, speaker in enumerate(self.rows):

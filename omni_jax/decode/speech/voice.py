@@ -1,10 +1,12 @@
 """What a voice needs beside its settings: a check with the model, and what compiled programs take of it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from omni_jax.config import OmniConfig, TalkerConfig
-from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.speech.talker_loop import SpeechPlan, SpeechValues
+from omni_jax.decode.rows import note_seen
+from omni_jax.decode.sampling import Plan, Sampling, values_by_row
+from omni_jax.decode.speech.talker_loop import SpeechPlan, SpeechState, SpeechValues
 from omni_jax.errors import InputError
 from omni_jax.inputs.speech import speaker_ids
 from omni_jax.inputs.values import shown
@@ -41,6 +43,29 @@ def speech_plan(voice: Voice, config: TalkerConfig) -> SpeechPlan:
 def speech_values(voice: Voice) -> SpeechValues:
     """The traced part of how codes are drawn."""
     return SpeechValues(voice.sampling.values(), _residual(voice).values())
+
+
+class Voices:
+    """How codes are drawn of rows that speak beside each other; as in their call where no voice draws otherwise."""
+
+    def __init__(self, voice: Voice, config: TalkerConfig):
+        """voice: of the call; its speaker and limit are ignored."""
+        self.voice, self.vocab_size = voice, config.text.vocab_size
+        self.plan, self.values = speech_plan(voice, config), speech_values(voice)
+        # For any voices side by side.
+        self._shared = SpeechPlan(Plan(False, True, self.vocab_size), RESIDUAL.plan(config.code_predictor.vocab_size))
+
+    def of(self, voices: Sequence[Voice | None]) -> tuple[SpeechPlan, SpeechValues]:
+        """How these rows draw, None for one that makes no frame: the static part, and values [B, 1] or for all rows."""
+        if all(voice is None or voice.sampling == self.voice.sampling for voice in voices):
+            return self.plan, self.values
+        known = [self.voice if voice is None else voice for voice in voices]
+        first, residual = ([one(voice) for voice in known] for one in (lambda voice: voice.sampling, _residual))
+        return self._shared, SpeechValues(values_by_row(first), values_by_row(residual))
+
+    def fit(self, state: SpeechState, plan: SpeechPlan) -> SpeechState:
+        """The state with as much noted about its rows as the plan needs."""
+        return note_seen(state, self.vocab_size if plan.first.penalised else 0)
 
 
 def _residual(voice: Voice) -> Sampling:

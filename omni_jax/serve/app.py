@@ -1,0 +1,254 @@
+"""The routes of the server, and nothing else: each reads its request, has `Serving` do the work, and sends the answer.
+
+POST /v1/chat/completions, /v1/audio/transcriptions, /v1/audio/speech; GET /, which is the page, /v1/models,
+/v1/models/NAME, /health, /metrics. Errors are OpenAI's objects everywhere. Of a client that goes away, the work is
+stopped.
+"""
+
+import asyncio
+import sys
+import traceback
+from base64 import b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from omni_jax.errors import InputError
+from omni_jax.files import parse_json
+from omni_jax.serve import sounds
+from omni_jax.serve.answered import model_body, sse
+from omni_jax.serve.asked import check_model, read_chat
+from omni_jax.serve.asked_audio import AskedSpeech, AskedTranscript, read_speech, read_transcription
+from omni_jax.serve.errors import RequestError, invalid, request_error
+from omni_jax.serve.guard import Bounds, Guard
+from omni_jax.serve.serving import Serving
+
+T = TypeVar("T")
+P = TypeVar("P", str, bytes)
+PAGE = Path(__file__).with_name("page.html")
+GONE = 499  # the status of requests whose clients have left, which nobody reads
+_JSON = ("", "application/json", "text/json")
+_MOST_FIELDS = 32  # of a form
+
+
+def make_app(serving: Serving, key: str | None, bounds: Bounds, drain_seconds: float) -> Guard:
+    """The ASGI application of a server.
+
+    key: without it requests are refused; None for anybody. drain_seconds: what runs has this time when the server ends.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        serving.service.start()
+        yield
+        await serving.service.close(drain_seconds)
+        serving.workers.close()
+        serving.metrics.close()
+
+    routes = [
+        Route("/v1/chat/completions", _counted(serving, _chat), methods=["POST"]),
+        Route("/v1/audio/transcriptions", _counted(serving, _transcription), methods=["POST"]),
+        Route("/v1/audio/speech", _counted(serving, _speech), methods=["POST"]),
+        Route("/v1/models", _counted(serving, _models)),
+        Route("/v1/models/{name:path}", _counted(serving, _model)),
+        Route("/", _counted(serving, _page)),
+        Route("/health", _counted(serving, _health)),
+        Route("/metrics", _counted(serving, _metrics)),
+    ]
+    handlers: dict[Any, Any] = {HTTPException: _http_error}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), key, bounds)
+
+
+Endpoint = Callable[[Serving, Request], Awaitable[Response]]
+
+
+def _counted(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint of Starlette, whose errors are answers and whose answers are counted."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            response = await endpoint(serving, request)
+        except HTTPException as error:
+            response = _http_error(request, error)
+        except Exception as error:
+            found = request_error(error)
+            if found.status == 500:
+                traceback.print_exc(file=sys.stderr)
+            response = JSONResponse(found.body(), found.status, headers=found.headers())
+        serving.metrics.requests.labels(request.scope["route"].path, str(response.status_code)).inc()
+        return response
+
+    return answer
+
+
+def _http_error(_: Request, error: Any) -> Response:
+    """Starlette's own errors, such as for an unknown path or a damaged form."""
+    names = {404: "there is nothing at this path; see the routes in the documentation",
+             405: "this path takes another method"}  # fmt: skip
+    found = RequestError(error.status_code, names.get(error.status_code, str(error.detail)))
+    return JSONResponse(found.body(), found.status, headers=error.headers)
+
+
+async def _chat(serving: Serving, request: Request) -> Response:
+    asked = read_chat(await _body(request), serving.defaults)
+    check_model(asked.model, serving.model)
+    if asked.stream:
+        return await _streamed(request, serving.chunks(asked), "text/event-stream")
+    return JSONResponse(await _unless_gone(request, serving.completion(asked)))
+
+
+async def _transcription(serving: Serving, request: Request) -> Response:
+    fields, sound = await _form(request)
+    asked = read_transcription(fields, sound, serving.instruction, serving.defaults)
+    check_model(asked.chat.model, serving.model)
+    if asked.chat.stream:
+        return await _streamed(request, _transcript_events(serving, asked), "text/event-stream")
+
+    async def write_down() -> str:
+        body = await serving.completion(asked.chat)
+        return body["choices"][0]["message"]["content"]
+
+    text = await _unless_gone(request, write_down())
+    return PlainTextResponse(text) if asked.form == "text" else JSONResponse({"text": text})
+
+
+async def _transcript_events(serving: Serving, asked: AskedTranscript) -> AsyncGenerator[str, None]:
+    """A transcript as OpenAI's events."""
+    text = ""
+    async with aclosing(serving.events(asked.chat)) as events:
+        async for event in events:
+            text += event.text
+            if event.text:
+                yield sse({"type": "transcript.text.delta", "delta": event.text})
+    yield sse({"type": "transcript.text.done", "text": text})
+
+
+async def _speech(serving: Serving, request: Request) -> Response:
+    asked = read_speech(await _body(request), serving.defaults)
+    check_model(asked.model, serving.model)
+    if asked.events:
+        return await _streamed(request, _speech_events(serving, asked), "text/event-stream")
+    return await _streamed(request, _sound(serving, asked), sounds.FORMATS[asked.sound])
+
+
+async def _sound(serving: Serving, asked: AskedSpeech) -> AsyncGenerator[bytes, None]:
+    """A text that is read aloud as one sound, in pieces as it is made."""
+    encoder = sounds.joined(asked.sound)
+    async with aclosing(serving.aloud(asked)) as events:
+        async for event in events:
+            if event.audio is not None and (data := encoder.add(event.audio)):
+                yield data
+    yield encoder.end()
+
+
+async def _speech_events(serving: Serving, asked: AskedSpeech) -> AsyncGenerator[str, None]:
+    """The same as OpenAI's events."""
+    frames, words = 0, 0
+    encoder = sounds.pieces(asked.sound)
+
+    def event_of(data: bytes) -> str:
+        return sse({"type": "speech.audio.delta", "audio": b64encode(data).decode()})
+
+    async with aclosing(serving.aloud(asked)) as events:
+        async for event in events:
+            if event.audio is not None and (data := encoder.add(event.audio)):
+                yield event_of(data)
+            if event.reply is not None:
+                frames, words = event.reply.stats["frames"], len(event.reply.token_ids)
+    if data := encoder.end():
+        yield event_of(data)
+    usage = {"input_tokens": words, "output_tokens": frames, "total_tokens": words + frames}
+    yield sse({"type": "speech.audio.done", "usage": usage})
+
+
+async def _models(serving: Serving, _: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [_model_of(serving)]})
+
+
+async def _model(serving: Serving, request: Request) -> Response:
+    check_model(request.path_params["name"], serving.model)
+    return JSONResponse(_model_of(serving))
+
+
+def _model_of(serving: Serving) -> dict[str, Any]:
+    return model_body(serving.model, serving.created, serving.service.running.voices)
+
+
+async def _page(_: Serving, __: Request) -> Response:
+    if not PAGE.exists():
+        raise HTTPException(404)
+    return FileResponse(PAGE)
+
+
+async def _health(serving: Serving, _: Request) -> Response:
+    status = "closing" if serving.service.closing else "healthy" if serving.service.healthy else "unhealthy"
+    return JSONResponse({"status": status}, 200 if status == "healthy" else 503)
+
+
+async def _metrics(serving: Serving, _: Request) -> Response:
+    return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _body(request: Request) -> Any:
+    """The JSON value of a body."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _JSON:
+        raise RequestError(415, f"the body is of the type {kind[:80]!r}; send it as application/json")
+    return parse_json(await request.body(), "the body", error=InputError)
+
+
+async def _form(request: Request) -> tuple[dict[str, str], bytes]:
+    """The fields of a form, and the contents of its one file."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise RequestError(415, "the body is no form; send it as multipart/form-data with a file")
+    async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
+        fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise invalid("the form has no file; send the sound as 'file'", "file")
+        return fields, await file.read()
+
+
+async def _streamed(request: Request, pieces: AsyncGenerator[P, None], kind: str) -> Response:
+    """A response of pieces; what fails before the first one has its own status."""
+    first = await _unless_gone(request, _first(pieces))
+
+    async def all_pieces() -> AsyncGenerator[P, None]:
+        async with aclosing(pieces) as rest:
+            yield first
+            async for piece in rest:
+                yield piece
+
+    return StreamingResponse(all_pieces(), media_type=kind, headers={"Cache-Control": "no-cache"})
+
+
+async def _first(pieces: AsyncGenerator[P, None]) -> P:
+    return await anext(pieces)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that is stopped when the client goes away; the body must have been read."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise RequestError(GONE, "the client has gone")
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,330 @@
+"""The JSON body of a request as a checked `Asked`: the conversation, and the settings of its reply.
+
+Accepted are the fields of OpenAI's chat API and those that clients of vLLM and SGLang add. What is stated nowhere is as
+in the server's flags. Fields that change no reply (`user`, `metadata`) are ignored, others are accepted with the value
+that changes nothing, and anything else is an error that names the field and the remedy, because a reply that ignores
+what it was asked for is worse than none. A field whose value is null is absent.
+
+    body -> read_chat -> Asked -> media.resolve, Omni.prepare -> engine -> answered
+"""
+
+import difflib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omni_jax.errors import InputError
+from omni_jax.inputs.options import Options
+from omni_jax.inputs.values import shown, whole
+from omni_jax.serve.errors import RequestError, invalid
+from omni_jax.serve.sounds import FORMATS
+from omni_jax.settings import MAX_LOGPROBS, Settings
+
+MOST_REPLIES = 128  # of one request, as OpenAI has it
+MODALITIES = ("text", "audio")
+
+# Fields whose values are settings: the name of each setting.
+SETTINGS = {
+    **{name: name for name in ("temperature", "top_p", "min_p", "repetition_penalty", "max_frames")},
+    **{f"speech_{name}": f"speech_{name}" for name in ("temperature", "top_k", "top_p", "repetition_penalty")},
+    **{f"talker_{name}": f"speech_{name}" for name in ("temperature", "top_k", "top_p", "repetition_penalty")},
+    "talker_max_new_tokens": "max_frames",
+}  # fmt: skip
+# Fields that are read one by one below.
+READ = (
+    "model", "messages", "max_tokens", "max_completion_tokens", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
+    "n", "logprobs", "top_logprobs", "tools", "tool_choice", "modalities", "audio", "voice", "speaker",
+    "chat_template_kwargs", "mm_processor_kwargs", "stream", "stream_options",
+)  # fmt: skip
+# Fields that change no reply of this model.
+IGNORED = frozenset(
+    "user store metadata service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls "
+    "reasoning_effort verbosity request_id priority cache_salt include_reasoning return_token_ids "
+    "spaces_between_special_tokens detokenize".split()
+)
+# Fields that would change a reply, with the values that do not.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "best_of": (1,), "min_tokens": (0,),
+    "length_penalty": (1,), "use_beam_search": (False,), "skip_special_tokens": (True,), "echo": (False,),
+    "add_generation_prompt": (True,), "continue_final_message": (False,), "include_stop_str_in_output": (False,),
+    "response_format": ({"type": "text"},), "functions": ([],), "function_call": ("none",), "documents": ([],),
+}  # fmt: skip
+INSTEAD = {
+    "presence_penalty": "there is repetition_penalty", "frequency_penalty": "there is repetition_penalty",
+    "functions": "write them as tools", "function_call": "write it as tool_choice",
+    "response_format": "replies are text; ask for JSON in the prompt",
+    "use_audio_in_video": "write it into mm_processor_kwargs", "fps": "write it into mm_processor_kwargs",
+    "enable_thinking": "write it into chat_template_kwargs", "prompt": "write messages",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a body may leave open: settings by name, as `Settings.read` takes them, and the id that ends a turn."""
+
+    settings: Mapping[str, Any]
+    end_id: int
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A chat request.
+
+    messages, tools: as the client wrote them; media are not looked at yet. settings: of the reply. has_limit: whether
+    the most tokens are stated, and not only the server's own limit. n: replies. text, speech: which of the two are
+    wanted. sound: the format of speech, one of `sounds.FORMATS`. stream: whether pieces are sent as they come.
+    include_usage: whether a last chunk of a stream counts tokens; continuous_usage: whether each does. model: the name
+    that was asked for.
+    """
+
+    messages: list[Any]
+    tools: list[Any] | None
+    settings: Settings
+    has_limit: bool
+    n: int = 1
+    text: bool = True
+    speech: bool = False
+    sound: str = "wav"
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
+    model: str | None = None
+
+
+def read_chat(body: Any, defaults: Defaults) -> Asked:
+    """The request that a chat body states; RequestError for one that cannot be."""
+    given = known_fields(body, (*READ, *SETTINGS), IGNORED, NEUTRAL)
+    stream, modalities = flag_of(given, "stream"), _modalities(given)
+    options = _object(given, "stream_options") if stream else {}
+    speech = "audio" in modalities
+    voice, sound = _voice(given) if speech else ({}, "wav")
+    limit = _limit(given)
+    stated = _passed(given) | _drawing(given) | _ending(given, defaults.end_id) | _preparation(given) | voice
+    settings = {**defaults.settings, **stated} | ({} if limit is None else {"max_new_tokens": limit})
+    return Asked(
+        messages=_messages(given),
+        tools=_tools(given),
+        settings=_settings(settings | {"seed": seed_of(given)}),
+        has_limit=limit is not None,
+        n=_whole(given, "n", 1, MOST_REPLIES, 1),
+        text="text" in modalities,
+        speech=speech,
+        sound=sound,
+        stream=stream,
+        include_usage=flag_of(options, "include_usage", "stream_options."),
+        continuous_usage=flag_of(options, "continuous_usage_stats", "stream_options."),
+        model=text_of(given, "model"),
+    )
+
+
+def known_fields(
+    body: Any, known: tuple[str, ...], ignored: frozenset[str], neutral: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    """The fields of a body that are known and not null; RequestError for others that cannot be ignored."""
+    if not isinstance(body, dict):
+        raise invalid(f"the body is of type {type(body).__name__}; send a JSON object")
+    given = {}
+    for name, value in body.items():
+        if value is None or name in ignored:
+            continue
+        if name in known:
+            given[name] = value
+        elif name not in neutral:
+            raise invalid(f"{name[:80]!r} is no field of this request; {_meant(name, known)}", name[:80])
+        elif not any(value == free and isinstance(value, bool) == isinstance(free, bool) for free in neutral[name]):
+            remedy = INSTEAD.get(name, f"leave it out, or send {shown(neutral[name][0])}")
+            raise invalid(f"{name} is {shown(value)}, which this server cannot do; {remedy}", name)
+    return given
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return INSTEAD.get(name) or (f"did you mean {near[0]!r}?" if near else "leave it out")
+
+
+def flag_of(given: Mapping[str, Any], name: str, where: str = "") -> bool:
+    """A field that is true or false, by default false."""
+    value = given.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise invalid(f"{where}{name} is {shown(value)}; it is true or false", where + name)
+    return bool(value)
+
+
+def text_of(given: Mapping[str, Any], name: str) -> str | None:
+    """A field that is a text, None if it is absent."""
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise invalid(f"{name} is {shown(value)}; it is a text", name)
+    return value
+
+
+def seed_of(given: Mapping[str, Any]) -> int:
+    """The seed that is stated, else one that nobody can foresee."""
+    if "seed" not in given:
+        return secrets.randbits(62)
+    return _whole(given, "seed", 0, 2**63 - MOST_REPLIES, 0)
+
+
+def _whole(given: Mapping[str, Any], name: str, least: int, most: int, otherwise: int) -> int:
+    """A field that is a whole number from `least` to `most`."""
+    try:
+        return whole(name, given.get(name, otherwise), f"it is a whole number from {least} to {most}", least, most)
+    except InputError as error:
+        raise invalid(str(error), name) from error
+
+
+def _object(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A field that is an object, without its nulls; empty if it is absent."""
+    value = given.get(name, {})
+    if not isinstance(value, dict):
+        raise invalid(f"{name} is {shown(value)}; it is an object", name)
+    return {key: one for key, one in value.items() if one is not None}
+
+
+def _checked(field: str, setting: str, value: Any) -> Any:
+    """The value of a setting after its check, whose error names the field."""
+    try:
+        Settings.read({setting: value})
+    except InputError as error:
+        raise invalid(str(error).replace(setting, field, 1), field) from error
+    return value
+
+
+def _settings(stated: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.read(stated)
+    except InputError as error:
+        raise invalid(str(error)) from error
+
+
+def _passed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings whose fields have their values."""
+    return {SETTINGS[name]: _checked(name, SETTINGS[name], value) for name, value in given.items() if name in SETTINGS}
+
+
+def _drawing(given: Mapping[str, Any]) -> dict[str, Any]:
+    """top_k, for which -1 is off too, and how many alternatives to each token are reported."""
+    stated: dict[str, Any] = {}
+    if "top_k" in given:
+        stated["top_k"] = 0 if given["top_k"] == -1 else _checked("top_k", "top_k", given["top_k"])
+    wanted = flag_of(given, "logprobs")
+    if "top_logprobs" in given and not wanted:
+        raise invalid("top_logprobs goes with logprobs: true; send both", "top_logprobs")
+    if wanted:
+        stated["logprobs"] = _whole(given, "top_logprobs", 0, MAX_LOGPROBS, 0)
+    return stated
+
+
+def _limit(given: Mapping[str, Any]) -> int | None:
+    """The most tokens of the reply, by either name; None if it is not stated."""
+    names = [name for name in ("max_completion_tokens", "max_tokens") if name in given]
+    limits = [_checked(name, "max_new_tokens", given[name]) for name in names]
+    if len({*limits}) > 1:
+        raise invalid(f"max_completion_tokens is {limits[0]} and max_tokens is {limits[1]}; send one", names[1])
+    return limits[0] if limits else None
+
+
+def _ending(given: Mapping[str, Any], end_id: int) -> dict[str, Any]:
+    """Where the reply ends: stop strings, and stop ids beside the end of the turn unless that is ignored."""
+    stop, ids = given.get("stop"), given.get("stop_token_ids", [])
+    texts = [stop] if isinstance(stop, str) else stop
+    if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+        raise invalid(f"stop is {shown(stop)}; it is a text or a list of texts", "stop")
+    if not isinstance(ids, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        raise invalid(f"stop_token_ids is {shown(ids)}; it is a list of token ids", "stop_token_ids")
+    ending = [] if flag_of(given, "ignore_eos") else [end_id]
+    return {"stop_ids": (*ending, *ids)} | ({} if texts is None else {"stop": texts})
+
+
+def _preparation(given: Mapping[str, Any]) -> dict[str, Any]:
+    """How the conversation becomes a prompt: options of the template and of media."""
+    template, media = _object(given, "chat_template_kwargs"), _object(given, "mm_processor_kwargs")
+    stated: dict[str, Any] = {}
+    for name, value in template.items():
+        if name != "enable_thinking":
+            raise invalid(f"the chat template takes no {name[:80]!r}; there is enable_thinking", "chat_template_kwargs")
+        stated["thinking"] = _checked("chat_template_kwargs.enable_thinking", "thinking", value)
+    known = [field.name for field in fields(Options)]
+    for name in media:
+        if name not in known:
+            raise invalid(f"{name[:80]!r} is no option of media; there are {', '.join(known)}", "mm_processor_kwargs")
+    own = {name: media.pop(name) for name in ("fps", "use_audio_in_video") if name in media}
+    try:
+        Settings.read({**own, "media": media})
+    except InputError as error:
+        raise invalid(f"mm_processor_kwargs: {error}", "mm_processor_kwargs") from error
+    return stated | own | ({"media": media} if media else {})
+
+
+def _modalities(given: Mapping[str, Any]) -> list[str]:
+    """What the reply is made of, by default text alone."""
+    wanted = given.get("modalities", ["text"])
+    if not isinstance(wanted, list) or not wanted or any(one not in MODALITIES for one in wanted):
+        raise invalid(f"modalities is {shown(wanted)}; it is a list of 'text', 'audio' or both", "modalities")
+    return wanted
+
+
+def _voice(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Who speaks, by any of its names, and the format of the sound."""
+    audio = _object(given, "audio")
+    voices = [given.get("voice"), given.get("speaker"), audio.get("voice")]
+    named = {name_of_voice(voice) for voice in voices if voice is not None}
+    if len(named) > 1:
+        raise invalid(f"several voices are stated: {', '.join(sorted(named))}; send one", "audio.voice")
+    return ({"speaker": named.pop()} if named else {}), format_of(audio.get("format", "wav"), "audio.format")
+
+
+def name_of_voice(voice: Any) -> str:
+    """The name of a voice, which may be wrapped as {"id": name}."""
+    name = voice.get("id") if isinstance(voice, dict) else voice
+    if not isinstance(name, str) or not name:
+        raise invalid(f"the voice is {shown(voice)}; it is the name of a speaker", "voice")
+    return name
+
+
+def format_of(value: Any, param: str) -> str:
+    """A format of sound as `sounds.FORMATS` has it."""
+    name = "pcm16" if value == "pcm" else value
+    if not isinstance(name, str) or name not in FORMATS:
+        raise invalid(f"{param} is {shown(value)}; sound is sent as {', '.join(FORMATS)}", param)
+    return name
+
+
+def _messages(given: Mapping[str, Any]) -> list[Any]:
+    messages = given.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise invalid("messages is no list, or empty; send [{'role': 'user', 'content': ...}]", "messages")
+    return [_message(message, i) if isinstance(message, dict) else message for i, message in enumerate(messages)]
+
+
+def _message(message: dict[str, Any], i: int) -> dict[str, Any]:
+    """A message without what OpenAI's replies add to it, so that clients can send replies back."""
+    if message.get("role") == "developer":
+        message = message | {"role": "system"}
+    if message.get("role") != "assistant" or "audio" not in message:
+        return message
+    if not message.get("content") and not message.get("tool_calls"):
+        raise invalid(
+            f"message {i} refers to speech by its id, and no speech is kept; send its transcript as 'content'",
+            f"messages[{i}].audio",
+        )
+    return {key: value for key, value in message.items() if key != "audio"}
+
+
+def _tools(given: Mapping[str, Any]) -> list[Any] | None:
+    """The functions that the model may call, None for none."""
+    tools, choice = given.get("tools"), given.get("tool_choice", "auto")
+    if tools is not None and not isinstance(tools, list):
+        raise invalid(f"tools is {shown(tools)}; it is a list of functions", "tools")
+    if choice not in ("auto", "none"):
+        raise invalid(f"tool_choice is {shown(choice)}, and no call can be promised; send 'auto' or 'none'",
+                      "tool_choice")  # fmt: skip
+    return None if choice == "none" or not tools else tools
+
+
+def check_model(asked: str | None, served: str) -> None:
+    """RequestError, as OpenAI has it, for a model that is not the one here; None is any."""
+    if asked is not None and asked != served:
+        message = f"there is no model {asked[:200]!r} here; this server has {served!r}"
+        raise RequestError(404, message, param="model", code="model_not_found")

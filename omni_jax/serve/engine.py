@@ -1,0 +1,272 @@
+"""The engine of the server: one thread owns JAX and runs all replies in slots; asyncio talks to it through queues.
+
+    asyncio: Service.answer(prompt) -> Ticket -> queue --.      .-- events, one queue for each reply <- asyncio
+                                                          v    |
+    thread:               Batching takes tickets as slots come free, and follows what runs
+
+A reply whose client has gone is cancelled, and frees its slot within a chunk. What fails is one reply, as far as can be
+known: the one that was just admitted, else the longest. The others run again from their prompts, which gives the same
+tokens and sound, and what their clients have already is not sent twice.
+"""
+
+import asyncio
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, replace
+from math import ceil
+
+import numpy as np
+
+from omni_jax.decode.answers import Follower
+from omni_jax.decode.batching import Admission, Batching
+from omni_jax.decode.prompt import Prompt
+from omni_jax.decode.reply import Event, Logprobs
+from omni_jax.decode.speech.aloud import Said
+from omni_jax.errors import InputError
+from omni_jax.serve.errors import RequestError, invalid, request_error
+from omni_jax.serve.readings import Readings
+from omni_jax.serve.running import Running, failed_request
+
+ATTEMPTS = 3  # of a reply, when others make the engine fail
+MOST_RETRY_SECONDS = 60
+
+
+class Once:
+    """Lets through what was not sent before: a reply that runs again has the same beginning."""
+
+    def __init__(self) -> None:
+        self._sent = [0, 0, 0, 0]
+        self.restart()
+
+    def restart(self) -> None:
+        """The next events are from the beginning of the reply again."""
+        self._seen = [0, 0, 0, 0]
+
+    def new(self, event: Event) -> Event:
+        """What of an event is new."""
+        wave = np.zeros(0, np.float32) if event.audio is None else event.audio
+        skips = []
+        for i, length in enumerate(map(len, (event.text, event.reasoning, event.token_ids, wave))):
+            skips.append(min(max(self._sent[i] - self._seen[i], 0), length))
+            self._seen[i] += length
+            self._sent[i] = max(self._sent[i], self._seen[i])
+        text, thought, token, sample = skips
+        logprobs = event.logprobs
+        if logprobs is not None:
+            logprobs = Logprobs(logprobs.token[token:], logprobs.top_ids[token:], logprobs.top[token:])
+        return replace(
+            event,
+            text=event.text[text:],
+            reasoning=event.reasoning[thought:],
+            token_ids=event.token_ids[token:],
+            audio=None if event.audio is None else wave[sample:],
+            logprobs=logprobs,
+        )
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A reply that a client waits for, or a text to read aloud.
+
+    prompt: of a reply. said: the text. events: where the engine puts them, and at last None or an error. once: what was
+    sent. cancelled: whether nobody waits any more. attempts: how often it was begun.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    prompt: Prompt | None = None
+    said: Said | None = None
+    events: asyncio.Queue[Event | Exception | None] = field(default_factory=asyncio.Queue)
+    once: Once = field(default_factory=Once)
+    cancelled: bool = False
+    attempts: int = 0
+
+    def put(self, event: Event | Exception | None) -> None:
+        """Hand an event to the client's side, from the engine's thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:  # the loop is closed: nobody waits
+            self.cancelled = True
+
+
+class Service:
+    """Runs replies to prompts until it is closed."""
+
+    def __init__(self, running: Running, waiting: int = 64):
+        """running: how the model is run. waiting: the most replies that wait for a slot."""
+        self.running, self.waiting = running, waiting
+        self.accepted = 0
+        self.closing = False
+        self._tickets: queue.Queue[Ticket | None] = queue.Queue()
+        self._again: deque[Ticket] = deque()
+        self._following: dict[int, tuple[Ticket, Follower]] = {}
+        self._readings: Readings[Ticket] = running.readings()
+        self._number, self._seconds, self._failures = 0, 1.0, 0
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether replies can be expected: the thread runs, and does not fail again and again."""
+        return self._thread.is_alive() and self._failures < ATTEMPTS
+
+    @property
+    def active(self) -> int:
+        """The number of replies that the engine has taken and not finished."""
+        return len(self._following) + self._readings.count
+
+    @contextmanager
+    def places(self, n: int) -> Iterator[None]:
+        """Room for n replies while a request is worked on; RequestError 429 if there is none, 503 while closing."""
+        if self.closing:
+            raise RequestError(503, "the server is shutting down; ask another one", code="shutting_down")
+        most = self.running.slots + self.waiting
+        if n > most:
+            raise invalid(f"{n} replies are more than the {most} that this server holds at once; ask for fewer", "n")
+        if self.accepted + n > most:
+            raise RequestError(429, f"{self.accepted} replies are under way or wait, of at most {most}; try again soon",
+                               code="queue_full", retry_seconds=self._retry_seconds())  # fmt: skip
+        self.accepted += n
+        try:
+            yield
+        finally:
+            self.accepted -= n
+
+    async def answer(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
+        """The events of the reply to a prompt, the last one with the whole reply; what fails is raised.
+
+        Leave the iterator early, or close it, to cancel the reply.
+        """
+        ticket = Ticket(asyncio.get_running_loop())
+        ticket.prompt = replace(prompt, cancelled=lambda: ticket.cancelled)
+        async with aclosing(self._events(ticket)) as events:
+            async for event in events:
+                yield event
+
+    async def read_aloud(self, said: Said) -> AsyncGenerator[Event, None]:
+        """The events of a text that is read aloud, as `answer` has them."""
+        async with aclosing(self._events(Ticket(asyncio.get_running_loop(), said=said))) as events:
+            async for event in events:
+                yield event
+
+    async def _events(self, ticket: Ticket) -> AsyncGenerator[Event, None]:
+        """The events of a ticket, which the engine gets now."""
+        self._tickets.put(ticket)
+        start = time.monotonic()
+        try:
+            while (event := await ticket.events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+            self._seconds += 0.1 * (time.monotonic() - start - self._seconds)
+        finally:
+            ticket.cancelled = True
+
+    async def close(self, seconds: float) -> None:
+        """Finish what runs, for at most so many seconds, then cancel it; no more is taken."""
+        self.closing = True
+        self._tickets.put(None)
+        await asyncio.to_thread(self._thread.join, seconds)
+        for ticket, _ in list(self._following.values()):
+            ticket.cancelled = True
+        self._readings.cancel()
+        await asyncio.to_thread(self._thread.join, 10.0)
+
+    def _retry_seconds(self) -> int:
+        """About when a place comes free."""
+        rounds = 1 + max(self.accepted - self.running.slots, 0) // self.running.slots
+        return min(max(ceil(self._seconds * rounds / 2), 1), MOST_RETRY_SECONDS)
+
+    def _work(self) -> None:
+        """The thread: run replies, and those that are left once more after each failure, until it is closed."""
+        while not self._run():
+            pass
+
+    def _run(self) -> bool:
+        """Run replies: whether the service is closed, and did not fail."""
+        batching = self.running.batching(self._admissions())
+        try:
+            for finished in batching.run():
+                self._send({request.number for request in finished}, batching)
+                self._readings.step()
+                self._failures = 0
+            return True
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            self._failures += 1
+            self._fail(batching, request_error(error))
+            # Frames of the loop hold its caches.
+            traceback.clear_frames(error.__traceback__)
+        return False
+
+    def _admissions(self) -> Iterator[Admission | None]:
+        """Prompts for free slots, one ahead; None while there are none and others run."""
+        while True:
+            ticket = self._next()
+            if ticket is None and self._following:
+                yield None
+            elif ticket is None and self._readings.busy:
+                self._readings.step()
+            elif ticket is None and self.closing:
+                return
+            elif ticket is None:
+                continue
+            elif ticket.said is not None:
+                self._readings.add(ticket)
+            elif ticket.cancelled:
+                ticket.put(None)
+            elif ticket.prompt is not None and (admission := self._admitted(ticket, ticket.prompt)) is not None:
+                yield admission
+
+    def _next(self) -> Ticket | None:
+        """The next ticket; None if there is none now, and something runs, or if the service closes."""
+        if self._again:
+            return self._again.popleft()
+        try:
+            return self._tickets.get(block=not (self._following or self._readings.busy or self.closing))
+        except queue.Empty:
+            return None
+
+    def _admitted(self, ticket: Ticket, prompt: Prompt) -> Admission | None:
+        """The request of a ticket's prompt; None for one that cannot be, whose client is told."""
+        self._number, ticket.attempts = self._number + 1, ticket.attempts + 1
+        ticket.once.restart()
+        try:
+            admission = self.running.admission(prompt, self._number)
+            self._following[self._number] = ticket, self.running.follower(admission)
+            return admission
+        except Exception as error:
+            if not isinstance(error, InputError):
+                traceback.print_exc(file=sys.stderr)
+            ticket.put(request_error(error))
+            return None
+
+    def _send(self, finished: set[int], batching: Batching) -> None:
+        """Send what is new of all replies, and the end of those that are finished."""
+        for number, (ticket, follower) in list(self._following.items()):
+            for event in follower.events():
+                ticket.put(ticket.once.new(event))
+            if number in finished:
+                request = follower.request
+                last = follower.last(batching.engine.stats(request), {"seconds": request.seconds})
+                ticket.put(ticket.once.new(last))
+                ticket.put(None)
+                del self._following[number]
+
+    def _fail(self, batching: Batching, error: Exception) -> None:
+        """Give up the reply that made the loop fail, and have the others run again."""
+        guilty = failed_request(batching, [follower.request for _, follower in self._following.values()])
+        for ticket, follower in self._following.values():
+            if follower.request is guilty or ticket.attempts >= ATTEMPTS:
+                ticket.put(error)
+            else:
+                self._again.append(ticket)
+        self._following.clear()

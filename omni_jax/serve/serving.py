@@ -1,0 +1,172 @@
+"""What a server does with a request that was read: from `Asked` to the pieces of its answer.
+
+Asked -> media (bytes) -> workers (batch) -> Prompts, one per reply -> Service -> events, timed -> answered
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omni_jax.decode.prompt import Prompt
+from omni_jax.decode.reply import Event
+from omni_jax.inputs.batch import Batch
+from omni_jax.serve.answered import DONE, ChatStream, Choice, Heading, Usage, completion_body, sse
+from omni_jax.serve.asked import Asked, Defaults
+from omni_jax.serve.asked_audio import AskedSpeech
+from omni_jax.serve.engine import Service
+from omni_jax.serve.errors import request_error
+from omni_jax.serve.media import Media
+from omni_jax.serve.metrics import Metrics
+from omni_jax.serve.workers import Workers
+
+SHORT_CHARACTERS = 20_000  # of a conversation that is prepared in the server's own process
+TRANSCRIBE = "Transcribe the {language}audio into text."
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """The parts of a server.
+
+    model: its name. created: when it started, in seconds since 1970. instruction: what a request for a transcript asks
+    the model, with "{language}" where the name of a language and a space go.
+    """
+
+    model: str
+    created: int
+    service: Service
+    workers: Workers
+    media: Media
+    defaults: Defaults
+    metrics: Metrics
+    instruction: str = TRANSCRIBE
+
+    async def completion(self, asked: Asked) -> dict[str, Any]:
+        """A whole chat completion."""
+        choices, usage = self._choices(asked), None
+        with self.service.places(asked.n):
+            batch = await self.prepare(asked)
+            usage = Usage.of_prompt(batch)
+            async with aclosing(self._together(self._prompts(asked, batch))) as events:
+                async for index, event in events:
+                    choices[index].take(event)
+                    usage.add(event, event.reply)
+        # Compressing a long sound takes a while.
+        return await asyncio.to_thread(completion_body, Heading(self.model), choices, usage)
+
+    async def chunks(self, asked: Asked) -> AsyncGenerator[str, None]:
+        """A chat completion as events of a stream; an error after the first one is an event too."""
+        with self.service.places(asked.n):
+            batch = await self.prepare(asked)
+            stream = ChatStream(asked, Heading(self.model), self._choices(asked), Usage.of_prompt(batch))
+            begun = False
+            try:
+                async with aclosing(self._together(self._prompts(asked, batch))) as events:
+                    async for index, event in events:
+                        if not begun:
+                            yield stream.begin()
+                        begun = True
+                        if chunk := stream.add(index, event):
+                            yield chunk
+                yield stream.end()
+            except Exception as error:
+                if not begun:
+                    raise
+                yield sse(request_error(error).body()) + DONE
+
+    async def events(self, asked: Asked) -> AsyncGenerator[Event, None]:
+        """The events of the one reply to a request."""
+        with self.service.places(1):
+            batch = await self.prepare(asked)
+            async with aclosing(self._together(self._prompts(asked, batch))) as events:
+                async for _, event in events:
+                    yield event
+
+    async def aloud(self, asked: AskedSpeech) -> AsyncGenerator[Event, None]:
+        """The events of a text that is read aloud."""
+        settings, seed = asked.settings, asked.settings.seed
+        assert isinstance(seed, int)
+        with self.service.places(1):
+            said = await asyncio.to_thread(self.service.running.said, asked.text, settings.voice, seed)
+            watch = self.metrics.watch(len(said.words.spoken))
+            async with aclosing(self.service.read_aloud(said)) as events:
+                async for event in events:
+                    watch.event(event)
+                    yield event
+
+    async def prepare(self, asked: Asked) -> Batch:
+        """The prepared conversation of a request."""
+        preparation = asked.settings.preparation
+        options = {
+            "use_audio_in_video": preparation.use_audio_in_video,
+            "fps": preparation.fps,
+            "media": preparation.media,
+            "enable_thinking": preparation.thinking,
+        }
+        messages = await self.media.resolve(asked.messages)
+        conversation = {"messages": messages, "tools": asked.tools}
+        if _is_short_text(messages):  # which does not wait until media of others are decoded
+            return await asyncio.to_thread(self.service.running.omni.processor.prepare, conversation, **options)
+        return await self.workers.prepare(conversation, options)
+
+    def _choices(self, asked: Asked) -> list[Choice]:
+        tokenizer = self.service.running.omni.processor.tokenizer
+        return [Choice(index, asked, tokenizer) for index in range(asked.n)]
+
+    def _prompts(self, asked: Asked, batch: Batch) -> list[Prompt]:
+        """A prompt for each reply; reply i of seed s is that of seed s + i."""
+        settings, ending = asked.settings, asked.settings.ending
+        limit = ending.max_new_tokens
+        if not asked.has_limit:
+            context = self.service.running.omni.config.thinker.text.max_position_embeddings
+            limit = max(min(limit, context - int(batch.mask.sum())), 1)
+        assert isinstance(settings.seed, int)
+        first = Prompt(
+            batch,
+            settings.seed,
+            limit,
+            speech=asked.speech,
+            sampling=settings.sampling,
+            stop=ending.stop if ending.stop is not None else (),
+            stop_ids=ending.stop_ids,
+            voice=settings.voice if asked.speech else None,
+        )
+        return [replace(first, seed=settings.seed + i) for i in range(asked.n)]
+
+    async def _together(self, prompts: Sequence[Prompt]) -> AsyncGenerator[tuple[int, Event], None]:
+        """The events of the replies to prompts as they come, each with the number of its prompt."""
+        arrived: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
+
+        async def follow(index: int, prompt: Prompt) -> None:
+            watch = self.metrics.watch(int(prompt.batch.mask.sum()))
+            try:
+                async with aclosing(self.service.answer(prompt)) as events:
+                    async for event in events:
+                        watch.event(event)
+                        arrived.put_nowait((index, event))
+                arrived.put_nowait((index, None))
+            except Exception as error:
+                arrived.put_nowait((index, error))
+
+        tasks = [asyncio.create_task(follow(i, prompt)) for i, prompt in enumerate(prompts)]
+        try:
+            left = len(tasks)
+            while left:
+                index, event = await arrived.get()
+                if isinstance(event, Exception):
+                    raise event
+                left -= event is None
+                if event is not None:
+                    yield index, event
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_short_text(messages: Sequence[Any]) -> bool:
+    """Whether messages have no parts that may be media, and little text."""
+    contents = [message.get("content") if isinstance(message, dict) else None for message in messages]
+    texts = [content for content in contents if isinstance(content, str)]
+    return len(texts) == len(contents) and sum(map(len, texts)) <= SHORT_CHARACTERS

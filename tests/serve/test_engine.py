@@ -1,0 +1,200 @@
+"""The engine of the server: replies are those of `generate`, whatever happens to others."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from omni_jax.decode.engine import PlainEngine
+from omni_jax.decode.prompt import Prompt
+from omni_jax.decode.reply import Event, Logprobs, Reply
+from omni_jax.errors import InputError
+from omni_jax.serve.engine import Once, Service
+from omni_jax.serve.errors import RequestError
+from omni_jax.serve.running import Running
+from omni_jax.settings import Voice
+
+WORDS = ["The garden", "What do you hear?", "A", "Where is the small house by the river", "Music"]
+TOKENS = 24
+
+
+def _messages(text):
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def omni(omnis):
+    return omnis("tiny")
+
+
+@pytest.fixture(scope="module")
+def expected(omni):
+    """The replies to WORDS alone: text, and with speech too."""
+    found = {}
+    for i, text in enumerate(WORDS):
+        for speech in (False, True):
+            more = {"max_frames": 12} if speech else {}
+            found[text, speech] = omni.generate(_messages(text), speech=speech, seed=i, max_new_tokens=TOKENS, **more)
+    return found
+
+
+def _prompt(omni, text, speech=False, **more):
+    voice = Voice(max_frames=12) if speech else None
+    seed = WORDS.index(text) if text in WORDS else 0
+    stated = {"seed": seed, "max_new_tokens": TOKENS, "speech": speech, "voice": voice, **more}
+    return Prompt(omni.prepare(_messages(text)), **stated)
+
+
+async def _reply(service, prompt):
+    """The whole reply, after a check that the events make it up."""
+    events = [event async for event in service.answer(prompt)]
+    reply = events[-1].reply
+    assert reply is not None and "".join(event.text for event in events) == reply.text
+    assert [i for event in events for i in event.token_ids] == reply.token_ids
+    if reply.audio is not None:
+        waves = [event.audio for event in events if event.audio is not None]
+        np.testing.assert_array_equal(np.concatenate([np.zeros(0, np.float32), *waves]), reply.audio)
+    return reply
+
+
+def _serve(omni, work, slots=2, waiting=64, closing=30.0):
+    async def inside():
+        service = Service(Running(omni, slots), waiting)
+        service.start()
+        try:
+            return await work(service)
+        finally:
+            await service.close(closing)
+            assert not service._thread.is_alive()
+
+    return asyncio.run(inside())
+
+
+def _same(reply: Reply, other: Reply):
+    assert reply.text == other.text and reply.token_ids == other.token_ids
+    if other.audio is None:
+        assert reply.audio is None
+        return
+    np.testing.assert_array_equal(reply.codes, other.codes)
+    np.testing.assert_allclose(reply.audio, other.audio, atol=1e-5)
+
+
+def test_replies_are_those_of_generate(omni, expected):
+    """Text and speech side by side, more than there are slots."""
+
+    async def work(service):
+        asked = [(text, speech) for text in WORDS for speech in (False, True)]
+        replies = await asyncio.gather(*(_reply(service, _prompt(omni, *one)) for one in asked))
+        return dict(zip(asked, replies, strict=True))
+
+    for one, reply in _serve(omni, work, slots=3).items():
+        _same(reply, expected[one])
+
+
+def test_what_cannot_be_is_refused_and_harms_nobody(omni, expected):
+    async def work(service):
+        bad = Prompt(omni.prepare(_messages("A")), 0, 10**9, speech=False)
+        good = asyncio.create_task(_reply(service, _prompt(omni, WORDS[0])))
+        with pytest.raises(RequestError) as caught:
+            await _reply(service, bad)
+        return caught.value, await good
+
+    error, reply = _serve(omni, work)
+    assert error.status == 400
+    _same(reply, expected[WORDS[0], False])
+
+
+def test_clients_that_go_free_their_slots(omni, expected):
+    async def work(service):
+        async def leave():
+            async for _ in service.answer(_prompt(omni, WORDS[1], max_new_tokens=400)):
+                return
+
+        await asyncio.gather(*(leave() for _ in range(3)))
+        reply = await asyncio.wait_for(_reply(service, _prompt(omni, WORDS[0])), 60)
+        return reply, service.active
+
+    reply, active = _serve(omni, work, slots=1)
+    _same(reply, expected[WORDS[0], False])
+    assert active == 0
+
+
+@pytest.mark.parametrize("place", ["prefill_in_pieces", "dispatch"])
+def test_one_reply_fails_when_memory_ends(omni, expected, monkeypatch, place):
+    """That of the longest prompt: when it is admitted, or while it is drawn; the others run again."""
+    inner, failed, long = getattr(PlainEngine, place), [], 8 * WORDS[3]
+
+    def failing(engine, *given):
+        requests = [request for request in given[1 if place == "prefill_in_pieces" else 2] if request is not None]
+        if any(request.seed == 99 and (place == "prefill_in_pieces" or request.token_ids) for request in requests):
+            failed.append(True)
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return inner(engine, *given)
+
+    async def work(service):
+        monkeypatch.setattr(PlainEngine, place, failing)
+        others = [asyncio.create_task(_reply(service, _prompt(omni, text, text == "A"))) for text in (WORDS[0], "A")]
+        await asyncio.sleep(1)
+        with pytest.raises(RequestError) as caught:
+            await _reply(service, _prompt(omni, long, seed=99, max_new_tokens=90))
+        return caught.value, await asyncio.gather(*others), service.healthy
+
+    error, (first, second), healthy = _serve(omni, work, slots=3)
+    assert error.status == 503 and error.code == "out_of_memory" and failed and healthy
+    _same(first, expected[WORDS[0], False])
+    _same(second, expected["A", True])
+
+
+def test_places_are_bounded(omni):
+    async def work(service):
+        with service.places(2):
+            with pytest.raises(RequestError) as caught, service.places(2):
+                pass
+            with service.places(1):
+                assert service.accepted == 3
+        with pytest.raises(RequestError) as more, service.places(4):
+            pass
+        assert service.accepted == 0
+        return caught.value, more.value
+
+    full, more = _serve(omni, work, slots=2, waiting=1)
+    assert full.status == 429 and int(full.headers()["Retry-After"]) >= 1
+    assert more.status == 400 and more.param == "n"
+
+
+def test_closing_finishes_what_runs(omni, expected):
+    async def work(service):
+        tasks = [asyncio.create_task(_reply(service, _prompt(omni, text))) for text in WORDS]
+        await asyncio.sleep(0.1)
+        await service.close(60)
+        with pytest.raises(RequestError) as caught, service.places(1):
+            pass
+        return await asyncio.gather(*tasks), caught.value
+
+    replies, error = _serve(omni, work, slots=2)
+    for text, reply in zip(WORDS, replies, strict=True):
+        _same(reply, expected[text, False])
+    assert error.status == 503
+
+
+def test_a_second_run_sends_only_what_is_new():
+    once = Once()
+    logprobs = Logprobs(np.arange(3.0), np.arange(3)[:, None], np.arange(3.0)[:, None])
+    once.new(Event("ab", [1, 2], reasoning="x"))
+    once.new(Event("", [], audio=np.arange(4.0)))
+    once.restart()
+    new = once.new(Event("abc", [1, 2, 3], reasoning="xyz", logprobs=logprobs))
+    assert (new.text, new.token_ids, new.reasoning) == ("c", [3], "yz")
+    assert new.logprobs is not None and new.logprobs.token.tolist() == [2.0]
+    assert once.new(Event("", [], audio=np.arange(3.0))).audio.tolist() == []
+    assert once.new(Event("", [], audio=np.array([3.0, 4.0]))).audio.tolist() == [4.0]
+
+
+def test_a_model_without_a_voice(checkpoints):
+    from omni_jax.loading import load
+
+    text_only = load(checkpoints("tiny"), parts=("thinker",))
+    running = Running(text_only, 1)
+    assert not running.speaks
+    with pytest.raises(InputError, match="without its"):
+        running.admission(Prompt(text_only.prepare(_messages("A")), 0, 4), 0)
