@@ -31,11 +31,13 @@ ENDLESS = 1000  # words of an answer that is to be stopped
 class Scripted:
     """What the server was asked, and how it answers from now on.
 
-    asked: bodies of requests for answers. key: the API key that is required, if any. left: answers whose client went.
+    asked: bodies of requests for answers. key: the API key that is required, if any. voices: those of the model. left:
+    answers whose client went.
     """
 
     asked: list[dict[str, Any]] = field(default_factory=list)
     key: str | None = None
+    voices: tuple[str, ...] = ("ethan", "chelsie", "aiden")
     left: int = 0
     address: str = ""
 
@@ -55,7 +57,7 @@ class Scripted:
         return _error(401, "The API key is wrong.")
 
     async def _models(self, request: Request) -> Response:
-        model = {"id": "scripted", "object": "model", "voices": ["ethan", "chelsie", "aiden"]}
+        model = {"id": "scripted", "object": "model", "voices": self.voices}
         return self._refusal(request) or JSONResponse({"object": "list", "data": [model]})
 
     async def _answer(self, request: Request) -> Response:

@@ -252,6 +252,14 @@ def test_speech_and_voice_are_chosen_and_remembered(page, server):
     assert page.get_by_role("status").inner_text() == "So is the sky."  # the last sentence that was announced
 
 
+def test_a_model_without_voices_is_not_asked_to_speak(page, server):
+    server.voices = ()
+    page.reload()
+    ask(page, "one")
+    assert server.asked[0]["modalities"] == ["text"]
+    assert page.is_hidden("#speech") and page.is_hidden("#voice")
+
+
 def test_switching_speech_off_silences_the_answer_that_is_heard(page):
     say(page, "endless")
     wait(page, "omni.samplesPlayed > 0 && loudness() > 0.2")
