@@ -94,6 +94,8 @@ def test_figures_of_an_answer_are_shown(page):
     assert 0 < figures["firstToken"] <= figures["firstSound"] < 5
     assert figures["acceptedLength"] == pytest.approx(7 / 3)  # 7 tokens after the first, in 3 rounds
     shown = {item.get_attribute("data-figure"): item.inner_text() for item in page.locator("dd").all()}
+    names = ["tokensPerSecond", "firstToken", "acceptedLength", "firstSound", "samplesPlayed", "underruns"]
+    assert list(shown) == names and page.locator("dd:visible").count() == len(names)
     assert shown["acceptedLength"] == "2.33" and shown["samplesPlayed"] == "19,200 of 19,200"
     assert re.fullmatch(r"\d\.\d\d s", shown["firstToken"]) and re.fullmatch(r"\d\.\d\d s", shown["firstSound"])
     assert float(shown["tokensPerSecond"]) > 0 and shown["underruns"].isdigit()
@@ -248,7 +250,7 @@ def test_speech_and_voice_are_chosen_and_remembered(page, server):
     assert server.asked[0]["audio"]["voice"] == "aiden"
     assert server.asked[1]["modalities"] == ["text"] and "audio" not in server.asked[1]
     assert page.input_value("#voice") == "aiden" and page.is_disabled("#voice")
-    assert page.locator("[data-figure=samplesPlayed]").count() == 0
+    assert page.is_hidden("[data-figure=samplesPlayed]") and page.is_visible("[data-figure=firstToken]")
     assert page.get_by_role("status").inner_text() == "So is the sky."  # the last sentence that was announced
 
 
