@@ -72,13 +72,16 @@ class Scripted:
         return StreamingResponse(self._events(words, spoken), media_type="text/event-stream")
 
     async def _events(self, words: str, spoken: bool) -> AsyncIterator[str]:
-        """The events of an answer; "endless", "gap", "fail" and "cut" in the question change its course."""
+        """The events of an answer; words in the question ("endless", "think") change its course."""
         try:
             yield ": hello\n\n"
             yield _event({"role": "assistant", "content": ""}, 0)
             said = WORDS * ENDLESS if "endless" in words else WORDS
+            if "think" in words:
+                yield _event({"reasoning_content": "Water, light."}, 0)
             for i, word in enumerate(said):
-                yield _event({"content": word}, i + 1)
+                if "aloud" not in words:
+                    yield _event({"content": word}, i + 1)
                 if spoken:
                     yield _event({"audio": {"id": "a", "data": _sound(), "transcript": word}}, i + 1)
                 await asyncio.sleep(0.6 if "gap" in words and i == 3 else 0.02)

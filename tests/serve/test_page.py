@@ -87,6 +87,18 @@ def test_a_typed_question_is_sent_and_its_answer_shown(page, server):
     assert page.input_value("#message") == ""
 
 
+def test_reasoning_is_shown_apart_from_the_answer(page):
+    ask(page, "think")
+    assert page.locator(".answer > .words").all_inner_texts() == [ANSWER]
+    page.get_by_text("Reasoning").click()
+    assert page.locator("details .words").inner_text() == "Water, light."
+
+
+def test_the_transcript_is_shown_where_the_text_has_no_stream_of_its_own(page):
+    ask(page, "aloud")
+    assert answers(page) == [ANSWER]
+
+
 def test_figures_of_an_answer_are_shown(page):
     ask(page, "What is blue?")
     figures = page.evaluate("omni")
@@ -229,6 +241,17 @@ def test_talk_by_two_presses_of_a_key_interrupts_the_answer(page, server):
     page.keyboard.press("Space")
     wait(page, "document.querySelectorAll('.answer').length === 2 && omni.tokens > 0")
     assert server.asked[1]["messages"][2]["content"][0]["type"] == "input_audio"
+
+
+def test_send_ends_a_recording_too(page, server):
+    page.fill("#message", "What is this sound?")
+    page.focus("#talk")
+    page.keyboard.press("Enter")
+    wait(page, "document.getElementById('recorded').textContent.startsWith('Recording, 1 s')")
+    page.click("#send")
+    wait(page, "omni.tokens > 0")
+    (sent,) = server.asked
+    assert [part["type"] for part in sent["messages"][0]["content"]] == ["input_audio", "text"]
 
 
 def test_escape_discards_a_recording(page, server):
