@@ -4,11 +4,12 @@
     python -m scripts.bench serve --url http://127.0.0.1:8000 --mix text=4,image=1,speech=1
     python -m scripts.bench serve --model ckpt --rate None --compare-generate
 
-All requests are streamed from one process, whose clock times them. A request counts from when it is sent: one that waits
-because too many are in flight has not been sent yet. Between tokens is, for each reply, the time from its first tokens to
-its last, by the number of tokens that came after the first; between pieces of text are all gaps that a reader sees. The
-real-time factor is the time until the last piece of speech per second of speech. Underruns are those of a player that
-starts with the first piece. The accepted length is the number of tokens per draft round, the model's own included.
+All requests are streamed from one process, whose clock times them. A request counts from when it is sent: one that
+waits because too many are in flight has not been sent yet. Between tokens is, for each reply, the time from its first
+tokens to its last, by the number of tokens that came after the first; between pieces of text are all gaps that a reader
+sees. The real-time factor is the time until the last piece of speech per second of speech. Underruns are those of a
+player that starts with the first piece. The accepted length is the number of tokens per draft round, the model's own
+included.
 
 `--compare-generate` answers the same prompts by `generate_many` first, with as many slots as requests in flight, in a
 process that ends before the server starts. Its prompts are prepared in turn by the process that runs the model.
@@ -186,11 +187,12 @@ def generate_rate(options: Serve, warm_up: Sequence[Question], questions: Sequen
     """Tokens per second of `generate_many` on the same prompts, after the same warm-up."""
     import omni_jax
     from omni_jax.decode.prompt import Prompt
+    from omni_jax.loading import default_dtype
     from omni_jax.weights.drafters import load_drafter
 
     spoken = _is_spoken(questions)
     omni = omni_jax.load(str(options.model), parts=None if spoken else ("thinker",))
-    drafter = None if options.drafter is None else load_drafter(options.drafter)
+    drafter = None if options.drafter is None else load_drafter(options.drafter, dtype=default_dtype())
     settings: dict[str, Any] = {"temperature": options.temperature, "max_new_tokens": options.new}
     settings |= {"stop_ids": ()} if options.ignore_eos else {}
     settings |= {} if options.frames is None else {"max_frames": options.frames}

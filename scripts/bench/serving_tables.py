@@ -162,7 +162,7 @@ def table(found: dict[str, Any]) -> str:
 
 def _percentiles(name: str, found: dict[str, Any]) -> Iterator[str]:
     head = "".join(f"{f'{p} %':>10}" for p in PERCENTILES)
-    yield f"{f'{name}, {found['completed']} replies':<30}{head}{'values':>9}"
+    yield f"{name + ', ' + str(found['completed']) + ' replies':<30}{head}{'values':>9}"
     for label, key, scale, form in LATENCIES:
         if key in found["latencies"]:
             row = found["latencies"][key]
