@@ -363,7 +363,7 @@ def test_a_server_that_is_started(
         tmp_path, capsys, model=checkpoints("tiny"), rate=None, ignore_eos=True, compare_generate=True, **options
     )
     total = found["all"]
-    assert total["completed"] == 4 and total["tokens"] == 32 and total["audio_seconds"] == pytest.approx(4 * 0.08)
+    assert total["completed"] == 4 and total["tokens"] == 32 and 3 * 0.08 < total["audio_seconds"] <= 4 * 0.08
     assert total["of_generate"] == pytest.approx(total["tokens_per_second"] / total["generate_tokens_per_second"])
     assert total["compiled"] >= 0 and found["model"] == checkpoints("tiny").name
     _check_table(printed, found)

@@ -156,7 +156,8 @@ def table(found: dict[str, Any]) -> str:
         detail = total["details"].get(reason)
         lines.append(f"failed: {count} by {reason}" + (f" ({detail})" if detail else ""))
     for name in ["all"] if len(found["kinds"]) == 1 else ["all", *found["kinds"]]:
-        lines += ["", *_percentiles(name, total if name == "all" else found["kinds"][name])]
+        if (part := total if name == "all" else found["kinds"][name])["completed"]:
+            lines += ["", *_percentiles(name, part)]
     return "\n".join(lines)
 
 
