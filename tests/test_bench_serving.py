@@ -225,7 +225,7 @@ def test_prompts_of_a_dataset(tmp_path: Path, data_dir: Path) -> None:
     image, text = questions[1].messages[0]["content"]
     encoded = base64.b64encode((data_dir / "flower.jpg").read_bytes()).decode()
     assert image == {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded}"}}
-    assert text["text"] == "See" and warm_up[0].messages[0]["content"] == "Warm-up 1. First"
+    assert text["text"] == "See" and warm_up[0].messages[0]["content"][0]["text"] == "first"
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"image": "flower.jpg"}\n')
     with pytest.raises(InputError, match="no question"):
         make_questions(options)
@@ -365,7 +365,7 @@ def test_a_server_that_is_started(
     total = found["all"]
     assert total["completed"] == 4 and total["tokens"] == 32 and 3 * 0.08 < total["audio_seconds"] <= 4 * 0.08
     assert total["of_generate"] == pytest.approx(total["tokens_per_second"] / total["generate_tokens_per_second"])
-    assert total["compiled"] >= 0 and found["model"] == checkpoints("tiny").name
+    assert total["compiled"] >= 0 and total["generate_compiled"] >= 0 and found["model"] == checkpoints("tiny").name
     _check_table(printed, found)
 
 

@@ -222,7 +222,7 @@ class Serve:
     seed: int = 0
     """Of arrivals, of the mix and of the replies."""
     warm_up: int = 12
-    """Requests that are answered before, and not counted."""
+    """Requests that are answered before, and not counted; as many as are counted show the server all lengths."""
     timeout: float = 600.0
     """Seconds after which a request has failed."""
     compare_generate: bool = False

@@ -12,7 +12,8 @@ player that starts with the first piece. The accepted length is the number of to
 included.
 
 `--compare-generate` answers the same prompts by `generate_many` first, with as many slots as requests in flight, in a
-process that ends before the server starts. Its prompts are prepared in turn by the process that runs the model.
+process that ends before the server starts. Its prompts are prepared in turn by the process that runs the model. A ratio
+counts only if neither compiled a program meanwhile: `--warm-up` with the number of requests sees to that.
 """
 
 import asyncio
@@ -53,16 +54,16 @@ def report(options: Serve) -> None:
     plain = None
     if options.compare_generate:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            plain = pool.submit(generate_rate, options, warm_up, questions).result()
+            plain = pool.submit(generate, options, warm_up, questions).result()
     with opened(options, questions) as address:
         model, answers, compiled = asyncio.run(measure(address, options, warm_up, questions))
     found = summary(answers)
     if compiled is not None:
         found["all"]["compiled"] = compiled
     if plain is not None:
-        found["all"]["generate_tokens_per_second"] = plain
+        found["all"] |= plain
         if "tokens_per_second" in found["all"]:
-            found["all"]["of_generate"] = found["all"]["tokens_per_second"] / plain
+            found["all"]["of_generate"] = found["all"]["tokens_per_second"] / plain["generate_tokens_per_second"]
     print(title(options, model, len(questions)))
     print(table(found))
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
@@ -183,10 +184,11 @@ def _is_spoken(questions: Sequence[Question]) -> bool:
     return any(question.kind == "speech" for question in questions)
 
 
-def generate_rate(options: Serve, warm_up: Sequence[Question], questions: Sequence[Question]) -> float:
-    """Tokens per second of `generate_many` on the same prompts, after the same warm-up."""
+def generate(options: Serve, warm_up: Sequence[Question], questions: Sequence[Question]) -> dict[str, float]:
+    """Tokens per second of `generate_many` on the same prompts, after the same warm-up, and the programs compiled."""
     import omni_jax
     from omni_jax.decode.prompt import Prompt
+    from omni_jax.decode.shares import compilations
     from omni_jax.loading import default_dtype
     from omni_jax.weights.drafters import load_drafter
 
@@ -207,5 +209,7 @@ def generate_rate(options: Serve, warm_up: Sequence[Question], questions: Sequen
         return sum(len(reply.token_ids) for _, reply in replies)
 
     tokens(warm_up)
-    start = time.perf_counter()
-    return tokens(questions) / (time.perf_counter() - start)
+    with compilations() as compiled:
+        start = time.perf_counter()
+        rate = tokens(questions) / (time.perf_counter() - start)
+    return {"generate_tokens_per_second": rate, "generate_compiled": len(compiled)}

@@ -1,7 +1,8 @@
 """The requests of a run: prompts of a dataset or short questions, mixed with made media and with speech.
 
-What differs between requests differs from the first token on, and every made medium is another one, so that a server
-which keeps what it has seen finds nothing. The media of a dataset's own rows are the exception: warm-up shows them too.
+The warm-up asks the same prompts with another first letter: they are as long, so that the same programs are compiled,
+but a server that keeps what it has seen finds little. For the same reason every made medium is another one. The media of
+a dataset's own rows are the exception: warm-up shows them too.
 """
 
 import base64
@@ -70,8 +71,7 @@ def make_questions(options: Serve) -> tuple[list[Question], list[Question]]:
     in_turn = mixed(options.mix, options.warm_up, None)
     for i, kind in enumerate(in_turn):
         number = len(chats) + i
-        chat = _begun(chats[i % len(chats)], f"Warm-up {i + 1}. ")
-        warm_up.append(Question(number, kind, _with_medium(chat, kind, number)))
+        warm_up.append(Question(number, kind, _with_medium(_altered(chats[i % len(chats)]), kind, number)))
     return warm_up, measured
 
 
@@ -98,12 +98,19 @@ def _parts(content: Any) -> list[Any]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
 
 
-def _begun(chat: Sequence[dict[str, Any]], words: str) -> list[dict[str, Any]]:
-    """The same conversation, its first message with words before it."""
-    first, *rest = chat
-    content = first["content"]
-    begun = words + content if isinstance(content, str) else [{"type": "text", "text": words}, *_parts(content)]
-    return [first | {"content": begun}, *rest]
+def _altered(chat: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation of the same length, the first letter of whose first text has the other case."""
+    altered = [message | {"content": _parts(message["content"])} for message in chat]
+    texts = (
+        (message, i) for message in altered for i, part in enumerate(message["content"]) if part.get("type") == "text"
+    )
+    message, i = next(texts, (None, 0))
+    if message is not None:
+        text = message["content"][i]["text"]
+        at = next((at for at, letter in enumerate(text) if letter.isalpha()), 0)
+        text = text[:at] + text[at : at + 1].swapcase() + text[at + 1 :]
+        message["content"][i] = {"type": "text", "text": text}
+    return altered
 
 
 def _with_medium(chat: list[dict[str, Any]], kind: str, seed: int) -> list[dict[str, Any]]:
