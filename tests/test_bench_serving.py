@@ -61,7 +61,7 @@ class Scripted:
         async def chat(request: Any) -> Any:
             body = await request.json()
             self.bodies.append(body)
-            words = json.dumps(body["messages"])
+            words = json.dumps(body["messages"]).lower()
             if "busy" in words:
                 error = {"message": "All places are taken.", "type": "rate_limit_error", "code": None}
                 return JSONResponse({"error": error}, 429)

@@ -1,8 +1,8 @@
 """The requests of a run: prompts of a dataset or short questions, mixed with made media and with speech.
 
 The warm-up asks the same prompts with another first letter: they are as long, so that the same programs are compiled,
-but a server that keeps what it has seen finds little. For the same reason every made medium is another one. The media of
-a dataset's own rows are the exception: warm-up shows them too.
+but a server that keeps what it has seen finds little. For the same reason every made medium is another one. The media
+of a dataset's own rows are the exception: the warm-up shows them too.
 """
 
 import base64

@@ -197,7 +197,8 @@ def _draw_latencies(axes: Any, good: Sequence[Answer]) -> None:
     for key in DISTRIBUTIONS:
         pooled = np.sort([v for one in values for v in one.get(key, ())])
         if len(pooled):
-            axes.step(pooled, np.arange(1, len(pooled) + 1) / len(pooled), where="post", label=labels[key])
+            shares = np.arange(len(pooled) + 1) / len(pooled)
+            axes.step([pooled[0], *pooled], shares, where="post", label=labels[key])
     axes.set(xlabel="seconds", ylabel="share of replies that took at most this", ylim=(0, 1.02), xscale="log")
     if axes.lines:
         axes.legend()
