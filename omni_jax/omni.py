@@ -259,8 +259,8 @@ class Omni:
     @explained
     def generate_many(
         self, conversations: Iterable[Conversation | Prompt | None], *,
-        slots: int | None = None, speech: bool = False, drafter: Drafter | None = None, piece_tokens: int | None = None,
-        keep_bytes: int = 0, **settings: Unpack[Keywords],
+        slots: int | None = None, piece_tokens: int | None = None, keep_bytes: int = 0,
+        speech: bool = False, drafter: Drafter | None = None, **settings: Unpack[Keywords],
     ) -> Iterator[tuple[int, Reply]]:  # fmt: skip
         """Answer conversations, `slots` at a time: the number of each, counted from 0, and its reply, as they end.
 

@@ -63,6 +63,8 @@ TOLD: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
     ("draft_tree", (2, 3), {"drafter": "eagle3"}, {"tree": (2, 3), "widths": (22,)}),
     ("draft_sampling", True, {"drafter": "dflash"}, {"drawn": True}),
     ("slots", 3, {}, {"slots": 3}),
+    ("piece_tokens", 64, {}, {"piece": 64}),
+    ("keep_bytes", 1000, {}, {"kept": 1000}),
 ]  # fmt: skip
 
 
@@ -98,7 +100,9 @@ def told(
         return prepare(self, messages, **settings)
 
     def counted(engine: Engine, rows: int, *given: Any, **named: Any) -> Batching:
-        record["slots"] = rows
+        target: Any = getattr(engine, "target", engine)
+        kept = None if target.keeper is None else target.keeper.store.most_bytes
+        record.update(slots=rows, piece=target.piece, kept=kept)
         return batching(engine, rows, *given, **named)
 
     monkeypatch.setattr(GenerationPlan, "together", together)
@@ -135,7 +139,8 @@ def test_the_table_has_every_keyword(door: str) -> None:
 
 
 @pytest.mark.parametrize("door, own", [
-    ("generate", {"n": None}), ("stream", {}), ("generate_many", {"slots": None}),
+    ("generate", {"n": None}), ("stream", {}),
+    ("generate_many", {"slots": None, "piece_tokens": None, "keep_bytes": 0}),
 ])  # fmt: skip
 def test_every_door_shows_all_settings_with_defaults_and_meanings(door: str, own: dict) -> None:
     shown = {name: one.default for name, one in inspect.signature(getattr(Omni, door)).parameters.items()}

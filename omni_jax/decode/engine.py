@@ -27,7 +27,17 @@ from omni_jax.decode.prompt import pad_length, prompt_lengths
 from omni_jax.decode.request import Request, row_keys
 from omni_jax.decode.rows import rewind, take
 from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.text import CHUNK, DecodeState, Held, PrefillInput, decode_chunk, grow, prefill, read_piece
+from omni_jax.decode.text import (
+    CHUNK,
+    DecodeState,
+    Held,
+    PrefillInput,
+    decode_chunk,
+    empty_cache,
+    grow,
+    prefill,
+    read_piece,
+)
 from omni_jax.inputs.batch import Batch, bucket
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
@@ -191,7 +201,7 @@ class PlainEngine:
             yield None
         capacity, tapped = max(capacity_for(last.stop), capacity), Tapped(last.stop - start)
         if beginning is None:
-            cache, *kept = (bind(self.declaration, self.params).empty_cache(1, capacity),)
+            cache, *kept = (empty_cache(self.params, declaration=self.declaration, capacity=capacity),)
         else:
             cache, *kept = rewind(beginning.conversation.state, np.int32(start), capacity=capacity)
         for piece in others:

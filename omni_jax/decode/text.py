@@ -94,6 +94,15 @@ class Held:
     seen: Array
 
 
+def empty_cache(params: dict, *, declaration: Declaration, capacity: int) -> KVCache:
+    """A cache of one row that holds nothing, bound to the devices of the parameters.
+
+    So it is once a program has filled it; programs would compile twice for one that is not.
+    """
+    cache = bind(declaration, params).empty_cache(1, capacity)
+    return cache if declaration.mesh is not None else jax.device_put(cache, params["embed"].sharding)
+
+
 @partial(jax.jit, static_argnames=("declaration", "taps"), donate_argnames="cache")
 def read_piece(
     params: dict,

@@ -79,7 +79,7 @@ class Usage:
             self.accepted += sum(reply.stats["round_tokens"]) - reply.stats["rounds"]
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's object; frames of speech are counted beside the tokens, not among them."""
+        """OpenAI's object, in which frames of speech are tokens of the reply too."""
         reply: dict[str, int] = {"text_tokens": self.completion, "audio_tokens": self.frames}
         if self.drafted is not None:
             reply["accepted_prediction_tokens"] = self.accepted
@@ -87,8 +87,8 @@ class Usage:
         prompt = {"cached_tokens": self.cached, "image_tokens": self.images, "audio_tokens": self.audio}
         return {
             "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
+            "completion_tokens": self.completion + self.frames,
+            "total_tokens": self.prompt + self.completion + self.frames,
             "prompt_tokens_details": {**prompt, "text_tokens": self.prompt - self.images - self.audio},
             "completion_tokens_details": reply,
         }
@@ -252,11 +252,6 @@ def completion_body(heading: Heading, choices: Sequence[Choice], usage: Usage) -
     return heading.of("chat.completion") | {"choices": bodies, "usage": usage.body()}
 
 
-def models_body(model: str, created: int) -> dict[str, Any]:
-    """The list of models, which has one."""
-    return {"object": "list", "data": [model_body(model, created)]}
-
-
-def model_body(model: str, created: int) -> dict[str, Any]:
-    """The one model."""
-    return {"id": model, "object": "model", "created": created, "owned_by": "omni-jax"}
+def model_body(model: str, created: int, voices: Sequence[str]) -> dict[str, Any]:
+    """The one model; voices: of its speakers, none if it does not speak."""
+    return {"id": model, "object": "model", "created": created, "owned_by": "omni-jax", "voices": list(voices)}

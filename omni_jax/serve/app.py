@@ -1,7 +1,8 @@
 """The routes of the server, and nothing else: each reads its request, has `Serving` do the work, and sends the answer.
 
-POST /v1/chat/completions, /v1/audio/transcriptions, /v1/audio/speech; GET /v1/models, /v1/models/NAME, /health,
-/metrics. Errors are OpenAI's objects everywhere. Of a client that goes away, the work is stopped.
+POST /v1/chat/completions, /v1/audio/transcriptions, /v1/audio/speech; GET /, which is the page, /v1/models,
+/v1/models/NAME, /health, /metrics. Errors are OpenAI's objects everywhere. Of a client that goes away, the work is
+stopped.
 """
 
 import asyncio
@@ -10,19 +11,20 @@ import traceback
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from omni_jax.errors import InputError
 from omni_jax.files import parse_json
 from omni_jax.serve import sounds
-from omni_jax.serve.answered import model_body, models_body, sse
+from omni_jax.serve.answered import model_body, sse
 from omni_jax.serve.asked import check_model, read_chat
 from omni_jax.serve.asked_audio import AskedSpeech, AskedTranscript, read_speech, read_transcription
 from omni_jax.serve.errors import RequestError, invalid, request_error
@@ -31,6 +33,7 @@ from omni_jax.serve.serving import Serving
 
 T = TypeVar("T")
 P = TypeVar("P", str, bytes)
+PAGE = Path(__file__).with_name("page.html")
 GONE = 499  # the status of requests whose clients have left, which nobody reads
 _JSON = ("", "application/json", "text/json")
 _MOST_FIELDS = 32  # of a form
@@ -56,6 +59,7 @@ def make_app(serving: Serving, key: str | None, bounds: Bounds, drain_seconds: f
         Route("/v1/audio/speech", _counted(serving, _speech), methods=["POST"]),
         Route("/v1/models", _counted(serving, _models)),
         Route("/v1/models/{name:path}", _counted(serving, _model)),
+        Route("/", _counted(serving, _page)),
         Route("/health", _counted(serving, _health)),
         Route("/metrics", _counted(serving, _metrics)),
     ]
@@ -166,12 +170,22 @@ async def _speech_events(serving: Serving, asked: AskedSpeech) -> AsyncGenerator
 
 
 async def _models(serving: Serving, _: Request) -> Response:
-    return JSONResponse(models_body(serving.model, serving.created))
+    return JSONResponse({"object": "list", "data": [_model_of(serving)]})
 
 
 async def _model(serving: Serving, request: Request) -> Response:
     check_model(request.path_params["name"], serving.model)
-    return JSONResponse(model_body(serving.model, serving.created))
+    return JSONResponse(_model_of(serving))
+
+
+def _model_of(serving: Serving) -> dict[str, Any]:
+    return model_body(serving.model, serving.created, serving.service.running.voices)
+
+
+async def _page(_: Serving, __: Request) -> Response:
+    if not PAGE.exists():
+        raise HTTPException(404)
+    return FileResponse(PAGE)
 
 
 async def _health(serving: Serving, _: Request) -> Response:

@@ -1,7 +1,7 @@
 """`omni-jax serve`: from flags to a server that runs until it is told to end.
 
-The first interrupt, or SIGTERM, ends it in order: no request is taken any more, what runs has --drain-seconds, and then
-the process leaves with status 0. A second interrupt ends it at once.
+SIGTERM, or the first interrupt, ends it in order: no request is taken any more, what runs has --drain-seconds, and then
+the process leaves, with status 0 after SIGTERM. A second interrupt ends it at once.
 """
 
 import os

@@ -13,7 +13,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
-OPEN = ("/health",)  # paths that need no key
+OPEN = ("/health", "/")  # paths that need no key: the page asks for it, and holds nothing itself
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,12 @@ class Running:
         self._aloud: Batch | None = None
         self.slots = self.generator.slots(self.plan, slots, settings.ending.max_new_tokens)
 
+    @property
+    def voices(self) -> list[str]:
+        """The names of the model's speakers, none if it does not speak."""
+        talker = self.omni.config.talker
+        return [name for name, _ in talker.speakers] if self.speaks and talker is not None else []
+
     def admission(self, prompt: Prompt, number: int) -> Admission:
         """The request of a prompt; InputError for one that does not fit, or asks for what the model cannot do."""
         if prompt.speech and not self.speaks:

@@ -21,6 +21,7 @@ from omni_jax.serve.media import Media
 from omni_jax.serve.metrics import Metrics
 from omni_jax.serve.workers import Workers
 
+SHORT_CHARACTERS = 20_000  # of a conversation that is prepared in the server's own process
 TRANSCRIBE = "Transcribe the {language}audio into text."
 
 
@@ -104,7 +105,10 @@ class Serving:
             "enable_thinking": preparation.thinking,
         }
         messages = await self.media.resolve(asked.messages)
-        return await self.workers.prepare({"messages": messages, "tools": asked.tools}, options)
+        conversation = {"messages": messages, "tools": asked.tools}
+        if _is_short_text(messages):  # which does not wait until media of others are decoded
+            return await asyncio.to_thread(self.service.running.omni.processor.prepare, conversation, **options)
+        return await self.workers.prepare(conversation, options)
 
     def _choices(self, asked: Asked) -> list[Choice]:
         tokenizer = self.service.running.omni.processor.tokenizer
@@ -159,3 +163,10 @@ class Serving:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_short_text(messages: Sequence[Any]) -> bool:
+    """Whether messages have no parts that may be media, and little text."""
+    contents = [message.get("content") if isinstance(message, dict) else None for message in messages]
+    texts = [content for content in contents if isinstance(content, str)]
+    return len(texts) == len(contents) and sum(map(len, texts)) <= SHORT_CHARACTERS

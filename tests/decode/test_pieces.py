@@ -154,7 +154,7 @@ def test_programs_for_pieces_are_few(omnis: Callable[[str], Omni]) -> None:
     programs: list[Any] = [prefill, read_piece]
     omni = omnis("small")
     jax.clear_caches()
-    for words in (40, 50, 61, 72, 90):
+    for words in (20, 25, 31, 36, 42):
         batch = omni.prepare(user("word " * words))
         requests: list[Request] = requests_for(batch, Limits(3), [0])
         list(engine_of(omni).prefill_in_pieces(batch, requests))

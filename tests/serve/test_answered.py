@@ -78,7 +78,7 @@ def test_text_whole_and_in_chunks(tokenizer):
 
 def test_usage(tokenizer):
     usage = _whole(_asked(), tokenizer, _events(tokenizer, "A garden"))["usage"]
-    tokens = len(tokenizer.encode("A garden")) + 1
+    tokens = len(tokenizer.encode("A garden")) + 1 + STATS["frames"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (5, tokens, 5 + tokens)
     assert usage["prompt_tokens_details"] == {
         "cached_tokens": 0,
@@ -87,6 +87,7 @@ def test_usage(tokenizer):
         "text_tokens": 2,
     }
     details = usage["completion_tokens_details"]
+    assert (details["text_tokens"], details["audio_tokens"]) == (tokens - 2, 2)
     assert (details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]) == (3, 6)
     asked = _asked(stream=True, stream_options={"include_usage": True})
     chunks = _stream(asked, tokenizer, _events(tokenizer, "A garden"))
