@@ -1,4 +1,4 @@
-"""Measure text, speech, drafting, training, drafters, evaluation with speech, loading or scaling.
+"""Measure text, speech, drafting, training, drafters, evaluation with speech, loading, scaling or a server.
 
 python -m scripts.bench text --shape medium --against hf            # beside transformers
 python -m scripts.bench text --shape medium --beside ../other       # beside another checkout of this project
@@ -9,6 +9,7 @@ python -m scripts.bench drafters --model ckpt --drafter dflash --drafter oracle:
 python -m scripts.bench spoken --model ckpt                         # evaluate in slots beside one at a time
 python -m scripts.bench loading --shape large
 python -m scripts.bench scaling
+python -m scripts.bench serve --model ckpt --prompts question.jsonl  # or --url of a server that runs
 """
 
 import sys
@@ -17,7 +18,7 @@ import tyro
 
 from omni_jax.errors import OmniError
 from scripts.bench import compare
-from scripts.bench.options import Drafters, Loading, Scaling, Speech, Spoken, Text, Train
+from scripts.bench.options import Drafters, Loading, Scaling, Serve, Speech, Spoken, Text, Train
 
 # What runs JAX is imported by the subcommand that needs it: measured processes start from settings of their own.
 
@@ -78,9 +79,16 @@ def scaling(options: Scaling) -> None:
     report(options)
 
 
+def serve(options: Serve) -> None:
+    """Measure a server as its clients see it: latencies, throughput, speech, accepted drafts."""
+    from scripts.bench.serving import report
+
+    report(options)
+
+
 def main() -> None:
     """Run the subcommand of the command line."""
-    commands = {f.__name__: f for f in (text, speech, drafting, train, drafters, spoken, loading, scaling)}
+    commands = {f.__name__: f for f in (text, speech, drafting, train, drafters, spoken, loading, scaling, serve)}
     flags = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
     try:
         tyro.extras.subcommand_cli_from_dict(

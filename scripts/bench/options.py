@@ -184,3 +184,65 @@ class Scaling:
     def __post_init__(self) -> None:
         check_least(self, {"prompt": 8, "new": 2, "batch": 1, "repetitions": 1})
         check_folder(self.json)
+
+
+@dataclass(frozen=True)
+class Serve:
+    """A server, and the requests that it is sent."""
+
+    url: str | None = None
+    """Address of a server that runs, such as http://127.0.0.1:8000."""
+    api_key: str | None = None
+    """Its key; by default OMNI_JAX_API_KEY of the environment."""
+    model: Path | None = None
+    """In place of a URL: the checkpoint, or nano, to start a server of on a free port of this machine."""
+    drafter: Path | None = None
+    """Drafter of the server that is started."""
+    flags: str = ""
+    """Further flags of omni-jax serve for it, in one text."""
+    prompts: Path | None = None
+    """A dataset, such as MT-Bench's question.jsonl, of which the first turns are asked; by default short questions."""
+    mix: str = "text"
+    """Kinds of requests and their weights: text, image, audio and video before the text, speech in the answer; as in
+    text=4,image=1,speech=1."""
+    count: int = 80
+    """Number of requests; of a dataset, of its rows from the first on."""
+    new: int = 1024
+    """Most new tokens per reply."""
+    frames: int | None = None
+    """Most frames of speech per reply; omni_jax alone knows such a limit."""
+    rate: float | None = 12.0
+    """Requests per second, at random (Poisson); None for all at once."""
+    concurrency: int | None = 12
+    """Most requests in flight, and slots of a server that is started; None for no limit."""
+    temperature: float = 0.0
+    """Of the tokens; 0 is greedy."""
+    ignore_eos: bool = False
+    """Write up to the most tokens."""
+    seed: int = 0
+    """Of arrivals, of the mix and of the replies."""
+    warm_up: int = 12
+    """Requests that are answered before, and not counted; as many as are counted show the server all lengths."""
+    timeout: float = 600.0
+    """Seconds after which a request has failed."""
+    compare_generate: bool = False
+    """First answer the same prompts by `generate_many`, without a server; needs a model."""
+    plot: Path | None = None
+    """Draw latencies, and tokens over time, to this PNG."""
+    json: Path | None = None
+    """Write the figures here too."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"count": 1, "new": 1, "warm_up": 0, "temperature": 0})
+        above_zero = {"rate": self.rate, "timeout": self.timeout, "concurrency": self.concurrency}
+        for name, value in above_zero.items():
+            # Also False for NaN.
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{name} is {value}; give a number above 0")
+        check_folder(self.json)
+        check_folder(self.plot)
+        if (self.url is None) == (self.model is None):
+            raise InputError("give either the --url of a server that runs, or a --model to start one of")
+        started = {"drafter": self.drafter, "flags": self.flags, "compare_generate": self.compare_generate}
+        if self.model is None and (given := [name for name, value in started.items() if value]):
+            raise InputError(f"{given[0]} is for a server that is started here; give its --model in place of --url")
