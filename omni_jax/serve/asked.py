@@ -133,7 +133,8 @@ def known_fields(
         elif name not in neutral:
             raise invalid(f"{name[:80]!r} is no field of this request; {_meant(name, known)}", name[:80])
         elif not any(value == free and isinstance(value, bool) == isinstance(free, bool) for free in neutral[name]):
-            remedy = INSTEAD.get(name, f"leave it out, or send {shown(neutral[name][0])}")
+            accepted = "".join(f", or send {shown(free)}" for free in neutral[name][:1])
+            remedy = INSTEAD.get(name, f"leave it out{accepted}")
             raise invalid(f"{name} is {shown(value)}, which this server cannot do; {remedy}", name)
     return given
 

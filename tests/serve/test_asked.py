@@ -220,8 +220,10 @@ def test_sounds_to_write_down():
 
 
 @pytest.mark.parametrize(
-    "form", [{"language": "xx"}, {"temperature": "hot"}, {"response_format": "srt"}, {"stream": "no way"}, {"x": "y"}]
-)
+    "form",
+    [{"language": "xx"}, {"temperature": "hot"}, {"response_format": "srt"}, {"stream": "no way"}, {"x": "y"},
+     {"timestamp_granularities[]": "word"}],
+)  # fmt: skip
 def test_sounds_that_cannot_be_written_down(form):
     with pytest.raises(RequestError) as caught:
         read_transcription(form, b"", "", DEFAULTS)
