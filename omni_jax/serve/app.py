@@ -79,14 +79,20 @@ def _counted(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awaita
         except HTTPException as error:
             response = _http_error(request, error)
         except Exception as error:
-            found = request_error(error)
-            if found.status == 500:
-                traceback.print_exc(file=sys.stderr)
+            found = _logged(error)
             response = JSONResponse(found.body(), found.status, headers=found.headers())
         serving.metrics.requests.labels(request.scope["route"].path, str(response.status_code)).inc()
         return response
 
     return answer
+
+
+def _logged(error: Exception) -> RequestError:
+    """What a client is told of an error; the log gets the traceback of one that is a bug."""
+    found = request_error(error)
+    if found.status == 500:
+        traceback.print_exception(error, file=sys.stderr)
+    return found
 
 
 def _http_error(_: Request, error: Any) -> Response:
@@ -110,7 +116,7 @@ async def _transcription(serving: Serving, request: Request) -> Response:
     asked = read_transcription(fields, sound, serving.instruction, serving.defaults)
     check_model(asked.chat.model, serving.model)
     if asked.chat.stream:
-        return await _streamed(request, _transcript_events(serving, asked), "text/event-stream")
+        return await _streamed(request, _told(_transcript_events(serving, asked)), "text/event-stream")
 
     async def write_down() -> str:
         body = await serving.completion(asked.chat)
@@ -135,7 +141,7 @@ async def _speech(serving: Serving, request: Request) -> Response:
     asked = read_speech(await _body(request), serving.defaults)
     check_model(asked.model, serving.model)
     if asked.events:
-        return await _streamed(request, _speech_events(serving, asked), "text/event-stream")
+        return await _streamed(request, _told(_speech_events(serving, asked)), "text/event-stream")
     return await _streamed(request, _sound(serving, asked), sounds.FORMATS[asked.sound])
 
 
@@ -228,6 +234,20 @@ async def _streamed(request: Request, pieces: AsyncGenerator[P, None], kind: str
                 yield piece
 
     return StreamingResponse(all_pieces(), media_type=kind, headers={"Cache-Control": "no-cache"})
+
+
+async def _told(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """The same events; an error after the first one is an event too, and the last."""
+    begun = False
+    try:
+        async with aclosing(events) as rest:
+            async for event in rest:
+                begun = True
+                yield event
+    except Exception as error:
+        if not begun:
+            raise
+        yield sse(_logged(error).body())
 
 
 async def _first(pieces: AsyncGenerator[P, None]) -> P:
