@@ -40,7 +40,7 @@ READ = (
 # Fields that change no reply of this model.
 IGNORED = frozenset(
     "user store metadata service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls "
-    "reasoning_effort verbosity request_id priority cache_salt include_reasoning return_token_ids "
+    "reasoning_effort verbosity request_id priority include_reasoning return_token_ids "
     "spaces_between_special_tokens detokenize".split()
 )
 # Fields that would change a reply, with the values that do not.
@@ -49,8 +49,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,), "use_beam_search": (False,), "skip_special_tokens": (True,), "echo": (False,),
     "add_generation_prompt": (True,), "continue_final_message": (False,), "include_stop_str_in_output": (False,),
     "response_format": ({"type": "text"},), "functions": ([],), "function_call": ("none",), "documents": ([],),
+    "cache_salt": (),
 }  # fmt: skip
 INSTEAD = {
+    "cache_salt": "clients share what is kept, unless the server has --keep-mib 0",
     "presence_penalty": "there is repetition_penalty", "frequency_penalty": "there is repetition_penalty",
     "functions": "write them as tools", "function_call": "write it as tool_choice",
     "response_format": "replies are text; ask for JSON in the prompt",

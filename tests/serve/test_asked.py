@@ -119,6 +119,7 @@ def test_fields_that_change_nothing_are_ignored():
     "fields, param",
     [
         ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"cache_salt": "mine"}, "cache_salt"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"echo": 0}, "echo"),
         ({"temprature": 1}, "temprature"),
