@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -27,8 +28,9 @@ from omni_jax.serve import sounds
 from omni_jax.serve.answered import model_body, sse
 from omni_jax.serve.asked import check_model, read_chat
 from omni_jax.serve.asked_audio import AskedSpeech, AskedTranscript, read_speech, read_transcription
+from omni_jax.serve.doors import Doors
 from omni_jax.serve.errors import RequestError, invalid, request_error
-from omni_jax.serve.guard import Bounds, Guard
+from omni_jax.serve.guard import App, Bounds, Guard
 from omni_jax.serve.serving import Serving
 
 T = TypeVar("T")
@@ -39,10 +41,11 @@ _JSON = ("", "application/json", "text/json")
 _MOST_FIELDS = 32  # of a form
 
 
-def make_app(serving: Serving, key: str | None, bounds: Bounds, drain_seconds: float) -> Guard:
+def make_app(serving: Serving, key: str | None, bounds: Bounds, doors: Doors, drain_seconds: float) -> App:
     """The ASGI application of a server.
 
-    key: without it requests are refused; None for anybody. drain_seconds: what runs has this time when the server ends.
+    key: without it requests are refused; None for anybody. doors: whose pages may use it. drain_seconds: what runs has
+    this time when the server ends.
     """
 
     @asynccontextmanager
@@ -64,7 +67,11 @@ def make_app(serving: Serving, key: str | None, bounds: Bounds, drain_seconds: f
         Route("/metrics", _counted(serving, _metrics)),
     ]
     handlers: dict[Any, Any] = {HTTPException: _http_error}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), key, bounds)
+    app = Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), key, bounds, doors)
+    if not doors.origins:
+        return app
+    # Browsers ask first, without the key, and hide answers from pages that are not named in them.
+    return CORSMiddleware(app, doors.origins, allow_methods=("GET", "POST"), allow_headers=("*",))
 
 
 Endpoint = Callable[[Serving, Request], Awaitable[Response]]
@@ -206,7 +213,7 @@ async def _metrics(serving: Serving, _: Request) -> Response:
 async def _body(request: Request) -> Any:
     """The JSON value of a body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in _JSON:
+    if kind not in _JSON or not kind and "origin" in request.headers:
         raise RequestError(415, f"the body is of the type {kind[:80]!r}; send it as application/json")
     return parse_json(await request.body(), "the body", error=InputError)
 

@@ -33,6 +33,7 @@ from omni_jax.inputs.values import whole
 from omni_jax.loading import default_dtype
 from omni_jax.omni import Omni
 from omni_jax.serve.asked import Defaults
+from omni_jax.serve.doors import Doors
 from omni_jax.serve.engine import Service
 from omni_jax.serve.fetch import Reach
 from omni_jax.serve.guard import Bounds
@@ -62,6 +63,10 @@ class ListenFlags:
     """Key that clients must send for everything but /health; by default OMNI_JAX_API_KEY of the environment."""
     served_model_name: str | None = None
     """Name of the model for clients; by default that of its directory."""
+    allowed_hosts: UseAppendAction[tuple[str, ...]] = ()
+    """Name by which clients or a proxy call the server, *.example.com for those below it; repeat the flag for more."""
+    allowed_origins: UseAppendAction[tuple[str, ...]] = ()
+    """Origin of pages that may use the server, such as https://example.com, or * for all; repeat the flag for more."""
     drain_seconds: float = 60.0
     """Time that replies under way have when the server is told to end."""
 
@@ -167,6 +172,13 @@ def _checked_key(command: Serve) -> str | None:
     return key
 
 
+def _doors(flags: ListenFlags, key: str | None) -> Doors:
+    """Whose pages may use the server; one with a key, which such pages lack, may be called by any name."""
+    hosts = tuple(host.lower() for host in flags.allowed_hosts)
+    origins = tuple(origin.lower().rstrip("/") for origin in flags.allowed_origins)
+    return Doors(flags.host.lower(), hosts, origins, any_host=key is not None and not hosts)
+
+
 def _policy(command: Serve) -> Policy:
     flags = command.admission
     reach = Reach(flags.allowed_media_domains, flags.fetch_seconds)
@@ -233,7 +245,7 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
             print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
 
     flags, bounds = command.listen, Bounds(int(command.admission.max_body_mib * MIB), command.admission.body_seconds)
-    app = make_app(serving, key, bounds, flags.drain_seconds)
+    app = make_app(serving, key, bounds, _doors(flags, key), flags.drain_seconds)
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=int(flags.drain_seconds) + 1, server_header=False
     )

@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: the key of the server, and bounds of its body's size and time."""
+"""What every request passes before it is looked at: whose page sent it, the server's key, bounds of its body."""
 
 import asyncio
 import hmac
@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from omni_jax.serve.doors import Doors
 from omni_jax.serve.errors import RequestError, too_large
 
 Message = MutableMapping[str, Any]
@@ -27,9 +28,9 @@ class Bounds:
 class Guard:
     """An ASGI application around another one."""
 
-    def __init__(self, app: App, key: str | None, bounds: Bounds):
+    def __init__(self, app: App, key: str | None, bounds: Bounds, doors: Doors):
         """key: what clients send as bearer token; None for anybody."""
-        self.app, self.bounds = app, bounds
+        self.app, self.bounds, self.doors = app, bounds, doors
         self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -38,6 +39,7 @@ class Guard:
             return await self.app(scope, receive, send)
         try:
             headers = {name.lower(): value for name, value in scope["headers"]}
+            self.doors.check(headers)
             self._check_key(scope["path"], headers.get(b"authorization", b""))
             self._check_length(headers.get(b"content-length", b""))
         except RequestError as error:

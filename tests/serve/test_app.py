@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ import pytest
 from omni_jax.decode.reply import Event
 from omni_jax.serve.app import make_app
 from omni_jax.serve.asked import Defaults
+from omni_jax.serve.doors import Doors
 from omni_jax.serve.guard import Bounds
 from omni_jax.serve.metrics import Metrics
 
 pytest.importorskip("httpx2")
 testclient = pytest.importorskip("starlette.testclient")
 SECOND = np.zeros(24_000, np.float32)
+HERE = Doors("127.0.0.1")
 SPEECH = {"input": "Hello", "response_format": "pcm"}
 
 
@@ -36,10 +39,10 @@ class Answering:
     aloud = events
 
 
-def _client(*events, **headers):
-    answering = Answering(*events)
-    app = make_app(answering, None, Bounds(), 1)
-    return testclient.TestClient(app, base_url="http://127.0.0.1:8000", headers=headers)
+def _client(*events, key=None, doors=HERE):
+    answering: Any = Answering(*events)
+    app = make_app(answering, key, Bounds(), doors, 1)
+    return testclient.TestClient(app, base_url="http://127.0.0.1:8000")
 
 
 def _events(response):
@@ -55,3 +58,52 @@ def test_errors_in_streams_of_sound_are_events(capsys):
     assert written[0]["delta"] == "a" and written[-1]["error"]["type"] == "server_error" and len(written) == 2
     assert "inside" in capsys.readouterr().err
     assert _client(ValueError("before")).post("/v1/audio/transcriptions", **form).status_code == 500
+
+
+NAMED = Doors("127.0.0.1", ("omni.example.com", "*.local"))
+
+
+@pytest.mark.parametrize(
+    "doors, headers, status",
+    [
+        (HERE, {}, 200),
+        (HERE, {"Host": "localhost:8000"}, 200),
+        (HERE, {"Host": "[::1]:8000"}, 200),
+        (HERE, {"Host": "evil.example.com:8000"}, 403),
+        (HERE, {"Origin": "http://127.0.0.1:8000"}, 200),
+        (HERE, {"Origin": "http://127.0.0.1:9000"}, 403),
+        (HERE, {"Origin": "https://evil.example.com"}, 403),
+        (HERE, {"Origin": "null"}, 403),
+        (HERE, {"Origin": "http://[", "Host": "["}, 403),
+        (HERE, {"Host": "evil.example.com", "Origin": "http://evil.example.com"}, 403),
+        (NAMED, {"Host": "omni.example.com"}, 200),
+        (NAMED, {"Host": "a.local"}, 200),
+        (NAMED, {"Host": "example.com"}, 403),
+        (NAMED, {"Origin": "https://omni.example.com"}, 200),  # of a proxy that sends the server's address as Host
+        (NAMED, {"Origin": "https://omni.example.com:9000"}, 403),
+        (Doors("node7"), {"Host": "node7:8000"}, 200),
+        (Doors("node7"), {"Host": "node7:8000", "Origin": "http://node7:9000"}, 403),
+        (Doors(any_host=True), {"Host": "node7"}, 200),
+        (Doors(any_host=True), {"Host": "node7", "Origin": "https://evil.example.com"}, 403),
+        (Doors(origins=("https://a.com",)), {"Origin": "https://a.com"}, 200),
+        (Doors(origins=("https://a.com",)), {"Origin": "https://b.com"}, 403),
+    ],
+)
+def test_pages_of_other_sites(doors, headers, status):
+    found = _client(doors=doors).get("/v1/models", headers=headers)
+    assert found.status_code == status and ("error" in found.json()) == (status == 403)
+
+
+def test_pages_that_are_allowed_can_ask_first_and_read_answers():
+    client = _client(key="k", doors=Doors(origins=("https://a.com",)))
+    wish = {"Origin": "https://a.com", "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
+    assert client.options("/v1/chat/completions", headers=wish).status_code == 200
+    found = client.get("/v1/models", headers={"Origin": "https://a.com", "Authorization": "Bearer k"})
+    assert found.status_code == 200 and found.headers["access-control-allow-origin"] == "https://a.com"
+
+
+def test_pages_must_state_the_type_of_what_they_send():
+    client, body = _client(), json.dumps({"input": " "}).encode()
+    assert client.post("/v1/audio/speech", content=body).status_code == 400
+    assert client.post("/v1/audio/speech", content=body, headers={"Origin": "http://127.0.0.1:8000"}).status_code == 415
