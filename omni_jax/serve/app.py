@@ -9,9 +9,10 @@ import asyncio
 import sys
 import traceback
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -38,6 +39,7 @@ P = TypeVar("P", str, bytes)
 PAGE = Path(__file__).with_name("page.html")
 GONE = 499  # the status of requests whose clients have left, which nobody reads
 _JSON = ("", "application/json", "text/json")
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _MOST_FIELDS = 32  # of a form
 
 
@@ -149,22 +151,26 @@ async def _speech(serving: Serving, request: Request) -> Response:
     check_model(asked.model, serving.model)
     if asked.events:
         return await _streamed(request, _told(_speech_events(serving, asked)), "text/event-stream")
-    return await _streamed(request, _sound(serving, asked), sounds.FORMATS[asked.sound])
+    headers = dict[str, str]()
+    return await _streamed(request, _sound(serving, asked, headers), sounds.FORMATS[asked.sound], headers)
 
 
-async def _sound(serving: Serving, asked: AskedSpeech) -> AsyncGenerator[bytes, None]:
-    """A text that is read aloud as one sound, in pieces as it is made."""
+async def _sound(serving: Serving, asked: AskedSpeech, headers: dict[str, str]) -> AsyncGenerator[bytes, None]:
+    """A text that is read aloud as one sound, in pieces as it is made; why it ended is put into `headers`."""
     encoder = sounds.joined(asked.sound)
     async with aclosing(serving.aloud(asked)) as events:
         async for event in events:
-            if event.audio is not None and (data := encoder.add(event.audio)):
+            data = b"" if event.audio is None else encoder.add(event.audio)
+            if event.reply is not None:
+                headers["X-Finish-Reason"] = event.reply.stats["speech_finish_reason"]
+                data += encoder.end()
+            if data:
                 yield data
-    yield encoder.end()
 
 
 async def _speech_events(serving: Serving, asked: AskedSpeech) -> AsyncGenerator[str, None]:
-    """The same as OpenAI's events."""
-    frames, words = 0, 0
+    """The same as OpenAI's events; the last one also states why it ended, "stop" or "length"."""
+    frames, words, reason = 0, 0, "stop"
     encoder = sounds.pieces(asked.sound)
 
     def event_of(data: bytes) -> str:
@@ -176,10 +182,11 @@ async def _speech_events(serving: Serving, asked: AskedSpeech) -> AsyncGenerator
                 yield event_of(data)
             if event.reply is not None:
                 frames, words = event.reply.stats["frames"], len(event.reply.token_ids)
+                reason = event.reply.stats["speech_finish_reason"]
     if data := encoder.end():
         yield event_of(data)
     usage = {"input_tokens": words, "output_tokens": frames, "total_tokens": words + frames}
-    yield sse({"type": "speech.audio.done", "usage": usage})
+    yield sse({"type": "speech.audio.done", "finish_reason": reason, "usage": usage})
 
 
 async def _models(serving: Serving, _: Request) -> Response:
@@ -230,8 +237,13 @@ async def _form(request: Request) -> tuple[dict[str, str], bytes]:
         return fields, await file.read()
 
 
-async def _streamed(request: Request, pieces: AsyncGenerator[P, None], kind: str) -> Response:
-    """A response of pieces; what fails before the first one has its own status."""
+async def _streamed(
+    request: Request, pieces: AsyncGenerator[P, None], kind: str, headers: Mapping[str, str] = _NO_HEADERS
+) -> Response:
+    """A response of pieces; what fails before the first one has its own status.
+
+    headers: of the response, as they are when the first piece is there.
+    """
     first = await _unless_gone(request, _first(pieces))
 
     async def all_pieces() -> AsyncGenerator[P, None]:
@@ -240,7 +252,7 @@ async def _streamed(request: Request, pieces: AsyncGenerator[P, None], kind: str
             async for piece in rest:
                 yield piece
 
-    return StreamingResponse(all_pieces(), media_type=kind, headers={"Cache-Control": "no-cache"})
+    return StreamingResponse(all_pieces(), media_type=kind, headers={"Cache-Control": "no-cache", **headers})
 
 
 async def _told(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omni_jax.decode.reply import Event
+from omni_jax.decode.reply import Event, Reply
 from omni_jax.serve.app import make_app
 from omni_jax.serve.asked import Defaults
 from omni_jax.serve.doors import Doors
@@ -107,3 +107,13 @@ def test_pages_must_state_the_type_of_what_they_send():
     client, body = _client(), json.dumps({"input": " "}).encode()
     assert client.post("/v1/audio/speech", content=body).status_code == 400
     assert client.post("/v1/audio/speech", content=body, headers={"Origin": "http://127.0.0.1:8000"}).status_code == 415
+
+
+def test_speech_that_was_cut_says_so():
+    reply = Reply("Hello", [1], {"frames": 12, "speech_finish_reason": "length"})
+    last, piece = Event("", [], reply, audio=SECOND), Event("", [], audio=SECOND)
+    said = _events(_client(piece, last).post("/v1/audio/speech", json={**SPEECH, "stream_format": "sse"}))
+    assert said[-1]["finish_reason"] == "length" and len(said) == 3
+    whole, begun = (_client(*events).post("/v1/audio/speech", json=SPEECH) for events in ([last], [piece, last]))
+    assert whole.headers["x-finish-reason"] == "length" and len(whole.content) == 2 * SECOND.size
+    assert "x-finish-reason" not in begun.headers and len(begun.content) == 4 * SECOND.size
