@@ -11,7 +11,7 @@ what it was asked for is worse than none. A field whose value is null is absent.
 import difflib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omni_jax.errors import InputError
@@ -31,6 +31,7 @@ SETTINGS = {
     **{f"talker_{name}": f"speech_{name}" for name in ("temperature", "top_k", "top_p", "repetition_penalty")},
     "talker_max_new_tokens": "max_frames",
 }  # fmt: skip
+LIMITS = ("max_completion_tokens", "max_tokens")
 # Fields that are read one by one below.
 READ = (
     "model", "messages", "max_tokens", "max_completion_tokens", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
@@ -58,6 +59,7 @@ INSTEAD = {
     "response_format": "replies are text; ask for JSON in the prompt",
     "use_audio_in_video": "write it into mm_processor_kwargs", "fps": "write it into mm_processor_kwargs",
     "enable_thinking": "write it into chat_template_kwargs", "prompt": "write messages",
+    **dict.fromkeys(("images", "audios", "videos"), "write each as a part of a message's content"),
 }  # fmt: skip
 
 
@@ -77,7 +79,7 @@ class Asked:
     the most tokens are stated, and not only the server's own limit. n: replies. text, speech: which of the two are
     wanted. sound: the format of speech, one of `sounds.FORMATS`. stream: whether pieces are sent as they come.
     include_usage: whether a last chunk of a stream counts tokens; continuous_usage: whether each does. model: the name
-    that was asked for.
+    that was asked for. names: of the fields that settings were read from, by setting.
     """
 
     messages: list[Any]
@@ -92,6 +94,7 @@ class Asked:
     include_usage: bool = False
     continuous_usage: bool = False
     model: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_chat(body: Any, defaults: Defaults) -> Asked:
@@ -103,13 +106,14 @@ def read_chat(body: Any, defaults: Defaults) -> Asked:
     voice, sound = _voice(given) if speech else ({}, "wav")
     limit = _limit(given)
     stated = _passed(given) | _drawing(given) | _ending(given, defaults.end_id) | _preparation(given) | voice
-    settings = {**defaults.settings, **stated} | ({} if limit is None else {"max_new_tokens": limit})
+    stated |= {} if limit is None else {"max_new_tokens": limit}
+    settings = _settings({**defaults.settings, **stated, "seed": seed_of(given)})
     return Asked(
         messages=_messages(given),
         tools=_tools(given),
-        settings=_settings(settings | {"seed": seed_of(given)}),
+        settings=settings,
         has_limit=limit is not None,
-        n=_whole(given, "n", 1, MOST_REPLIES, 1),
+        n=_replies(given, settings.sampling.temperature),
         text="text" in modalities,
         speech=speech,
         sound=sound,
@@ -117,6 +121,7 @@ def read_chat(body: Any, defaults: Defaults) -> Asked:
         include_usage=flag_of(options, "include_usage", "stream_options."),
         continuous_usage=flag_of(options, "continuous_usage_stats", "stream_options."),
         model=text_of(given, "model"),
+        names=_names(given),
     )
 
 
@@ -202,8 +207,31 @@ def _settings(stated: Mapping[str, Any]) -> Settings:
 
 
 def _passed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings whose fields have their values."""
-    return {SETTINGS[name]: _checked(name, SETTINGS[name], value) for name, value in given.items() if name in SETTINGS}
+    """The settings whose fields have their values; a setting may be stated by several names if they agree."""
+    stated: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in SETTINGS:
+            setting = SETTINGS[name]
+            if stated.setdefault(setting, _checked(name, setting, value)) != value:
+                other = next(one for one in given if SETTINGS.get(one) == setting)
+                raise invalid(f"{other} is {shown(stated[setting])} and {name} is {shown(value)}; send one", name)
+    return stated
+
+
+def _names(given: Mapping[str, Any]) -> dict[str, str]:
+    """The name by which the client knows each setting that a model may still find fault with."""
+    limit = next((name for name in LIMITS if name in given), "max_tokens")
+    voice = next((name for name in ("voice", "speaker") if name in given), "audio.voice")
+    named = {"max_new_tokens": limit, "speaker": voice, "stop": "stop", "stop_ids": "stop_token_ids"}
+    return named | {SETTINGS[name]: name for name in given if name in SETTINGS}
+
+
+def _replies(given: Mapping[str, Any], temperature: float) -> int:
+    """How many replies are wanted; greedy ones would all be the same."""
+    n = _whole(given, "n", 1, MOST_REPLIES, 1)
+    if n > 1 and temperature == 0:
+        raise invalid(f"n is {n}, but greedy replies are all the same; set a temperature, or leave out n", "n")
+    return n
 
 
 def _drawing(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +249,7 @@ def _drawing(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _limit(given: Mapping[str, Any]) -> int | None:
     """The most tokens of the reply, by either name; None if it is not stated."""
-    names = [name for name in ("max_completion_tokens", "max_tokens") if name in given]
+    names = [name for name in LIMITS if name in given]
     limits = [_checked(name, "max_new_tokens", given[name]) for name in names]
     if len({*limits}) > 1:
         raise invalid(f"max_completion_tokens is {limits[0]} and max_tokens is {limits[1]}; send one", names[1])
@@ -248,7 +276,7 @@ def _preparation(given: Mapping[str, Any]) -> dict[str, Any]:
         if name != "enable_thinking":
             raise invalid(f"the chat template takes no {name[:80]!r}; there is enable_thinking", "chat_template_kwargs")
         stated["thinking"] = _checked("chat_template_kwargs.enable_thinking", "thinking", value)
-    known = [field.name for field in fields(Options)]
+    known = [one.name for one in fields(Options)]
     for name in media:
         if name not in known:
             raise invalid(f"{name[:80]!r} is no option of media; there are {', '.join(known)}", "mm_processor_kwargs")

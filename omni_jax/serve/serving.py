@@ -16,7 +16,7 @@ from omni_jax.serve.answered import DONE, ChatStream, Choice, Heading, Usage, co
 from omni_jax.serve.asked import Asked, Defaults
 from omni_jax.serve.asked_audio import AskedSpeech
 from omni_jax.serve.engine import Service
-from omni_jax.serve.errors import request_error
+from omni_jax.serve.errors import naming, request_error
 from omni_jax.serve.media import Media
 from omni_jax.serve.metrics import Metrics
 from omni_jax.serve.workers import Workers
@@ -45,7 +45,7 @@ class Serving:
     async def completion(self, asked: Asked) -> dict[str, Any]:
         """A whole chat completion."""
         choices, usage = self._choices(asked), None
-        with self.service.places(asked.n):
+        with naming(asked.names), self.service.places(asked.n):
             batch = await self.prepare(asked)
             usage = Usage.of_prompt(batch)
             async with aclosing(self._together(self._prompts(asked, batch))) as events:
@@ -57,7 +57,7 @@ class Serving:
 
     async def chunks(self, asked: Asked) -> AsyncGenerator[str, None]:
         """A chat completion as events of a stream; an error after the first one is an event too."""
-        with self.service.places(asked.n):
+        with naming(asked.names), self.service.places(asked.n):
             batch = await self.prepare(asked)
             stream = ChatStream(asked, Heading(self.model), self._choices(asked), Usage.of_prompt(batch))
             begun = False
@@ -77,7 +77,7 @@ class Serving:
 
     async def events(self, asked: Asked) -> AsyncGenerator[Event, None]:
         """The events of the one reply to a request."""
-        with self.service.places(1):
+        with naming(asked.names), self.service.places(1):
             batch = await self.prepare(asked)
             async with aclosing(self._together(self._prompts(asked, batch))) as events:
                 async for _, event in events:
@@ -87,7 +87,7 @@ class Serving:
         """The events of a text that is read aloud."""
         settings, seed = asked.settings, asked.settings.seed
         assert isinstance(seed, int)
-        with self.service.places(1):
+        with naming(asked.names), self.service.places(1):
             said = await asyncio.to_thread(self.service.running.said, asked.text, settings.voice, seed)
             watch = self.metrics.watch(len(said.words.spoken))
             async with aclosing(self.service.read_aloud(said)) as events:
@@ -106,9 +106,10 @@ class Serving:
         }
         messages = await self.media.resolve(asked.messages)
         conversation = {"messages": messages, "tools": asked.tools}
-        if _is_short_text(messages):  # which does not wait until media of others are decoded
-            return await asyncio.to_thread(self.service.running.omni.processor.prepare, conversation, **options)
-        return await self.workers.prepare(conversation, options)
+        with naming({}, "messages"):
+            if _is_short_text(messages):  # which does not wait until media of others are decoded
+                return await asyncio.to_thread(self.service.running.omni.processor.prepare, conversation, **options)
+            return await self.workers.prepare(conversation, options)
 
     def _choices(self, asked: Asked) -> list[Choice]:
         tokenizer = self.service.running.omni.processor.tokenizer

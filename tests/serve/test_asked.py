@@ -55,7 +55,7 @@ def test_fields_become_settings(field, value, group, name, expected):
 
 
 def test_seed_and_limit_and_counts():
-    asked = _asked(seed=5, n=3, max_tokens=9, max_completion_tokens=9)
+    asked = _asked(seed=5, n=3, temperature=1, max_tokens=9, max_completion_tokens=9)
     assert (asked.settings.seed, asked.n, asked.settings.ending.max_new_tokens, asked.has_limit) == (5, 3, 9, True)
     asked = _asked(logprobs=True, top_logprobs=4)
     assert asked.settings.sampling.logprobs == 4
@@ -137,6 +137,10 @@ def test_fields_that_change_nothing_are_ignored():
         ({"stop_token_ids": [True]}, "stop_token_ids"),
         ({"ignore_eos": 1}, "ignore_eos"),
         ({"n": 0}, "n"),
+        ({"n": 2, "temperature": 0}, "n"),
+        ({"talker_temperature": 0.5, "speech_temperature": 0.6}, "speech_temperature"),
+        ({"max_frames": 4, "talker_max_new_tokens": 5}, "talker_max_new_tokens"),
+        ({"audios": ["x"]}, "audios"),
         ({"n": 1000}, "n"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
@@ -167,6 +171,11 @@ def test_what_cannot_be_obeyed_is_refused_by_name(fields, param):
     error = _refused(**fields)
     assert error.status == 400 and error.param == param
     assert error.body()["error"]["type"] == "invalid_request_error" and error.message
+
+
+def test_names_of_one_setting_may_agree():
+    assert _asked(max_frames=4, talker_max_new_tokens=4).settings.voice.max_frames == 4
+    assert "message's content" in _refused(images=["x"]).message
 
 
 @pytest.mark.parametrize("body", [None, [], "text", 3])

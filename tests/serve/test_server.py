@@ -269,12 +269,14 @@ def test_models(client):
 @pytest.mark.parametrize(
     "fields, param",
     [({"temperature": 9e9}, "temperature"), ({"extra_body": {"unknown": 1}}, "unknown"), ({"n": 500}, "n"),
-     ({"max_tokens": 10**6}, None), ({"modalities": ["audio"], "audio": {"voice": "nobody", "format": "wav"}}, None),
-     ({"stream": True, "max_tokens": 10**6}, None),
+     ({"max_tokens": 10**6}, "max_tokens"), ({"stop": ""}, "stop"),
+     ({"modalities": ["audio"], "audio": {"voice": "nobody", "format": "wav"}}, "audio.voice"),
+     ({"stream": True, "max_completion_tokens": 10**6, "max_tokens": None}, "max_completion_tokens"),
+     ({"extra_body": {"stop_token_ids": [10**6]}}, "stop_token_ids"),
      ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]},
       "messages[0].content[0]"),
      ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]},
-      None), ({"messages": [{"role": "nobody", "content": "x"}]}, None)],
+      "messages[0].content[0]"), ({"messages": [{"role": "nobody", "content": "x"}]}, "messages")],
 )  # fmt: skip
 def test_bad_requests(client, fields, param):
     with pytest.raises(openai.BadRequestError) as caught:
