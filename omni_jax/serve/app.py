@@ -59,17 +59,23 @@ def make_app(serving: Serving, key: str | None, bounds: Bounds, doors: Doors, dr
         serving.metrics.close()
 
     routes = [
-        Route("/v1/chat/completions", _counted(serving, _chat), methods=["POST"]),
-        Route("/v1/audio/transcriptions", _counted(serving, _transcription), methods=["POST"]),
-        Route("/v1/audio/speech", _counted(serving, _speech), methods=["POST"]),
-        Route("/v1/models", _counted(serving, _models)),
-        Route("/v1/models/{name:path}", _counted(serving, _model)),
-        Route("/", _counted(serving, _page)),
-        Route("/health", _counted(serving, _health)),
-        Route("/metrics", _counted(serving, _metrics)),
+        Route("/v1/chat/completions", _answering(serving, _chat), methods=["POST"]),
+        Route("/v1/audio/transcriptions", _answering(serving, _transcription), methods=["POST"]),
+        Route("/v1/audio/speech", _answering(serving, _speech), methods=["POST"]),
+        Route("/v1/models", _answering(serving, _models)),
+        Route("/v1/models/{name:path}", _answering(serving, _model)),
+        Route("/", _answering(serving, _page)),
+        Route("/health", _answering(serving, _health)),
+        Route("/metrics", _answering(serving, _metrics)),
     ]
     handlers: dict[Any, Any] = {HTTPException: _http_error}
-    app = Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), key, bounds, doors)
+    app = Guard(
+        Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan),
+        key,
+        bounds,
+        doors,
+        serving.metrics.count,
+    )
     if not doors.origins:
         return app
     # Browsers ask first, without the key, and hide answers from pages that are not named in them.
@@ -79,8 +85,8 @@ def make_app(serving: Serving, key: str | None, bounds: Bounds, doors: Doors, dr
 Endpoint = Callable[[Serving, Request], Awaitable[Response]]
 
 
-def _counted(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint of Starlette, whose errors are answers and whose answers are counted."""
+def _answering(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint of Starlette, whose errors are answers."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -90,7 +96,6 @@ def _counted(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awaita
         except Exception as error:
             found = _logged(error)
             response = JSONResponse(found.body(), found.status, headers=found.headers())
-        serving.metrics.requests.labels(request.scope["route"].path, str(response.status_code)).inc()
         return response
 
     return answer

@@ -1,6 +1,7 @@
 """The routes around a stand-in for what answers: errors in streams, refusals before any work, and what is counted."""
 
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -117,3 +118,18 @@ def test_speech_that_was_cut_says_so():
     whole, begun = (_client(*events).post("/v1/audio/speech", json=SPEECH) for events in ([last], [piece, last]))
     assert whole.headers["x-finish-reason"] == "length" and len(whole.content) == 2 * SECOND.size
     assert "x-finish-reason" not in begun.headers and len(begun.content) == 4 * SECOND.size
+
+
+def test_all_answers_are_counted():
+    client = _client(key="k")
+    key = {"Authorization": "Bearer k"}
+    for path, headers in [("/v1/models", {}), ("/v1/models", key), ("/v1/models/x", key), ("/x1", key), ("/x2", key),
+                          ("/v1/chat/completions", key), ("/health", {"Host": "evil.com"})]:  # fmt: skip
+        client.get(path, headers=headers)
+    text = client.get("/metrics", headers=key).text
+    found = {(route, int(status)): float(n) for route, status, n in re.findall(
+        r'omni_jax_requests_total{route="(.*?)",status="(.*?)"} (.*)', text)}  # fmt: skip
+    assert found == {
+        ("other", 401): 1, ("other", 403): 1, ("other", 404): 2, ("/v1/models", 200): 1,
+        ("/v1/models/{name:path}", 404): 1, ("/v1/chat/completions", 405): 1,
+    }  # fmt: skip
