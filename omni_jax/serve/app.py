@@ -43,18 +43,18 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _MOST_FIELDS = 32  # of a form
 
 
-def make_app(serving: Serving, key: str | None, bounds: Bounds, doors: Doors, drain_seconds: float) -> App:
+def make_app(serving: Serving, key: str | None, bounds: Bounds, doors: Doors) -> App:
     """The ASGI application of a server.
 
-    key: without it requests are refused; None for anybody. doors: whose pages may use it. drain_seconds: what runs has
-    this time when the server ends.
+    key: without it requests are refused; None for anybody. doors: whose pages may use it. What runs when it ends is
+    cancelled; `Service.drain` lets it finish first.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         serving.service.start()
         yield
-        await serving.service.close(drain_seconds)
+        await serving.service.close(0)
         serving.workers.close()
         serving.metrics.close()
 

@@ -1,7 +1,7 @@
 """`omni-jax serve`: from flags to a server that runs until it is told to end.
 
-SIGTERM, or the first interrupt, ends it in order: no request is taken any more, what runs has --drain-seconds, and then
-the process leaves, with status 0 after SIGTERM. A second interrupt ends it at once.
+SIGTERM, or the first interrupt, ends it in order: no request is taken any more, which /health says, what runs has
+--drain-seconds, and then the process leaves, with status 0 after SIGTERM. A second interrupt ends it at once.
 """
 
 import os
@@ -46,6 +46,7 @@ from omni_jax.settings import Drafting, Settings
 from omni_jax.weights.drafters import Drafter, load_drafter
 
 MIB = 1 << 20
+LEAVE_SECONDS = 5  # that answers have to be read by their clients, once they are complete
 NEEDED = ("starlette", "uvicorn", "python_multipart", "prometheus_client")  # of the extra `serve`
 # Loads the model with these parts, all by default.
 Load = Callable[[tuple[str, ...] | None], Omni]
@@ -244,10 +245,13 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
             shown = f"[{host}]" if ":" in host else host
             print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # uvicorn's own takes no connection any more, so nobody could ask /health.
+            await serving.service.drain(flags.drain_seconds, lambda: self.force_exit)
+            await super().shutdown(sockets)
+
     flags, bounds = command.listen, Bounds(int(command.admission.max_body_mib * MIB), command.admission.body_seconds)
-    app = make_app(serving, key, bounds, _doors(flags, key), flags.drain_seconds)
-    config = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=int(flags.drain_seconds) + 1, server_header=False
-    )
+    app = make_app(serving, key, bounds, _doors(flags, key))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LEAVE_SECONDS, server_header=False)
     with process.finishing("finishing the replies under way"):
         Server(config).run([listener])

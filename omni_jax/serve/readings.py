@@ -85,11 +85,6 @@ class Readings(Generic[L]):
                 reading.listener.put(request_error(error))
             self._reading, self._speakers = {}, None
 
-    def cancel(self) -> None:
-        """Read nothing any more."""
-        for listener in [*self._waiting, *(reading.listener for reading in self._reading.values())]:
-            listener.cancelled = True
-
     def _begin(self) -> None:
         """Give free rows to texts that wait."""
         while self._waiting and len(self._reading) < self._rows:

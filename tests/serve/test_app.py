@@ -42,7 +42,7 @@ class Answering:
 
 def _client(*events, key=None, doors=HERE):
     answering: Any = Answering(*events)
-    app = make_app(answering, key, Bounds(), doors, 1)
+    app = make_app(answering, key, Bounds(), doors)
     return testclient.TestClient(app, base_url="http://127.0.0.1:8000")
 
 

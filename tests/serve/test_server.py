@@ -367,10 +367,13 @@ def test_terminating_finishes_what_runs(checkpoints):
     with server(checkpoints("tiny"), "--slots", "2") as found:
         client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0, timeout=300)
         stream = client.chat.completions.create(
-            model=checkpoints("tiny").name, messages=TEXT, max_tokens=100, stream=True, extra_body={"ignore_eos": True}
+            model=checkpoints("tiny").name, messages=TEXT, max_tokens=400, stream=True, extra_body={"ignore_eos": True}
         )
         chunks = iter(stream)
         next(chunks)
         threading.Timer(0.2, found.process.send_signal, (signal.SIGTERM,)).start()
+        time.sleep(0.5)
+        status, body = _raw(found, "/health", headers={})
+        assert (status, json.loads(body)["status"]) == (503, "closing")
         finishes = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
         assert finishes == ["length"] and found.process.wait(60) == 0
