@@ -10,7 +10,7 @@ what it was asked for is worse than none. A field whose value is null is absent.
 
 import difflib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,6 +19,7 @@ from omni_jax.inputs.options import Options
 from omni_jax.inputs.values import shown, whole
 from omni_jax.serve.errors import RequestError, invalid
 from omni_jax.serve.sounds import FORMATS
+from omni_jax.serve.voices import speaker_of
 from omni_jax.settings import MAX_LOGPROBS, Settings
 
 MOST_REPLIES = 128  # of one request, as OpenAI has it
@@ -65,10 +66,14 @@ INSTEAD = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a body may leave open: settings by name, as `Settings.read` takes them, and the id that ends a turn."""
+    """What a body may leave open: settings by name, as `Settings.read` takes them, and the id that ends a turn.
+
+    voices: names of the model's speakers, none if it does not speak, None where they are not known.
+    """
 
     settings: Mapping[str, Any]
     end_id: int
+    voices: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +108,7 @@ def read_chat(body: Any, defaults: Defaults) -> Asked:
     stream, modalities = flag_of(given, "stream"), _modalities(given)
     options = _object(given, "stream_options") if stream else {}
     speech = "audio" in modalities
-    voice, sound = _voice(given) if speech else ({}, "wav")
+    voice, sound = _voice(given, defaults.voices) if speech else ({}, "wav")
     limit = _limit(given)
     stated = _passed(given) | _drawing(given) | _ending(given, defaults.end_id) | _preparation(given) | voice
     stated |= {} if limit is None else {"max_new_tokens": limit}
@@ -296,22 +301,10 @@ def _modalities(given: Mapping[str, Any]) -> list[str]:
     return wanted
 
 
-def _voice(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Who speaks, by any of its names, and the format of the sound."""
+def _voice(given: Mapping[str, Any], voices: Sequence[str] | None) -> tuple[dict[str, str], str]:
+    """Who speaks, and the format of the sound."""
     audio = _object(given, "audio")
-    voices = [given.get("voice"), given.get("speaker"), audio.get("voice")]
-    named = {name_of_voice(voice) for voice in voices if voice is not None}
-    if len(named) > 1:
-        raise invalid(f"several voices are stated: {', '.join(sorted(named))}; send one", "audio.voice")
-    return ({"speaker": named.pop()} if named else {}), format_of(audio.get("format", "wav"), "audio.format")
-
-
-def name_of_voice(voice: Any) -> str:
-    """The name of a voice, which may be wrapped as {"id": name}."""
-    name = voice.get("id") if isinstance(voice, dict) else voice
-    if not isinstance(name, str) or not name:
-        raise invalid(f"the voice is {shown(voice)}; it is the name of a speaker", "voice")
-    return name
+    return speaker_of(given, audio, voices), format_of(audio.get("format", "wav"), "audio.format")
 
 
 def format_of(value: Any, param: str) -> str:

@@ -218,7 +218,7 @@ def _serving(command: Serve, omni: Omni, defaults: dict[str, Any], media: Media)
         service=service,
         workers=Workers(omni.processor, limits),
         media=media,
-        defaults=Defaults(defaults, omni.config.im_end_token_id),
+        defaults=Defaults(defaults, omni.config.im_end_token_id, running.voices),
         metrics=Metrics(running.slots, lambda: service.active, lambda: service.accepted),
         instruction=command.transcription_prompt,
     )

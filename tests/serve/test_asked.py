@@ -85,6 +85,30 @@ def test_voices_by_all_their_names(fields):
     assert (voice.speaker, voice.speech_temperature, voice.max_frames) == ("Chelsie", 0, 8)
 
 
+@pytest.mark.parametrize(
+    "voices, voice, speaker",
+    [
+        (("Ethan", "Chelsie"), "alloy", "chelsie"),
+        (("Ethan", "Chelsie"), "Onyx", "ethan"),  # aiden, which this model lacks: as the server has it
+        (("Ethan", "Chelsie"), "CHELSIE", "CHELSIE"),
+        (("Alloy", "Chelsie"), "alloy", "alloy"),
+        (None, "nobody", "nobody"),
+    ],
+)
+def test_voices_of_openai_are_other_names(voices, voice, speaker):
+    defaults = Defaults({"speaker": "ethan"}, END, voices)
+    asked = read_chat({"messages": MESSAGES, "modalities": ["audio"], "audio": {"voice": voice}}, defaults)
+    assert asked.settings.voice.speaker == speaker
+    assert read_speech({"input": "Hi", "voice": voice}, defaults).settings.voice.speaker == speaker
+
+
+@pytest.mark.parametrize("field", ["voice", "speaker"])
+def test_voices_that_nobody_has(field):
+    with pytest.raises(RequestError, match="ethan") as caught:
+        read_speech({"input": "Hi", field: "nobody"}, Defaults({}, END, ("Ethan",)))
+    assert caught.value.param == field
+
+
 def test_speech_alone_and_its_default_format():
     asked = _asked(modalities=["audio"])
     assert asked.speech and not asked.text and asked.sound == "wav" and asked.settings.voice.speaker == "ethan"
