@@ -170,6 +170,7 @@ class Choice:
             "message": message,
             "logprobs": self._logprobs(self.logprobs),
             "finish_reason": self.finish,
+            **self._speech_end(),
         }
 
     def _logprobs(self, content: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -179,7 +180,13 @@ class Choice:
     def chunk(self, delta: dict[str, Any], logprobs: list[dict[str, Any]], finish: str | None = None) -> dict[str, Any]:
         """A delta as the choice of a chunk."""
         stated = self._logprobs(logprobs) if logprobs else None
-        return {"index": self.index, "delta": delta, "logprobs": stated, "finish_reason": finish}
+        ended = {} if finish is None else self._speech_end()
+        return {"index": self.index, "delta": delta, "logprobs": stated, "finish_reason": finish, **ended}
+
+    def _speech_end(self) -> dict[str, str]:
+        """What a choice says of the end of its speech: "length" if it was cut at the most frames, else "stop"."""
+        stats = {} if self.reply is None else self.reply.stats
+        return {name: stats[name] for name in ("speech_finish_reason",) if name in stats}
 
 
 def call_body(call: Call, reply_id: str, number: int) -> dict[str, Any]:

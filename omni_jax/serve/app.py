@@ -9,14 +9,16 @@ import asyncio
 import sys
 import traceback
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -27,8 +29,9 @@ from omni_jax.serve import sounds
 from omni_jax.serve.answered import model_body, sse
 from omni_jax.serve.asked import check_model, read_chat
 from omni_jax.serve.asked_audio import AskedSpeech, AskedTranscript, read_speech, read_transcription
+from omni_jax.serve.doors import Doors
 from omni_jax.serve.errors import RequestError, invalid, request_error
-from omni_jax.serve.guard import Bounds, Guard
+from omni_jax.serve.guard import App, Bounds, Guard
 from omni_jax.serve.serving import Serving
 
 T = TypeVar("T")
@@ -36,42 +39,54 @@ P = TypeVar("P", str, bytes)
 PAGE = Path(__file__).with_name("page.html")
 GONE = 499  # the status of requests whose clients have left, which nobody reads
 _JSON = ("", "application/json", "text/json")
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _MOST_FIELDS = 32  # of a form
 
 
-def make_app(serving: Serving, key: str | None, bounds: Bounds, drain_seconds: float) -> Guard:
+def make_app(serving: Serving, key: str | None, bounds: Bounds, doors: Doors) -> App:
     """The ASGI application of a server.
 
-    key: without it requests are refused; None for anybody. drain_seconds: what runs has this time when the server ends.
+    key: without it requests are refused; None for anybody. doors: whose pages may use it. What runs when it ends is
+    cancelled; `Service.drain` lets it finish first.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         serving.service.start()
         yield
-        await serving.service.close(drain_seconds)
+        await serving.service.close(0)
         serving.workers.close()
         serving.metrics.close()
 
     routes = [
-        Route("/v1/chat/completions", _counted(serving, _chat), methods=["POST"]),
-        Route("/v1/audio/transcriptions", _counted(serving, _transcription), methods=["POST"]),
-        Route("/v1/audio/speech", _counted(serving, _speech), methods=["POST"]),
-        Route("/v1/models", _counted(serving, _models)),
-        Route("/v1/models/{name:path}", _counted(serving, _model)),
-        Route("/", _counted(serving, _page)),
-        Route("/health", _counted(serving, _health)),
-        Route("/metrics", _counted(serving, _metrics)),
+        Route("/v1/chat/completions", _answering(serving, _chat), methods=["POST"]),
+        Route("/v1/audio/transcriptions", _answering(serving, _transcription), methods=["POST"]),
+        Route("/v1/audio/speech", _answering(serving, _speech), methods=["POST"]),
+        Route("/v1/models", _answering(serving, _models)),
+        Route("/v1/models/{name:path}", _answering(serving, _model)),
+        Route("/", _answering(serving, _page)),
+        Route("/health", _answering(serving, _health)),
+        Route("/metrics", _answering(serving, _metrics)),
     ]
     handlers: dict[Any, Any] = {HTTPException: _http_error}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), key, bounds)
+    app = Guard(
+        Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan),
+        key,
+        bounds,
+        doors,
+        serving.metrics.count,
+    )
+    if not doors.origins:
+        return app
+    # Browsers ask first, without the key, and hide answers from pages that are not named in them.
+    return CORSMiddleware(app, doors.origins, allow_methods=("GET", "POST"), allow_headers=("*",))
 
 
 Endpoint = Callable[[Serving, Request], Awaitable[Response]]
 
 
-def _counted(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint of Starlette, whose errors are answers and whose answers are counted."""
+def _answering(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint of Starlette, whose errors are answers."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -79,14 +94,19 @@ def _counted(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awaita
         except HTTPException as error:
             response = _http_error(request, error)
         except Exception as error:
-            found = request_error(error)
-            if found.status == 500:
-                traceback.print_exc(file=sys.stderr)
+            found = _logged(error)
             response = JSONResponse(found.body(), found.status, headers=found.headers())
-        serving.metrics.requests.labels(request.scope["route"].path, str(response.status_code)).inc()
         return response
 
     return answer
+
+
+def _logged(error: Exception) -> RequestError:
+    """What a client is told of an error; the log gets the traceback of one that is a bug."""
+    found = request_error(error)
+    if found.status == 500:
+        traceback.print_exception(error, file=sys.stderr)
+    return found
 
 
 def _http_error(_: Request, error: Any) -> Response:
@@ -110,7 +130,7 @@ async def _transcription(serving: Serving, request: Request) -> Response:
     asked = read_transcription(fields, sound, serving.instruction, serving.defaults)
     check_model(asked.chat.model, serving.model)
     if asked.chat.stream:
-        return await _streamed(request, _transcript_events(serving, asked), "text/event-stream")
+        return await _streamed(request, _told(_transcript_events(serving, asked)), "text/event-stream")
 
     async def write_down() -> str:
         body = await serving.completion(asked.chat)
@@ -135,23 +155,27 @@ async def _speech(serving: Serving, request: Request) -> Response:
     asked = read_speech(await _body(request), serving.defaults)
     check_model(asked.model, serving.model)
     if asked.events:
-        return await _streamed(request, _speech_events(serving, asked), "text/event-stream")
-    return await _streamed(request, _sound(serving, asked), sounds.FORMATS[asked.sound])
+        return await _streamed(request, _told(_speech_events(serving, asked)), "text/event-stream")
+    headers = dict[str, str]()
+    return await _streamed(request, _sound(serving, asked, headers), sounds.FORMATS[asked.sound], headers)
 
 
-async def _sound(serving: Serving, asked: AskedSpeech) -> AsyncGenerator[bytes, None]:
-    """A text that is read aloud as one sound, in pieces as it is made."""
+async def _sound(serving: Serving, asked: AskedSpeech, headers: dict[str, str]) -> AsyncGenerator[bytes, None]:
+    """A text that is read aloud as one sound, in pieces as it is made; why it ended is put into `headers`."""
     encoder = sounds.joined(asked.sound)
     async with aclosing(serving.aloud(asked)) as events:
         async for event in events:
-            if event.audio is not None and (data := encoder.add(event.audio)):
+            data = b"" if event.audio is None else encoder.add(event.audio)
+            if event.reply is not None:
+                headers["X-Finish-Reason"] = event.reply.stats["speech_finish_reason"]
+                data += encoder.end()
+            if data:
                 yield data
-    yield encoder.end()
 
 
 async def _speech_events(serving: Serving, asked: AskedSpeech) -> AsyncGenerator[str, None]:
-    """The same as OpenAI's events."""
-    frames, words = 0, 0
+    """The same as OpenAI's events; the last one also states why it ended, "stop" or "length"."""
+    frames, words, reason = 0, 0, "stop"
     encoder = sounds.pieces(asked.sound)
 
     def event_of(data: bytes) -> str:
@@ -163,10 +187,11 @@ async def _speech_events(serving: Serving, asked: AskedSpeech) -> AsyncGenerator
                 yield event_of(data)
             if event.reply is not None:
                 frames, words = event.reply.stats["frames"], len(event.reply.token_ids)
+                reason = event.reply.stats["speech_finish_reason"]
     if data := encoder.end():
         yield event_of(data)
     usage = {"input_tokens": words, "output_tokens": frames, "total_tokens": words + frames}
-    yield sse({"type": "speech.audio.done", "usage": usage})
+    yield sse({"type": "speech.audio.done", "finish_reason": reason, "usage": usage})
 
 
 async def _models(serving: Serving, _: Request) -> Response:
@@ -200,7 +225,7 @@ async def _metrics(serving: Serving, _: Request) -> Response:
 async def _body(request: Request) -> Any:
     """The JSON value of a body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in _JSON:
+    if kind not in _JSON or not kind and "origin" in request.headers:
         raise RequestError(415, f"the body is of the type {kind[:80]!r}; send it as application/json")
     return parse_json(await request.body(), "the body", error=InputError)
 
@@ -217,8 +242,13 @@ async def _form(request: Request) -> tuple[dict[str, str], bytes]:
         return fields, await file.read()
 
 
-async def _streamed(request: Request, pieces: AsyncGenerator[P, None], kind: str) -> Response:
-    """A response of pieces; what fails before the first one has its own status."""
+async def _streamed(
+    request: Request, pieces: AsyncGenerator[P, None], kind: str, headers: Mapping[str, str] = _NO_HEADERS
+) -> Response:
+    """A response of pieces; what fails before the first one has its own status.
+
+    headers: of the response, as they are when the first piece is there.
+    """
     first = await _unless_gone(request, _first(pieces))
 
     async def all_pieces() -> AsyncGenerator[P, None]:
@@ -227,7 +257,21 @@ async def _streamed(request: Request, pieces: AsyncGenerator[P, None], kind: str
             async for piece in rest:
                 yield piece
 
-    return StreamingResponse(all_pieces(), media_type=kind, headers={"Cache-Control": "no-cache"})
+    return StreamingResponse(all_pieces(), media_type=kind, headers={"Cache-Control": "no-cache", **headers})
+
+
+async def _told(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """The same events; an error after the first one is an event too, and the last."""
+    begun = False
+    try:
+        async with aclosing(events) as rest:
+            async for event in rest:
+                begun = True
+                yield event
+    except Exception as error:
+        if not begun:
+            raise
+        yield sse(_logged(error).body())
 
 
 async def _first(pieces: AsyncGenerator[P, None]) -> P:

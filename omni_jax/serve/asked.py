@@ -10,8 +10,8 @@ what it was asked for is worse than none. A field whose value is null is absent.
 
 import difflib
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omni_jax.errors import InputError
@@ -19,6 +19,7 @@ from omni_jax.inputs.options import Options
 from omni_jax.inputs.values import shown, whole
 from omni_jax.serve.errors import RequestError, invalid
 from omni_jax.serve.sounds import FORMATS
+from omni_jax.serve.voices import speaker_of
 from omni_jax.settings import MAX_LOGPROBS, Settings
 
 MOST_REPLIES = 128  # of one request, as OpenAI has it
@@ -31,6 +32,7 @@ SETTINGS = {
     **{f"talker_{name}": f"speech_{name}" for name in ("temperature", "top_k", "top_p", "repetition_penalty")},
     "talker_max_new_tokens": "max_frames",
 }  # fmt: skip
+LIMITS = ("max_completion_tokens", "max_tokens")
 # Fields that are read one by one below.
 READ = (
     "model", "messages", "max_tokens", "max_completion_tokens", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
@@ -40,7 +42,7 @@ READ = (
 # Fields that change no reply of this model.
 IGNORED = frozenset(
     "user store metadata service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls "
-    "reasoning_effort verbosity request_id priority cache_salt include_reasoning return_token_ids "
+    "reasoning_effort verbosity request_id priority include_reasoning return_token_ids "
     "spaces_between_special_tokens detokenize".split()
 )
 # Fields that would change a reply, with the values that do not.
@@ -49,22 +51,29 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,), "use_beam_search": (False,), "skip_special_tokens": (True,), "echo": (False,),
     "add_generation_prompt": (True,), "continue_final_message": (False,), "include_stop_str_in_output": (False,),
     "response_format": ({"type": "text"},), "functions": ([],), "function_call": ("none",), "documents": ([],),
+    "cache_salt": (),
 }  # fmt: skip
 INSTEAD = {
+    "cache_salt": "clients share what is kept, unless the server has --keep-mib 0",
     "presence_penalty": "there is repetition_penalty", "frequency_penalty": "there is repetition_penalty",
     "functions": "write them as tools", "function_call": "write it as tool_choice",
     "response_format": "replies are text; ask for JSON in the prompt",
     "use_audio_in_video": "write it into mm_processor_kwargs", "fps": "write it into mm_processor_kwargs",
     "enable_thinking": "write it into chat_template_kwargs", "prompt": "write messages",
+    **dict.fromkeys(("images", "audios", "videos"), "write each as a part of a message's content"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a body may leave open: settings by name, as `Settings.read` takes them, and the id that ends a turn."""
+    """What a body may leave open: settings by name, as `Settings.read` takes them, and the id that ends a turn.
+
+    voices: names of the model's speakers, none if it does not speak, None where they are not known.
+    """
 
     settings: Mapping[str, Any]
     end_id: int
+    voices: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +84,7 @@ class Asked:
     the most tokens are stated, and not only the server's own limit. n: replies. text, speech: which of the two are
     wanted. sound: the format of speech, one of `sounds.FORMATS`. stream: whether pieces are sent as they come.
     include_usage: whether a last chunk of a stream counts tokens; continuous_usage: whether each does. model: the name
-    that was asked for.
+    that was asked for. names: of the fields that settings were read from, by setting.
     """
 
     messages: list[Any]
@@ -90,6 +99,7 @@ class Asked:
     include_usage: bool = False
     continuous_usage: bool = False
     model: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_chat(body: Any, defaults: Defaults) -> Asked:
@@ -98,16 +108,17 @@ def read_chat(body: Any, defaults: Defaults) -> Asked:
     stream, modalities = flag_of(given, "stream"), _modalities(given)
     options = _object(given, "stream_options") if stream else {}
     speech = "audio" in modalities
-    voice, sound = _voice(given) if speech else ({}, "wav")
+    voice, sound = _voice(given, defaults.voices) if speech else ({}, "wav")
     limit = _limit(given)
     stated = _passed(given) | _drawing(given) | _ending(given, defaults.end_id) | _preparation(given) | voice
-    settings = {**defaults.settings, **stated} | ({} if limit is None else {"max_new_tokens": limit})
+    stated |= {} if limit is None else {"max_new_tokens": limit}
+    settings = _settings({**defaults.settings, **stated, "seed": seed_of(given)})
     return Asked(
         messages=_messages(given),
         tools=_tools(given),
-        settings=_settings(settings | {"seed": seed_of(given)}),
+        settings=settings,
         has_limit=limit is not None,
-        n=_whole(given, "n", 1, MOST_REPLIES, 1),
+        n=_replies(given, settings.sampling.temperature),
         text="text" in modalities,
         speech=speech,
         sound=sound,
@@ -115,6 +126,7 @@ def read_chat(body: Any, defaults: Defaults) -> Asked:
         include_usage=flag_of(options, "include_usage", "stream_options."),
         continuous_usage=flag_of(options, "continuous_usage_stats", "stream_options."),
         model=text_of(given, "model"),
+        names=_names(given),
     )
 
 
@@ -133,7 +145,8 @@ def known_fields(
         elif name not in neutral:
             raise invalid(f"{name[:80]!r} is no field of this request; {_meant(name, known)}", name[:80])
         elif not any(value == free and isinstance(value, bool) == isinstance(free, bool) for free in neutral[name]):
-            remedy = INSTEAD.get(name, f"leave it out, or send {shown(neutral[name][0])}")
+            accepted = "".join(f", or send {shown(free)}" for free in neutral[name][:1])
+            remedy = INSTEAD.get(name, f"leave it out{accepted}")
             raise invalid(f"{name} is {shown(value)}, which this server cannot do; {remedy}", name)
     return given
 
@@ -199,8 +212,31 @@ def _settings(stated: Mapping[str, Any]) -> Settings:
 
 
 def _passed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings whose fields have their values."""
-    return {SETTINGS[name]: _checked(name, SETTINGS[name], value) for name, value in given.items() if name in SETTINGS}
+    """The settings whose fields have their values; a setting may be stated by several names if they agree."""
+    stated: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in SETTINGS:
+            setting = SETTINGS[name]
+            if stated.setdefault(setting, _checked(name, setting, value)) != value:
+                other = next(one for one in given if SETTINGS.get(one) == setting)
+                raise invalid(f"{other} is {shown(stated[setting])} and {name} is {shown(value)}; send one", name)
+    return stated
+
+
+def _names(given: Mapping[str, Any]) -> dict[str, str]:
+    """The name by which the client knows each setting that a model may still find fault with."""
+    limit = next((name for name in LIMITS if name in given), "max_tokens")
+    voice = next((name for name in ("voice", "speaker") if name in given), "audio.voice")
+    named = {"max_new_tokens": limit, "speaker": voice, "stop": "stop", "stop_ids": "stop_token_ids"}
+    return named | {SETTINGS[name]: name for name in given if name in SETTINGS}
+
+
+def _replies(given: Mapping[str, Any], temperature: float) -> int:
+    """How many replies are wanted; greedy ones would all be the same."""
+    n = _whole(given, "n", 1, MOST_REPLIES, 1)
+    if n > 1 and temperature == 0:
+        raise invalid(f"n is {n}, but greedy replies are all the same; set a temperature, or leave out n", "n")
+    return n
 
 
 def _drawing(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +254,7 @@ def _drawing(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _limit(given: Mapping[str, Any]) -> int | None:
     """The most tokens of the reply, by either name; None if it is not stated."""
-    names = [name for name in ("max_completion_tokens", "max_tokens") if name in given]
+    names = [name for name in LIMITS if name in given]
     limits = [_checked(name, "max_new_tokens", given[name]) for name in names]
     if len({*limits}) > 1:
         raise invalid(f"max_completion_tokens is {limits[0]} and max_tokens is {limits[1]}; send one", names[1])
@@ -245,7 +281,7 @@ def _preparation(given: Mapping[str, Any]) -> dict[str, Any]:
         if name != "enable_thinking":
             raise invalid(f"the chat template takes no {name[:80]!r}; there is enable_thinking", "chat_template_kwargs")
         stated["thinking"] = _checked("chat_template_kwargs.enable_thinking", "thinking", value)
-    known = [field.name for field in fields(Options)]
+    known = [one.name for one in fields(Options)]
     for name in media:
         if name not in known:
             raise invalid(f"{name[:80]!r} is no option of media; there are {', '.join(known)}", "mm_processor_kwargs")
@@ -265,22 +301,10 @@ def _modalities(given: Mapping[str, Any]) -> list[str]:
     return wanted
 
 
-def _voice(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Who speaks, by any of its names, and the format of the sound."""
+def _voice(given: Mapping[str, Any], voices: Sequence[str] | None) -> tuple[dict[str, str], str]:
+    """Who speaks, and the format of the sound."""
     audio = _object(given, "audio")
-    voices = [given.get("voice"), given.get("speaker"), audio.get("voice")]
-    named = {name_of_voice(voice) for voice in voices if voice is not None}
-    if len(named) > 1:
-        raise invalid(f"several voices are stated: {', '.join(sorted(named))}; send one", "audio.voice")
-    return ({"speaker": named.pop()} if named else {}), format_of(audio.get("format", "wav"), "audio.format")
-
-
-def name_of_voice(voice: Any) -> str:
-    """The name of a voice, which may be wrapped as {"id": name}."""
-    name = voice.get("id") if isinstance(voice, dict) else voice
-    if not isinstance(name, str) or not name:
-        raise invalid(f"the voice is {shown(voice)}; it is the name of a speaker", "voice")
-    return name
+    return speaker_of(given, audio, voices), format_of(audio.get("format", "wav"), "audio.format")
 
 
 def format_of(value: Any, param: str) -> str:

@@ -7,7 +7,7 @@ make, are refused.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omni_jax.serve.asked import SETTINGS, Asked, Defaults, format_of, known_fields, read_chat, text_of
@@ -31,13 +31,17 @@ LANGUAGES = {
 
 @dataclass(frozen=True, eq=False)
 class AskedSpeech:
-    """A text to say. settings: the voice and the seed. sound: the format. events: whether it is sent as events."""
+    """A text to say.
+
+    settings: the voice and the seed. sound: the format. events: whether it is sent as events. names: as in `Asked`.
+    """
 
     text: str
     settings: Settings
     sound: str = "mp3"
     events: bool = False
     model: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +66,9 @@ def read_speech(body: Any, defaults: Defaults) -> AskedSpeech:
     # The rest is what a chat request states about its speech.
     voices = {name: given[name] for name in ("voice", "speaker", "seed", *VOICE_SETTINGS) if name in given}
     chat = read_chat({"messages": [{"role": "user", "content": text}], "modalities": ["audio"], **voices}, defaults)
+    names = {**chat.names, "speaker": "voice" if "voice" in given else "speaker"}
     sound = format_of(given.get("response_format", "mp3"), "response_format")
-    return AskedSpeech(text, chat.settings, sound, form == "sse", text_of(given, "model"))
+    return AskedSpeech(text, chat.settings, sound, form == "sse", text_of(given, "model"), names)
 
 
 def read_transcription(form: Mapping[str, Any], sound: bytes, instruction: str, defaults: Defaults) -> AskedTranscript:

@@ -1,7 +1,7 @@
 """`omni-jax serve`: from flags to a server that runs until it is told to end.
 
-SIGTERM, or the first interrupt, ends it in order: no request is taken any more, what runs has --drain-seconds, and then
-the process leaves, with status 0 after SIGTERM. A second interrupt ends it at once.
+SIGTERM, or the first interrupt, ends it in order: no request is taken any more, which /health says, what runs has
+--drain-seconds, and then the process leaves, with status 0 after SIGTERM. A second interrupt ends it at once.
 """
 
 import os
@@ -33,6 +33,7 @@ from omni_jax.inputs.values import whole
 from omni_jax.loading import default_dtype
 from omni_jax.omni import Omni
 from omni_jax.serve.asked import Defaults
+from omni_jax.serve.doors import Doors
 from omni_jax.serve.engine import Service
 from omni_jax.serve.fetch import Reach
 from omni_jax.serve.guard import Bounds
@@ -45,6 +46,7 @@ from omni_jax.settings import Drafting, Settings
 from omni_jax.weights.drafters import Drafter, load_drafter
 
 MIB = 1 << 20
+LEAVE_SECONDS = 5  # that answers have to be read by their clients, once they are complete
 NEEDED = ("starlette", "uvicorn", "python_multipart", "prometheus_client")  # of the extra `serve`
 # Loads the model with these parts, all by default.
 Load = Callable[[tuple[str, ...] | None], Omni]
@@ -62,6 +64,10 @@ class ListenFlags:
     """Key that clients must send for everything but /health; by default OMNI_JAX_API_KEY of the environment."""
     served_model_name: str | None = None
     """Name of the model for clients; by default that of its directory."""
+    allowed_hosts: UseAppendAction[tuple[str, ...]] = ()
+    """Name by which clients or a proxy call the server, *.example.com for those below it; repeat the flag for more."""
+    allowed_origins: UseAppendAction[tuple[str, ...]] = ()
+    """Origin of pages that may use the server, such as https://example.com, or * for all; repeat the flag for more."""
     drain_seconds: float = 60.0
     """Time that replies under way have when the server is told to end."""
 
@@ -167,6 +173,13 @@ def _checked_key(command: Serve) -> str | None:
     return key
 
 
+def _doors(flags: ListenFlags, key: str | None) -> Doors:
+    """Whose pages may use the server; one with a key, which such pages lack, may be called by any name."""
+    hosts = tuple(host.lower() for host in flags.allowed_hosts)
+    origins = tuple(origin.lower().rstrip("/") for origin in flags.allowed_origins)
+    return Doors(flags.host.lower(), hosts, origins, any_host=key is not None and not hosts)
+
+
 def _policy(command: Serve) -> Policy:
     flags = command.admission
     reach = Reach(flags.allowed_media_domains, flags.fetch_seconds)
@@ -205,7 +218,7 @@ def _serving(command: Serve, omni: Omni, defaults: dict[str, Any], media: Media)
         service=service,
         workers=Workers(omni.processor, limits),
         media=media,
-        defaults=Defaults(defaults, omni.config.im_end_token_id),
+        defaults=Defaults(defaults, omni.config.im_end_token_id, running.voices),
         metrics=Metrics(running.slots, lambda: service.active, lambda: service.accepted),
         instruction=command.transcription_prompt,
     )
@@ -232,10 +245,13 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
             shown = f"[{host}]" if ":" in host else host
             print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # uvicorn's own takes no connection any more, so nobody could ask /health.
+            await serving.service.drain(flags.drain_seconds, lambda: self.force_exit)
+            await super().shutdown(sockets)
+
     flags, bounds = command.listen, Bounds(int(command.admission.max_body_mib * MIB), command.admission.body_seconds)
-    app = make_app(serving, key, bounds, flags.drain_seconds)
-    config = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=int(flags.drain_seconds) + 1, server_header=False
-    )
+    app = make_app(serving, key, bounds, _doors(flags, key))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LEAVE_SECONDS, server_header=False)
     with process.finishing("finishing the replies under way"):
         Server(config).run([listener])

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -102,7 +102,9 @@ class Service:
         self.running, self.waiting = running, waiting
         self.accepted = 0
         self.closing = False
+        self._ending = False
         self._tickets: queue.Queue[Ticket | None] = queue.Queue()
+        self._asked = set[Ticket]()  # of the clients' side
         self._again: deque[Ticket] = deque()
         self._following: dict[int, tuple[Ticket, Follower]] = {}
         self._readings: Readings[Ticket] = running.readings()
@@ -127,7 +129,7 @@ class Service:
     def places(self, n: int) -> Iterator[None]:
         """Room for n replies while a request is worked on; RequestError 429 if there is none, 503 while closing."""
         if self.closing:
-            raise RequestError(503, "the server is shutting down; ask another one", code="shutting_down")
+            raise _shutting_down()
         most = self.running.slots + self.waiting
         if n > most:
             raise invalid(f"{n} replies are more than the {most} that this server holds at once; ask for fewer", "n")
@@ -159,6 +161,7 @@ class Service:
 
     async def _events(self, ticket: Ticket) -> AsyncGenerator[Event, None]:
         """The events of a ticket, which the engine gets now."""
+        self._asked.add(ticket)
         self._tickets.put(ticket)
         start = time.monotonic()
         try:
@@ -169,16 +172,31 @@ class Service:
             self._seconds += 0.1 * (time.monotonic() - start - self._seconds)
         finally:
             ticket.cancelled = True
+            self._asked.discard(ticket)
+
+    async def drain(self, seconds: float, hurry: Callable[[], bool]) -> None:
+        """Take no request any more, and finish those that were taken, for at most so many seconds; then cancel them.
+
+        hurry: whether not to wait any longer.
+        """
+        self.closing = True
+        end = time.monotonic() + seconds
+        while self.accepted and time.monotonic() < end and not hurry():
+            await asyncio.sleep(0.05)
+        self._cancel()
 
     async def close(self, seconds: float) -> None:
-        """Finish what runs, for at most so many seconds, then cancel it; no more is taken."""
-        self.closing = True
+        """End the thread: finish what runs, for at most so many seconds, then cancel it."""
+        self.closing = self._ending = True
         self._tickets.put(None)
         await asyncio.to_thread(self._thread.join, seconds)
-        for ticket, _ in list(self._following.values()):
-            ticket.cancelled = True
-        self._readings.cancel()
+        self._cancel()
         await asyncio.to_thread(self._thread.join, 10.0)
+
+    def _cancel(self) -> None:
+        """Have all that runs or waits end soon, with what it has."""
+        for ticket in self._asked:
+            ticket.cancelled = True
 
     def _retry_seconds(self) -> int:
         """About when a place comes free."""
@@ -215,14 +233,14 @@ class Service:
                 yield None
             elif ticket is None and self._readings.busy:
                 self._readings.step()
-            elif ticket is None and self.closing:
+            elif ticket is None and self._ending:
                 return
             elif ticket is None:
                 continue
             elif ticket.said is not None:
                 self._readings.add(ticket)
-            elif ticket.cancelled:
-                ticket.put(None)
+            elif ticket.cancelled:  # nobody waits, or the server ends
+                ticket.put(_shutting_down())
             elif ticket.prompt is not None and (admission := self._admitted(ticket, ticket.prompt)) is not None:
                 yield admission
 
@@ -231,7 +249,7 @@ class Service:
         if self._again:
             return self._again.popleft()
         try:
-            return self._tickets.get(block=not (self._following or self._readings.busy or self.closing))
+            return self._tickets.get(block=not (self._following or self._readings.busy or self._ending))
         except queue.Empty:
             return None
 
@@ -270,3 +288,7 @@ class Service:
             else:
                 self._again.append(ticket)
         self._following.clear()
+
+
+def _shutting_down() -> RequestError:
+    return RequestError(503, "the server is shutting down; ask another one", code="shutting_down")

@@ -4,6 +4,9 @@ Whatever goes wrong with a request becomes a `RequestError`: the body of a respo
 begun already.
 """
 
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from omni_jax.errors import MemoryLimitError, OmniError
@@ -48,6 +51,27 @@ class RequestError(Exception):
 def invalid(message: str, param: str | None = None) -> RequestError:
     """The error of a body that cannot be used; param: the field that is wrong."""
     return RequestError(400, message, param=param)
+
+
+@contextmanager
+def naming(names: Mapping[str, str], otherwise: str | None = None) -> Iterator[None]:
+    """Have errors of input name the fields that a client sent; names: of these, by setting.
+
+    The first setting that a message mentions is what is wrong; if it mentions none, `otherwise` is.
+    """
+    try:
+        yield
+    except (RequestError, OmniError) as error:
+        found = request_error(error)
+        if found.status == 400 and found.param is None and found.code is None:
+            words = re.compile("|".join(rf"\b{name}\b" for name in sorted(names, key=len, reverse=True)) or "$^")
+            message = found.message.replace("stop id ", "stop_ids ")
+            if mentioned := words.search(message):
+                found.param = names[mentioned[0]]
+                found.message = words.sub(lambda match: names[match[0]], message)
+            else:
+                found.param = otherwise
+        raise found from error
 
 
 def too_large(message: str, param: str | None = None) -> RequestError:

@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: the key of the server, and bounds of its body's size and time."""
+"""What every request passes before it is looked at: whose page sent it, the server's key, bounds of its body."""
 
 import asyncio
 import hmac
@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from omni_jax.serve.doors import Doors
 from omni_jax.serve.errors import RequestError, too_large
 
 Message = MutableMapping[str, Any]
@@ -14,6 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 OPEN = ("/health", "/")  # paths that need no key: the page asks for it, and holds nothing itself
+
+OTHER = "other"  # the route of unknown paths, and of what is refused before it has one
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,19 @@ class Bounds:
 class Guard:
     """An ASGI application around another one."""
 
-    def __init__(self, app: App, key: str | None, bounds: Bounds):
-        """key: what clients send as bearer token; None for anybody."""
-        self.app, self.bounds = app, bounds
+    def __init__(self, app: App, key: str | None, bounds: Bounds, doors: Doors, count: Callable[[str, int], None]):
+        """key: what clients send as bearer token; None for anybody. count: takes note of the route and the status."""
+        self.app, self.bounds, self.doors, self._count = app, bounds, doors, count
         self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        send = self._counted(scope, send)
         try:
             headers = {name.lower(): value for name, value in scope["headers"]}
+            self.doors.check(headers)
             self._check_key(scope["path"], headers.get(b"authorization", b""))
             self._check_length(headers.get(b"content-length", b""))
         except RequestError as error:
@@ -46,6 +51,17 @@ class Guard:
             refusal = JSONResponse(error.body(), error.status, headers=error.headers())
             return await refusal(scope, receive, send)
         await self.app(scope, self._bounded(receive), send)
+
+    def _counted(self, scope: Message, send: Send) -> Send:
+        """The same, but the status of the answer is counted."""
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # The router writes down its route, so that clients cannot invent any.
+                self._count(getattr(scope.get("route"), "path", OTHER), message["status"])
+            await send(message)
+
+        return counted
 
     def _check_key(self, path: str, stated: bytes) -> None:
         """RequestError unless the key is right; how long that takes says nothing about it."""

@@ -20,7 +20,7 @@ from omni_jax.errors import InputError
 from omni_jax.inputs.messages import KINDS, URLS
 from omni_jax.inputs.source import scheme_of
 from omni_jax.inputs.values import shown
-from omni_jax.serve.errors import invalid, too_large
+from omni_jax.serve.errors import invalid, naming, too_large
 from omni_jax.serve.fetch import Reach, fetch
 
 FETCHES = 8  # at the same time, of all requests
@@ -179,7 +179,8 @@ class _Loading:
             return source
         if not isinstance(source, str) or not source:
             raise invalid(f"{where}: the {kind} is {shown(source)}; send its URL, such as data:...;base64,...", where)
-        loaded = await self._media.load(source, self._bytes, where)
+        with naming({}, where):
+            loaded = await self._media.load(source, self._bytes, where)
         self._bytes -= len(loaded) if isinstance(loaded, bytes) else 0
         return loaded
 

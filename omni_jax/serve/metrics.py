@@ -55,17 +55,21 @@ class Metrics:
         """Count no more."""
         self._stack.close()
 
-    def watch(self, prompt_tokens: int) -> "Watch":
-        """What times one reply, from now on."""
+    def watch(self, prompt_tokens: int, start: float) -> "Watch":
+        """What times one reply; start: when its request was read, of `time.monotonic`."""
         self.prompt_tokens.inc(prompt_tokens)
-        return Watch(self)
+        return Watch(self, start)
+
+    def count(self, route: str, status: int) -> None:
+        """Count a request that is answered."""
+        self.requests.labels(route, str(status)).inc()
 
 
 class Watch:
     """Times the events of one reply."""
 
-    def __init__(self, metrics: Metrics):
-        self._metrics, self._start = metrics, time.monotonic()
+    def __init__(self, metrics: Metrics, start: float):
+        self._metrics, self._start = metrics, start
         self._first_token = self._last_token = self._first_audio = self._played = 0.0
         self._tokens = 0
 

@@ -5,7 +5,7 @@ They have rows and caches of their own, because they need the Talker alone; a st
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -85,11 +85,6 @@ class Readings(Generic[L]):
                 reading.listener.put(request_error(error))
             self._reading, self._speakers = {}, None
 
-    def cancel(self) -> None:
-        """Read nothing any more."""
-        for listener in [*self._waiting, *(reading.listener for reading in self._reading.values())]:
-            listener.cancelled = True
-
     def _begin(self) -> None:
         """Give free rows to texts that wait."""
         while self._waiting and len(self._reading) < self._rows:
@@ -108,14 +103,18 @@ class Readings(Generic[L]):
                 listener.put(request_error(error))
 
     def _send(self, row: int, reading: _Reading[L], speakers: Speakers) -> None:
-        """Send the new sound of a text, and its end."""
+        """Send the new sound of a text; its reply comes with the last sound."""
         speaker, listener = reading.speaker, reading.listener
+        event = Event("", [])
         if speaker.made > reading.frames and not listener.cancelled:
             reading.waves.append(reading.vocoder.add(speaker.codes[:, reading.frames :]))
             reading.frames = speaker.made
-            listener.put(Event("", [], audio=reading.waves[-1]))
+            event = replace(event, audio=reading.waves[-1])
         if speaker.done or listener.cancelled:
-            listener.put(Event("", [], reading.said.reply(speaker, np.concatenate(reading.waves))))
+            event = replace(event, reply=reading.said.reply(speaker, np.concatenate(reading.waves)))
+        if event.audio is not None or event.reply is not None:
+            listener.put(event)
+        if event.reply is not None:
             listener.put(None)
             speakers.free(row)
             del self._reading[row]

@@ -4,6 +4,7 @@ Asked -> media (bytes) -> workers (batch) -> Prompts, one per reply -> Service -
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from omni_jax.serve.answered import DONE, ChatStream, Choice, Heading, Usage, co
 from omni_jax.serve.asked import Asked, Defaults
 from omni_jax.serve.asked_audio import AskedSpeech
 from omni_jax.serve.engine import Service
-from omni_jax.serve.errors import request_error
+from omni_jax.serve.errors import naming, request_error
 from omni_jax.serve.media import Media
 from omni_jax.serve.metrics import Metrics
 from omni_jax.serve.workers import Workers
@@ -44,11 +45,11 @@ class Serving:
 
     async def completion(self, asked: Asked) -> dict[str, Any]:
         """A whole chat completion."""
-        choices, usage = self._choices(asked), None
-        with self.service.places(asked.n):
+        start, choices, usage = time.monotonic(), self._choices(asked), None
+        with naming(asked.names), self.service.places(asked.n):
             batch = await self.prepare(asked)
             usage = Usage.of_prompt(batch)
-            async with aclosing(self._together(self._prompts(asked, batch))) as events:
+            async with aclosing(self._together(self._prompts(asked, batch), start)) as events:
                 async for index, event in events:
                     choices[index].take(event)
                     usage.add(event, event.reply)
@@ -57,12 +58,13 @@ class Serving:
 
     async def chunks(self, asked: Asked) -> AsyncGenerator[str, None]:
         """A chat completion as events of a stream; an error after the first one is an event too."""
-        with self.service.places(asked.n):
+        start = time.monotonic()
+        with naming(asked.names), self.service.places(asked.n):
             batch = await self.prepare(asked)
             stream = ChatStream(asked, Heading(self.model), self._choices(asked), Usage.of_prompt(batch))
             begun = False
             try:
-                async with aclosing(self._together(self._prompts(asked, batch))) as events:
+                async with aclosing(self._together(self._prompts(asked, batch), start)) as events:
                     async for index, event in events:
                         if not begun:
                             yield stream.begin()
@@ -77,19 +79,20 @@ class Serving:
 
     async def events(self, asked: Asked) -> AsyncGenerator[Event, None]:
         """The events of the one reply to a request."""
-        with self.service.places(1):
+        start = time.monotonic()
+        with naming(asked.names), self.service.places(1):
             batch = await self.prepare(asked)
-            async with aclosing(self._together(self._prompts(asked, batch))) as events:
+            async with aclosing(self._together(self._prompts(asked, batch), start)) as events:
                 async for _, event in events:
                     yield event
 
     async def aloud(self, asked: AskedSpeech) -> AsyncGenerator[Event, None]:
         """The events of a text that is read aloud."""
-        settings, seed = asked.settings, asked.settings.seed
+        start, settings, seed = time.monotonic(), asked.settings, asked.settings.seed
         assert isinstance(seed, int)
-        with self.service.places(1):
+        with naming(asked.names), self.service.places(1):
             said = await asyncio.to_thread(self.service.running.said, asked.text, settings.voice, seed)
-            watch = self.metrics.watch(len(said.words.spoken))
+            watch = self.metrics.watch(len(said.words.spoken), start)
             async with aclosing(self.service.read_aloud(said)) as events:
                 async for event in events:
                     watch.event(event)
@@ -106,9 +109,10 @@ class Serving:
         }
         messages = await self.media.resolve(asked.messages)
         conversation = {"messages": messages, "tools": asked.tools}
-        if _is_short_text(messages):  # which does not wait until media of others are decoded
-            return await asyncio.to_thread(self.service.running.omni.processor.prepare, conversation, **options)
-        return await self.workers.prepare(conversation, options)
+        with naming({}, "messages"):
+            if _is_short_text(messages):  # which does not wait until media of others are decoded
+                return await asyncio.to_thread(self.service.running.omni.processor.prepare, conversation, **options)
+            return await self.workers.prepare(conversation, options)
 
     def _choices(self, asked: Asked) -> list[Choice]:
         tokenizer = self.service.running.omni.processor.tokenizer
@@ -134,12 +138,15 @@ class Serving:
         )
         return [replace(first, seed=settings.seed + i) for i in range(asked.n)]
 
-    async def _together(self, prompts: Sequence[Prompt]) -> AsyncGenerator[tuple[int, Event], None]:
-        """The events of the replies to prompts as they come, each with the number of its prompt."""
+    async def _together(self, prompts: Sequence[Prompt], start: float) -> AsyncGenerator[tuple[int, Event], None]:
+        """The events of the replies to prompts as they come, each with the number of its prompt.
+
+        start: when the request was read, of `time.monotonic`.
+        """
         arrived: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
 
         async def follow(index: int, prompt: Prompt) -> None:
-            watch = self.metrics.watch(int(prompt.batch.mask.sum()))
+            watch = self.metrics.watch(int(prompt.batch.mask.sum()), start)
             try:
                 async with aclosing(self.service.answer(prompt)) as events:
                     async for event in events:

@@ -32,7 +32,8 @@ def _logprobs(n):
 
 def _events(tokenizer, text, speech=False, logprobs=False, reasoning=None):
     ids = [*tokenizer.encode(text), 1]
-    reply = Reply(text, ids, STATS, audio=WAVE if speech else None, reasoning=reasoning)
+    stats = STATS | ({"speech_finish_reason": "length"} if speech else {})
+    reply = Reply(text, ids, stats, audio=WAVE if speech else None, reasoning=reasoning)
     middle = len(text) // 2
     yield Event("", [], reasoning=reasoning or "")
     yield Event(text[:middle], ids[:2], logprobs=_logprobs(2) if logprobs else None)
@@ -105,10 +106,12 @@ def test_speech_whole_and_in_chunks(tokenizer, modalities, form):
     body = _whole(_asked(**fields), tokenizer, _events(tokenizer, "A garden by", True))
     message = chat.ChatCompletion.model_validate(body, strict=True).choices[0].message
     assert message.audio is not None and message.audio.transcript == "A garden by"
+    assert body["choices"][0]["speech_finish_reason"] == "length"
     assert message.content == ("A garden by" if "text" in modalities else None)
     data = base64.b64decode(message.audio.data)
     assert data == pcm16(WAVE) if form == "pcm16" else data[44:] == pcm16(WAVE)
     chunks = _stream(_asked(**fields, stream=True), tokenizer, _events(tokenizer, "A garden by", True))
+    assert [c["choices"][0].get("speech_finish_reason") for c in chunks[-2:]] == [None, "length"]
     sound, transcript, text = b"", "", ""
     for chunk in chunks:
         (choice,) = chunk["choices"]

@@ -177,6 +177,40 @@ def test_closing_finishes_what_runs(omni, expected):
     assert error.status == 503
 
 
+def test_draining_takes_no_more_and_cuts_what_takes_too_long(omni, expected):
+    async def work(service):
+        async def ask(text, **more):
+            with service.places(1):
+                return await _reply(service, _prompt(omni, text, **more))
+
+        long = [asyncio.create_task(ask(WORDS[1], max_new_tokens=900, stop_ids=())) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        draining = asyncio.create_task(service.drain(1.0, lambda: False))
+        await asyncio.sleep(0.1)
+        assert service.closing and service.healthy and not draining.done()
+        with pytest.raises(RequestError, match="shutting down"):
+            await ask(WORDS[0])
+        await draining
+        return await asyncio.gather(*long, return_exceptions=True)
+
+    cut, waited = _serve(omni, work, slots=1)
+    assert 0 < len(cut.token_ids) < 900 and isinstance(waited, RequestError) and waited.status == 503
+
+
+def test_draining_waits_for_what_is_prepared(omni, expected):
+    """A prompt that comes to the engine after it was told to end is answered, if its request was taken before."""
+
+    async def work(service):
+        with service.places(1):
+            draining = asyncio.create_task(service.drain(60, lambda: False))
+            await asyncio.sleep(0.2)
+            reply = await _reply(service, _prompt(omni, WORDS[0]))
+        await draining
+        return reply
+
+    _same(_serve(omni, work), expected[WORDS[0], False])
+
+
 def test_a_second_run_sends_only_what_is_new():
     once = Once()
     logprobs = Logprobs(np.arange(3.0), np.arange(3)[:, None], np.arange(3.0)[:, None])

@@ -3,7 +3,7 @@
 import pytest
 
 from omni_jax.errors import InputError, MemoryLimitError
-from omni_jax.serve.errors import RequestError, invalid, request_error, too_large
+from omni_jax.serve.errors import RequestError, invalid, naming, request_error, too_large
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,26 @@ def test_errors_as_clients_see_them(error, status, kind, code):
 def test_headers():
     assert RequestError(429, "busy", retry_seconds=3).headers() == {"Retry-After": "3"}
     assert RequestError(401, "no key").headers() == {"WWW-Authenticate": "Bearer"}
+
+
+@pytest.mark.parametrize(
+    "message, param, told",
+    [
+        ("max_new_tokens is 9; ask for fewer", "max_tokens", "max_tokens is 9; ask for fewer"),
+        ("stop id 7 is outside the vocabulary", "stop_token_ids", "stop_token_ids 7 is outside the vocabulary"),
+        ("the sound is damaged", "messages", "the sound is damaged"),
+    ],
+)
+def test_errors_name_the_fields_of_the_client(message, param, told):
+    names = {"max_new_tokens": "max_tokens", "stop": "stop", "stop_ids": "stop_token_ids"}
+    with pytest.raises(RequestError) as caught, naming(names, "messages"):
+        raise InputError(message)
+    assert (caught.value.param, caught.value.message) == (param, told)
+
+
+def test_errors_of_the_server_stay_what_they_are():
+    with pytest.raises(KeyError), naming({"max_frames": "max_frames"}):
+        raise KeyError("max_frames")
+    with pytest.raises(RequestError) as caught, naming({}, "messages"):
+        raise RequestError(429, "busy")
+    assert caught.value.param is None

@@ -13,11 +13,11 @@ def _values(metrics):
 
 
 def test_a_reply_that_speaks(monkeypatch):
-    now = [100.0]
+    now = [100.5]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     metrics = Metrics(3, lambda: 2, lambda: 5)
     second = np.zeros(24_000, np.float32)
-    watch = metrics.watch(7)
+    watch = metrics.watch(7, 100.0)  # it was read before the prompt was ready
     stats = {"frames": 25, "audio_seconds": 2.0, "rounds": 2, "round_tokens": [3, 2]}
     for at, event in [
         (101.0, Event("a", [1])),

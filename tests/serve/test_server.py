@@ -269,12 +269,14 @@ def test_models(client):
 @pytest.mark.parametrize(
     "fields, param",
     [({"temperature": 9e9}, "temperature"), ({"extra_body": {"unknown": 1}}, "unknown"), ({"n": 500}, "n"),
-     ({"max_tokens": 10**6}, None), ({"modalities": ["audio"], "audio": {"voice": "nobody", "format": "wav"}}, None),
-     ({"stream": True, "max_tokens": 10**6}, None),
+     ({"max_tokens": 10**6}, "max_tokens"), ({"stop": ""}, "stop"),
+     ({"modalities": ["audio"], "audio": {"voice": "nobody", "format": "wav"}}, "audio.voice"),
+     ({"stream": True, "max_completion_tokens": 10**6, "max_tokens": None}, "max_completion_tokens"),
+     ({"extra_body": {"stop_token_ids": [10**6]}}, "stop_token_ids"),
      ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]},
       "messages[0].content[0]"),
      ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]},
-      None), ({"messages": [{"role": "nobody", "content": "x"}]}, None)],
+      "messages[0].content[0]"), ({"messages": [{"role": "nobody", "content": "x"}]}, "messages")],
 )  # fmt: skip
 def test_bad_requests(client, fields, param):
     with pytest.raises(openai.BadRequestError) as caught:
@@ -365,10 +367,13 @@ def test_terminating_finishes_what_runs(checkpoints):
     with server(checkpoints("tiny"), "--slots", "2") as found:
         client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0, timeout=300)
         stream = client.chat.completions.create(
-            model=checkpoints("tiny").name, messages=TEXT, max_tokens=100, stream=True, extra_body={"ignore_eos": True}
+            model=checkpoints("tiny").name, messages=TEXT, max_tokens=400, stream=True, extra_body={"ignore_eos": True}
         )
         chunks = iter(stream)
         next(chunks)
         threading.Timer(0.2, found.process.send_signal, (signal.SIGTERM,)).start()
+        time.sleep(0.5)
+        status, body = _raw(found, "/health", headers={})
+        assert (status, json.loads(body)["status"]) == (503, "closing")
         finishes = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
         assert finishes == ["length"] and found.process.wait(60) == 0

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from omni_jax.serve import asked, asked_audio, sounds
+from omni_jax.serve import asked, asked_audio, sounds, voices
 from omni_jax.serve.command import AdmissionFlags, ListenFlags
 from omni_jax.serve.metrics import Metrics
 
@@ -58,3 +58,8 @@ def test_metrics():
 
 def test_formats():
     assert {*_names(_section("Speech in replies"))} >= {*sounds.FORMATS}
+
+
+def test_other_names_of_voices():
+    rows = re.findall(r"^\| (\w+) \| (`.*) \|$", _section("Speech in replies"), re.M)
+    assert {name: speaker for speaker, names in rows for name in _names(names)} == voices.ALIASES
