@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import OmitArgPrefixes, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from omni_jax import process
 from omni_jax.errors import InputError
@@ -113,6 +113,23 @@ class ServedDraftingFlags(Drafting):
 
 
 @dataclass(frozen=True)
+class ServedSamplingFlags(SamplingFlags):
+    """How tokens are drawn; a request without a seed gets one that nobody can foresee."""
+
+    seed: Suppress[int] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedDeviceFlags(DeviceFlags):
+    """The devices that hold the model, all of one process."""
+
+    distributed: Suppress[bool] = False
+    coordinator: Suppress[None] = None
+    processes: Suppress[None] = None
+    process: Suppress[None] = None
+
+
+@dataclass(frozen=True)
 class Serve:
     """Serve a model over HTTP as OpenAI's API; settings are those of requests that state none."""
 
@@ -129,10 +146,10 @@ class Serve:
     prompt: OmitArgPrefixes[PreparationFlags] = field(default_factory=PreparationFlags)
     media: OmitArgPrefixes[MediaFlags] = field(default_factory=MediaFlags)
     reply: OmitArgPrefixes[EndingFlags] = field(default_factory=EndingFlags)
-    sampling: OmitArgPrefixes[SamplingFlags] = field(default_factory=SamplingFlags)
+    sampling: OmitArgPrefixes[ServedSamplingFlags] = field(default_factory=ServedSamplingFlags)
     speech: OmitArgPrefixes[VoiceFlags] = field(default_factory=VoiceFlags)
     drafting: OmitArgPrefixes[ServedDraftingFlags] = field(default_factory=ServedDraftingFlags)
-    devices: OmitArgPrefixes[DeviceFlags] = field(default_factory=DeviceFlags)
+    devices: OmitArgPrefixes[ServedDeviceFlags] = field(default_factory=ServedDeviceFlags)
 
     def named(self) -> "Serve":
         """The same with a name for clients: that of the directory, or the model id."""
@@ -153,8 +170,6 @@ def serve(command: Serve, load: Load) -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise InputError(f"the server needs {' and '.join(missing)}; pip install 'omni_jax[serve]'")
-    if command.devices.distributed:
-        raise InputError("a server is one process; give it all devices of a machine with --mesh")
     key = _checked_key(command)
     defaults, media = command.settings(), Media(_policy(command))
     with _listening(command.listen) as listener:
