@@ -9,7 +9,6 @@ codec.csv: step, seconds so far, spectral loss, commitment loss.
 
 import csv
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -40,14 +39,13 @@ from scripts.nano.codec import (
 )
 from scripts.nano.origin import check_origin, digest_of
 from scripts.nano.rows import SPLITS
-from scripts.stored_state import restored, save
+from scripts.stored_state import log_file, restored, take_steps
 
 # A crop of sound, in frames; crops of a batch.
 FRAMES, BATCH = 16, 8
 RATE, LAST_RATE, WARMUP = 2e-3, 1e-4, 50
 CLIP = 1.0
 CODES = "codes.json"
-SAVE_SECONDS, LOG_STEPS = 60, 20
 # The share of crops for which only some of the first codebooks are used (quantiser dropout).
 DROPOUT = 0.5
 # What the convolutions at the ends of residual units, and the last of all, begin with, beside the usual scale.
@@ -103,29 +101,14 @@ def train_codec(codec: CodecModules, directory: Path, steps: int, seconds: float
     first = _crops(np.random.default_rng(seed), waves, codec.crop, 8 * BATCH)
     state, begin, spent = restored(file, codec.begin(seed, optimizer, first))
     step, key = _program(codec, steps), jax.random.key(seed)
-    started = saved = time.monotonic()
-    with _log(directory / "codec.csv", begin if begin < steps else None) as stream:
-        for number in range(begin, steps):
-            crops = _crops(np.random.default_rng([seed, number]), waves, codec.crop, BATCH)
-            state, losses = step(state, crops, jax.random.fold_in(key, number))
-            now = time.monotonic()
-            if number % LOG_STEPS == 0 or number == steps - 1:
-                _write_losses(stream, number, spent + now - started, losses)
-            ends = now - started > seconds or number == steps - 1
-            if ends or now - saved > SAVE_SECONDS:
-                save(file, state, number + 1, spent + now - started)
-                saved = now
-            if ends:
-                return state, number + 1
-    return state, begin
 
+    def advance(state: State, number: int) -> tuple[State, dict]:
+        crops = _crops(np.random.default_rng([seed, number]), waves, codec.crop, BATCH)
+        return step(state, crops, jax.random.fold_in(key, number))
 
-def _log(path: Path, begin: int | None) -> IO[str]:
-    """The file of losses, open at its end; without lines that a stopped run wrote from step `begin` on."""
-    if begin is not None and path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        write_whole(path, "".join(lines[: -(-begin // LOG_STEPS)]))
-    return path.open("a")
+    with log_file(directory / "codec.csv", begin) as stream:
+        log = partial(_write_losses, stream)
+        return take_steps(file, state, range(begin, steps), spent, seconds, advance, log)
 
 
 def _write_losses(stream: IO[str], number: int, seconds: float, losses: dict[str, jax.Array]) -> None:

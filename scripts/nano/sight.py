@@ -8,13 +8,12 @@ sight.csv: step, seconds so far, loss, and the shares of things' colours, of the
 are right.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,6 @@ import numpy as np
 from flax import nnx
 
 import omni_jax
-from omni_jax.files import write_whole
 from omni_jax.inputs.image import patchify_frames
 from omni_jax.inputs.settings import ImageSettings
 from omni_jax.models.param import Declaration, bind, declare
@@ -34,14 +32,13 @@ from scripts.nano.labelled import CLASSES, PIXELS, SHARE, UNKNOWN, Labelled, pic
 from scripts.nano.origin import check_origin, model_of
 from scripts.nano.rows import Split
 from scripts.nano.words import DIGITS
-from scripts.stored_state import restored, save
+from scripts.stored_state import log_file, restored, take_steps
 
 BATCH = 32
 # Batches of the test.
 TESTED = 48
 # Of the largest picture, which has 96 x 224 pixels.
 TOKENS = 21
-SAVE_SECONDS, LOG_STEPS = 60, 20
 # Patches of a token.
 MERGED = 4
 # Of the loss of a token that holds nothing, beside one that holds a thing or a letter.
@@ -90,22 +87,17 @@ def train_sight(directory: Path, steps: int, seconds: float, seed: int, workers:
     eye, vision = beginning(directory / "begin")
     optimizer = optimizer_of(SETTINGS, steps, {**HEADS, "vision": eye.declaration.axes})
     state, begin, spent = restored(file, first_state(vision, optimizer))
-    batches, step = (
-        batches_of(directory, eye, seed, workers, begin),
-        jax.jit(partial(_step, eye.declaration, optimizer)),
-    )
-    started = saved = time.monotonic()
-    for number in range(begin, steps):
-        state, shown = step(state, next(batches))
-        now = time.monotonic()
-        if number % LOG_STEPS == 0 or number == steps - 1:
-            _log(directory / "sight.csv", number, spent + now - started, np.asarray(shown))
-        ends = now - started > seconds or number == steps - 1
-        if ends or now - saved > SAVE_SECONDS:
-            save(file, state, number + 1, spent + now - started)
-            saved = now
-        if ends and number < steps - 1:
-            return number + 1
+    batches = batches_of(directory, eye, seed, workers, begin)
+    step = jax.jit(partial(_step, eye.declaration, optimizer))
+
+    def advance(state: State, _: int) -> tuple[State, jax.Array]:
+        return step(state, next(batches))
+
+    with log_file(directory / "sight.csv", begin, ",".join(COLUMNS)) as stream:
+        log = partial(_write_shares, stream)
+        state, taken = take_steps(file, state, range(begin, steps), spent, seconds, advance, log)
+    if taken < steps:
+        return taken
     save_part("thinker", words, None, {"vision": state.params["vision"]}, directory / "sight" / "model")
     return steps
 
@@ -204,10 +196,7 @@ def _step(encoder: Declaration, optimizer: Any, state: State, rows: Rows) -> tup
     return State(params, kept), jnp.concatenate([loss[None], right[:, 0] / jnp.maximum(right[:, 1], 1)])
 
 
-def _log(path: Path, number: int, seconds: float, shown: np.ndarray) -> None:
-    """Add a line, after those of earlier steps."""
-    lines = path.read_text().splitlines()[1:] if path.exists() else []
-    kept = [line for line in lines if int(line.split(",")[0]) < number]
-    line = ",".join([str(number), str(round(seconds)), *(f"{value:.4f}" for value in shown)])
-    write_whole(path, "\n".join([",".join(COLUMNS), *kept, line, ""]))
+def _write_shares(stream: IO[str], number: int, seconds: float, shown: jax.Array) -> None:
+    line = ",".join([str(number), str(round(seconds)), *(f"{value:.4f}" for value in np.asarray(shown))])
+    print(line, file=stream, flush=True)
     print(line, flush=True)

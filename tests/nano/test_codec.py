@@ -13,7 +13,7 @@ import pytest
 from omni_jax.config import CODEC_MARKS, OmniConfig
 from omni_jax.decode.speech.vocode import vocode
 from omni_jax.errors import InputError
-from scripts.nano import codec_stage
+from scripts import stored_state
 from scripts.nano.codec import DECAY, Codebooks, decode, log_mel, quantise, spectral_loss, updated
 from scripts.nano.codec_stage import CodecModules, code2wav_params, codes_digest, read_waves, train_codec, write_codes
 from scripts.nano.config import nano_config, nano_tokenizer
@@ -106,7 +106,7 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 ) -> None:
     other = tmp_path_factory.mktemp("whole")
     copytree(directory / "speech", other / "speech")
-    monkeypatch.setattr(codec_stage, "LOG_STEPS", 2)
+    monkeypatch.setattr(stored_state, "LOG_STEPS", 2)
     whole, last = train_codec(codec, other, 10, 1e9, seed=0)
     losses = logged(other)
     assert last == 10 and float(losses[-1][1]) < float(losses[0][1])
@@ -118,8 +118,8 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(
             save(file, state, step, spent)
 
     with monkeypatch.context() as patched:
-        patched.setattr(codec_stage, "SAVE_SECONDS", -1)
-        patched.setattr(codec_stage, "save", killed)
+        patched.setattr(stored_state, "SAVE_SECONDS", -1)
+        patched.setattr(stored_state, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             train_codec(codec, directory, 10, 1e9, seed=0)
     assert [row[0] for row in logged(directory)] == ["0", "2", "4", "6"]

@@ -17,6 +17,7 @@ from PIL import Image
 import omni_jax
 from omni_jax.errors import InputError
 from omni_jax.train.optimizer import optimizer_of
+from scripts import stored_state
 from scripts.nano import labelled, sight
 from scripts.nano.labelled import CLASSES, UNKNOWN, Labelled, pictures, tokens_of_letters, tokens_of_things
 from scripts.nano.pictures import COLOURS, SHAPES, Thing, render
@@ -123,7 +124,7 @@ def test_training_goes_on_after_a_stop(begun: Path, tmp_path: Path, monkeypatch:
     made = [digit_of(draw, 64, digit) for digit in range(8)]
     monkeypatch.setattr(sight, "SHARE", 8)
     monkeypatch.setattr(sight, "BATCH", 2)
-    monkeypatch.setattr(sight, "LOG_STEPS", 1)
+    monkeypatch.setattr(stored_state, "LOG_STEPS", 1)
     monkeypatch.setattr(sight, "pictures", lambda *_: iter([made]))
     whole, halves = (copytree(begun.parent, tmp_path / name) for name in ("whole", "halves"))
     assert train_sight(whole, 3, 1e9, 0, 1) == 3
