@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from scripts.bench.options import Serve
 from scripts.bench.serving_client import Address, Answer, arrivals, events, seconds_of
 from scripts.bench.serving_prompts import make_questions, mixed
 from scripts.bench.serving_tables import LATENCIES, TOTALS, figures, measured, playback, plot, rounds_of
+from tests.helpers.serving import listening
 
 URL = "http://127.0.0.1:1"
 DELAY, GAP, PIECES = 0.05, 0.02, 4  # of the scripted server: until the first piece, and between pieces
@@ -96,21 +96,10 @@ def _event(chunk: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def scripted() -> Iterator[Scripted]:
-    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("uvicorn")
     script = Scripted()
-    config = uvicorn.Config(script.app(), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            thread.join(0.02)
-        script.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    with listening(script.app()) as script.url:
         yield script
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def _answer(kind: str = "text", sent: float = 1.0) -> Answer:

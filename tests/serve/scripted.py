@@ -7,18 +7,18 @@ import asyncio
 import base64
 import contextlib
 import json
-import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from tests.helpers.serving import listening
 
 PAGE = Path(__file__).resolve().parents[2] / "omni_jax" / "serve" / "page.html"
 WORDS = ("The ", "sea ", "is ", "blue. ", "So ", "is ", "the ", "sky.")
@@ -127,15 +127,5 @@ def _event(delta: dict[str, Any], tokens: int, reason: str | None = None) -> str
 def serving() -> Iterator[Scripted]:
     """A running scripted server."""
     scripted = Scripted()
-    config = uvicorn.Config(scripted.app(), host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.02)
-        scripted.address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    with listening(scripted.app()) as scripted.address:
         yield scripted
-    finally:
-        server.should_exit = True
-        thread.join()
