@@ -149,6 +149,11 @@ class Batching:
         return self._over and self._reading is None
 
     @property
+    def entering(self) -> tuple[Request, ...]:
+        """The requests whose prompts are being run."""
+        return () if self._reading is None else tuple(self._reading.admission.requests)
+
+    @property
     def times(self) -> dict[str, float]:
         """The seconds as the stats of a reply report them."""
         return {"prefill_seconds": self.prefill_seconds, "decode_seconds": self.decode_seconds}
@@ -202,10 +207,14 @@ class Batching:
         # Only a prompt with media has hidden states that speech wants.
         has_media = admission.speech is not None and admission.speech.has_media
         taps = (self.speakers.talker.accept_hidden_layer,) if self.speakers is not None and has_media else ()
-        given = (admission.batch, requests, taps)
-        whole = self.waiting is None
-        pieces = iter([self.engine.prefill(*given)]) if whole else self.engine.prefill_in_pieces(*given)
-        self._reading = _Reading(admission, pieces)
+        self._reading = _Reading(admission, self._prefilled(admission.batch, requests, taps))
+
+    def _prefilled(self, *given: Any) -> Iterator[Prefilled | None]:
+        """Run prompts, those that come one by one in pieces, when asked for: None, and at last the state."""
+        if self.waiting is None:
+            yield self.engine.prefill(*given)
+        else:
+            yield from self.engine.prefill_in_pieces(*given)
 
     def _read_on(self) -> bool:
         """Run the next piece of the prompt that is being run; after the last, its requests have rows.

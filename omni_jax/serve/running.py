@@ -86,8 +86,8 @@ class Running:
 
 
 def failed_request(batching: Batching, requests: list[Request]) -> Request | None:
-    """Which of these requests most likely made the loop fail: one that was being admitted, else the longest."""
-    ahead = batching._next
-    known = [*batching.rows, *(ahead.requests if ahead is not None else ())]
-    entering = [request for request in requests if request not in known]
-    return min(entering or requests, key=lambda r: (-r.prompt_tokens - len(r.token_ids), r.number), default=None)
+    """Which of these requests most likely made the loop fail: the one whose prompt was being run, else the longest."""
+    running = [request for request in requests if request in batching.rows and not request.complete]
+    return min(
+        batching.entering or running, key=lambda r: (-r.prompt_tokens - len(r.token_ids), r.number), default=None
+    )
