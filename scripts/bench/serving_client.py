@@ -97,13 +97,19 @@ class Answer:
             self.finish = choice.get("finish_reason") or self.finish
         if usage := chunk.get("usage"):
             self.usage = usage
-            self.counts.append((now, usage["completion_tokens"]))
+            self.counts.append((now, text_tokens(usage)))
 
     def fail(self, what: str, error: Any = None) -> None:
         """Take note of a failure, and of what the server says of it."""
         told = error if isinstance(error, dict) else {"message": error or ""}
         self.failure = " ".join(str(part) for part in (what, told.get("code") or told.get("type")) if part)
         self.detail = str(told.get("message") or "")[:SHOWN_LETTERS]
+
+
+def text_tokens(usage: dict[str, Any]) -> int:
+    """The tokens of text in a reply: this server, as OpenAI's, counts frames of speech as tokens too."""
+    details = usage.get("completion_tokens_details") or {}
+    return usage["completion_tokens"] - (details.get("audio_tokens") or 0)
 
 
 def seconds_of(data: bytes) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scripts.bench.compare import Row
-from scripts.bench.serving_client import Answer
+from scripts.bench.serving_client import Answer, text_tokens
 
 PERCENTILES = (50, 90, 99)
 # Percentiles over requests; the key is that of `measured`.
@@ -65,7 +65,7 @@ def measured(answer: Answer) -> dict[str, list[float]]:
 
 def _counted(answer: Answer, usage: dict[str, Any]) -> dict[str, list[float]]:
     """What follows from the server's counts of tokens."""
-    tokens, found = usage["completion_tokens"], {}
+    tokens, found = text_tokens(usage), {}
     found["tokens"], found["prompt_tokens"] = [tokens], [usage["prompt_tokens"]]
     steps = [(now, more) for (_, fewer), (now, more) in pairwise([(0.0, 0), *answer.counts]) if more > fewer]
     if len(steps) > 1:
@@ -87,7 +87,7 @@ def rounds_of(usage: dict[str, Any]) -> int | None:
     """
     details = usage.get("completion_tokens_details") or {}
     accepted, rejected = (details.get(f"{name}_prediction_tokens") or 0 for name in ("accepted", "rejected"))
-    rounds = usage["completion_tokens"] - 1 - accepted
+    rounds = text_tokens(usage) - 1 - accepted
     return rounds if accepted + rejected > 0 and rounds > 0 else None
 
 
