@@ -141,7 +141,7 @@ def test_transformers_gives_the_same_pictures_and_frames(exported: Path) -> None
     theirs: Any = Qwen3OmniMoeProcessor.from_pretrained(exported)
     text = theirs.apply_chat_template(MEDIA, add_generation_prompt=True, tokenize=False)
     out = theirs(text=text, videos=[CLIP], images=[PICTURE], fps=4, return_tensors="np")
-    assert [item.grid for item in batch.items[0]] == [(4, 4, 6), (1, 6, 6)]
+    assert [item.grid for item in batch.items[0]] == [(4, 6, 8), (1, 8, 8)]
     np.testing.assert_array_equal(batch.token_ids, out["input_ids"])
     patches = np.concatenate([out["pixel_values_videos"], out["pixel_values"]])
     np.testing.assert_allclose(patches_at(batch, 0, 2), patches, atol=1e-6)
@@ -149,7 +149,7 @@ def test_transformers_gives_the_same_pictures_and_frames(exported: Path) -> None
 
 def test_pictures_and_frames_are_small_without_options(exported: Path) -> None:
     items = Processor.from_dir(exported, model_config(exported)).prepare(MEDIA).items[0]
-    assert [item.grid for item in items] == [(4, 4, 6), (1, 6, 6)]
+    assert [item.grid for item in items] == [(4, 6, 8), (1, 8, 8)]
 
 
 def test_what_was_not_trained_is_said(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_words_fill_their_pictures_and_are_not_cut(font: Path) -> None:
     installed = [reading._files(pattern) for _, pattern, _ in reading.FONTS.values()]
     for files in ((font,), *filter(None, installed)):
         for word, path in (("seventeen", files[0]), ("jelly", files[-1])):
-            ink = np.asarray(reading._set(draw, word, path, 128, 32))
+            ink = np.asarray(reading._set(draw, word, path, 128, 32, reading.PLAIN)[0])
             edges = ink[0], ink[-1], ink[:, 0], ink[:, -1]
             assert max(edge.max() for edge in edges) < 200, path
             assert np.ptp(np.flatnonzero(ink.max(1) > 100)) >= 7, path
