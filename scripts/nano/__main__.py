@@ -4,9 +4,11 @@ python -m scripts.nano data --output work/nano
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,6 +31,18 @@ class Made:
     """Of everything that is drawn."""
     workers: int = 2
     """Processes that make data."""
+
+
+@dataclass(frozen=True)
+class Trains(Made):
+    """What every stage that trains by a recipe is told."""
+
+    steps: int = tyro.MISSING
+    """Steps of training."""
+    learning_rate: float = tyro.MISSING
+    """Highest learning rate."""
+    seconds: float = 3600
+    """Pause after so long, at a checkpoint; the same command goes on."""
 
 
 @dataclass(frozen=True)
@@ -95,27 +109,18 @@ def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
 
 
 @dataclass(frozen=True)
-class Words(Made):
+class Words(Trains):
     """Train the text model alone on the senses of text."""
 
     steps: int = 3000
-    """Steps of training."""
     learning_rate: float = 5e-3
-    """Highest learning rate."""
-    seconds: float = 3600
-    """Pause after so long, at a checkpoint; the same command goes on."""
 
 
 def words(options: Annotated[Words, tyro.conf.arg(name="")]) -> int:
     """Train, or go on."""
-    from scripts.nano.pausing import paused_after
-    from scripts.nano.thinker import How, train_words
+    from scripts.nano.thinker import train_words
 
-    how = How(options.steps, options.learning_rate, options.seed, options.workers)
-    with paused_after(options.seconds):
-        trained = train_words(options.output, how)
-    print(_line(trained))
-    return 0
+    return _train(options, partial(train_words, options.output))
 
 
 @dataclass(frozen=True)
@@ -142,41 +147,45 @@ def sight(options: Annotated[Sight, tyro.conf.arg(name="")]) -> int:
 
 
 @dataclass(frozen=True)
-class Thinker(Made):
+class Look(Trains):
+    """Train text model and vision encoder on the senses of pictures."""
+
+    steps: int = 3000
+    learning_rate: float = 3e-3
+
+
+def look(options: Annotated[Look, tyro.conf.arg(name="")]) -> int:
+    """Train, or go on."""
+    from scripts.nano.thinker import train_look
+
+    return _train(options, partial(train_look, options.output))
+
+
+@dataclass(frozen=True)
+class Thinker(Trains):
     """Train the Thinker with both encoders on all senses."""
 
     senses: tuple[str, ...] = ()
     """Train on these alone; by default on all whose rows were made."""
     steps: int = 8_000
-    """Steps of training."""
     learning_rate: float = 3e-3
-    """Highest learning rate."""
-    seconds: float = 3600
-    """Pause after so long, at a checkpoint; the same command goes on."""
 
 
 def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
     """Train, or go on."""
-    from scripts.nano.pausing import paused_after
-    from scripts.nano.thinker import How, train_thinker
+    from scripts.nano.thinker import train_thinker
 
-    how = How(options.steps, options.learning_rate, options.seed, options.workers)
-    with paused_after(options.seconds):
-        trained = train_thinker(options.output, options.senses or made_senses(options.output, "train"), how)
-    print(_line(trained))
-    return 0
+    return _train(
+        options, partial(train_thinker, options.output, options.senses or made_senses(options.output, "train"))
+    )
 
 
 @dataclass(frozen=True)
-class Talker(Made):
+class Talker(Trains):
     """Train the Talker, with the trained codec, to speak the Thinker's answers in both voices."""
 
     steps: int = 6000
-    """Steps of training."""
     learning_rate: float = 2e-3
-    """Highest learning rate."""
-    seconds: float = 3600
-    """Pause after so long, at a checkpoint; the same command goes on."""
 
 
 def talker(options: Annotated[Talker, tyro.conf.arg(name="")]) -> int:
@@ -325,6 +334,18 @@ def card(options: Annotated[Card, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
+def _train(options: Trains, train: Callable[[Any], Trained]) -> int:
+    """Train as the options say, and print what came of it."""
+    from scripts.nano.pausing import paused_after
+    from scripts.nano.thinker import How
+
+    how = How(options.steps, options.learning_rate, options.seed, options.workers)
+    with paused_after(options.seconds):
+        trained = train(how)
+    print(_line(trained))
+    return 0
+
+
 def _line(trained: Trained) -> str:
     return f"{trained.steps} steps, loss {trained.loss:.4g}: {trained.model}"
 
@@ -332,9 +353,9 @@ def _line(trained: Trained) -> str:
 def main() -> int:
     """Run the stage of the command line: its status."""
     commands = {
-        "data": data, "words": words, "sight": sight, "thinker": thinker, "codec": codec, "talker": talker,
-        "drafters": drafters, "export": export, "evaluate": evaluate, "prompts": prompts, "examples": examples,
-        "card": card,
+        "data": data, "words": words, "sight": sight, "look": look, "thinker": thinker, "codec": codec,
+        "talker": talker, "drafters": drafters, "export": export, "evaluate": evaluate, "prompts": prompts,
+        "examples": examples, "card": card,
     }  # fmt: skip
     try:
         return tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__)

@@ -26,11 +26,12 @@ from scripts.nano.spoken import read_held, read_speech
 # without a header.
 RECIPES = {
     "words": "words",
+    "look": "look",
     "thinker": "thinker",
     "talker": "talker",
     **{kind: f"drafters/{kind}" for kind in DRAFTERS},
 }
-STAGES = ("words", "sight", "thinker", "codec", "talker", *DRAFTERS)
+STAGES = ("words", "sight", "look", "thinker", "codec", "talker", *DRAFTERS)
 CODEC_COLUMNS = ("step", "seconds", "loss", "committed")
 
 Figures = dict[str, Any]

@@ -1,9 +1,9 @@
-"""The stages words and thinker: the text model learns to copy, spell and count, then all learns all senses, by `sft`.
+"""The stages words, look and thinker: the text model learns text, then to tell what it sees, then all senses, by `sft`.
 
-    begin -> words/model -> sight/model (sight.py) -> thinker/model
+    begin -> words/model -> sight/model (sight.py) -> look/model -> thinker/model
 
 A model that cannot copy yet learns it within hundreds of steps from text alone, and hardly ever from a mixture in which
-one row of thirty asks for it.
+one row of thirty asks for it. Reading needs as many rows, and is kept once it is there.
 """
 
 import json
@@ -29,6 +29,8 @@ from scripts.nano.senses import wordings
 ROWS, LENGTH = 8, 256
 # The senses of text alone.
 TEXT = ("add", "count", "remember", "repeat", "spell")
+# The senses of single pictures.
+PICTURES = ("compare", "read", "scene", "written")
 # Rows of each sense that the first layers are fitted to.
 FITTED = 48
 
@@ -54,16 +56,26 @@ def train_words(directory: Path, how: How) -> Trained:
     return trained_by(recipe_of(model, files_of(directory, TEXT), directory / "words", how))
 
 
+def train_look(directory: Path, how: How) -> Trained:
+    """Train what the stage sight has made on the senses of pictures, going on where it was; errors as train_thinker."""
+    return trained_by(replace(_after(directory, "sight", "look", PICTURES, how), train_audio=False))
+
+
 def train_thinker(directory: Path, senses: Sequence[str], how: How) -> Trained:
-    """Train what the stage sight has made, text model and both encoders, on all senses, going on where it was.
+    """Train what the stage look has made, text model and both encoders, on all senses, going on where it was.
 
     InputError for rows or a model other than those that training began with.
     """
-    model = directory / "sight" / "model"
-    origin = {"sight/model": model_of(model, "sight"), "rows": rows_digest(directory, senses)}
-    check_origin(directory, "thinker", [directory / "thinker"], origin)
-    recipe = recipe_of(model, files_of(directory, senses), directory / "thinker", how)
-    return trained_by(replace(recipe, train_vision=True, train_audio=True, train_mergers=True))
+    return trained_by(_after(directory, "look", "thinker", senses, how))
+
+
+def _after(directory: Path, before: str, stage: str, senses: Sequence[str], how: How) -> Sft:
+    """The recipe of a stage that trains what the stage before it has made; InputError for another origin."""
+    model = directory / before / "model"
+    origin = {f"{before}/model": model_of(model, before), "rows": rows_digest(directory, senses)}
+    check_origin(directory, stage, [directory / stage], origin)
+    recipe = recipe_of(model, files_of(directory, senses), directory / stage, how)
+    return replace(recipe, train_vision=True, train_audio=True, train_mergers=True)
 
 
 def files_of(directory: Path, senses: Sequence[str]) -> tuple[Path, ...]:

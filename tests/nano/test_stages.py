@@ -2,14 +2,17 @@
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from omni_jax import process
+from omni_jax.errors import InputError
 from omni_jax.process import BAD_INPUT, INTERRUPTED, finishing
 from scripts.nano import __main__ as stages
 from scripts.nano import thinker
+from scripts.nano.rows import rows_path
 from scripts.nano.senses import senses
 
 
@@ -60,3 +63,25 @@ def test_a_stage_is_paused_after_a_time(
     finally:
         process.signal.signal(process.signal.SIGTERM, handler)
     assert ended == [True] and "paused; the same command goes on" in capsys.readouterr().err
+
+
+def test_each_stage_goes_on_from_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+    monkeypatch.setattr(thinker, "trained_by", trained.append)
+    for sense in (*thinker.PICTURES, "digit"):
+        path = rows_path(tmp_path, sense, "train")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}\n")
+    how = thinker.How(4, 1e-3, 0, 1)
+    for stage, before, train in (
+        ("look", "sight", partial(thinker.train_look, tmp_path, how)),
+        ("thinker", "look", partial(thinker.train_thinker, tmp_path, (*thinker.PICTURES, "digit"), how)),
+    ):
+        with pytest.raises(InputError, match=f"{before}/model is missing; run the stage {before} first"):
+            train()
+        (tmp_path / before / "model").mkdir(parents=True)
+        train()
+        assert trained[-1].run.model == tmp_path / before / "model" and trained[-1].run.output == tmp_path / stage
+    look, whole = trained
+    assert look.train_vision and not look.train_audio and whole.train_vision and whole.train_audio
+    assert set(whole.run.data) - set(look.run.data) == {rows_path(tmp_path, "digit", "train")}
