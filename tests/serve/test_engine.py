@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from omni_jax.decode import engine
 from omni_jax.decode.engine import PlainEngine
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs, Reply
@@ -57,9 +58,9 @@ async def _reply(service, prompt):
     return reply
 
 
-def _serve(omni, work, slots=2, waiting=64, closing=30.0):
+def _serve(omni, work, slots=2, waiting=64, closing=30.0, running=None):
     async def inside():
-        service = Service(Running(omni, slots), waiting)
+        service = Service(running or Running(omni, slots), waiting)
         service.start()
         try:
             return await work(service)
@@ -89,6 +90,26 @@ def test_replies_are_those_of_generate(omni, expected):
 
     for one, reply in _serve(omni, work, slots=3).items():
         _same(reply, expected[one])
+
+
+def test_a_further_turn_runs_its_new_tokens_in_pieces(omni, monkeypatch):
+    """What `Running` is told of pieces and of what is kept reaches the engine."""
+    read, inner = [], engine.read_piece
+    monkeypatch.setattr(engine, "read_piece", lambda params, token_ids, *a, **k: read.append(token_ids.shape[1])
+                        or inner(params, token_ids, *a, **k))  # fmt: skip
+    turns = _messages(8 * WORDS[3])
+    longer = [*turns, {"role": "assistant", "content": "A"}, *_messages(6 * WORDS[3])]
+    prompts = [Prompt(omni.prepare(asked), 0, 4, speech=False) for asked in (turns, longer)]
+
+    async def work(service):
+        return [await _reply(service, prompt) for prompt in prompts]
+
+    first, second = _serve(omni, work, running=Running(omni, 2, piece_tokens=16, keep_bytes=1 << 28))
+    assert set(read) == {16} and first.stats["cached_tokens"] == 0
+    assert second.stats["cached_tokens"] >= first.stats["prompt_tokens"] - 8
+    assert len(read) < (first.stats["prompt_tokens"] + second.stats["prompt_tokens"]) // 16
+    for reply, asked in zip((first, second), (turns, longer), strict=True):
+        assert reply.token_ids == omni.generate(asked, max_new_tokens=4).token_ids
 
 
 def test_what_cannot_be_is_refused_and_harms_nobody(omni, expected):
