@@ -82,7 +82,7 @@ class Follower:
         self._splitter = ReasoningSplitter(request.begins_inside_reasoning)
         self._vocoder: Vocoder | None = None
         self._waves = [np.zeros(0, np.float32)]
-        self._written, self._frames, self._seconds = 0, 0, 0.0
+        self._written, self._frames, self._seconds, self._heard = 0, 0, 0.0, False
 
     def events(self) -> Iterator[Event]:
         """What has come since the last call, none of it twice: an event of text, one of speech, or neither."""
@@ -93,8 +93,13 @@ class Follower:
             logprobs = logprobs_of(request, self._written)
             self._written += len(new)
             yield Event(piece.text, new, logprobs=logprobs, reasoning=piece.reasoning)
-        if self._make_vocoder is not None and speaker is not None and speaker.made > self._frames:
-            yield Event("", [], audio=self._vocode(speaker.codes, self._make_vocoder))
+        if self._make_vocoder is None or speaker is None or not speaker.made or self._heard:
+            return
+        self._heard = speaker.done or request.complete
+        if self._heard or speaker.made > self._frames:
+            wave = self._vocode(speaker.codes, self._make_vocoder)
+            if wave.size:
+                yield Event("", [], audio=wave)
 
     def last(self, drafting: dict[str, Any], times: dict[str, float]) -> Event:
         """The event that ends a request that is complete, once all others were taken: it carries the whole reply.
@@ -107,14 +112,17 @@ class Follower:
         return Event(piece.text, [], reply, reasoning=piece.reasoning)
 
     def _vocode(self, codes: np.ndarray, make_vocoder: Callable[[], Vocoder]) -> np.ndarray:
-        """The samples of the frames of codes int32 [Q, frames] that are new, float32 [samples]."""
+        """The samples that can be heard of the new frames of codes int32 [Q, frames], float32 [samples]."""
         start = perf_counter()
         if self._vocoder is None:
             self._vocoder = make_vocoder()
-        self._waves.append(self._vocoder.add(codes[:, self._frames :]))
+        waves = [self._vocoder.add(codes[:, self._frames :])]
+        if self._heard:
+            waves.append(self._vocoder.finish())
+        self._waves += waves
         self._frames = codes.shape[1]
         self._seconds += perf_counter() - start
-        return self._waves[-1]
+        return np.concatenate(waves)
 
 
 def events_of(

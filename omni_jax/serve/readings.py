@@ -105,11 +105,15 @@ class Readings(Generic[L]):
     def _send(self, row: int, reading: _Reading[L], speakers: Speakers) -> None:
         """Send the new sound of a text; its reply comes with the last sound."""
         speaker, listener = reading.speaker, reading.listener
-        event = Event("", [])
+        event, waves = Event("", []), []
         if speaker.made > reading.frames and not listener.cancelled:
-            reading.waves.append(reading.vocoder.add(speaker.codes[:, reading.frames :]))
+            waves.append(reading.vocoder.add(speaker.codes[:, reading.frames :]))
             reading.frames = speaker.made
-            event = replace(event, audio=reading.waves[-1])
+        if speaker.done and not listener.cancelled:
+            waves.append(reading.vocoder.finish())
+        if any(wave.size for wave in waves):
+            reading.waves += waves
+            event = replace(event, audio=np.concatenate(waves))
         if speaker.done or listener.cancelled:
             event = replace(event, reply=reading.said.reply(speaker, np.concatenate(reading.waves)))
         if event.audio is not None or event.reply is not None:

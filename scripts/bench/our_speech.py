@@ -78,6 +78,7 @@ class Ours:
                 samples += vocoder.add(np.stack(codes)[:, :, frames:]).shape[1]
                 frames = codes[0].shape[1]
                 first_audio = first_audio or (time.perf_counter() - start if samples else 0.0)
+        samples += vocoder.finish().shape[1]
         require("tokens of the reply", [len(request.token_ids) for request in requests], [new] * rows)
         self._require_samples(samples)
         return first_audio, requests

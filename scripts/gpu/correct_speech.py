@@ -237,7 +237,7 @@ def streamed_wave(params: dict, declaration: Declaration, config: Code2WavConfig
     device, pieces = jax.devices()[0], np.split(codes, np.cumsum(PIECES)[:-1], axis=2)
     with jax.default_device(device):
         vocoder = Vocoder(jax.device_put(params, device), declaration, config, rows=codes.shape[0])
-        return np.concatenate([vocoder.add(piece) for piece in pieces], axis=1)
+        return np.concatenate([*(vocoder.add(piece) for piece in pieces), vocoder.finish()], axis=1)
 
 
 def all_findings() -> list[Finding]:

@@ -1,7 +1,9 @@
 """From codes to sound on the host: whole code sequences, streams, and the reference's way of cutting them.
 
-`vocode_chunk` is the one compiled step. Its callers cut codes into chunks of a few sizes, so that memory is bounded and
-few programs are compiled. A chunk may end in padding, which leaves nothing in the state.
+`vocode_chunk` is the one compiled step. Its callers cut codes into chunks, so that memory is bounded and a stream is
+heard early. Where a chunk ends depends on how many frames came before it alone, so that a stream gives the very samples
+that whole codes give: programs of other sizes round differently. The last chunk may end in padding, which leaves
+nothing in the state.
 
 Replies that begin and end at different times have a `Vocoder` each, or go through `vocode` one by one when they end:
 both run the programs of one row, whatever the number of replies.
@@ -25,9 +27,10 @@ from omni_jax.models.code2wav import VocoderState
 from omni_jax.models.param import Declaration, bind
 from omni_jax.sharding import replicate
 
-# Frames of a chunk, and the most that a program takes over all rows: in the public model 64 frames are 5 s of sound,
-# and its widest array takes 0.74 MB per frame in float32.
-SIZES = (1, 4, 16, 64)
+# Frames of a chunk at first, and of those from some frame on, which come late enough to be played without a gap, at 80
+# ms a frame; and the most that a program takes over all rows: in the public model its widest array takes 0.74 MB per
+# frame in float32.
+SHORT, LONG, LONG_FROM = 4, 16, 64
 MAX_FRAMES = 256
 # The forms of codes, and their numbers of axes.
 ONE_ROW, ROWS = "[Q, F]", "[B, Q, F]"
@@ -119,9 +122,10 @@ def vocode_like_reference(
 
 
 class Vocoder:
-    """Sound from a stream of codes, given in pieces of any length; the pieces together are what `vocode` gives.
+    """Sound from a stream of codes, given in pieces of any length: together, with the end, it is what `vocode` gives.
 
-    rows: the number of rows side by side, which have equally many frames in each piece; None for one without that axis.
+    Frames are heard once their chunk is full; `finish` gives what is left at the end. rows: the number of rows side by
+    side, which have equally many frames in each piece; None for one without that axis.
     """
 
     def __init__(self, params: dict, declaration: Declaration, config: Code2WavConfig, rows: int | None = None):
@@ -131,23 +135,38 @@ class Vocoder:
         self.params, self.declaration, self.config, self.rows = params, declaration, config, rows
         self.state = start(params, rows=rows or 1, declaration=declaration)
         self.to_drop = config.lost_samples
+        self._frames, self._left = 0, np.zeros((rows or 1, config.num_quantizers, 0), np.int32)
 
     def add(self, codes: np.ndarray) -> np.ndarray:
-        """The next samples, float32 [samples], for the next frames of codes [Q, n]; with rows, [B, ...] both.
+        """The samples of the chunks that the next frames of codes [Q, n] fill, float32 [samples]; with rows, [B, ...].
 
-        The first frames give `lost_samples` fewer. Zero frames give none. Raises InputError for codes out of range or
-        of a wrong shape, which leaves the stream as it was.
+        The first frames give `lost_samples` fewer. Raises InputError for codes out of range or of a wrong shape, which
+        leaves the stream as it was.
         """
         codes = check_codes(_check_shape(codes, self.config, ONE_ROW if self.rows is None else ROWS), self.config)
         codes = codes[None] if self.rows is None else codes
         if len(codes) != (self.rows or 1):
             raise InputError(f"codes have shape {list(codes.shape)}; this stream takes B = {self.rows} rows")
-        waves: list[np.ndarray | jax.Array] = [np.zeros((codes.shape[0], 0), np.float32)]
-        for chunk in _chunks(codes):
+        self._left = np.concatenate([self._left, codes], axis=2)
+        return self._heard(whole=True)
+
+    def finish(self) -> np.ndarray:
+        """The samples of the frames that are left, float32 as from `add`; no frames may come afterwards."""
+        return self._heard(whole=False)
+
+    def _heard(self, whole: bool) -> np.ndarray:
+        """The samples of the frames that are there, but for a last chunk that is not whole, if `whole`."""
+        waves: list[np.ndarray | jax.Array] = [np.zeros((len(self._left), 0), np.float32)]
+        begin, used = self._frames, 0
+        for chunk in _chunks(self._left, begin):
+            if whole and chunk.count < chunk.codes.shape[2]:
+                break
             given = (self.params, chunk.codes, self.state, np.int32(chunk.count))
             wave, self.state = vocode_chunk(*given, declaration=self.declaration)
             waves.append(wave)
-        sound = np.concatenate(waves, axis=1)[:, : codes.shape[2] * self.config.total_upsample]
+            used += chunk.count
+        self._frames, self._left = begin + used, self._left[:, :, used:]
+        sound = np.concatenate(waves, axis=1)[:, : used * self.config.total_upsample]
         dropped = min(self.to_drop, sound.shape[1])
         self.to_drop -= dropped
         sound = sound[:, dropped:]
@@ -205,20 +224,13 @@ def _check_rows(
     return check_codes(np.where(inside, codes, 0).astype(codes.dtype), config), lengths
 
 
-def _chunks(codes: np.ndarray) -> Iterator[PaddedCodes]:
-    """Cut codes int32 [B, Q, F] into chunks, each padded to one of SIZES."""
+def _chunks(codes: np.ndarray, begin: int = 0) -> Iterator[PaddedCodes]:
+    """Cut codes int32 [B, Q, F], whose first frame has number `begin`, into chunks; the last one is padded."""
     B, _, F = codes.shape
-    begin = 0
-    while begin < F:
-        size = _size(F - begin, B)
-        chunk = codes[:, :, begin : begin + size]
+    at = 0
+    while at < F:
+        size = LONG if begin + at >= LONG_FROM and LONG * B <= MAX_FRAMES else SHORT
+        chunk = codes[:, :, at : at + size]
         count = chunk.shape[2]
         yield PaddedCodes(np.pad(chunk, ((0, 0), (0, 0), (0, size - count))), count)
-        begin += count
-
-
-def _size(frames: int, rows: int) -> int:
-    """The size of the next chunk when `frames` are left: one that holds them all unless most of it would be padding."""
-    sizes = [size for size in SIZES if size * rows <= MAX_FRAMES] or [SIZES[0]]
-    above = next((size for size in sizes if size >= frames), sizes[-1])
-    return above if above <= 2 * frames else max(size for size in sizes if size <= frames)
+        at += count
