@@ -27,7 +27,7 @@ import numpy as np
 from omni_jax.decode.chunk import Chunk
 from omni_jax.decode.engine import Engine, Prefilled, most_tokens
 from omni_jax.decode.request import Request
-from omni_jax.decode.rows import caches_of, idle, insert, noting_alike, retire
+from omni_jax.decode.rows import capacity_of, idle, insert, noting_alike, retire
 from omni_jax.decode.speech.speaker import SpeechRequest
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.talker_loop import FRAMES
@@ -245,12 +245,13 @@ class Batching:
         requests = admission.requests
         self._unread.append(_Unread(prefilled.chunk, tuple(requests)))
         first, all_rows = self.rows.index(None), len(requests) == len(self.rows)
-        if self.state is None and all_rows:
+        if all_rows:
             self.state = prefilled.state
         else:
-            if self.state is None:
+            capacity = capacity_of(prefilled.state)
+            # While nobody runs, caches may become short again.
+            if self.state is None or not any(self.rows) and capacity_of(self.state) > capacity:
                 self.state = idle(prefilled.state, rows=len(self.rows))
-            capacity = max(cache.capacity for cache in caches_of(prefilled.state))
             state, row = noting_alike(self.engine.grow(self.state, capacity), prefilled.state)
             self.state = insert(state, row, np.int32(first))
         self.rows[first : first + len(requests)] = self.writing[first : first + len(requests)] = requests

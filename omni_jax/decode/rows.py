@@ -99,6 +99,11 @@ def caches_of(state: Any) -> list[KVCache]:
     return [leaf for leaf in leaves if isinstance(leaf, KVCache)]
 
 
+def capacity_of(state: Any) -> int:
+    """The positions that the largest cache of a decoding loop has."""
+    return max(cache.capacity for cache in caches_of(state))
+
+
 def laid(state: Any) -> Any:
     """What a decoding loop carries, on the devices of its caches' mesh, inside `jit`."""
     return lay_over(state, caches_of(state)[0].mesh)

@@ -188,7 +188,11 @@ class Speakers:
         if state.cache.rows == len(self.rows):
             self.state = state
             return
-        running = idle(state, rows=len(self.rows)) if self.state is None else self.state
+        running = self.state
+        # While no other row speaks, caches may become short again.
+        alone = not any(s and s.running and not s.done for b, s in enumerate(self.rows) if b != first)
+        if running is None or alone and running.cache.capacity > state.cache.capacity:
+            running = idle(state, rows=len(self.rows))
         running, row = noting_alike(grow(running, capacity=state.cache.capacity), state)
         self.state = insert(running, row, np.int32(first))
 
