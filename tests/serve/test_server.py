@@ -294,6 +294,53 @@ def test_other_errors(client, served):
     assert caught.value.status_code == 413
 
 
+# What benchmarks send: `vllm bench serve` with its backend openai-chat and vllm-omni's, and SGLang's `bench_serving`.
+BENCHMARKS = {
+    "openai-chat": {
+        "max_completion_tokens": 12, "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True,
+    },
+    "openai-chat-omni": {
+        "temperature": 0, "max_tokens": 12, "stream": True, "modalities": ["text", "audio"], "max_frames": 10,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True}, "audio": {"format": "wav"},
+    },
+    "sglang-oai-chat": {"max_completion_tokens": 12, "temperature": 0, "ignore_eos": True, "stream": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BENCHMARKS)
+def test_what_benchmarks_send_and_read(served, omni, backend):
+    """Each reads streams in its own way: text and usage, sound by `modality`, or counts at the end if there are any."""
+    content = [{"type": "text", "text": TEXT[0]["content"]}]
+    messages = [{"role": "user", "content": content if backend == "openai-chat" else TEXT[0]["content"]}]
+    models = json.loads(_raw(served, "/v1/models")[1])["data"]
+    body = {"model": models[0]["id"], "messages": messages, **BENCHMARKS[backend]}
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", "x-request-id": "bench-0"}
+    status, answer = _raw(served, "/v1/chat/completions", json.dumps(body).encode(), headers)
+    assert status == 200
+    text, samples, counts, ended = "", 0, [], False
+    for line in answer.decode().splitlines():
+        if not line or line.startswith(":"):
+            continue
+        data = line.removeprefix("data: ")
+        ended = data == "[DONE]"
+        if ended:
+            continue
+        chunk = json.loads(data)
+        delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
+        if chunk.get("modality") == "audio" and (delta.get("audio") or {}).get("data"):
+            with wave.open(io.BytesIO(base64.b64decode(delta["audio"]["data"]))) as piece:
+                samples += piece.getnframes()
+        else:
+            text += delta.get("content") or ""
+        if chunk.get("usage"):
+            counts.append(chunk["usage"]["completion_tokens"])
+    more = {"speech": True, "max_frames": 10} if backend == "openai-chat-omni" else {"stop_ids": ()}
+    expected = omni.generate(messages, max_new_tokens=12, **more)
+    assert ended and text == expected.text and counts == sorted(counts)
+    assert counts[-1] == len(expected.token_ids) + (0 if expected.codes is None else expected.codes.shape[1])
+    assert samples == (0 if expected.audio is None else len(expected.audio))
+
+
 def _raw(served, path, data=None, headers=None):
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"} if headers is None else headers
     request = urllib.request.Request(served.url + path, data, headers)
