@@ -9,10 +9,12 @@ later ones may wait as long as needed. So processes meet at a barrier as soon as
 """
 
 import errno
+import pickle
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +28,10 @@ START_SECONDS = 600
 LOST_SECONDS = 30
 # Seconds that a failing process waits for others that fail too: the first one to exit ends all others.
 LEAVE_SECONDS = 5
+# What a value's size is written in, and bytes that are sent at once with it.
+SIZE_BYTES, SMALL_BYTES = 8, 4096
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +161,24 @@ def min_over_processes(number: int) -> int:
     from jax.experimental.multihost_utils import process_allgather
 
     return int(np.min(process_allgather(np.float64(number))))
+
+
+def value_from_first(value: T) -> T:
+    """Process 0's value, which can be pickled, in every process; all must call this, and theirs are not looked at."""
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    data = pickle.dumps(value) if is_primary() else b""
+    known = len(data).to_bytes(SIZE_BYTES, "big") + data
+    first = np.zeros(SMALL_BYTES, np.uint8)
+    first[: len(known)] = np.frombuffer(known[:SMALL_BYTES], np.uint8)
+    received = np.asarray(broadcast_one_to_all(first)).astype(np.uint8).tobytes()
+    size = int.from_bytes(received[:SIZE_BYTES], "big")
+    if (more := size + SIZE_BYTES - SMALL_BYTES) > 0:
+        # As few sizes as powers of two, each of which is compiled.
+        rest = np.zeros(1 << (more - 1).bit_length(), np.uint8)
+        rest[: len(known[SMALL_BYTES:])] = np.frombuffer(known[SMALL_BYTES:], np.uint8)
+        received += np.asarray(broadcast_one_to_all(rest)).astype(np.uint8).tobytes()
+    return pickle.loads(received[SIZE_BYTES : SIZE_BYTES + size])
 
 
 def broadcast_from_first(numbers: Mapping[int, float]) -> dict[int, float]:

@@ -4,6 +4,7 @@ SIGTERM, or the first interrupt, ends it in order: no request is taken any more,
 --drain-seconds, and then the process leaves, with status 0 after SIGTERM. A second interrupt ends it at once.
 """
 
+import asyncio
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from omni_jax import process
+from omni_jax.distributed import is_primary
 from omni_jax.errors import InputError
 from omni_jax.flags import (
     DeviceFlags,
@@ -41,6 +43,7 @@ from omni_jax.serve.media import Media, Policy
 from omni_jax.serve.metrics import Metrics
 from omni_jax.serve.running import Running
 from omni_jax.serve.serving import TRANSCRIBE, Serving
+from omni_jax.serve.warming import Warming
 from omni_jax.serve.workers import WorkerLimits, Workers
 from omni_jax.settings import Drafting, Settings
 from omni_jax.weights.drafters import Drafter, load_drafter
@@ -84,6 +87,8 @@ class AdmissionFlags:
     """Memory for what later turns of conversations begin with, in MiB: caches, and features of media."""
     waiting: int = 64
     """Replies that may wait for a slot; more are refused with status 429."""
+    warmup: int = 0
+    """Before requests are taken, compile the programs that prompts of up to this many tokens need; 0 for none."""
     allowed_local_media_path: Path | None = None
     """Folder whose files clients may name as media; by default none."""
     allowed_media_domains: UseAppendAction[tuple[str, ...]] = ()
@@ -119,16 +124,6 @@ class ServedSamplingFlags(SamplingFlags):
     seed: Suppress[int] = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServedDeviceFlags(DeviceFlags):
-    """The devices that hold the model, all of one process."""
-
-    distributed: Suppress[bool] = False
-    coordinator: Suppress[None] = None
-    processes: Suppress[None] = None
-    process: Suppress[None] = None
-
-
 @dataclass(frozen=True)
 class Serve:
     """Serve a model over HTTP as OpenAI's API; settings are those of requests that state none."""
@@ -149,7 +144,7 @@ class Serve:
     sampling: OmitArgPrefixes[ServedSamplingFlags] = field(default_factory=ServedSamplingFlags)
     speech: OmitArgPrefixes[VoiceFlags] = field(default_factory=VoiceFlags)
     drafting: OmitArgPrefixes[ServedDraftingFlags] = field(default_factory=ServedDraftingFlags)
-    devices: OmitArgPrefixes[ServedDeviceFlags] = field(default_factory=ServedDeviceFlags)
+    devices: OmitArgPrefixes[DeviceFlags] = field(default_factory=DeviceFlags)
 
     def named(self) -> "Serve":
         """The same with a name for clients: that of the directory, or the model id."""
@@ -166,16 +161,28 @@ class Serve:
 
 
 def serve(command: Serve, load: Load) -> None:
-    """Serve until the process is told to end; InputError for flags that cannot be used."""
+    """Serve until the process is told to end; InputError for flags that cannot be used.
+
+    Of several processes the first one listens, and ends the others.
+    """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise InputError(f"the server needs {' and '.join(missing)}; pip install 'omni_jax[serve]'")
+    if not is_primary():
+        return _follow(command, load)
     key = _checked_key(command)
+    whole("--warmup", command.admission.warmup, "give a number of tokens, or 0", least=0)
     defaults, media = command.settings(), Media(_policy(command))
     with _listening(command.listen) as listener:
-        omni = load(("thinker",) if command.text_only else None)
-        serving = _serving(command, omni, defaults, media)
-        _run(command, serving, key, listener)
+        running = _running(command, load)
+        _run(command, _serving(command, running, defaults, media), key, listener)
+
+
+def _follow(command: Serve, load: Load) -> None:
+    """Run what the first process is asked, until it ends."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # A scheduler sends them to all, and the first one lets replies end.
+        signal.signal(number, signal.SIG_IGN)
+    Service(_running(command, load)).follow()
 
 
 def _checked_key(command: Serve) -> str | None:
@@ -216,15 +223,21 @@ def _listening(flags: ListenFlags) -> Iterator[socket.socket]:
         yield listener
 
 
-def _serving(command: Serve, omni: Omni, defaults: dict[str, Any], media: Media) -> Serving:
-    """The parts of the server."""
+def _running(command: Serve, load: Load) -> Running:
+    """The model with its slots and its drafter."""
+    omni = load(("thinker",) if command.text_only else None)
     flags, drafting = command.admission, command.drafting
     drafter: Drafter | None = None
     if drafting.drafter is not None:
         drafter = load_drafter(drafting.drafter, dtype=command.devices.dtype or default_dtype())
     settings = Drafting(drafting.draft_tokens, drafting.draft_tree, drafting.draft_sampling)
     piece = whole("--prefill-tokens", flags.prefill_tokens, "run at least one token at once")
-    running = Running(omni, flags.slots, drafter, settings, piece, int(flags.keep_mib * MIB))
+    return Running(omni, flags.slots, drafter, settings, piece, int(flags.keep_mib * MIB))
+
+
+def _serving(command: Serve, running: Running, defaults: dict[str, Any], media: Media) -> Serving:
+    """The parts of the server."""
+    flags, omni = command.admission, running.omni
     service = Service(running, flags.waiting)
     limits = WorkerLimits(flags.media_workers, flags.media_seconds, int(flags.media_memory_mib * MIB))
     return Serving(
@@ -255,16 +268,34 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
             yield
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            serving.service.start()
+            await self.warm_up()
             await super().startup(sockets)
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
+
+        async def warm_up(self) -> None:
+            """Compile, unless told to end meanwhile."""
+            if not warmup:
+                return
+            warming = asyncio.create_task(
+                Warming(serving.service, warmup, Settings.read(command.settings()).voice).run()
+            )
+            while not self.should_exit and not warming.done():
+                await asyncio.wait([warming], timeout=0.1)
+            if not warming.done():
+                warming.cancel()
+                return
+            warming.result()
+            print(f"compiled {serving.metrics.compiled} programs", file=sys.stderr, flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             # uvicorn's own takes no connection any more, so nobody could ask /health.
             await serving.service.drain(flags.drain_seconds, lambda: self.force_exit)
             await super().shutdown(sockets)
 
+    warmup = command.admission.warmup
     flags, bounds = command.listen, Bounds(int(command.admission.max_body_mib * MIB), command.admission.body_seconds)
     app = make_app(serving, key, bounds, _doors(flags, key))
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LEAVE_SECONDS, server_header=False)

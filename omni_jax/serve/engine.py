@@ -7,9 +7,13 @@
 A reply whose client has gone is cancelled, and frees its slot within a chunk. What fails is one reply, as far as can be
 known: the one that was just admitted, else the longest. The others run again from their prompts, which gives the same
 tokens and sound, and what their clients have already is not sent twice.
+
+Several processes that hold one model run the same loop. What only the first one knows, because clients talk to it, is
+agreed on once per step: new tickets, and those whose clients have gone. If one fails, all end.
 """
 
 import asyncio
+import os
 import queue
 import sys
 import threading
@@ -20,7 +24,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from omni_jax.decode.answers import Follower
@@ -28,12 +34,15 @@ from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs
 from omni_jax.decode.speech.aloud import Said
+from omni_jax.distributed import is_primary, min_over_processes, value_from_first
 from omni_jax.errors import InputError
+from omni_jax.process import FAILED
 from omni_jax.serve.errors import RequestError, invalid, request_error
 from omni_jax.serve.readings import Readings
 from omni_jax.serve.running import Running, failed_request
 
 ATTEMPTS = 3  # of a reply, when others make the engine fail
+AGREE_SECONDS = 1.0  # after which processes that have nothing to do hear of each other
 MOST_RETRY_SECONDS = 60
 
 
@@ -74,24 +83,47 @@ class Once:
 class Ticket:
     """A reply that a client waits for, or a text to read aloud.
 
-    prompt: of a reply. said: the text. events: where the engine puts them, and at last None or an error. once: what was
-    sent. cancelled: whether nobody waits any more. attempts: how often it was begun.
+    loop: of the client's side; None in a process that has none. prompt: of a reply. said: the text. events: where the
+    engine puts them, and at last None or an error. once: what was sent. left: whether nobody waits any more.
+    cancelled: the same, once the engine has agreed on it. ended: whether it has all. attempts: how often it was begun.
     """
 
-    loop: asyncio.AbstractEventLoop
+    loop: asyncio.AbstractEventLoop | None
     prompt: Prompt | None = None
     said: Said | None = None
     events: asyncio.Queue[Event | Exception | None] = field(default_factory=asyncio.Queue)
     once: Once = field(default_factory=Once)
+    left: bool = False
     cancelled: bool = False
+    ended: bool = False
     attempts: int = 0
+
+    @classmethod
+    def of(cls, asked: Prompt | Said) -> "Ticket":
+        """One that no client of this process waits for."""
+        return cls(None, prompt=asked) if isinstance(asked, Prompt) else cls(None, said=asked)
 
     def put(self, event: Event | Exception | None) -> None:
         """Hand an event to the client's side, from the engine's thread."""
+        self.ended = self.ended or event is None or isinstance(event, Exception)
+        if self.loop is None:
+            return
         try:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
         except RuntimeError:  # the loop is closed: nobody waits
-            self.cancelled = True
+            self.left = True
+
+
+class News(NamedTuple):
+    """What the engine learns at a step.
+
+    begun: prompts and texts that clients ask for. left: the places, among all that have not ended, of those whose
+    clients have gone. ending: whether nothing more will come.
+    """
+
+    begun: list[Prompt | Said]
+    left: list[int]
+    ending: bool
 
 
 class Service:
@@ -105,15 +137,22 @@ class Service:
         self._ending = False
         self._tickets: queue.Queue[Ticket | None] = queue.Queue()
         self._asked = set[Ticket]()  # of the clients' side
+        self._known: list[Ticket] = []  # of the engine's side
         self._again: deque[Ticket] = deque()
         self._following: dict[int, tuple[Ticket, Follower]] = {}
         self._readings: Readings[Ticket] = running.readings()
         self._number, self._seconds, self._failures = 0, 1.0, 0
+        self._several, self._first = jax.process_count() > 1, is_primary()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, if it has not been started."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def follow(self) -> None:
+        """Run what process 0 tells, in a process that has no clients, until it ends."""
+        self._work()
 
     @property
     def healthy(self) -> bool:
@@ -147,9 +186,7 @@ class Service:
 
         Leave the iterator early, or close it, to cancel the reply.
         """
-        ticket = Ticket(asyncio.get_running_loop())
-        ticket.prompt = replace(prompt, cancelled=lambda: ticket.cancelled)
-        async with aclosing(self._events(ticket)) as events:
+        async with aclosing(self._events(Ticket(asyncio.get_running_loop(), prompt))) as events:
             async for event in events:
                 yield event
 
@@ -171,7 +208,7 @@ class Service:
                 yield event
             self._seconds += 0.1 * (time.monotonic() - start - self._seconds)
         finally:
-            ticket.cancelled = True
+            ticket.left = True
             self._asked.discard(ticket)
 
     async def drain(self, seconds: float, hurry: Callable[[], bool]) -> None:
@@ -187,7 +224,7 @@ class Service:
 
     async def close(self, seconds: float) -> None:
         """End the thread: finish what runs, for at most so many seconds, then cancel it."""
-        self.closing = self._ending = True
+        self.closing = True
         self._tickets.put(None)
         await asyncio.to_thread(self._thread.join, seconds)
         self._cancel()
@@ -196,7 +233,7 @@ class Service:
     def _cancel(self) -> None:
         """Have all that runs or waits end soon, with what it has."""
         for ticket in self._asked:
-            ticket.cancelled = True
+            ticket.left = True
 
     def _retry_seconds(self) -> int:
         """About when a place comes free."""
@@ -215,10 +252,15 @@ class Service:
             for finished in batching.run():
                 self._send({request.number for request in finished}, batching)
                 self._readings.step()
+                self._agree(wait=False)
                 self._failures = 0
             return True
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
+            if self._several:
+                # The others wait for this process in what it does not reach.
+                sys.stderr.flush()
+                os._exit(FAILED)
             self._failures += 1
             self._fail(batching, request_error(error))
             # Frames of the loop hold its caches.
@@ -246,26 +288,56 @@ class Service:
 
     def _next(self) -> Ticket | None:
         """The next ticket; None if there is none now, and something runs, or if the service closes."""
-        if self._again:
-            return self._again.popleft()
+        if not self._again:
+            self._agree(wait=not (self._following or self._readings.busy or self._ending))
+        return self._again.popleft() if self._again else None
+
+    def _agree(self, wait: bool) -> None:
+        """Learn what clients have asked for and given up, in all processes alike; wait: for the first of it."""
+        self._known = [ticket for ticket in self._known if not ticket.ended]
+        begun, ending = self._come(wait) if self._first else ([], False)
+        left = [i for i, ticket in enumerate(self._known) if ticket.left]
+        if self._several:
+            asked = [ticket.prompt or ticket.said for ticket in begun]
+            news = value_from_first(News([one for one in asked if one is not None], left, ending))
+            left, ending = news.left, news.ending
+            if not self._first:
+                begun = [Ticket.of(one) for one in news.begun]
+        for i in left:
+            self._known[i].cancelled = True
+        self._ending = self._ending or ending
+        self._known += begun
+        self._again += begun
+
+    def _come(self, wait: bool) -> tuple[list[Ticket], bool]:
+        """The tickets that have come, and whether they were the last ones."""
+        found: list[Ticket | None] = []
         try:
-            return self._tickets.get(block=not (self._following or self._readings.busy or self._ending))
+            while True:
+                block = wait and not found
+                found.append(self._tickets.get(block, AGREE_SECONDS if self._several and block else None))
         except queue.Empty:
-            return None
+            return [ticket for ticket in found if ticket is not None], None in found
 
     def _admitted(self, ticket: Ticket, prompt: Prompt) -> Admission | None:
         """The request of a ticket's prompt; None for one that cannot be, whose client is told."""
         self._number, ticket.attempts = self._number + 1, ticket.attempts + 1
         ticket.once.restart()
+        error: Exception | None = None
         try:
-            admission = self.running.admission(prompt, self._number)
-            self._following[self._number] = ticket, self.running.follower(admission)
-            return admission
-        except Exception as error:
+            admission = self.running.admission(replace(prompt, cancelled=lambda: ticket.cancelled), self._number)
+            follower = self.running.follower(admission)
+        except Exception as caught:
+            error = caught
             if not isinstance(error, InputError):
                 traceback.print_exc(file=sys.stderr)
+        if self._several and not min_over_processes(error is None):
+            error = error or InputError("another process has too little memory for this request; make it smaller")
+        if error is not None:
             ticket.put(request_error(error))
             return None
+        self._following[self._number] = ticket, follower
+        return admission
 
     def _send(self, finished: set[int], batching: Batching) -> None:
         """Send what is new of all replies, and the end of those that are finished."""

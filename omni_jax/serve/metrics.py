@@ -42,8 +42,13 @@ class Metrics:
         Gauge("running", "Replies in slots", **prefix).set_function(running)
         Gauge("waiting", "Replies that wait", **prefix).set_function(lambda: max(accepted() - running(), 0))
         self._stack = ExitStack()
-        compiled = self._stack.enter_context(compilations())
-        Gauge("compiled_programs", "Programs compiled", **prefix).set_function(lambda: len(compiled))
+        self._compiled = self._stack.enter_context(compilations())
+        Gauge("compiled_programs", "Programs compiled", **prefix).set_function(lambda: self.compiled)
+
+    @property
+    def compiled(self) -> int:
+        """The number of programs compiled since it was made."""
+        return len(self._compiled)
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""

@@ -6,12 +6,15 @@ The only module of the server that knows the decoding loop; `engine` calls it fr
 from collections.abc import Iterator
 from dataclasses import replace
 
+import jax
+
 from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS, Follower
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.keeping import Store
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.request import Request
 from omni_jax.decode.speech.aloud import READ_ALOUD, VOICE, Said
+from omni_jax.distributed import min_over_processes
 from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni
 from omni_jax.serve.readings import Readings
@@ -23,7 +26,8 @@ from omni_jax.weights.parts import PARTS
 class Running:
     """A model with a number of slots, and perhaps a drafter.
 
-    slots: replies that run at once. speaks: whether they can be spoken.
+    slots: replies that run at once. speaks: whether they can be spoken. piece: tokens of a prompt that run at once,
+    None for all.
     """
 
     def __init__(
@@ -41,14 +45,16 @@ class Running:
         of features of media and of caches, which prompts that begin like earlier ones go on from. Raises InputError for
         what the model cannot do.
         """
-        self.omni, self._piece, self._keep_bytes = omni, piece_tokens, keep_bytes
+        self.omni, self.piece, self._keep_bytes = omni, piece_tokens, keep_bytes
         self.speaks = all(part in omni.params for part in PARTS)
         settings = Settings(drafting=drafting or Drafting())
         # Each prompt has a limit of its own.
         self.plan = omni._plan(settings, replace(settings.ending, max_new_tokens=1), self.speaks, drafter, 1)
         self.generator = omni._make_generator()
         self._aloud: Batch | None = None
-        self.slots = self.generator.slots(self.plan, slots, settings.ending.max_new_tokens)
+        most = self.generator.slots(self.plan, slots, settings.ending.max_new_tokens)
+        # Each process has memory of its own.
+        self.slots = most if jax.process_count() == 1 else min_over_processes(most)
 
     @property
     def voices(self) -> list[str]:
@@ -71,7 +77,7 @@ class Running:
             waiting=waiting,
             steps=STREAM_STEPS,
             frames=STREAM_FRAMES,
-            piece=self._piece,
+            piece=self.piece,
             store=store,
         )
 

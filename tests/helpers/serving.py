@@ -58,11 +58,14 @@ def listening(app: Any) -> Iterator[str]:
 
 
 @contextmanager
-def server(model: Path, *flags: str) -> Iterator["Served"]:
-    """A server process of a checkpoint on a free port; ended by SIGTERM, which must leave status 0."""
+def server(model: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator["Served"]:
+    """A server process of a checkpoint on a free port; ended by SIGTERM, which must leave status 0.
+
+    env: its environment, by default that of the test.
+    """
     with TemporaryFile() as log:
         command = [sys.executable, "-m", "omni_jax", "serve", "--model", str(model), "--port", "0", *flags]
-        process = subprocess.Popen(command, stderr=log, cwd=ROOT)
+        process = subprocess.Popen(command, stderr=log, cwd=ROOT, env=env)
         try:
             served = Served(process, _url(process, log), log)
             yield served
