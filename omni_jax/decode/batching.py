@@ -82,8 +82,8 @@ class Batching:
     """Runs requests in a number of rows; iterate over `run`.
 
     rows: the request of each row, None where it is free. writing: the same, None where its text is complete too.
-    state: what the engine decodes from. prefill_seconds: until the first tokens were read; decode_seconds: from then
-    on. Both leave out speech and what the caller does in between.
+    state: what the engine decodes from. steps: of the next chunk. chunks: that were read. prefill_seconds: until the
+    first tokens were read; decode_seconds: from then on. Both leave out speech and what the caller does in between.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Batching:
         """
         assert (first is None) != (waiting is None), "either all requests at once, or prompts one by one"
         self.engine, self.waiting, self.speakers = engine, waiting, speakers
-        self.steps, self.frames = steps, frames
+        self.steps, self.frames, self.chunks = steps, frames, 0
         self.rows: list[Request | None] = [None] * rows
         self.writing: list[Request | None] = [None] * rows
         self.state: Any = None
@@ -296,6 +296,7 @@ class Batching:
         while len(self._unread) > left:
             unread = self._unread.popleft()
             self.engine.receive(unread.chunk, unread.rows)
+            self.chunks += 1
         complete = [b for b, request in enumerate(self.writing) if request is not None and request.settle()]
         for b in complete:
             self.writing[b] = None

@@ -29,11 +29,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from omni_jax.decode.answers import Follower
+from omni_jax.decode.answers import STREAM_STEPS, Follower
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs
 from omni_jax.decode.speech.aloud import Said
+from omni_jax.decode.text import CHUNK
 from omni_jax.distributed import is_primary, min_over_processes, value_from_first
 from omni_jax.errors import InputError
 from omni_jax.process import FAILED
@@ -42,6 +43,7 @@ from omni_jax.serve.readings import Readings
 from omni_jax.serve.running import Running, failed_request
 
 ATTEMPTS = 3  # of a reply, when others make the engine fail
+STEP_SECONDS = 0.1
 AGREE_SECONDS = 1.0  # after which processes that have nothing to do hear of each other
 MOST_RETRY_SECONDS = 60
 
@@ -118,12 +120,32 @@ class News(NamedTuple):
     """What the engine learns at a step.
 
     begun: prompts and texts that clients ask for. left: the places, among all that have not ended, of those whose
-    clients have gone. ending: whether nothing more will come.
+    clients have gone. ending: whether nothing more will come. steps: tokens that each reply draws at the next step.
     """
 
     begun: list[Prompt | Said]
     left: list[int]
     ending: bool
+    steps: int
+
+
+class Pace:
+    """How many tokens replies draw at a step, so that steps follow each other about every STEP_SECONDS.
+
+    Short steps cost the host more than the device; long ones keep prompts waiting, and text comes in jerks.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self._chunks, self._last = STREAM_STEPS, 0, 0.0
+
+    def lap(self, chunks: int, now: float) -> None:
+        """So many chunks of text have been read, at `now` of `time.monotonic`."""
+        if chunks == self._chunks:
+            return
+        seconds, self._chunks, self._last = now - self._last, chunks, now
+        wanted = self.steps * STEP_SECONDS / max(seconds, 1e-6)
+        # Slowly up, and at once down.
+        self.steps = round(min(max(min(wanted, self.steps + 2), STREAM_STEPS), CHUNK))
 
 
 class Service:
@@ -142,6 +164,7 @@ class Service:
         self._following: dict[int, tuple[Ticket, Follower]] = {}
         self._readings: Readings[Ticket] = running.readings()
         self._number, self._seconds, self._failures = 0, 1.0, 0
+        self._pace, self._steps = Pace(), STREAM_STEPS
         self._several, self._first = jax.process_count() > 1, is_primary()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -250,6 +273,8 @@ class Service:
         batching = self.running.batching(self._admissions())
         try:
             for finished in batching.run():
+                batching.steps = self._steps
+                self._pace.lap(batching.chunks, time.monotonic())
                 self._send({request.number for request in finished}, batching)
                 self._readings.step()
                 self._agree(wait=False)
@@ -299,10 +324,13 @@ class Service:
         left = [i for i, ticket in enumerate(self._known) if ticket.left]
         if self._several:
             asked = [ticket.prompt or ticket.said for ticket in begun]
-            news = value_from_first(News([one for one in asked if one is not None], left, ending))
-            left, ending = news.left, news.ending
+            found = News([one for one in asked if one is not None], left, ending, self._pace.steps)
+            news = value_from_first(found)
+            left, ending, self._steps = news.left, news.ending, news.steps
             if not self._first:
                 begun = [Ticket.of(one) for one in news.begun]
+        else:
+            self._steps = self._pace.steps
         for i in left:
             self._known[i].cancelled = True
         self._ending = self._ending or ending

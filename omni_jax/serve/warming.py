@@ -21,13 +21,20 @@ from omni_jax.decode.pieces import PARTS
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.text import CHUNK
 from omni_jax.inputs.batch import Batch, bucket
+from omni_jax.inputs.speech import HEADER, OPENING
 from omni_jax.omni import Omni
 from omni_jax.ops.cache import capacity_for
 from omni_jax.serve.engine import Service
 from omni_jax.settings import Sampling, Voice
 
-# How replies are drawn beside the way of the server's flags: from all tokens, and from those that are most likely.
-DRAWN = (Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=20))
+# What requests ask for: what the server's flags say, a reply that goes on behind the end of its turn, draws from all
+# tokens, and draws from those that are most likely.
+KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"stop_ids": ()},
+    {"sampling": Sampling(temperature=1.0)},
+    {"sampling": Sampling(temperature=1.0, top_k=20)},
+)
 # Tokens and frames of a reply; as many as fill a chunk are allowed, which decides how long its cache is.
 TOKENS, ALLOWED, FRAMES = 2, CHUNK + 1, 12
 # Of a picture, in pixels, and of a sound, in seconds.
@@ -53,9 +60,10 @@ class Warming:
         found = lengths(self._shortest, self._most, self._piece)
         for length in found:
             # Each in words of its own, so that none goes on from an earlier one.
-            for drawn in (None, *DRAWN):
-                await self._answer(self._prompt(length, sampling=drawn))
-            if self._spoken is not None:
+            for kind in KINDS:
+                await self._answer(self._prompt(length, **kind))
+        if self._spoken is not None:
+            for length in spoken_lengths(self._shortest, self._most):
                 await self._answer(self._prompt(length, **self._spoken))
         for part in _media():
             batch = self._omni.prepare(_asked([part, {"type": "text", "text": "a"}]))
@@ -110,6 +118,13 @@ def lengths(shortest: int, most: int, piece: int | None) -> list[int]:
     return sorted(n for n in found if shortest <= n <= most)
 
 
+def spoken_lengths(shortest: int, most: int) -> list[int]:
+    """The numbers of tokens of prompts whose speech differs for the compiler, rising."""
+    more = OPENING - HEADER
+    sizes = {bucket(n + more) for n in range(shortest, most + 1)}
+    return sorted(min(size - more, most) for size in sizes)
+
+
 def of_length(omni: Omni, tokens: int, word: str) -> Batch:
     """A prompt of so many tokens, or a few less, that repeats a word."""
     one, many = (_tokens(omni.prepare(_asked(word * n))) for n in (1, 33))
@@ -129,7 +144,7 @@ def _asked(content: Any) -> list[dict[str, Any]]:
 
 
 def _answered(batch: Batch, **kind: Any) -> Prompt:
-    return Prompt(batch, 0, ALLOWED, **{"speech": False, "stop_ids": (), "ends": partial(_has, TOKENS), **kind})
+    return Prompt(batch, 0, ALLOWED, **{"speech": False, "ends": partial(_has, TOKENS), **kind})
 
 
 def _has(number: int, token_ids: list[int]) -> bool:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from omni_jax.decode import engine
+from omni_jax.decode.answers import STREAM_STEPS
 from omni_jax.decode.engine import PlainEngine
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs, Reply
+from omni_jax.decode.text import CHUNK
 from omni_jax.errors import InputError
-from omni_jax.serve.engine import Once, Service
+from omni_jax.serve.engine import Once, Pace, Service
 from omni_jax.serve.errors import RequestError
 from omni_jax.serve.running import Running
 from omni_jax.settings import Voice
@@ -255,3 +257,14 @@ def test_a_model_without_a_voice(checkpoints):
     assert not running.speaks
     with pytest.raises(InputError, match="without its"):
         running.admission(Prompt(text_only.prepare(_messages("A")), 0, 4), 0)
+
+
+def test_steps_grow_while_they_are_short_and_shrink_at_once():
+    pace, now, steps = Pace(), 0.0, []
+    for chunk, seconds in enumerate([5.0, *[0.02] * 20, *[0.3] * 3], 1):
+        now += seconds
+        pace.lap(chunk, now)
+        pace.lap(chunk, now + 0.001)  # a step of speech alone
+        steps.append(pace.steps)
+    assert steps[0] == STREAM_STEPS and steps[1] == STREAM_STEPS + 2
+    assert steps[20] == CHUNK and steps[21] < CHUNK / 2 and steps[-1] == STREAM_STEPS
