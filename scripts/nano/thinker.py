@@ -31,6 +31,8 @@ ROWS, LENGTH = 8, 256
 TEXT = ("add", "count", "remember", "repeat", "spell")
 # The senses of single pictures.
 PICTURES = ("compare", "read", "scene", "written")
+# The senses that are learned last, of which each row is taken twice.
+TWICE = ("compare", "flash", "move", "red", "same", "when")
 # Rows of each sense that the first layers are fitted to.
 FITTED = 48
 
@@ -66,7 +68,9 @@ def train_thinker(directory: Path, senses: Sequence[str], how: How) -> Trained:
 
     InputError for rows or a model other than those that training began with.
     """
-    return trained_by(_after(directory, "look", "thinker", senses, how))
+    recipe = _after(directory, "look", "thinker", senses, how)
+    again = files_of(directory, [sense for sense in senses if sense in TWICE])
+    return trained_by(replace(recipe, run=replace(recipe.run, data=(*recipe.run.data, *again))))
 
 
 def _after(directory: Path, before: str, stage: str, senses: Sequence[str], how: How) -> Sft:

@@ -85,3 +85,5 @@ def test_each_stage_goes_on_from_the_one_before(tmp_path: Path, monkeypatch: pyt
     look, whole = trained
     assert look.train_vision and not look.train_audio and whole.train_vision and whole.train_audio
     assert set(whole.run.data) - set(look.run.data) == {rows_path(tmp_path, "digit", "train")}
+    twice = {file for file in whole.run.data if whole.run.data.count(file) == 2}
+    assert twice == {rows_path(tmp_path, "compare", "train")}
