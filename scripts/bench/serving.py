@@ -21,16 +21,12 @@ import os
 import platform
 import re
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
-from tempfile import TemporaryFile
 from typing import Any
 
 from omni_jax.errors import InputError
@@ -40,12 +36,9 @@ from scripts.bench.options import Serve
 from scripts.bench.serving_client import Address, Answer, arrivals, ask_all, fetch
 from scripts.bench.serving_prompts import Question, make_questions
 from scripts.bench.serving_tables import figures, plot, request_figures, table
-from scripts.bench.worker import ROOT
+from scripts.served import served
 
 SLOTS = 12  # of `generate_many` without a limit of requests in flight
-START_SECONDS = 1800  # until a server that is started listens
-END_SECONDS = 60
-POLL_SECONDS = 0.1
 
 
 def report(options: Serve) -> None:
@@ -142,42 +135,13 @@ def opened(options: Serve, questions: Sequence[Question]) -> Iterator[Address]:
     if options.url is not None:
         yield Address.read(options.url, options.api_key)
         return
-    command = [sys.executable, "-P", "-m", "omni_jax", "serve", "--model", str(options.model), "--port", "0"]
-    command += [] if options.concurrency is None else ["--slots", str(options.concurrency)]
-    command += [] if options.drafter is None else ["--drafter", str(options.drafter)]
-    command += [] if _is_spoken(questions) else ["--text-only"]
+    flags = [] if options.concurrency is None else ["--slots", str(options.concurrency)]
+    flags += [] if options.drafter is None else ["--drafter", str(options.drafter)]
+    flags += [] if _is_spoken(questions) else ["--text-only"]
     keys = {} if options.api_key is None else {"OMNI_JAX_API_KEY": options.api_key}
-    with TemporaryFile() as log:
-        process = subprocess.Popen(
-            [*command, *shlex.split(options.flags)], stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT), **keys}
-        )
-        try:
-            yield Address.read(_url(process, log), options.api_key)
-        finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _url(process: subprocess.Popen, log: Any) -> str:
-    """Where a started server listens, once it does; InputError with its last words if it ends before."""
-    limit = time.monotonic() + START_SECONDS
-    while time.monotonic() < limit:
-        ended = process.poll() is not None
-        words = os.pread(log.fileno(), 1 << 20, 0).decode("utf-8", "replace")
-        if found := re.search(r"^serving .* at (http://\S+)", words, re.MULTILINE):
-            return found[1]
-        if ended:
-            raise InputError(f"the server has ended before it listened: {words.strip()[-1000:]}")
-        time.sleep(POLL_SECONDS)
-    raise InputError(f"the server does not listen after {START_SECONDS} s")
+    assert options.model is not None
+    with served(options.model, *flags, *shlex.split(options.flags), environment=keys) as found:
+        yield Address.read(found.url, options.api_key)
 
 
 def _is_spoken(questions: Sequence[Question]) -> bool:

@@ -11,7 +11,8 @@ import pytest
 from omni_jax import distributed
 from omni_jax.serve.sounds import pcm16
 from omni_jax.settings import Voice
-from tests.helpers.serving import ROOT, server
+from scripts.served import ROOT
+from tests.helpers.serving import server
 from tests.test_distributed import ENVIRONMENT, flags
 
 openai = pytest.importorskip("openai")
