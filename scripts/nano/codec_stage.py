@@ -24,6 +24,8 @@ from omni_jax.errors import InputError
 from omni_jax.files import write_whole
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import Declaration, bind, declare, init_params
+from omni_jax.train.optimizer import optimizer_of
+from omni_jax.train.settings import Optimizer
 from scripts.nano.codec import (
     COMMITMENT,
     Codebooks,
@@ -43,8 +45,9 @@ from scripts.stored_state import log_file, restored, take_steps
 
 # A crop of sound, in frames; crops of a batch.
 FRAMES, BATCH = 16, 8
-RATE, LAST_RATE, WARMUP = 2e-3, 1e-4, 50
-CLIP = 1.0
+SETTINGS = Optimizer(
+    optimizer="muon", learning_rate=5e-3, warmup_ratio=0.02, final_ratio=0.03, weight_decay=1e-3, beta1=0.9, beta2=0.98
+)
 CODES = "codes.json"
 # The share of crops for which only some of the first codebooks are used (quantiser dropout).
 DROPOUT = 0.5
@@ -80,6 +83,10 @@ class CodecModules:
         """Samples of a crop."""
         return FRAMES * self.config.total_upsample
 
+    def optimizer(self, steps: int) -> Any:
+        """What trains both, for a training of so many steps."""
+        return optimizer_of(SETTINGS, steps, {"encoder": self.encoder.axes, "code2wav": self.vocoder.axes})
+
     def begin(self, seed: int, optimizer: Any, waves: np.ndarray) -> State:
         """The state before the first step, with codebooks for waves float32 [B, n]."""
         encoder = init_params(Encoder, self.config.transformer.hidden_size, seed=seed)
@@ -94,7 +101,7 @@ def train_codec(codec: CodecModules, directory: Path, steps: int, seconds: float
 
     InputError for the state of another training.
     """
-    file, speech, optimizer = directory / "codec.npz", directory / "speech", _optimizer(steps)
+    file, speech, optimizer = directory / "codec.npz", directory / "speech", codec.optimizer(steps)
     origin = {"speech/speech.jsonl": digest_of([speech / "speech.jsonl"]), "steps": steps, "seed": seed}
     check_origin(directory, "codec", [file], origin)
     waves = read_waves(speech, "train")
@@ -123,7 +130,7 @@ def trained_codec(codec: CodecModules, directory: Path) -> State:
     file = directory / "codec.npz"
     if not file.exists():
         raise InputError(f"{file} is missing; run the stage codec first")
-    return restored(file, codec.begin(0, _optimizer(1), np.zeros((1, codec.crop), np.float32)))[0]
+    return restored(file, codec.begin(0, codec.optimizer(1), np.zeros((1, codec.crop), np.float32)))[0]
 
 
 def read_waves(speech: Path, split: str) -> list[np.ndarray]:
@@ -210,14 +217,7 @@ def _scaled(params: dict, name: str, gain: float) -> dict:
 @lru_cache(1)
 def _program(codec: CodecModules, steps: int) -> Any:
     """One step of a training of so many, compiled once."""
-    return jax.jit(partial(_step, codec, _optimizer(steps)))
-
-
-def _optimizer(steps: int) -> Any:
-    import optax
-
-    schedule = optax.warmup_cosine_decay_schedule(0.0, RATE, WARMUP, max(steps, WARMUP + 1), LAST_RATE)
-    return optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(schedule, b1=0.8, b2=0.99, weight_decay=1e-3))
+    return jax.jit(partial(_step, codec, codec.optimizer(steps)))
 
 
 def _crops(draw: np.random.Generator, waves: list[np.ndarray], size: int, count: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from omni_jax.train.state import leaf_shardings
 from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.model import model_config, open_model
 from omni_jax.weights.trees import flatten
-from scripts.nano import codec_stage, speech, talker
+from scripts.nano import speech, talker
 from scripts.nano.codec_stage import CodecModules, code2wav_params
 from scripts.nano.listen import listen, mel_distance
 from scripts.nano.speech import ALPHABETS, sentences
@@ -84,7 +84,7 @@ def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) 
     config = model_config(model).code2wav
     assert config is not None
     codec = CodecModules.of(config)
-    state = codec.begin(3, codec_stage._optimizer(5), np.ones((1, codec.crop), np.float32))
+    state = codec.begin(3, codec.optimizer(5), np.ones((1, codec.crop), np.float32))
     save(made / "codec.npz", state, 5, 1.0)
     voiced = arrays(talker.write_voiced(made))
     save(made / "codec.npz", state, 6, 1.0)
