@@ -82,7 +82,7 @@ class Codec(Made):
 
     sentences: int = 3000
     """Sentences that each speaker says."""
-    steps: int = 4000
+    steps: int = 2200
     """Steps of training, over which the learning rate falls."""
     seconds: float = 3600
     """Pause training after so long; the same command goes on."""

@@ -46,7 +46,7 @@ from scripts.stored_state import log_file, restored, take_steps
 # A crop of sound, in frames; crops of a batch.
 FRAMES, BATCH = 16, 8
 SETTINGS = Optimizer(
-    optimizer="muon", learning_rate=5e-3, warmup_ratio=0.02, final_ratio=0.03, weight_decay=1e-3, beta1=0.9, beta2=0.98
+    optimizer="muon", learning_rate=8e-3, warmup_ratio=0.02, final_ratio=0.03, weight_decay=1e-3, beta1=0.9, beta2=0.98
 )
 CODES = "codes.json"
 # The share of crops for which only some of the first codebooks are used (quantiser dropout).
