@@ -257,6 +257,7 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
     import uvicorn
 
     from omni_jax.serve.app import make_app
+    from omni_jax.serve.connections import TimelyProtocol
 
     class Server(uvicorn.Server):
         """uvicorn's, that says where it listens; its own handlers would end the process by the signal."""
@@ -298,6 +299,8 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
     warmup = command.admission.warmup
     flags, bounds = command.listen, Bounds(int(command.admission.max_body_mib * MIB), command.admission.body_seconds)
     app = make_app(serving, key, bounds, _doors(flags, key))
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LEAVE_SECONDS, server_header=False)
+    config = uvicorn.Config(
+        app, http=TimelyProtocol, log_level="warning", timeout_graceful_shutdown=LEAVE_SECONDS, server_header=False
+    )
     with process.finishing("finishing the replies under way"):
         Server(config).run([listener])

@@ -106,7 +106,7 @@ def _has_reason(data: bytes) -> bool:
         return False
 
 
-def _raw(found: Served, sent: bytes, seconds: float = 10.0) -> tuple[int, bytes]:
+def _raw(found: Served, sent: bytes, seconds: float = 60.0) -> tuple[int, bytes]:
     """The status and answer to bytes as they are; 0 if there is none."""
     address = urlsplit(found.url)
     with socket.create_connection((address.hostname, address.port), timeout=seconds) as connection:
@@ -127,6 +127,7 @@ def dawdle(found: Served, findings: Findings) -> None:
         ("a body that stops", head + b'Content-Length: 100\r\n\r\n{"messages', (408,)),
         ("a length that is no number", head + b"Content-Length: many\r\n\r\n", (400,)),
         ("chunks that are none", head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", (400,)),
+        ("headers that do not end", f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nX-A: ".encode(), (408,)),
         ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\r\n\r\n", (400,)),
     ):
         status, data = _raw(found, sent)

@@ -33,11 +33,11 @@ class Acting:
 
 
 @contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """The address of an ASGI application that runs in a thread, on a free port."""
+def listening(app: Any, http: Any = "auto") -> Iterator[str]:
+    """The address of an ASGI application that runs in a thread, on a free port; http: as uvicorn's."""
     import uvicorn
 
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=http, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

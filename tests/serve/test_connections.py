@@ -1,0 +1,54 @@
+"""Connections whose headers come late are closed, and others are not."""
+
+import http.client
+import socket
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from omni_jax.serve import connections
+from tests.helpers.serving import listening
+
+uvicorn = pytest.importorskip("uvicorn")
+
+
+async def app(scope, receive, send):
+    """Answers with the length of the body."""
+    if scope["type"] != "http":
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+    await send({"type": "http.response.body", "body": str(len(body)).encode()})
+
+
+@pytest.fixture
+def address(monkeypatch):
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.6)
+    with listening(app, http=connections.TimelyProtocol) as url:
+        yield urlsplit(url)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nHost: a\r\nX-A: "], ids=["nothing", "half"])
+def test_headers_that_do_not_end(address, sent):
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        start = time.monotonic()
+        connection.sendall(sent)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408 ") and not connection.recv(100)
+        assert time.monotonic() - start > 0.5
+
+
+def test_a_slow_body_and_a_second_request_are_answered(address):
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n1")
+        time.sleep(1.0)
+        connection.sendall(b"2")
+        assert connection.recv(1000).endswith(b"2")
+    again = http.client.HTTPConnection(address.hostname, address.port, timeout=20)
+    for _ in range(2):
+        again.request("POST", "/", b"123")
+        assert again.getresponse().read() == b"3"
+    again.close()
