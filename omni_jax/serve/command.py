@@ -4,7 +4,6 @@ SIGTERM, or the first interrupt, ends it in order: no request is taken any more,
 --drain-seconds, and then the process leaves, with status 0 after SIGTERM. A second interrupt ends it at once.
 """
 
-import asyncio
 import os
 import signal
 import socket
@@ -43,7 +42,7 @@ from omni_jax.serve.media import Media, Policy
 from omni_jax.serve.metrics import Metrics
 from omni_jax.serve.running import Running
 from omni_jax.serve.serving import TRANSCRIBE, Serving
-from omni_jax.serve.warming import Warming
+from omni_jax.serve.warming import warm
 from omni_jax.serve.workers import WorkerLimits, Workers
 from omni_jax.settings import Drafting, Settings
 from omni_jax.weights.drafters import Drafter, load_drafter
@@ -257,7 +256,7 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
     import uvicorn
 
     from omni_jax.serve.app import make_app
-    from omni_jax.serve.connections import TimelyProtocol
+    from omni_jax.serve.connections import timely_protocol
 
     class Server(uvicorn.Server):
         """uvicorn's, that says where it listens; its own handlers would end the process by the signal."""
@@ -270,37 +269,23 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             serving.service.start()
-            await self.warm_up()
+            if warmup and await warm(serving.service, warmup, voice, lambda: self.should_exit):
+                print(f"compiled {serving.metrics.compiled} programs", file=sys.stderr, flush=True)
             await super().startup(sockets)
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             print(f"serving {serving.model} at http://{shown}:{port}", file=sys.stderr, flush=True)
-
-        async def warm_up(self) -> None:
-            """Compile, unless told to end meanwhile."""
-            if not warmup:
-                return
-            warming = asyncio.create_task(
-                Warming(serving.service, warmup, Settings.read(command.settings()).voice).run()
-            )
-            while not self.should_exit and not warming.done():
-                await asyncio.wait([warming], timeout=0.1)
-            if not warming.done():
-                warming.cancel()
-                return
-            warming.result()
-            print(f"compiled {serving.metrics.compiled} programs", file=sys.stderr, flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             # uvicorn's own takes no connection any more, so nobody could ask /health.
             await serving.service.drain(flags.drain_seconds, lambda: self.force_exit)
             await super().shutdown(sockets)
 
-    warmup = command.admission.warmup
+    warmup, voice = command.admission.warmup, Settings.read(command.settings()).voice
     flags, bounds = command.listen, Bounds(int(command.admission.max_body_mib * MIB), command.admission.body_seconds)
     app = make_app(serving, key, bounds, _doors(flags, key))
     config = uvicorn.Config(
-        app, http=TimelyProtocol, log_level="warning", timeout_graceful_shutdown=LEAVE_SECONDS, server_header=False
+        app, http=timely_protocol(), log_level="warning", timeout_graceful_shutdown=LEAVE_SECONDS, server_header=False
     )
     with process.finishing("finishing the replies under way"):
         Server(config).run([listener])

@@ -7,7 +7,7 @@ when it first occurs: media of other sizes, and rarer ways of drawing.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -37,6 +37,7 @@ KINDS: tuple[dict[str, Any], ...] = (
 )
 # Tokens and frames of a reply; as many as fill a chunk are allowed, which decides how long its cache is.
 TOKENS, ALLOWED, FRAMES = 2, CHUNK + 1, 12
+POLL_SECONDS = 0.1
 # Of a picture, in pixels, and of a sound, in seconds.
 SIDE, SECONDS, SAMPLES_PER_SECOND = 224, 2, 16_000
 
@@ -100,6 +101,18 @@ class Warming:
     async def _answer(self, prompt: Prompt) -> None:
         async for _ in self._service.answer(prompt):
             pass
+
+
+async def warm(service: Service, tokens: int, voice: Voice, ended: Callable[[], bool]) -> bool:
+    """Warm up unless `ended` meanwhile: whether all has run."""
+    warming = asyncio.create_task(Warming(service, tokens, voice).run())
+    while not ended() and not warming.done():
+        await asyncio.wait([warming], timeout=POLL_SECONDS)
+    if not warming.done():
+        warming.cancel()
+        return False
+    warming.result()
+    return True
 
 
 def lengths(shortest: int, most: int, piece: int | None) -> list[int]:

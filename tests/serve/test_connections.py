@@ -28,7 +28,7 @@ async def app(scope, receive, send):
 @pytest.fixture
 def address(monkeypatch):
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.6)
-    with listening(app, http=connections.TimelyProtocol) as url:
+    with listening(app, http=connections.timely_protocol()) as url:
         yield urlsplit(url)
 
 

@@ -46,7 +46,18 @@ def test_flags():
     own = {one.name.replace("_", "-") for kind in (AdmissionFlags, ListenFlags) for one in fields(kind)}
     others = {"model", "drafter", "mesh", "help", "text-only", "transcription-prompt", "speaker", "max-frames",
               "distributed"}  # fmt: skip
-    foreign = {"output", "nodes", "ntasks", "gpus-per-task", "signal", "build-arg", "gpus", "rm", "init"}
+    foreign = {
+        "output",
+        "nodes",
+        "ntasks",
+        "ntasks-per-node",
+        "gpus-per-task",
+        "signal",
+        "build-arg",
+        "gpus",
+        "rm",
+        "init",
+    }
     assert named - own - others == foreign
 
 
