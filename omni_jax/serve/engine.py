@@ -375,9 +375,9 @@ class Service:
             if number in finished:
                 request = follower.request
                 last = follower.last(batching.engine.stats(request), {"seconds": request.seconds})
+                del self._following[number]
                 ticket.put(ticket.once.new(last))
                 ticket.put(None)
-                del self._following[number]
 
     def _fail(self, batching: Batching, error: Exception) -> None:
         """Give up the reply that made the loop fail, and have the others run again."""

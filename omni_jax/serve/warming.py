@@ -27,14 +27,10 @@ from omni_jax.ops.cache import capacity_for
 from omni_jax.serve.engine import Service
 from omni_jax.settings import Sampling, Voice
 
-# What requests ask for: what the server's flags say, a reply that goes on behind the end of its turn, draws from all
-# tokens, and draws from those that are most likely.
-KINDS: tuple[dict[str, Any], ...] = (
-    {},
-    {"stop_ids": ()},
-    {"sampling": Sampling(temperature=1.0)},
-    {"sampling": Sampling(temperature=1.0, top_k=20)},
-)
+# What requests ask for, as far as prompts differ by it: what the server's flags say, a reply that goes on behind the
+# end of its turn, and another way of drawing; and further ways of drawing, by which only the later tokens differ.
+KINDS: tuple[dict[str, Any], ...] = ({}, {"stop_ids": ()}, {"sampling": Sampling(temperature=1.0)})
+DRAWN: tuple[dict[str, Any], ...] = ({"sampling": Sampling(temperature=1.0, top_k=20)},)
 # Tokens and frames of a reply; as many as fill a chunk are allowed, which decides how long its cache is.
 TOKENS, ALLOWED, FRAMES = 2, CHUNK + 1, 12
 POLL_SECONDS = 0.1
@@ -80,10 +76,13 @@ class Warming:
         last = {capacity_for(length + ALLOWED): length for length in found}
         for length in last.values():
             for size in _last_pieces(self._piece):
-                word = next(self._words)
-                for tokens in (length - size, length):
-                    if tokens > self._shortest:
-                        await self._answer(self._prompt(tokens, word))
+                for kind in KINDS:
+                    word = next(self._words)
+                    # The end of the first is none of the second, so that a few more tokens than these are new.
+                    begun = length - size + self._shortest
+                    if self._shortest < begun < length:
+                        await self._answer(self._prompt(begun, word, **kind))
+                        await self._answer(self._prompt(length, word, **kind))
 
     async def _beside(self, found: list[int]) -> None:
         """Short ones beside a long one, which decides how long all caches are."""
@@ -93,9 +92,11 @@ class Warming:
             long = self._prompt(length, ends=partial(_has, CHUNK - STREAM_STEPS))
             short = [self._prompt(n) for n in last.values() if n <= length]
             await asyncio.gather(*map(self._answer, [long, *short]))
+            for kind in DRAWN:
+                await self._answer(self._prompt(length, **kind))
 
     def _prompt(self, tokens: int, word: str | None = None, **kind: Any) -> Prompt:
-        """A prompt of so many tokens, or a few less."""
+        """A prompt of so many tokens."""
         return _answered(of_length(self._omni, tokens, word or next(self._words)), **kind)
 
     async def _answer(self, prompt: Prompt) -> None:
@@ -122,8 +123,8 @@ def lengths(shortest: int, most: int, piece: int | None) -> list[int]:
     sizes = sorted({bucket(n) for n in range(shortest, whole + 1)})
     found = {min(size, whole) for size in sizes} | {size + 1 for size in sizes if size < whole}
     if piece is not None and most > piece:
-        capacity = capacity_for(piece + ALLOWED)
-        while capacity // 2 <= most:
+        capacity, longest = capacity_for(piece + ALLOWED), 0
+        while longest < most:
             # The longest prompt of each size of a last piece.
             longest = min(most, capacity - ALLOWED)
             found |= {(longest - last) // piece * piece + last for last in _last_pieces(piece) if last <= longest}
@@ -139,9 +140,15 @@ def spoken_lengths(shortest: int, most: int) -> list[int]:
 
 
 def of_length(omni: Omni, tokens: int, word: str) -> Batch:
-    """A prompt of so many tokens, or a few less, that repeats a word."""
+    """A prompt of so many tokens, at least as many as one word has, that repeats a word."""
     one, many = (_tokens(omni.prepare(_asked(word * n))) for n in (1, 33))
-    return omni.prepare(_asked(word * max(1, 1 + (tokens - one) * 32 // (many - one))))
+    batch = omni.prepare(_asked(word * (1 + -(-max(tokens - one, 0) * 32 // (many - one)))))
+    T = min(tokens, _tokens(batch))
+    # What is too much goes from the middle of the words, whose positions follow each other.
+    kept = np.r_[: T - one // 2, _tokens(batch) - one // 2 : _tokens(batch)]
+    names = ("token_ids", "mask", "visual_index", "audio_index")
+    cut = {name: getattr(batch, name)[:, kept] for name in names}
+    return replace(batch, position_ids=batch.position_ids[..., :T], **cut)
 
 
 def _last_pieces(piece: int | None) -> list[int]:

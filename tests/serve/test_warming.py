@@ -1,6 +1,7 @@
 """What a server compiles before it takes requests, and what is left to compile afterwards."""
 
 import asyncio
+from string import ascii_lowercase
 
 import numpy as np
 import pytest
@@ -29,16 +30,18 @@ def test_each_shape_has_a_length():
 
 def test_prompts_have_the_lengths(omni):
     for tokens in (20, 47, 90):
-        found = int(of_length(omni, tokens, " ab").mask.sum())
-        assert tokens - 4 < found <= tokens
+        batch = of_length(omni, tokens, " ab")
+        assert batch.mask.sum() == tokens == batch.token_ids.shape[1] == batch.position_ids.shape[-1]
+        whole = omni.prepare([{"role": "user", "content": " ab" * 200}]).token_ids[0]
+        assert (batch.token_ids[0, :6] == whole[:6]).all() and (batch.token_ids[0, -5:] == whole[-5:]).all()
 
 
 def test_what_was_compiled_is_not_compiled_again(omni):
     running = Running(omni, 2, piece_tokens=PIECE, keep_bytes=1 << 28)
     draw = np.random.default_rng(0)
 
-    async def reply(service, **kind):
-        prompt = Prompt(of_length(omni, int(draw.integers(12, MOST)), " x"), 1, 40, **kind)
+    async def reply(service, word, **kind):
+        prompt = Prompt(of_length(omni, int(draw.integers(12, MOST)), word), 1, 40, **kind)
         return [event async for event in service.answer(prompt)][-1].reply
 
     async def work():
@@ -50,12 +53,11 @@ def test_what_was_compiled_is_not_compiled_again(omni):
             with compilations() as later:
                 kinds = [{"speech": False}, {"speech": True, "voice": Voice(max_frames=8)},
                          {"speech": False, "sampling": Sampling(temperature=0.7)}]  # fmt: skip
-                replies = [reply(service, **kinds[i % 3]) for i in range(12)]
+                replies = [reply(service, f" {ascii_lowercase[i]}", **kinds[i % 3]) for i in range(12)]
                 await asyncio.gather(*replies)
             return len(first), list(later)
         finally:
             await service.close(30)
 
     before, after = asyncio.run(work())
-    print(before, len(after), after)
     assert before > 50 and not after
