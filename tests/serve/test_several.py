@@ -11,9 +11,8 @@ import pytest
 from omni_jax import distributed
 from omni_jax.serve.sounds import pcm16
 from omni_jax.settings import Voice
-from scripts.served import ROOT
+from tests.helpers.processes import ENVIRONMENT, ROOT, flags
 from tests.helpers.serving import server
-from tests.test_distributed import ENVIRONMENT, flags
 
 openai = pytest.importorskip("openai")
 TEXT = [{"role": "user", "content": "What do you hear in the garden?"}]
