@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -93,6 +93,8 @@ def _answering(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awai
             response = await endpoint(serving, request)
         except HTTPException as error:
             response = _http_error(request, error)
+        except ClientDisconnect:  # while its body came: nobody reads this
+            response = Response(status_code=400)
         except Exception as error:
             found = _logged(error)
             response = JSONResponse(found.body(), found.status, headers=found.headers())

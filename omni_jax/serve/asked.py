@@ -304,6 +304,8 @@ def _modalities(given: Mapping[str, Any]) -> list[str]:
 def _voice(given: Mapping[str, Any], voices: Sequence[str] | None) -> tuple[dict[str, str], str]:
     """Who speaks, and the format of the sound."""
     audio = _object(given, "audio")
+    if unknown := [name for name in audio if name not in ("voice", "format")]:
+        raise invalid(f"audio.{unknown[0]} is not known here; audio holds voice and format", f"audio.{unknown[0]}")
     return speaker_of(given, audio, voices), format_of(audio.get("format", "wav"), "audio.format")
 
 
@@ -341,6 +343,11 @@ def _tools(given: Mapping[str, Any]) -> list[Any] | None:
     tools, choice = given.get("tools"), given.get("tool_choice", "auto")
     if tools is not None and not isinstance(tools, list):
         raise invalid(f"tools is {shown(tools)}; it is a list of functions", "tools")
+    for tool in tools or ():
+        function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            remedy = "a tool has the type 'function' and a function with a name"
+            raise invalid(f"tools holds {shown(tool)}; {remedy}", "tools")
     if choice not in ("auto", "none"):
         raise invalid(f"tool_choice is {shown(choice)}, and no call can be promised; send 'auto' or 'none'",
                       "tool_choice")  # fmt: skip
