@@ -167,6 +167,8 @@ class Thinker(Trains):
 
     senses: tuple[str, ...] = ()
     """Train on these alone; by default on all whose rows were made."""
+    begun: Path | None = None
+    """Model to begin with, by default that of the stage look; scripts/nano/begun saves the stages before this one."""
     steps: int = 8_000
     learning_rate: float = 3e-3
 
@@ -175,9 +177,8 @@ def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
     """Train, or go on."""
     from scripts.nano.thinker import train_thinker
 
-    return _train(
-        options, partial(train_thinker, options.output, options.senses or made_senses(options.output, "train"))
-    )
+    senses = options.senses or made_senses(options.output, "train")
+    return _train(options, partial(train_thinker, options.output, senses, begun=options.begun))
 
 
 @dataclass(frozen=True)

@@ -63,19 +63,19 @@ def train_look(directory: Path, how: How) -> Trained:
     return trained_by(replace(_after(directory, "sight", "look", PICTURES, how), train_audio=False))
 
 
-def train_thinker(directory: Path, senses: Sequence[str], how: How) -> Trained:
+def train_thinker(directory: Path, senses: Sequence[str], how: How, begun: Path | None = None) -> Trained:
     """Train what the stage look has made, text model and both encoders, on all senses, going on where it was.
 
-    InputError for rows or a model other than those that training began with.
+    begun: a model to begin with instead. InputError for rows or a model other than those that training began with.
     """
-    recipe = _after(directory, "look", "thinker", senses, how)
+    recipe = _after(directory, "look", "thinker", senses, how, begun)
     again = files_of(directory, [sense for sense in senses if sense in TWICE])
     return trained_by(replace(recipe, run=replace(recipe.run, data=(*recipe.run.data, *again))))
 
 
-def _after(directory: Path, before: str, stage: str, senses: Sequence[str], how: How) -> Sft:
-    """The recipe of a stage that trains what the stage before it has made; InputError for another origin."""
-    model = directory / before / "model"
+def _after(directory: Path, before: str, stage: str, senses: Sequence[str], how: How, begun: Path | None = None) -> Sft:
+    """The recipe of a stage that trains what the one before it has made, or `begun`; InputError for another origin."""
+    model = begun or directory / before / "model"
     origin = {f"{before}/model": model_of(model, before), "rows": rows_digest(directory, senses)}
     check_origin(directory, stage, [directory / stage], origin)
     recipe = recipe_of(model, files_of(directory, senses), directory / stage, how)

@@ -47,7 +47,7 @@ def test_a_stage_is_paused_after_a_time(
 ) -> None:
     ended = []
 
-    def trains(*_: object) -> None:
+    def trains(*_: object, **__: object) -> None:
         with finishing():
             end = time.monotonic() + 30
             while not process.interrupted() and time.monotonic() < end:
@@ -83,7 +83,13 @@ def test_each_stage_goes_on_from_the_one_before(tmp_path: Path, monkeypatch: pyt
         train()
         assert trained[-1].run.model == tmp_path / before / "model" and trained[-1].run.output == tmp_path / stage
     look, whole = trained
+    path = rows_path(tmp_path / "again", "digit", "train")
+    path.parent.mkdir(parents=True)
+    path.write_text("{}\n")
     assert look.train_vision and not look.train_audio and whole.train_vision and whole.train_audio
     assert set(whole.run.data) - set(look.run.data) == {rows_path(tmp_path, "digit", "train")}
+    (tmp_path / "kept").mkdir()
+    thinker.train_thinker(tmp_path / "again", ("digit",), how, begun=tmp_path / "kept")
+    assert trained[-1].run.model == tmp_path / "kept"
     twice = {file for file in whole.run.data if whole.run.data.count(file) == 2}
     assert twice == {rows_path(tmp_path, "compare", "train")}
