@@ -16,7 +16,7 @@ from typing import IO
 from omni_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS, END_SECONDS, POLL_SECONDS = 1800, 60, 0.1
+START_SECONDS, END_SECONDS, POLL_SECONDS = 1800, 120, 0.1
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Served:
         """End it by SIGTERM, and by SIGKILL if it goes on: its status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(END_SECONDS)
+        try:
+            return self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
 
 
 @contextmanager

@@ -281,7 +281,7 @@ def _run(command: Serve, serving: Serving, key: str | None, listener: socket.soc
             await serving.service.drain(flags.drain_seconds, lambda: self.force_exit)
             await super().shutdown(sockets)
 
-    warmup, voice = command.admission.warmup, Settings.read(command.settings()).voice
+    warmup, voice = command.admission.warmup, Settings.read(dict(serving.defaults.settings)).voice
     flags, bounds = command.listen, Bounds(int(command.admission.max_body_mib * MIB), command.admission.body_seconds)
     app = make_app(serving, key, bounds, _doors(flags, key))
     config = uvicorn.Config(
