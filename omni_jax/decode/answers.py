@@ -82,7 +82,7 @@ class Follower:
         self._splitter = ReasoningSplitter(request.begins_inside_reasoning)
         self._vocoder: Vocoder | None = None
         self._waves = [np.zeros(0, np.float32)]
-        self._written, self._frames, self._seconds, self._heard = 0, 0, 0.0, False
+        self._written, self._seconds, self._heard = 0, 0.0, False
 
     def events(self) -> Iterator[Event]:
         """What has come since the last call, none of it twice: an event of text, one of speech, or neither."""
@@ -96,10 +96,9 @@ class Follower:
         if self._make_vocoder is None or speaker is None or not speaker.made or self._heard:
             return
         self._heard = speaker.done or request.complete
-        if self._heard or speaker.made > self._frames:
-            wave = self._vocode(speaker.codes, self._make_vocoder)
-            if wave.size:
-                yield Event("", [], audio=wave)
+        wave = self._vocode(speaker.codes, self._make_vocoder)
+        if wave.size:
+            yield Event("", [], audio=wave)
 
     def last(self, drafting: dict[str, Any], times: dict[str, float]) -> Event:
         """The event that ends a request that is complete, once all others were taken: it carries the whole reply.
@@ -116,13 +115,9 @@ class Follower:
         start = perf_counter()
         if self._vocoder is None:
             self._vocoder = make_vocoder()
-        waves = [self._vocoder.add(codes[:, self._frames :])]
-        if self._heard:
-            waves.append(self._vocoder.finish())
-        self._waves += waves
-        self._frames = codes.shape[1]
+        self._waves.append(self._vocoder.follow(codes, self._heard))
         self._seconds += perf_counter() - start
-        return np.concatenate(waves)
+        return self._waves[-1]
 
 
 def events_of(

@@ -37,13 +37,12 @@ L = TypeVar("L", bound=Listener)
 
 @dataclass(eq=False)
 class _Reading(Generic[L]):
-    """A text that is being read. frames: that were sent."""
+    """A text that is being read, and its sound so far."""
 
     listener: L
     said: Said
     speaker: Speaker
     vocoder: Vocoder
-    frames: int = 0
     waves: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.float32)])
 
 
@@ -105,15 +104,11 @@ class Readings(Generic[L]):
     def _send(self, row: int, reading: _Reading[L], speakers: Speakers) -> None:
         """Send the new sound of a text; its reply comes with the last sound."""
         speaker, listener = reading.speaker, reading.listener
-        event, waves = Event("", []), []
-        if speaker.made > reading.frames and not listener.cancelled:
-            waves.append(reading.vocoder.add(speaker.codes[:, reading.frames :]))
-            reading.frames = speaker.made
-        if speaker.done and not listener.cancelled:
-            waves.append(reading.vocoder.finish())
-        if any(wave.size for wave in waves):
-            reading.waves += waves
-            event = replace(event, audio=np.concatenate(waves))
+        event = Event("", [])
+        if not listener.cancelled:
+            reading.waves.append(reading.vocoder.follow(speaker.codes, speaker.done))
+            if reading.waves[-1].size:
+                event = replace(event, audio=reading.waves[-1])
         if speaker.done or listener.cancelled:
             event = replace(event, reply=reading.said.reply(speaker, np.concatenate(reading.waves)))
         if event.audio is not None or event.reply is not None:

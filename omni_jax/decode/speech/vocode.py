@@ -154,6 +154,11 @@ class Vocoder:
         """The samples of the frames that are left, float32 as from `add`; no frames may come afterwards."""
         return self._heard(whole=False)
 
+    def follow(self, codes: np.ndarray, ended: bool) -> np.ndarray:
+        """The next samples, float32 [samples], of the codes [Q, F] of all frames so far; ended: all there are."""
+        waves = [self.add(codes[:, self._frames + self._left.shape[2] :])]
+        return np.concatenate([*waves, self.finish()] if ended else waves)
+
     def _heard(self, whole: bool) -> np.ndarray:
         """The samples of the frames that are there, but for a last chunk that is not whole, if `whole`."""
         waves: list[np.ndarray | jax.Array] = [np.zeros((len(self._left), 0), np.float32)]
