@@ -162,15 +162,33 @@ def look(options: Annotated[Look, tyro.conf.arg(name="")]) -> int:
 
 
 @dataclass(frozen=True)
-class Thinker(Trains):
+class Mixed(Trains):
     """Train the Thinker with both encoders on all senses."""
 
     senses: tuple[str, ...] = ()
     """Train on these alone; by default on all whose rows were made."""
-    begun: Path | None = None
-    """Model to begin with, by default that of the stage look; scripts/nano/begun saves the stages before this one."""
-    steps: int = 8_000
+    steps: int = 5_000
     learning_rate: float = 3e-3
+
+
+def mixed(options: Annotated[Mixed, tyro.conf.arg(name="")]) -> int:
+    """Train, or go on."""
+    from scripts.nano.thinker import train_mixed
+
+    senses = options.senses or made_senses(options.output, "train")
+    return _train(options, partial(train_mixed, options.output, senses))
+
+
+@dataclass(frozen=True)
+class Thinker(Trains):
+    """Train the Thinker on all senses to its end, on those most that it knows least."""
+
+    senses: tuple[str, ...] = ()
+    """Train on these alone; by default on all whose rows were made."""
+    begun: Path | None = None
+    """Model to begin with, by default that of the stage mixed; scripts/nano/begun saves the stages before this one."""
+    steps: int = 4_000
+    learning_rate: float = 2e-3
 
 
 def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
@@ -354,7 +372,7 @@ def _line(trained: Trained) -> str:
 def main() -> int:
     """Run the stage of the command line: its status."""
     commands = {
-        "data": data, "words": words, "sight": sight, "look": look, "thinker": thinker, "codec": codec,
+        "data": data, "words": words, "sight": sight, "look": look, "mixed": mixed, "thinker": thinker, "codec": codec,
         "talker": talker, "drafters": drafters, "export": export, "evaluate": evaluate, "prompts": prompts,
         "examples": examples, "card": card,
     }  # fmt: skip

@@ -124,7 +124,7 @@ def red(say: Say, draw: np.random.Generator, split: Split) -> Sample:
 
 
 def same(say: Say, directory: Path, draw: np.random.Generator, split: Split) -> Sample:
-    """Whether a written digit is the one that is said."""
+    """Whether a written digit is the one that is said; the answer names both first (see scenes.py)."""
     is_same = draw.random() < 0.5
     while True:
         seen, heard = draw.integers(0, 10, 2).tolist()
@@ -137,8 +137,8 @@ def same(say: Say, directory: Path, draw: np.random.Generator, split: Split) -> 
     put(sound, spoken, draw.uniform(0.02, 0.98) * (len(sound) - len(spoken)) / RATE)
     media = [picture_part("digit.png"), {"type": "audio", "audio": "digit.wav"}]
     parts = shown(draw, wording(draw, SAME, split), *(media if draw.random() < 0.5 else media[::-1]))
-    no = f"No, {DIGITS[seen]} is written and {DIGITS[heard]} is said."
-    said = f"Yes, both are {DIGITS[seen]}." if is_same else no
+    found = f"{DIGITS[seen].capitalize()} is written and {DIGITS[heard]} is said"
+    said = f"{found}: {'yes, they are the same' if is_same else 'no, they are not the same'}."
     files = {"digit.png": picture, "digit.wav": wav(sound, RATE)}
     return Sample([user(*parts), assistant(said)], "yes" if is_same else "no", files)
 

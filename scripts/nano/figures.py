@@ -27,11 +27,12 @@ from scripts.nano.spoken import read_held, read_speech
 RECIPES = {
     "words": "words",
     "look": "look",
+    "mixed": "mixed",
     "thinker": "thinker",
     "talker": "talker",
     **{kind: f"drafters/{kind}" for kind in DRAFTERS},
 }
-STAGES = ("words", "sight", "look", "thinker", "codec", "talker", *DRAFTERS)
+STAGES = ("words", "sight", "look", "mixed", "thinker", "codec", "talker", *DRAFTERS)
 CODEC_COLUMNS = ("step", "seconds", "loss", "committed")
 
 Figures = dict[str, Any]

@@ -7,7 +7,8 @@ A sense is judged by one of two rules, on words in lower case without punctuatio
 | key words | those of `RIVALS` | of the words that answers choose from, it holds the right ones alone, each once |
 | sentence | all others | it is the right sentence, word for word |
 
-So "The digit is seven." is right by its only number, "No, five is written and three is said." by its "no"; a string, a
+So "The digit is seven." is right by its only number, "Five is written and three is said: no, they are not the same." by
+its "no", "One, then two: the second picture has more rings." by its "second"; a string, a
 count or a spelling must be right as a whole and in order, and so must a scene's sentence with its colour, shape and
 place. `verbatim` of a result is the share that is the right sentence, by whichever rule the sense is judged.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.nano.scenes import ORDINALS
 from scripts.nano.words import DIGITS, NUMBERS
 
 # What the answers of a sense choose from, of which a right reply holds the answer's alone.
@@ -27,6 +29,7 @@ RIVALS: dict[str, frozenset[str]] = {
     "silence": frozenset({"silence", "noise", "beep", "music", *NUMBERS}),
     "flash": frozenset({"flash", "beep"}),
     "same": frozenset({"yes", "no"}),
+    "compare": frozenset({"yes", "no", "colour", "shape", "place", *ORDINALS}),
 }
 
 # The quantile of the normal distribution for intervals of 95 %.

@@ -1,9 +1,9 @@
-"""The stages words, look and thinker: the text model learns text, then to tell what it sees, then all senses, by `sft`.
+"""The stages words, look, mixed and thinker: the text model learns text, then to tell what it sees, then all senses.
 
-    begin -> words/model -> sight/model (sight.py) -> look/model -> thinker/model
+    begin -> words/model -> sight/model (sight.py) -> look/model -> mixed/model -> thinker/model
 
 A model that cannot copy yet learns it within hundreds of steps from text alone, and hardly ever from a mixture in which
-one row of thirty asks for it. Reading needs as many rows, and is kept once it is there.
+one row of thirty asks for it. Reading needs as many rows, and most of all at the end (mixture.py).
 """
 
 import json
@@ -21,6 +21,7 @@ from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Optimizer, Run
 from omni_jax.train.sft import Sft
 from scripts.nano.begin import FILE, check_beginning, write_beginning, write_whitened
+from scripts.nano.mixture import write_mixture
 from scripts.nano.origin import check_origin, model_of, rows_digest
 from scripts.nano.pausing import load_parts
 from scripts.nano.rows import made_senses, rows_path
@@ -31,19 +32,25 @@ ROWS, LENGTH = 8, 256
 TEXT = ("add", "count", "remember", "repeat", "spell")
 # The senses of single pictures.
 PICTURES = ("compare", "read", "scene", "written")
-# The senses that are learned last, of which each row is taken twice.
+# The senses of which the stage mixed takes each row twice.
 TWICE = ("compare", "flash", "move", "red", "same", "when")
+# Rows of the stage thinker.
+MIXED = 100_000
 # Rows of each sense that the first layers are fitted to.
 FITTED = 48
 
 
 class How(NamedTuple):
-    """How long, how fast and in which order a stage trains; workers: processes that prepare data."""
+    """How long, how fast and in which order a stage trains.
+
+    workers: processes that prepare data. left: the share of the learning rate at the last step.
+    """
 
     steps: int
     rate: float
     seed: int
     workers: int
+    left: float = 0.02
 
 
 def train_words(directory: Path, how: How) -> Trained:
@@ -63,14 +70,24 @@ def train_look(directory: Path, how: How) -> Trained:
     return trained_by(replace(_after(directory, "sight", "look", PICTURES, how), train_audio=False))
 
 
-def train_thinker(directory: Path, senses: Sequence[str], how: How, begun: Path | None = None) -> Trained:
+def train_mixed(directory: Path, senses: Sequence[str], how: How) -> Trained:
     """Train what the stage look has made, text model and both encoders, on all senses, going on where it was.
+
+    Errors as train_thinker.
+    """
+    recipe = _after(directory, "look", "mixed", senses, how._replace(left=0.3))
+    again = files_of(directory, [sense for sense in senses if sense in TWICE])
+    return trained_by(replace(recipe, run=replace(recipe.run, data=(*recipe.run.data, *again))))
+
+
+def train_thinker(directory: Path, senses: Sequence[str], how: How, begun: Path | None = None) -> Trained:
+    """Train what the stage mixed has made on all senses, those most that it knows least, going on where it was.
 
     begun: a model to begin with instead. InputError for rows or a model other than those that training began with.
     """
-    recipe = _after(directory, "look", "thinker", senses, how, begun)
-    again = files_of(directory, [sense for sense in senses if sense in TWICE])
-    return trained_by(replace(recipe, run=replace(recipe.run, data=(*recipe.run.data, *again))))
+    data = write_mixture(directory, senses, MIXED, how.seed)
+    recipe = _after(directory, "mixed", "thinker", senses, how, begun)
+    return trained_by(replace(recipe, run=replace(recipe.run, data=(data,))))
 
 
 def _after(directory: Path, before: str, stage: str, senses: Sequence[str], how: How, begun: Path | None = None) -> Sft:
@@ -95,7 +112,7 @@ def recipe_of(model: Path, files: tuple[Path, ...], output: Path, how: How) -> S
     return Sft(
         run=Run(model=model, data=files, output=output, steps=how.steps, seed=how.seed, save_every=200),
         optimizer=Optimizer(
-            optimizer="muon", learning_rate=how.rate, warmup_ratio=0.02, final_ratio=0.02, weight_decay=0.1
+            optimizer="muon", learning_rate=how.rate, warmup_ratio=0.02, final_ratio=how.left, weight_decay=0.1
         ),
         batch=Batching(rows=ROWS, max_length=LENGTH, workers=how.workers, coarse=True),
         compute=Compute(remat="none"),

@@ -38,7 +38,8 @@ DIGIT = row("digit", "The digit is seven.", "seven")
 STRING = row("digits", "Four, three, eight.", "four, three, eight")
 SUM = row("add", "Two plus one is three.", "three")
 SPELLED = row("spell", "C, a, t.", "c, a, t")
-SAME = row("same", "No, five is written and three is said.", "no")
+SAME = row("same", "Five is written and three is said: no, they are not the same.", "no")
+MORE = row("compare", "One, then two: the second picture has more rings.", "second")
 SCENE = row("scene", "A red ring is on the left.", "red ring")
 SOUND = row("silence", "I hear a beep.", "beep")
 
@@ -63,7 +64,10 @@ SOUND = row("silence", "I hear a beep.", "beep")
         (SPELLED, "C, A, T", True),
         (SPELLED, "C, a, t, s.", False),
         (SAME, "No, they differ.", True),
-        (SAME, "Yes, both are five.", False),
+        (SAME, "Five is written and five is said: yes, they are the same.", False),
+        (MORE, "Two, then three: the second picture has more rings.", True),
+        (MORE, "One, then two: the first picture has more rings.", False),
+        (MORE, "One, then two.", False),
         (SAME, "No, yes.", False),
         (SCENE, "a red ring is on the left", True),
         (SCENE, "A red ring is on the right.", False),

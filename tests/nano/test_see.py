@@ -165,8 +165,21 @@ def test_scenes_are_answered_right() -> None:
     for asked in drawn(scenes.more, "train", 50):
         numbers = [sum(thing.shape + "s" == asked.words[0] for thing in things) for things in asked.pictures]
         assert scenes.ORDINALS[numbers.index(max(numbers))] == asked.answer and numbers.count(max(numbers)) == 1
+        assert asked.said.partition(":")[0].lower() == ", then ".join(NUMBERS[number] for number in numbers)
+    for asked in drawn(scenes.which, "train", 50):
+        numbers = [sum(thing.shape in asked.words[0] for thing in things) for things in asked.pictures]
+        assert np.flatnonzero(numbers).tolist() == [scenes.ORDINALS.index(asked.answer)]
+        assert asked.said.partition(":")[0].lower() == ", then ".join(NUMBERS[number] for number in numbers)
     for asked in drawn(scenes.same, "train", 50):
         assert (asked.pictures[0] == asked.pictures[1]) == (asked.answer == "yes")
+        one, other = asked.said.partition(":")[0].lower().split(", then ")
+        assert (one == other) == (asked.answer == "yes")
+    for asked in drawn(scenes.different, "train", 50):
+        (one,), (other,) = asked.pictures
+        differ = [one.colour != other.colour, one.shape != other.shape, (one.x, one.y) != (other.x, other.y)]
+        assert [what for what, differs in zip(("colour", "shape", "place"), differ, strict=True) if differs] == [
+            asked.answer
+        ]
 
 
 def test_a_thing_is_seen_in_its_colour_at_its_place() -> None:
@@ -349,8 +362,9 @@ def test_a_written_digit_is_compared_with_a_spoken_one() -> None:
         (sound,) = (content for name, content in sample.media.items() if name.endswith(".wav"))
         heard = np.frombuffer(sound[44:], "<i2").astype(float)
         pitch = np.argmax(np.abs(np.fft.rfft(heard))) * videos.RATE / len(heard)
-        digit, said = DIGITS[round((pitch - 400) / 200)], sample.messages[1]["content"]
-        assert said.startswith(f"Yes, both are {digit}") or f"and {digit} is said" in said
+        seen, digit, end = re.findall(r"(.*) is written and (.*) is said: (.*)", sample.messages[1]["content"])[0]
+        assert digit == DIGITS[round((pitch - 400) / 200)] and (seen.lower() == digit) == (sample.answer == "yes")
+        assert end.startswith(sample.answer)
 
 
 def test_a_picture_is_asked_for_after_other_turns() -> None:

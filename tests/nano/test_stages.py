@@ -71,23 +71,26 @@ def test_each_stage_goes_on_from_the_one_before(tmp_path: Path, monkeypatch: pyt
     for sense in (*thinker.PICTURES, "digit"):
         path = rows_path(tmp_path, sense, "train")
         path.parent.mkdir(exist_ok=True)
-        path.write_text("{}\n")
+        path.write_text('{"messages": []}\n')
     how = thinker.How(4, 1e-3, 0, 1)
     for stage, before, train in (
         ("look", "sight", partial(thinker.train_look, tmp_path, how)),
-        ("thinker", "look", partial(thinker.train_thinker, tmp_path, (*thinker.PICTURES, "digit"), how)),
+        ("mixed", "look", partial(thinker.train_mixed, tmp_path, (*thinker.PICTURES, "digit"), how)),
+        ("thinker", "mixed", partial(thinker.train_thinker, tmp_path, (*thinker.PICTURES, "digit"), how)),
     ):
         with pytest.raises(InputError, match=f"{before}/model is missing; run the stage {before} first"):
             train()
         (tmp_path / before / "model").mkdir(parents=True)
         train()
         assert trained[-1].run.model == tmp_path / before / "model" and trained[-1].run.output == tmp_path / stage
-    look, whole = trained
+    look, whole, last = trained
     path = rows_path(tmp_path / "again", "digit", "train")
     path.parent.mkdir(parents=True)
-    path.write_text("{}\n")
+    path.write_text('{"messages": []}\n')
     assert look.train_vision and not look.train_audio and whole.train_vision and whole.train_audio
     assert set(whole.run.data) - set(look.run.data) == {rows_path(tmp_path, "digit", "train")}
+    assert last.run.data == (tmp_path / "mixture" / "rows.jsonl",) and last.train_vision and last.train_audio
+    assert last.optimizer.final_ratio < whole.optimizer.final_ratio
     (tmp_path / "kept").mkdir()
     thinker.train_thinker(tmp_path / "again", ("digit",), how, begun=tmp_path / "kept")
     assert trained[-1].run.model == tmp_path / "kept"
