@@ -200,21 +200,33 @@ def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
 
 
 @dataclass(frozen=True)
-class Talker(Trains):
-    """Train the Talker, with the trained codec, to speak the Thinker's answers in both voices."""
+class Voice(Trains):
+    """Train the Talker, with the trained codec, to speak in both voices; the stage thinker may run meanwhile."""
 
-    steps: int = 6000
+    steps: int = 4500
     learning_rate: float = 2e-3
 
 
+def voice(options: Annotated[Voice, tyro.conf.arg(name="")]) -> int:
+    """Put the Thinker of the stage mixed and the codec together, and train, or go on."""
+    from scripts.nano.talker import train_voice
+
+    return _train(options, partial(train_voice, options.output))
+
+
+@dataclass(frozen=True)
+class Talker(Trains):
+    """Train the Talker, for the Thinker at its end, to speak its answers in both voices."""
+
+    steps: int = 1500
+    learning_rate: float = 1e-3
+
+
 def talker(options: Annotated[Talker, tyro.conf.arg(name="")]) -> int:
-    """Put Thinker and codec together, train, or go on, and say how well held sentences are spoken."""
-    from scripts.nano.pausing import paused_after
+    """Put Thinker and Talker together, train, or go on, and say how well held sentences are spoken."""
     from scripts.nano.talker import held_report, train_talker
 
-    with paused_after(options.seconds):
-        trained = train_talker(options.output, options.steps, options.learning_rate, options.seed, options.workers)
-    print(_line(trained))
+    _train(options, partial(train_talker, options.output))
     print(held_report(options.output, options.seed))
     return 0
 
@@ -373,8 +385,8 @@ def main() -> int:
     """Run the stage of the command line: its status."""
     commands = {
         "data": data, "words": words, "sight": sight, "look": look, "mixed": mixed, "thinker": thinker, "codec": codec,
-        "talker": talker, "drafters": drafters, "export": export, "evaluate": evaluate, "prompts": prompts,
-        "examples": examples, "card": card,
+        "voice": voice, "talker": talker, "drafters": drafters, "export": export, "evaluate": evaluate,
+        "prompts": prompts, "examples": examples, "card": card,
     }  # fmt: skip
     try:
         return tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__)

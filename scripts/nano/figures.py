@@ -29,10 +29,11 @@ RECIPES = {
     "look": "look",
     "mixed": "mixed",
     "thinker": "thinker",
+    "voice": "voice",
     "talker": "talker",
     **{kind: f"drafters/{kind}" for kind in DRAFTERS},
 }
-STAGES = ("words", "sight", "look", "mixed", "thinker", "codec", "talker", *DRAFTERS)
+STAGES = ("words", "sight", "look", "mixed", "thinker", "codec", "voice", "talker", *DRAFTERS)
 CODEC_COLUMNS = ("step", "seconds", "loss", "committed")
 
 Figures = dict[str, Any]

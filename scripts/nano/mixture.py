@@ -17,7 +17,8 @@ from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.rows import rows_path
 
 # How often each sense is asked, in parts of all; the others are asked as often as `OTHERS`.
-SHARES = {"read": 26.0, "scene": 16.0, "compare": 16.0, "same": 6.0, "spell": 6.0, "digits": 6.0, "move": 5.0, "add": 4.0}
+SHARES = {"read": 26.0, "scene": 16.0, "compare": 16.0} | dict.fromkeys(("same", "spell", "digits"), 6.0)
+SHARES |= {"move": 5.0, "add": 4.0}
 OTHERS = 2.5
 
 

@@ -1,7 +1,11 @@
-"""The stage talker: the trained Thinker with the trained codec, and a Talker that speaks its answers.
+"""The stages voice and talker: a Talker for the trained codec, which speaks the Thinker's answers.
 
-    thinker/model, codec.npz -> voiced
-    speech/speech.jsonl, rows/*.train.jsonl -> spoken/<split>.jsonl -> recipe talker -> talker/model
+    speech/speech.jsonl, rows/*.train.jsonl -> spoken/<split>.jsonl
+    mixed/model, codec.npz -> voiced -> recipe talker -> voice/model
+    voice/model, thinker/model -> joined -> recipe talker -> talker/model
+
+Of the Thinker, the Talker is given embeddings and states, which change little after the stage mixed. So `voice` can run
+while the Thinker is trained to its end, and `talker` goes on for a while with what has come of that.
 
 The Talker is fed the answer one token per frame and must speak it whatever the conversation. Each sentence is therefore
 an answer in several conversations: its own ones, with their pictures, sounds and videos; the words of one of them
@@ -11,6 +15,7 @@ without these; and one that asks to repeat it.
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -32,6 +37,7 @@ from scripts.nano.origin import check_origin, digest_of, model_of, rows_digest
 from scripts.nano.pausing import load_parts
 from scripts.nano.rows import SPLITS, Split, assistant, made_senses, pick, user
 from scripts.nano.text import REPEAT, wording
+from scripts.nano.thinker import How
 
 Messages = list[dict[str, Any]]
 
@@ -43,9 +49,12 @@ LISTENED = 32
 
 
 def write_voiced(directory: Path) -> Path:
-    """The Thinker's model with the Code2Wav of the codec, written unless it is there; InputError if another one is."""
-    voiced, model = directory / "voiced", directory / "thinker" / "model"
-    parts = {"thinker/model": model_of(model, "thinker"), "codec.npz": digest_of([directory / "codec.npz"])}
+    """The model of the stage mixed with the Code2Wav of the codec, written unless it is there.
+
+    InputError if one of other parts is there.
+    """
+    voiced, model = directory / "voiced", directory / "mixed" / "model"
+    parts = {"mixed/model": model_of(model, "mixed"), "codec.npz": digest_of([directory / "codec.npz"])}
     check_origin(directory, "voiced", [voiced], parts)
     if not voiced.exists():
         config = model_config(model).code2wav
@@ -53,6 +62,19 @@ def write_voiced(directory: Path) -> Path:
         state = trained_codec(CodecModules.of(config), directory)
         save_part("code2wav", model, None, code2wav_params(state), voiced)
     return voiced
+
+
+def write_joined(directory: Path) -> Path:
+    """The model of the stage voice with the Thinker of the stage thinker, written unless it is there.
+
+    InputError if one of other parts is there.
+    """
+    joined, voice, model = directory / "joined", directory / "voice" / "model", directory / "thinker" / "model"
+    parts = {"voice/model": model_of(voice, "voice"), "thinker/model": model_of(model, "thinker")}
+    check_origin(directory, "joined", [joined], parts)
+    if not joined.exists():
+        save_part("thinker", voice, None, omni_jax.load(model, parts=("thinker",)).params["thinker"], joined)
+    return joined
 
 
 def write_spoken(directory: Path, seed: int) -> dict[Split, Path]:
@@ -109,28 +131,34 @@ def without_media(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": [part for part in content if part["type"] == "text"]}
 
 
-def talker_recipe(directory: Path, data: Path, steps: int | None, rate: float, seed: int, workers: int) -> TalkerSft:
-    """How the Talker is trained on a file of rows."""
+def talker_recipe(model: Path, data: Path, output: Path, how: How) -> TalkerSft:
+    """How the Talker of a model is trained on a file of rows."""
     return TalkerSft(
-        run=Run(
-            model=directory / "voiced", data=(data,), output=directory / "talker", steps=steps, seed=seed,
-            save_every=200,
-        ),
+        run=Run(model=model, data=(data,), output=output, steps=how.steps, seed=how.seed, save_every=200),
         optimizer=Optimizer(
-            optimizer="muon", learning_rate=rate, warmup_ratio=0.03, final_ratio=0.05, weight_decay=0.02
+            optimizer="muon", learning_rate=how.rate, warmup_ratio=0.03, final_ratio=how.left, weight_decay=0.02
         ),
-        batch=Batching(rows=ROWS, max_length=LENGTH, workers=workers, coarse=True),
+        batch=Batching(rows=ROWS, max_length=LENGTH, workers=how.workers, coarse=True),
         compute=Compute(remat="none"),
         layout="QF",
-    )  # fmt: skip
+    )
 
 
-def train_talker(directory: Path, steps: int, rate: float, seed: int, workers: int) -> Trained:
-    """Train Talker, projections and code predictor, going on where it was: what the recipe's loop gives."""
-    codes, voiced, data = codes_digest(directory), write_voiced(directory), write_spoken(directory, seed)["train"]
-    origin = {"voiced": model_of(voiced, "talker"), "spoken/train.jsonl": digest_of([data]), "codes": codes}
-    check_origin(directory, "talker", [directory / "talker"], origin)
-    trained = train_recipe(talker_recipe(directory, data, steps, rate, seed, workers), load_parts)
+def train_voice(directory: Path, how: How) -> Trained:
+    """Train Talker, projections and code predictor for the Thinker of the stage mixed, going on where it was."""
+    return _trained(directory, "voice", write_voiced(directory), how._replace(left=0.2))
+
+
+def train_talker(directory: Path, how: How) -> Trained:
+    """Train what the stage voice has made for the Thinker at its end, going on where it was."""
+    return _trained(directory, "talker", write_joined(directory), how)
+
+
+def _trained(directory: Path, stage: str, model: Path, how: How) -> Trained:
+    codes, data = codes_digest(directory), write_spoken(directory, how.seed)["train"]
+    origin = {model.name: model_of(model, stage), "spoken/train.jsonl": digest_of([data]), "codes": codes}
+    check_origin(directory, stage, [directory / stage], origin)
+    trained = train_recipe(talker_recipe(model, data, directory / stage, how), load_parts)
     assert trained is not None
     return trained
 
@@ -138,7 +166,8 @@ def train_talker(directory: Path, steps: int, rate: float, seed: int, workers: i
 def held_report(directory: Path, seed: int) -> str:
     """How well the trained Talker says sentences that were held out, in lines."""
     file, model = write_spoken(directory, seed)["test"], directory / "talker" / "model"
-    metrics = held_accuracy(talker_recipe(directory, file, None, 1.0, seed, 0), model)
+    recipe = talker_recipe(directory / "joined", file, directory / "talker", How(1, 1.0, seed, 0))
+    metrics = held_accuracy(replace(recipe, run=replace(recipe.run, steps=None)), model)
     heard = listen(omni_jax.load(model), read_repeats(file, LISTENED), file.parent, Voice(speech_temperature=0))
     made, true = np.array([one.frames for one in heard]).T
     near = np.mean([one.distance < one.other for one in heard])

@@ -1,6 +1,7 @@
 """What the speakers say, in which conversations the Talker learns it, and that its rows and its report can be used."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import LEAST_COARSE
 from omni_jax.settings import Voice
+from omni_jax.train.saving import save_part
 from omni_jax.train.state import leaf_shardings
 from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.model import model_config, open_model
-from omni_jax.weights.trees import flatten
+from omni_jax.weights.trees import flatten, nest
 from scripts.nano import speech, talker
 from scripts.nano.codec_stage import CodecModules, code2wav_params
 from scripts.nano.listen import listen, mel_distance
 from scripts.nano.speech import ALPHABETS, sentences
 from scripts.nano.text import KEPT, REPEAT
+from scripts.nano.thinker import How
 from scripts.nano.words import NOUNS, NUMBERS
 from scripts.stored_state import save
 from tests.nano.small import CODES, write_rows, write_small
@@ -80,7 +83,8 @@ def test_a_sentence_is_the_answer_in_several_conversations(made: Path) -> None:
 
 
 def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) -> None:
-    model = made / "thinker" / "model"
+    model = made / "mixed" / "model"
+    shutil.copytree(made / "thinker" / "model", model)
     config = model_config(model).code2wav
     assert config is not None
     codec = CodecModules.of(config)
@@ -96,8 +100,20 @@ def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) 
         np.testing.assert_array_equal(voiced[path], value, err_msg=path)
 
 
+def test_the_joined_model_has_the_thinker_and_all_else_of_the_voice(made: Path) -> None:
+    model, voice = made / "thinker" / "model", made / "voice" / "model"
+    with pytest.raises(InputError, match="voice/model is missing; run the stage voice first"):
+        talker.write_joined(made)
+    others = {path: value + 1 for path, value in flatten(open_params(model)["thinker"]).items()}
+    save_part("thinker", model, None, nest(others), voice)
+    joined, thinker, voiced = arrays(talker.write_joined(made)), arrays(model), arrays(voice)
+    for path, value in joined.items():
+        np.testing.assert_array_equal(value, (thinker if path.startswith("thinker/") else voiced)[path], err_msg=path)
+
+
 def test_rows_are_batches_of_few_sizes(made: Path) -> None:
-    recipe = talker.talker_recipe(made, talker.write_spoken(made, 0)["train"], 4, 1e-3, 0, 0)
+    data = talker.write_spoken(made, 0)["train"]
+    recipe = talker.talker_recipe(made / "thinker" / "model", data, made / "talker", How(4, 1e-3, 0, 0))
     omni = omni_jax.load(made / "thinker" / "model", parts=TalkerSft.PARTS)
     batches: Any = recipe.batches(omni)
     step = next(iter(batches))
