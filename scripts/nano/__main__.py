@@ -203,7 +203,7 @@ def thinker(options: Annotated[Thinker, tyro.conf.arg(name="")]) -> int:
 class Voice(Trains):
     """Train the Talker, with the trained codec, to speak in both voices; the stage thinker may run meanwhile."""
 
-    steps: int = 4500
+    steps: int = 3000
     learning_rate: float = 2e-3
 
 
@@ -218,7 +218,7 @@ def voice(options: Annotated[Voice, tyro.conf.arg(name="")]) -> int:
 class Talker(Trains):
     """Train the Talker, for the Thinker at its end, to speak its answers in both voices."""
 
-    steps: int = 1500
+    steps: int = 2000
     learning_rate: float = 1e-3
 
 
