@@ -218,7 +218,7 @@ def voice(options: Annotated[Voice, tyro.conf.arg(name="")]) -> int:
 class Talker(Trains):
     """Train the Talker, for the Thinker at its end, to speak its answers in both voices."""
 
-    steps: int = 2000
+    steps: int = 1200
     learning_rate: float = 1e-3
 
 
@@ -237,9 +237,9 @@ class Drafters(Made):
 
     senses: tuple[str, ...] = ()
     """Whose prompts it answers; by default all whose rows were made."""
-    prompts: int = 300
+    prompts: int = 200
     """Prompts of each sense."""
-    steps: int = 3000
+    steps: int = 2000
     """Steps of training, of each drafter."""
 
 
