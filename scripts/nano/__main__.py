@@ -239,7 +239,7 @@ class Drafters(Made):
     """Whose prompts it answers; by default all whose rows were made."""
     prompts: int = 200
     """Prompts of each sense."""
-    steps: int = 2000
+    steps: int = 1500
     """Steps of training, of each drafter."""
 
 

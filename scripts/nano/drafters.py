@@ -26,11 +26,11 @@ from scripts.nano.origin import check_origin, model_of, rows_digest
 from scripts.nano.pausing import load_parts
 from scripts.nano.rows import rows_path
 
-ROWS, LENGTH = 8, 512
+ROWS, LENGTH = 4, 512
 # Longer than any answer.
 NEW_TOKENS = 64
 RATE = 2e-3
-BLOCK = BlockSettings(layers=3, features=3, block_size=16, anchors=64)
+BLOCK = BlockSettings(layers=3, features=3, block_size=16, anchors=32)
 CHAIN = ChainSettings(draft_vocab_size=640, unrolled=7)
 BLOCK_SIZES = Sizes(heads=4, kv_heads=2, head_dim=32, mlp=256)
 CHAIN_SIZES = Sizes(heads=4, kv_heads=2, head_dim=32, mlp=704)
