@@ -31,7 +31,7 @@ ROWS, LENGTH = 4, 512
 NEW_TOKENS = 64
 RATE = 2e-3
 BLOCK = BlockSettings(layers=3, features=3, block_size=16, anchors=32)
-CHAIN = ChainSettings(draft_vocab_size=640, unrolled=7)
+CHAIN = ChainSettings(draft_vocab_size=640, unrolled=4)
 BLOCK_SIZES = Sizes(heads=4, kv_heads=2, head_dim=32, mlp=256)
 CHAIN_SIZES = Sizes(heads=4, kv_heads=2, head_dim=32, mlp=704)
 
