@@ -52,6 +52,8 @@ class TalkerSft(TextRecipe):
     for Qwen3-TTS."""
     router_weight: float | None = None
     """What an uneven load on experts counts in the loss; by default as the model's configuration states."""
+    mistakes: float = 0.0
+    """Share of the codes before that the Talker reads as others, so that it learns to go on from its own mistakes."""
     no_media: bool = False
     """Keep no more of the Thinker than its embeddings, for prompts without pictures, sounds and videos."""
     speaker: str = "ethan"
@@ -93,6 +95,8 @@ class TalkerSft(TextRecipe):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be 0 or more")
+        if not 0 <= self.mistakes < 1:
+            raise InputError(f"--mistakes is {self.mistakes}; it must be at least 0 and less than 1")
         if omni.meshes["thinker"] != omni.meshes["talker"]:
             raise InputError("Thinker and Talker are on meshes of their own; name one mesh for all parts to train")
 
@@ -119,8 +123,8 @@ class TalkerSft(TextRecipe):
         packing = Packing(round_up_rows(batch.rows, omni.meshes["talker"]), batch.max_length, several=False)
         epochs = run.epochs if run.steps is None else None
         return open_stream(
-            run.data, recipe, speech_batch, packing, seed=run.seed, epochs=epochs, workers=batch.workers,
-            strict=batch.fatal,
+            run.data, recipe, partial(speech_batch, mistakes=self.mistakes), packing, seed=run.seed, epochs=epochs,
+            workers=batch.workers, strict=batch.fatal,
         )  # fmt: skip
 
     def shown(self, omni: Omni, step: Step) -> str:

@@ -1,6 +1,7 @@
 """The batches that the Talker is trained on, of what `talker_data` has prepared."""
 
 from dataclasses import dataclass
+from zlib import crc32
 
 import jax
 import numpy as np
@@ -9,6 +10,9 @@ from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.sharding import Array
 from omni_jax.train.batch import MediaRows
 from omni_jax.train.talker_data import SpokenRows
+
+# How often the first code of a frame is misread, of how often others are: it is the one that is mostly drawn right.
+FIRST = 0.15
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +36,8 @@ class SpeechBatch:
 
     prompt: the Talker's, of U columns, padded on the left. text_ids int32 [B, F]: the token that each frame adds to its
     codes. codes int32 [B, Q, F]; -1 behind the end of a row. thinker: the Thinker's prompts; None without media.
-    hidden [B, T, D]: the hidden states of them, if they were made before.
+    hidden [B, T, D]: the hidden states of them, if they were made before. read: what the Talker reads in place of the
+    codes, in their form; None if it reads them as they are.
     """
 
     prompt: SpeechPrompt
@@ -40,10 +45,11 @@ class SpeechBatch:
     codes: Array
     thinker: ThinkerRows | None = None
     hidden: Array | None = None
+    read: Array | None = None
 
 
-def speech_batch(rows: SpokenRows) -> SpeechBatch:
-    """Rows of samples as the batch of a training step, on the host."""
+def speech_batch(rows: SpokenRows, mistakes: float = 0.0) -> SpeechBatch:
+    """Rows of samples as the batch of a training step, on the host; mistakes: the share of codes that are misread."""
     batch, thinker = rows.thinker, None
     if batch is not None:
         vision = tuple((group.patches, group.grid) for group in batch.vision)
@@ -54,4 +60,19 @@ def speech_batch(rows: SpokenRows) -> SpeechBatch:
             first_valid=np.argmax(batch.mask, axis=1).astype(np.int32),
             media=MediaRows(vision, audio, batch.visual_index, batch.audio_index),
         )
-    return SpeechBatch(rows.prompt, rows.text_ids, rows.codes, thinker)
+    read = misread(rows.codes, mistakes) if mistakes else None
+    return SpeechBatch(rows.prompt, rows.text_ids, rows.codes, thinker, read=read)
+
+
+def misread(codes: np.ndarray, share: float) -> np.ndarray:
+    """Codes int32 [B, Q, F] of which about this share are those of other frames, the same for the same codes.
+
+    Of first codes, it is `FIRST` of that share. What is behind the end of a row stays.
+    """
+    draw = np.random.default_rng(crc32(codes.tobytes()))
+    found = codes.copy()
+    for q in range(codes.shape[1]):
+        real = codes[:, q] >= 0
+        wrong = real & (draw.random(real.shape) < share * (FIRST if q == 0 else 1))
+        found[:, q][wrong] = draw.choice(codes[:, q][real], int(wrong.sum())) if wrong.any() else 0
+    return found

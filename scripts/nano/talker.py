@@ -44,6 +44,8 @@ Messages = list[dict[str, Any]]
 ROWS, LENGTH = 16, 512
 # Conversations of its own in which a sentence is trained, with each voice.
 OWN = 2
+# The share of codes that the Talker reads as others: most of those that it says are not the ones of a clip.
+MISTAKES = 0.7
 # Held clips that are spoken for the report.
 LISTENED = 32
 
@@ -141,6 +143,7 @@ def talker_recipe(model: Path, data: Path, output: Path, how: How) -> TalkerSft:
         batch=Batching(rows=ROWS, max_length=LENGTH, workers=how.workers, coarse=True),
         compute=Compute(remat="none"),
         layout="QF",
+        mistakes=MISTAKES,
     )
 
 

@@ -1,5 +1,6 @@
 """The recipe of the Talker: what is trained, and that what was trained is spoken."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,12 @@ from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
 from omni_jax.settings import Voice
+from omni_jax.train.losses.talker import spoken_columns
 from omni_jax.train.settings import Batching, Compute, Run
 from omni_jax.train.talker import TalkerSft
+from omni_jax.train.talker_batch import misread
 from omni_jax.weights.trees import flatten
-from tests.helpers.speech import SpeechExample, random_codes
+from tests.helpers.speech import SpeechExample, batch_of, random_codes
 from tests.parity import user
 
 REPLY = "Good day."
@@ -114,3 +117,29 @@ def test_each_part_can_stay_as_it_is(omnis: Callable[[str], Omni]) -> None:
     ):
         with pytest.raises(InputError, match=message):
             recipe(Path("m"), Path("d"), **own).objective(omni)
+
+
+def test_mistakes_are_read_and_never_learned(omnis: Callable[[str], Omni]) -> None:
+    omni = omnis("small")
+    examples = [SpeechExample(user("Hello"), REPLY, random_codes(omni, 30 + i, i), "vera", f"d:{i}") for i in range(3)]
+    plain = batch_of(omni, examples)
+    found = misread(plain.codes, 0.6)
+    np.testing.assert_array_equal(found, misread(plain.codes, 0.6))
+    real, wrong = plain.codes >= 0, found != plain.codes
+    assert not wrong[~real].any() and {*found[:, 3][real[:, 3]]} <= {*plain.codes[:, 3][real[:, 3]]}
+    assert 0.5 < wrong[:, 1:][real[:, 1:]].mean() < 0.65 and 0.02 < wrong[:, 0][real[:, 0]].mean() < 0.2
+    model = oj.bind(omni.declarations["talker"], omni.params["talker"])
+    columns = [
+        spoken_columns(model, batch, omni.params["thinker"]["embed"], None)
+        for batch in (plain, dataclasses.replace(plain, read=found))
+    ]
+    np.testing.assert_array_equal(columns[0].embedded, columns[1].embedded)
+    read = [np.asarray(one.x) for one in columns]
+    np.testing.assert_array_equal(read[0][:, : columns[0].prompt], read[1][:, : columns[0].prompt])
+    differ = np.abs(read[0] - read[1])[:, columns[0].prompt :].max(-1) > 1e-6
+    np.testing.assert_array_equal(differ, wrong.any(1))
+
+
+def test_a_share_of_mistakes_is_checked(omnis: Callable[[str], Omni], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--mistakes is 1.0; it must be at least 0 and less than 1"):
+        recipe(Path("m"), tmp_path / "d", mistakes=1.0, no_media=True).objective(omnis("small"))

@@ -127,8 +127,8 @@ def listen(params: dict, rows: ThinkerRows, declaration: Declaration, layer: int
 class SpokenColumns:
     """What the Talker reads of a batch: U columns of its prompt, padded on the left, then F frames.
 
-    x [B, U + F, D]. position_ids float32 [3, B, U + F]. first_valid int32 [B]. counted bool [B, U + F]: columns that
-    are not padding. embedded [B, F, Q, D]: each code of the frames. prompt: U.
+    x [B, U + F, D]: with what is read of the frames. position_ids float32 [3, B, U + F]. first_valid int32 [B].
+    counted bool [B, U + F]: columns that are not padding. embedded [B, F, Q, D]: each code of the frames. prompt: U.
     """
 
     x: jax.Array
@@ -146,12 +146,11 @@ def spoken_columns(talker: Talker, batch: SpeechBatch, embed: jax.Array, hidden:
     """
     prompt, codes = batch.prompt, jnp.asarray(batch.codes)
     (B, _, F), U = codes.shape, prompt.text_ids.shape[1]
-    frames = jnp.maximum(codes, 0).swapaxes(1, 2)
-    parts = talker.embed_codes(frames[..., :1]), talker.code_predictor.embed_codes(frames[..., 1:])
-    embedded = jnp.concatenate(parts, axis=2)
+    embedded = _embedded(talker, codes)
+    heard = embedded if batch.read is None else _embedded(talker, jnp.asarray(batch.read))
     text = talker.text_projection(embed[jnp.asarray(batch.text_ids)])
     # In float32, as in decoding: many small numbers, each of which half precision would round.
-    x = jnp.sum(embedded, axis=2, dtype=jnp.float32) + text
+    x = jnp.sum(heard, axis=2, dtype=jnp.float32) + text
     read = prompt_inputs(talker, embed, prompt, hidden)
     length, t = jnp.asarray(prompt.length), jnp.arange(F, dtype=jnp.float32)
     position = (length + jnp.asarray(prompt.rope_delta))[:, None] + t
@@ -165,6 +164,13 @@ def spoken_columns(talker: Talker, batch: SpeechBatch, embed: jax.Array, hidden:
         embedded=embedded,
         prompt=U,
     )
+
+
+def _embedded(talker: Talker, codes: jax.Array) -> jax.Array:
+    """Each code of int32 [B, Q, F] embedded by its own table, [B, F, Q, D]."""
+    frames = jnp.maximum(codes, 0).swapaxes(1, 2)
+    parts = talker.embed_codes(frames[..., :1]), talker.code_predictor.embed_codes(frames[..., 1:])
+    return jnp.concatenate(parts, axis=2)
 
 
 def first_targets(batch: SpeechBatch, end: int) -> jax.Array:
