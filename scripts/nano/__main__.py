@@ -80,7 +80,7 @@ def data(options: Annotated[Data, tyro.conf.arg(name="")]) -> int:
 class Codec(Made):
     """Train the codec on what the two speakers say, and write the codes of all that."""
 
-    sentences: int = 3000
+    sentences: int = 5000
     """Sentences that each speaker says."""
     steps: int = 2200
     """Steps of training, over which the learning rate falls."""

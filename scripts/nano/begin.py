@@ -94,7 +94,8 @@ def write_tensors(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def files_of(config: dict[str, Any]) -> dict[str, dict]:
     """The JSON files of the directory."""
-    config["dtype"] = config["thinker_config"]["dtype"] = "float32"
+    thinker = {**config["thinker_config"], "dtype": "float32"}
+    config = {**config, "dtype": "float32", "thinker_config": thinker}
     preprocessor = preprocessor_dict(config) | PIXELS
     return {
         "config.json": config,

@@ -2,8 +2,9 @@
 
 Each sentence is spoken once by each voice, at 24 kHz, with little silence around it. `speech.jsonl` holds a line for
 each: speaker, text and file, which is named by voice and text. Every word is said alone, and then the senses give their
-answers in turn, so that senses with few different answers give all of them. The last tenth, mostly digit strings, word
-lists and scenes, is held out from training.
+answers in turn, so that senses with few different answers give all of them; those whose words stand in any order give
+several at a time, because the order is learned from many. The last tenth, mostly digit strings, word lists and scenes,
+is held out from training.
 """
 
 import json
@@ -30,6 +31,8 @@ from scripts.nano.words import NOUNS, NUMBERS
 VOICES = {"chelsie": "slt", "ethan": "rms"}
 # One sentence in so many, the last ones, is kept for the test.
 HELD = 10
+# Answers that a sense gives at a turn; the others give one.
+SEVERAL = {"digits": 10, "add": 2, "count": 2, "scene": 2}
 # How often each letter is said in strings of letters, and their length.
 ALPHABETS, STRING = 16, 5
 
@@ -63,25 +66,31 @@ def sentences(directory: Path, count: int, seed: int) -> list[str]:
     A sense's rows are taken in a random order, so that its frequent answers come first.
     """
     draw = np.random.default_rng(seed)
-    said = _said(directory)
-    turns = zip_longest(*(dict.fromkeys(texts[i] for i in draw.permutation(len(texts))) for texts in said))
+    turns = zip_longest(*(_turns(draw, texts, SEVERAL.get(sense, 1)) for sense, texts in _said(directory).items()))
     words = (word.capitalize() + "." for word in (*NUMBERS, *NOUNS))
-    texts = chain([KEPT], words, _letters(draw), *turns)
+    given = chain(*(texts for turn in turns for texts in turn if texts is not None))
+    texts = chain([KEPT], words, _letters(draw), given)
     return list(islice(dict.fromkeys(text for text in texts if text), count))
 
 
 def training_answers(directory: Path) -> list[str]:
     """The last answer of every training row once, sorted; InputError without rows."""
-    return sorted(set(chain(*_said(directory))))
+    return sorted(set(chain(*_said(directory).values())))
 
 
-def _said(directory: Path) -> list[list[str]]:
+def _turns(draw: np.random.Generator, texts: list[str], several: int) -> list[list[str]]:
+    """Different texts in a random order, so many at a time."""
+    different = list(dict.fromkeys(texts[i] for i in draw.permutation(len(texts))))
+    return [different[i : i + several] for i in range(0, len(different), several)]
+
+
+def _said(directory: Path) -> dict[str, list[str]]:
     """The last answer of every training row, those of each sense by themselves."""
     senses = made_senses(directory, "train")
     if not senses:
         raise InputError(f"{directory}/rows holds no training rows; run the stage data first")
-    lines = [rows_path(directory, sense, "train").read_text().splitlines() for sense in senses]
-    return [[json.loads(line)["messages"][-1]["content"] for line in each] for each in lines]
+    lines = {sense: rows_path(directory, sense, "train").read_text().splitlines() for sense in senses}
+    return {sense: [json.loads(line)["messages"][-1]["content"] for line in each] for sense, each in lines.items()}
 
 
 def _letters(draw: np.random.Generator) -> Iterator[str]:
