@@ -44,11 +44,17 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`checkpoints("tiny")` is the directory of that random checkpoint, written once per session (seed 0, float32)."""
+    """`checkpoints("tiny")` is the directory of that random checkpoint, written once per session (seed 0, float32).
+
+    "nano" is the trained one of the package, in bfloat16.
+    """
+    from omni_jax.weights.locate import NANO
     from scripts.small.checkpoint import make_checkpoint
 
     @cache
     def build(variant: str) -> Path:
+        if variant == "nano":
+            return NANO
         return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / variant, variant)
 
     return build

@@ -33,7 +33,7 @@ MARGIN = 2e-3
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", (*VARIANTS, "nano"))
 def test_logits_equal_the_reference(
     variant: str, prompt: str, omnis: Callable[[str], Omni], reference: Callable[[str], Any]
 ) -> None:
@@ -51,7 +51,7 @@ def test_logits_equal_the_reference(
 
 
 @pytest.mark.parametrize("prompt", ["text", "image", "audio", "audio in video", "mixed"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", (*VARIANTS, "nano"))
 def test_greedy_tokens_equal_the_reference(
     variant: str, prompt: str, omnis: Callable[[str], Omni], reference: Callable[[str], Any]
 ) -> None:

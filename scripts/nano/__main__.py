@@ -186,7 +186,7 @@ class Thinker(Trains):
     senses: tuple[str, ...] = ()
     """Train on these alone; by default on all whose rows were made."""
     begun: Path | None = None
-    """Model to begin with, by default that of the stage mixed; scripts/nano/begun saves the stages before this one."""
+    """Model to begin with, by default that of the stage mixed; omni_jax/nano goes on from the one that there is."""
     steps: int = 4_000
     learning_rate: float = 2e-3
 
@@ -383,12 +383,10 @@ def _line(trained: Trained) -> str:
 
 def main() -> int:
     """Run the stage of the command line: its status."""
-    commands = {
-        "data": data, "words": words, "sight": sight, "look": look, "mixed": mixed, "thinker": thinker, "codec": codec,
-        "voice": voice, "talker": talker, "drafters": drafters, "export": export, "evaluate": evaluate,
-        "prompts": prompts, "examples": examples, "card": card,
-    }  # fmt: skip
+    making = data, words, sight, look, mixed, thinker, codec, voice, talker, drafters
+    using = export, evaluate, prompts, examples, card
     try:
+        commands = {stage.__name__: stage for stage in (*making, *using)}
         return tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.nano", description=__doc__)
     except OmniError as error:
         print(f"scripts.nano: {error}", file=sys.stderr)

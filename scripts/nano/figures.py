@@ -34,6 +34,8 @@ RECIPES = {
     **{kind: f"drafters/{kind}" for kind in DRAFTERS},
 }
 STAGES = ("words", "sight", "look", "mixed", "thinker", "codec", "voice", "talker", *DRAFTERS)
+# The senses of whose answers sounds are kept.
+LISTENED = ("digits", "scene")
 CODEC_COLUMNS = ("step", "seconds", "loss", "committed")
 
 Figures = dict[str, Any]
@@ -55,11 +57,17 @@ def figures_of(output: Path, model: Path, seed: int) -> Figures:
             name: {count: one[count] for count in counts[:2]} for name, one in _senses(narrow, output).items()
         },
         "robust": {name: {count: one[count] for count in counts if count in one} for name, one in robust.items()},
-        "speech": read_speech(evaluator, output),
+        "speech": _speech(evaluator, output),
         "talker": read_held(output),
         "stages": {stage: ran(output, stage) for stage in STAGES if metrics_of(output, stage).exists()},
         "evaluated": sum(read_object(file)["seconds"] for file in evaluator.folder.glob("*.json")),
     }
+
+
+def _speech(evaluator: Evaluator, output: Path) -> Results:
+    """What was said and heard, with the sounds of some senses."""
+    speech, kept = read_speech(evaluator, output), tuple(f"-{sense}.wav" for sense in LISTENED)
+    return {**speech, "examples": [one for one in speech["examples"] if one["file"].endswith(kept)]}
 
 
 def _senses(evaluator: Evaluator, output: Path) -> dict[str, Results]:
