@@ -6,25 +6,23 @@ Both learn from the same replies for as many steps, with as many rows in each, a
 neither has embeddings of its own. Each is at most 1 MB in bfloat16.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from omni_jax.files import write_whole
 from omni_jax.flags import EndingFlags
-from omni_jax.train.command import train_recipe
 from omni_jax.train.drafters.new import Sizes
 from omni_jax.train.drafters.objective import BlockSettings, ChainSettings
 from omni_jax.train.drafters.questions import Regenerate, run_regenerate
 from omni_jax.train.drafters.recipes import DFlash, Eagle3, Target
 from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Run
+from scripts.nano.mixture import drawn_rows
 from scripts.nano.origin import check_origin, model_of, rows_digest
 from scripts.nano.pausing import load_parts
-from scripts.nano.rows import rows_path
+from scripts.nano.rows import rows_there
+from scripts.nano.thinker import trained_by
 
 ROWS, LENGTH = 4, 512
 # Longer than any answer.
@@ -47,7 +45,8 @@ def write_replies(directory: Path, senses: Sequence[str], each: int, seed: int) 
     prompts, replies = folder / "prompts.jsonl", folder / "replies.jsonl"
     if not prompts.exists():
         folder.mkdir(exist_ok=True)
-        write_whole(prompts, "".join(line + "\n" for line in _prompts(directory, senses, each, seed)))
+        lines = drawn_rows(directory, asked_of(directory, senses, each), seed)
+        write_whole(prompts, "".join(line + "\n" for line in lines))
     ending = EndingFlags(max_new_tokens=NEW_TOKENS)
     run_regenerate(Regenerate(model=model, data=(prompts,), output=replies, ending=ending), load_parts)
     return replies
@@ -70,16 +69,11 @@ def train_drafters(directory: Path, replies: Path, steps: int, seed: int, worker
         DFlash(run=run(block), batch=batch, compute=common, drafter=BLOCK, sizes=BLOCK_SIZES, target=target(block)),
         Eagle3(run=run(chain), batch=batch, compute=common, drafter=CHAIN, sizes=CHAIN_SIZES, target=target(chain)),
     ):
-        made = train_recipe(replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=RATE)), load_parts)
-        assert made is not None
-        trained[recipe.NAME] = made
+        optimizer = replace(recipe.optimizer, learning_rate=RATE)
+        trained[recipe.NAME] = trained_by(replace(recipe, optimizer=optimizer))
     return trained
 
 
-def _prompts(directory: Path, senses: Sequence[str], each: int, seed: int) -> list[str]:
-    """Random training rows of every sense, in a random order; their media are found from a folder beside them."""
-    draw, chosen = np.random.default_rng(seed), []
-    for sense in senses:
-        lines = rows_path(directory, sense, "train").read_text().splitlines()
-        chosen += [lines[i] for i in draw.permutation(len(lines))[:each]]
-    return [json.dumps({"messages": json.loads(chosen[i])["messages"]}) for i in draw.permutation(len(chosen))]
+def asked_of(directory: Path, senses: Sequence[str], each: int) -> dict[str, int]:
+    """How many training prompts of each sense the Thinker answers: `each`, or all that there are."""
+    return {sense: min(each, rows_there(directory, sense, "train")) for sense in senses}

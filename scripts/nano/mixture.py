@@ -7,7 +7,7 @@ model sees then, one row of twelve asks for it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +32,22 @@ def write_mixture(directory: Path, senses: Sequence[str], number: int, seed: int
     check_origin(directory, "mixture", [file.parent], origin)
     if file.exists():
         return file
-    shares, draw, chosen = {sense: SHARES.get(sense, OTHERS) for sense in senses}, np.random.default_rng(seed), []
-    for sense, share in shares.items():
-        lines, count = rows_path(directory, sense, "train").read_text().splitlines(), 0
-        wanted = max(1, round(number * share / sum(shares.values())))
-        while count < wanted:
-            taken = draw.permutation(len(lines))[: wanted - count]
-            chosen += [json.loads(lines[i]) for i in taken]
-            count += len(taken)
+    shares = {sense: SHARES.get(sense, OTHERS) for sense in senses}
+    wanted = {sense: max(1, round(number * share / sum(shares.values()))) for sense, share in shares.items()}
     file.parent.mkdir(exist_ok=True)
-    rows = ({"messages": chosen[i]["messages"]} for i in draw.permutation(len(chosen)))
-    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(file, "".join(line + "\n" for line in drawn_rows(directory, wanted, seed)))
     return file
+
+
+def drawn_rows(directory: Path, wanted: Mapping[str, int], seed: int) -> list[str]:
+    """So many training rows of each sense in a random order, their messages alone; more than there are come again.
+
+    Their media are found from a folder beside that of the rows.
+    """
+    draw, chosen = np.random.default_rng(seed), list[str]()
+    for sense, number in wanted.items():
+        lines, left = rows_path(directory, sense, "train").read_text().splitlines(), number
+        while left > 0:
+            chosen += [lines[i] for i in draw.permutation(len(lines))[:left]]
+            left -= len(lines)
+    return [json.dumps({"messages": json.loads(chosen[i])["messages"]}) for i in draw.permutation(len(chosen))]

@@ -15,7 +15,6 @@ without these; and one that asks to repeat it.
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -25,7 +24,6 @@ import numpy as np
 import omni_jax
 from omni_jax.files import write_whole
 from omni_jax.settings import Voice
-from omni_jax.train.command import train_recipe
 from omni_jax.train.loop import Trained
 from omni_jax.train.saving import save_part
 from omni_jax.train.settings import Batching, Compute, Optimizer, Run
@@ -34,10 +32,9 @@ from omni_jax.weights.model import model_config
 from scripts.nano.codec_stage import CodecModules, code2wav_params, codes_digest, lines_of, trained_codec
 from scripts.nano.listen import held_accuracy, listen, read_repeats
 from scripts.nano.origin import check_origin, digest_of, model_of, rows_digest
-from scripts.nano.pausing import load_parts
 from scripts.nano.rows import SPLITS, Split, assistant, made_senses, pick, user
 from scripts.nano.text import REPEAT, wording
-from scripts.nano.thinker import How
+from scripts.nano.thinker import How, trained_by
 
 Messages = list[dict[str, Any]]
 
@@ -161,16 +158,14 @@ def _trained(directory: Path, stage: str, model: Path, how: How) -> Trained:
     codes, data = codes_digest(directory), write_spoken(directory, how.seed)["train"]
     origin = {model.name: model_of(model, stage), "spoken/train.jsonl": digest_of([data]), "codes": codes}
     check_origin(directory, stage, [directory / stage], origin)
-    trained = train_recipe(talker_recipe(model, data, directory / stage, how), load_parts)
-    assert trained is not None
-    return trained
+    return trained_by(talker_recipe(model, data, directory / stage, how))
 
 
 def held_report(directory: Path, seed: int) -> str:
     """How well the trained Talker says sentences that were held out, in lines."""
     file, model = write_spoken(directory, seed)["test"], directory / "talker" / "model"
-    recipe = talker_recipe(directory / "joined", file, directory / "talker", How(1, 1.0, seed, 0))
-    metrics = held_accuracy(replace(recipe, run=replace(recipe.run, steps=None)), model)
+    recipe = talker_recipe(directory / "joined", file, directory / "talker", How(None, 1.0, seed, 0))
+    metrics = held_accuracy(recipe, model)
     heard = listen(omni_jax.load(model), read_repeats(file, LISTENED), file.parent, Voice(speech_temperature=0))
     made, true = np.array([one.frames for one in heard]).T
     near = np.mean([one.distance < one.other for one in heard])

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import omni_jax
 from omni_jax.errors import InputError
 from omni_jax.train.batch import MediaRows
-from omni_jax.train.command import train_recipe
+from omni_jax.train.command import AnyRecipe, train_recipe
 from omni_jax.train.data.samples import TextRecipe
 from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Optimizer, Run
@@ -43,10 +43,11 @@ FITTED = 48
 class How(NamedTuple):
     """How long, how fast and in which order a stage trains.
 
-    workers: processes that prepare data. left: the share of the learning rate at the last step.
+    steps: None for all rows once. workers: processes that prepare data. left: the share of the learning rate at the
+    last step.
     """
 
-    steps: int
+    steps: int | None
     rate: float
     seed: int
     workers: int
@@ -85,8 +86,8 @@ def train_thinker(directory: Path, senses: Sequence[str], how: How, begun: Path 
 
     begun: a model to begin with instead. InputError for rows or a model other than those that training began with.
     """
-    data = write_mixture(directory, senses, MIXED, how.seed)
     recipe = _after(directory, "mixed", "thinker", senses, how, begun)
+    data = write_mixture(directory, senses, MIXED, how.seed)
     return trained_by(replace(recipe, run=replace(recipe.run, data=(data,))))
 
 
@@ -119,7 +120,7 @@ def recipe_of(model: Path, files: tuple[Path, ...], output: Path, how: How) -> S
     )
 
 
-def trained_by(recipe: Sft) -> Trained:
+def trained_by(recipe: AnyRecipe) -> Trained:
     """What the recipe's loop gives."""
     trained = train_recipe(recipe, load_parts)
     assert trained is not None

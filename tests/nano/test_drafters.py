@@ -13,6 +13,7 @@ from omni_jax.weights.drafters import load_drafter
 from omni_jax.weights.trees import flatten
 from scripts.nano import drafters
 from scripts.nano.config import nano_config, nano_tokenizer
+from scripts.nano.mixture import drawn_rows
 from scripts.nano.senses import wordings
 from tests.nano.small import write_rows, write_small
 
@@ -29,7 +30,8 @@ def test_both_have_as_many_parameters_and_are_small() -> None:
 
 def test_prompts_are_of_every_sense(tmp_path: Path) -> None:
     write_rows(tmp_path)
-    lines = drafters._prompts(tmp_path, ["written", "repeat", "remember"], 2, 0)
+    wanted = drafters.asked_of(tmp_path, ["written", "repeat", "remember"], 2)
+    lines = drawn_rows(tmp_path, wanted, 0)
     answers = sorted(json.loads(line)["messages"][-1]["content"] for line in lines)
     assert answers == ["River.", "Sea.", "The digit is two.", "The digit is two.", "Your word is sea."]
 
