@@ -17,9 +17,9 @@ from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.rows import rows_path
 
 # How often each sense is asked, in parts of all; the others are asked as often as `OTHERS`.
-SHARES = {"read": 26.0, "scene": 16.0, "compare": 16.0} | dict.fromkeys(("same", "spell", "digits"), 6.0)
-SHARES |= {"move": 5.0, "add": 4.0}
-OTHERS = 2.5
+SHARES = {"read": 24.0, "scene": 18.0, "compare": 18.0, "remember": 8.0, "move": 3.0}
+SHARES |= dict.fromkeys(("same", "spell", "digits"), 6.0) | dict.fromkeys(("add", "when", "silence", "written"), 4.0)
+OTHERS = 2.0
 
 
 def write_mixture(directory: Path, senses: Sequence[str], number: int, seed: int) -> Path:

@@ -125,7 +125,7 @@ Ask = Callable[[np.random.Generator, Split], Question | None]
 
 def scene_senses(scale: float = 1.0) -> tuple[Sense, ...]:
     """The senses of scenes: one, and several compared."""
-    return Sense("scene", scene, counts(scale, 30_000, 600)), Sense("compare", compare, counts(scale, 8_000, 300))
+    return Sense("scene", scene, counts(scale, 30_000, 600)), Sense("compare", compare, counts(scale, 20_000, 300))
 
 
 def scene(draw: np.random.Generator, split: Split) -> Sample:
@@ -266,13 +266,13 @@ def describe(draw: np.random.Generator, split: Split) -> Question:
 
 def more(draw: np.random.Generator, split: Split) -> Question | None:
     """Which of two pictures has more things of a shape, or which of three the most."""
-    pictures = [things_of(draw, split, int(draw.integers(1, MOST_THINGS + 1))) for _ in range(pick(draw, (2, 2, 3)))]
+    pictures = [things_of(draw, split, int(draw.integers(1, 4))) for _ in range(pick(draw, (2, 2, 3)))]
     shape = pick(draw, SHAPES)
     numbers = [sum(thing.shape == shape for thing in things) for things in pictures]
     if numbers.count(max(numbers)) > 1:
         return None
     how, which = "more" if len(pictures) == 2 else "the most", ORDINALS[int(np.argmax(numbers))]
-    said = _after(_counted(numbers), f"the {which} picture has {how} {shape}s.")
+    said = _after(_named(pictures), f"the {which} picture has {how} {shape}s.")
     return Question(pictures, MORE, (f"{shape}s", how), said, which)
 
 
@@ -284,7 +284,7 @@ def which(draw: np.random.Generator, split: Split) -> Question | None:
     numbers = [sum(thing.shape == shape for thing in things) for things in pictures]
     if np.count_nonzero(numbers) > 1:
         return None
-    said = _after(_counted(numbers), f"the {ORDINALS[number]} picture shows {article(shape)}.")
+    said = _after(_named(pictures), f"the {ORDINALS[number]} picture shows {article(shape)}.")
     return Question(pictures, WHICH, (article(shape),), said, ORDINALS[number])
 
 
@@ -295,8 +295,7 @@ def same(draw: np.random.Generator, split: Split) -> Question:
     if not is_same:
         number = int(draw.integers(len(first)))
         second[number] = changed(draw, split, first[number], pick(draw, ("colour", "shape")))
-    seen = [" and ".join(article(thing.name) for thing in sorted(things, key=place_of)) for things in (first, second)]
-    said = _after(seen, "yes, they show the same." if is_same else "no, they are not the same.")
+    said = _after(_named((first, second)), "yes, they show the same." if is_same else "no, they are not the same.")
     return Question([first, second], SAME, (), said, "yes" if is_same else "no")
 
 
@@ -309,8 +308,9 @@ def different(draw: np.random.Generator, split: Split) -> Question:
     return Question([[first], [second]], DIFFERENT, (), _after(seen, f"the {what} is different."), what)
 
 
-def _counted(numbers: Sequence[int]) -> list[str]:
-    return [NUMBERS[number] for number in numbers]
+def _named(pictures: Sequence[Sequence[Thing]]) -> list[str]:
+    """The things of each picture, row by row."""
+    return [" and ".join(article(thing.name) for thing in sorted(things, key=place_of)) for things in pictures]
 
 
 def _after(seen: Sequence[str], conclusion: str) -> str:
