@@ -1,6 +1,6 @@
 """The stage codec: train encoder, codebooks and Code2Wav on what the speakers say, and write the codes of all of it.
 
-    speech/<speaker>/*.wav -> crops of FRAMES frames -> step -> codec.npz, codec.csv
+    speech/<speaker>/<word>.wav -> sentences -> crops of FRAMES frames -> step -> codec.npz, codec.csv
     codec.npz -> speech/<speaker>/*.npy, speech/codes.json, code2wav parameters for the model
 
 The learning rate follows the steps; seconds only pause, and the same call goes on with the same result. Lines of
@@ -9,7 +9,7 @@ codec.csv: step, seconds so far, spectral loss, commitment loss.
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from scripts.nano.codec import (
 )
 from scripts.nano.origin import check_origin, digest_of
 from scripts.nano.rows import SPLITS
+from scripts.nano.speech import FRAME, clips_of, read_clips
 from scripts.stored_state import log_file, restored, take_steps
 
 # A crop of sound, in frames; crops of a batch.
@@ -133,11 +134,10 @@ def trained_codec(codec: CodecModules, directory: Path) -> State:
     return restored(file, codec.begin(0, codec.optimizer(1), np.zeros((1, codec.crop), np.float32)))[0]
 
 
-def read_waves(speech: Path, split: str) -> list[np.ndarray]:
-    """The waves of a split, int16 [n] each."""
-    import soundfile
-
-    return [soundfile.read(speech / line["audio"], dtype="int16")[0] for line in lines_of(speech, split)]
+def read_waves(speech: Path, split: str) -> list[Sequence[np.ndarray]]:
+    """The sentences of a split, each as what is said of its words, int16 [n] each."""
+    clips = read_clips(speech)
+    return [clips_of(line["text"], clips[line["speaker"]]) for line in lines_of(speech, split)]
 
 
 def lines_of(speech: Path, split: str) -> Iterator[dict[str, str]]:
@@ -147,7 +147,7 @@ def lines_of(speech: Path, split: str) -> Iterator[dict[str, str]]:
 
 
 def write_codes(codec: CodecModules, state: State, directory: Path) -> None:
-    """Write the codes int16 [Q, F] of every wave beside it; their sound is as long or up to a frame longer.
+    """Write the codes int16 [Q, F] of every sentence: those of its words, each of which is encoded by itself.
 
     codes.json, written last, says of which codec and sentences they are; codes of these are left as they are.
     """
@@ -155,10 +155,14 @@ def write_codes(codec: CodecModules, state: State, directory: Path) -> None:
     if _held_codes(speech) == origin:
         return
     (speech / CODES).unlink(missing_ok=True)
+    codes = {
+        speaker: {word: _codes(codec, state, wave) for word, wave in clips.items()}
+        for speaker, clips in read_clips(speech).items()
+    }
     for split in SPLITS:
         for line in lines_of(speech, split):
-            path = speech / line["audio"]
-            np.save(path.with_suffix(".npy"), _codes(codec, state, path).astype(np.int16))
+            said = clips_of(line["text"], codes[line["speaker"]])
+            np.save(speech / line["codes"], np.concatenate(said, axis=1).astype(np.int16))
     write_whole(speech / CODES, json.dumps(origin) + "\n")
 
 
@@ -179,15 +183,11 @@ def _held_codes(speech: Path) -> dict[str, str] | None:
     return json.loads((speech / CODES).read_text()) if (speech / CODES).exists() else None
 
 
-def _codes(codec: CodecModules, state: State, path: Path) -> np.ndarray:
-    """The codes int32 [Q, F] of a file of sound."""
-    import soundfile
-
-    frame = codec.config.total_upsample
-    wave = soundfile.read(path, dtype="float32")[0]
-    frames = -(-len(wave) // frame)
-    room = -(-frames // FRAMES) * FRAMES * frame
-    padded = jnp.asarray(np.pad(wave, (0, room - len(wave)))[None])
+def _codes(codec: CodecModules, state: State, wave: np.ndarray) -> np.ndarray:
+    """The codes int32 [Q, F] of a wave int16 [F * FRAME]."""
+    frames = len(wave) // FRAME
+    room = -(-frames // FRAMES) * FRAMES * FRAME
+    padded = jnp.asarray(np.pad(wave / 32768, (0, room - len(wave)))[None], jnp.float32)
     codes = encode(state.params["encoder"], state.codebooks.entries, padded, declaration=codec.encoder)
     return np.asarray(codes)[0, :, :frames]
 
@@ -220,11 +220,11 @@ def _program(codec: CodecModules, steps: int) -> Any:
     return jax.jit(partial(_step, codec, codec.optimizer(steps)))
 
 
-def _crops(draw: np.random.Generator, waves: list[np.ndarray], size: int, count: int) -> np.ndarray:
-    """Random crops of random waves, float32 [count, size]; a short wave is followed by silence."""
+def _crops(draw: np.random.Generator, waves: list[Sequence[np.ndarray]], size: int, count: int) -> np.ndarray:
+    """Random crops of random sentences, float32 [count, size]; a short one is followed by silence."""
     out = np.zeros((count, size), np.float32)
     for row, which in zip(out, draw.integers(len(waves), size=count), strict=True):
-        wave = waves[which]
+        wave = np.concatenate(waves[which])
         begin = int(draw.integers(max(1, len(wave) - size)))
         part = wave[begin : begin + size]
         row[: len(part)] = part / 32768 * draw.uniform(0.7, 1.2)

@@ -28,7 +28,7 @@ from scripts.nano.rows import rows_path
 from scripts.nano.voices import VOICES
 
 # Conversations that are answered at once, and the longest answer in tokens.
-BATCH, LONGEST = 32, 64
+BATCH, LONGEST = 32, 96
 # Wrong replies that are kept of each sense.
 FAILURES = 5
 # The senses whose digits are confused, and those of whose sounds the file's name holds the voice.

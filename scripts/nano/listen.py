@@ -26,7 +26,7 @@ from omni_jax.train.talker import TalkerSft
 from scripts.nano.codec import log_mel
 
 # Frames after which a sentence is given up.
-MOST = 96
+MOST = 150
 
 
 @dataclass(frozen=True)

@@ -21,23 +21,29 @@ def wav(sound: np.ndarray, rate: int) -> bytes:
     return file.getvalue()
 
 
-def synthesised(text: str, voice: str, rate: int) -> np.ndarray:
-    """A sentence by a voice of flite, at one level with little silence around it: float32 [samples] at `rate`."""
+def synthesised(
+    text: str, voice: str, rate: int, pace: float = 1.0, before: float = BEFORE, after: float = AFTER
+) -> np.ndarray:
+    """A sentence by a voice of flite, at one level with little silence around it: float32 [samples] at `rate`.
+
+    pace: what durations are multiplied by. before, after: seconds of silence that are left.
+    """
     import soundfile
     from scipy.signal import resample_poly
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "said.wav"
-        subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True)
+        command = ["flite", "-voice", voice, "--setf", f"duration_stretch={pace}", "-t", text, "-o", str(path)]
+        subprocess.run(command, check=True)
         wave, own_rate = soundfile.read(path, dtype="float32")
-    return trimmed(resample_poly(wave, rate, own_rate), rate)
+    return trimmed(resample_poly(wave, rate, own_rate), rate, before, after)
 
 
-def trimmed(wave: np.ndarray, rate: int) -> np.ndarray:
-    """A wave float32 [n] at one level, with little silence around it."""
+def trimmed(wave: np.ndarray, rate: int, before: float = BEFORE, after: float = AFTER) -> np.ndarray:
+    """A wave float32 [n] at one level, with so many seconds of silence around it."""
     loud = np.flatnonzero(np.abs(wave) > SILENCE * np.abs(wave).max(initial=1e-9))
     if not loud.size:
         return wave
-    wave = wave[max(0, loud[0] - round(BEFORE * rate)) : loud[-1] + round(AFTER * rate)]
+    wave = wave[max(0, loud[0] - round(before * rate)) : loud[-1] + round(after * rate)]
     wave = wave * LEVEL / np.sqrt(np.mean(wave**2))
     return (wave * min(1.0, 0.95 / np.abs(wave).max())).astype(np.float32)

@@ -1,16 +1,22 @@
-"""What the two speakers say: the model's own answers and what users tell it, spoken by two synthetic voices.
+"""What the two speakers say: the model's own answers and what users tell it, word by word, by two synthetic voices.
 
-Each sentence is spoken once by each voice, at 24 kHz, with little silence around it. `speech.jsonl` holds a line for
-each: speaker, text and file, which is named by voice and text. Every word is said alone, and then the senses give their
+    rows/*.train.jsonl -> sentences -> words -> speech/<speaker>/<word>.wav, speech/speech.jsonl
+
+Each voice says every word once, by itself, at 24 kHz; a clip lasts a whole number of frames of codes, and a sentence is
+its words' clips one after another, with a frame of silence for each comma and colon. So a word always has the same
+codes, which a Talker of this size can learn; words that flow into each other have others every time.
+
+`speech.jsonl` holds a line for each sentence and speaker. Every word is said alone, and then the senses give their
 answers in turn, so that senses with few different answers give all of them; those whose words stand in any order give
 several at a time, because the order is learned from many. The last tenth, mostly digit strings, word lists and scenes,
 is held out from training.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from shutil import which
@@ -22,7 +28,7 @@ from omni_jax.errors import InputError
 from omni_jax.files import write_whole
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 from scripts.nano.origin import check_origin, rows_digest
-from scripts.nano.rows import Split, made_senses, rows_path
+from scripts.nano.rows import made_senses, rows_path
 from scripts.nano.sounds import synthesised, wav
 from scripts.nano.text import KEPT
 from scripts.nano.words import NOUNS, NUMBERS
@@ -35,6 +41,13 @@ HELD = 10
 SEVERAL = {"digits": 10, "add": 2, "count": 2, "scene": 2}
 # How often each letter is said in strings of letters, and their length.
 ALPHABETS, STRING = 16, 5
+# The training answers that hold a word which is said: invented words, of which reading has thousands, are in fewer.
+# The longest sentence, in words.
+FREQUENT, LONGEST = 20, 16
+# What the voices' durations are multiplied by, the seconds of silence around a word, and the samples of a frame.
+PACE, BEFORE, AFTER = 0.8, 0.02, 0.04
+FRAME = SAMPLES_PER_SECOND * 8 // 100
+PAUSES = ",:"
 
 
 def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
@@ -51,11 +64,16 @@ def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
         raise InputError("flite is missing; install the Debian package flite")
     texts = sentences(directory, count, seed)
     train = len(texts) - len(texts) // HELD
-    asked = [(speaker, text, "train" if i < train else "test") for speaker in VOICES for i, text in enumerate(texts)]
+    known = {word for text in texts for word in said_words(text)} - {*PAUSES}
     for speaker in VOICES:
         (path.parent / speaker).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
-        lines = list(pool.map(lambda one: _spoken(path.parent, *one), asked))
+        list(pool.map(lambda one: _say(path.parent, *one), [(who, word) for who in VOICES for word in sorted(known)]))
+    lines = [
+        {"speaker": who, "text": text, "codes": f"{who}/{i}.npy", "split": "train" if i < train else "test"}
+        for who in VOICES
+        for i, text in enumerate(texts)
+    ]
     write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -63,10 +81,14 @@ def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
 def sentences(directory: Path, count: int, seed: int) -> list[str]:
     """Every word alone, strings of letters, then the answers of the training rows, each sense's in turn.
 
-    A sense's rows are taken in a random order, so that its frequent answers come first.
+    A sense's rows are taken in a random order, so that its frequent answers come first. Long answers, and
+    those with a word that hardly any other holds, are left out.
     """
-    draw = np.random.default_rng(seed)
-    turns = zip_longest(*(_turns(draw, texts, SEVERAL.get(sense, 1)) for sense, texts in _said(directory).items()))
+    draw, said = np.random.default_rng(seed), _said(directory)
+    held = Counter(word for text in {*chain(*said.values())} for word in {*said_words(text)})
+    known = {word for word, count in held.items() if count >= FREQUENT} | {*NUMBERS, *NOUNS, *ascii_lowercase, *PAUSES}
+    said = {sense: [text for text in texts if _is_sayable(text, known)] for sense, texts in said.items()}
+    turns = zip_longest(*(_turns(draw, texts, SEVERAL.get(sense, 1)) for sense, texts in said.items()))
     words = (word.capitalize() + "." for word in (*NUMBERS, *NOUNS))
     given = chain(*(texts for turn in turns for texts in turn if texts is not None))
     texts = chain([KEPT], words, _letters(draw), given)
@@ -101,14 +123,35 @@ def _letters(draw: np.random.Generator) -> Iterator[str]:
             yield ", ".join(order[begin : begin + STRING]).capitalize() + "."
 
 
-def clip_name(voice: str, text: str) -> str:
-    """The file of a sentence in a voice: the same for the same sentence, however many there are."""
-    return sha256(f"{voice}: {text}".encode()).hexdigest()[:16] + ".wav"
+def said_words(text: str) -> list[str]:
+    """The words of a sentence in lower case, and the marks between them at which a speaker pauses."""
+    return re.findall(f"[a-z]+|[{PAUSES}]", text.lower())
 
 
-def _spoken(folder: Path, speaker: str, text: str, split: Split) -> dict[str, str]:
-    """Speak one sentence into `folder`: its line."""
-    file = folder / speaker / clip_name(VOICES[speaker], text)
+def _is_sayable(text: str, known: set[str]) -> bool:
+    words = said_words(text)
+    return len(words) <= LONGEST and known.issuperset(words)
+
+
+def read_clips(speech: Path) -> dict[str, dict[str, np.ndarray]]:
+    """What each speaker says, int16 [n] for each word and pause, n a multiple of FRAME."""
+    import soundfile
+
+    clips = {speaker: dict.fromkeys(PAUSES, np.zeros(FRAME, np.int16)) for speaker in VOICES}
+    for speaker, said in clips.items():
+        said |= {file.stem: soundfile.read(file, dtype="int16")[0] for file in (speech / speaker).glob("*.wav")}
+    return clips
+
+
+def clips_of(text: str, clips: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+    """What is said of each word of a sentence, of clips by word."""
+    return [clips[word] for word in said_words(text)]
+
+
+def _say(folder: Path, speaker: str, word: str) -> None:
+    """Say a word into `folder`."""
+    file = folder / speaker / f"{word}.wav"
     if not file.exists():
-        write_whole(file, wav(synthesised(text, VOICES[speaker], SAMPLES_PER_SECOND), SAMPLES_PER_SECOND))
-    return {"speaker": speaker, "text": text, "audio": f"{speaker}/{file.name}", "split": split}
+        wave = synthesised(word, VOICES[speaker], SAMPLES_PER_SECOND, PACE, BEFORE, AFTER)
+        whole = np.pad(wave, (0, -len(wave) % FRAME))
+        write_whole(file, wav(whole, SAMPLES_PER_SECOND))

@@ -42,7 +42,7 @@ ROWS, LENGTH = 16, 512
 # Conversations of its own in which a sentence is trained, with each voice.
 OWN = 2
 # The share of codes that the Talker reads as others: most of those that it says are not the ones of a clip.
-MISTAKES = 0.7
+MISTAKES = 0.4
 # Held clips that are spoken for the report.
 LISTENED = 32
 
@@ -117,7 +117,7 @@ def _rows(line: dict[str, str], own: list[Messages], split: Split, seed: int) ->
     if own:
         before += [own[i] for i in draw.permutation(len(own))[:OWN]]
         before.append([without_media(message) for message in pick(draw, own)])
-    codes = f"../speech/{Path(line['audio']).with_suffix('.npy')}"
+    codes = f"../speech/{line['codes']}"
     for messages in before:
         yield {"messages": [*messages, assistant(text)], "codes": codes, "speaker": line["speaker"]}
 
