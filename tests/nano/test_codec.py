@@ -19,6 +19,8 @@ from scripts.nano.codec_stage import CodecModules, code2wav_params, codes_digest
 from scripts.nano.config import nano_config, nano_tokenizer
 from scripts.nano.senses import wordings
 from scripts.nano.sounds import trimmed
+from scripts.nano.speech import FRAME
+from scripts.nano.words import DIGITS
 from scripts.stored_state import save
 
 RATE = 24_000
@@ -40,10 +42,14 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import soundfile
 
     folder, lines = tmp_path_factory.mktemp("spoken"), []
-    for i in range(4):
-        t = np.arange(RATE // 2 * (1 + i % 2)) / RATE
-        soundfile.write(folder / f"{i}.wav", 0.3 * np.sin(2 * np.pi * (200 + 90 * i) * t), RATE, subtype="PCM_16")
-        lines.append({"speaker": "ethan", "text": "a", "audio": f"{i}.wav", "split": "test" if i == 3 else "train"})
+    (folder / "ethan").mkdir()
+    for i, word in enumerate(DIGITS[:4]):
+        t = np.arange(FRAME * (6 + 6 * (i % 2))) / RATE
+        wave = 0.3 * np.sin(2 * np.pi * (200 + 90 * i) * t)
+        soundfile.write(folder / "ethan" / f"{word}.wav", wave, RATE, subtype="PCM_16")
+        text = f"{word.capitalize()}, {DIGITS[0]}."
+        split = "test" if i == 3 else "train"
+        lines.append({"speaker": "ethan", "text": text, "codes": f"ethan/{i}.npy", "split": split})
     (folder / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -147,18 +153,24 @@ def test_codes_are_of_the_last_codec(codec: CodecModules, directory: Path) -> No
     with pytest.raises(InputError, match="run the stage codec to its end first"):
         codes_digest(directory)
     write_codes(codec, state, directory)
-    for i, wave in enumerate(waves):
-        codes = np.load(directory / "speech" / f"{i}.npy")
-        assert codes.shape == (16, -(-len(wave) // 1920)) and 0 <= codes.min() and codes.max() < 8
+    zero = None
+    for i, said in enumerate(waves):
+        codes, lengths = np.load(directory / "speech" / "ethan" / f"{i}.npy"), [len(word) // FRAME for word in said]
+        assert codes.shape == (16, sum(lengths)) and 0 <= codes.min() and codes.max() < 8
+        # A word has the same codes wherever it stands; a comma is one frame.
+        last = codes[:, -lengths[-1] :]
+        zero = codes[:, : lengths[0]] if zero is None else zero
+        assert lengths[1] == 1 and (last == zero).all()
     first = codes_digest(directory)
-    (directory / "speech" / "0.npy").unlink()
+    written = directory / "speech" / "ethan" / "0.npy"
+    written.unlink()
     write_codes(codec, state, directory)
-    assert not (directory / "speech" / "0.npy").exists()
+    assert not written.exists()
     save(directory / "codec.npz", state, 2, 0.0)
     with pytest.raises(InputError, match="lacks codes of the trained codec"):
         codes_digest(directory)
     write_codes(codec, state, directory)
-    assert (directory / "speech" / "0.npy").exists() and codes_digest(directory) != first
+    assert written.exists() and codes_digest(directory) != first
 
 
 def test_spectra_tell_sounds_apart() -> None:
@@ -174,3 +186,4 @@ def test_silence_is_cut() -> None:
     wave = np.concatenate([np.zeros(RATE), np.full(RATE // 10, 0.5), np.zeros(RATE)]).astype(np.float32)
     cut = trimmed(wave, RATE)
     assert len(cut) == RATE // 10 + round(0.04 * RATE) + round(0.12 * RATE) - 1 and abs(cut).max() <= 0.95
+    assert len(trimmed(wave, RATE, 0.01, 0.02)) == RATE // 10 + round(0.01 * RATE) + round(0.02 * RATE) - 1

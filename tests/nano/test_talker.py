@@ -44,13 +44,14 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             codes = np.random.default_rng(i).integers(0, CODES, (16, FRAMES + i)).astype(np.int16)
             np.save(tmp_path / "speech" / speaker / f"{i}.npy", codes)
             split = "test" if text == "Your word is sea." else "train"
-            lines.append({"speaker": speaker, "text": text, "audio": f"{speaker}/{i}.wav", "split": split})
+            lines.append({"speaker": speaker, "text": text, "codes": f"{speaker}/{i}.npy", "split": split})
     (tmp_path / "speech" / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 
 
-def test_everything_that_is_said_is_said_alone_or_in_turn(tmp_path: Path) -> None:
+def test_everything_that_is_said_is_said_alone_or_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path)
+    monkeypatch.setattr(speech, "FREQUENT", 1)
     texts = sentences(tmp_path, 10_000, 0)
     assert len(set(texts)) == len(texts)
     assert {word.capitalize() + "." for word in (*NOUNS, *NUMBERS)} | {*SPOKEN[:3]} <= {*texts}
@@ -150,23 +151,37 @@ def arrays(model: Path) -> dict:
     return flatten(open_params(model))
 
 
-def test_clips_are_reused_by_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_word_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path)
     said = []
 
-    def speak(folder: Path, speaker: str, text: str, split: str) -> dict[str, str]:
-        said.append((speaker, text))
-        return {"speaker": speaker, "text": text, "audio": f"{speaker}/{speech.clip_name(speaker, text)}"}
+    def synthesise(word: str, voice: str, *_: float) -> np.ndarray:
+        said.append((voice, word))
+        return np.full(2000 + len(word), 0.1, np.float32)
 
-    monkeypatch.setattr(speech, "_spoken", speak)
+    monkeypatch.setattr(speech, "synthesised", synthesise)
     monkeypatch.setattr(speech, "which", lambda _: "flite")
     path = speech.write_speech(tmp_path, 20, 0, 1)
-    first = {line["text"]: line["audio"] for line in map(json.loads, path.open())}
-    assert speech.write_speech(tmp_path, 20, 0, 1) == path and len(said) == 40
+    lines = [json.loads(line) for line in path.open()]
+    words = {word for line in lines for word in speech.said_words(line["text"])} - {","}
+    assert len(lines) == 40 and sorted(said) == sorted((voice, word) for voice in ("rms", "slt") for word in words)
+    assert speech.write_speech(tmp_path, 20, 0, 1) == path and len(said) == 2 * len(words)
     with pytest.raises(InputError, match="speech.jsonl is outdated: sentences changed from 20 to 30; delete"):
         speech.write_speech(tmp_path, 30, 0, 1)
     path.unlink()
-    more = {line["text"]: line["audio"] for line in map(json.loads, speech.write_speech(tmp_path, 30, 1, 1).open())}
-    both = first.keys() & more.keys()
-    assert len(both) >= 10 and all(first[text] == more[text] for text in both)
-    assert len({*first.values(), *more.values()}) == len(first.keys() | more.keys())
+    speech.write_speech(tmp_path, 30, 0, 1)
+    assert len(said) == len({*said}) > 2 * len(words)
+    clips = speech.read_clips(path.parent)["ethan"]
+    assert [len(clip) for clip in speech.clips_of("Zero, one: two.", clips)] == [3840, 1920, 3840, 1920, 3840]
+
+
+def test_invented_words_and_long_sentences_are_not_said(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    rows = tmp_path / "rows" / "read.train.jsonl"
+    texts = ["It says 'sea'."] * 3 + ["It says 'abladchond'.", ", ".join(["one"] * 10) + "."]
+    texts += [f"It says '{noun}'." for noun in NOUNS[: speech.FREQUENT]]
+    rows.write_text(
+        "".join(json.dumps({"messages": [{"role": "assistant", "content": text}]}) + "\n" for text in texts)
+    )
+    found = sentences(tmp_path, 10_000, 0)
+    assert texts[0] in found and not {*texts[3:5]} & {*found}
