@@ -12,6 +12,7 @@ Shapes that reach the compiler are bucketed: prompts to a few lengths, caches to
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import jax
@@ -158,8 +159,14 @@ class PlainEngine:
         """What is kept of a prompt whose hidden states of these numbers are wanted, if anything is."""
         if self.keeper is None or len(batch.mask) > 1:
             return None
-        merge_size = bind(self.declaration, self.params).config.vision.spatial_merge_size
-        return self.keeper.begin(requests[0], contents_of(batch, merge_size), float(batch.rope_delta[0]), bool(taps))
+        return self.keeper.begin(
+            requests[0], contents_of(batch, self._merge_size), float(batch.rope_delta[0]), bool(taps)
+        )
+
+    @cached_property
+    def _merge_size(self) -> int:
+        """Of the vision encoder; read once, because the host takes a while to bind a module."""
+        return bind(self.declaration, self.params).config.vision.spatial_merge_size
 
     def whole(
         self,

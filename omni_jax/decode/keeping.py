@@ -3,14 +3,15 @@
     arrays of media   -> digest -> features, instead of another run of an encoder
     prompt of a request -> the longest common beginning with a kept conversation -> its cache, up to there
 
-Two conversations are alike up to a token if all tokens up to there are equal, with their positions and, at media, with
-what the encoder reads and the place in it. Whoever goes on from a kept cache gets what a run of the whole prompt gives,
-up to rounding.
+Beginnings are found by the digests of whole blocks of tokens, however many conversations are kept. Two conversations are
+alike up to a token if all tokens up to there are equal, with their positions and, at media, with what the encoder reads
+and the place in it. Whoever goes on from a kept cache gets what a run of the whole prompt gives, up to rounding.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,8 @@ from omni_jax.inputs.batch import Batch
 
 # Tokens that a prompt must share with a kept conversation: all prompts begin alike, and a few tokens save nothing.
 LEAST = 16
+# Tokens of a block; of the conversations that share as many blocks with a prompt, so many are compared, latest first.
+BLOCK, COMPARED = 16, 8
 # What tells tokens apart: id, three positions, two halves of a digest, and the place in what was digested.
 COLUMNS = 7
 
@@ -57,6 +60,7 @@ class Store:
     def __init__(self, most_bytes: int):
         self.most_bytes, self.bytes = most_bytes, 0
         self._kept: dict[Any, Any] = {}
+        self._by_beginning: dict[bytes, dict[Conversation, None]] = {}
 
     def features(self, arrays: Iterable[np.ndarray], encode: Callable[[], Any]) -> Any:
         """The features of media by the arrays [...] that an encoder reads; `encode` makes them if they are not kept."""
@@ -66,33 +70,41 @@ class Store:
         return self._put(key, encode())
 
     def keep(self, conversation: Conversation) -> None:
-        """Keep a conversation, instead of those that are its beginning."""
-        for key, kept in self._conversations():
+        """Keep a conversation, instead of those that are its beginning and of which it shares most blocks."""
+        for kept in next(self._alike(conversation.contents), ()):
             longer = conversation.hidden is not None or kept.hidden is None
             if longer and common(kept.contents, conversation.contents) == len(kept.contents):
-                self._drop(key)
+                self._drop(kept)
         self._put(conversation, conversation)
+        if conversation in self._kept:
+            for key in beginnings(conversation.contents):
+                self._by_beginning.setdefault(key, {})[conversation] = None
 
     def find(self, contents: np.ndarray, hidden: bool) -> Beginning | None:
         """The kept conversation that a prompt int64 [T, 7] goes on from, if any; at least one token is left to run.
 
         hidden: whether hidden states at media positions are wanted too.
         """
-        found = None
-        for _, kept in self._conversations():
-            tokens = common(kept.contents, contents)
-            if hidden and kept.hidden is None:
-                tokens = min(tokens, first_media(contents))
-            # A drafter has read a token together with the next one, which may be another.
-            tokens = min(tokens, len(contents) - 1) - 1
-            if tokens >= LEAST and (found is None or tokens > found.tokens):
-                found = Beginning(kept, tokens)
-        if found is not None:
-            self._use(found.conversation)
+        found, media = None, first_media(contents) if hidden else 0
+        for alike in self._alike(contents):
+            for kept in alike:
+                tokens = common(kept.contents, contents)
+                if hidden and kept.hidden is None:
+                    tokens = min(tokens, media)
+                # A drafter has read a token together with the next one, which may be another.
+                tokens = min(tokens, len(contents) - 1) - 1
+                if tokens >= LEAST and (found is None or tokens > found.tokens):
+                    found = Beginning(kept, tokens)
+            if found is not None:
+                self._use(found.conversation)
+                break
         return found
 
-    def _conversations(self) -> list[tuple[Any, Conversation]]:
-        return [(key, kept) for key, kept in self._kept.items() if isinstance(kept, Conversation)]
+    def _alike(self, contents: np.ndarray) -> Iterator[list[Conversation]]:
+        """A few conversations that share as many blocks with contents [T, 7] as any do, then those that share fewer."""
+        for key in reversed(beginnings(contents)):
+            if key in self._by_beginning:
+                yield list(islice(reversed(self._by_beginning[key]), COMPARED))
 
     def _use(self, key: Any) -> Any:
         self._kept[key] = self._kept.pop(key)
@@ -108,7 +120,14 @@ class Store:
         return value
 
     def _drop(self, key: Any) -> None:
-        self.bytes -= bytes_of(self._kept.pop(key))
+        value = self._kept.pop(key)
+        self.bytes -= bytes_of(value)
+        if isinstance(value, Conversation):
+            for beginning in beginnings(value.contents):
+                alike = self._by_beginning[beginning]
+                del alike[value]
+                if not alike:
+                    del self._by_beginning[beginning]
 
 
 @dataclass(eq=False)
@@ -170,6 +189,15 @@ def digest(array: np.ndarray) -> bytes:
     """16 bytes that tell an array [...] from all others."""
     form = blake2b(f"{array.shape} {array.dtype}".encode(), digest_size=16)
     return blake2b(array.tobytes(), digest_size=16, key=form.digest()).digest()
+
+
+def beginnings(contents: np.ndarray) -> list[bytes]:
+    """What stands for the first block of contents [T, 7], for the first two, and so on."""
+    found, key = list[bytes](), b""
+    for begin in range(0, len(contents) - BLOCK + 1, BLOCK):
+        key = blake2b(key + contents[begin : begin + BLOCK].tobytes(), digest_size=16).digest()
+        found.append(key)
+    return found
 
 
 def common(one: np.ndarray, other: np.ndarray) -> int:

@@ -23,6 +23,7 @@ from omni_jax.serve.metrics import Metrics
 from omni_jax.serve.workers import Workers
 
 SHORT_CHARACTERS = 20_000  # of a conversation that is prepared in the server's own process
+_TEXT_KEYS = {"type", "text"}  # of a part that is text
 TRANSCRIBE = "Transcribe the {language}audio into text."
 
 
@@ -173,7 +174,10 @@ class Serving:
 
 
 def _is_short_text(messages: Sequence[Any]) -> bool:
-    """Whether messages have no parts that may be media, and little text."""
+    """Whether messages hold text alone, as a whole or in parts, and little of it."""
     contents = [message.get("content") if isinstance(message, dict) else None for message in messages]
-    texts = [content for content in contents if isinstance(content, str)]
-    return len(texts) == len(contents) and sum(map(len, texts)) <= SHORT_CHARACTERS
+    parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
+    texts: list[Any] = [
+        part["text"] if isinstance(part, dict) and part.keys() == _TEXT_KEYS else part for part in parts
+    ]
+    return all(isinstance(text, str) for text in texts) and sum(map(len, texts)) <= SHORT_CHARACTERS

@@ -74,10 +74,22 @@ def test_what_a_prompt_goes_on_from() -> None:
     store = Store(MUCH)
     store.keep(conversation(list(range(40))))
     store.keep(conversation(list(range(60))))
-    assert len(store._conversations()) == 1, "the shorter one is the beginning of the longer"
+    assert store.bytes == bytes_of(conversation(list(range(60)))), "the shorter one is the beginning of the longer"
     for ids, tokens in ((list(range(90)), 59), (list(range(60)), 58), ([*range(30), 1, 1], 29), ([7] * 50, None)):
         found = store.find(text(ids), False)
         assert (None if found is None else found.tokens) == tokens
+
+
+def test_one_of_very_many_conversations_is_found() -> None:
+    store, same = Store(MUCH), list(range(40))
+    for number in range(300):
+        store.keep(conversation([*same, number, *range(30)]))
+    for number in (0, 299):
+        found = store.find(text([*same, number, *range(40)]), False)
+        assert found is not None and found.tokens == len(same) + 30, "all begin alike, and this one goes on longest"
+    found = store.find(text([*same, 999]), False)
+    assert found is not None and found.tokens == len(same) - 1
+    assert store.find(text([999, *same]), False) is None
 
 
 def turns(omni: Omni, first: list[dict], more: list[str], replies: list[Reply], **own: Any) -> Iterator[Prompt | None]:
