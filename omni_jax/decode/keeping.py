@@ -3,9 +3,9 @@
     arrays of media   -> digest -> features, instead of another run of an encoder
     prompt of a request -> the longest common beginning with a kept conversation -> its cache, up to there
 
-Beginnings are found by the digests of whole blocks of tokens, however many conversations are kept. Two conversations are
-alike up to a token if all tokens up to there are equal, with their positions and, at media, with what the encoder reads
-and the place in it. Whoever goes on from a kept cache gets what a run of the whole prompt gives, up to rounding.
+Beginnings are found by the digests of whole blocks of tokens, however many conversations are kept. Two conversations
+are alike up to a token if all tokens up to there are equal, with their positions and, at media, with what the encoder
+reads and the place in it. Whoever goes on from a kept cache gets what a run of the whole prompt gives, up to rounding.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -273,7 +273,8 @@ class Service:
         batching = self.running.batching(self._admissions())
         try:
             for finished in batching.run():
-                batching.steps = self._steps
+                # A request that finds a free slot need not wait for a long step to end.
+                batching.steps = min(self._steps, STREAM_STEPS) if None in batching.rows else self._steps
                 self._pace.lap(batching.chunks, time.monotonic())
                 self._send({request.number for request in finished}, batching)
                 self._readings.step()

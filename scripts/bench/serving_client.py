@@ -12,7 +12,7 @@ import json
 import os
 import time
 import wave
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 
 SHOWN_LETTERS = 200  # of a server's message
 READ_BYTES = 1 << 16
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Address:
 
     def head(self, method: str, path: str, size: int) -> bytes:
         """The head of a request with a JSON body of `size` bytes."""
-        lines = [f"{method} {self.path}{path} HTTP/1.1", f"Host: {self.host}:{self.port}", "Connection: close"]
+        lines = [f"{method} {self.path}{path} HTTP/1.1", f"Host: {self.host}:{self.port}"]
         lines += [f"Authorization: Bearer {self.key}"] if self.key else []
         lines += ["Content-Type: application/json", f"Content-Length: {size}"]
         return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
@@ -134,6 +135,7 @@ async def ask_all(
 ) -> list[Answer]:  # fmt: skip
     """Send requests, each a kind and a body, at their times but at most `most` in flight; their answers, in order."""
     limit, begin = asyncio.Semaphore(most or max(len(bodies), 1)), time.perf_counter()
+    free = list[Connection]()
 
     def clock() -> float:
         return time.perf_counter() - begin
@@ -141,20 +143,30 @@ async def ask_all(
     async def one(answer: Answer, body: dict[str, Any]) -> None:
         await asyncio.sleep(times[answer.number] - clock())
         async with limit:
-            await ask(address, body, answer, clock, timeout)
+            await ask(address, body, answer, clock, timeout, free)
 
     answers = [Answer(number, kind) for number, (kind, _) in enumerate(bodies)]
-    await asyncio.gather(*(one(answer, body) for answer, (_, body) in zip(answers, bodies, strict=True)))
+    try:
+        await asyncio.gather(*(one(answer, body) for answer, (_, body) in zip(answers, bodies, strict=True)))
+    finally:
+        for _, writer in free:
+            writer.close()
     return answers
 
 
 async def ask(
-    address: Address, body: dict[str, Any], answer: Answer, clock: Callable[[], float], timeout: float
+    address: Address,
+    body: dict[str, Any],
+    answer: Answer,
+    clock: Callable[[], float],
+    timeout: float,
+    free: list[Connection],
 ) -> None:
-    """Send one request and time its answer."""
+    """Send one request and time its answer; free: as in `exchange`."""
     answer.sent = answer.ended = clock()
+    asked = exchange(address, "POST", "/v1/chat/completions", body, free)
     try:
-        async with asyncio.timeout(timeout), exchange(address, "POST", "/v1/chat/completions", body) as (status, data):
+        async with asyncio.timeout(timeout), asked as (status, data):
             if status != 200:
                 answer.fail(f"status {status}", _error_of(b"".join([piece async for piece in data])))
                 return
@@ -172,28 +184,53 @@ async def ask(
 
 @asynccontextmanager
 async def exchange(
-    address: Address, method: str, path: str, body: Any = None
+    address: Address, method: str, path: str, body: Any = None, free: list[Connection] | None = None
 ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
-    """Send a request over a connection of its own: the status of the response, and its body as it comes."""
+    """Send a request: the status of the response, and its body as it comes.
+
+    free: connections to use again, as clients do; this one is put there once the body has been read.
+    """
     data = b"" if body is None else json.dumps(body).encode()
-    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=address.tls or None)
+    reader, writer = await _connection(address, free or [])
+    read = False
     try:
         writer.write(address.head(method, path, len(data)) + data)
         await writer.drain()
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
         fields = (line.partition(":") for line in lines)
         headers = {name.lower(): value.strip().lower() for name, _, value in fields}
-        async with aclosing(_body(reader, headers)) as pieces:
-            yield int(first.split()[1]), pieces
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            nonlocal read
+            async with aclosing(_body(reader, headers)) as found:
+                async for piece in found:
+                    yield piece
+            read = headers.get("connection") != "close"
+
+        async with aclosing(pieces()) as found:
+            yield int(first.split()[1]), found
     finally:
-        writer.close()
+        if read and free is not None:
+            free.append((reader, writer))
+        else:
+            writer.close()
 
 
-async def _body(reader: asyncio.StreamReader, headers: dict[str, str]):
+async def _connection(address: Address, free: list[Connection]) -> Connection:
+    """One of the free connections that the server has not closed, or a new one."""
+    while free:
+        if not free[-1][0].at_eof():
+            return free.pop()
+        free.pop()[1].close()
+    return await asyncio.open_connection(address.host, address.port, ssl=address.tls or None)
+
+
+async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncGenerator[bytes, None]:
     """The body of a response, bytes as they come."""
     if headers.get("transfer-encoding") == "chunked":
         while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
             yield (await reader.readexactly(size + 2))[:-2]
+        await reader.readuntil(b"\r\n")
     elif "content-length" in headers:
         yield await reader.readexactly(int(headers["content-length"]))
     else:
