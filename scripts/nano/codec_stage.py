@@ -1,7 +1,7 @@
 """The stage codec: train encoder, codebooks and Code2Wav on what the speakers say, and write the codes of all of it.
 
     speech/<speaker>/<word>.wav -> sentences -> crops of FRAMES frames -> step -> codec.npz, codec.csv
-    codec.npz -> speech/<speaker>/*.npy, speech/codes.json, code2wav parameters for the model
+    codec.npz -> speech/<speaker>.npz, speech/codes.json, code2wav parameters for the model
 
 The learning rate follows the steps; seconds only pause, and the same call goes on with the same result. Lines of
 codec.csv: step, seconds so far, spectral loss, commitment loss.
@@ -40,8 +40,7 @@ from scripts.nano.codec import (
     updated,
 )
 from scripts.nano.origin import check_origin, digest_of
-from scripts.nano.rows import SPLITS
-from scripts.nano.speech import FRAME, clips_of, read_clips
+from scripts.nano.speech import FRAME, VOICES, of_words, read_clips
 from scripts.stored_state import log_file, restored, take_steps
 
 # A crop of sound, in frames; crops of a batch.
@@ -137,7 +136,7 @@ def trained_codec(codec: CodecModules, directory: Path) -> State:
 def read_waves(speech: Path, split: str) -> list[Sequence[np.ndarray]]:
     """The sentences of a split, each as what is said of its words, int16 [n] each."""
     clips = read_clips(speech)
-    return [clips_of(line["text"], clips[line["speaker"]]) for line in lines_of(speech, split)]
+    return [of_words(line["text"], clips[line["speaker"]]) for line in lines_of(speech, split)]
 
 
 def lines_of(speech: Path, split: str) -> Iterator[dict[str, str]]:
@@ -147,7 +146,7 @@ def lines_of(speech: Path, split: str) -> Iterator[dict[str, str]]:
 
 
 def write_codes(codec: CodecModules, state: State, directory: Path) -> None:
-    """Write the codes int16 [Q, F] of every sentence: those of its words, each of which is encoded by itself.
+    """Write the codes of every word, each of which is encoded by itself, into a file for each speaker.
 
     codes.json, written last, says of which codec and sentences they are; codes of these are left as they are.
     """
@@ -155,15 +154,20 @@ def write_codes(codec: CodecModules, state: State, directory: Path) -> None:
     if _held_codes(speech) == origin:
         return
     (speech / CODES).unlink(missing_ok=True)
-    codes = {
-        speaker: {word: _codes(codec, state, wave) for word, wave in clips.items()}
-        for speaker, clips in read_clips(speech).items()
-    }
-    for split in SPLITS:
-        for line in lines_of(speech, split):
-            said = clips_of(line["text"], codes[line["speaker"]])
-            np.save(speech / line["codes"], np.concatenate(said, axis=1).astype(np.int16))
+    for speaker, clips in read_clips(speech).items():
+        codes: Any = {word: _codes(codec, state, wave) for word, wave in clips.items()}
+        np.savez(speech / f"{speaker}.npz", **codes)
     write_whole(speech / CODES, json.dumps(origin) + "\n")
+
+
+def read_codes(directory: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The codes int16 [Q, F] of each speaker's words and pauses; errors as `codes_digest`."""
+    codes_digest(directory)
+    found = {}
+    for speaker in VOICES:
+        with np.load(directory / "speech" / f"{speaker}.npz") as held:
+            found[speaker] = {word: held[word] for word in held.files}
+    return found
 
 
 def codes_digest(directory: Path) -> str:
@@ -184,12 +188,12 @@ def _held_codes(speech: Path) -> dict[str, str] | None:
 
 
 def _codes(codec: CodecModules, state: State, wave: np.ndarray) -> np.ndarray:
-    """The codes int32 [Q, F] of a wave int16 [F * FRAME]."""
+    """The codes int16 [Q, F] of a wave int16 [F * FRAME]."""
     frames = len(wave) // FRAME
     room = -(-frames // FRAMES) * FRAMES * FRAME
     padded = jnp.asarray(np.pad(wave / 32768, (0, room - len(wave)))[None], jnp.float32)
     codes = encode(state.params["encoder"], state.codebooks.entries, padded, declaration=codec.encoder)
-    return np.asarray(codes)[0, :, :frames]
+    return np.asarray(codes, np.int16)[0, :, :frames]
 
 
 def code2wav_params(state: State) -> dict:

@@ -64,9 +64,9 @@ def held_accuracy(recipe: TalkerSft, model: Path) -> dict[str, float]:
     return {name: value / weight for name, value in sums.items()}
 
 
-def listen(omni: Omni, rows: Sequence[dict[str, Any]], folder: Path, voice: Voice) -> list[Heard]:
-    """What comes of rows without media, whose codes are found from `folder`, when the Talker says them alone."""
-    true = [np.load(folder / row["codes"]).astype(np.int32) for row in rows]
+def listen(omni: Omni, rows: Sequence[dict[str, Any]], voice: Voice) -> list[Heard]:
+    """What comes of rows without media, which hold their codes, when the Talker says them alone."""
+    true = [np.array(row["codes"], np.int32) for row in rows]
     made = speak(omni, rows, voice)
     waves = [_sound(omni, codes) for codes in true]
     heard = []
@@ -108,7 +108,7 @@ def _sound(omni: Omni, codes: np.ndarray) -> np.ndarray:
 
 
 def read_repeats(file: Path, count: int) -> list[dict[str, Any]]:
-    """At most `count` rows of a file without media, one of each clip, spread over all of it."""
-    rows = {row["codes"]: row for row in map(json.loads, reversed(file.read_text().splitlines()))}
-    chosen = list(rows.values())[::-1]
+    """At most `count` rows of a file without media, one of each sentence and speaker, spread over all of it."""
+    rows = map(json.loads, reversed(file.read_text().splitlines()))
+    chosen = [*{(row["speaker"], row["messages"][-1]["content"]): row for row in rows}.values()][::-1]
     return chosen[:: max(1, len(chosen) // count)][:count]

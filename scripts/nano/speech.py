@@ -31,7 +31,7 @@ from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.rows import made_senses, rows_path
 from scripts.nano.sounds import synthesised, wav
 from scripts.nano.text import KEPT
-from scripts.nano.words import NOUNS, NUMBERS
+from scripts.nano.words import DIGITS, NOUNS, NUMBERS
 
 # The voices of the Debian package flite that the speakers have.
 VOICES = {"chelsie": "slt", "ethan": "rms"}
@@ -48,6 +48,9 @@ FREQUENT, LONGEST = 20, 16
 PACE, BEFORE, AFTER = 0.8, 0.02, 0.04
 FRAME = SAMPLES_PER_SECOND * 8 // 100
 PAUSES = ",:"
+# What lists are made of, what stands between their words, and how often each kind is said; the longest, in words.
+LISTS = ((DIGITS, ", "), (NUMBERS, ", "), (NOUNS, ", "), (NOUNS, " "), ([*ascii_lowercase], ", "))
+LIST_SHARES, LONGEST_LIST = (0.5, 0.15, 0.15, 0.1, 0.1), 5
 
 
 def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
@@ -70,7 +73,7 @@ def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(lambda one: _say(path.parent, *one), [(who, word) for who in VOICES for word in sorted(known)]))
     lines = [
-        {"speaker": who, "text": text, "codes": f"{who}/{i}.npy", "split": "train" if i < train else "test"}
+        {"speaker": who, "text": text, "split": "train" if i < train else "test"}
         for who in VOICES
         for i, text in enumerate(texts)
     ]
@@ -93,6 +96,14 @@ def sentences(directory: Path, count: int, seed: int) -> list[str]:
     given = chain(*(texts for turn in turns for texts in turn if texts is not None))
     texts = chain([KEPT], words, _letters(draw), given)
     return list(islice(dict.fromkeys(text for text in texts if text), count))
+
+
+def lists(seed: int) -> Iterator[str]:
+    """Lists of digits, of numbers, of nouns and of letters without end, which a Talker learns to say in order."""
+    draw = np.random.default_rng(seed)
+    while True:
+        words, mark = LISTS[int(draw.choice(len(LISTS), p=LIST_SHARES))]
+        yield mark.join(draw.choice(words, int(draw.integers(2, LONGEST_LIST + 1)))).capitalize() + "."
 
 
 def training_answers(directory: Path) -> list[str]:
@@ -143,9 +154,9 @@ def read_clips(speech: Path) -> dict[str, dict[str, np.ndarray]]:
     return clips
 
 
-def clips_of(text: str, clips: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
-    """What is said of each word of a sentence, of clips by word."""
-    return [clips[word] for word in said_words(text)]
+def of_words(text: str, words: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+    """What there is of each word and pause of a sentence: its clip, or its codes."""
+    return [words[word] for word in said_words(text)]
 
 
 def _say(folder: Path, speaker: str, word: str) -> None:

@@ -1,20 +1,25 @@
 """The stages voice and talker: a Talker for the trained codec, which speaks the Thinker's answers.
 
-    speech/speech.jsonl, rows/*.train.jsonl -> spoken/<split>.jsonl
-    mixed/model, codec.npz -> voiced -> recipe talker -> voice/model
-    voice/model, thinker/model -> joined -> recipe talker -> talker/model
+    speech/speech.jsonl, speech/<speaker>.npz -> aloud/aloud.jsonl
+    speech/speech.jsonl, speech/<speaker>.npz, rows/*.train.jsonl -> spoken/<split>.jsonl
+    mixed/model, codec.npz -> voiced, aloud -> recipe talker -> voice/model
+    voice/model, thinker/model -> joined, spoken -> recipe talker -> talker/model
 
 Of the Thinker, the Talker is given embeddings and states, which change little after the stage mixed. So `voice` can run
 while the Thinker is trained to its end, and `talker` goes on for a while with what has come of that.
 
-The Talker is fed the answer one token per frame and must speak it whatever the conversation. Each sentence is therefore
-an answer in several conversations: its own ones, with their pictures, sounds and videos; the words of one of them
-without these; and one that asks to repeat it.
+The Talker is fed the answer one token per frame. To say its words in order is what takes longest to learn; `voice`
+teaches that alone, by sentences and many lists of words that are read aloud. It must speak an answer whatever the
+conversation, too. In `talker` each sentence is therefore an answer in several conversations: its own ones, with their
+pictures, sounds and videos; the words of one of them without these; one that asks to repeat it; and one that asks to
+read it aloud.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -22,6 +27,7 @@ from zlib import crc32
 import numpy as np
 
 import omni_jax
+from omni_jax.decode.speech.aloud import READ_ALOUD
 from omni_jax.files import write_whole
 from omni_jax.settings import Voice
 from omni_jax.train.loop import Trained
@@ -29,16 +35,26 @@ from omni_jax.train.saving import save_part
 from omni_jax.train.settings import Batching, Compute, Optimizer, Run
 from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.model import model_config
-from scripts.nano.codec_stage import CodecModules, code2wav_params, codes_digest, lines_of, trained_codec
+from scripts.nano.codec_stage import (
+    CodecModules,
+    code2wav_params,
+    codes_digest,
+    lines_of,
+    read_codes,
+    trained_codec,
+)
 from scripts.nano.listen import held_accuracy, listen, read_repeats
 from scripts.nano.origin import check_origin, digest_of, model_of, rows_digest
 from scripts.nano.rows import SPLITS, Split, assistant, made_senses, pick, user
+from scripts.nano.speech import VOICES, lists, of_words
 from scripts.nano.text import REPEAT, wording
 from scripts.nano.thinker import How, trained_by
 
 Messages = list[dict[str, Any]]
 
 ROWS, LENGTH = 16, 512
+# Those of a step in which texts are read aloud; lists that are, and the longest text in frames.
+ALOUD_ROWS, ALOUD_LISTS, ALOUD_FRAMES = 32, 20_000, 63
 # Conversations of its own in which a sentence is trained, with each voice.
 OWN = 2
 # The share of codes that the Talker reads as others: most of those that it says are not the ones of a clip.
@@ -89,9 +105,14 @@ def write_spoken(directory: Path, seed: int) -> dict[Split, Path]:
         return files
     lines = {split: list(lines_of(directory / "speech", split)) for split in SPLITS}
     own = conversations(directory, {line["text"] for split in SPLITS for line in lines[split]})
+    codes = read_codes(directory)
     for split, file in files.items():
         file.parent.mkdir(exist_ok=True)
-        rows = (row for line in lines[split] for row in _rows(line, own[line["text"]], split, seed))
+        rows = (
+            _row(before, line["text"], line["speaker"], codes)
+            for line in lines[split]
+            for before in _before(line, own[line["text"]], split, seed)
+        )
         write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
     return files
 
@@ -108,18 +129,42 @@ def conversations(directory: Path, texts: set[str]) -> defaultdict[str, list[Mes
     return found
 
 
-def _rows(line: dict[str, str], own: list[Messages], split: Split, seed: int) -> Iterator[dict[str, Any]]:
-    """The rows in which one clip is the answer; their paths are relative to a folder beside that of the media."""
+def write_aloud(directory: Path, seed: int) -> Path:
+    """Rows that read sentences and lists aloud, none of which is held out, written unless they are there: their file.
+
+    InputError if others are there.
+    """
+    file, speech = directory / "aloud" / "aloud.jsonl", directory / "speech"
+    origin = {"codes": codes_digest(directory), "lists": ALOUD_LISTS, "seed": seed}
+    check_origin(directory, "aloud", [file], origin)
+    if file.exists():
+        return file
+    held = {line["text"] for line in lines_of(speech, "test")}
+    texts = {line["text"] for line in lines_of(speech, "train")} | {*islice(lists(seed), ALOUD_LISTS)} - held
+    codes, draw = read_codes(directory), np.random.default_rng(seed)
+    rows = [_row(READ_ALOUD, text, speaker, codes) for text in sorted(texts) for speaker in VOICES]
+    file.parent.mkdir(exist_ok=True)
+    short = (rows[i] for i in draw.permutation(len(rows)) if len(rows[i]["codes"][0]) <= ALOUD_FRAMES)
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in short))
+    return file
+
+
+def _before(line: dict[str, str], own: list[Messages], split: Split, seed: int) -> Iterator[Messages]:
+    """The conversations in which a sentence is the answer; paths are relative to a folder beside that of the media."""
     text, draw = line["text"], np.random.default_rng([seed, crc32(f"{line['speaker']}: {line['text']}".encode())])
     said = text.rstrip(".")
     said = said if said.startswith("I ") else said[0].lower() + said[1:]
-    before = [[user(wording(draw, REPEAT, split).format(said))]]
+    yield [user(wording(draw, REPEAT, split).format(said))]
+    yield READ_ALOUD
     if own:
-        before += [own[i] for i in draw.permutation(len(own))[:OWN]]
-        before.append([without_media(message) for message in pick(draw, own)])
-    codes = f"../speech/{line['codes']}"
-    for messages in before:
-        yield {"messages": [*messages, assistant(text)], "codes": codes, "speaker": line["speaker"]}
+        yield from (own[i] for i in draw.permutation(len(own))[:OWN])
+        yield [without_media(message) for message in pick(draw, own)]
+
+
+def _row(before: Messages, text: str, speaker: str, codes: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """The row in which a speaker answers a conversation with a text; codes: of each speaker's words."""
+    said = np.concatenate(of_words(text, codes[speaker]), axis=1)
+    return {"messages": [*before, assistant(text)], "codes": said.tolist(), "speaker": speaker}
 
 
 def without_media(message: dict[str, Any]) -> dict[str, Any]:
@@ -145,20 +190,28 @@ def talker_recipe(model: Path, data: Path, output: Path, how: How) -> TalkerSft:
 
 
 def train_voice(directory: Path, how: How) -> Trained:
-    """Train Talker, projections and code predictor for the Thinker of the stage mixed, going on where it was."""
-    return _trained(directory, "voice", write_voiced(directory), how._replace(left=0.2))
+    """Train the Talker to say words in order, for the Thinker of the stage mixed, going on where it was.
+
+    Of a frame's codes it learns the first alone.
+    """
+    model, data = write_voiced(directory), write_aloud(directory, how.seed)
+    recipe = talker_recipe(model, data, directory / "voice", how._replace(left=0.2))
+    batch = replace(recipe.batch, rows=ALOUD_ROWS, coarse=False)
+    recipe = replace(recipe, batch=batch, no_media=True, freeze_predictor=True, predictor_weight=0.0)
+    return _trained(directory, "voice", recipe)
 
 
 def train_talker(directory: Path, how: How) -> Trained:
-    """Train what the stage voice has made for the Thinker at its end, going on where it was."""
-    return _trained(directory, "talker", write_joined(directory), how)
+    """Train what the stage voice has made, with all codes, for the Thinker at its end, going on where it was."""
+    model, data = write_joined(directory), write_spoken(directory, how.seed)["train"]
+    return _trained(directory, "talker", talker_recipe(model, data, directory / "talker", how))
 
 
-def _trained(directory: Path, stage: str, model: Path, how: How) -> Trained:
-    codes, data = codes_digest(directory), write_spoken(directory, how.seed)["train"]
-    origin = {model.name: model_of(model, stage), "spoken/train.jsonl": digest_of([data]), "codes": codes}
+def _trained(directory: Path, stage: str, recipe: TalkerSft) -> Trained:
+    model, (data,) = recipe.run.model, recipe.run.data
+    origin = {model.name: model_of(model, stage), f"{data.parent.name}/{data.name}": digest_of([data])}
     check_origin(directory, stage, [directory / stage], origin)
-    return trained_by(talker_recipe(model, data, directory / stage, how))
+    return trained_by(recipe)
 
 
 def held_report(directory: Path, seed: int) -> str:
@@ -166,7 +219,7 @@ def held_report(directory: Path, seed: int) -> str:
     file, model = write_spoken(directory, seed)["test"], directory / "talker" / "model"
     recipe = talker_recipe(directory / "joined", file, directory / "talker", How(None, 1.0, seed, 0))
     metrics = held_accuracy(recipe, model)
-    heard = listen(omni_jax.load(model), read_repeats(file, LISTENED), file.parent, Voice(speech_temperature=0))
+    heard = listen(omni_jax.load(model), read_repeats(file, LISTENED), Voice(speech_temperature=0))
     made, true = np.array([one.frames for one in heard]).T
     near = np.mean([one.distance < one.other for one in heard])
     return (

@@ -14,12 +14,21 @@ from omni_jax.config import CODEC_MARKS, OmniConfig
 from omni_jax.decode.speech.vocode import vocode
 from omni_jax.errors import InputError
 from scripts import stored_state
+from scripts.nano import codec_stage
 from scripts.nano.codec import DECAY, Codebooks, decode, log_mel, quantise, spectral_loss, updated
-from scripts.nano.codec_stage import CodecModules, code2wav_params, codes_digest, read_waves, train_codec, write_codes
+from scripts.nano.codec_stage import (
+    CodecModules,
+    code2wav_params,
+    codes_digest,
+    read_codes,
+    read_waves,
+    train_codec,
+    write_codes,
+)
 from scripts.nano.config import nano_config, nano_tokenizer
 from scripts.nano.senses import wordings
 from scripts.nano.sounds import trimmed
-from scripts.nano.speech import FRAME
+from scripts.nano.speech import FRAME, PAUSES, read_clips
 from scripts.nano.words import DIGITS
 from scripts.stored_state import save
 
@@ -49,7 +58,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(folder / "ethan" / f"{word}.wav", wave, RATE, subtype="PCM_16")
         text = f"{word.capitalize()}, {DIGITS[0]}."
         split = "test" if i == 3 else "train"
-        lines.append({"speaker": "ethan", "text": text, "codes": f"ethan/{i}.npy", "split": split})
+        lines.append({"speaker": "ethan", "text": text, "split": split})
     (folder / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -147,22 +156,16 @@ def logged(directory: Path) -> list[list[str]]:
 
 
 def test_codes_are_of_the_last_codec(codec: CodecModules, directory: Path) -> None:
-    waves = [*read_waves(directory / "speech", "train"), *read_waves(directory / "speech", "test")]
     state = codec.begin(0, pytest.importorskip("optax").sgd(0.0), np.ones((1, codec.crop), np.float32))
     save(directory / "codec.npz", state, 1, 0.0)
     with pytest.raises(InputError, match="run the stage codec to its end first"):
-        codes_digest(directory)
+        read_codes(directory)
     write_codes(codec, state, directory)
-    zero = None
-    for i, said in enumerate(waves):
-        codes, lengths = np.load(directory / "speech" / "ethan" / f"{i}.npy"), [len(word) // FRAME for word in said]
-        assert codes.shape == (16, sum(lengths)) and 0 <= codes.min() and codes.max() < 8
-        # A word has the same codes wherever it stands; a comma is one frame.
-        last = codes[:, -lengths[-1] :]
-        zero = codes[:, : lengths[0]] if zero is None else zero
-        assert lengths[1] == 1 and (last == zero).all()
-    first = codes_digest(directory)
-    written = directory / "speech" / "ethan" / "0.npy"
+    clips, codes = read_clips(directory / "speech")["ethan"], read_codes(directory)["ethan"]
+    assert codes.keys() == clips.keys() == {*DIGITS[:4], *PAUSES}
+    for word, wave in clips.items():
+        assert codes[word].shape == (16, len(wave) // FRAME) and 0 <= codes[word].min() and codes[word].max() < 8
+    first, written = codes_digest(directory), directory / "speech" / "ethan.npz"
     written.unlink()
     write_codes(codec, state, directory)
     assert not written.exists()
@@ -171,6 +174,15 @@ def test_codes_are_of_the_last_codec(codec: CodecModules, directory: Path) -> No
         codes_digest(directory)
     write_codes(codec, state, directory)
     assert written.exists() and codes_digest(directory) != first
+
+
+def test_a_crop_is_a_part_of_a_sentence(codec: CodecModules, directory: Path) -> None:
+    (first, *_), clips = read_waves(directory / "speech", "train"), read_clips(directory / "speech")["ethan"]
+    assert [len(part) for part in first] == [len(clips["zero"]), FRAME, len(clips["zero"])]
+    (crop,) = codec_stage._crops(np.random.default_rng(0), [first], codec.crop, 1)
+    said = np.concatenate(first) / 32768
+    assert len(crop) == codec.crop > len(said) and not crop[len(said) :].any()
+    np.testing.assert_allclose(crop[: len(said)] / crop[: len(said)].max(), said / said.max(), atol=1e-4)
 
 
 def test_spectra_tell_sounds_apart() -> None:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from itertools import chain, islice
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,18 @@ from omni_jax.train.state import leaf_shardings
 from omni_jax.train.talker import TalkerSft
 from omni_jax.weights.model import model_config, open_model
 from omni_jax.weights.trees import flatten, nest
-from scripts.nano import speech, talker
+from scripts.nano import codec_stage, speech, talker
 from scripts.nano.codec_stage import CodecModules, code2wav_params
-from scripts.nano.listen import listen, mel_distance
-from scripts.nano.speech import ALPHABETS, sentences
+from scripts.nano.listen import MOST, listen, mel_distance
+from scripts.nano.speech import ALPHABETS, said_words, sentences
 from scripts.nano.text import KEPT, REPEAT
 from scripts.nano.thinker import How
 from scripts.nano.words import NOUNS, NUMBERS
 from scripts.stored_state import save
 from tests.nano.small import CODES, write_rows, write_small
 
-FRAMES = 16
+FRAMES = 6
+LISTS = ("Two, sea.", "Your word is sea.", "Sea, sea, sea, two, sea, two, sea, two, sea.")
 SPOKEN = ("The digit is two.", KEPT, "Your word is sea.", "Q, z.")
 
 
@@ -37,15 +40,19 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory as the stages before leave it: rows, a small Thinker, and codes of some sentences."""
     write_rows(tmp_path)
     write_small(tmp_path, monkeypatch)
-    lines = []
+    lines, speech_dir, draw = [], tmp_path / "speech", np.random.default_rng(0)
+    speech_dir.mkdir()
+    words = {word for text in (*SPOKEN, *LISTS) for word in said_words(text)}
     for speaker in ("chelsie", "ethan"):
-        (tmp_path / "speech" / speaker).mkdir(parents=True)
-        for i, text in enumerate(SPOKEN):
-            codes = np.random.default_rng(i).integers(0, CODES, (16, FRAMES + i)).astype(np.int16)
-            np.save(tmp_path / "speech" / speaker / f"{i}.npy", codes)
+        codes: Any = {word: draw.integers(0, CODES, (16, FRAMES)).astype(np.int16) for word in sorted(words)}
+        np.savez(speech_dir / f"{speaker}.npz", **codes)
+        for text in SPOKEN:
             split = "test" if text == "Your word is sea." else "train"
-            lines.append({"speaker": speaker, "text": text, "codes": f"{speaker}/{i}.npy", "split": split})
-    (tmp_path / "speech" / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            lines.append({"speaker": speaker, "text": text, "split": split})
+    (speech_dir / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(talker, "lists", lambda seed: iter(LISTS))
+    monkeypatch.setattr(codec_stage, "codes_digest", lambda directory: "a codec")
+    monkeypatch.setattr(talker, "codes_digest", lambda directory: "a codec")
     return tmp_path
 
 
@@ -65,22 +72,50 @@ def test_a_sentence_is_the_answer_in_several_conversations(made: Path) -> None:
     files = talker.write_spoken(made, 0)
     rows = [json.loads(line) for line in files["train"].read_text().splitlines()]
     said = {text: [row for row in rows if row["messages"][-1]["content"] == text] for text in SPOKEN}
-    assert not said["Your word is sea."] and len(said["Q, z."]) == 2
+    assert not said["Your word is sea."] and len(said["Q, z."]) == 2 * 2
     first = said["The digit is two."]
-    assert sorted({row["speaker"] for row in first}) == ["chelsie", "ethan"] and len(first) == 2 * (talker.OWN + 2)
+    assert sorted({row["speaker"] for row in first}) == ["chelsie", "ethan"] and len(first) == 2 * (talker.OWN + 3)
     parts = [message["content"] for row in first for message in row["messages"][:-1]]
-    pictures = [part["image"] for content in parts for part in content if part["type"] == "image"]
+    pictures = [
+        part["image"]
+        for content in parts
+        if not isinstance(content, str)
+        for part in content
+        if part["type"] == "image"
+    ]
     assert len(pictures) == 2 * talker.OWN and all((files["train"].parent / one).exists() for one in pictures)
-    assert all((files["train"].parent / row["codes"]).exists() for row in rows)
+    assert {np.shape(row["codes"]) for row in rows} <= {(16, n * FRAMES) for n in range(2, 6)}
     # Of a conversation of several answers, what follows is left out.
     assert all(row["messages"][0] == row["messages"][-2] for row in said[KEPT])
     # A test asks in words that training never does.
-    asked = [row["messages"][0]["content"][0]["text"] for row in map(json.loads, files["test"].open())]
+    first = [row["messages"][0]["content"] for row in map(json.loads, files["test"].open())]
+    asked = [content if isinstance(content, str) else content[0]["text"] for content in first]
     held = [wording.split("{")[0] for wording in REPEAT[-3:]]
     assert sum(any(text.startswith(begin) for begin in held) for text in asked) == 2
     assert talker.write_spoken(made, 0) == files
     with pytest.raises(InputError, match="spoken is outdated: seed changed from 0 to 1; delete"):
         talker.write_spoken(made, 1)
+
+
+def test_lists_are_read_aloud_but_no_held_sentence(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(talker, "ALOUD_FRAMES", 5 * FRAMES)
+    file = talker.write_aloud(made, 0)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    said = [(row["speaker"], row["messages"][-1]["content"]) for row in rows]
+    assert {text for _, text in said} == {LISTS[0], *(text for text in SPOKEN if text not in LISTS)}
+    assert len(said) == len({*said}) == 2 * len({text for _, text in said})
+    recipe = talker.talker_recipe(made / "thinker" / "model", file, made / "voice", How(1, 1e-3, 0, 0))
+    assert talker.write_aloud(made, 0) == file and recipe.run.data == (file,)
+    with pytest.raises(InputError, match="aloud.jsonl is outdated: seed changed from 0 to 1; delete"):
+        talker.write_aloud(made, 1)
+
+
+def test_lists_are_of_known_words() -> None:
+    texts = [*islice(speech.lists(0), 200)]
+    assert texts == [*islice(speech.lists(0), 200)] != [*islice(speech.lists(1), 200)]
+    words = [[word for word in said_words(text) if word != ","] for text in texts]
+    assert {len(one) for one in words} == {*range(2, speech.LONGEST_LIST + 1)}
+    assert {*chain(*words)} <= {*NUMBERS, *NOUNS, *ascii_lowercase}
 
 
 def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) -> None:
@@ -120,8 +155,8 @@ def test_rows_are_batches_of_few_sizes(made: Path) -> None:
     step = next(iter(batches))
     batches.close()
     batch = step.batch
-    assert not batches.problems and len(step.samples) == talker.ROWS
-    assert batch.codes.shape == (talker.ROWS, 16, LEAST_COARSE)
+    assert not batches.problems and 0 < len(step.samples) <= talker.ROWS
+    assert batch.codes.shape in [(talker.ROWS, 16, frames) for frames in (LEAST_COARSE, 2 * LEAST_COARSE)]
     assert batch.prompt.text_ids.shape[1] % LEAST_COARSE == 0
     if batch.thinker is not None:
         ((patches, _),) = batch.thinker.media.vision
@@ -133,9 +168,9 @@ def test_a_talker_that_speaks_alone_is_compared_with_clips(made: Path) -> None:
     files = talker.write_spoken(made, 0)
     rows = talker.read_repeats(files["test"], 8)
     assert [row["speaker"] for row in rows] == ["chelsie", "ethan"]
-    for one in listen(omni, rows, files["test"].parent, Voice(speech_temperature=0)):
-        assert one.frames[1] == FRAMES + 2 and 0 <= one.frames[0] <= 96 and one.other >= 0
-        assert one.ended == (one.frames[0] < 96)
+    for one in listen(omni, rows, Voice(speech_temperature=0)):
+        assert one.frames[1] == 4 * FRAMES and 0 <= one.frames[0] <= MOST and one.other >= 0
+        assert one.ended == (one.frames[0] < MOST)
     wave = np.random.default_rng(0).standard_normal(24_000).astype(np.float32)
     assert mel_distance(wave, wave) == 0 < 0.1 < mel_distance(wave, 3 * wave)
     assert mel_distance(wave, wave[:10]) == float("inf")
@@ -172,7 +207,7 @@ def test_every_word_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     speech.write_speech(tmp_path, 30, 0, 1)
     assert len(said) == len({*said}) > 2 * len(words)
     clips = speech.read_clips(path.parent)["ethan"]
-    assert [len(clip) for clip in speech.clips_of("Zero, one: two.", clips)] == [3840, 1920, 3840, 1920, 3840]
+    assert [len(clip) for clip in speech.of_words("Zero, one: two.", clips)] == [3840, 1920, 3840, 1920, 3840]
 
 
 def test_invented_words_and_long_sentences_are_not_said(tmp_path: Path) -> None:
