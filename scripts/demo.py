@@ -3,8 +3,8 @@
     python -m scripts.demo --out demo
 
 Every question is put twice: the first time its programs are compiled, or read from the disk; the second time counts.
-The last answer is spoken, in a voice that is not understood yet. Nothing that is asked was trained on: voices,
-handwriting, combinations and wordings are those of the tests, from `tests/data/nano`.
+The last answer is spoken. Nothing that is asked was trained on: voices, handwriting, combinations and wordings are those
+of the tests, from `tests/data/nano`.
 """
 
 import json
@@ -94,7 +94,6 @@ def main() -> int:
     oj.write_sound(options.out / "answer.wav", reply.audio)
     draw(row, reply, options.out / "answer.png")
     print(f"  aloud, as {options.speaker}: {options.out}/answer.wav, drawn in {options.out}/answer.png")
-    print("  (Words are right; the voice needs more training, and is not understood yet.)")
     return 0 if all(right) else 1
 
 

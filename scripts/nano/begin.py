@@ -1,7 +1,9 @@
 """omni-nano before it is trained: a Hugging Face directory with random weights at the scale that training begins with.
 
 Matrices begin with fan-in scaling; norms are one, biases zero, embeddings small, and the output heads of the Thinker
-and the Talker small, so that the first loss is that of a uniform guess.
+and the Talker small, so that the first loss is that of a uniform guess. What the Talker reads of a frame is a sum of
+sixteen codes and a token of text: fifteen of the codes begin at zero, and the text is large, else they hide it and the
+Talker does not learn which word comes next.
 """
 
 import json
@@ -29,7 +31,9 @@ SCALES: tuple[tuple[str, float, float, bool], ...] = (
     (r"layer_scale\.scale$|\.gamma$", 0.3, 0.0, False),
     (r"\.(alpha|beta)$|bias$", 0.0, 0.0, False),
     (r"code_embedding\.weight$|pos_embed\.weight$", 0.0, 0.3, False),
-    (r"(embed_tokens|codec_embedding(\.\d+)?)\.weight$", 0.0, 0.1, False),
+    (r"code_predictor\.model\.codec_embedding\.\d+\.weight$", 0.0, 0.0, False),
+    (r"text_projection\.linear_fc2\.weight$", 0.0, 2.4, True),
+    (r"(embed_tokens|codec_embedding)\.weight$", 0.0, 0.1, False),
     (r"(lm_head|codec_head)(\.\d+)?\.weight$|mlp\.gate\.weight$", 0.0, 0.3, True),
     (r"weight$", 0.0, 0.8, True),
 )

@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 
 import omni_jax as oj
+from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.omni import Omni
 from omni_jax.rows.media import located
+from omni_jax.settings import Voice
 from omni_jax.weights.locate import NANO
 from scripts.nano.ablation import ABLATIONS, write_ablated
-from scripts.nano.judging import is_right
+from scripts.nano.judging import is_right, words
+from scripts.nano.words import DIGITS
 
 pytestmark = pytest.mark.skipif(not NANO.exists(), reason="the package has no trained model")
 
 # What the whole model must have right of each sense, and how much of that a part takes with it.
 SHARES, LOST = {"scene": 0.8, "written": 0.8, "when": 0.8, "digits": 0.8, "red": 0.8}, 0.25
+GREEDY = Voice(speech_temperature=0.0)
 Rows = list[dict[str, Any]]
 
 
@@ -64,3 +68,26 @@ def test_a_sense_fails_without_its_part(
     sense = ABLATIONS[part].sense
     without = oj.load(write_ablated(NANO, part, tmp_path / part), parts=("thinker",))
     assert share(without, rows(sense)) < whole[sense] - LOST
+
+
+def test_it_says_what_it_writes_and_nothing_without_its_text(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judged by its own ear: that others understand it is measured in docs/nano.md."""
+    said = [" ".join(DIGITS[i] for i in digits) for digits in ((4, 2), (7, 0, 1), (9, 3), (5, 8, 6))]
+    assert heard_share(omni, said) >= 0.75
+    text_ids = Speakers._text_ids
+    monkeypatch.setattr(Speakers, "_text_ids", lambda self: np.full_like(text_ids(self), self.config.tts_pad_token_id))
+    assert heard_share(omni, said) <= 0.25
+
+
+def heard_share(omni: Omni, texts: list[str]) -> float:
+    """The share of digits that the model hears in what it reads aloud, each in its place."""
+    right = 0
+    for text in texts:
+        sound = omni.speak(f"{text.capitalize().replace(' ', ', ')}.", voice=GREEDY).audio
+        assert sound is not None
+        part = {"type": "audio", "audio": sound, "sampling_rate": 24_000}
+        question = {"type": "text", "text": "Which digits are spoken?"}
+        reply = omni.generate([{"role": "user", "content": [part, question]}], max_new_tokens=24)
+        heard = [word for word in words(reply.text) if word in DIGITS]
+        right += sum(a == b for a, b in zip(text.split(), heard, strict=False))
+    return right / sum(len(text.split()) for text in texts)
