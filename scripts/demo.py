@@ -3,8 +3,8 @@
     python -m scripts.demo --out demo
 
 Every question is put twice: the first time its programs are compiled, or read from the disk; the second time counts.
-The last answer is spoken. Nothing that is asked was trained on: voices, handwriting, combinations and wordings are those
-of the tests, from `tests/data/nano`.
+The last answer is spoken. Nothing that is asked was trained on: voices, handwriting, combinations and wordings are
+those of the tests, from `tests/data/nano`.
 """
 
 import json
