@@ -290,7 +290,7 @@ def which(draw: np.random.Generator, split: Split) -> Question | None:
 
 def same(draw: np.random.Generator, split: Split) -> Question:
     """Whether two pictures show the same one or two things; where not, one has another colour or shape."""
-    first = things_of(draw, split, int(draw.integers(1, 3)))
+    first = things_of(draw, split, pick(draw, (1, 1, 2)))
     second, is_same = list(first), draw.random() < 0.5
     if not is_same:
         number = int(draw.integers(len(first)))

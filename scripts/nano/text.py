@@ -103,7 +103,7 @@ def text_senses(scale: float = 1.0) -> tuple[Sense, ...]:
         Sense("add", add, counts(scale, 16_000, 200)),
         Sense("spell", spell, counts(scale, 16_000, 300)),
         Sense("repeat", repeat, counts(scale, 16_000, 300)),
-        Sense("remember", remember, counts(scale, 10_000, 300)),
+        Sense("remember", remember, counts(scale, 40_000, 300)),
     )
 
 
