@@ -26,8 +26,8 @@ SHARES |= dict.fromkeys(("add", "silence", "written"), 4.0) | {"move": 3.0, "whe
 OTHERS = 2.0
 # Words that a question can do without, and how often it does.
 SMALL = frozenset(
-    "a am are at can come could did do does for from give has have i in is it look me name now of one please say see show "
-    "tell that the then there these they this to what which with you".split()
+    "a am are at can come could did do does for from give has have i in is it look me name now of one please say see "
+    "show tell that the then there these they this to what which with you".split()
 )
 DROPPED = 0.15
 
