@@ -46,6 +46,7 @@ class Scripted:
 
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    clients: set[Any] = field(default_factory=set)
     now: int = 0
     most: int = 0
 
@@ -61,6 +62,7 @@ class Scripted:
         async def chat(request: Any) -> Any:
             body = await request.json()
             self.bodies.append(body)
+            self.clients.add(request.client)
             words = json.dumps(body["messages"]).lower()
             if "busy" in words:
                 error = {"message": "All places are taken.", "type": "rate_limit_error", "code": None}
@@ -261,7 +263,8 @@ def test_a_scripted_server(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     asked = {"mix": "text=2,speech=1", "count": 9, "rate": None, "concurrency": 3, "warm_up": 2, "api_key": KEY}
     with scripted() as script:
         printed, found = _run(tmp_path, capsys, url=script.url, plot=tmp_path / "plot.png", **asked)
-    assert len(script.bodies) == 11 and script.most == 3 and (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(script.bodies) == 11 and script.most == 3 and len(script.clients) <= 2 + 3
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
     total = found["all"]
     assert (total["requests"], total["completed"], total["failed"], total["tokens"]) == (9, 9, {}, 72)
     assert total["audio_seconds"] == pytest.approx(3 * PIECES * 0.1) and total["accepted_length"] == pytest.approx(

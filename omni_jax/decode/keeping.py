@@ -24,7 +24,7 @@ from omni_jax.inputs.batch import Batch
 
 # Tokens that a prompt must share with a kept conversation: all prompts begin alike, and a few tokens save nothing.
 LEAST = 16
-# Tokens of a block; of the conversations that share as many blocks with a prompt, so many are compared, latest first.
+# Tokens of a block; of conversations that share equally many whole blocks with a prompt, so many are compared at most.
 BLOCK, COMPARED = 16, 8
 # What tells tokens apart: id, three positions, two halves of a digest, and the place in what was digested.
 COLUMNS = 7
@@ -60,7 +60,9 @@ class Store:
     def __init__(self, most_bytes: int):
         self.most_bytes, self.bytes = most_bytes, 0
         self._kept: dict[Any, Any] = {}
-        self._by_beginning: dict[bytes, dict[Conversation, None]] = {}
+        # By whether they must have hidden states, and by each beginning; and by their last whole block.
+        self._by_beginning: dict[tuple[bool, bytes], dict[Conversation, None]] = {}
+        self._by_end: dict[bytes, dict[Conversation, None]] = {}
 
     def features(self, arrays: Iterable[np.ndarray], encode: Callable[[], Any]) -> Any:
         """The features of media by the arrays [...] that an encoder reads; `encode` makes them if they are not kept."""
@@ -70,41 +72,55 @@ class Store:
         return self._put(key, encode())
 
     def keep(self, conversation: Conversation) -> None:
-        """Keep a conversation, instead of those that are its beginning and of which it shares most blocks."""
-        for kept in next(self._alike(conversation.contents), ()):
-            longer = conversation.hidden is not None or kept.hidden is None
-            if longer and common(kept.contents, conversation.contents) == len(kept.contents):
-                self._drop(kept)
+        """Keep a conversation that is long enough to be found, instead of those that are its beginning."""
+        if len(conversation.contents) <= LEAST:
+            return
+        for key in beginnings(conversation.contents):
+            for kept in _latest(self._by_end.get(key)):
+                longer = conversation.hidden is not None or kept.hidden is None
+                if longer and common(kept.contents, conversation.contents) == len(kept.contents):
+                    self._drop(kept)
         self._put(conversation, conversation)
         if conversation in self._kept:
-            for key in beginnings(conversation.contents):
-                self._by_beginning.setdefault(key, {})[conversation] = None
+            for index, key in self._places(conversation):
+                index.setdefault(key, {})[conversation] = None
 
     def find(self, contents: np.ndarray, hidden: bool) -> Beginning | None:
         """The kept conversation that a prompt int64 [T, 7] goes on from, if any; at least one token is left to run.
 
         hidden: whether hidden states at media positions are wanted too.
         """
-        found, media = None, first_media(contents) if hidden else 0
-        for alike in self._alike(contents):
+        found, room = None, len(contents) - 1
+        searched = [(self._alike(contents, hidden), room)]
+        if hidden:
+            # One without hidden states can be gone on from as far as there are no media.
+            media = first_media(contents)
+            searched.append((self._alike(contents[:media], False), min(media, room)))
+        for alike, most in searched:
             for kept in alike:
-                tokens = common(kept.contents, contents)
-                if hidden and kept.hidden is None:
-                    tokens = min(tokens, media)
                 # A drafter has read a token together with the next one, which may be another.
-                tokens = min(tokens, len(contents) - 1) - 1
+                tokens = min(common(kept.contents, contents), most) - 1
                 if tokens >= LEAST and (found is None or tokens > found.tokens):
                     found = Beginning(kept, tokens)
-            if found is not None:
-                self._use(found.conversation)
-                break
+        if found is not None:
+            self._use(found.conversation)
         return found
 
-    def _alike(self, contents: np.ndarray) -> Iterator[list[Conversation]]:
-        """A few conversations that share as many blocks with contents [T, 7] as any do, then those that share fewer."""
-        for key in reversed(beginnings(contents)):
-            if key in self._by_beginning:
-                yield list(islice(reversed(self._by_beginning[key]), COMPARED))
+    def _alike(self, contents: np.ndarray, hidden: bool) -> list[Conversation]:
+        """At most COMPARED of the conversations that share the most whole blocks with contents [T, 7], latest first.
+
+        hidden: only those with hidden states.
+        """
+        keys = ((hidden, key) for key in reversed(beginnings(contents)))
+        return _latest(next((self._by_beginning[key] for key in keys if key in self._by_beginning), None))
+
+    def _places(self, conversation: Conversation) -> Iterator[tuple[dict[Any, dict[Conversation, None]], Any]]:
+        """Where a conversation is found: each index, and its key there."""
+        keys = beginnings(conversation.contents)
+        yield self._by_end, keys[-1]
+        for hidden in {False, conversation.hidden is not None}:
+            for key in keys:
+                yield self._by_beginning, (hidden, key)
 
     def _use(self, key: Any) -> Any:
         self._kept[key] = self._kept.pop(key)
@@ -123,11 +139,10 @@ class Store:
         value = self._kept.pop(key)
         self.bytes -= bytes_of(value)
         if isinstance(value, Conversation):
-            for beginning in beginnings(value.contents):
-                alike = self._by_beginning[beginning]
-                del alike[value]
-                if not alike:
-                    del self._by_beginning[beginning]
+            for index, place in self._places(value):
+                del index[place][value]
+                if not index[place]:
+                    del index[place]
 
 
 @dataclass(eq=False)
@@ -189,6 +204,10 @@ def digest(array: np.ndarray) -> bytes:
     """16 bytes that tell an array [...] from all others."""
     form = blake2b(f"{array.shape} {array.dtype}".encode(), digest_size=16)
     return blake2b(array.tobytes(), digest_size=16, key=form.digest()).digest()
+
+
+def _latest(kept: dict[Conversation, None] | None) -> list[Conversation]:
+    return list(islice(reversed(kept or {}), COMPARED))
 
 
 def beginnings(contents: np.ndarray) -> list[bytes]:

@@ -120,7 +120,8 @@ class News(NamedTuple):
     """What the engine learns at a step.
 
     begun: prompts and texts that clients ask for. left: the places, among all that have not ended, of those whose
-    clients have gone. ending: whether nothing more will come. steps: tokens that each reply draws at the next step.
+    clients have gone. ending: whether nothing more will come. steps: tokens that replies draw at a step while all slots
+    are taken.
     """
 
     begun: list[Prompt | Said]
@@ -130,7 +131,7 @@ class News(NamedTuple):
 
 
 class Pace:
-    """How many tokens replies draw at a step, so that steps follow each other about every STEP_SECONDS.
+    """How many tokens replies draw at a step while all slots are taken, so that one takes about STEP_SECONDS.
 
     Short steps cost the host more than the device; long ones keep prompts waiting, and text comes in jerks.
     """
@@ -138,12 +139,12 @@ class Pace:
     def __init__(self) -> None:
         self.steps, self._chunks, self._last = STREAM_STEPS, 0, 0.0
 
-    def lap(self, chunks: int, now: float) -> None:
-        """So many chunks of text have been read, at `now` of `time.monotonic`."""
+    def lap(self, chunks: int, drawn: int, now: float) -> None:
+        """So many chunks of text have been read, the last one of `drawn` tokens, at `now` of `time.monotonic`."""
         if chunks == self._chunks:
             return
         seconds, self._chunks, self._last = now - self._last, chunks, now
-        wanted = self.steps * STEP_SECONDS / max(seconds, 1e-6)
+        wanted = drawn * STEP_SECONDS / max(seconds, 1e-6)
         # Slowly up, and at once down.
         self.steps = round(min(max(min(wanted, self.steps + 2), STREAM_STEPS), CHUNK))
 
@@ -271,11 +272,14 @@ class Service:
     def _run(self) -> bool:
         """Run replies: whether the service is closed, and did not fail."""
         batching = self.running.batching(self._admissions())
+        # Of the chunk that is read next, and of the one that is under way then.
+        read = begun = batching.steps
         try:
             for finished in batching.run():
+                self._pace.lap(batching.chunks, read, time.monotonic())
                 # A request that finds a free slot need not wait for a long step to end.
-                batching.steps = min(self._steps, STREAM_STEPS) if None in batching.rows else self._steps
-                self._pace.lap(batching.chunks, time.monotonic())
+                batching.steps = STREAM_STEPS if None in batching.rows else self._steps
+                read, begun = begun, batching.steps
                 self._send({request.number for request in finished}, batching)
                 self._readings.step()
                 self._agree(wait=False)

@@ -111,7 +111,7 @@ class Serving:
         messages = await self.media.resolve(asked.messages)
         conversation = {"messages": messages, "tools": asked.tools}
         with naming({}, "messages"):
-            if _is_short_text(messages):  # which does not wait until media of others are decoded
+            if is_short_text(messages):  # which does not wait until media of others are decoded
                 return await asyncio.to_thread(self.service.running.omni.processor.prepare, conversation, **options)
             return await self.workers.prepare(conversation, options)
 
@@ -173,11 +173,12 @@ class Serving:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _is_short_text(messages: Sequence[Any]) -> bool:
+def is_short_text(messages: Sequence[Any]) -> bool:
     """Whether messages hold text alone, as a whole or in parts, and little of it."""
     contents = [message.get("content") if isinstance(message, dict) else None for message in messages]
     parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
     texts: list[Any] = [
-        part["text"] if isinstance(part, dict) and part.keys() == _TEXT_KEYS else part for part in parts
+        part["text"] if isinstance(part, dict) and part.keys() == _TEXT_KEYS and part["type"] == "text" else part
+        for part in parts
     ]
     return all(isinstance(text, str) for text in texts) and sum(map(len, texts)) <= SHORT_CHARACTERS

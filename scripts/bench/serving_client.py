@@ -190,27 +190,27 @@ async def exchange(
 
     free: connections to use again, as clients do; this one is put there once the body has been read.
     """
-    data = b"" if body is None else json.dumps(body).encode()
-    reader, writer = await _connection(address, free or [])
-    read = False
+    sent = b"" if body is None else json.dumps(body).encode()
+    reader, writer = await _connection(address, [] if free is None else free)
+    complete = False
     try:
-        writer.write(address.head(method, path, len(data)) + data)
+        writer.write(address.head(method, path, len(sent)) + sent)
         await writer.drain()
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
         fields = (line.partition(":") for line in lines)
         headers = {name.lower(): value.strip().lower() for name, _, value in fields}
 
         async def pieces() -> AsyncGenerator[bytes, None]:
-            nonlocal read
-            async with aclosing(_body(reader, headers)) as found:
-                async for piece in found:
+            nonlocal complete
+            async with aclosing(_body(reader, headers)) as data:
+                async for piece in data:
                     yield piece
-            read = headers.get("connection") != "close"
+            complete = headers.get("connection") != "close"
 
         async with aclosing(pieces()) as found:
             yield int(first.split()[1]), found
     finally:
-        if read and free is not None:
+        if complete and free is not None:
             free.append((reader, writer))
         else:
             writer.close()
@@ -219,9 +219,10 @@ async def exchange(
 async def _connection(address: Address, free: list[Connection]) -> Connection:
     """One of the free connections that the server has not closed, or a new one."""
     while free:
-        if not free[-1][0].at_eof():
-            return free.pop()
-        free.pop()[1].close()
+        reader, writer = free.pop()
+        if not (reader.at_eof() or reader.exception() or writer.is_closing()):
+            return reader, writer
+        writer.close()
     return await asyncio.open_connection(address.host, address.port, ssl=address.tls or None)
 
 
@@ -230,7 +231,8 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncG
     if headers.get("transfer-encoding") == "chunked":
         while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
             yield (await reader.readexactly(size + 2))[:-2]
-        await reader.readuntil(b"\r\n")
+        while await reader.readuntil(b"\r\n") != b"\r\n":
+            pass
     elif "content-length" in headers:
         yield await reader.readexactly(int(headers["content-length"]))
     else:

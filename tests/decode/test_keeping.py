@@ -92,6 +92,41 @@ def test_one_of_very_many_conversations_is_found() -> None:
     assert store.find(text([999, *same]), False) is None
 
 
+def with_media(ids: list[int], first: int, last: int) -> np.ndarray:
+    """Contents of which tokens `first` to `last` are of a picture."""
+    found = text(ids)
+    found[first : last + 1, 4:] = 1
+    return found
+
+
+def test_hidden_states_are_wanted_where_media_are() -> None:
+    ids, hidden = list(range(400)), jnp.zeros(1)
+    made = {n: with_media(ids[:n], 20, 60) for n in (200, 300, 400)}
+    store = Store(MUCH)
+    store.keep(Conversation(made[300], jnp.zeros(1), None))
+    for wanted, tokens in ((False, 299), (True, 19)):
+        found = store.find(made[400], wanted)
+        assert found is not None and found.tokens == tokens
+    store.keep(Conversation(made[200], jnp.zeros(1), hidden))
+    found = store.find(made[400], True)
+    assert found is not None and found.tokens == 199, "the shorter one has them"
+    store.keep(Conversation(made[400], jnp.zeros(1), hidden))
+    (kept,) = {*store._kept}
+    assert len(kept.contents) == 400, "it has all that the others have"
+
+
+def test_nothing_is_left_of_what_is_dropped() -> None:
+    store = Store(3 * bytes_of(conversation([1] * 40)))
+    for number in range(20):
+        store.keep(conversation([number // 2, *range(39)]))
+        store.keep(conversation([number] * 10))
+    assert len(store._kept) == 3, "and none that is too short to be found"
+    store.keep(conversation([99] * 40, 3000))
+    for kept in [*store._kept]:
+        store._drop(kept)
+    assert not store.bytes and not store._by_beginning and not store._by_end
+
+
 def turns(omni: Omni, first: list[dict], more: list[str], replies: list[Reply], **own: Any) -> Iterator[Prompt | None]:
     """A conversation of several turns: each prompt once the reply to the one before is there."""
     messages = list(first)

@@ -12,7 +12,7 @@ from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs, Reply
 from omni_jax.decode.text import CHUNK
 from omni_jax.errors import InputError
-from omni_jax.serve.engine import Once, Pace, Service
+from omni_jax.serve.engine import STEP_SECONDS, Once, Pace, Service
 from omni_jax.serve.errors import RequestError
 from omni_jax.serve.running import Running
 from omni_jax.settings import Voice
@@ -263,8 +263,13 @@ def test_steps_grow_while_they_are_short_and_shrink_at_once():
     pace, now, steps = Pace(), 0.0, []
     for chunk, seconds in enumerate([5.0, *[0.02] * 20, *[0.3] * 3], 1):
         now += seconds
-        pace.lap(chunk, now)
-        pace.lap(chunk, now + 0.001)  # a step of speech alone
+        pace.lap(chunk, pace.steps, now)
+        pace.lap(chunk, pace.steps, now + 0.001)  # a step of speech alone
         steps.append(pace.steps)
     assert steps[0] == STREAM_STEPS and steps[1] == STREAM_STEPS + 2
     assert steps[20] == CHUNK and steps[21] < CHUNK / 2 and steps[-1] == STREAM_STEPS
+    pace = Pace()
+    for chunk in range(1, 20):
+        # Steps that are short because a slot is free say how long a token takes.
+        pace.lap(chunk, STREAM_STEPS, 0.06 * chunk)
+    assert pace.steps == round(STREAM_STEPS * STEP_SECONDS / 0.06)

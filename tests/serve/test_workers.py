@@ -12,6 +12,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError
 from omni_jax.files import read_object
 from omni_jax.inputs.processor import Processor
+from omni_jax.serve.serving import SHORT_CHARACTERS, is_short_text
 from omni_jax.serve.workers import WorkerLimits, Workers
 from tests.helpers.serving import Acting
 
@@ -91,3 +92,19 @@ def test_batches_are_those_of_the_processor(checkpoints, data_dir):
         if isinstance(array := getattr(expected, field.name), np.ndarray):
             np.testing.assert_array_equal(getattr(found, field.name), array)
     np.testing.assert_array_equal(found.vision[0].patches, expected.vision[0].patches)
+
+
+def test_text_alone_needs_no_process_of_its_own():
+    text, picture = {"type": "text", "text": "a"}, {"type": "image", "image": b""}
+    for content, short in (
+        ("a", True),
+        ([text, text], True),
+        ([text, picture], False),
+        ([{"type": "image", "text": "a"}], False),
+        ([text | {"text": b"a"}], False),
+        (None, False),
+        ([text | {"text": "a" * (SHORT_CHARACTERS // 2)}] * 2, True),
+        ([text | {"text": "a" * (SHORT_CHARACTERS // 2 + 1)}] * 2, False),
+    ):
+        assert is_short_text([{"role": "user", "content": content}]) == short
+    assert not is_short_text(["a"])
