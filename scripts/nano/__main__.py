@@ -81,7 +81,7 @@ class Codec(Made):
     """Train the codec on what the two speakers say, and write the codes of all that."""
 
     sentences: int = 5000
-    """Sentences that each speaker says."""
+    """Sentences whose words each speaker says."""
     steps: int = 2200
     """Steps of training, over which the learning rate falls."""
     seconds: float = 3600
@@ -89,7 +89,7 @@ class Codec(Made):
 
 
 def codec(options: Annotated[Codec, tyro.conf.arg(name="")]) -> int:
-    """Speak the sentences, train, and write codes."""
+    """Say the words, train, and write codes."""
     from omni_jax.config import OmniConfig
     from scripts.nano.codec_stage import CodecModules, train_codec, write_codes
     from scripts.nano.config import nano_config, nano_tokenizer

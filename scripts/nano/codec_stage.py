@@ -155,7 +155,8 @@ def write_codes(codec: CodecModules, state: State, directory: Path) -> None:
         return
     (speech / CODES).unlink(missing_ok=True)
     for speaker, clips in read_clips(speech).items():
-        codes: Any = {word: _codes(codec, state, wave) for word, wave in clips.items()}
+        # savez has arguments of its own, which no word must name.
+        codes: Any = {f"word {word}": _codes(codec, state, wave) for word, wave in clips.items()}
         np.savez(speech / f"{speaker}.npz", **codes)
     write_whole(speech / CODES, json.dumps(origin) + "\n")
 
@@ -166,7 +167,7 @@ def read_codes(directory: Path) -> dict[str, dict[str, np.ndarray]]:
     found = {}
     for speaker in VOICES:
         with np.load(directory / "speech" / f"{speaker}.npz") as held:
-            found[speaker] = {word: held[word] for word in held.files}
+            found[speaker] = {name.removeprefix("word "): held[name] for name in held.files}
     return found
 
 

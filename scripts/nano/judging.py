@@ -8,7 +8,7 @@ A sense is judged by one of two rules, on words in lower case without punctuatio
 | sentence | all others | it is the right sentence, word for word |
 
 So "The digit is seven." is right by its only number, "Five is written and three is said: no, they are not the same." by
-its "no", "One, then two: the second picture has more rings." by its "second"; a string, a
+its "no", "A red ring, then a red ring and a blue ring: the second picture has more rings." by its "second"; a string, a
 count or a spelling must be right as a whole and in order, and so must a scene's sentence with its colour, shape and
 place. `verbatim` of a result is the share that is the right sentence, by whichever rule the sense is judged.
 """

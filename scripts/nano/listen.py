@@ -1,8 +1,8 @@
 """How well the Talker says sentences that it was not trained on: its codes, its lengths, and how near its sound is.
 
 Two measures. `held_accuracy` gives the Talker the true codes so far and counts how often the next is likeliest.
-`listen` lets it speak alone and compares with the codes of the clip: how many frames it makes, whether it ends by
-itself, and the mean difference of log-mels from what Code2Wav makes of the clip's codes, beside that of another clip.
+`listen` lets it speak alone and compares with the sentence's codes: how many frames it makes, whether it ends by
+itself, and the mean difference of log-mels from what Code2Wav makes of these codes, beside that of another sentence.
 """
 
 import json
@@ -40,7 +40,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Heard:
-    """frames: made, and of the clip. ended: whether by itself. distance: of log-mels; other: from another clip's."""
+    """frames: made, and right. ended: whether by itself. distance: of log-mels; other: from another sentence's."""
 
     frames: tuple[int, int]
     ended: bool

@@ -6,7 +6,7 @@ A mixture in proportion to the rows teaches what is easy within the first thousa
 model sees then, one row of twelve asks for it.
 
 Questions about media lose some of their small words, so that the model does not depend on the wordings that it knows:
-of those that it had never seen, it took "Tell me if the written digit is the spoken one." for a question after a digit.
+it took an unknown one, which asked whether two digits are the same, for a question after a digit.
 """
 
 import json

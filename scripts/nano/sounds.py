@@ -26,7 +26,7 @@ def synthesised(
 ) -> np.ndarray:
     """A sentence by a voice of flite, at one level with little silence around it: float32 [samples] at `rate`.
 
-    pace: what durations are multiplied by. before, after: seconds of silence that are left.
+    pace: flite's duration_stretch, which replaces the voice's own. before, after: seconds of silence that are left.
     """
     import soundfile
     from scipy.signal import resample_poly

@@ -41,9 +41,9 @@ HELD = 10
 SEVERAL = {"digits": 10, "add": 2, "count": 2, "scene": 2}
 # How often each letter is said in strings of letters, and their length.
 ALPHABETS, STRING = 16, 5
-# The training answers that hold a word which is said: invented words, of which reading has thousands, are in fewer.
-# The longest sentence, in words.
-FREQUENT, LONGEST = 20, 16
+# How many training rows must hold a word in their answer for it to be said: invented ones, of which there are
+# thousands, are in fewer. The longest sentence, in words and pauses.
+FREQUENT, LONGEST = 200, 24
 # What the voices' durations are multiplied by, the seconds of silence around a word, and the samples of a frame.
 PACE, BEFORE, AFTER = 0.8, 0.02, 0.04
 FRAME = SAMPLES_PER_SECOND * 8 // 100
@@ -54,20 +54,21 @@ LIST_SHARES, LONGEST_LIST = (0.5, 0.15, 0.15, 0.1, 0.1), 5
 
 
 def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
-    """Speak sentences of the rows in `directory`, those that are not spoken yet: the file that lists them.
+    """Say the words of sentences of the rows in `directory`, those that are not said yet: the file of the sentences.
 
     InputError if another list is there.
     """
     path = directory / "speech" / "speech.jsonl"
     rows = rows_digest(directory, made_senses(directory, "train"))
-    check_origin(directory, "speech", [path], {"rows": rows, "sentences": count, "seed": seed})
+    settings = {"rows": rows, "sentences": count, "seed": seed, "clips": [PACE, BEFORE, AFTER]}
+    check_origin(directory, "speech", [path.parent], settings)
     if path.exists():
         return path
     if which("flite") is None:
         raise InputError("flite is missing; install the Debian package flite")
     texts = sentences(directory, count, seed)
     train = len(texts) - len(texts) // HELD
-    known = {word for text in texts for word in said_words(text)} - {*PAUSES}
+    known = {word for text in texts for word in said_words(text)} - {*PAUSES} | {*NUMBERS, *NOUNS, *ascii_lowercase}
     for speaker in VOICES:
         (path.parent / speaker).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
@@ -88,7 +89,7 @@ def sentences(directory: Path, count: int, seed: int) -> list[str]:
     those with a word that hardly any other holds, are left out.
     """
     draw, said = np.random.default_rng(seed), _said(directory)
-    held = Counter(word for text in {*chain(*said.values())} for word in {*said_words(text)})
+    held = Counter(word for text in chain(*said.values()) for word in {*said_words(text)})
     known = {word for word, count in held.items() if count >= FREQUENT} | {*NUMBERS, *NOUNS, *ascii_lowercase, *PAUSES}
     said = {sense: [text for text in texts if _is_sayable(text, known)] for sense, texts in said.items()}
     turns = zip_longest(*(_turns(draw, texts, SEVERAL.get(sense, 1)) for sense, texts in said.items()))
@@ -141,7 +142,7 @@ def said_words(text: str) -> list[str]:
 
 def _is_sayable(text: str, known: set[str]) -> bool:
     words = said_words(text)
-    return len(words) <= LONGEST and known.issuperset(words)
+    return 0 < len(words) <= LONGEST and known.issuperset(words)
 
 
 def read_clips(speech: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -169,7 +169,10 @@ def trained_texts(output: Path) -> set[str]:
     file = output / "speech" / "speech.jsonl"
     if not file.exists():
         raise InputError(f"{file} is missing; run the stage codec first")
-    return {spoken_form(line["text"]) for line in lines_of(file.parent, "train")}
+    aloud = output / "aloud" / "aloud.jsonl"
+    rows = map(json.loads, aloud.read_text().splitlines() if aloud.exists() else ())
+    texts = {row["messages"][-1]["content"] for row in rows} | {line["text"] for line in lines_of(file.parent, "train")}
+    return {spoken_form(text) for text in texts}
 
 
 def counts_of(transcripts: Sequence[dict[str, Any]], trained: set[str]) -> Results:

@@ -2,8 +2,10 @@
 
     speech/speech.jsonl, speech/<speaker>.npz -> aloud/aloud.jsonl
     speech/speech.jsonl, speech/<speaker>.npz, rows/*.train.jsonl -> spoken/<split>.jsonl
-    mixed/model, codec.npz -> voiced, aloud -> recipe talker -> voice/model
-    voice/model, thinker/model -> joined, spoken -> recipe talker -> talker/model
+    mixed/model, codec.npz -> voiced
+    voice/model, thinker/model -> joined
+    voiced, aloud -> recipe talker -> voice/model
+    joined, spoken -> recipe talker -> talker/model
 
 Of the Thinker, the Talker is given embeddings and states, which change little after the stage mixed. So `voice` can run
 while the Thinker is trained to its end, and `talker` goes on for a while with what has come of that.
@@ -53,13 +55,13 @@ from scripts.nano.thinker import How, trained_by
 Messages = list[dict[str, Any]]
 
 ROWS, LENGTH = 16, 512
-# Those of a step in which texts are read aloud; lists that are, and the longest text in frames.
+# Of the stage voice: rows of a step, lists that are read aloud, and the longest text in frames.
 ALOUD_ROWS, ALOUD_LISTS, ALOUD_FRAMES = 32, 20_000, 63
 # Conversations of its own in which a sentence is trained, with each voice.
 OWN = 2
-# The share of codes that the Talker reads as others: most of those that it says are not the ones of a clip.
+# The share of codes that the Talker reads as others, so that it goes on from its own mistakes.
 MISTAKES = 0.4
-# Held clips that are spoken for the report.
+# Held sentences that are spoken for the report.
 LISTENED = 32
 
 
@@ -98,8 +100,7 @@ def write_spoken(directory: Path, seed: int) -> dict[Split, Path]:
     InputError if others are there.
     """
     files: dict[Split, Path] = {split: directory / "spoken" / f"{split}.jsonl" for split in SPLITS}
-    said = digest_of([directory / "speech" / "speech.jsonl"])
-    origin = {"rows": rows_digest(directory, made_senses(directory, "train")), "speech/speech.jsonl": said}
+    origin = {"rows": rows_digest(directory, made_senses(directory, "train")), "codes": codes_digest(directory)}
     check_origin(directory, "spoken", [directory / "spoken"], {**origin, "seed": seed})
     if all(file.exists() for file in files.values()):
         return files
@@ -140,7 +141,7 @@ def write_aloud(directory: Path, seed: int) -> Path:
     if file.exists():
         return file
     held = {line["text"] for line in lines_of(speech, "test")}
-    texts = {line["text"] for line in lines_of(speech, "train")} | {*islice(lists(seed), ALOUD_LISTS)} - held
+    texts = {line["text"] for line in lines_of(speech, "train")} | ({*islice(lists(seed), ALOUD_LISTS)} - held)
     codes, draw = read_codes(directory), np.random.default_rng(seed)
     rows = [_row(READ_ALOUD, text, speaker, codes) for text in sorted(texts) for speaker in VOICES]
     file.parent.mkdir(exist_ok=True)
@@ -226,6 +227,6 @@ def held_report(directory: Path, seed: int) -> str:
         f"held sentences, true codes given: {metrics['talker_accuracy']:.1%} of first codes, "
         f"{metrics['predictor_accuracy']:.1%} of the others\n"
         f"spoken alone: {np.mean([one.ended for one in heard]):.0%} of {len(heard)} end, in {np.mean(made / true):.2f} "
-        f"of the frames; {near:.0%} are nearer to their own clip than to another, log-mels differ by "
+        f"of the frames; {near:.0%} are nearer to their own sentence than to another, log-mels differ by "
         f"{np.median([one.distance for one in heard]):.2f} and {np.median([one.other for one in heard]):.2f}"
     )

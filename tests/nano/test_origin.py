@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from omni_jax.errors import InputError
-from scripts.nano.begin import check_beginning, write_beginning
+from scripts.nano.begin import check_beginning, drawn, write_beginning
 from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.senses import wordings
 from scripts.stored_state import restored, save
@@ -70,3 +70,10 @@ def test_what_was_made_from_something_else_is_refused(tmp_path: Path) -> None:
     check_origin(tmp_path, "old", [tmp_path / "old"], {"seed": 1})
     with pytest.raises(InputError, match="old is outdated"):
         check_origin(tmp_path, "old", [tmp_path / "old"], {"seed": 2})
+
+
+def test_what_the_talker_reads_of_a_frame_is_mostly_its_text() -> None:
+    assert not drawn("talker.code_predictor.model.codec_embedding.3.weight", (128, 96), 0).any()
+    assert drawn("talker.model.codec_embedding.weight", (1152, 96), 0).std() == pytest.approx(0.1, rel=0.05)
+    text = drawn("talker.text_projection.linear_fc2.weight", (96, 192), 0)
+    assert text.std() == pytest.approx(2.4 / 192**0.5, rel=0.05)

@@ -165,11 +165,11 @@ def test_scenes_are_answered_right() -> None:
     for asked in drawn(scenes.more, "train", 50):
         numbers = [sum(thing.shape + "s" == asked.words[0] for thing in things) for things in asked.pictures]
         assert scenes.ORDINALS[numbers.index(max(numbers))] == asked.answer and numbers.count(max(numbers)) == 1
-        assert asked.said.partition(":")[0].lower() == ", then ".join(NUMBERS[number] for number in numbers)
+        assert asked.said.partition(":")[0].lower() == ", then ".join(scenes._named(asked.pictures)).lower()
     for asked in drawn(scenes.which, "train", 50):
         numbers = [sum(thing.shape in asked.words[0] for thing in things) for things in asked.pictures]
         assert np.flatnonzero(numbers).tolist() == [scenes.ORDINALS.index(asked.answer)]
-        assert asked.said.partition(":")[0].lower() == ", then ".join(NUMBERS[number] for number in numbers)
+        assert asked.said.partition(":")[0].lower() == ", then ".join(scenes._named(asked.pictures)).lower()
     for asked in drawn(scenes.same, "train", 50):
         assert (asked.pictures[0] == asked.pictures[1]) == (asked.answer == "yes")
         one, other = asked.said.partition(":")[0].lower().split(", then ")

@@ -38,6 +38,9 @@ def test_rows_are_added_whose_answers_were_not_trained(tmp_path: Path) -> None:
     rows = [row for row in spoken_rows(tmp_path, None) if row["sense"] == "add"]
     said = [row["messages"][-1]["content"] for row in rows]
     assert said == ["It is two."] * PROMPTS + ["It is six."] * 7
+    (tmp_path / "aloud").mkdir()
+    (tmp_path / "aloud" / "aloud.jsonl").write_text(json.dumps({"messages": [assistant("It is six.")]}) + "\n")
+    assert len([row for row in spoken_rows(tmp_path, None) if row["sense"] == "add"]) == PROMPTS, "lists are trained on"
 
 
 def test_transcripts_are_kept_for_the_sentences_that_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

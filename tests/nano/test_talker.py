@@ -199,13 +199,14 @@ def test_every_word_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = speech.write_speech(tmp_path, 20, 0, 1)
     lines = [json.loads(line) for line in path.open()]
     words = {word for line in lines for word in speech.said_words(line["text"])} - {","}
+    words |= {*NUMBERS, *NOUNS, *ascii_lowercase}
     assert len(lines) == 40 and sorted(said) == sorted((voice, word) for voice in ("rms", "slt") for word in words)
     assert speech.write_speech(tmp_path, 20, 0, 1) == path and len(said) == 2 * len(words)
-    with pytest.raises(InputError, match="speech.jsonl is outdated: sentences changed from 20 to 30; delete"):
+    with pytest.raises(InputError, match="speech is outdated: sentences changed from 20 to 30; delete"):
         speech.write_speech(tmp_path, 30, 0, 1)
     path.unlink()
-    speech.write_speech(tmp_path, 30, 0, 1)
-    assert len(said) == len({*said}) > 2 * len(words)
+    speech.write_speech(tmp_path, 20, 0, 1)
+    assert len(said) == 2 * len(words), "words that are there are not said again"
     clips = speech.read_clips(path.parent)["ethan"]
     assert [len(clip) for clip in speech.of_words("Zero, one: two.", clips)] == [3840, 1920, 3840, 1920, 3840]
 
@@ -213,10 +214,9 @@ def test_every_word_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_invented_words_and_long_sentences_are_not_said(tmp_path: Path) -> None:
     write_rows(tmp_path)
     rows = tmp_path / "rows" / "read.train.jsonl"
-    texts = ["It says 'sea'."] * 3 + ["It says 'abladchond'.", ", ".join(["one"] * 10) + "."]
-    texts += [f"It says '{noun}'." for noun in NOUNS[: speech.FREQUENT]]
+    texts = ["It says 'sea'."] * speech.FREQUENT + ["It says 'abladchond'.", ", ".join(["one"] * 13) + "."]
     rows.write_text(
         "".join(json.dumps({"messages": [{"role": "assistant", "content": text}]}) + "\n" for text in texts)
     )
     found = sentences(tmp_path, 10_000, 0)
-    assert texts[0] in found and not {*texts[3:5]} & {*found}
+    assert texts[0] in found and not {*texts[-2:]} & {*found}
