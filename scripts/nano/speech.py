@@ -68,7 +68,7 @@ def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
         raise InputError("flite is missing; install the Debian package flite")
     texts = sentences(directory, count, seed)
     train = len(texts) - len(texts) // HELD
-    known = {word for text in texts for word in said_words(text)} - {*PAUSES} | {*NUMBERS, *NOUNS, *ascii_lowercase}
+    known = known_words(_said(directory)) - {*PAUSES}
     for speaker in VOICES:
         (path.parent / speaker).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
@@ -85,13 +85,9 @@ def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
 def sentences(directory: Path, count: int, seed: int) -> list[str]:
     """Every word alone, strings of letters, then the answers of the training rows, each sense's in turn.
 
-    A sense's rows are taken in a random order, so that its frequent answers come first. Long answers, and
-    those with a word that hardly any other holds, are left out.
+    A sense's rows are taken in a random order, so that its frequent answers come first.
     """
-    draw, said = np.random.default_rng(seed), _said(directory)
-    held = Counter(word for text in chain(*said.values()) for word in {*said_words(text)})
-    known = {word for word, count in held.items() if count >= FREQUENT} | {*NUMBERS, *NOUNS, *ascii_lowercase, *PAUSES}
-    said = {sense: [text for text in texts if _is_sayable(text, known)] for sense, texts in said.items()}
+    draw, said = np.random.default_rng(seed), sayable(directory)
     turns = zip_longest(*(_turns(draw, texts, SEVERAL.get(sense, 1)) for sense, texts in said.items()))
     words = (word.capitalize() + "." for word in (*NUMBERS, *NOUNS))
     given = chain(*(texts for turn in turns for texts in turn if texts is not None))
@@ -99,12 +95,23 @@ def sentences(directory: Path, count: int, seed: int) -> list[str]:
     return list(islice(dict.fromkeys(text for text in texts if text), count))
 
 
-def lists(seed: int) -> Iterator[str]:
-    """Lists of digits, of numbers, of nouns and of letters without end, which a Talker learns to say in order."""
-    draw = np.random.default_rng(seed)
-    while True:
-        words, mark = LISTS[int(draw.choice(len(LISTS), p=LIST_SHARES))]
-        yield mark.join(draw.choice(words, int(draw.integers(2, LONGEST_LIST + 1)))).capitalize() + "."
+def sayable(directory: Path) -> dict[str, list[str]]:
+    """The last answers of each sense's training rows that the speakers say: no long ones, and of known words."""
+    said = _said(directory)
+    known = known_words(said)
+    return {sense: [text for text in texts if _is_sayable(text, known)] for sense, texts in said.items()}
+
+
+def known_words(said: Mapping[str, Sequence[str]]) -> set[str]:
+    """The words and pauses that are said, of the answers of each sense."""
+    held = Counter(word for text in chain(*said.values()) for word in {*said_words(text)})
+    return {word for word, count in held.items() if count >= FREQUENT} | {*NUMBERS, *NOUNS, *ascii_lowercase, *PAUSES}
+
+
+def a_list(draw: np.random.Generator) -> str:
+    """A list of digits, of numbers, of nouns or of letters, which a Talker learns to say in order."""
+    words, mark = LISTS[int(draw.choice(len(LISTS), p=LIST_SHARES))]
+    return mark.join(draw.choice(words, int(draw.integers(2, LONGEST_LIST + 1)))).capitalize() + "."
 
 
 def training_answers(directory: Path) -> list[str]:

@@ -11,7 +11,7 @@ Of the Thinker, the Talker is given embeddings and states, which change little a
 while the Thinker is trained to its end, and `talker` goes on for a while with what has come of that.
 
 The Talker is fed the answer one token per frame. To say its words in order is what takes longest to learn; `voice`
-teaches that alone, by sentences and many lists of words that are read aloud. It must speak an answer whatever the
+teaches that alone, by answers and many lists of words that are read aloud. It must speak an answer whatever the
 conversation, too. In `talker` each sentence is therefore an answer in several conversations: its own ones, with their
 pictures, sounds and videos; the words of one of them without these; one that asks to repeat it; and one that asks to
 read it aloud.
@@ -21,7 +21,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -48,15 +47,15 @@ from scripts.nano.codec_stage import (
 from scripts.nano.listen import held_accuracy, listen, read_repeats
 from scripts.nano.origin import check_origin, digest_of, model_of, rows_digest
 from scripts.nano.rows import SPLITS, Split, assistant, made_senses, pick, user
-from scripts.nano.speech import VOICES, lists, of_words
+from scripts.nano.speech import VOICES, a_list, of_words, sayable
 from scripts.nano.text import REPEAT, wording
 from scripts.nano.thinker import How, trained_by
 
 Messages = list[dict[str, Any]]
 
 ROWS, LENGTH = 16, 512
-# Of the stage voice: rows of a step, lists that are read aloud, and the longest text in frames.
-ALOUD_ROWS, ALOUD_LISTS, ALOUD_FRAMES = 32, 20_000, 63
+# Of the stage voice: rows of a step, all rows, the share of them that are lists, and the longest text in frames.
+ALOUD_ROWS, ALOUD, LISTED, ALOUD_FRAMES = 20, 60_000, 0.4, 95
 # Conversations of its own in which a sentence is trained, with each voice.
 OWN = 2
 # The share of codes that the Talker reads as others, so that it goes on from its own mistakes.
@@ -131,22 +130,28 @@ def conversations(directory: Path, texts: set[str]) -> defaultdict[str, list[Mes
 
 
 def write_aloud(directory: Path, seed: int) -> Path:
-    """Rows that read sentences and lists aloud, none of which is held out, written unless they are there: their file.
+    """Rows that read answers and lists aloud, none of which is held out, written unless they are there: their file.
 
-    InputError if others are there.
+    Of the answers each sense gives as many, so that those of which there are few come often. InputError if others are
+    there.
     """
-    file, speech = directory / "aloud" / "aloud.jsonl", directory / "speech"
-    origin = {"codes": codes_digest(directory), "lists": ALOUD_LISTS, "seed": seed}
+    file = directory / "aloud" / "aloud.jsonl"
+    rows = rows_digest(directory, made_senses(directory, "train"))
+    origin = {"rows": rows, "codes": codes_digest(directory), "number": ALOUD, "seed": seed}
     check_origin(directory, "aloud", [file], origin)
     if file.exists():
         return file
-    held = {line["text"] for line in lines_of(speech, "test")}
-    texts = {line["text"] for line in lines_of(speech, "train")} | ({*islice(lists(seed), ALOUD_LISTS)} - held)
-    codes, draw = read_codes(directory), np.random.default_rng(seed)
-    rows = [_row(READ_ALOUD, text, speaker, codes) for text in sorted(texts) for speaker in VOICES]
+    draw, codes = np.random.default_rng(seed), read_codes(directory)
+    held = {line["text"] for line in lines_of(directory / "speech", "test")}
+    each = [sorted({*texts} - held) for texts in sayable(directory).values() if {*texts} - held]
+    made: list[str] = []
+    while len(made) < ALOUD:
+        text = a_list(draw) if draw.random() < LISTED else pick(draw, pick(draw, each))
+        row = _row(READ_ALOUD, text, pick(draw, tuple(VOICES)), codes)
+        if text not in held and len(row["codes"][0]) <= ALOUD_FRAMES:
+            made.append(json.dumps(row))
     file.parent.mkdir(exist_ok=True)
-    short = (rows[i] for i in draw.permutation(len(rows)) if len(rows[i]["codes"][0]) <= ALOUD_FRAMES)
-    write_whole(file, "".join(json.dumps(row) + "\n" for row in short))
+    write_whole(file, "".join(f"{line}\n" for line in made))
     return file
 
 
