@@ -73,14 +73,17 @@ def test_a_sense_fails_without_its_part(
 def test_it_says_what_it_writes_and_nothing_without_its_text(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judged by its own ear: that others understand it is measured in docs/nano.md."""
     said = [" ".join(DIGITS[i] for i in digits) for digits in ((4, 2), (7, 0, 1), (9, 3), (5, 8, 6))]
-    assert heard_share(omni, said) >= 0.75
+    assert heard_share(omni, said) >= 0.8
     text_ids = Speakers._text_ids
     monkeypatch.setattr(Speakers, "_text_ids", lambda self: np.full_like(text_ids(self), self.config.tts_pad_token_id))
-    assert heard_share(omni, said) <= 0.25
+    assert heard_share(omni, said) <= 0.2
 
 
 def heard_share(omni: Omni, texts: list[str]) -> float:
-    """The share of digits that the model hears in what it reads aloud, each in its place."""
+    """The share of digits that the model hears in what it reads aloud, each in its place.
+
+    The first does not count: its token is in the prompt, and only the others come with the frames.
+    """
     right = 0
     for text in texts:
         sound = omni.speak(f"{text.capitalize().replace(' ', ', ')}.", voice=GREEDY).audio
@@ -89,5 +92,5 @@ def heard_share(omni: Omni, texts: list[str]) -> float:
         question = {"type": "text", "text": "Which digits are spoken?"}
         reply = omni.generate([{"role": "user", "content": [part, question]}], max_new_tokens=24)
         heard = [word for word in words(reply.text) if word in DIGITS]
-        right += sum(a == b for a, b in zip(text.split(), heard, strict=False))
-    return right / sum(len(text.split()) for text in texts)
+        right += sum(a == b for a, b in zip(text.split()[1:], heard[1:], strict=False))
+    return right / sum(len(text.split()) - 1 for text in texts)

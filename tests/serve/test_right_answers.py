@@ -109,3 +109,7 @@ def test_what_is_written_is_said_whole_and_streamed(client):
     for sound in (whole, aloud):
         samples, rate = read_file(sound)
         assert rate == 24_000 and samples.size > 0.3 * rate and abs(samples).max() > 0.05
+    heard = {"type": "input_audio", "input_audio": {"data": base64.b64encode(aloud).decode(), "format": "wav"}}
+    question = {"type": "text", "text": "Which digits are spoken?"}
+    found = ask(client, [{"role": "user", "content": [heard, question]}]).choices[0].message.content
+    assert words(found) == ["seven", "two"], "what it says, it hears"
