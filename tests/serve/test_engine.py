@@ -273,3 +273,18 @@ def test_steps_grow_while_they_are_short_and_shrink_at_once():
         # Steps that are short because a slot is free say how long a token takes.
         pace.lap(chunk, STREAM_STEPS, 0.06 * chunk)
     assert pace.steps == round(STREAM_STEPS * STEP_SECONDS / 0.06)
+
+
+def test_steps_are_short_while_a_slot_is_free(omni):
+    prompt = _prompt(omni, "A", max_new_tokens=3 * CHUNK, stop_ids=())
+
+    async def sizes(service):
+        return [len(event.token_ids) async for event in service.answer(prompt)]
+
+    async def work(service):
+        service._pace.steps, service._pace.lap = CHUNK, lambda *_: None
+        return await sizes(service), await asyncio.gather(sizes(service), sizes(service))
+
+    alone, both = _serve(omni, work)
+    # The prompt's own token comes with the first step.
+    assert sum(alone) == 3 * CHUNK and max(alone) <= STREAM_STEPS + 1 < max(max(one) for one in both)
