@@ -10,6 +10,7 @@ reads and the place in it. Whoever goes on from a kept cache gets what a run of 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -41,6 +42,11 @@ class Conversation:
     contents: np.ndarray
     state: Any
     hidden: jax.Array | None
+
+    @cached_property
+    def beginnings(self) -> list[bytes]:
+        """What stands for its first block, for the first two, and so on."""
+        return beginnings(self.contents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +81,7 @@ class Store:
         """Keep a conversation that is long enough to be found, instead of those that are its beginning."""
         if len(conversation.contents) <= LEAST:
             return
-        for key in beginnings(conversation.contents):
+        for key in conversation.beginnings:
             for kept in _latest(self._by_end.get(key)):
                 longer = conversation.hidden is not None or kept.hidden is None
                 if longer and common(kept.contents, conversation.contents) == len(kept.contents):
@@ -90,12 +96,12 @@ class Store:
 
         hidden: whether hidden states at media positions are wanted too.
         """
-        found, room = None, len(contents) - 1
-        searched = [(self._alike(contents, hidden), room)]
+        found, room, keys = None, len(contents) - 1, beginnings(contents)
+        searched = [(self._alike(keys, hidden), room)]
         if hidden:
             # One without hidden states can be gone on from as far as there are no media.
             media = first_media(contents)
-            searched.append((self._alike(contents[:media], False), min(media, room)))
+            searched.append((self._alike(keys[: media // BLOCK], False), min(media, room)))
         for alike, most in searched:
             for kept in alike:
                 # A drafter has read a token together with the next one, which may be another.
@@ -106,17 +112,17 @@ class Store:
             self._use(found.conversation)
         return found
 
-    def _alike(self, contents: np.ndarray, hidden: bool) -> list[Conversation]:
-        """At most COMPARED of the conversations that share the most whole blocks with contents [T, 7], latest first.
+    def _alike(self, keys: list[bytes], hidden: bool) -> list[Conversation]:
+        """At most COMPARED of the conversations that share the most of these `beginnings`, latest first.
 
         hidden: only those with hidden states.
         """
-        keys = ((hidden, key) for key in reversed(beginnings(contents)))
-        return _latest(next((self._by_beginning[key] for key in keys if key in self._by_beginning), None))
+        shared = ((hidden, key) for key in reversed(keys) if (hidden, key) in self._by_beginning)
+        return _latest(self._by_beginning.get(next(shared, (hidden, b""))))
 
     def _places(self, conversation: Conversation) -> Iterator[tuple[dict[Any, dict[Conversation, None]], Any]]:
         """Where a conversation is found: each index, and its key there."""
-        keys = beginnings(conversation.contents)
+        keys = conversation.beginnings
         yield self._by_end, keys[-1]
         for hidden in {False, conversation.hidden is not None}:
             for key in keys:
