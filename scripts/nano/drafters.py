@@ -18,7 +18,7 @@ from omni_jax.train.drafters.questions import Regenerate, run_regenerate
 from omni_jax.train.drafters.recipes import DFlash, Eagle3, Target
 from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Run
-from scripts.nano.mixture import drawn_rows
+from scripts.nano.mixture import as_rows, drawn_rows
 from scripts.nano.origin import check_origin, model_of, rows_digest
 from scripts.nano.pausing import load_parts
 from scripts.nano.rows import rows_there
@@ -45,8 +45,7 @@ def write_replies(directory: Path, senses: Sequence[str], each: int, seed: int) 
     prompts, replies = folder / "prompts.jsonl", folder / "replies.jsonl"
     if not prompts.exists():
         folder.mkdir(exist_ok=True)
-        lines = drawn_rows(directory, asked_of(directory, senses, each), seed)
-        write_whole(prompts, "".join(line + "\n" for line in lines))
+        write_whole(prompts, as_rows(drawn_rows(directory, asked_of(directory, senses, each), seed)))
     ending = EndingFlags(max_new_tokens=NEW_TOKENS)
     run_regenerate(Regenerate(model=model, data=(prompts,), output=replies, ending=ending), load_parts)
     return replies

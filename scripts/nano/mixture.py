@@ -10,7 +10,7 @@ it took an unknown one, which asked whether two digits are the same, for a quest
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ def write_mixture(directory: Path, senses: Sequence[str], number: int, seed: int
     wanted = {sense: max(1, round(number * share / sum(shares.values()))) for sense, share in shares.items()}
     file.parent.mkdir(exist_ok=True)
     draw = np.random.default_rng(seed)
-    rows = (loosened(draw, json.loads(line)["messages"]) for line in drawn_rows(directory, wanted, seed))
-    write_whole(file, "".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
+    write_whole(file, as_rows(loosened(draw, messages) for messages in drawn_rows(directory, wanted, seed)))
     return file
 
 
@@ -70,8 +69,13 @@ def _without_some(draw: np.random.Generator, text: str) -> str:
     return " ".join(kept) or text
 
 
-def drawn_rows(directory: Path, wanted: Mapping[str, int], seed: int) -> list[str]:
-    """So many training rows of each sense in a random order, their messages alone; more than there are come again.
+def as_rows(conversations: Iterable[list[dict[str, Any]]]) -> str:
+    """Conversations as the lines of a file of rows."""
+    return "".join(json.dumps({"messages": messages}) + "\n" for messages in conversations)
+
+
+def drawn_rows(directory: Path, wanted: Mapping[str, int], seed: int) -> list[list[dict[str, Any]]]:
+    """The messages of so many training rows of each sense in a random order; more than there are come again.
 
     Their media are found from a folder beside that of the rows.
     """
@@ -81,4 +85,4 @@ def drawn_rows(directory: Path, wanted: Mapping[str, int], seed: int) -> list[st
         while left > 0:
             chosen += [lines[i] for i in draw.permutation(len(lines))[:left]]
             left -= len(lines)
-    return [json.dumps({"messages": json.loads(chosen[i])["messages"]}) for i in draw.permutation(len(chosen))]
+    return [json.loads(chosen[i])["messages"] for i in draw.permutation(len(chosen))]

@@ -31,8 +31,7 @@ def test_both_have_as_many_parameters_and_are_small() -> None:
 def test_prompts_are_of_every_sense(tmp_path: Path) -> None:
     write_rows(tmp_path)
     wanted = drafters.asked_of(tmp_path, ["written", "repeat", "remember"], 2)
-    lines = drawn_rows(tmp_path, wanted, 0)
-    answers = sorted(json.loads(line)["messages"][-1]["content"] for line in lines)
+    answers = sorted(messages[-1]["content"] for messages in drawn_rows(tmp_path, wanted, 0))
     assert answers == ["River.", "Sea.", "The digit is two.", "The digit is two.", "Your word is sea."]
 
 
