@@ -66,9 +66,11 @@ def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
         return path
     if which("flite") is None:
         raise InputError("flite is missing; install the Debian package flite")
-    texts = sentences(directory, count, seed)
+    said = sayable(directory)
+    texts = sentences(said, count, seed)
     train = len(texts) - len(texts) // HELD
-    known = known_words(_said(directory)) - {*PAUSES}
+    known = {word for text in chain(texts, *said.values()) for word in said_words(text)} - {*PAUSES}
+    known |= {*NUMBERS, *NOUNS, *ascii_lowercase}
     for speaker in VOICES:
         (path.parent / speaker).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
@@ -82,12 +84,13 @@ def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
     return path
 
 
-def sentences(directory: Path, count: int, seed: int) -> list[str]:
-    """Every word alone, strings of letters, then the answers of the training rows, each sense's in turn.
+def sentences(said: Mapping[str, list[str]], count: int, seed: int) -> list[str]:
+    """Every word alone, strings of letters, then the answers of the senses in turn.
 
-    A sense's rows are taken in a random order, so that its frequent answers come first.
+    said: the answers of each sense's training rows, as `sayable` gives them. They are taken in a random order, so that
+    frequent ones come first.
     """
-    draw, said = np.random.default_rng(seed), sayable(directory)
+    draw = np.random.default_rng(seed)
     turns = zip_longest(*(_turns(draw, texts, SEVERAL.get(sense, 1)) for sense, texts in said.items()))
     words = (word.capitalize() + "." for word in (*NUMBERS, *NOUNS))
     given = chain(*(texts for turn in turns for texts in turn if texts is not None))
@@ -98,14 +101,9 @@ def sentences(directory: Path, count: int, seed: int) -> list[str]:
 def sayable(directory: Path) -> dict[str, list[str]]:
     """The last answers of each sense's training rows that the speakers say: no long ones, and of known words."""
     said = _said(directory)
-    known = known_words(said)
-    return {sense: [text for text in texts if _is_sayable(text, known)] for sense, texts in said.items()}
-
-
-def known_words(said: Mapping[str, Sequence[str]]) -> set[str]:
-    """The words and pauses that are said, of the answers of each sense."""
     held = Counter(word for text in chain(*said.values()) for word in {*said_words(text)})
-    return {word for word, count in held.items() if count >= FREQUENT} | {*NUMBERS, *NOUNS, *ascii_lowercase, *PAUSES}
+    known = {word for word, count in held.items() if count >= FREQUENT} | {*NUMBERS, *NOUNS, *ascii_lowercase, *PAUSES}
+    return {sense: [text for text in texts if _is_sayable(text, known)] for sense, texts in said.items()}
 
 
 def a_list(draw: np.random.Generator) -> str:

@@ -143,7 +143,7 @@ def write_aloud(directory: Path, seed: int) -> Path:
         return file
     draw, codes = np.random.default_rng(seed), read_codes(directory)
     held = {line["text"] for line in lines_of(directory / "speech", "test")}
-    each = [sorted({*texts} - held) for texts in sayable(directory).values() if {*texts} - held]
+    each = [left for texts in sayable(directory).values() if (left := sorted({*texts} - held))]
     made: list[str] = []
     while len(made) < ALOUD:
         text = a_list(draw) if draw.random() < LISTED else pick(draw, pick(draw, each))
