@@ -161,7 +161,7 @@ def read_clips(speech: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def of_words(text: str, words: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
-    """What there is of each word and pause of a sentence: its clip, or its codes."""
+    """What there is of each of a sentence's N words and pauses: N clips `[samples]`, or N blocks of codes `[T, 16]`."""
     return [words[word] for word in said_words(text)]
 
 

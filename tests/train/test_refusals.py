@@ -122,7 +122,7 @@ except OmniError as error:
 @pytest.mark.parametrize(
     "size, every, why",
     [
-        (20_000, 3, "a checkpoint cannot be written (file too large); those of steps [3] are complete: make room"),
+        (4_000, 3, "a checkpoint cannot be written (file too large); those of steps [3] are complete: make room"),
         (900, 9, "tensorboard cannot be written (file too large); the checkpoints are safe: make room"),
     ],
 )
