@@ -49,8 +49,13 @@ SAME = (
     "Is the same digit written and said?", "Do you see the digit that you hear?", "Do you hear the digit that you see?",
     "Is it the same digit in the picture and in the recording?", "Does the recording say what the picture shows?",
     "Does the picture show the digit that is said?", "Compare the digits. Are they the same?",
-    "Tell me if the digits are the same.", "Is the digit that is said the one in the picture?",
-    "Compare the picture and the recording. Is it the same digit?", "Tell me if the written digit is the spoken one.",
+    "Tell me if the digits are the same.",
+    "Tell me if the written digit is the spoken one.", "Tell me if you see and hear the same digit.",
+    "Are both digits the same?", "Look and listen. Is it the same digit?", "Tell me if the picture shows what is said.",
+    "Is the spoken digit the written one?", "Say if the recording has the digit of the picture.",
+    "Tell me if both are the same digit.", "Is what you see the digit that you hear?",
+    "Is the digit that is said the one in the picture?", "Compare the picture and the recording. Is it the same digit?",
+    "Tell me if the digit in the picture is the one that is said.",
 )  # fmt: skip
 ASKED = (FLASH, RED, SAME)
 

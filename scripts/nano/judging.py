@@ -7,10 +7,12 @@ A sense is judged by one of two rules, on words in lower case without punctuatio
 | key words | those of `RIVALS` | of the words that answers choose from, it holds the right ones alone, each once |
 | sentence | all others | it is the right sentence, word for word |
 
+Of an answer that first says what it sees, up to a colon, only what follows is judged by key words.
+
 So "The digit is seven." is right by its only number, "Five is written and three is said: no, they are not the same." by
-its "no", "A red ring, then a red ring and a blue ring: the second picture has more rings." by its "second"; a string, a
-count or a spelling must be right as a whole and in order, and so must a scene's sentence with its colour, shape and
-place. `verbatim` of a result is the share that is the right sentence, by whichever rule the sense is judged.
+its "no", "One thing, then three things: the second picture has more things." by its "second"; a string, a count or a
+spelling must be right as a whole and in order, and so must a scene's sentence with its colour, shape and place.
+`verbatim` of a result is the share that is the right sentence, by whichever rule the sense is judged.
 """
 
 import re
@@ -48,7 +50,7 @@ def is_right(row: Mapping[str, Any], reply: str) -> bool:
     rivals = RIVALS.get(row["sense"])
     if rivals is None:
         return is_verbatim(row, reply)
-    return [word for word in words(reply) if word in rivals] == words(row["answer"])
+    return [word for word in words(reply.rpartition(":")[2]) if word in rivals] == words(row["answer"])
 
 
 def is_verbatim(row: Mapping[str, Any], reply: str) -> bool:

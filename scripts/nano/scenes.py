@@ -5,7 +5,8 @@ of the test is of these, and nothing in training is; only what differs between t
 a place of its own, so none hides another.
 
 An answer about several pictures says what is in each, one after another, before it compares: a model that must decide
-with the first word does not learn to.
+with the first word does not learn to. Pictures that are compared by what they show hold one thing each, so that what is
+compared stands in the same places of every answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ Ask = Callable[[np.random.Generator, Split], Question | None]
 
 def scene_senses(scale: float = 1.0) -> tuple[Sense, ...]:
     """The senses of scenes: one, and several compared."""
-    return Sense("scene", scene, counts(scale, 30_000, 600)), Sense("compare", compare, counts(scale, 20_000, 300))
+    return Sense("scene", scene, counts(scale, 30_000, 600)), Sense("compare", compare, counts(scale, 40_000, 300))
 
 
 def scene(draw: np.random.Generator, split: Split) -> Sample:
@@ -265,38 +266,37 @@ def describe(draw: np.random.Generator, split: Split) -> Question:
 
 
 def more(draw: np.random.Generator, split: Split) -> Question | None:
-    """Which of two pictures has more things of a shape, or which of three the most."""
-    pictures = [things_of(draw, split, int(draw.integers(1, 4))) for _ in range(pick(draw, (2, 2, 3)))]
-    shape = pick(draw, SHAPES)
-    numbers = [sum(thing.shape == shape for thing in things) for things in pictures]
+    """Which of two pictures has more things, or which of three the most."""
+    pictures = [things_of(draw, split, int(draw.integers(1, MOST_THINGS + 1))) for _ in range(pick(draw, (2, 2, 3)))]
+    numbers = [len(things) for things in pictures]
     if numbers.count(max(numbers)) > 1:
         return None
     how, which = "more" if len(pictures) == 2 else "the most", ORDINALS[int(np.argmax(numbers))]
-    said = _after(_named(pictures), f"the {which} picture has {how} {shape}s.")
-    return Question(pictures, MORE, (f"{shape}s", how), said, which)
+    seen = ["one thing" if number == 1 else f"{NUMBERS[number]} things" for number in numbers]
+    said = _after(seen, f"the {which} picture has {how} things.")
+    return Question(pictures, MORE, ("things", how), said, which)
 
 
 def which(draw: np.random.Generator, split: Split) -> Question | None:
     """Which of two or three pictures shows a thing."""
-    pictures = [things_of(draw, split, int(draw.integers(1, 4))) for _ in range(pick(draw, (2, 2, 3)))]
+    pictures = [things_of(draw, split, 1) for _ in range(pick(draw, (2, 2, 3)))]
     number = int(draw.integers(len(pictures)))
-    shape = pick(draw, pictures[number]).shape
-    numbers = [sum(thing.shape == shape for thing in things) for things in pictures]
-    if np.count_nonzero(numbers) > 1:
+    shapes = [thing.shape for (thing,) in pictures]
+    if shapes.count(shapes[number]) > 1:
         return None
-    said = _after(_named(pictures), f"the {ORDINALS[number]} picture shows {article(shape)}.")
-    return Question(pictures, WHICH, (article(shape),), said, ORDINALS[number])
+    shape, ordinal = shapes[number], ORDINALS[number]
+    seen = [f"{name} is {place}" for name, place in zip(_named(pictures), ORDINALS, strict=False)]
+    return Question(pictures, WHICH, (article(shape),), _after(seen, f"the {shape} is {ordinal}."), ordinal)
 
 
 def same(draw: np.random.Generator, split: Split) -> Question:
-    """Whether two pictures show the same one or two things; where not, one has another colour or shape."""
-    first = things_of(draw, split, pick(draw, (1, 1, 2)))
-    second, is_same = list(first), draw.random() < 0.5
-    if not is_same:
-        number = int(draw.integers(len(first)))
-        second[number] = changed(draw, split, first[number], pick(draw, ("colour", "shape")))
-    said = _after(_named((first, second)), "yes, they show the same." if is_same else "no, they are not the same.")
-    return Question([first, second], SAME, (), said, "yes" if is_same else "no")
+    """Whether two pictures show the same thing; where not, the second has another colour or shape."""
+    (thing,) = things_of(draw, split, 1)
+    is_same = draw.random() < 0.5
+    other = thing if is_same else changed(draw, split, thing, pick(draw, ("colour", "shape")))
+    pictures = [[thing], [other]]
+    said = _after(_named(pictures), "yes, they show the same." if is_same else "no, they are not the same.")
+    return Question(pictures, SAME, (), said, "yes" if is_same else "no")
 
 
 def different(draw: np.random.Generator, split: Split) -> Question:
@@ -309,8 +309,8 @@ def different(draw: np.random.Generator, split: Split) -> Question:
 
 
 def _named(pictures: Sequence[Sequence[Thing]]) -> list[str]:
-    """The things of each picture, row by row."""
-    return [" and ".join(article(thing.name) for thing in sorted(things, key=place_of)) for things in pictures]
+    """The only thing of each picture."""
+    return [article(thing.name) for (thing,) in pictures]
 
 
 def _after(seen: Sequence[str], conclusion: str) -> str:

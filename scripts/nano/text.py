@@ -59,7 +59,11 @@ TELL = (
     "Here is a word: {0}.", "Remember this: {0}.", "My word: {0}.", "This is my word: {0}.", "I give you the word {0}.",
     "Please keep {0} in mind.", "Learn this word: {0}.", "Do not forget the word {0}.", "I tell you a word: {0}.",
     "{0} is my word.", "Hold on to this word: {0}.", "Store {0} for later.",
-    "Hold on to the word {0}.", "Learn the word {0}.", "Store the word {0}.",
+    "Store the word {0}.", "Store this word: {0}.", "Store {0}.", "Learn {0}.", "Hold on to {0}.", "Note {0}.",
+    "Keep {0}.", "Note this word: {0}.", "Keep my word {0}.", "Learn my word {0}.", "Take the word {0}.",
+    "Take this: {0}.", "Store my word: {0}.", "The word to remember is {0}.", "I say {0}. Remember it.",
+    "{0}. Please remember this word.",
+    "Hold on to the word {0}.", "Learn the word {0}.", "Do not forget this: {0}.",
 )  # fmt: skip
 RECALL = (
     "Which word did I tell you?", "What was my word?", "Which word was it?", "What did I ask you to remember?",
@@ -132,6 +136,11 @@ def nouns(split: Split) -> tuple[str, ...]:
     return tuple(noun for i, noun in enumerate(NOUNS) if (i % 6 == 5) == (split == "test"))
 
 
+def capital(text: str) -> str:
+    """A text with its first letter as a capital."""
+    return text[0].upper() + text[1:]
+
+
 def asked(question: str, answer: str, said: str) -> Sample:
     """A conversation of one question of text; said: the whole sentence that answers it."""
     return Sample([user(question), assistant(said)], answer)
@@ -145,7 +154,7 @@ def count(draw: np.random.Generator, split: Split) -> Sample:
             break
     said = ", ".join(NUMBERS[first : last + 1])
     ends = number(draw, first), number(draw, last)
-    return asked(wording(draw, COUNT, split).format(*ends), said, said[0].upper() + said[1:] + ".")
+    return asked(wording(draw, COUNT, split).format(*ends), said, capital(said) + ".")
 
 
 def add(draw: np.random.Generator, split: Split) -> Sample:
@@ -156,7 +165,7 @@ def add(draw: np.random.Generator, split: Split) -> Sample:
             break
     question = wording(draw, ADD, split).format(number(draw, a), number(draw, b))
     said = f"{NUMBERS[a]} plus {NUMBERS[b]} is {NUMBERS[a + b]}."
-    return asked(question[0].upper() + question[1:], NUMBERS[a + b], said[0].upper() + said[1:])
+    return asked(capital(question), NUMBERS[a + b], capital(said))
 
 
 def spell(draw: np.random.Generator, split: Split) -> Sample:
@@ -164,7 +173,7 @@ def spell(draw: np.random.Generator, split: Split) -> Sample:
     word = a_word(draw, split)
     letters = ", ".join(word)
     question = wording(draw, SPELL, split).format(word)
-    return asked(question[0].upper() + question[1:], letters, letters[0].upper() + letters[1:] + ".")
+    return asked(capital(question), letters, capital(letters) + ".")
 
 
 def repeat(draw: np.random.Generator, split: Split) -> Sample:
@@ -174,7 +183,7 @@ def repeat(draw: np.random.Generator, split: Split) -> Sample:
     length = int(draw.integers(1, 6))
     words = " ".join(made_up(draw) if draw.random() < made else pick(draw, known) for _ in range(length))
     question = wording(draw, REPEAT, split).format(words)
-    return asked(question[0].upper() + question[1:], words, words[0].upper() + words[1:] + ".")
+    return asked(capital(question), words, capital(words) + ".")
 
 
 def remember(draw: np.random.Generator, split: Split) -> Sample:
@@ -185,7 +194,7 @@ def remember(draw: np.random.Generator, split: Split) -> Sample:
     if draw.random() < 0.5:
         between = pick(draw, (add, spell, count))(draw, split).messages
     asked_for, said = user(wording(draw, RECALL, split)), f"Your word is {word}."
-    return Sample([user(told[0].upper() + told[1:]), assistant(KEPT), *between, asked_for, assistant(said)], word)
+    return Sample([user(capital(told)), assistant(KEPT), *between, asked_for, assistant(said)], word)
 
 
 def a_word(draw: np.random.Generator, split: Split) -> str:

@@ -90,6 +90,11 @@ def drawn(make: Any, split: Split, number: int) -> Iterator[Any]:
     return islice((one for one in asked if one is not None), number)
 
 
+def seen(asked: scenes.Question) -> list[str]:
+    """What an answer says of each picture."""
+    return asked.said.partition(":")[0].lower().split(", then ")
+
+
 def parts(sample: Sample, kind: str) -> list[dict[str, Any]]:
     return [part for part in sample.messages[0]["content"] if part["type"] == kind]
 
@@ -163,16 +168,17 @@ def test_scenes_are_answered_right() -> None:
         )
         assert asked.answer == one.name and other.shape == shape
     for asked in drawn(scenes.more, "train", 50):
-        numbers = [sum(thing.shape + "s" == asked.words[0] for thing in things) for things in asked.pictures]
+        numbers = [len(things) for things in asked.pictures]
         assert scenes.ORDINALS[numbers.index(max(numbers))] == asked.answer and numbers.count(max(numbers)) == 1
-        assert asked.said.partition(":")[0].lower() == ", then ".join(scenes._named(asked.pictures)).lower()
+        assert [one.split()[0] for one in seen(asked)] == [NUMBERS[number] for number in numbers]
     for asked in drawn(scenes.which, "train", 50):
-        numbers = [sum(thing.shape in asked.words[0] for thing in things) for things in asked.pictures]
-        assert np.flatnonzero(numbers).tolist() == [scenes.ORDINALS.index(asked.answer)]
-        assert asked.said.partition(":")[0].lower() == ", then ".join(scenes._named(asked.pictures)).lower()
+        shown = [thing.shape in asked.words[0] for (thing,) in asked.pictures]
+        assert np.flatnonzero(shown).tolist() == [scenes.ORDINALS.index(asked.answer)]
+        named = [pictures.article(thing.name) for (thing,) in asked.pictures]
+        assert seen(asked) == [f"{one} is {place}" for one, place in zip(named, scenes.ORDINALS, strict=False)]
     for asked in drawn(scenes.same, "train", 50):
         assert (asked.pictures[0] == asked.pictures[1]) == (asked.answer == "yes")
-        one, other = asked.said.partition(":")[0].lower().split(", then ")
+        one, other = seen(asked)
         assert (one == other) == (asked.answer == "yes")
     for asked in drawn(scenes.different, "train", 50):
         (one,), (other,) = asked.pictures
