@@ -44,9 +44,10 @@ def digest_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def rows_digest(directory: Path, senses: Iterable[str]) -> str:
-    """A digest of the training rows of some senses; InputError for one that has none."""
-    known, senses = made_senses(directory, "train"), list(senses)
+def rows_digest(directory: Path, senses: Iterable[str] | None = None) -> str:
+    """A digest of the training rows of some senses, or of all that have some; InputError for one that has none."""
+    known = made_senses(directory, "train")
+    senses = known if senses is None else list(senses)
     if unknown := [sense for sense in senses if sense not in known]:
         raise InputError(f"{rows_path(directory, unknown[0], 'train')} is missing; run the stage data first")
     return digest_of(rows_path(directory, sense, "train") for sense in senses)

@@ -59,7 +59,7 @@ def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
     InputError if another list is there.
     """
     path = directory / "speech" / "speech.jsonl"
-    rows = rows_digest(directory, made_senses(directory, "train"))
+    rows = rows_digest(directory)
     settings = {"rows": rows, "sentences": count, "seed": seed, "clips": [PACE, BEFORE, AFTER]}
     check_origin(directory, "speech", [path.parent], settings)
     if path.exists():

@@ -46,7 +46,7 @@ from scripts.nano.codec_stage import (
 )
 from scripts.nano.listen import held_accuracy, listen, read_repeats
 from scripts.nano.origin import check_origin, digest_of, model_of, rows_digest
-from scripts.nano.rows import SPLITS, Split, assistant, made_senses, pick, user
+from scripts.nano.rows import SPLITS, Split, assistant, pick, user
 from scripts.nano.speech import VOICES, a_list, of_words, sayable
 from scripts.nano.text import REPEAT, wording
 from scripts.nano.thinker import How, trained_by
@@ -99,7 +99,7 @@ def write_spoken(directory: Path, seed: int) -> dict[Split, Path]:
     InputError if others are there.
     """
     files: dict[Split, Path] = {split: directory / "spoken" / f"{split}.jsonl" for split in SPLITS}
-    origin = {"rows": rows_digest(directory, made_senses(directory, "train")), "codes": codes_digest(directory)}
+    origin = {"rows": rows_digest(directory), "codes": codes_digest(directory)}
     check_origin(directory, "spoken", [directory / "spoken"], {**origin, "seed": seed})
     if all(file.exists() for file in files.values()):
         return files
@@ -136,7 +136,7 @@ def write_aloud(directory: Path, seed: int) -> Path:
     there.
     """
     file = directory / "aloud" / "aloud.jsonl"
-    rows = rows_digest(directory, made_senses(directory, "train"))
+    rows = rows_digest(directory)
     origin = {"rows": rows, "codes": codes_digest(directory), "number": ALOUD, "seed": seed}
     check_origin(directory, "aloud", [file], origin)
     if file.exists():

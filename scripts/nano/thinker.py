@@ -59,10 +59,9 @@ def train_words(directory: Path, how: How) -> Trained:
 
     InputError for rows or wordings other than those that training began with.
     """
-    senses = made_senses(directory, "train")
     begun = [directory / "begin", directory / "words"]
-    check_origin(directory, "words", begun, {"rows": rows_digest(directory, senses)})
-    model = beginning(directory, files_of(directory, senses), how.seed)
+    check_origin(directory, "words", begun, {"rows": rows_digest(directory)})
+    model = beginning(directory, files_of(directory, made_senses(directory, "train")), how.seed)
     return trained_by(recipe_of(model, files_of(directory, TEXT), directory / "words", how))
 
 
