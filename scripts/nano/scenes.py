@@ -126,7 +126,7 @@ Ask = Callable[[np.random.Generator, Split], Question | None]
 
 def scene_senses(scale: float = 1.0) -> tuple[Sense, ...]:
     """The senses of scenes: one, and several compared."""
-    return Sense("scene", scene, counts(scale, 30_000, 600)), Sense("compare", compare, counts(scale, 40_000, 300))
+    return Sense("scene", scene, counts(scale, 60_000, 600)), Sense("compare", compare, counts(scale, 40_000, 300))
 
 
 def scene(draw: np.random.Generator, split: Split) -> Sample:

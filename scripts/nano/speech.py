@@ -51,6 +51,8 @@ PAUSES = ",:"
 # What lists are made of, what stands between their words, and how often each kind is said; the longest, in words.
 LISTS = ((DIGITS, ", "), (NUMBERS, ", "), (NOUNS, ", "), (NOUNS, " "), ([*ascii_lowercase], ", "))
 LIST_SHARES, LONGEST_LIST = (0.5, 0.15, 0.15, 0.1, 0.1), 5
+# In one list of so many, one word alone, in quotes: its tokens are others there.
+QUOTED, QUOTED_EVERY = "It says '{}'.", 8
 
 
 def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
@@ -107,7 +109,9 @@ def sayable(directory: Path) -> dict[str, list[str]]:
 
 
 def a_list(draw: np.random.Generator) -> str:
-    """A list of digits, of numbers, of nouns or of letters, which a Talker learns to say in order."""
+    """A list of digits, of numbers, of nouns or of letters, which a Talker learns to say in order; or a quoted word."""
+    if draw.integers(QUOTED_EVERY) == 0:
+        return QUOTED.format(draw.choice([*NUMBERS, *NOUNS]))
     words, mark = LISTS[int(draw.choice(len(LISTS), p=LIST_SHARES))]
     return mark.join(draw.choice(words, int(draw.integers(2, LONGEST_LIST + 1)))).capitalize() + "."
 

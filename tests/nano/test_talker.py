@@ -118,7 +118,8 @@ def test_lists_are_of_known_words() -> None:
     assert texts == again != others
     words = [[word for word in said_words(text) if word != ","] for text in texts]
     assert {len(one) for one in words} == {*range(2, speech.LONGEST_LIST + 1)}
-    assert {*chain(*words)} <= {*NUMBERS, *NOUNS, *ascii_lowercase}
+    assert {*chain(*words)} <= {*NUMBERS, *NOUNS, *ascii_lowercase, "it", "says"}
+    assert 200 / 16 < sum(text.startswith("It says '") for text in texts) < 200 / 4
 
 
 def test_the_voiced_model_has_the_codec_and_all_else_of_the_thinker(made: Path) -> None:
