@@ -7,7 +7,7 @@ A sense is judged by one of two rules, on words in lower case without punctuatio
 | key words | those of `RIVALS` | of the words that answers choose from, it holds the right ones alone, each once |
 | sentence | all others | it is the right sentence, word for word |
 
-Of an answer that first says what it sees, up to a colon, only what follows is judged by key words.
+Where the right answer first says what it sees, up to a colon, a reply is judged by what follows its only colon.
 
 So "The digit is seven." is right by its only number, "Five is written and three is said: no, they are not the same." by
 its "no", "One thing, then three things: the second picture has more things." by its "second"; a string, a count or a
@@ -50,7 +50,9 @@ def is_right(row: Mapping[str, Any], reply: str) -> bool:
     rivals = RIVALS.get(row["sense"])
     if rivals is None:
         return is_verbatim(row, reply)
-    return [word for word in words(reply.rpartition(":")[2]) if word in rivals] == words(row["answer"])
+    _, colon, then = reply.partition(":")
+    judged = then if colon and ":" in row["messages"][-1]["content"] else reply
+    return [word for word in words(judged) if word in rivals] == words(row["answer"])
 
 
 def is_verbatim(row: Mapping[str, Any], reply: str) -> bool:

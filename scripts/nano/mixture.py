@@ -3,7 +3,7 @@
     rows/*.train.jsonl -> mixture/rows.jsonl
 
 A mixture in proportion to the rows teaches what is easy within the first thousand steps, and reading never: of what the
-model sees then, one row of twelve asks for it.
+model sees then, few rows ask for it.
 
 Questions about media lose some of their small words, so that the model does not depend on the wordings that it knows:
 it took an unknown one, which asked whether two digits are the same, for a question after a digit.
@@ -38,11 +38,11 @@ def write_mixture(directory: Path, senses: Sequence[str], number: int, seed: int
     A sense with fewer rows than its share gives them again. InputError if a mixture of other rows is there.
     """
     file = directory / "mixture" / "rows.jsonl"
-    origin = {"rows": rows_digest(directory, senses), "number": number, "seed": seed}
+    shares = {sense: SHARES.get(sense, OTHERS) for sense in senses}
+    origin = {"rows": rows_digest(directory, senses), "number": number, "seed": seed, "shares": shares}
     check_origin(directory, "mixture", [file.parent], origin)
     if file.exists():
         return file
-    shares = {sense: SHARES.get(sense, OTHERS) for sense in senses}
     wanted = {sense: max(1, round(number * share / sum(shares.values()))) for sense, share in shares.items()}
     file.parent.mkdir(exist_ok=True)
     draw = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ from omni_jax.errors import InputError
 from scripts.nano.pictures import paper, picture_part, png, shown
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.text import wording
-from scripts.nano.words import NOUNS, NUMBERS
+from scripts.nano.words import IT_SAYS, NOUNS, NUMBERS
 
 ROOT = Path("/usr/share/fonts")
 # The Debian package of each family, the pattern of its files, and its split.
@@ -100,7 +100,7 @@ def read(draw: np.random.Generator, split: Split) -> Sample:
     family = pick(draw, sorted(fonts(split)))
     picture = word_picture(draw, word, pick(draw, fonts(split)[family]), split == "train")
     asked = shown(draw, wording(draw, READ, split), picture_part("word.png"))
-    return Sample([user(*asked), assistant(f"It says '{word}'.")], word, {"word.png": picture})
+    return Sample([user(*asked), assistant(IT_SAYS.format(word))], word, {"word.png": picture})
 
 
 @lru_cache(2)

@@ -29,7 +29,7 @@ from scripts.nano.pictures import (
     toned,
 )
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
-from scripts.nano.text import wording
+from scripts.nano.text import capital, wording
 from scripts.nano.words import NUMBERS
 
 PLACES = (
@@ -315,5 +315,4 @@ def _named(pictures: Sequence[Sequence[Thing]]) -> list[str]:
 
 def _after(seen: Sequence[str], conclusion: str) -> str:
     """A sentence that says what is in each picture, and then what follows."""
-    said = ", then ".join(seen)
-    return f"{said[0].upper()}{said[1:]}: {conclusion}"
+    return capital(f"{', then '.join(seen)}: {conclusion}")

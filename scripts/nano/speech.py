@@ -31,7 +31,7 @@ from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.rows import made_senses, rows_path
 from scripts.nano.sounds import synthesised, wav
 from scripts.nano.text import KEPT
-from scripts.nano.words import DIGITS, NOUNS, NUMBERS
+from scripts.nano.words import DIGITS, IT_SAYS, NOUNS, NUMBERS
 
 # The voices of the Debian package flite that the speakers have.
 VOICES = {"chelsie": "slt", "ethan": "rms"}
@@ -51,8 +51,10 @@ PAUSES = ",:"
 # What lists are made of, what stands between their words, and how often each kind is said; the longest, in words.
 LISTS = ((DIGITS, ", "), (NUMBERS, ", "), (NOUNS, ", "), (NOUNS, " "), ([*ascii_lowercase], ", "))
 LIST_SHARES, LONGEST_LIST = (0.5, 0.15, 0.15, 0.1, 0.1), 5
-# In one list of so many, one word alone, in quotes: its tokens are others there.
-QUOTED, QUOTED_EVERY = "It says '{}'.", 8
+# One list of so many is one word in quotes, where it has other tokens.
+QUOTED_EVERY = 8
+# The words of lists.
+OF_LISTS = frozenset((*NUMBERS, *NOUNS, *ascii_lowercase, "it", "says"))
 
 
 def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
@@ -72,7 +74,7 @@ def write_speech(directory: Path, count: int, seed: int, workers: int) -> Path:
     texts = sentences(said, count, seed)
     train = len(texts) - len(texts) // HELD
     known = {word for text in chain(texts, *said.values()) for word in said_words(text)} - {*PAUSES}
-    known |= {*NUMBERS, *NOUNS, *ascii_lowercase}
+    known |= OF_LISTS
     for speaker in VOICES:
         (path.parent / speaker).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
@@ -104,14 +106,14 @@ def sayable(directory: Path) -> dict[str, list[str]]:
     """The last answers of each sense's training rows that the speakers say: no long ones, and of known words."""
     said = _said(directory)
     held = Counter(word for text in chain(*said.values()) for word in {*said_words(text)})
-    known = {word for word, count in held.items() if count >= FREQUENT} | {*NUMBERS, *NOUNS, *ascii_lowercase, *PAUSES}
+    known = {word for word, count in held.items() if count >= FREQUENT} | OF_LISTS | {*PAUSES}
     return {sense: [text for text in texts if _is_sayable(text, known)] for sense, texts in said.items()}
 
 
 def a_list(draw: np.random.Generator) -> str:
     """A list of digits, of numbers, of nouns or of letters, which a Talker learns to say in order; or a quoted word."""
     if draw.integers(QUOTED_EVERY) == 0:
-        return QUOTED.format(draw.choice([*NUMBERS, *NOUNS]))
+        return IT_SAYS.format(draw.choice([*NUMBERS, *NOUNS]))
     words, mark = LISTS[int(draw.choice(len(LISTS), p=LIST_SHARES))]
     return mark.join(draw.choice(words, int(draw.integers(2, LONGEST_LIST + 1)))).capitalize() + "."
 
@@ -165,7 +167,7 @@ def read_clips(speech: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def of_words(text: str, words: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
-    """What there is of each of a sentence's N words and pauses: N clips `[samples]`, or N blocks of codes `[T, 16]`."""
+    """What there is of each of a sentence's N words and pauses: N clips `[samples]`, or N blocks of codes `[16, T]`."""
     return [words[word] for word in said_words(text)]
 
 

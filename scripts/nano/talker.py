@@ -47,7 +47,7 @@ from scripts.nano.codec_stage import (
 from scripts.nano.listen import held_accuracy, listen, read_repeats
 from scripts.nano.origin import check_origin, digest_of, model_of, rows_digest
 from scripts.nano.rows import SPLITS, Split, assistant, pick, user
-from scripts.nano.speech import VOICES, a_list, of_words, sayable
+from scripts.nano.speech import LIST_SHARES, QUOTED_EVERY, VOICES, a_list, of_words, sayable
 from scripts.nano.text import REPEAT, wording
 from scripts.nano.thinker import How, trained_by
 
@@ -137,7 +137,8 @@ def write_aloud(directory: Path, seed: int) -> Path:
     """
     file = directory / "aloud" / "aloud.jsonl"
     rows = rows_digest(directory)
-    origin = {"rows": rows, "codes": codes_digest(directory), "number": ALOUD, "seed": seed}
+    lists = [LISTED, *LIST_SHARES, QUOTED_EVERY]
+    origin = {"rows": rows, "codes": codes_digest(directory), "number": ALOUD, "lists": lists, "seed": seed}
     check_origin(directory, "aloud", [file], origin)
     if file.exists():
         return file

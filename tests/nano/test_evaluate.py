@@ -39,7 +39,7 @@ STRING = row("digits", "Four, three, eight.", "four, three, eight")
 SUM = row("add", "Two plus one is three.", "three")
 SPELLED = row("spell", "C, a, t.", "c, a, t")
 SAME = row("same", "Five is written and three is said: no, they are not the same.", "no")
-MORE = row("compare", "A red ring, then a red ring and a blue ring: the second picture has more rings.", "second")
+WHICH = row("compare", "A blue circle is first, then a red ring is second: the ring is second.", "second")
 SCENE = row("scene", "A red ring is on the left.", "red ring")
 SOUND = row("silence", "I hear a beep.", "beep")
 
@@ -65,9 +65,12 @@ SOUND = row("silence", "I hear a beep.", "beep")
         (SPELLED, "C, a, t, s.", False),
         (SAME, "No, they differ.", True),
         (SAME, "Five is written and five is said: yes, they are the same.", False),
-        (MORE, "A ring, then two rings: the second picture has more rings.", True),
-        (MORE, "A red ring, then a red ring and a blue ring: the first picture has more rings.", False),
-        (MORE, "A red ring, then a red ring and a blue ring.", False),
+        (WHICH, "A blue circle is first, then a red ring is second: the ring is second.", True),
+        (WHICH, "second", True),
+        (WHICH, "A blue circle is first, then a red ring is second: the ring is first.", False),
+        (WHICH, "A blue circle is first, then a red ring is second.", False),
+        (WHICH, "The ring is first: no: the ring is second.", False),
+        (DIGIT, "Five: the digit is seven.", False),
         (SAME, "No, yes.", False),
         (SCENE, "a red ring is on the left", True),
         (SCENE, "A red ring is on the right.", False),

@@ -95,6 +95,10 @@ def seen(asked: scenes.Question) -> list[str]:
     return asked.said.partition(":")[0].lower().split(", then ")
 
 
+def concluded(asked: scenes.Question) -> str:
+    return asked.said.partition(": ")[2]
+
+
 def parts(sample: Sample, kind: str) -> list[dict[str, Any]]:
     return [part for part in sample.messages[0]["content"] if part["type"] == kind]
 
@@ -171,15 +175,18 @@ def test_scenes_are_answered_right() -> None:
         numbers = [len(things) for things in asked.pictures]
         assert scenes.ORDINALS[numbers.index(max(numbers))] == asked.answer and numbers.count(max(numbers)) == 1
         assert [one.split()[0] for one in seen(asked)] == [NUMBERS[number] for number in numbers]
+        how = "more" if len(numbers) == 2 else "the most"
+        assert concluded(asked) == f"the {asked.answer} picture has {how} things."
     for asked in drawn(scenes.which, "train", 50):
         shown = [thing.shape in asked.words[0] for (thing,) in asked.pictures]
         assert np.flatnonzero(shown).tolist() == [scenes.ORDINALS.index(asked.answer)]
         named = [pictures.article(thing.name) for (thing,) in asked.pictures]
         assert seen(asked) == [f"{one} is {place}" for one, place in zip(named, scenes.ORDINALS, strict=False)]
+        assert concluded(asked) == f"the {asked.words[0].split()[-1]} is {asked.answer}."
     for asked in drawn(scenes.same, "train", 50):
         assert (asked.pictures[0] == asked.pictures[1]) == (asked.answer == "yes")
         one, other = seen(asked)
-        assert (one == other) == (asked.answer == "yes")
+        assert (one == other) == (asked.answer == "yes") == (concluded(asked) == "yes, they show the same.")
     for asked in drawn(scenes.different, "train", 50):
         (one,), (other,) = asked.pictures
         differ = [one.colour != other.colour, one.shape != other.shape, (one.x, one.y) != (other.x, other.y)]
