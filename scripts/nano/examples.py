@@ -22,7 +22,7 @@ from scripts.nano.senses import voices_path
 from scripts.nano.voices import Bank, Voice
 
 # How many of each sense.
-SENSES = {"scene": 16, "written": 8, "when": 16, "digits": 12, "red": 8}
+SENSES = {"scene": 16, "written": 8, "when": 16, "digits": 12, "red": 16}
 # Voices whose recordings may be redistributed without conditions that bind the repository.
 KINDS = ("flite", "kokoro")
 SEED = 1_000
