@@ -83,11 +83,12 @@ DESCRIBE = (
     "Tell me what is in the picture.", "Say what you see, and where.",
 )  # fmt: skip
 MORE = (
-    "Which picture has {1} {0}?", "Which picture shows {1} {0}?", "In which picture are there {1} {0}?",
-    "Where are there {1} {0}?", "Compare the pictures. Which has {1} {0}?", "Which picture has got {1} {0}?",
-    "Count the {0}. Which picture has {1}?", "Tell me which picture has {1} {0}.", "Which of them has {1} {0}?",
-    "In which picture do you see {1} {0}?", "Tell me which picture shows {1} {0}.",
-    "Compare the pictures. Which shows {1} {0}?", "Which of the pictures has {1} {0}?",
+    "Which picture has {0} things?", "Which picture shows {0} things?", "In which picture are there {0} things?",
+    "Where are there {0} things?", "Compare the pictures. Which has {0} things?", "Which picture has got {0} things?",
+    "Count the things. Which picture has {0}?", "Tell me which picture has {0} things.",
+    "Which of them has {0} things?",
+    "In which picture do you see {0} things?", "Tell me which picture shows {0} things.",
+    "Compare the pictures. Which shows {0} things?", "Which of the pictures has {0} things?",
 )  # fmt: skip
 WHICH = (
     "Which picture shows {0}?", "Which picture has {0}?", "In which picture is {0}?", "Where is {0}?",
@@ -274,7 +275,7 @@ def more(draw: np.random.Generator, split: Split) -> Question | None:
     how, which = "more" if len(pictures) == 2 else "the most", ORDINALS[int(np.argmax(numbers))]
     seen = ["one thing" if number == 1 else f"{NUMBERS[number]} things" for number in numbers]
     said = _after(seen, f"the {which} picture has {how} things.")
-    return Question(pictures, MORE, ("things", how), said, which)
+    return Question(pictures, MORE, (how,), said, which)
 
 
 def which(draw: np.random.Generator, split: Split) -> Question | None:

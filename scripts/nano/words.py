@@ -6,9 +6,6 @@ NUMBERS: tuple[str, ...] = tuple(
         "seventeen eighteen nineteen twenty"
     ).split()
 )
-# What is answered about a written word.
-IT_SAYS = "It says '{}'."
-
 DIGITS = tuple(NUMBERS[:10])
 # Of one to three syllables, none of which is the beginning of a sentence that the model says.
 NOUNS = tuple(
@@ -30,3 +27,5 @@ NOUNS = tuple(
         "wolf wood yard zebra"
     ).split()
 )
+# What is answered about a written word.
+IT_SAYS = "It says '{}'."
