@@ -30,22 +30,27 @@ WAY = (
     "Which way does the {0} move?", "Where does the {0} move?", "In which direction does the {0} move?",
     "Which way does the {0} go?", "Where does the {0} go?", "Which way is the {0} moving?",
     "Tell me which way the {0} moves.", "Look at the {0}. Which way does it move?", "What does the {0} do?",
-    "In which direction is the {0} moving?", "Tell me where the {0} moves.", "Where is the {0} moving?",
-    "Look at the {0}. Where does it go?",
+    "In which direction is the {0} moving?", "Where does the {0} move to?", "Say where the {0} goes.",
+    "Tell me where the {0} is moving.", "Say which way the {0} moves.", "What way does the {0} move?",
+    "Look at the {0}. Where does it move?", "Tell me which way the {0} goes.",
+    "Tell me where the {0} moves.", "Where is the {0} moving?", "Look at the {0}. Where does it go?",
 )  # fmt: skip
 MOVES = (
     "What moves?", "Which thing moves?", "What is moving?", "Which thing is moving?", "Tell me what moves.",
     "Name the thing that moves.", "What moves in the video?", "Which of them moves?", "What do you see moving?",
-    "Which thing moves in the video?", "Tell me which thing moves.", "Name the moving thing.",
-    "What is moving in the video?",
+    "Which thing moves in the video?", "Tell me what is moving.", "Say what moves.", "Name what moves.",
+    "Which of the things moves?", "Tell me which of them moves.", "Say which thing is moving.",
+    "Tell me which thing moves.", "Name the moving thing.", "What is moving in the video?",
 )  # fmt: skip
 WHEN = (
     "When does the {0} appear?", "When do you see the {0}?", "After how many seconds does the {0} appear?",
     "At which second does the {0} appear?", "How long does it take until the {0} appears?", "When does the {0} come?",
     "Tell me when the {0} appears.", "How many seconds pass until the {0} appears?", "When is the {0} first seen?",
-    "Look at the video. When does the {0} appear?", "Tell me when the {0} is seen.",
-    "After how many seconds is the {0} seen?",
-    "At which second does the {0} come?",
+    "Look at the video. When does the {0} appear?", "At which second do you see the {0}?",
+    "At which second is the {0} there?", "After how many seconds does the {0} come?", "How long until the {0} comes?",
+    "How many seconds pass until the {0} comes?", "Tell me when the {0} comes.", "Tell me when you see the {0}.",
+    "When is the {0} there?", "Say at which second the {0} appears.", "Name the second at which the {0} is seen.",
+    "Tell me when the {0} is seen.", "After how many seconds is the {0} seen?", "At which second does the {0} come?",
 )  # fmt: skip
 ASKED = (WAY, MOVES, WHEN)
 
