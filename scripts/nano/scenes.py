@@ -4,6 +4,9 @@ Held out for the test: of colour, shape and place (nine in a picture), every sev
 of the test is of these, and nothing in training is; only what differs between two pictures may be any. Each thing is in
 a place of its own, so none hides another.
 
+Whether a thing is there, and how many are of a kind, is hardly learned from many things at once: most training rows
+that ask so show one or two, and some ask for a colour or a shape alone. The test shows all numbers equally often.
+
 An answer about several pictures says what is in each, one after another, before it compares: a model that must decide
 with the first word does not learn to. Pictures that are compared by what they show hold one thing each, so that what is
 compared stands in the same places of every answer.
@@ -42,6 +45,8 @@ AHEAD = 0.2
 BESIDE = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 ORDINALS = ("first", "second", "third")
 MOST_THINGS = 5
+# How often a training row that must find things of a kind shows one thing, two and so on.
+FEW = (0.4, 0.25, 0.15, 0.1, 0.1)
 
 HOW_MANY = (
     "How many {0} are there?", "How many {0} do you see?", "Count the {0}.", "How many {0} are in the picture?",
@@ -132,8 +137,10 @@ def scene_senses(scale: float = 1.0) -> tuple[Sense, ...]:
 
 def scene(draw: np.random.Generator, split: Split) -> Sample:
     """A question about one scene."""
-    sizes = (64, 96, 128)
-    return _row(draw, split, pick(draw, (*(how_many,) * 3, colour, side, beside, there, describe, describe)), sizes)
+    asked = how_many, how_many, how_many, colour, side, beside, there, describe, describe
+    if split == "train":
+        asked = count_kind, count_kind, there, there_of_kind, how_many, colour, colour, side, beside, describe
+    return _row(draw, split, pick(draw, asked), (64, 96, 128))
 
 
 def compare(draw: np.random.Generator, split: Split) -> Sample:
@@ -200,10 +207,33 @@ def how_many(draw: np.random.Generator, split: Split) -> Question | None:
     things = things_of(draw, split, int(draw.integers(1, MOST_THINGS + 1)))
     of = pick(draw, ("shape", "colour", "all"))
     kind = pick(draw, SHAPES if of == "shape" else tuple(COLOURS))
-    number = len(things) if of == "all" else sum(kind in (thing.shape, thing.colour) for thing in things)
+    number = len(things) if of == "all" else _of_kind(things, kind)
     if number == 0 and draw.random() < 0.95 or number == 1 and draw.random() < 0.5:
         return None
-    one = {"shape": kind, "colour": f"{kind} thing", "all": "thing"}[of]
+    return _counted(things, {"shape": kind, "colour": f"{kind} thing", "all": "thing"}[of], number)
+
+
+def count_kind(draw: np.random.Generator, split: Split) -> Question | None:
+    """The number of things of a shape or of a colour among mostly few: none, one, two and three equally often."""
+    things = things_of(draw, split, _few(draw))
+    wanted, of = int(draw.integers(min(len(things), 3) + 1)), pick(draw, ("shape", "colour"))
+    kind = pick(draw, SHAPES if of == "shape" else tuple(COLOURS))
+    if _of_kind(things, kind) != wanted:
+        return None
+    return _counted(things, kind if of == "shape" else f"{kind} thing", wanted)
+
+
+def _few(draw: np.random.Generator) -> int:
+    return 1 + int(draw.choice(MOST_THINGS, p=FEW))
+
+
+def _of_kind(things: Sequence[Thing], kind: str) -> int:
+    """How many things have a colour or a shape."""
+    return sum(kind in (thing.shape, thing.colour) for thing in things)
+
+
+def _counted(things: Sequence[Thing], one: str, number: int) -> Question:
+    """How many of what `one` names there are: `number`."""
     amount = "no" if number == 0 else NUMBERS[number]
     said = f"There is one {one}." if number == 1 else f"There are {amount} {one}s."
     return Question([things], HOW_MANY, (f"{one}s",), said, amount)
@@ -244,7 +274,7 @@ def beside(draw: np.random.Generator, split: Split) -> Question | None:
 
 def there(draw: np.random.Generator, split: Split) -> Question | None:
     """Whether a thing is there; one that is not has the colour or the shape of one that is."""
-    things = things_of(draw, split, int(draw.integers(1, 5)))
+    things = things_of(draw, split, int(draw.integers(1, 5)) if split == "test" else _few(draw))
     thing = pick(draw, things)
     is_there = draw.random() < 0.5
     if not is_there:
@@ -253,9 +283,23 @@ def there(draw: np.random.Generator, split: Split) -> Question | None:
         thing = Thing(colour, shape, thing.x, thing.y, thing.radius)
         if thing.name in [seen.name for seen in things]:
             return None
-    name = article(thing.name)
-    said = f"Yes, there is {name}." if is_there else f"No, there is no {thing.name}."
-    return Question([things], THERE, (name,), said, "yes" if is_there else "no")
+    return _found(things, thing.name, is_there)
+
+
+def there_of_kind(draw: np.random.Generator, split: Split) -> Question | None:
+    """Whether a thing of a shape or of a colour is there."""
+    things, of, is_there = things_of(draw, split, _few(draw)), pick(draw, ("shape", "colour")), draw.random() < 0.5
+    kinds = [kind for kind in (SHAPES if of == "shape" else COLOURS) if bool(_of_kind(things, kind)) == is_there]
+    if not kinds:
+        return None
+    kind = pick(draw, kinds)
+    return _found(things, kind if of == "shape" else f"{kind} thing", is_there)
+
+
+def _found(things: Sequence[Thing], one: str, is_there: bool) -> Question:
+    """Whether what `one` names is there."""
+    said = f"Yes, there is {article(one)}." if is_there else f"No, there is no {one}."
+    return Question([things], THERE, (article(one),), said, "yes" if is_there else "no")
 
 
 def describe(draw: np.random.Generator, split: Split) -> Question:
