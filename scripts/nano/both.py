@@ -12,6 +12,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,9 @@ from scripts.nano.hear import PITCHES, apart
 from scripts.nano.pictures import COLOURS, Thing, background, picture_part, shown
 from scripts.nano.rows import Sample, Sense, Split, assistant, counts, pick, user
 from scripts.nano.sounds import wav
-from scripts.nano.text import wording
+from scripts.nano.text import a_word, capital, wording
 from scripts.nano.videos import RATE, filmed, mp4, sampling, video_part
-from scripts.nano.words import DIGITS
+from scripts.nano.words import DIGITS, NUMBERS
 from scripts.nano.written import digit_picture
 
 Say = Callable[[np.random.Generator, int, Split], np.ndarray]
@@ -57,7 +58,14 @@ SAME = (
     "Is the digit that is said the one in the picture?", "Compare the picture and the recording. Is it the same digit?",
     "Tell me if the digit in the picture is the one that is said.",
 )  # fmt: skip
-ASKED = (FLASH, RED, SAME)
+# In training a third of the questions whether both are the same name two words instead: of the digits alone it learned
+# the pairs by heart, and took those held out for the same.
+WORDS, OF_WORDS = 1 / 3, (
+    "{0} is written and {1} is said. Are they the same?", "I write {0} and say {1}. Is it the same?",
+    "Is {0}, which is written, the same as {1}, which is said?", "{0} is written, {1} is said. Is that the same?",
+    "The written word is {0}, the spoken word is {1}. Are they the same?",
+)  # fmt: skip
+ASKED = (FLASH, RED, SAME, OF_WORDS)
 
 
 def both_senses(directory: Path, say: Say, scale: float = 1.0) -> tuple[Sense, ...]:
@@ -130,11 +138,13 @@ def red(say: Say, draw: np.random.Generator, split: Split) -> Sample:
 
 def same(say: Say, directory: Path, draw: np.random.Generator, split: Split) -> Sample:
     """Whether a written digit is the one that is said; the answer names both first (see scenes.py)."""
+    if split == "train" and draw.random() < WORDS:
+        return same_words(draw)
     is_same = draw.random() < 0.5
     while True:
         seen, heard = draw.integers(0, 10, 2).tolist()
         heard = seen if is_same else heard
-        if is_same or seen != heard and ((seen + 3 * heard) % 7 == 0) == (split == "test"):
+        if is_same or seen != heard and _is_held(seen, heard) == (split == "test"):
             break
     picture = digit_picture(draw, seen, split, directory)
     spoken = say(draw, heard, split)
@@ -142,10 +152,32 @@ def same(say: Say, directory: Path, draw: np.random.Generator, split: Split) -> 
     put(sound, spoken, draw.uniform(0.02, 0.98) * (len(sound) - len(spoken)) / RATE)
     media = [picture_part("digit.png"), {"type": "audio", "audio": "digit.wav"}]
     parts = shown(draw, wording(draw, SAME, split), *(media if draw.random() < 0.5 else media[::-1]))
-    found = f"{DIGITS[seen].capitalize()} is written and {DIGITS[heard]} is said"
-    said = f"{found}: {'yes, they are the same' if is_same else 'no, they are not the same'}."
     files = {"digit.png": picture, "digit.wav": wav(sound, RATE)}
-    return Sample([user(*parts), assistant(said)], "yes" if is_same else "no", files)
+    return Sample([user(*parts), _compared(DIGITS[seen], DIGITS[heard])], "yes" if is_same else "no", files)
+
+
+def same_words(draw: np.random.Generator) -> Sample:
+    """Whether two numbers or two other words, which the question names, are the same; no pair of digits of the test."""
+    is_same, of_numbers = draw.random() < 0.5, draw.random() < 0.5
+    while True:
+        seen, heard = (pick(draw, NUMBERS) if of_numbers else a_word(draw, "train") for _ in range(2))
+        heard = seen if is_same else heard
+        digits = [DIGITS.index(word) for word in (seen, heard) if word in DIGITS]
+        if is_same or seen != heard and not (len(digits) == 2 and _is_held(*digits)):
+            break
+    question = capital(pick(draw, OF_WORDS).format(seen, heard))
+    return Sample([user(question), _compared(seen, heard)], "yes" if is_same else "no")
+
+
+def _is_held(seen: int, heard: int) -> bool:
+    """Whether two different digits, written and spoken, are compared in the test alone."""
+    return (seen + 3 * heard) % 7 == 0
+
+
+def _compared(seen: str, heard: str) -> dict[str, Any]:
+    """The answer: what is written, what is said, and whether they are the same."""
+    found = "yes, they are the same" if seen == heard else "no, they are not the same"
+    return assistant(f"{capital(seen)} is written and {heard} is said: {found}.")
 
 
 def faint_noise(draw: np.random.Generator, seconds: float) -> np.ndarray:
