@@ -33,8 +33,8 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNUSED = {
     "convert": ("config", "shard_size"),
     "dry_run": ("shard_size",),
-    "reverse": ("parts", "dtype", "allow_nonfinite", "config"),
-    "verify": ("parts", "dtype", "allow_nonfinite", "config", "overwrite", "shard_size"),
+    "reverse": ("parts", "dtype", "quantize", "allow_nonfinite", "config"),
+    "verify": ("parts", "dtype", "quantize", "allow_nonfinite", "config", "overwrite", "shard_size"),
 }
 
 
@@ -61,6 +61,8 @@ class Arguments:
     """Only check that every tensor has its place; writes nothing."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Cast while converting; default: as in the source."""
+    quantize: Literal["int8"] | None = None
+    """Store the routed experts in eight bits; default: as in the source."""
     parts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART ...")] = ()
     """Sub-models to convert (thinker, talker, code2wav); default: all."""
     config: Path | None = None
@@ -95,6 +97,7 @@ def run(arguments: Arguments) -> dict:
         paths[1],
         parts=arguments.parts or None,
         dtype=arguments.dtype,
+        quantize=arguments.quantize,
         overwrite=arguments.overwrite,
         allow_nonfinite=arguments.allow_nonfinite,
         verify=arguments.verify,
@@ -105,6 +108,7 @@ def run(arguments: Arguments) -> dict:
 
 
 def _dry_run(path: Path, arguments: Arguments) -> dict:
+    from omni_jax.weights.int8 import int8_experts
     from omni_jax.weights.locate import locate
     from omni_jax.weights.plan import plan_weights
     from omni_jax.weights.safetensors import open_checkpoint, open_manifest
@@ -112,6 +116,7 @@ def _dry_run(path: Path, arguments: Arguments) -> dict:
     # A manifest is a JSON file; any other name is that of a checkpoint.
     is_manifest = path.is_file() or path.name.endswith((".json", ".json.gz"))
     source = open_manifest(path, arguments.config) if is_manifest else open_checkpoint(locate(path, "the source"))
+    source = int8_experts(source) if arguments.quantize else source
     planned = plan_weights(source, arguments.parts or None, arguments.dtype)
     name, size = planned.largest
     return {

@@ -5,6 +5,7 @@ few blocks (one expert, or one layer's projection; the embedding table is the la
 written, whatever the size of the model.
 """
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -14,12 +15,15 @@ import numpy as np
 from tqdm import tqdm
 
 from omni_jax.errors import CheckpointError
+from omni_jax.files import write_whole
 from omni_jax.inputs.processor import Processor
 from omni_jax.process import check, finishing
+from omni_jax.quantization import check_quantize
 from omni_jax.weights.blocks import THREADS, ahead, read_block
 from omni_jax.weights.checkpoint import chunk_shape
 from omni_jax.weights.contents import copy_metadata, metadata_files
 from omni_jax.weights.destination import place_of
+from omni_jax.weights.int8 import int8_experts
 from omni_jax.weights.layout import Index, Leaf
 from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import LeafRecord, Manifest, write_manifest
@@ -33,6 +37,7 @@ def convert_checkpoint(
     destination: str | Path,
     parts: tuple[str, ...] | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     verify: bool = False,
@@ -45,6 +50,7 @@ def convert_checkpoint(
         destination: the directory to be written.
         parts: which parts to keep, default all.
         dtype: what to cast to, default as in the source.
+        quantize: "int8" for routed experts in eight bits, default as in the source.
         overwrite: replace the destination if it is a converted checkpoint.
         allow_nonfinite: accept NaN and infinite weights.
         verify: read everything back and compare hashes before the destination appears; without it, only the first block
@@ -55,7 +61,9 @@ def convert_checkpoint(
     """
     from convert.verify import sample_checkpoint, verify_checkpoint
 
+    check_quantize(quantize)
     opened = open_checkpoint(locate(source, "the source"))
+    opened = int8_experts(opened) if quantize else opened
     planned = plan_weights(opened, parts, dtype)
     small = _small_files(opened, planned)
     if place_of(destination).final in opened.directory.resolve().parents:
@@ -64,6 +72,8 @@ def convert_checkpoint(
     needed = planned.bytes + planned.bytes // 50 + sum(path.stat().st_size for path in small)
     with finishing(), publish(destination, overwrite, needed) as partial:
         copy_metadata(small, partial)
+        if quantize:
+            write_whole(partial / "config.json", json.dumps(opened.config, indent=2) + "\n")
         leaves = _write_params(opened, planned, partial, allow_nonfinite, progress)
         manifest = write_manifest(partial, leaves, progress)
         if verify:

@@ -121,6 +121,7 @@ def answer(ask: Ask) -> None:
         dtype=ask.devices.dtype,
         parts=parts,
         adapter=ask.adapter,
+        quantize=ask.devices.quantize,
         before_reading=before_reading,
     )
     if isinstance(ask, Generate) and ask.n is not None:

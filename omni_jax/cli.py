@@ -148,6 +148,7 @@ def _loader(command: Evaluate | Serve) -> Callable[[tuple[str, ...] | None], Omn
             dtype=command.devices.dtype,
             parts=parts,
             adapter=command.adapter,
+            quantize=command.devices.quantize,
         )
         report_mesh(omni)
         return omni

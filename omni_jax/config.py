@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import isqrt, prod
-from typing import Annotated
+from typing import Annotated, Any
 
 from omni_jax.decoder_config import DecoderConfig
+from omni_jax.quantization import states_int8_experts
 from omni_jax.reader import Heads, LayerIds, Layers, Length, Range, Reader, Size, Vocabulary, Width, is_one_of, shown
 
 MODEL_TYPE = "qwen3_omni_moe"
@@ -280,10 +281,19 @@ class OmniConfig:
             talker=TalkerConfig.from_hf(r.section("talker_config")) if speech else None,
             code2wav=Code2WavConfig.from_hf(r.section("code2wav_config")) if speech else None,
         )
+        config = config._with_int8_experts() if states_int8_experts(values) else config
         _check_token_ids(r, config)
         if config.talker and config.code2wav:
             _check_speech(r, config.thinker.text, config.talker, config.code2wav)
         return config
+
+    def _with_int8_experts(self) -> "OmniConfig":
+        """The same with the routed experts of both text models in eight bits."""
+
+        def held(part: Any) -> Any:
+            return replace(part, text=replace(part.text, int8_experts=part.text.num_experts > 0))
+
+        return replace(self, thinker=held(self.thinker), talker=self.talker and held(self.talker))
 
 
 def _check_token_ids(r: Reader, config: OmniConfig) -> None:

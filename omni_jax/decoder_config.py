@@ -42,7 +42,8 @@ class DecoderConfig:
     vocab_size: 0 for a stack without token ids. num_experts: 0 for a stack of plain MLPs. dense_layers: the layers with
     an MLP in a stack of experts. shared_expert_intermediate_size: 0 without a shared expert. layer_scale: whether the
     output of a layer is scaled per channel. sliding_window: how many keys a query sees, its own included; None for all.
-    router_aux_loss_coef: what the router's auxiliary loss counts in training.
+    router_aux_loss_coef: what the router's auxiliary loss counts in training. int8_experts: whether the routed experts
+    are stored and held in eight bits.
     """
 
     vocab_size: int
@@ -65,6 +66,7 @@ class DecoderConfig:
     layer_scale: bool
     sliding_window: int | None
     router_aux_loss_coef: Annotated[float, Range(0, 1_000)] = 0.001
+    int8_experts: bool = False
 
     @classmethod
     def from_hf(

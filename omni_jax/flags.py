@@ -99,6 +99,8 @@ class DeviceFlags(Machines):
 
     dtype: Literal["float32", "bfloat16"] | None = None
     """Weights' type; by default the checkpoint's own, on CPU float32."""
+    quantize: Literal["int8"] | None = None
+    """Hold the routed experts in eight bits."""
 
 
 def keywords_of(media: MediaFlags, *groups: Any) -> dict[str, Any]:

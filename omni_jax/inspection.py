@@ -30,6 +30,8 @@ class Inspect:
     """Also report what a LoRA adapter for this model adapts."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type to load the weights in; by default as loading on this machine would."""
+    quantize: Literal["int8"] | None = None
+    """Count the routed experts in eight bits."""
     context: int = 4096
     """Tokens per conversation."""
     batch: int = 1
@@ -44,7 +46,7 @@ def inspect(command: Inspect) -> None:
     """Print what the checkpoint holds."""
     for name, value in (("--context", command.context), ("--batch", command.batch)):
         whole(name, value, "give at least 1")
-    model = open_model(command.model)
+    model = open_model(command.model, quantize=command.quantize)
     report = {"checkpoint": str(command.model), "kind": model.kind, **summarise(model, command)}
     if command.adapter is not None:
         report["adapter"] = _adapted(model, command.adapter)

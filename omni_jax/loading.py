@@ -17,6 +17,7 @@ from omni_jax.decode.arguments import explained
 from omni_jax.errors import InputError
 from omni_jax.inputs.values import listed, shown
 from omni_jax.omni import Omni
+from omni_jax.quantization import check_quantize
 from omni_jax.weights.adapters import open_adapter
 from omni_jax.weights.keymap import table
 from omni_jax.weights.merge import merge
@@ -36,6 +37,7 @@ def load(
     dtype: str | None = None,
     parts: Sequence[str] | None = None,
     adapter: str | Path | None = None,
+    quantize: str | None = None,
 ) -> Omni:
     """Load a model onto the first device, or onto a mesh of devices.
 
@@ -52,12 +54,14 @@ def load(
             is enough for text.
         adapter: directory of a LoRA adapter for this model, as PEFT or this project saves it; it is merged into the
             weights, in float32.
+        quantize: "int8" for the routed experts in eight bits, which halve the memory of a model in bfloat16; of a
+            Hugging Face checkpoint, or one that was converted so.
 
     Before any array is read, raises CheckpointError for a checkpoint that is incomplete or damaged, whose arrays are
     not those of its config.json or do not fit the devices, and for an adapter of another model; InputError for a mesh
     that does not divide the model; ConfigError for an adapter that is more than LoRA's factors.
     """
-    omni = load_lazily(where, mesh=mesh, dtype=dtype, parts=parts, adapter=adapter)
+    omni = load_lazily(where, mesh=mesh, dtype=dtype, parts=parts, adapter=adapter, quantize=quantize)
     omni._read_weights()
     return omni
 
@@ -69,6 +73,7 @@ def load_lazily(
     dtype: str | None = None,
     parts: Sequence[str] | None = None,
     adapter: str | Path | None = None,
+    quantize: str | None = None,
     before_reading: Callable[[Omni], None] = lambda omni: None,
 ) -> Omni:
     """A model that reads its weights once, when a request that passed its checks is about to run.
@@ -77,11 +82,16 @@ def load_lazily(
     model just before its weights are read.
     """
     _check_arguments(mesh, dtype, parts)
+    check_quantize(quantize)
     use_compilation_cache()
     chosen, wanted = None if parts is None else tuple(parts), dtype or default_dtype()
-    model = open_model(where, chosen, wanted)
+    model = open_model(where, chosen, wanted, quantize)
     if wanted is None and (wanted := default_dtype(model.types.values())):
-        model = open_model(where, chosen, wanted)
+        model = open_model(where, chosen, wanted, quantize)
+    if adapter is not None and model.config.thinker.text.int8_experts:
+        raise InputError(
+            "an adapter cannot be merged into weights of eight bits; merge it first, quantise what is saved"
+        )
     added = None if adapter is None else open_adapter(adapter, model.config)
     processor = model.processor()
     placement = resolve_placement(mesh, model.parts())
@@ -105,7 +115,7 @@ def default_dtype(stored: Iterable[str] = ()) -> str | None:
     """
     if sharding.platform() == "cpu":
         return "float32"
-    return None if {*stored} <= {*DTYPES} else "bfloat16"
+    return None if {*stored} <= {*DTYPES, "int8"} else "bfloat16"
 
 
 def _awaited(model: StoredModel, shardings: Shardings) -> dict:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # gets the lowest floor above everything that it imports. CONTRIBUTING shows the same table.
 FLOORS = (
     ("errors", "process"),
-    ("compilation_cache", "distributed", "files", "reader", "sharding"),
+    ("compilation_cache", "distributed", "files", "quantization", "reader", "sharding"),
     ("decoder_config", "sound"),
     ("config", "draft_config"),
     ("inputs", "ops"),

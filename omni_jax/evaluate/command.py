@@ -170,7 +170,7 @@ def _runs(command: Evaluate, settings: RunSettings, dataset: Dataset, config: Om
     if len(set(names)) < len(names):
         raise InputError(f"drafters {names}; their directories need different names to be told apart")
     adapter = None if command.adapter is None else open_adapter(command.adapter, config)
-    model, runs = _model_digest(command.model, dtype, adapter), []
+    model, runs = _model_digest(command.model, dtype, command.devices.quantize, adapter), []
     located = [locate(path, "the drafter") for path in paths]
     for name, path in zip(names or ("",), located or (None,), strict=True):
         drafter = load_drafter(path, dtype=dtype or default_dtype()) if path else None
@@ -271,11 +271,12 @@ def _recogniser(command: Evaluate, task: str) -> Any:
     return recogniser
 
 
-def _model_digest(model: Path, dtype: str | None, adapter: Adapter | None) -> str:
+def _model_digest(model: Path, dtype: str | None, quantize: str | None, adapter: Adapter | None) -> str:
     """A digest of the model: its checkpoint's hashes, the type in which its weights are loaded, and its adapter."""
     files = () if adapter is None else (adapter.directory / CONFIG_FILE, adapter.directory / WEIGHTS_FILE)
     added = f":{digest_of(files)}" if files else ""
-    return f"{dtype or default_dtype() or 'stored'}:{identity(model)}{added}"
+    held = f"{dtype or default_dtype() or 'stored'}{f',{quantize}' if quantize else ''}"
+    return f"{held}:{identity(model)}{added}"
 
 
 def _drafter_digest(drafter: Path) -> str:

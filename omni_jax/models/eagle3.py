@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from omni_jax.draft_config import Eagle3Config
-from omni_jax.models.decoder import MLP
+from omni_jax.models.feed_forward import MLP
 from omni_jax.models.param import Linear, Module, RMSNorm, param, project
 from omni_jax.ops.attention import attend, causal_attention
 from omni_jax.ops.branches import attend_branches

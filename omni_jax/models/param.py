@@ -40,6 +40,16 @@ def param(
     return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
 
 
+def int8_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
+    """The values of an `ops.int8.Int8`, uniform over what eight bits hold; they keep their type in every model."""
+    return nnx.Param(jax.random.randint(rngs.params(), shape, -127, 128, jnp.int8), axes=axes)
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether an array of this type is held in the type of a model, rather than always in its own."""
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
 def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     """Contract the last `contracted` axes of x [..., in] and of weight [*out, in]: float32 [..., *out].
 
@@ -245,6 +255,6 @@ def init_params(module: Callable[..., nnx.Module], *args: Any, seed: int = 0, dt
     @partial(jax.jit, static_argnums=1)
     def make(key: jax.Array, dtype: Any) -> dict:
         params = nnx.to_pure_dict(nnx.state(module(nnx.Rngs(params=key), *args)))
-        return jax.tree.map(lambda p: p.astype(dtype), params)
+        return jax.tree.map(lambda p: p.astype(dtype) if is_float(p.dtype) else p, params)
 
     return make(jax.random.key(seed), jnp.dtype(dtype))

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from omni_jax.ops.int8 import Int8
 from omni_jax.ops.low_rank import Factors, GatedFactors
 from omni_jax.ops.moe import ExpertWeights, Routing, moe, partial_moe, route
 from omni_jax.sharding import constrain, platform
@@ -61,12 +62,12 @@ def sharded_route(
 
 def replicated(x: jax.Array, routing: Routing, experts: ExpertWeights, mesh: Mesh, split: Split) -> jax.Array:
     """As `sharded_moe`: every expert shard takes all rows [R, D] of its group, gathered if split; sums are reduced."""
-    E, gather = experts.gate_up.shape[1], "expert" in split
+    E, gather = experts.held, "expert" in split
 
     def local(x: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
         if gather:
             x, routing = jax.tree.map(lambda a: jax.lax.all_gather(a, "expert", tiled=True), (x, routing))
-        ids = own_ids(routing.ids, jax.lax.axis_index("expert"), experts.gate_up.shape[1])
+        ids = own_ids(routing.ids, jax.lax.axis_index("expert"), experts.held)
         y = partial_moe(x, Routing(ids, routing.weights), experts, E)
         if not gather:
             return jax.lax.psum(y, ("expert", "tensor")).astype(x.dtype)
@@ -77,11 +78,11 @@ def replicated(x: jax.Array, routing: Routing, experts: ExpertWeights, mesh: Mes
 
 def exchanged(x: jax.Array, routing: Routing, experts: ExpertWeights, mesh: Mesh, split: Split) -> jax.Array:
     """As `sharded_moe`: rows [R, D], split over "expert" too, travel to the shards of their experts and back."""
-    E, shards = experts.gate_up.shape[1], mesh.shape["expert"]
+    E, shards = experts.held, mesh.shape["expert"]
 
     def local(x: jax.Array, routing: Routing, experts: ExpertWeights) -> jax.Array:
         r, D = x.shape
-        ids, weights, held = routing.ids, routing.weights, experts.gate_up.shape[1]
+        ids, weights, held = routing.ids, routing.weights, experts.held
         order, place, needed = _departures(ids // held, shards)
         # What is no row, or has no expert where it goes, is marked as elsewhere.
         theirs = own_ids(ids[order], jnp.arange(shards)[:, None, None], held)
@@ -163,11 +164,16 @@ def _specs(experts: ExpertWeights) -> ExpertWeights:
     over_in: Any = P(None, "expert", None, "tensor")
     over_out: Any = P(None, "expert", "tensor")
     over_gate_up: Any = P(None, "expert", None, None, "tensor")
+    gate_up, down = over_gate_up, over_out
+    if isinstance(experts.gate_up, Int8):
+        # As on disk: [2, F, D] and [D, F], and a scale for each output.
+        gate_up: Any = Int8(over_in, over_in)
+        down: Any = Int8(over_in, by_expert)
     lora = None
     if experts.lora is not None:
         inward = Factors(by_expert, over_out, experts.lora.gate.scale)
         lora = GatedFactors(inward, inward, Factors(over_in, by_expert, experts.lora.down.scale))
-    return ExpertWeights(over_gate_up, over_out, all_devices, lora)
+    return ExpertWeights(gate_up, down, all_devices, lora)
 
 
 def stored_axes(experts: ExpertWeights) -> ExpertWeights:
@@ -182,4 +188,7 @@ def stored_axes(experts: ExpertWeights) -> ExpertWeights:
         outward = Factors(axes(None, "mlp"), axes("embed", None), experts.lora.down.scale)
         lora = GatedFactors(inward, inward, outward)
     layer: Any = None
+    if isinstance(experts.gate_up, Int8):
+        gate_up: Any = Int8(axes(None, "mlp", "embed"), axes(None, "mlp"))
+        return ExpertWeights(gate_up, Int8(axes("embed", "mlp"), axes("embed")), layer, lora)
     return ExpertWeights(axes("embed", None, "mlp"), axes("mlp", "embed"), layer, lora)

@@ -2,7 +2,8 @@
 
     rows [R, D] -> route -> Routing (ids and weights [R, A]) -> moe, over the ExpertWeights of all layers -> rows [R, D]
 
-Experts may have low-rank updates (`ops.low_rank`), which every way computes beside their weights.
+Experts may have low-rank updates (`ops.low_rank`), which every way computes beside their weights, and may be `Int8`,
+which only forward passes take.
 
 Weights stay stacked over layers and are indexed by layer and expert together: slicing out one layer first would copy
 all of its experts at every step on CPU.
@@ -25,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from omni_jax.ops.int8 import Int8, Weight, joined, product, summed
 from omni_jax.ops.kept import keep
 from omni_jax.ops.low_rank import Factors, GatedFactors
 from omni_jax.sharding import platform
@@ -37,8 +39,8 @@ GPU_GATHER_ROWS = 3
 # the CPU's caches.
 TILE_STEPS = 8
 STEP_ROWS = (8, 64)
-# Widths that tokamax's Hopper kernel cuts into whole tiles.
-GROUPED_MULTIPLE = 64
+# Widths that tokamax's Hopper kernels cut into whole tiles: of weights as wide as the rows, and of `Int8`.
+GROUPED_MULTIPLE, INT8_MULTIPLE = 64, 128
 
 
 @jax.tree_util.register_dataclass
@@ -55,19 +57,24 @@ class Routing:
 class ExpertWeights:
     """gate_up [L, E, D, 2, F] and down [L, E, F, D] of all layers, and the layer to take, int32 [].
 
-    lora: low-rank updates of them, factors [L, E, ...]; None without.
+    As `Int8`, they are [L, E, 2, F, D] and [L, E, D, F]. lora: low-rank updates of them, factors [L, E, ...]; None
+    without.
     """
 
-    gate_up: jax.Array
-    down: jax.Array
+    gate_up: Weight
+    down: Weight
     layer: jax.Array | int
     lora: GatedFactors | None = None
 
+    @property
+    def held(self) -> int:
+        """E, the number of experts of a layer that are here."""
+        return jax.tree.leaves(self.gate_up)[0].shape[1]
+
     def flat(self) -> tuple["Mlp", jax.Array | int]:
         """The experts of all layers along one axis: gate_up [L * E, D, 2 F] and down [L * E, F, D]; the first index."""
-        L, E, D, _, F = self.gate_up.shape
-        lora = jax.tree.map(lambda w: w.reshape(L * E, *w.shape[2:]), self.lora)
-        return Mlp(self.gate_up.reshape(L * E, D, 2 * F), self.down.reshape(L * E, F, D), lora), self.layer * E
+        every = Mlp(joined(self.gate_up), self.down, self.lora)
+        return jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), every), self.layer * self.held
 
 
 @jax.tree_util.register_dataclass
@@ -75,8 +82,8 @@ class ExpertWeights:
 class Mlp:
     """One expert: gate_up [D, 2 F], down [F, D], and their updates; or several, along a leading axis."""
 
-    gate_up: jax.Array
-    down: jax.Array
+    gate_up: Weight
+    down: Weight
     lora: GatedFactors | None
 
 
@@ -115,7 +122,7 @@ def pairwise(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int 
     """[R, D] -> float32 [R, D], one (row, expert) pair at a time: reads only chosen experts, for few rows on CPU."""
     ids, weights = routing.ids, routing.weights
     R, A = ids.shape
-    E = experts.gate_up.shape[1]
+    E = experts.held
     flat, first = experts.flat()
 
     def pair(y: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
@@ -137,7 +144,7 @@ def tiled(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | N
     Pairs of experts elsewhere are sorted after all others and are in no tile.
     """
     ids, (R, A) = routing.ids, routing.ids.shape
-    E = experts.gate_up.shape[1]
+    E = experts.held
     sizes = _tile_sizes(R, R * A // (total or E))
     order, start, rows, expert = _tile_plan(ids, E, sizes[-1])
     flat, first = experts.flat()
@@ -199,6 +206,8 @@ def _tile_products(x: jax.Array, experts: Mlp, tiles: Tiles, sizes: tuple[int, .
 
 def _tile_products_forward(x: jax.Array, experts: Mlp, tiles: Tiles, sizes: tuple[int, ...]) -> tuple:
     """The products, and for the backward pass what each tile's first product gave, [pairs + largest tile, 2 F]."""
+    if isinstance(experts.gate_up, Int8):
+        raise TypeError("experts in eight bits have no gradient; take those that they were made of")
 
     def one(carry: tuple, start: jax.Array, rows: jax.Array, e: jax.Array, size: int) -> tuple:
         expert = _one(experts, e)
@@ -280,29 +289,26 @@ def gathered(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int 
     A pair of an expert elsewhere reads one that another pair reads too, which costs no memory traffic of its own.
     """
     ids, weights = routing.ids, routing.weights
-    E = experts.gate_up.shape[1]
+    E = experts.held
     flat, first = experts.flat()
     if total is not None:
         weights, ids = jnp.where(ids < E, weights, 0), jnp.where(ids < E, ids, jnp.min(ids) % E)
     chosen = jax.tree.map(lambda w: w[first + ids], flat)
-    hidden = jnp.sum(x[:, None, :, None].astype(jnp.float32) * chosen.gate_up.astype(jnp.float32), axis=2)
+    hidden = summed(x[:, None], chosen.gate_up)
     hidden = hidden if chosen.lora is None else hidden + chosen.lora.first(x[:, None])
     hidden = _gated(hidden, x.dtype)
-    out = jnp.sum(hidden[..., None].astype(jnp.float32) * chosen.down.astype(jnp.float32), axis=2)
+    out = summed(hidden, chosen.down)
     out = out if chosen.lora is None else out + chosen.lora.second(hidden)
     return jnp.sum(out * weights[..., None].astype(jnp.float32), axis=1)
 
 
 def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int | None = None) -> jax.Array:
     """[R, D] -> float32 [R, D] by grouped products over sorted rows: many rows on GPU. `tiled` without a kernel."""
-    ids, gate_up = routing.ids, experts.gate_up
-    R, A = ids.shape
-    _, E, D, _, F = gate_up.shape
-    half = x.dtype in (jnp.bfloat16, jnp.float16) and x.dtype == gate_up.dtype
-    if find_spec("tokamax") is None or not half or D % GROUPED_MULTIPLE or F % GROUPED_MULTIPLE:
+    if find_spec("tokamax") is None or not _fits_kernel(x, experts):
         return tiled(x, routing, experts, total)
     import tokamax  # pyright: ignore[reportMissingImports]
 
+    ids, (R, A), E = routing.ids, routing.ids.shape, experts.held
     order = jnp.argsort(ids.reshape(-1), stable=True)
     counts = jnp.zeros(E, jnp.int32).at[ids.reshape(-1)].add(1)
     dot = partial(tokamax.ragged_dot, group_sizes=counts, implementation="mosaic", preferred_element_type=x.dtype)
@@ -313,15 +319,36 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
         return (factors.scale * dot(dot(rows, a.swapaxes(1, 2)), b.swapaxes(1, 2))).astype(x.dtype)
 
     rows = x[order // A]
-    hidden = keep(dot(rows, gate_up[experts.layer].reshape(E, D, 2 * F)))
+    hidden = keep(dot(rows, _of_layer(joined(experts.gate_up), experts.layer)))
     hidden = hidden if experts.lora is None else hidden + experts.lora.first(rows, update)
     hidden = _gated(hidden, x.dtype)
-    out = keep(dot(hidden, experts.down[experts.layer]))
+    out = keep(dot(hidden, _of_layer(experts.down, experts.layer)))
     out = out if experts.lora is None else out + experts.lora.second(hidden, update)
     # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
     place = jnp.zeros(R * A, jnp.int32).at[order].set(jnp.arange(R * A, dtype=jnp.int32)).reshape(R, A)
     rows = _here(out[place], ids, E, total).astype(jnp.float32)
     return jnp.sum(rows * routing.weights[..., None].astype(jnp.float32), axis=1)
+
+
+def _fits_kernel(x: jax.Array, experts: ExpertWeights) -> bool:
+    """Whether tokamax's Hopper kernels take rows x [R, D] and these experts."""
+    if isinstance(experts.down, Int8):
+        fits, multiple = True, INT8_MULTIPLE
+        D, F = experts.down.values.shape[2:]
+    else:
+        fits, multiple = x.dtype == experts.down.dtype, GROUPED_MULTIPLE
+        F, D = experts.down.shape[2:]
+    return fits and x.dtype in (jnp.bfloat16, jnp.float16) and not D % multiple and not F % multiple
+
+
+def _of_layer(weight: Weight, l: Any) -> Any:
+    """The experts of layer `l` [E, in, out], as tokamax takes them."""
+    if not isinstance(weight, Int8):
+        return weight[l]
+    import qwix  # pyright: ignore[reportMissingImports]
+
+    values, scale = weight.values[l], weight.scale[l]
+    return qwix.QArray(values.swapaxes(1, 2), scale[:, None], qtype=values.dtype)
 
 
 def _padded(w: jax.Array, axis: int) -> jax.Array:
@@ -343,13 +370,13 @@ def _mlp(rows: jax.Array, expert: Mlp) -> jax.Array:
 
 def _first(rows: jax.Array, expert: Mlp) -> jax.Array:
     """Gate and up of rows [R, D], float32 [R, 2 F]."""
-    hidden = jnp.dot(rows, expert.gate_up, preferred_element_type=jnp.float32)
+    hidden = product(rows, expert.gate_up)
     return hidden if expert.lora is None else hidden + expert.lora.first(rows)
 
 
 def _second(inner: jax.Array, expert: Mlp) -> jax.Array:
     """Down of rows [R, F], float32 [R, D]."""
-    out = jnp.dot(inner, expert.down, preferred_element_type=jnp.float32)
+    out = product(inner, expert.down)
     return out if expert.lora is None else out + expert.lora.second(inner)
 
 

@@ -46,7 +46,10 @@ def check_codes(command: CheckCodes) -> None:
     """Write the sound file, and say on stderr how long it is; InputError before weights are read for what cannot be."""
     output = check_sound_file(command.output)
     codes = codes_of(command)
-    omni = load_lazily(command.model, mesh=command.devices.mesh, dtype=command.devices.dtype, parts=("code2wav",))
+    devices = command.devices
+    omni = load_lazily(
+        command.model, mesh=devices.mesh, dtype=devices.dtype, quantize=devices.quantize, parts=("code2wav",)
+    )
     wave = omni.vocode(codes)
     write_sound(output, wave)
     seconds = wave.size / SAMPLES_PER_SECOND

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from omni_jax.config import DecoderConfig
+from omni_jax.errors import InputError
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -72,6 +75,12 @@ class Batches(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a position; InputError if it is one in other data."""
         ...
+
+
+def check_trainable(text: DecoderConfig) -> None:
+    """InputError for a text model whose experts are in eight bits, which have no gradient."""
+    if text.int8_experts:
+        raise InputError("experts in eight bits cannot be trained; train the model they come from, then quantise it")
 
 
 def masters(params: Any) -> Any:

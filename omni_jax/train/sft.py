@@ -10,7 +10,7 @@ from functools import partial
 from omni_jax.errors import InputError
 from omni_jax.omni import Omni
 from omni_jax.train.losses.thinker import thinker_loss
-from omni_jax.train.objective import Batches, Objective, Step, cast, masters
+from omni_jax.train.objective import Batches, Objective, Step, cast, check_trainable, masters
 from omni_jax.train.saving import save_part
 from omni_jax.train.settings import TextRecipe
 from omni_jax.train.shown import masked_text
@@ -38,6 +38,7 @@ class Sft(TextRecipe):
 
     def objective(self, omni: Omni) -> Objective:
         """The Thinker's loss, of the parameters that are trained; InputError if none are."""
+        check_trainable(omni.config.thinker.text)
         declaration, arrays = omni.declarations["thinker"], flatten(omni.params["thinker"])
         axes, trained = flatten(declaration.axes), {path for path in arrays if self.trains(path)}
         if not trained:

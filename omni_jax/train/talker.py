@@ -21,7 +21,7 @@ from omni_jax.models.thinker import Thinker
 from omni_jax.omni import Omni
 from omni_jax.sharding import round_up_rows
 from omni_jax.train.codes import Codebooks, Layout, load_encoder
-from omni_jax.train.objective import Batches, Objective, Step, cast, masters
+from omni_jax.train.objective import Batches, Objective, Step, cast, check_trainable, masters
 from omni_jax.train.saving import save_part
 from omni_jax.train.settings import TextRecipe
 from omni_jax.weights.trees import flatten, nest
@@ -97,6 +97,8 @@ class TalkerSft(TextRecipe):
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be 0 or more")
         if not 0 <= self.mistakes < 1:
             raise InputError(f"--mistakes is {self.mistakes}; it must be at least 0 and less than 1")
+        assert omni.config.talker is not None
+        check_trainable(omni.config.talker.text)
         if omni.meshes["thinker"] != omni.meshes["talker"]:
             raise InputError("Thinker and Talker are on meshes of their own; name one mesh for all parts to train")
 

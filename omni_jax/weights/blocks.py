@@ -84,7 +84,9 @@ def hash_tensor(tensor: Array) -> str:
 
 
 def count_nonfinite(tensor: np.ndarray) -> int:
-    """The number of values of a float array [...] that are NaN or infinite."""
+    """The number of values of an array [...] that are NaN or infinite; whole numbers are neither."""
+    if np.issubdtype(tensor.dtype, np.integer):
+        return 0
     unsigned, exponent = EXPONENTS[tensor.dtype.name]
     bits = tensor.reshape(-1).view(unsigned)
     parts = (bits[i : i + SCAN_VALUES] for i in range(0, bits.size, SCAN_VALUES))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from omni_jax.config import DecoderConfig, OmniConfig
-from omni_jax.models.param import Declaration
+from omni_jax.models.param import Declaration, is_float
 from omni_jax.ops.cache import CACHE_AXES, capacity_for
 from omni_jax.sharding import bytes_on_a_device, round_up_rows, split_over
 from omni_jax.weights.parts import declared_arrays
@@ -75,9 +75,15 @@ class Part:
 def describe_part(
     part: str, declaration: Declaration, config: OmniConfig, types: Mapping[str, str], dtype: str | None = None
 ) -> Part:
-    """What placing a part needs to know; its arrays are in `dtype`, or in that of `types` by path."""
-    paths = flatten(declaration.shapes, f"{part}/")
-    itemsizes = {path: np.dtype(dtype or types[path]).itemsize for path in paths}
+    """What placing a part needs to know; its arrays are in `dtype`, or in that of `types` by path.
+
+    Those that are declared as whole numbers keep their type.
+    """
+    declared = flatten(declaration.shapes, f"{part}/")
+    itemsizes = {
+        path: np.dtype((dtype or types[path]) if is_float(array.dtype) else array.dtype).itemsize
+        for path, array in declared.items()
+    }
     text = {"thinker": config.thinker.text, "talker": config.talker and config.talker.text}.get(part)
     return Part(part, declaration, itemsizes, text)
 

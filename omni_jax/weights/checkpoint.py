@@ -72,7 +72,7 @@ def open_converted(directory: Path, parts: tuple[str, ...] | None = None, dtype:
     chosen = choose_parts(parts, manifest.parts, directory)
     declarations = declare_parts(config, chosen)
     check_shapes(directory, {part: declaration.shapes for part, declaration in declarations.items()})
-    types = {path: dtype or leaf.dtype for path, leaf in _records(manifest, chosen).items()}
+    types = {path: leaf.held_as(dtype) for path, leaf in _records(manifest, chosen).items()}
 
     def read(shardings: Shardings) -> dict:
         return restore(directory, chosen, shardings, dtype)
@@ -164,7 +164,7 @@ def _read(directory: Path, leaves: dict[str, LeafRecord], shardings: Shardings, 
     for path, leaf in leaves.items():
         sharding = sharding_of(shardings, path, leaf.shape)
         args[path] = ocp.ArrayRestoreArgs(
-            restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape, dtype=np.dtype(dtype or leaf.dtype)
+            restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape, dtype=np.dtype(leaf.held_as(dtype))
         )
     wanted = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(leaves, 0)), restore_args=nest(args), partial_restore=True)
     with explained(directory, unreadable(directory)), plain_path(directory) as plain:

@@ -26,9 +26,11 @@ DTYPE_BITS = {
     "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 WEIGHT_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-DTYPE_NAMES = {dtype: name for name, dtype in WEIGHT_DTYPES.items()}
+# Weights of eight bits.
+INT8 = {"I8": np.dtype(np.int8)}
+DTYPE_NAMES = {dtype: name for name, dtype in (WEIGHT_DTYPES | INT8).items()}
 # Those that can be read: weights, and the whole numbers and truth values of a drafter's vocabulary.
-NUMPY_DTYPES = WEIGHT_DTYPES | {"BOOL": np.dtype(bool), "I32": np.dtype(np.int32), "I64": np.dtype(np.int64)}
+NUMPY_DTYPES = WEIGHT_DTYPES | INT8 | {"BOOL": np.dtype(bool), "I32": np.dtype(np.int32), "I64": np.dtype(np.int64)}
 
 # What people save under the name of a safetensors file, by its first bytes.
 IMPOSTORS = (

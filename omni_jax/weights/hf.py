@@ -8,6 +8,8 @@ from pathlib import Path
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError
+from omni_jax.quantization import check_quantize
+from omni_jax.weights.int8 import int8_experts
 from omni_jax.weights.leaves import read_leaves
 from omni_jax.weights.locate import locate
 from omni_jax.weights.parts import declare_parts
@@ -20,10 +22,18 @@ from omni_jax.weights.trees import nest
 
 
 def open_hf(
-    directory: Path, parts: tuple[str, ...] | None = None, dtype: str | None = None, allow_nonfinite: bool = False
+    directory: Path,
+    parts: tuple[str, ...] | None = None,
+    dtype: str | None = None,
+    allow_nonfinite: bool = False,
+    quantize: str | None = None,
 ) -> StoredModel:
-    """The model of a Hugging Face directory, once every tensor of `parts` (default: all) was seen to have its place."""
+    """The model of a Hugging Face directory, once every tensor of `parts` (default: all) was seen to have its place.
+
+    quantize: "int8" for routed experts in eight bits.
+    """
     source = open_checkpoint(directory)
+    source = int8_experts(source) if quantize else source
     planned = plan_weights(source, parts, dtype)
     names = tuple(dict.fromkeys(leaf.path.split("/")[0] for leaf, _ in planned.leaves))
     types = {leaf.path: dtype.name for leaf, dtype in planned.leaves}
@@ -39,6 +49,7 @@ def load_hf(
     shardings: Shardings = None,
     allow_nonfinite: bool = False,
     mesh: MeshLike = None,
+    quantize: str | None = None,
 ) -> tuple[dict, OmniConfig]:
     """The parameters of a Hugging Face checkpoint as a nested dict of jax arrays, and its configuration.
 
@@ -51,10 +62,12 @@ def load_hf(
         shardings: a tree of shardings or one for all, default the first device.
         allow_nonfinite: whether NaN and infinite weights are accepted.
         mesh: in place of shardings, as in `omni_jax.load`, with the same errors.
+        quantize: "int8" for routed experts in eight bits.
     """
     if mesh is not None and shardings is not None:
         raise InputError("load_hf takes a mesh or shardings, not both")
-    model = open_hf(locate(directory, "the source"), parts, dtype, allow_nonfinite)
+    check_quantize(quantize)
+    model = open_hf(locate(directory, "the source"), parts, dtype, allow_nonfinite, quantize)
     if mesh is not None:
         shardings = resolve_placement(mesh, model.parts()).shardings(model.declarations)
     return model.read(shardings), model.config

@@ -7,7 +7,8 @@ writes them; transformers holds some tensors under other names in memory, and th
 
 Arrangements that differ from the disk: layers and experts are stacked along leading axes; query, key and value
 projections are one array, for decoders grouped by key-value head so that a group can live on one device; gate and up
-projections are one array; routed experts are transposed to [in, out], all other weights keep [out, in].
+projections are one array; routed experts are transposed to [in, out], unless they are in eight bits, and all other
+weights keep [out, in].
 """
 
 import numpy as np
@@ -88,22 +89,33 @@ def mlp(s: Scope) -> list[Leaf]:
 
 
 def _experts(config: DecoderConfig, s: Scope) -> list[Leaf]:
-    """Router, routed experts (transposed), and the shared expert where the stack has one."""
+    """Router, routed experts, and the shared expert where the stack has one."""
     e = s.under("experts.{e}.", "moe/", Stack("e"))
-    rows = [
-        s.leaf("moe/router", "gate.weight"),
-        e.leaf(
-            "gate_up",
-            Stored("gate_proj.weight", np.s_[:, 0], transposed=True),
-            Stored("up_proj.weight", np.s_[:, 1], transposed=True),
-        ),
-        e.leaf("down", Stored("down_proj.weight", transposed=True)),
-    ]
+    routed = _int8_experts if config.int8_experts else _wide_experts
+    rows = [s.leaf("moe/router", "gate.weight"), *routed(config, e)]
     if config.shared_expert_intermediate_size:
         rows += mlp(s.under("shared_expert.", "shared_expert/"))
         # [D], on disk one row [1, D].
         rows.append(s.leaf("shared_expert/gate", Stored("shared_expert_gate.weight", merged=(0, 1))))
     return rows
+
+
+def _wide_experts(config: DecoderConfig, e: Scope) -> list[Leaf]:
+    """An expert, transposed: gate_up [D, 2, F], down [F, D]."""
+    gate, up = (Stored(f"{x}_proj.weight", np.s_[:, i], transposed=True) for i, x in enumerate(("gate", "up")))
+    return [e.leaf("gate_up", gate, up), e.leaf("down", Stored("down_proj.weight", transposed=True))]
+
+
+def _int8_experts(config: DecoderConfig, e: Scope) -> list[Leaf]:
+    """An expert in eight bits: gate_up [2, F, D], down [D, F]; scales [2, F] and [D], on disk with a last axis of 1."""
+    D, F = config.hidden_size, config.moe_intermediate_size
+    scales = (Stored(f"{x}_proj.weight_scale", (i,), shape=(F, 1)) for i, x in enumerate(("gate", "up")))
+    return [
+        e.leaf("gate_up", *(Stored(f"{x}_proj.weight", (i,)) for i, x in enumerate(("gate", "up"))), int8=True),
+        e.leaf("gate_up_scale", *scales),
+        e.leaf("down", "down_proj.weight", int8=True),
+        e.leaf("down_scale", Stored("down_proj.weight_scale", shape=(D, 1))),
+    ]
 
 
 def _vision(c: VisionConfig, root: Scope) -> list[Leaf]:

@@ -76,13 +76,17 @@ class Stack:
 
 @dataclass(frozen=True)
 class Leaf:
-    """An array of the parameter tree: its path, its stacked axes, its shape and logical axes, and its sources."""
+    """An array of the parameter tree: its path, its stacked axes, its shape and logical axes, and its sources.
+
+    int8: whether it holds whole numbers of eight bits, which are never cast.
+    """
 
     path: str
     stack: tuple[Stack, ...]
     shape: Shape
     axes: Axes
     sources: tuple[TensorPlace, ...]
+    int8: bool = False
 
     @property
     def block(self) -> Shape:
@@ -158,12 +162,12 @@ class Scope:
         """A scope further in."""
         return replace(self, name=self.name + name, path=self.path + path, stack=(*self.stack, *stack))
 
-    def leaf(self, path: str, *stored: Stored | str) -> Leaf:
+    def leaf(self, path: str, *stored: Stored | str, int8: bool = False) -> Leaf:
         """One row: a source given by its name alone is stored as the block is."""
         shape, axes = self.arrays[self.path + path]
         block = shape[len(self.stack) :]
         sources = (Stored(s) if isinstance(s, str) else s for s in stored)
-        return Leaf(self.path + path, self.stack, shape, axes, tuple(s.source(self.name, block) for s in sources))
+        return Leaf(self.path + path, self.stack, shape, axes, tuple(s.source(self.name, block) for s in sources), int8)
 
     def affine(self, path: str, name: str) -> list[Leaf]:
         """Two rows: a weight and a bias."""

@@ -51,6 +51,10 @@ class LeafRecord:
     dtype: str
     sha256: dict[str, str]
 
+    def held_as(self, dtype: str | None) -> str:
+        """The type that it is held in where `dtype` is asked for, None for as stored; weights of eight bits stay so."""
+        return self.dtype if dtype is None or self.dtype == "int8" else dtype
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from omni_jax.errors import CheckpointError
-from omni_jax.weights.headers import WEIGHT_DTYPES, Tensor
+from omni_jax.weights.headers import INT8, WEIGHT_DTYPES, Tensor
 from omni_jax.weights.layout import Leaf
 from omni_jax.weights.safetensors import SourceCheckpoint
 
@@ -44,7 +44,8 @@ def with_dtypes(
     """Each leaf with the dtype to read it in: `dtype`, or that of its tensors; CheckpointError where these differ."""
     if dtype is not None and dtype not in NAMED_DTYPES:
         raise CheckpointError(f"dtype {dtype!r}: choose from {sorted(NAMED_DTYPES)}")
-    return tuple((leaf, NAMED_DTYPES[dtype] if dtype else _dtype(source, leaf)) for leaf in leaves)
+    wanted = NAMED_DTYPES[dtype] if dtype else None
+    return tuple((leaf, _dtype(source, leaf) if leaf.int8 or wanted is None else wanted) for leaf in leaves)
 
 
 def _names(rows: Iterable[Leaf]) -> list[str]:
@@ -71,10 +72,11 @@ def _wrong(source: SourceCheckpoint, rows: Sequence[Leaf]) -> list[str]:
     for leaf in rows:
         for index in leaf.indices():
             for name, place in leaf.placements(index):
-                tensor = source.tensors.get(name, Tensor(place.shape, "F32"))
+                fitting = INT8 if leaf.int8 else WEIGHT_DTYPES
+                tensor = source.tensors.get(name, Tensor(place.shape, next(iter(fitting))))
                 if tensor.shape != place.shape:
                     shapes.append(f"{name} {list(tensor.shape)}, expected {list(place.shape)}")
-                if tensor.dtype not in WEIGHT_DTYPES:
+                if tensor.dtype not in fitting:
                     dtypes.append(f"{name} {tensor.dtype}")
     hint = f"; only {', '.join(WEIGHT_DTYPES)} are read: take the unquantised release"
     return _listed("tensors have another shape", shapes) + _listed("tensors have an unsupported dtype", dtypes, hint)
@@ -97,4 +99,4 @@ def _dtype(source: SourceCheckpoint, leaf: Leaf) -> np.dtype:
         raise CheckpointError(
             f"{source.directory}: {leaf.path} would mix dtypes ({mixed}); choose one with --dtype, or dtype= in Python"
         )
-    return WEIGHT_DTYPES[next(iter(seen))]
+    return (WEIGHT_DTYPES | INT8)[next(iter(seen))]

@@ -28,9 +28,10 @@ from omni_jax.decode.speech.voice import speech_plan
 from omni_jax.decode.text import DecodeState, PrefillInput, Rows, decode_chunk, prefill
 from omni_jax.draft_config import read_draft_config
 from omni_jax.inputs.speech import SpeechPrompt
-from omni_jax.models.param import Declaration, declare, init_params
+from omni_jax.models.param import Declaration, declare, init_params, is_float
 from omni_jax.omni import PARTS
 from omni_jax.ops.cache import CACHE_AXES, KVCache, capacity_for, lay_over
+from omni_jax.quantization import KEY, STATED
 from omni_jax.settings import Voice
 from omni_jax.sharding import MESH_AXES, Axes, sharding_for
 from omni_jax.weights.drafters import Drafter, declare_drafter
@@ -64,7 +65,9 @@ class Target:
     def laid_params(self, declaration: Declaration) -> dict:
         """The parameters of a declared module."""
         return jax.tree.map(
-            lambda p, axes: self.array(*p.shape, dtype=self.dtype, axes=axes), declaration.shapes, declaration.axes
+            lambda p, axes: self.array(*p.shape, dtype=self.dtype if is_float(p.dtype) else p.dtype, axes=axes),
+            declaration.shapes,
+            declaration.axes,
         )
 
     def cache(self, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int) -> KVCache:
@@ -104,8 +107,11 @@ class Program:
     tokens: int = 1
 
 
-def h200(shape: str, dtype: Any, sizes: dict[str, int] | None = None) -> Target:
-    """H200s as the compiler sees them, a mesh of `sizes` or one alone, and the model of configuration `shape`."""
+def h200(shape: str, dtype: Any, sizes: dict[str, int] | None = None, quantize: bool = False) -> Target:
+    """H200s as the compiler sees them, a mesh of `sizes` or one alone, and the model of configuration `shape`.
+
+    quantize: whether its routed experts are in eight bits.
+    """
     layout = tuple((sizes or {}).get(axis, 1) for axis in MESH_AXES)
     name = f"1x1x{prod(layout)}"
     topology: Any = topologies.get_topology_desc(
@@ -113,7 +119,7 @@ def h200(shape: str, dtype: Any, sizes: dict[str, int] | None = None) -> Target:
     )
     devices = np.array(topology.devices).reshape(layout)
     mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-    config = OmniConfig.from_hf(config_dict(shape))
+    config = OmniConfig.from_hf(config_dict(shape) | ({KEY: STATED} if quantize else {}))
     used = mesh if prod(layout) > 1 else None
     declarations = {part: declare(module, getattr(config, part), mesh=used) for part, module in PARTS.items()}
     return Target(config, declarations, topology.devices[0], mesh, jnp.dtype(dtype))

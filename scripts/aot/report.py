@@ -148,6 +148,7 @@ def report(
     mesh: str = "",
     only: str = "",
     experts: Literal["both", "tokamax", "tiled"] = "both",
+    quantize: Literal["int8"] | None = None,
     json: Path | None = None,
     dump: Path | None = None,
 ) -> int:
@@ -159,6 +160,7 @@ def report(
         mesh: compile for several H200s, such as expert=4,data=2.
         only: programs whose name contains this.
         experts: which kernels the experts run by.
+        quantize: the routed experts in eight bits.
         json: write the rows here too.
         dump: write the optimised HLO of every program to this folder.
     """
@@ -166,8 +168,8 @@ def report(
         print(f"cannot compile for CUDA here; first: pip install {' '.join(missing)}", file=sys.stderr)
         return 2
     sizes = parse_mesh(mesh) if mesh else None
-    target = h200(shape, dtype, sizes)
-    print(f"jax {jax.__version__}, {shape}, {dtype}", file=sys.stderr)
+    target = h200(shape, dtype, sizes, bool(quantize))
+    print(f"jax {jax.__version__}, {shape}, {dtype}, {quantize or 'not quantised'}", file=sys.stderr)
     chosen = [p for p in (mesh_programs(target) if sizes else programs(target)) if only in p.name]
     rows = compiled_rows(target, chosen, backends(experts), dump)
     print(mesh_table(rows) if sizes else table(rows))

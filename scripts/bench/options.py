@@ -37,6 +37,8 @@ class Run:
     """Measure another checkout of this project too: its folder."""
     threads: int | None = None
     """Threads of transformers on CPU; by default one per core."""
+    quantize: Literal["int8"] | None = None
+    """Our routed experts in eight bits."""
     json: Path | None = None
     """Write the figures here too."""
 

@@ -24,7 +24,8 @@ ROWS: tuple[Row, ...] = (
 def title(options: Text) -> str:
     """What was measured, in one line."""
     sizes = f"batch {options.batch}, prompt {options.prompt}, new {options.new}"
-    return f"{options.run.shape}, {options.run.dtype}, {sizes}"
+    held = f"{options.run.dtype}{', our experts in int8' if options.run.quantize else ''}"
+    return f"{options.run.shape}, {held}, {sizes}"
 
 
 def figures(options: Text, seconds: dict[str, float]) -> dict[str, float]:

@@ -3,7 +3,11 @@
 import re
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+
+from omni_jax.ops.int8 import Int8
+from omni_jax.weights.int8 import rounded
 
 
 def plain(
@@ -15,6 +19,20 @@ def plain(
             gate, up = x[r].astype(np.float64) @ gate_up[l, e, :, 0], x[r].astype(np.float64) @ gate_up[l, e, :, 1]
             out[r] += s * ((gate / (1 + np.exp(-gate)) * up) @ down[l, e])
     return out
+
+
+def in_int8(gate_up: np.ndarray, down: np.ndarray) -> tuple[Int8, Int8, np.ndarray, np.ndarray]:
+    """Experts gate_up [L, E, D, 2, F] and down [L, E, F, D] in eight bits, and what these are as float32."""
+
+    def one(weight: np.ndarray) -> tuple[Int8, np.ndarray]:
+        rows = weight.reshape(-1, weight.shape[-1])
+        values, scale = rounded(rows, np.dtype(np.float32))
+        own = Int8(jnp.asarray(values.reshape(weight.shape)), jnp.asarray(scale.reshape(weight.shape[:-1])))
+        return own, (values * scale).reshape(weight.shape)
+
+    gate_up8, wide_gate_up = one(np.moveaxis(gate_up, 2, -1))
+    down8, wide_down = one(down.swapaxes(2, 3))
+    return gate_up8, down8, np.moveaxis(wide_gate_up, -1, 2), wide_down.swapaxes(2, 3)
 
 
 def collectives(compiled: Any) -> dict[str, int]:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from omni_jax.config import OmniConfig
-from omni_jax.models.decoder import Experts
+from omni_jax.models.feed_forward import Experts
 from omni_jax.models.low_rank import LowRankConfig
 from omni_jax.models.param import declare
 from omni_jax.ops import expert_parallel
@@ -22,7 +22,7 @@ from omni_jax.sharding import make_mesh, split_over
 from omni_jax.weights.mesh_text import parse_mesh
 from scripts.small.configs import config_dict
 from tests.helpers.arrays import close
-from tests.helpers.experts import collectives, plain
+from tests.helpers.experts import collectives, in_int8, plain
 
 L, E, D, F, A = 2, 8, 12, 10, 3
 LINEAR = ("gate", "up", "down")
@@ -84,6 +84,14 @@ def test_other_axes_alone(mesh: str) -> None:
     over, arrays = mesh_of(mesh), case(24)
     split = split_over("batch", 24, over)
     close(jax.jit(partial(sharded_moe, mesh=over, split=split))(*given(*arrays, 1)), one_by_one(*arrays))
+
+
+@pytest.mark.parametrize("mesh, form", [("expert=2,tensor=2,data=2", "exchanged"), ("fsdp=2,expert=4", "replicated")])
+def test_experts_in_eight_bits(mesh: str, form: str) -> None:
+    x, ids, scale, *wide = case(16)
+    gate_up, down, wide_gate_up, wide_down = in_int8(*map(np.asarray, wide))
+    many = jax.jit(partial(FORMS[form], mesh=mesh_of(mesh), split=ALL))
+    close(many(*given(x, ids, scale, gate_up, down, 1)), one_by_one(x, ids, scale, wide_gate_up, wide_down))
 
 
 @pytest.mark.parametrize("form", FORMS)

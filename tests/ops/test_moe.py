@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from omni_jax.ops import moe
+from omni_jax.ops.int8 import Int8
 from omni_jax.ops.moe import ExpertWeights, Routing
-from tests.helpers.experts import plain
+from tests.helpers.experts import in_int8, plain
 
 # Without tokamax `grouped` takes the tiles; with it, on a GPU, scripts/gpu holds it to the same sum.
 BACKENDS = {"pairwise": moe.pairwise, "tiled": moe.tiled, "gathered": moe.gathered, "grouped": moe.grouped}
@@ -31,6 +32,35 @@ def test_backends_equal_a_plain_loop(backend: str, rows: int) -> None:
     got = jax.jit(BACKENDS[backend])(x, Routing(ids, scale), ExpertWeights(gate_up, down, jnp.int32(1)))
     want = plain(x, ids, scale, gate_up, down, 1)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_experts_in_eight_bits_are_those_that_they_stand_for(backend: str, rows: int) -> None:
+    L, E, D, F, A = 2, 7, 12, 10, 3
+    rng = np.random.default_rng(rows)
+    gate_up, down, wide_gate_up, wide_down = in_int8(*weights(L, E, D, F))
+    x = rng.standard_normal((rows, D), np.float32)
+    ids = np.stack([rng.permutation(E)[:A] for _ in range(rows)]).astype(np.int32)
+    scale = rng.random((rows, A), np.float32)
+    got = jax.jit(BACKENDS[backend])(x, Routing(ids, scale), ExpertWeights(gate_up, down, jnp.int32(1)))
+    want = plain(x, ids, scale, wide_gate_up, wide_down, 1)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_few_rows_on_cpu_widen_one_expert_at_a_time() -> None:
+    """The whole stack as float32, which the compiler could make of it once and for all, would lose what int8 saves."""
+    L, E, D, F = 2, 16, 256, 128
+    int8 = Int8(jax.ShapeDtypeStruct((L, E, 2, F, D), jnp.int8), jax.ShapeDtypeStruct((L, E, 2, F), jnp.float32))
+    down = Int8(jax.ShapeDtypeStruct((L, E, D, F), jnp.int8), jax.ShapeDtypeStruct((L, E, D), jnp.float32))
+    row, ids = jax.ShapeDtypeStruct((1, D), jnp.float32), jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    routing = Routing(ids, jax.ShapeDtypeStruct((1, 4), jnp.float32))
+
+    def layers(x: jax.Array, routing: Routing, gate_up: Int8, down: Int8) -> jax.Array:
+        return jax.lax.fori_loop(0, L, lambda l, x: moe.moe(x, routing, ExpertWeights(gate_up, down, l)), x)
+
+    memory = jax.jit(layers).lower(row, routing, int8, down).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2 * 3 * D * F * 4
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,7 +13,7 @@ from omni_jax.train.lora.objective import lora_objective
 from omni_jax.train.lora.settings import LowRankSettings
 from omni_jax.train.lora.table import adapted_table
 from omni_jax.train.losses.thinker import thinker_loss
-from omni_jax.train.objective import Batches, Objective, Step
+from omni_jax.train.objective import Batches, Objective, Step, check_trainable
 from omni_jax.train.settings import Optimizer, TextRecipe
 from omni_jax.train.shown import masked_text
 from omni_jax.train.text import text_batches
@@ -31,6 +31,7 @@ class Lora(TextRecipe):
 
     def objective(self, omni: Omni) -> Objective:
         """The Thinker's loss, of the factors alone; what is adapted, and what is not, is listed on stderr."""
+        check_trainable(omni.config.thinker.text)
         dtype, remat = self.compute.type(), self.compute.remat == "layer"
         loss = partial(thinker_loss, dtype=dtype, remat=remat)
         made = lora_objective(self.lora, omni, loss, dtype, self.run.seed, str(self.run.model))
