@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from omni_jax.decode.compiling import LOOP_OPTIONS
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
@@ -174,7 +175,12 @@ def prefill(
     return replicate(reported(token, logits, plan), declaration.mesh), lay_over(state, declaration.mesh), tapped
 
 
-@partial(jax.jit, static_argnames=("declaration", "plan", "unroll"), donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("declaration", "plan", "unroll"),
+    donate_argnames="state",
+    compiler_options=LOOP_OPTIONS,
+)
 def decode_chunk(
     params: dict,
     state: DecodeState,

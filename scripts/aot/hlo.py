@@ -122,6 +122,19 @@ def _elements(result: str) -> list[str]:
     return parts
 
 
+def array_bytes(result: str) -> int:
+    """Bytes of all arrays of a result's type; of what starts asynchronously, those of its results alone."""
+    if result.startswith("(("):
+        result = _elements(result)[1]
+    return sum(_bytes(kind, dims) for kind, dims in ARRAY.findall(result))
+
+
+def trips_of(op: Op) -> int:
+    """How often a loop runs, one turn where its length is not known."""
+    trips = TRIPS.search(op.text)
+    return int(trips[1]) if trips else 1
+
+
 def _bytes(kind: str, dims: str) -> int:
     return BYTES.get(kind, 1) * prod(int(dim) for dim in dims.split(",") if dim)
 
@@ -188,8 +201,7 @@ class Module:
         for op in self.computations[name or self.entry]:
             inner = [self._total(of, c) for c in op.called if c in self.computations]
             if op.opcode == "while":
-                trips = TRIPS.search(op.text)
-                total += sum(inner) * (int(trips[1]) if trips else 1)
+                total += sum(inner) * trips_of(op)
             elif op.opcode == "conditional":
                 total += max(inner, default=0)
             elif op.opcode in ("call", "async-start"):

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from omni_jax.decode.compiling import LOOP_OPTIONS
 from omni_jax.decode.draft.accept import accept_by_rejection, accept_matching
 from omni_jax.decode.draft.tree import DraftSampler, DraftTree
 from omni_jax.decode.sampling import Plan
@@ -156,6 +157,7 @@ def begin_drafting(
     jax.jit,
     static_argnames=("proposer", "declaration", "plan", "verify_tokens", "drawn", "unroll"),
     donate_argnames="state",
+    compiler_options=LOOP_OPTIONS,
 )
 def decode_rounds(
     params: tuple[dict, Any],

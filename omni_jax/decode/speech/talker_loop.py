@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from omni_jax.config import CODEC_MARKS
+from omni_jax.decode.compiling import LOOP_OPTIONS
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.decode.text import Rows
 from omni_jax.inputs.speech import SpeechPrompt
@@ -166,7 +167,12 @@ def prompt_inputs(talker: Talker, embed: jax.Array, prompt: SpeechPrompt, hidden
     return x + jnp.where(codec[..., None] >= 0, talker.embed_codes(jnp.maximum(codec, 0)), 0)
 
 
-@partial(jax.jit, static_argnames=("declaration", "plan", "unroll"), donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("declaration", "plan", "unroll"),
+    donate_argnames="state",
+    compiler_options=LOOP_OPTIONS,
+)
 def decode_frames(
     params: dict,
     embed: jax.Array,

@@ -1,0 +1,227 @@
+"""How many bytes a compiled program reads and writes in device memory, and the time that follows.
+
+Of a slice, a gather or an update in place, what is really touched counts, not the array that it lies in; inside a fusion
+likewise, so that a layer which a kernel takes out of a stack counts as one layer. A kernel that computes grouped products
+over all experts of a layer is given the whole layer; of it, the share of experts that some row is expected to choose
+counts (`expected_share`). Whatever fits in a cache of the device and is read again counts once for each kernel.
+
+The time of a launch is the longer one of its bytes and its operations at the device's speed, and the cost of a launch.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from scripts.aot.hlo import ARRAY, UPDATES, Module, Op, array_bytes, trips_of
+
+# An H200: bytes per second that kernels reach of 4.8 TB/s, and bfloat16 operations per second that products reach.
+BANDWIDTH, OPERATIONS = 4.3e12, 790e12
+# Seconds that a launch costs by itself, as part of a command buffer (a CUDA graph), and from the host.
+GRAPH_LAUNCH, HOST_LAUNCH = 1.5e-6, 4e-6
+# Instructions that take a part of their first operand.
+PARTS = frozenset("dynamic-slice slice gather".split())
+# Instructions that give what they are given, perhaps under another shape.
+SAME = frozenset("bitcast tuple get-tuple-element".split())
+DIMENSIONS = re.compile(r"(lhs|rhs)_contracting_dims=\{([\d,]*)\}")
+SCOPE = re.compile(r'op_name="([^"]*)"')
+# Kernels that read only the experts which some row has chosen.
+GROUPED = "ragged_dot"
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What launches move and compute: launches, bytes read and written, floating-point operations."""
+
+    launches: int = 0
+    read: int = 0
+    written: int = 0
+    operations: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(*(a + b for a, b in zip(self.values, other.values, strict=True)))
+
+    @property
+    def values(self) -> tuple[int, int, int, int]:
+        return self.launches, self.read, self.written, self.operations
+
+    @property
+    def moved(self) -> int:
+        """Bytes read and written."""
+        return self.read + self.written
+
+    def times(self, count: int) -> "Traffic":
+        """The same `count` times."""
+        return Traffic(*(count * value for value in self.values))
+
+    def seconds(self, launch: float = GRAPH_LAUNCH) -> float:
+        """The time on an H200 of one launch, or of several as if they were one and cost as many launches."""
+        return max(self.moved / BANDWIDTH, self.operations / OPERATIONS) + launch * self.launches
+
+
+def expected_share(rows: int, experts: int, chosen: int) -> float:
+    """The share of a layer's experts that some of `rows` rows chooses, if each chooses evenly and by itself."""
+    return 1 - (1 - chosen / experts) ** rows
+
+
+class Judge:
+    """The traffic of one module's kernels.
+
+    share: of the experts of a layer that grouped products read.
+    """
+
+    def __init__(self, module: Module, share: float = 1.0):
+        self.module, self.share = module, share
+        self.named = {name: {op.name: op for op in ops} for name, ops in module.computations.items()}
+
+    def total(self) -> Traffic:
+        """Of the whole program, as often as each kernel runs."""
+        return sum((traffic for _, _, traffic in self.kernels()), Traffic())
+
+    def seconds(self, launch: float = GRAPH_LAUNCH) -> float:
+        """The time of all launches, one after the other."""
+        return sum(one.times(1).seconds(launch) * count for _, count, one in self._each())
+
+    def by_scope(self) -> dict[str, Traffic]:
+        """What each named part of the model moves, the most first."""
+        found: dict[str, Traffic] = defaultdict(Traffic)
+        for op, _, traffic in self.kernels():
+            found[scope_of(op)] += traffic
+        return dict(sorted(found.items(), key=lambda item: -item[1].moved))
+
+    def kernels(self) -> Iterator[tuple[Op, int, Traffic]]:
+        """Every launching instruction, how often it runs, and what it moves in all."""
+        for op, count, one in self._each():
+            yield op, count, one.times(count)
+
+    def _each(self) -> Iterator[tuple[Op, int, Traffic]]:
+        for computation, op, count in self._running(self.module.entry, 1):
+            reads = sum(self._read(computation, op, i) for i in range(len(op.operands)))
+            yield op, count, Traffic(1, reads, self._written(computation, op), self._operations(computation, op))
+
+    def _running(self, computation: str, count: int) -> Iterator[tuple[str, Op, int]]:
+        """Launching instructions with how often they run; of the arms of a branch, those of the one with the most."""
+        for op in self.module.computations[computation]:
+            called = [name for name in op.called if name in self.module.computations]
+            if op.opcode == "while":
+                for name in called:
+                    yield from self._running(name, count * trips_of(op))
+            elif op.opcode == "conditional":
+                arms = [list(self._running(name, count)) for name in called]
+                yield from max(arms, key=lambda arm: sum(n for *_, n in arm), default=[])
+            elif op.opcode == "call":
+                for name in called:
+                    yield from self._running(name, count)
+            elif op.launches:
+                yield computation, op, count
+
+    def _read(self, computation: str, op: Op, operand: int) -> int:
+        """Bytes that an instruction reads of an operand that lies in memory."""
+        source = self.named[computation].get(op.operands[operand])
+        if source is None:
+            return 0
+        whole, fused = array_bytes(source.result), self._fused(op)
+        if fused:
+            parameter = self._parameter(fused, operand)
+            return min(whole, self._used(fused, parameter)) if parameter else 0
+        if op.opcode in PARTS and operand == 0:
+            return array_bytes(op.result)
+        return 0 if op.opcode in UPDATES and operand == 0 else whole
+
+    def _used(self, computation: str, value: Op) -> int:
+        """Bytes of a value that the instructions of a fusion read."""
+        total = 0
+        for op in self.module.computations[computation]:
+            for i, name in enumerate(op.operands):
+                if name == value.name:
+                    total += self._used_by(computation, op, i, value)
+        return total
+
+    def _used_by(self, computation: str, op: Op, operand: int, value: Op) -> int:
+        whole, fused = array_bytes(value.result), self._fused(op)
+        if op.opcode in SAME:
+            return self._used(computation, op)
+        if fused:
+            parameter = self._parameter(fused, operand)
+            return min(whole, self._used(fused, parameter)) if parameter else 0
+        if op.opcode in PARTS:
+            taken = array_bytes(op.result)
+            # What is sliced out for a grouped product is read as far as that reads it.
+            readers = [user for user in self._users(computation, op) if GROUPED in user.text]
+            return int(self.share * taken) if operand == 0 and readers else taken if operand == 0 else whole
+        return 0 if op.opcode in UPDATES and operand == 0 else whole
+
+    def _users(self, computation: str, value: Op) -> Iterator[Op]:
+        """The instructions that use a value, also under another shape."""
+        for op in self.module.computations[computation]:
+            if value.name in op.operands:
+                if op.opcode in SAME:
+                    yield from self._users(computation, op)
+                else:
+                    yield op
+
+    def _written(self, computation: str, op: Op) -> int:
+        """Bytes that an instruction writes: of an update in place, those of the update."""
+        fused = self._fused(op)
+        if not fused:
+            return self._new(computation, op)
+        root = next(one for one in self.module.computations[fused] if one.root)
+        roots = [self.named[fused][name] for name in root.operands] if root.opcode == "tuple" else [root]
+        return sum(self._new(fused, one) for one in roots)
+
+    def _new(self, computation: str, op: Op) -> int:
+        named = self.named[computation]
+        while op.opcode == "bitcast" and op.operands[0] in named:
+            op = named[op.operands[0]]
+        if op.opcode in UPDATES:
+            update = named.get(op.operands[1 if op.opcode == "dynamic-update-slice" else 2])
+            return array_bytes(update.result) if update else 0
+        if self._fused(op):
+            return self._written(computation, op)
+        # What a library's product gives beside its result is its workspace.
+        return op.size if op.opcode == "custom-call" else array_bytes(op.result)
+
+    def _operations(self, computation: str, op: Op) -> int:
+        """Floating-point operations of the products in an instruction."""
+        if fused := self._fused(op):
+            return sum(self._operations(fused, one) for one in self.module.computations[fused])
+        if op.opcode == "dot":
+            return 2 * _count(op.result) * self._contracted(computation, op)
+        if op.opcode == "custom-call" and GROUPED in op.text:
+            rows = self.named[computation].get(op.operands[0])
+            return 2 * _count(op.result) * (_shape(rows.result)[-1] if rows else 0)
+        return 0
+
+    def _contracted(self, computation: str, op: Op) -> int:
+        """The length over which a product sums."""
+        dims = dict(DIMENSIONS.findall(op.text)).get("lhs", "")
+        left = self.named[computation].get(op.operands[0])
+        shape = _shape(left.result) if left else ()
+        return prod(shape[int(i)] for i in dims.split(",") if i) if shape else 0
+
+    def _fused(self, op: Op) -> str:
+        """The computation that an instruction runs within its kernel, or an empty string."""
+        if not op.opcode.startswith("fusion"):
+            return ""
+        return next((name for name in op.called if name in self.named), "")
+
+    def _parameter(self, computation: str, index: int) -> Op | None:
+        return next((op for op in self.module.computations[computation] if f"parameter({index})" in op.text), None)
+
+
+def scope_of(op: Op) -> str:
+    """The innermost named part of the model that an instruction belongs to."""
+    found = SCOPE.search(op.text)
+    names = [name for name in (found[1].split("/") if found else []) if not re.search(r"[(:>,]", name)]
+    named = [name for name in names[:-1] if name not in ("while", "body", "cond", "closed_call", "eval_jaxpr")]
+    return named[-1] if named else "loop"
+
+
+def _shape(result: str) -> tuple[int, ...]:
+    found = ARRAY.search(result)
+    return tuple(int(n) for n in found[2].split(",") if n) if found else ()
+
+
+def _count(result: str) -> int:
+    return prod(_shape(result))
