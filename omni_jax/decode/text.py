@@ -190,7 +190,7 @@ def decode_chunk(
     *,
     declaration: Declaration,
     plan: Plan,
-    unroll: int = 1,
+    unroll: int | None = None,
     until: Array | int | None = None,
 ) -> tuple[jax.Array, DecodeState]:
     """Draw up to `steps` (at most CHUNK) tokens per row: int32 [B, CHUNK], -1 where none, and the next state.

@@ -34,7 +34,7 @@ from omni_jax.models.param import Module, RMSNorm, param, project, scan_layers
 from omni_jax.ops.attention import attend, causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rotate
-from omni_jax.sharding import constrain
+from omni_jax.sharding import constrain, platform
 
 
 @jax.tree_util.register_dataclass
@@ -55,6 +55,9 @@ class Deepstack:
 
         return jax.lax.cond(l < self.features.shape[0], inject, lambda x: x, x)
 
+
+# Layers of one turn of a loop on GPU, and the longest stack that needs no loop.
+GPU_LAYERS, SHORT_STACK = 4, 8
 
 Rope = tuple[jax.Array, jax.Array]
 Cache = TypeVar("Cache", KVCache, None)
@@ -145,7 +148,7 @@ class DecoderLayers(Module):
         cache: KVCache,
         first_valid: jax.Array | None = None,
         taps: tuple[int, ...] = (),
-        unroll: int = 1,
+        unroll: int | None = None,
         mask: jax.Array | None = None,
         deepstack: Deepstack | None = None,
     ) -> CachedOutput:
@@ -153,7 +156,7 @@ class DecoderLayers(Module):
 
         first_valid: int32 [B], the first slot of each row that holds a token; 0 by default. mask: bool [B, T, S], the
         slots that each token sees, itself included; by default all up to its own. unroll: how many layers the compiled
-        loop holds at once.
+        loop holds at once; by default one on CPU, and as many on GPU as launch little and compile soon.
         """
         window = self.config.sliding_window
 
@@ -162,6 +165,7 @@ class DecoderLayers(Module):
                 return attend(q, cache.k[l], cache.v[l], mask)
             return causal_attention(q, cache.k[l], cache.v[l], cache.length, first_valid, window)
 
+        unroll = layers_at_once(self.config.num_layers) if unroll is None else unroll
         x, cache, tapped = self.run(x, rope, cache, over_cache, deepstack, taps, unroll)
         return CachedOutput(x, cache, tapped)
 
@@ -272,6 +276,14 @@ class DecoderLayers(Module):
     def _experts(self, x: jax.Array, l: jax.Array) -> jax.Array:
         routed = self.moe(x, l)
         return routed + self.shared_expert(x, l) if self.config.shared_expert_intermediate_size else routed
+
+
+def layers_at_once(layers: int) -> int:
+    """How many of so many layers a compiled loop for few tokens holds at once.
+
+    On GPU each turn of a loop launches its counter and its condition, and copies what is shared by its layers' kernels.
+    """
+    return 1 if platform() == "cpu" else layers if layers <= SHORT_STACK else GPU_LAYERS
 
 
 def _scaled(x: jax.Array, scale: nnx.Param | None, l: Any) -> jax.Array:

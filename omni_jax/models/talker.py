@@ -117,7 +117,7 @@ class Talker(Module):
         out = self.layers.prefill(x, self._rope(position_ids, x), cache)
         return CachedOutput(self.norm(out.hidden), out.cache, out.taps)
 
-    def extend(self, x: jax.Array, position_ids: jax.Array, cache: KVCache, unroll: int = 1) -> CachedOutput:
+    def extend(self, x: jax.Array, position_ids: jax.Array, cache: KVCache, unroll: int | None = None) -> CachedOutput:
         """Inputs [B, T, D] at positions float32 [3, B, T] after what the cache holds -> normed states [B, T, D]."""
         out = self.layers.extend(x, self._rope(position_ids, x), cache, unroll=unroll)
         return CachedOutput(self.norm(out.hidden), out.cache, out.taps)

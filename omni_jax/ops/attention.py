@@ -61,7 +61,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
         scores = jnp.einsum("BKSH,BTKGH->BKTGS", k, q, preferred_element_type=jnp.float32)
     else:
         scores = jnp.einsum("BKTGH,BKSH->BKTGS", q.swapaxes(1, 2), k, preferred_element_type=jnp.float32)
-    scores = scores * H**-0.5 + jnp.where(mask, 0.0, MASKED)[:, None, :, None]
+    scores, mask = scores * H**-0.5, mask[:, None, :, None]
+    if platform() == "cpu":
+        scores = scores + jnp.where(mask, 0.0, MASKED)
+    else:
+        # Not added: XLA would make a row's mask a bias of the product, in a form that reads no slice of the cache.
+        scores = jnp.where(mask, scores, MASKED)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     out = jnp.einsum("BKTGS,BKSH->BKTGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Divided here, not as weights: a head has fewer numbers than there are keys.

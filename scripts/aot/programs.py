@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from omni_jax.config import DecoderConfig, OmniConfig
+from omni_jax.config import OmniConfig
 from omni_jax.decode.draft.loop import SpeculativeState, decode_rounds
 from omni_jax.decode.draft.plan import proposer_for
 from omni_jax.decode.media import encode_audio, encode_vision
@@ -94,14 +94,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Program:
-    """A program's name, the part it runs, whether it has experts, its cache as (rows, slots), and how it is lowered.
+    """A program's name, the part it runs, how many rows choose experts, its cache as (rows, slots), how it is lowered.
 
-    tokens: how many tokens, or frames, one turn of it makes or reads.
+    routed: 0 where there are no experts. tokens: how many tokens, or frames, one turn of it makes or reads.
     """
 
     name: str
     part: str
-    routed: bool
+    routed: int
     cache: tuple[int, int] | None
     lower: Callable[[], Any]
     tokens: int = 1
@@ -129,15 +129,17 @@ def mesh_programs(target: Target) -> Iterator[Program]:
     """The programs reported for several devices: a prompt, a step, a drafted round and a frame of speech."""
     for rows, tokens in ((1, 4096), (8, 4096)):
         lower = partial(lower_prefill, target, rows, tokens)
-        yield Program(f"prefill {rows}x{tokens}", "thinker", True, (rows, capacity_for(tokens)), lower, rows * tokens)
+        yield Program(
+            f"prefill {rows}x{tokens}", "thinker", rows * tokens, (rows, capacity_for(tokens)), lower, rows * tokens
+        )
     for rows, capacity in ((8, 4096), (64, 4096)):
-        lower = partial(lower_decode, target, rows, capacity, 1)
-        yield Program(f"decode {rows}, {capacity} slots", "thinker", True, (rows, capacity), lower, rows)
+        lower = partial(lower_decode, target, rows, capacity)
+        yield Program(f"decode {rows}, {capacity} slots", "thinker", rows, (rows, capacity), lower, rows)
     for rows in (8, 64):
         lower = partial(lower_round, target, rows, 4096, 8)
-        yield Program(f"verify {rows}x8, 4096 slots", "thinker", True, (rows, 4096), lower, 8 * rows)
-    lower = partial(lower_speak, target, 8, 1024, 1)
-    yield Program("speech frames 8, 1024 slots", "talker", True, (8, 1024), lower, 8)
+        yield Program(f"verify {rows}x8, 4096 slots", "thinker", 8 * rows, (rows, 4096), lower, 8 * rows)
+    lower = partial(lower_speak, target, 8, 1024)
+    yield Program("speech frames 8, 1024 slots", "talker", 8, (8, 1024), lower, 8)
 
 
 def programs(target: Target) -> Iterator[Program]:
@@ -148,41 +150,35 @@ def programs(target: Target) -> Iterator[Program]:
 
 
 def _text_programs(target: Target) -> Iterator[Program]:
-    text = target.config.thinker.text
     for tokens in (512, 4096, 8192):
         lower = partial(lower_prefill, target, 1, tokens)
-        yield Program(f"prefill 1x{tokens}", "thinker", True, (1, capacity_for(tokens)), lower)
-    for rows, capacity in ((1, 2048), (8, 2048), (32, 4096)):
-        for form, unroll in (("scan", 1), ("unroll", text.num_layers)):
-            lower = partial(lower_decode, target, rows, capacity, unroll)
-            yield Program(f"decode {rows}, {capacity} slots, {form}", "thinker", True, (rows, capacity), lower)
+        yield Program(f"prefill 1x{tokens}", "thinker", tokens, (1, capacity_for(tokens)), lower)
+    for rows, capacity in ((1, 2048), (8, 2048), (32, 4096), (64, 4096)):
+        lower = partial(lower_decode, target, rows, capacity)
+        yield Program(f"decode {rows}, {capacity} slots", "thinker", rows, (rows, capacity), lower)
+    for tokens in (4, 8, 16):
+        lower = partial(lower_round, target, 1, 2048, tokens)
+        yield Program(f"verify 1x{tokens}, 2048 slots", "thinker", tokens, (1, 2048), lower)
 
 
 def _media_programs(target: Target) -> Iterator[Program]:
     for patches in (1024, 4096):
         lower = partial(lower_vision, target, 1, patches)
-        yield Program(f"vision 1 frame, {patches} patches", "thinker", False, None, lower)
-    yield Program("random weights", "thinker", False, None, partial(lower_init, target))
-    yield Program("audio 4 windows", "thinker", False, None, partial(lower_audio, target, 4))
+        yield Program(f"vision 1 frame, {patches} patches", "thinker", 0, None, lower)
+    yield Program("random weights", "thinker", 0, None, partial(lower_init, target))
+    yield Program("audio 4 windows", "thinker", 0, None, partial(lower_audio, target, 4))
 
 
 def _speech_programs(target: Target) -> Iterator[Program]:
-    text = _talker_text(target)
     for rows in (1, 8):
         lower = partial(lower_begin, target, rows, 512)
-        yield Program(f"speech prompt {rows}x512", "talker", True, (rows, capacity_for(512)), lower)
+        yield Program(f"speech prompt {rows}x512", "talker", rows * 512, (rows, capacity_for(512)), lower)
     for rows in (1, 8):
-        for form, unroll in (("scan", 1), ("unroll", text.num_layers)):
-            lower = partial(lower_speak, target, rows, 1024, unroll)
-            yield Program(f"speech frames {rows}, 1024 slots, {form}", "talker", True, (rows, 1024), lower)
+        lower = partial(lower_speak, target, rows, 1024)
+        yield Program(f"speech frames {rows}, 1024 slots", "talker", rows, (rows, 1024), lower)
     for rows, frames in ((1, 4), (1, 16), (1, 64), (8, 4), (8, 16)):
         lower = partial(lower_vocode, target, rows, frames)
-        yield Program(f"speech sound {rows}x{frames}", "code2wav", False, None, lower)
-
-
-def _talker_text(target: Target) -> DecoderConfig:
-    assert target.config.talker is not None
-    return target.config.talker.text
+        yield Program(f"speech sound {rows}x{frames}", "code2wav", 0, None, lower)
 
 
 def lower_prefill(target: Target, rows: int, tokens: int) -> Any:
@@ -217,7 +213,7 @@ def standing(target: Target, rows: int, capacity: int) -> DecodeState:
     return DecodeState(cache, target.rows(rows, dtype=jnp.float32), state)
 
 
-def lower_decode(target: Target, rows: int, capacity: int, unroll: int) -> Any:
+def lower_decode(target: Target, rows: int, capacity: int) -> Any:
     """A chunk of decode steps for `rows` rows with `capacity` cache slots."""
     steps, stop_ids = target.array(dtype=jnp.int32), target.array(1, dtype=jnp.int32)
     plan, declaration = Sampling().plan(target.config.thinker.text.vocab_size), target.declarations["thinker"]
@@ -230,7 +226,6 @@ def lower_decode(target: Target, rows: int, capacity: int, unroll: int) -> Any:
         target.values(),
         declaration=declaration,
         plan=plan,
-        unroll=unroll,
     )
 
 
@@ -314,7 +309,7 @@ def lower_begin(target: Target, rows: int, columns: int) -> Any:
     )
 
 
-def lower_speak(target: Target, rows: int, capacity: int, unroll: int) -> Any:
+def lower_speak(target: Target, rows: int, capacity: int) -> Any:
     """A chunk of whole frames for `rows` rows with `capacity` cache slots."""
     embed, plan, values, prompt = _speech_settings(target, rows, 128)
     params, declaration = target.params("talker"), target.declarations["talker"]
@@ -327,9 +322,7 @@ def lower_speak(target: Target, rows: int, capacity: int, unroll: int) -> Any:
         values,
     )
     text_ids, frames = target.rows(rows, FRAMES), target.rows(rows)
-    return decode_frames.lower(
-        params, embed, state, text_ids, frames, values, declaration=declaration, plan=plan, unroll=unroll
-    )
+    return decode_frames.lower(params, embed, state, text_ids, frames, values, declaration=declaration, plan=plan)
 
 
 def lower_vocode(target: Target, rows: int, frames: int) -> Any:

@@ -7,7 +7,8 @@
     python -m scripts.aot report --mesh expert=4          # for four devices: sizes of one, and what they exchange
 
 `programs` lists the programs. Reported for each: compile seconds, gigabytes of arguments and temporaries, the largest
-array that a launch writes anew, kernels in the program, launches (those in loops of known length counted every time; a
+array that a launch writes anew, gigabytes read and written, and beside them what must be read (`traffic`), kernels in
+the program, launches (those in loops of known length counted every time; a
 chunk of decoding counts one step, one of speech one frame), and the number of kernels that only copy as many bytes as a
 weight (one layer of stacked ones), a layer's cache or a whole cache holds. Of a branch the longer arm counts, so
 launches of tiles are an upper bound. For several devices: what one device sends, if every collective is a ring of the
@@ -31,12 +32,14 @@ from unittest import mock
 
 import jax
 
+from omni_jax.models.param import is_float
 from omni_jax.ops import moe
 from omni_jax.sharding import split_over
 from omni_jax.weights.mesh_text import parse_mesh
 from scripts.aot.hlo import Module
 from scripts.aot.programs import Program, Target, h200, mesh_programs, programs
 from scripts.aot.tables import Row, mesh_table, plan, plan_heading, table, train_table
+from scripts.aot.traffic import Judge, expected_share
 from scripts.aot.train_programs import RECIPES, held, train_programs
 
 WHEELS = {
@@ -79,6 +82,8 @@ def compiled_row(target: Target, program: Program, experts: str, dump: Path | No
         (dump / f"{program.name}-{experts}.hlo".replace(" ", "_").replace(",", "")).write_text(text)
     memory, module = compiled.memory_analysis(), Module(text)
     largest, op = module.largest()
+    judge = Judge(module, _share(target, program))
+    moved = judge.total()
     return Row(
         program=program.name,
         experts=experts,
@@ -92,9 +97,35 @@ def compiled_row(target: Target, program: Program, experts: str, dump: Path | No
         launches=module.launches(),
         copies=module.copies(watched(target, program)),
         collectives=module.collectives(),
+        read_gb=moved.read / 1e9,
+        written_gb=moved.written / 1e9,
+        needed_gb=needed(target, program) / 1e9,
+        expected_ms=1e3 * judge.seconds(),
         tokens=program.tokens // groups(target, program),
         cache=program.cache,
     )
+
+
+def _share(target: Target, program: Program) -> float:
+    """The share of a layer's experts that a program is expected to read."""
+    if not program.routed:
+        return 1.0
+    text = getattr(target.config, program.part).text
+    return expected_share(program.routed, text.num_experts, text.experts_per_token)
+
+
+def needed(target: Target, program: Program) -> float:
+    """Bytes that a step of the Thinker's decoding must read: layers and head, chosen experts, the cache; else 0."""
+    if not program.name.startswith(("decode", "verify")) or program.cache is None:
+        return 0
+    total, share, text = 0.0, _share(target, program), target.config.thinker.text
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target.declarations["thinker"].shapes):
+        names = [key.key for key in path]
+        if names[0] in ("layers", "lm_head", "norm"):
+            size = prod(leaf.shape) * (target.dtype if is_float(leaf.dtype) else leaf.dtype).itemsize
+            total += size * (share if "moe" in names and "router" not in names else 1)
+    rows, slots = program.cache
+    return total + 2 * text.num_layers * rows * text.num_kv_heads * slots * text.head_dim * target.dtype.itemsize
 
 
 def groups(target: Target, program: Program) -> int:

@@ -9,8 +9,8 @@ from omni_jax.sharding import mesh_name
 from omni_jax.weights.budget import describe_part
 from scripts.aot.programs import Target
 
-COLUMNS = ("program", "experts", "compile s", "arguments GB", "temporaries GB", "largest array GB", "kernels",
-           "launches", "copies")  # fmt: skip
+COLUMNS = ("program", "experts", "compile s", "arguments GB", "temporaries GB", "largest array GB",
+           "read + written, GB", "of what must be read", "kernels", "launches", "expected ms", "copies")  # fmt: skip
 MESH_COLUMNS = ("program", "arguments GB", "temporaries GB", "largest array GB", "launches", "collectives",
                 "kB sent per token")  # fmt: skip
 TRAIN_COLUMNS = ("mesh", "recipe", "rows x tokens of a device", "trained, moments, gradients GB", "frozen GB",
@@ -29,8 +29,9 @@ class Row:
     """One compiled program, or the error for which it did not compile.
 
     new_gb: results that are not in the memory of arguments. copies: launches that only copy, by the name of what they
-    copy. collectives: by kind, how often it runs and the
-    bytes that one device sends for it. tokens: made by the devices that exchange with each other. cache: rows, slots.
+    copy. collectives: by kind, how often it runs and the bytes that one device sends for it. read_gb, written_gb: in
+    one step or frame. needed_gb: what must be read of weights and cache, 0 where it is not counted. expected_ms: the
+    time that follows. tokens: made by the devices that exchange with each other. cache: rows, slots.
     """
 
     program: str
@@ -45,6 +46,10 @@ class Row:
     launches: int = 0
     copies: dict[str, int] = field(default_factory=dict)
     collectives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    read_gb: float = 0.0
+    written_gb: float = 0.0
+    needed_gb: float = 0.0
+    expected_ms: float = 0.0
     tokens: int = 1
     cache: tuple[int, int] | None = None
     error: str = ""
@@ -60,14 +65,20 @@ def table(rows: list[Row]) -> str:
     lines = heading(COLUMNS)
     for r in rows:
         if r.error:
-            lines.append(f"| {r.program} | {r.experts} | {r.error.replace('|', '/')} |" + " |" * 6)
+            lines.append(f"| {r.program} | {r.experts} | {r.error.replace('|', '/')} |" + " |" * (len(COLUMNS) - 3))
             continue
         copies = ", ".join(f"{count} {name}" for name, count in r.copies.items()) or "none"
         lines.append(
             f"| {r.program} | {r.experts} | {r.compile_seconds:.1f} | {r.argument_gb:.1f} | {r.temp_gb:.3f} "
-            f"| {r.largest_gb:.3f} {r.largest_op} | {r.kernels} | {r.launches} | {copies} |"
+            f"| {r.largest_gb:.3f} {r.largest_op} | {r.read_gb:.2f} + {r.written_gb:.2f} | {_over_needed(r)} "
+            f"| {r.kernels} | {r.launches} | {r.expected_ms:.2f} | {copies} |"
         )
     return "\n".join(lines)
+
+
+def _over_needed(row: Row) -> str:
+    """What a program moves, relative to what it must read."""
+    return f"{(row.read_gb + row.written_gb) / row.needed_gb:.2f}" if row.needed_gb else ""
 
 
 def mesh_table(rows: list[Row]) -> str:

@@ -1,9 +1,9 @@
 """How many bytes a compiled program reads and writes in device memory, and the time that follows.
 
-Of a slice, a gather or an update in place, what is really touched counts, not the array that it lies in; inside a fusion
-likewise, so that a layer which a kernel takes out of a stack counts as one layer. A kernel that computes grouped products
-over all experts of a layer is given the whole layer; of it, the share of experts that some row is expected to choose
-counts (`expected_share`). Whatever fits in a cache of the device and is read again counts once for each kernel.
+Of a slice, a gather or an update in place, what is really touched counts, not the array that it lies in; inside a
+fusion likewise, so that a layer which a kernel takes out of a stack counts as one layer. A kernel that computes grouped
+products over all experts of a layer is given the whole layer; of it, the share of experts that some row is expected to
+choose counts (`expected_share`). What is read twice by one kernel counts once, as if a cache of the device held it.
 
 The time of a launch is the longer one of its bytes and its operations at the device's speed, and the cost of a launch.
 """

@@ -171,7 +171,7 @@ def decode_rounds(
     plan: Plan,
     verify_tokens: int,
     drawn: bool = False,
-    unroll: int = 1,
+    unroll: int | None = None,
     until: Array | int | None = None,
 ) -> tuple[jax.Array, SpeculativeState]:
     """Run up to `rounds` rounds (at most those of a chunk): tokens int32 [B, R, n], -1 where none, and the next state.
@@ -225,7 +225,7 @@ def _verify(
     stop_ids: Array,
     values: dict,
     plan: Plan,
-    unroll: int,
+    unroll: int | None,
 ) -> tuple[jax.Array, DecodeState, Seen]:
     """Run drafts through the Thinker: what is emitted int32 [B, n], as reported, the next state, and what was seen."""
     length = state.cache.length

@@ -183,7 +183,7 @@ def decode_frames(
     *,
     declaration: Declaration,
     plan: SpeechPlan,
-    unroll: int = 1,
+    unroll: int | None = None,
 ) -> tuple[Frames, SpeechState]:
     """Make up to frames[b] frames of each row b: the frames, and the state to go on from (`state` is donated).
 
@@ -227,7 +227,7 @@ def grow(state: SpeechState, *, capacity: int) -> SpeechState:
     return replace(state, cache=state.cache.grow(capacity))
 
 
-def _listen(talker: Talker, x: jax.Array, state: SpeechState, active: jax.Array, unroll: int) -> SpeechState:
+def _listen(talker: Talker, x: jax.Array, state: SpeechState, active: jax.Array, unroll: int | None) -> SpeechState:
     """Run one input [B, D] per row through the Talker; only rows that are `active` (bool [B]) move on."""
     position = state.cache.length + state.rope_delta
     position = jnp.broadcast_to(position[None, :, None], (3, position.shape[0], 1))
