@@ -21,7 +21,7 @@ from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.rows import rows_path
 
 # How often each sense is asked, in parts of all; the others are asked as often as `OTHERS`.
-SHARES = {"same": 26.0, "scene": 24.0, "read": 24.0, "digits": 14.0, "compare": 10.0, "spell": 8.0, "when": 6.0}
+SHARES = {"same": 26.0, "scene": 24.0, "read": 24.0, "digits": 14.0, "spell": 12.0, "compare": 10.0, "when": 6.0}
 SHARES |= dict.fromkeys(("silence", "written"), 5.0) | dict.fromkeys(("add", "move", "remember"), 4.0)
 OTHERS = 2.0
 # Words that a question can do without, and how often it does.
