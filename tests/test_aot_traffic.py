@@ -70,6 +70,14 @@ def test_a_slice_counts_as_far_as_it_reaches_and_an_update_as_what_it_writes() -
     assert moved["d"] == (8, Traffic(8, 8 * (out + 4), 8 * out, 0))
 
 
+def test_a_slice_of_what_is_converted_first() -> None:
+    wide = LOOP.replace("%layer = bf16[1,64,128]{2,1,0} dynamic-slice(%p0,", (
+        "%all = f32[8,64,128]{2,1,0} convert(%p0)\n  %layer = f32[1,64,128]{2,1,0} dynamic-slice(%all,"
+    )).replace("%weight = bf16[64,128]", "%weight = f32[64,128]")  # fmt: skip
+    (_, _, before), (_, _, after) = (next(Judge(Module(text)).kernels()) for text in (LOOP, wide))
+    assert before.moved == after.moved
+
+
 def test_a_copied_slice_is_read_and_written() -> None:
     text = LOOP.replace("%y = f32[1,64]{1,0} fusion(%w, %i, %x), kind=kCustom, calls=%product", (
         "%cut = bf16[1,64,128]{2,1,0} dynamic-slice(%w, %i, %i, %i), dynamic_slice_sizes={1,64,128}\n"

@@ -22,8 +22,8 @@ BANDWIDTH, OPERATIONS = 4.3e12, 790e12
 GRAPH_LAUNCH, HOST_LAUNCH = 1.5e-6, 4e-6
 # Instructions that take a part of their first operand.
 PARTS = frozenset("dynamic-slice slice gather".split())
-# Instructions that give what they are given, perhaps under another shape.
-SAME = frozenset("bitcast tuple get-tuple-element".split())
+# Instructions that give what they are given, perhaps in another shape or type: a kernel computes of them what it needs.
+SAME = frozenset("bitcast convert copy reshape transpose tuple get-tuple-element".split())
 DIMENSIONS = re.compile(r"(lhs|rhs)_contracting_dims=\{([\d,]*)\}")
 SCOPE = re.compile(r'op_name="([^"]*)"')
 # Kernels that read only the experts which some row has chosen.
@@ -141,7 +141,8 @@ class Judge:
     def _used_by(self, computation: str, op: Op, operand: int, value: Op) -> int:
         whole, fused = array_bytes(value.result), self._fused(op)
         if op.opcode in SAME:
-            return self._used(computation, op)
+            given = array_bytes(op.result)
+            return min(whole, self._used(computation, op) * whole // given) if given else 0
         if fused:
             parameter = self._parameter(fused, operand)
             return min(whole, self._used(fused, parameter)) if parameter else 0
