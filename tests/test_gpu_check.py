@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.ops import moe
+from omni_jax.ops import attention, moe
 from scripts.aot import hlo as hlo_report
 from scripts.gpu import __main__ as gpu_check
 from scripts.gpu import correct as gpu_correct
 from scripts.gpu import correct_speech as gpu_correct_speech
 from scripts.gpu import sections
 from scripts.gpu import speed as gpu_speed
+from tests.helpers.experts import in_int8
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,60 @@ def test_grouped_calls_tokamax_where_it_has_a_kernel(
     exact: Any = [np.asarray(a, np.float64) for a in (x, weights, gate_up[1], down[1])]
     assert gpu_correct.compare("", got, gpu_correct.plain_moe(ids, *exact), bound).ok
     assert calls == ([(E, D, 2 * F), (E, F, D)] if used else [])
+
+
+def test_experts_in_eight_bits_reach_tokamax_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a QArray, whose values stay int8 and lie as [out, in]."""
+    given: list[Any] = []
+
+    class QArray:
+        def __init__(self, qvalue: jax.Array, scale: jax.Array, qtype: Any):
+            given.append((qvalue, qtype))
+            self.wide, self.shape = qvalue.astype(jnp.float32) * scale.astype(jnp.float32), qvalue.shape
+
+    calls: list[tuple[int, ...]] = []
+    module, qwix = fake_tokamax(calls), ModuleType("qwix")
+    plain_dot = module.ragged_dot
+    module.ragged_dot = lambda lhs, rhs, **named: (calls.append(rhs.shape), plain_dot(lhs, rhs.wide, **named))[1]
+    qwix.QArray = QArray  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tokamax", module)
+    monkeypatch.setitem(sys.modules, "qwix", qwix)
+    rng = np.random.default_rng(0)
+    L, E, D, F, R, A = 2, 5, 128, 128, 9, 3
+    wide = rng.standard_normal((L, E, D, 2, F), np.float32), rng.standard_normal((L, E, F, D), np.float32)
+    gate_up, down, *stands_for = in_int8(*(x * 128**-0.5 for x in wide))
+    x, weights = jnp.asarray(rng.standard_normal((R, D)), jnp.bfloat16), jnp.asarray(rng.random((R, A)), jnp.bfloat16)
+    ids = np.stack([rng.permutation(E)[:A] for _ in range(R)]).astype(np.int32)
+    got = moe.grouped(x, moe.Routing(ids, weights), moe.ExpertWeights(gate_up, down, 1))
+    exact: Any = [np.asarray(a, np.float64) for a in (x, weights, *(w[1] for w in stands_for))]
+    assert gpu_correct.compare("", got, gpu_correct.plain_moe(ids, *exact), 2e-2).ok
+    assert [(values.shape, kind) for values, kind in given] == [((E, D, 2 * F), jnp.int8), ((E, F, D), jnp.int8)]
+    assert (E, D, 2 * F) in calls
+
+
+@pytest.mark.parametrize("dtype, H, used", [("bfloat16", 64, True), ("float32", 64, False), ("bfloat16", 48, False)])
+def test_whole_sequences_are_attended_by_tokamax_where_it_has_a_kernel(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, H: int, used: bool
+) -> None:
+    module, calls = fake_tokamax([]), []
+
+    def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, **named: Any) -> jax.Array:
+        calls.append(named)
+        return jax.nn.dot_product_attention(q, k, v, is_causal=named["is_causal"])
+
+    module.dot_product_attention = dot_product_attention  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tokamax", module)
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    rng, (B, T, K, G) = np.random.default_rng(0), (2, 40, 2, 3)
+    q, k, v = (jnp.asarray(rng.standard_normal(s), dtype) for s in ((B, T, K, G, H), *[(B, K, T, H)] * 2))
+    want = gpu_correct.plain_attention(*(np.asarray(x, np.float32) for x in (q, k, v)), np.zeros(B, np.int32), None)
+    assert gpu_correct.compare("", attention.self_attention(q, k, v, kernel=True), want, 2e-2).ok
+    assert [named["implementation"] for named in calls] == ["mosaic"] * used
+    # With padding, a window, or a backward pass to come, blocks attend as ever.
+    attention.self_attention(q, k, v, jnp.zeros(B, jnp.int32), kernel=True)
+    attention.self_attention(q, k, v, window=7, kernel=True)
+    attention.self_attention(q, k, v)
+    assert len(calls) == used
 
 
 def test_an_error_leaves_the_other_measurements() -> None:

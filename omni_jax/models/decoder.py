@@ -138,7 +138,8 @@ class DecoderLayers(Module):
         taps: tuple[int, ...] = (),
     ) -> CachedOutput:
         """As `forward`, right-padded sequences x [B, T, D], which an empty cache of at least T slots then holds."""
-        x, cache, tapped = self.run(x, rope, cache, self._over_sequence(None), deepstack, taps)
+        alone = self.mesh is None or self.mesh.size == 1
+        x, cache, tapped = self.run(x, rope, cache, self._over_sequence(None, kernel=alone), deepstack, taps)
         return CachedOutput(x, cache, tapped)
 
     def extend(
@@ -169,12 +170,12 @@ class DecoderLayers(Module):
         x, cache, tapped = self.run(x, rope, cache, over_cache, deepstack, taps, unroll)
         return CachedOutput(x, cache, tapped)
 
-    def _over_sequence(self, first_valid: jax.Array | None) -> Callable[..., jax.Array]:
-        """Attention within whole sequences, for `run`."""
+    def _over_sequence(self, first_valid: jax.Array | None, kernel: bool = False) -> Callable[..., jax.Array]:
+        """Attention within whole sequences, for `run`; kernel: as of `self_attention`."""
         window = self.config.sliding_window
 
         def over_sequence(q: jax.Array, k: jax.Array, v: jax.Array, _: Any, l: Any) -> jax.Array:
-            return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first_valid, window)
+            return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first_valid, window, kernel)
 
         return over_sequence
 

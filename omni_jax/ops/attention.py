@@ -8,6 +8,7 @@ flags align a block of queries with the first keys, not the last.
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +29,21 @@ MAX_BLOCKS = 16
 
 
 def self_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, first_valid: jax.Array | None = None, window: int | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    first_valid: jax.Array | None = None,
+    window: int | None = None,
+    kernel: bool = False,
 ) -> jax.Array:
     """Causal attention of whole sequences: q [B, T, K, G, H] over k and v [B, K, T, H] -> [B, T, K, G, H].
 
     first_valid: int32 [B], the first token of each row that is not padding; or int32 [B, T], the first that each token
-    sees. window: how many keys a query sees, its own included.
+    sees. window: how many keys a query sees, its own included. kernel: whether a fused kernel may compute it, where
+    there is one for such queries: of arrays on one device, and not for a backward pass.
     """
+    if kernel and first_valid is None and window is None and fits_kernel(q):
+        return _by_kernel(q, k, v)
     B, T = q.shape[:2]
     if T > BLOCK * MAX_BLOCKS:
         return causal_attention(q, k, v, jnp.zeros((B,), jnp.int32), first_valid, window)
@@ -47,6 +56,22 @@ def self_attention(
         keys, values = k[:, :, oldest:stop], v[:, :, oldest:stop]
         blocks.append(causal_attention(q[:, start:stop], keys, values, offset, first_key, window))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def fits_kernel(q: jax.Array) -> bool:
+    """Whether tokamax is here and its Hopper kernel takes queries q [B, T, K, G, H]."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return platform() == "gpu" and half and q.shape[-1] % 64 == 0 and find_spec("tokamax") is not None
+
+
+def _by_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal attention as `self_attention`, whose scores never leave the chip."""
+    import tokamax  # pyright: ignore[reportMissingImports]
+
+    B, T, K, G, H = q.shape
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    heads = q.reshape(B, T, K * G, H)
+    return tokamax.dot_product_attention(heads, keys, values, is_causal=True, implementation="mosaic").reshape(q.shape)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

@@ -28,6 +28,8 @@ DIMENSIONS = re.compile(r"(lhs|rhs)_contracting_dims=\{([\d,]*)\}")
 SCOPE = re.compile(r'op_name="([^"]*)"')
 # Kernels that read only the experts which some row has chosen.
 GROUPED = "ragged_dot"
+# The kernel of causal attention within whole sequences.
+ATTENTION = "flash_attention"
 
 
 @dataclass(frozen=True)
@@ -189,10 +191,14 @@ class Judge:
             return sum(self._operations(fused, one) for one in self.module.computations[fused])
         if op.opcode == "dot":
             return 2 * _count(op.result) * self._contracted(computation, op)
-        if op.opcode == "custom-call" and GROUPED in op.text:
-            rows = self.named[computation].get(op.operands[0])
-            return 2 * _count(op.result) * (_shape(rows.result)[-1] if rows else 0)
-        return 0
+        given = [self.named[computation].get(name) for name in op.operands[:2]]
+        if op.opcode != "custom-call" or None in given:
+            return 0
+        first, second = (_shape(value.result) for value in given if value)
+        if GROUPED in op.text:
+            return 2 * _count(op.result) * first[-1]
+        # Queries [..., T, N, H] and keys [..., S, K, H]: two products, half of each, because no query sees later keys.
+        return 2 * _count(op.result) * second[-3] if ATTENTION in op.text and len(second) >= 3 else 0
 
     def _contracted(self, computation: str, op: Op) -> int:
         """The length over which a product sums."""

@@ -23,7 +23,7 @@ from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops import moe
-from omni_jax.ops.attention import causal_attention, self_attention
+from omni_jax.ops.attention import causal_attention, fits_kernel, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope, rotate
 from scripts.small.configs import config_dict
@@ -133,7 +133,20 @@ def check_attention() -> list[Finding]:
                 got = jax.jit(partial(causal_attention, window=window))(q, keys, values, offset)
         want = plain_attention(q, keys, values, offset, window)
         findings.append(compare(f"attention, {T} queries, window {window}", got, want, FLOAT32))
-    return findings
+    return [*findings, *(check_kernel(T) for T in (300, 1024))]
+
+
+def check_kernel(T: int) -> Finding:
+    """Whole sequences of T tokens in bfloat16, by the fused kernel where there is one."""
+    rng, (B, K, G, H) = np.random.default_rng(T), (2, 4, 8, 128)
+    q, k, v = (
+        jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((B, T, K, G, H), *[(B, K, T, H)] * 2)
+    )
+    got = jax.jit(partial(self_attention, kernel=True))(q, k, v)
+    want = plain_attention(*(np.asarray(x, np.float32) for x in (q, k, v)), np.zeros(B, np.int32), None)
+    return compare(
+        f"attention, {T} queries in bfloat16, {'a kernel' if fits_kernel(q) else 'blocks'}", got, want, BFLOAT16
+    )
 
 
 def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, offset: np.ndarray, window: int | None) -> np.ndarray:
