@@ -287,8 +287,8 @@ class Evaluate(Made):
     """Ask these alone, and nothing else; by default all whose rows were made, then robustness and speech."""
     limit: int | None = None
     """The most rows of each sense."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type in which weights are held."""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Type in which weights are held; int8: routed experts alone."""
 
 
 def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from omni_jax.files import write_whole
 from omni_jax.weights.locate import DRAFTERS
 from scripts.nano.evaluation import Evaluator, by_origin, interval_of
-from scripts.nano.figures import STAGES, Figures, curve, figures_of
+from scripts.nano.figures import NARROW, STAGES, Figures, curve, figures_of
 from scripts.nano.robustness import PHOTOGRAPHS, conditions
 from scripts.nano.speech import VOICES
 from scripts.nano.spoken import share
@@ -102,7 +102,7 @@ def text_of(figures: Figures) -> str:
     return Template(TEMPLATE.read_text()).substitute(
         parameters=f"{figures['sizes']['model']['parameters'] / 1e6:.1f} million",
         sizes=_sizes(figures["sizes"]),
-        goals=_goals(figures["senses"], figures["bfloat16"]),
+        goals=_goals(figures),
         short=_short(figures),
         origins=_origins(figures["senses"]),
         voices=_voices(figures["senses"]),
@@ -157,17 +157,17 @@ def _sizes(sizes: Mapping[str, Mapping[str, int]]) -> str:
     return _table(("part or drafter", "parameters", "bytes of files"), rows)
 
 
-def _goals(senses: Mapping[str, Any], narrow: Mapping[str, Any]) -> str:
+def _goals(figures: Figures) -> str:
+    head = ("sense", "asked", "goal", "right", "interval", *NARROW.values(), "word for word", "samples")
     rows = []
     for goal in GOALS:
-        if (one := senses.get(goal.sense)) is None:
-            rows.append((goal.kind, goal.asked, _whole(goal.least), "not measured", "", "", "", ""))
+        if (one := figures["senses"].get(goal.sense)) is None:
+            rows.append((goal.kind, goal.asked, _whole(goal.least), "not measured", *[""] * (len(head) - 4)))
             continue
-        held = _percent(_right(narrow[goal.sense])) if goal.sense in narrow else ""
+        narrow = (_percent(_right(held)) if (held := figures[name].get(goal.sense)) else "" for name in NARROW)
         verbatim = _percent(share(one, "verbatim", "samples"))
-        figures = _percent(_right(one)), _within(one), held, verbatim, one["samples"]
-        rows.append((goal.kind, goal.asked, _whole(goal.least), *figures))
-    head = ("sense", "asked", "goal", "right", "interval", "right in bfloat16", "word for word", "samples")
+        measured = _percent(_right(one)), _within(one), *narrow, verbatim, one["samples"]
+        rows.append((goal.kind, goal.asked, _whole(goal.least), *measured))
     return _table(head, rows)
 
 
@@ -185,15 +185,16 @@ def _short(figures: Figures) -> str:
 
 def _behind(figures: Figures) -> list[str]:
     """What falls short of its goal."""
-    senses, narrow = figures["senses"], figures["bfloat16"]
+    senses = figures["senses"]
     asked = [(goal.sense, senses[goal.sense], goal.least) for goal in GOALS if goal.sense in senses]
     asked += [(name, one, ROBUST) for name, one in figures["robust"].items()]
     behind = [
         f"{name} ({_percent(_right(one))} of {_whole(least)})" for name, one, least in asked if _right(one) < least
     ]
-    for name in (name for name in narrow if name in senses):
-        if (lost := round(_right(senses[name]) - _right(narrow[name]), 6)) > LOST:
-            behind.append(f"{name} in bfloat16 (loses {100 * lost:.1f} points of {100 * LOST:.0f})")
+    for held in NARROW:
+        for name in (name for name in figures[held] if name in senses):
+            if (lost := round(_right(senses[name]) - _right(figures[held][name]), 6)) > LOST:
+                behind.append(f"{name} in {held} (loses {100 * lost:.1f} points of {100 * LOST:.0f})")
     for speaker, one in figures["speech"]["speakers"].items():
         numbers, words = share(one["said"], "strings_right", "strings"), share(one["said"], "errors", "words")
         if numbers < UNDERSTOOD or words > MISUNDERSTOOD:
@@ -204,13 +205,14 @@ def _behind(figures: Figures) -> list[str]:
 
 def _missing(figures: Figures) -> list[str]:
     """What was not measured."""
-    senses, narrow = (
-        [goal.sense for goal in GOALS if goal.sense not in figures[name]] for name in ("senses", "bfloat16")
+    senses, *narrow = (
+        [goal.sense for goal in GOALS if goal.sense not in figures[name]] for name in ("senses", *NARROW)
     )
     missing = [*senses, *(name for name in (*conditions(), PHOTOGRAPHS) if name not in figures["robust"])]
     missing += [f"{speaker}'s speech" for speaker in VOICES if speaker not in figures["speech"]["speakers"]]
-    if narrow:
-        missing.append(f"{', '.join(narrow) if len(narrow) < len(GOALS) else 'anything'} in bfloat16")
+    for held, lacking in zip(NARROW, narrow, strict=True):
+        if lacking:
+            missing.append(f"{', '.join(lacking) if len(lacking) < len(GOALS) else 'anything'} in {held}")
     missing += ["the Talker's held sentences"] * (figures["talker"] is None)
     missing += [f"the size of {kind}" for kind in DRAFTERS if kind not in figures["sizes"]]
     return missing + [f"the training of {stage}" for stage in STAGES if stage not in figures["stages"]]

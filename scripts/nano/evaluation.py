@@ -42,7 +42,8 @@ Results = dict[str, Any]
 class Evaluator:
     """A model that answers conversations, and the directory where its replies are kept.
 
-    dtype: "float32" or "bfloat16". limit: the most rows of each sense; None for all.
+    dtype: "float32" or "bfloat16", or "int8" for experts in eight bits beside float32. limit: the most rows of each
+    sense; None for all.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class Evaluator:
     @property
     def omni(self) -> Omni:
         """The model, read when it is first asked."""
-        self._omni = self._omni or omni_jax.load(self.model, dtype=self.dtype, parts=self.parts)
+        held = {"quantize": "int8"} if self.dtype == "int8" else {"dtype": self.dtype}
+        self._omni = self._omni or omni_jax.load(self.model, parts=self.parts, **held)
         return self._omni
 
     def kept(self, name: str, digest: str) -> dict[str, Any] | None:

@@ -39,11 +39,13 @@ LISTENED = ("digits", "scene")
 CODEC_COLUMNS = ("step", "seconds", "loss", "committed")
 
 Figures = dict[str, Any]
+# Types that hold weights in fewer bits, by the headings of the card's columns.
+NARROW = {"bfloat16": "right in bfloat16", "int8": "right with experts in int8"}
 
 
 def figures_of(output: Path, model: Path, seed: int) -> Figures:
     """All figures of the card; InputError if no sense has results of this model."""
-    evaluator, narrow = Evaluator(model, output), Evaluator(model, output, dtype="bfloat16")
+    evaluator = Evaluator(model, output)
     if not (senses := _senses(evaluator, output)):
         raise InputError(f"{evaluator.folder} has no results of {model}; run the stage evaluate first, without limit")
     counts = ("samples", "right", "voices")
@@ -53,9 +55,7 @@ def figures_of(output: Path, model: Path, seed: int) -> Figures:
         "model": evaluator.identity,
         "sizes": sizes_of(locate(model), output),
         "senses": senses,
-        "bfloat16": {
-            name: {count: one[count] for count in counts[:2]} for name, one in _senses(narrow, output).items()
-        },
+        **{held: _narrow(Evaluator(model, output, dtype=held), output) for held in NARROW},
         "robust": {name: {count: one[count] for count in counts if count in one} for name, one in robust.items()},
         "speech": _speech(evaluator, output),
         "talker": read_held(output),
@@ -68,6 +68,13 @@ def _speech(evaluator: Evaluator, output: Path) -> Results:
     """What was said and heard, with the sounds of some senses."""
     speech, kept = read_speech(evaluator, output), tuple(f"-{sense}.wav" for sense in LISTENED)
     return {**speech, "examples": [one for one in speech["examples"] if one["file"].endswith(kept)]}
+
+
+def _narrow(evaluator: Evaluator, output: Path) -> dict[str, dict[str, int]]:
+    """How many samples of each sense are right, of those that have results."""
+    return {
+        name: {count: one[count] for count in ("samples", "right")} for name, one in _senses(evaluator, output).items()
+    }
 
 
 def _senses(evaluator: Evaluator, output: Path) -> dict[str, Results]:

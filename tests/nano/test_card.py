@@ -35,7 +35,7 @@ def complete() -> dict[str, Any]:
         "seed": 3,
         "sizes": sizes | {kind: {"parameters": 300_000, "bytes": 600_000} for kind in DRAFTERS},
         "senses": {goal.sense: GOOD for goal in GOALS},
-        "bfloat16": {goal.sense: {"samples": 100, "right": 98} for goal in GOALS},
+        **{held: {goal.sense: {"samples": 100, "right": 98} for goal in GOALS} for held in ("bfloat16", "int8")},
         "robust": {name: {"samples": 100, "right": 90} for name in (*conditions(), PHOTOGRAPHS)},
         "speech": {
             "recogniser": "R",
@@ -68,6 +68,7 @@ def test_a_complete_card_says_so() -> None:
         ("stages", "dflash", "the training of dflash"),
         ("sizes", "eagle3", "the size of eagle3"),
         ("bfloat16", "move", "move in bfloat16"),
+        ("int8", "move", "move in int8"),
     ],
 )
 def test_what_was_not_measured_is_said(name: str, inner: str, said: str) -> None:
@@ -88,12 +89,13 @@ def test_the_card_says_what_falls_short() -> None:
     figures = complete()
     figures["senses"]["digit"] = GOOD | {"right": 80, "voices": {"flite-rms": [50, 60], "recorded-lucas": [30, 40]}}
     figures["bfloat16"]["digit"] = {"samples": 100, "right": 70}
+    figures["int8"]["digits"] = {"samples": 100, "right": 60}
     figures["robust"]["8 kHz"] = {"samples": 100, "right": 84}
     figures["speech"]["speakers"]["ethan"] = dict.fromkeys(COUNTED, COUNTS | {"strings_right": 30})
     text = text_of(figures)
     behind = next(line for line in text.splitlines() if line.startswith("Short of its goal"))
     assert "digit (80.0 % of 95 %)" in behind and "8 kHz (84.0 % of 85 %)" in behind
-    assert "digit in bfloat16 (loses 10.0 points of 1)" in behind
+    assert "digit in bfloat16 (loses 10.0 points of 1)" in behind and "digits in int8 (loses" in behind
     assert "ethan's speech (75.0 % of sentences with all numbers right, 10.0 % of words wrong)" in behind
     assert "silence" not in behind and "16 kHz" not in behind and "chelsie" not in behind
     assert "| digit | recorded people | 75.0 %" in text and "| digit | synthetic voices | 83.3 %" in text
@@ -130,12 +132,13 @@ def test_figures_are_of_this_model_alone(tmp_path: Path, monkeypatch: pytest.Mon
         (Evaluator(other, tmp_path), "spell", "Two."),
         (Evaluator(model, tmp_path, 1), "spell", "Two."),
         (Evaluator(model, tmp_path, None, "bfloat16"), "add", "Three."),
+        (Evaluator(model, tmp_path, None, "int8"), "add", "Two."),
     ):
         monkeypatch.setattr(one, "answers", lambda conversations, reply=reply: [reply] * len(conversations))
         one.replies(sense, asked)
     figures = figures_of(tmp_path, model, 0)
     assert {name: one["right"] for name, one in figures["senses"].items()} == {"add": 1}
-    assert figures["bfloat16"] == {"add": {"samples": 1, "right": 0}}
+    assert figures["bfloat16"] == {"add": {"samples": 1, "right": 0}} and figures["int8"]["add"]["right"] == 1
     assert figures["robust"] == {} and figures["speech"]["speakers"] == {} and figures["talker"] is None
     assert figures["stages"] == {
         "thinker": {"steps": 20, "first": 4, "last": 3, "seconds": 42},
