@@ -18,8 +18,8 @@ from scripts.aot.hlo import ARRAY, UPDATES, Module, Op, array_bytes, trips_of
 
 # An H200: bytes per second that kernels reach of 4.8 TB/s, and bfloat16 operations per second that products reach.
 BANDWIDTH, OPERATIONS = 4.3e12, 790e12
-# Seconds that a launch costs by itself, as part of a command buffer (a CUDA graph), and from the host.
-GRAPH_LAUNCH, HOST_LAUNCH = 1.5e-6, 4e-6
+# Seconds that a launch costs by itself, as part of a command buffer (a CUDA graph).
+GRAPH_LAUNCH = 1.5e-6
 # Instructions that take a part of their first operand.
 PARTS = frozenset("dynamic-slice slice gather".split())
 # Instructions that give what they are given, perhaps in another shape or type: a kernel computes of them what it needs.
@@ -143,6 +143,8 @@ class Judge:
     def _used_by(self, computation: str, op: Op, operand: int, value: Op) -> int:
         whole, fused = array_bytes(value.result), self._fused(op)
         if op.opcode in SAME:
+            if op.root and op.opcode not in ("bitcast", "tuple"):
+                return whole
             given = array_bytes(op.result)
             return min(whole, self._used(computation, op) * whole // given) if given else 0
         if fused:

@@ -60,7 +60,8 @@ SAME = (
 )  # fmt: skip
 # In training a third of the questions whether both are the same name two words instead: of the digits alone it learned
 # the pairs by heart, and took those held out for the same.
-WORDS, OF_WORDS = 1 / 3, (
+WORDS = 1 / 3
+OF_WORDS = (
     "{0} is written and {1} is said. Are they the same?", "I write {0} and say {1}. Is it the same?",
     "Is {0}, which is written, the same as {1}, which is said?", "{0} is written, {1} is said. Is that the same?",
     "The written word is {0}, the spoken word is {1}. Are they the same?",

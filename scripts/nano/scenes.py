@@ -5,7 +5,7 @@ of the test is of these, and nothing in training is; only what differs between t
 a place of its own, so none hides another.
 
 Whether a thing is there, and how many are of a kind, is hardly learned from many things at once: most training rows
-that ask so show one or two, and some ask for a colour or a shape alone. The test shows all numbers equally often.
+that ask so show one or two, and some ask for a colour or a shape alone. The test draws their number evenly.
 
 An answer about several pictures says what is in each, one after another, before it compares: a model that must decide
 with the first word does not learn to. Pictures that are compared by what they show hold one thing each, so that what is
@@ -214,7 +214,7 @@ def how_many(draw: np.random.Generator, split: Split) -> Question | None:
 
 
 def count_kind(draw: np.random.Generator, split: Split) -> Question | None:
-    """The number of things of a shape or of a colour among mostly few: none, one, two and three equally often."""
+    """The number of things of a shape or of a colour, at most three, among mostly few."""
     things = things_of(draw, split, _few(draw))
     wanted, of = int(draw.integers(min(len(things), 3) + 1)), pick(draw, ("shape", "colour"))
     kind = pick(draw, SHAPES if of == "shape" else tuple(COLOURS))
