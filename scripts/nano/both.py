@@ -66,7 +66,7 @@ OF_WORDS = (
     "Is {0}, which is written, the same as {1}, which is said?", "{0} is written, {1} is said. Is that the same?",
     "The written word is {0}, the spoken word is {1}. Are they the same?",
 )  # fmt: skip
-ASKED = (FLASH, RED, SAME, OF_WORDS)
+ASKED = (FLASH, RED, SAME)
 
 
 def both_senses(directory: Path, say: Say, scale: float = 1.0) -> tuple[Sense, ...]:

@@ -26,7 +26,7 @@ def see_questions() -> list[tuple[str, ...]]:
 
 def see_wordings() -> list[str]:
     """Every question that is asked in training, and what its answers are made of."""
-    return [*trained_on(*see_questions()), *ANSWERS]
+    return [*trained_on(*see_questions()), *both.OF_WORDS, *ANSWERS]
 
 
 ANSWERS = (

@@ -109,7 +109,8 @@ def test_a_row_holds_its_media_and_its_answer(sense: Sense) -> None:
         for sample in islice(samples(sense, split, seed=0), 8):
             asked = [part for one in sample.messages if one["role"] == "user" for part in one["content"]]
             named = [part[part["type"]] for part in asked if part["type"] != "text"]
-            assert sorted(named) == sorted(sample.media) and named
+            # In training, words are compared without media.
+            assert sorted(named) == sorted(sample.media) and (named or (sense.name, split) == ("same", "train"))
             assert sample.answer in sample.messages[-1]["content"].lower()
             for name, content in sample.media.items():
                 if name.endswith(".png"):
