@@ -168,7 +168,7 @@ class Thinker(Module):
         position_ids: jax.Array,
         cache: KVCache,
         taps: tuple[int, ...] = (),
-        unroll: int = 1,
+        unroll: int | None = None,
         mask: jax.Array | None = None,
         media: Media | None = None,
     ) -> CachedOutput:

@@ -143,7 +143,8 @@ def check_kernel(T: int) -> Finding:
         jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((B, T, K, G, H), *[(B, K, T, H)] * 2)
     )
     got = jax.jit(partial(self_attention, kernel=True))(q, k, v)
-    want = plain_attention(*(np.asarray(x, np.float32) for x in (q, k, v)), np.zeros(B, np.int32), None)
+    queries, keys, values = (np.asarray(x, np.float32) for x in (q, k, v))
+    want = plain_attention(queries, keys, values, np.zeros(B, np.int32), None)
     return compare(
         f"attention, {T} queries in bfloat16, {'a kernel' if fits_kernel(q) else 'blocks'}", got, want, BFLOAT16
     )
