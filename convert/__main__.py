@@ -108,7 +108,7 @@ def run(arguments: Arguments) -> dict:
 
 
 def _dry_run(path: Path, arguments: Arguments) -> dict:
-    from omni_jax.weights.int8 import int8_experts
+    from omni_jax.weights.int8 import quantised
     from omni_jax.weights.locate import locate
     from omni_jax.weights.plan import plan_weights
     from omni_jax.weights.safetensors import open_checkpoint, open_manifest
@@ -116,8 +116,7 @@ def _dry_run(path: Path, arguments: Arguments) -> dict:
     # A manifest is a JSON file; any other name is that of a checkpoint.
     is_manifest = path.is_file() or path.name.endswith((".json", ".json.gz"))
     source = open_manifest(path, arguments.config) if is_manifest else open_checkpoint(locate(path, "the source"))
-    source = int8_experts(source) if arguments.quantize else source
-    planned = plan_weights(source, arguments.parts or None, arguments.dtype)
+    planned = plan_weights(quantised(source, arguments.quantize), arguments.parts or None, arguments.dtype)
     name, size = planned.largest
     return {
         "tensors": planned.tensors,

@@ -18,12 +18,11 @@ from omni_jax.errors import CheckpointError
 from omni_jax.files import write_whole
 from omni_jax.inputs.processor import Processor
 from omni_jax.process import check, finishing
-from omni_jax.quantization import check_quantize
 from omni_jax.weights.blocks import THREADS, ahead, read_block
 from omni_jax.weights.checkpoint import chunk_shape
 from omni_jax.weights.contents import copy_metadata, metadata_files
 from omni_jax.weights.destination import place_of
-from omni_jax.weights.int8 import int8_experts
+from omni_jax.weights.int8 import quantised
 from omni_jax.weights.layout import Index, Leaf
 from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import LeafRecord, Manifest, write_manifest
@@ -61,9 +60,7 @@ def convert_checkpoint(
     """
     from convert.verify import sample_checkpoint, verify_checkpoint
 
-    check_quantize(quantize)
-    opened = open_checkpoint(locate(source, "the source"))
-    opened = int8_experts(opened) if quantize else opened
+    opened = quantised(open_checkpoint(locate(source, "the source")), quantize)
     planned = plan_weights(opened, parts, dtype)
     small = _small_files(opened, planned)
     if place_of(destination).final in opened.directory.resolve().parents:

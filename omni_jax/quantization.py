@@ -28,6 +28,11 @@ def states_int8_experts(values: dict[str, Any]) -> bool:
     return values.get(KEY) == STATED
 
 
+def stating(values: dict[str, Any], quantize: str | None) -> dict[str, Any]:
+    """A parsed config.json that states experts in eight bits if `quantize` is "int8", as it is if None."""
+    return values if quantize is None else values | {KEY: STATED}
+
+
 def check_quantize(quantize: Any) -> None:
     """InputError for a way to quantise that does not exist."""
     if quantize not in (None, "int8"):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError
-from omni_jax.quantization import check_quantize
-from omni_jax.weights.int8 import int8_experts
+from omni_jax.weights.int8 import quantised
 from omni_jax.weights.leaves import read_leaves
 from omni_jax.weights.locate import locate
 from omni_jax.weights.parts import declare_parts
@@ -32,8 +31,7 @@ def open_hf(
 
     quantize: "int8" for routed experts in eight bits.
     """
-    source = open_checkpoint(directory)
-    source = int8_experts(source) if quantize else source
+    source = quantised(open_checkpoint(directory), quantize)
     planned = plan_weights(source, parts, dtype)
     names = tuple(dict.fromkeys(leaf.path.split("/")[0] for leaf, _ in planned.leaves))
     types = {leaf.path: dtype.name for leaf, dtype in planned.leaves}
@@ -66,7 +64,6 @@ def load_hf(
     """
     if mesh is not None and shardings is not None:
         raise InputError("load_hf takes a mesh or shardings, not both")
-    check_quantize(quantize)
     model = open_hf(locate(directory, "the source"), parts, dtype, allow_nonfinite, quantize)
     if mesh is not None:
         shardings = resolve_placement(mesh, model.parts()).shardings(model.declarations)

@@ -1,6 +1,6 @@
 """A checkpoint as if its routed experts had been stored in eight bits.
 
-    source -> int8_experts -> the same source, of which each expert's weight [out, in] reads as int8 [out, in], and
+    source -> quantised -> the same source, of which each expert's weight [out, in] reads as int8 [out, in], and
     beside it `weight_scale` [out, 1]: per output channel, symmetric
 
 Names, shapes and config.json are those of such a checkpoint (`quantization`), so key maps, conversion and the way back
@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from omni_jax.errors import CheckpointError
-from omni_jax.quantization import EXPERTS, KEY, STATED
+from omni_jax.quantization import EXPERTS, KEY, check_quantize, stating
 from omni_jax.weights.headers import NUMPY_DTYPES, Tensor
 from omni_jax.weights.safetensors import SourceCheckpoint
 
@@ -43,8 +43,14 @@ class Int8Experts(SourceCheckpoint):
         return values if name == own else scale
 
 
-def int8_experts(source: SourceCheckpoint) -> SourceCheckpoint:
-    """`source` with its routed experts in eight bits; CheckpointError for one that is quantised already."""
+def quantised(source: SourceCheckpoint, quantize: str | None) -> SourceCheckpoint:
+    """`source` with its routed experts in eight bits if `quantize` is "int8", as it is if None.
+
+    InputError for another way, CheckpointError for a source that is quantised already.
+    """
+    check_quantize(quantize)
+    if quantize is None:
+        return source
     if KEY in source.config:
         raise CheckpointError(f"{source.directory}: is quantised already; leave quantize out")
     tensors = dict(source.tensors)
@@ -54,8 +60,7 @@ def int8_experts(source: SourceCheckpoint) -> SourceCheckpoint:
             # The exponents of float16 do not reach down to all scales.
             held = "F32" if tensor.dtype == "F16" else tensor.dtype
             tensors[_scale(name)] = Tensor((tensor.shape[0], 1), held, tensor.file)
-    config = source.config | {KEY: STATED}
-    return Int8Experts(source.directory, config, source.config_file, tensors, source)
+    return Int8Experts(source.directory, stating(source.config, quantize), source.config_file, tensors, source)
 
 
 def rounded(weight: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:

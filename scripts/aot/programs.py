@@ -31,7 +31,7 @@ from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.param import Declaration, declare, init_params, is_float
 from omni_jax.omni import PARTS
 from omni_jax.ops.cache import CACHE_AXES, KVCache, capacity_for, lay_over
-from omni_jax.quantization import KEY, STATED
+from omni_jax.quantization import stating
 from omni_jax.settings import Voice
 from omni_jax.sharding import MESH_AXES, Axes, sharding_for
 from omni_jax.weights.drafters import Drafter, declare_drafter
@@ -107,10 +107,10 @@ class Program:
     tokens: int = 1
 
 
-def h200(shape: str, dtype: Any, sizes: dict[str, int] | None = None, quantize: bool = False) -> Target:
+def h200(shape: str, dtype: Any, sizes: dict[str, int] | None = None, quantize: str | None = None) -> Target:
     """H200s as the compiler sees them, a mesh of `sizes` or one alone, and the model of configuration `shape`.
 
-    quantize: whether its routed experts are in eight bits.
+    quantize: "int8" for its routed experts in eight bits.
     """
     layout = tuple((sizes or {}).get(axis, 1) for axis in MESH_AXES)
     name = f"1x1x{prod(layout)}"
@@ -119,7 +119,7 @@ def h200(shape: str, dtype: Any, sizes: dict[str, int] | None = None, quantize: 
     )
     devices = np.array(topology.devices).reshape(layout)
     mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-    config = OmniConfig.from_hf(config_dict(shape) | ({KEY: STATED} if quantize else {}))
+    config = OmniConfig.from_hf(stating(config_dict(shape), quantize))
     used = mesh if prod(layout) > 1 else None
     declarations = {part: declare(module, getattr(config, part), mesh=used) for part, module in PARTS.items()}
     return Target(config, declarations, topology.devices[0], mesh, jnp.dtype(dtype))

@@ -7,12 +7,12 @@
     python -m scripts.aot report --mesh expert=4          # for four devices: sizes of one, and what they exchange
 
 `programs` lists the programs. Reported for each: compile seconds, gigabytes of arguments and temporaries, the largest
-array that a launch writes anew, gigabytes read and written, and beside them what must be read (`traffic`), kernels in
-the program, launches (those in loops of known length counted every time; a
-chunk of decoding counts one step, one of speech one frame), and the number of kernels that only copy as many bytes as a
-weight (one layer of stacked ones), a layer's cache or a whole cache holds. Of a branch the longer arm counts, so
-launches of tiles are an upper bound. For several devices: what one device sends, if every collective is a ring of the
-devices that take part in it, per token that these devices make together.
+array that a launch writes anew, gigabytes read and written and their ratio to what must be read, kernels in the
+program, launches (those in loops of known length counted every time; a chunk of decoding counts one step, one of speech
+one frame), the milliseconds that are expected from these (`traffic`), and the number of kernels that only copy as many
+bytes as a weight (one layer of stacked ones), a layer's cache or a whole cache holds. Of a branch the longer arm
+counts, so launches of tiles are an upper bound. For several devices: what one device sends, if every collective is a
+ring of the devices that take part in it, per token that these devices make together.
 
 Nothing is timed. The compiler neither autotunes without a device nor can it use cuDNN, so kernels that depend on
 either differ on the machine itself.
@@ -199,7 +199,7 @@ def report(
         print(f"cannot compile for CUDA here; first: pip install {' '.join(missing)}", file=sys.stderr)
         return 2
     sizes = parse_mesh(mesh) if mesh else None
-    target = h200(shape, dtype, sizes, bool(quantize))
+    target = h200(shape, dtype, sizes, quantize)
     print(f"jax {jax.__version__}, {shape}, {dtype}, {quantize or 'not quantised'}", file=sys.stderr)
     chosen = [p for p in (mesh_programs(target) if sizes else programs(target)) if only in p.name]
     rows = compiled_rows(target, chosen, backends(experts), dump)

@@ -83,7 +83,7 @@ class Judge:
 
     def seconds(self, launch: float = GRAPH_LAUNCH) -> float:
         """The time of all launches, one after the other."""
-        return sum(one.times(1).seconds(launch) * count for _, count, one in self._each())
+        return sum(one.seconds(launch) * count for _, count, one in self._each())
 
     def by_scope(self) -> dict[str, Traffic]:
         """What each named part of the model moves, the most first."""

@@ -22,7 +22,7 @@ from omni_jax.decode.speech.vocode import Vocoder, samples_of, vocode
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import declare, init_params
 from omni_jax.omni import PARTS
-from omni_jax.quantization import KEY, STATED
+from omni_jax.quantization import stating
 from omni_jax.settings import Voice
 from scripts.bench.options import Run, Speech
 from scripts.bench.system import require, timed
@@ -108,7 +108,7 @@ class Ours:
 def _our_weights(run: Run, directory: Path | None) -> tuple[dict, Any]:
     """Parameters of the three parts, and the configuration."""
     if directory is None:
-        stated = {KEY: STATED} if run.quantize else {}
-        config, dtype = OmniConfig.from_hf(config_dict(run.shape) | stated), jnp.dtype(run.dtype)
+        config = OmniConfig.from_hf(stating(config_dict(run.shape), run.quantize))
+        dtype = jnp.dtype(run.dtype)
         return {part: init_params(cls, getattr(config, part), dtype=dtype) for part, cls in PARTS.items()}, config
     return load_hf(directory, dtype=run.dtype, quantize=run.quantize)

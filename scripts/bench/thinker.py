@@ -21,7 +21,7 @@ from omni_jax.decode.sampling import Sampling
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Declaration, declare, init_params
 from omni_jax.models.thinker import Thinker
-from omni_jax.quantization import KEY, STATED
+from omni_jax.quantization import stating
 from omni_jax.sharding import check_mesh, make_mesh, shardings
 from omni_jax.weights.mesh_text import parse_mesh
 from scripts.bench.options import Run
@@ -80,7 +80,7 @@ class OurThinker:
 def our_thinker(run: Run, directory: Path | None) -> OurThinker:
     """Our Thinker from a checkpoint, or with random weights made on the device."""
     if directory is None:
-        config = OmniConfig.from_hf(config_dict(run.shape) | ({KEY: STATED} if run.quantize else {}))
+        config = OmniConfig.from_hf(stating(config_dict(run.shape), run.quantize))
         params = init_params(Thinker, config.thinker, dtype=jnp.dtype(run.dtype))
     else:
         tree, config = load_hf(directory, parts=("thinker",), dtype=run.dtype, quantize=run.quantize)
