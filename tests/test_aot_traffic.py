@@ -89,6 +89,15 @@ def test_a_copied_slice_is_read_and_written() -> None:
     assert moved["y"].read == weight + 8 * 128 * 2
 
 
+def test_an_update_in_place_that_is_a_kernel_of_its_own() -> None:
+    text = LOOP.replace("%d = f32[8,16,64]{2,1,0} fusion(%c, %y, %i), kind=kLoop, calls=%write", (
+        "%row = f32[1,1,64]{2,1,0} bitcast(%y)\n"
+        "  %d = f32[8,16,64]{2,1,0} dynamic-update-slice(%c, %row, %i, %i, %i)"
+    ))  # fmt: skip
+    moved = {op.name: one for op, _, one in Judge(Module(text)).kernels()}
+    assert (moved["d"].read, moved["d"].written) == (8 * (64 * 4 + 3 * 4), 8 * 64 * 4)
+
+
 def test_scopes_and_time() -> None:
     judge = Judge(Module(LOOP))
     assert judge.by_scope()["attention"].launches == 16

@@ -49,6 +49,8 @@ def test_a_weight_is_within_half_a_step(dtype: str) -> None:
     steps, exact = scale.astype(np.float32), np.abs(weight).max(1, keepdims=True) / 127
     assert np.all(np.abs(values * steps - weight) <= steps / 2 * 1.0001)
     assert np.abs(values).max() == 127 and not values[3].any()
+    # Nothing is cut off, also where a type rounds scales.
+    assert np.all(np.abs(weight) <= 127 * steps * (1 + 1e-6))
     # No coarser than its type makes it.
     assert np.all(steps[exact > 0] <= exact[exact > 0] * (1 + float(ml_dtypes.finfo(np.dtype(dtype)).eps)))
 
