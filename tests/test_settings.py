@@ -209,8 +209,21 @@ MEDIA: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 ELSEWHERE = {
     "adapter",
-    *("model", "text", "image", "audio", "video", "system", "messages", "speak", "drafter", "mesh", "dtype", "json"),
-    *("media", "distributed", "coordinator", "processes", "process", "n"),
+    *(
+        "model",
+        "text",
+        "image",
+        "audio",
+        "video",
+        "system",
+        "messages",
+        "speak",
+        "drafter",
+        "mesh",
+        "dtype",
+        "quantize",
+    ),
+    *("json", "media", "distributed", "coordinator", "processes", "process", "n"),
 }
 
 
@@ -237,8 +250,9 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         self._read_weights()
         dtypes, mesh = {str(self.params["thinker"]["embed"].dtype)}, self.meshes["thinker"]
         record.update(
-            settings, messages=messages, dtypes=dtypes, parts=set(self.params), mesh=mesh and dict(mesh.shape)
-        )
+            settings, messages=messages, dtypes=dtypes, parts=set(self.params), mesh=mesh and dict(mesh.shape),
+            int8=self.config.thinker.text.int8_experts,
+        )  # fmt: skip
         yield Event("", [], Reply("x", [], {**stats, "talker_seconds": 0.0, "vocoder_seconds": 0.0}))
 
     def generate(self: Omni, messages: list, **settings: Any) -> list[Reply]:
@@ -250,7 +264,11 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_every_flag_reaches_the_call(
-    model: Path, heard: dict[str, Any], drafters: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
+    model: Path,
+    heard: dict[str, Any],
+    checkpoints: Callable[[str], Path],
+    drafters: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert flag_names(Generate) | flag_names(Stream) == {*FLAGS, *ELSEWHERE}
     main(["stream", "--model", str(model), "--text", "Hi"])
@@ -268,6 +286,8 @@ def test_every_flag_reaches_the_call(
     parts = [("image", "a.png"), ("image", "d.png"), ("audio", "b.wav"), ("video", "c.mp4"), ("text", "Hi")]
     content = [{"type": kind, kind: value} for kind, value in parts]
     assert heard["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    main(["stream", "--model", str(checkpoints("tiny")), "--text", "Hi", "--quantize", "int8"])
+    assert heard["int8"] and not usual["int8"]
     capsys.readouterr()
 
 

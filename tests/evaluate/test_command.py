@@ -44,8 +44,8 @@ def test_digests_are_of_the_weights(
         params = {"thinker": {"embed": jnp.full((4, 4), value)}}
         manifest = checkpoint.save(tmp_path / name, params, model)
         assert not manifest.leaves["thinker/embed"].sha256
-    one, other = (_model_digest(tmp_path / name, None, None) for name in ("one", "other"))
-    assert one != other and one == _model_digest(shutil.copytree(tmp_path / "one", tmp_path / "copy"), None, None)
+    one, other = (_model_digest(tmp_path / name, None, None, None) for name in ("one", "other"))
+    assert one != other and one == _model_digest(shutil.copytree(tmp_path / "one", tmp_path / "copy"), None, None, None)
 
 
 def test_a_recogniser_is_what_results_depend_on(omnis: Callable[[str], Omni], model: Path, tmp_path: Path) -> None:

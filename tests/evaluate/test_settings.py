@@ -293,8 +293,10 @@ def test_how_the_model_is_loaded(run: Run, drafters: Callable[[str, str], Path])
         "bfloat16",
         "float32",
     ]
-    depends = [json.loads((seen.output / "run.json").read_text())["model"] for seen in (plain, other)]
-    assert depends[0] != depends[1]
+    int8 = run("--quantize", "int8")
+    assert (plain.loaded["quantize"], int8.loaded["quantize"]) == (None, "int8")
+    depends = [json.loads((seen.output / "run.json").read_text())["model"] for seen in (plain, other, int8)]
+    assert len(set(depends)) == 3
 
 
 def test_what_is_printed(run: Run) -> None:
@@ -346,7 +348,7 @@ TESTED = {
     "speech_top_k", "speech_top_p", "speech_repetition_penalty", "adapter",
     "fps", "use_audio_in_video", "drafter", "draft_tokens", "draft_tree", "draft_sampling", "max_new_tokens", "seed",
     "slots", "task", "metric", "limit", "fatal", "data", "split", "output", "model", "recogniser", "dtype", "mesh",
-    "stop", "media", "thinking", "json", "distributed", "coordinator", "processes", "process",
+    "quantize", "stop", "media", "thinking", "json", "distributed", "coordinator", "processes", "process",
 }  # fmt: skip
 
 
