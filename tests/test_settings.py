@@ -209,20 +209,8 @@ MEDIA: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 ELSEWHERE = {
     "adapter",
-    *(
-        "model",
-        "text",
-        "image",
-        "audio",
-        "video",
-        "system",
-        "messages",
-        "speak",
-        "drafter",
-        "mesh",
-        "dtype",
-        "quantize",
-    ),
+    *("model", "text", "image", "audio", "video", "system", "messages", "speak", "drafter"),
+    *("mesh", "dtype", "quantize"),
     *("json", "media", "distributed", "coordinator", "processes", "process", "n"),
 }
 

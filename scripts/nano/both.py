@@ -176,9 +176,12 @@ def _is_held(seen: int, heard: int) -> bool:
 
 
 def _compared(seen: str, heard: str) -> dict[str, Any]:
-    """The answer: what is written, what is said, and whether they are the same."""
+    """The answer: what is written, what is said, and whether they are the same.
+
+    Both words have the same tokens wherever they are the same: a capital letter would make the first another one.
+    """
     found = "yes, they are the same" if seen == heard else "no, they are not the same"
-    return assistant(f"{capital(seen)} is written and {heard} is said: {found}.")
+    return assistant(f"I see {seen} and hear {heard}: {found}.")
 
 
 def faint_noise(draw: np.random.Generator, seconds: float) -> np.ndarray:

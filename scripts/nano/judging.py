@@ -9,8 +9,8 @@ A sense is judged by one of two rules, on words in lower case without punctuatio
 
 Where the right answer first says what it sees, up to a colon, a reply is judged by what follows its only colon.
 
-So "The digit is seven." is right by its only number, "Five is written and three is said: no, they are not the same." by
-its "no", "One thing, then three things: the second picture has more things." by its "second"; a string, a count or a
+So "The digit is seven." is right by its only number, "I see five and hear three: no, they are not the same." by its
+"no", "One thing, then three things: the second picture has more things." by its "second"; a string, a count or a
 spelling must be right as a whole and in order, and so must a scene's sentence with its colour, shape and place.
 `verbatim` of a result is the share that is the right sentence, by whichever rule the sense is judged.
 """
@@ -47,12 +47,13 @@ def words(text: str) -> list[str]:
 
 def is_right(row: Mapping[str, Any], reply: str) -> bool:
     """Whether a reply answers a row."""
+    said = row["messages"][-1]["content"]
+    if ":" in said:
+        said, reply = (text.partition(":")[2] or text for text in (said, reply))
     rivals = RIVALS.get(row["sense"])
     if rivals is None:
-        return is_verbatim(row, reply)
-    _, colon, then = reply.partition(":")
-    judged = then if colon and ":" in row["messages"][-1]["content"] else reply
-    return [word for word in words(judged) if word in rivals] == words(row["answer"])
+        return words(reply) == words(said)
+    return [word for word in words(reply) if word in rivals] == words(row["answer"])
 
 
 def is_verbatim(row: Mapping[str, Any], reply: str) -> bool:

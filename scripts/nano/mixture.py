@@ -21,8 +21,8 @@ from scripts.nano.origin import check_origin, rows_digest
 from scripts.nano.rows import rows_path
 
 # How often each sense is asked, in parts of all; the others are asked as often as `OTHERS`.
-SHARES = {"same": 26.0, "scene": 24.0, "read": 24.0, "digits": 14.0, "spell": 12.0, "compare": 10.0, "when": 6.0}
-SHARES |= dict.fromkeys(("silence", "written"), 5.0) | dict.fromkeys(("add", "move", "remember"), 4.0)
+SHARES = {"scene": 26.0, "read": 24.0, "same": 16.0, "digits": 12.0, "spell": 10.0, "compare": 8.0, "written": 6.0}
+SHARES |= dict.fromkeys(("digit", "silence", "when"), 5.0) | dict.fromkeys(("add", "move", "remember"), 4.0)
 OTHERS = 2.0
 # Words that a question can do without, and how often it does.
 SMALL = frozenset(

@@ -46,6 +46,46 @@ FONTS: dict[str, tuple[str, str, Split]] = {
     "Jura": ("fonts-jura", "opentype/jura/*.otf", "train"),
     "Courier Prime": ("fonts-courier-prime", "opentype/courier-prime/*.otf", "train"),
     "Comfortaa": ("fonts-comfortaa", "truetype/comfortaa/*.ttf", "train"),
+    "C059": ("fonts-urw-base35", "opentype/urw-base35/C059-*.otf", "train"),
+    "P052": ("fonts-urw-base35", "opentype/urw-base35/P052-*.otf", "train"),
+    "Bookman": ("fonts-urw-base35", "opentype/urw-base35/URWBookman-*.otf", "train"),
+    "Gothic": ("fonts-urw-base35", "opentype/urw-base35/URWGothic-*.otf", "train"),
+    "Charis": ("fonts-sil-charis", "truetype/charis/*.ttf", "train"),
+    "JetBrains Mono": ("fonts-jetbrains-mono", "truetype/jetbrains-mono/*.ttf", "train"),
+    "Averia Sans": ("fonts-averia-sans-gwf", "truetype/averia-gwf/AveriaSans*.ttf", "train"),
+    "Averia Serif": ("fonts-averia-serif-gwf", "truetype/averia-gwf/AveriaSerif*.ttf", "train"),
+    "Universalis": ("fonts-adf-universalis", "truetype/adf/Universalis*.otf", "train"),
+    "Libris": ("fonts-adf-libris", "truetype/adf/Libris*.otf", "train"),
+    "Berenis": ("fonts-adf-berenis", "truetype/adf/BerenisADFPro-*.otf", "train"),
+    "Baskervald": ("fonts-adf-baskervald", "truetype/adf/Baskervald*.otf", "train"),
+    "Tribun": ("fonts-adf-tribun", "truetype/adf/Tribun*.otf", "train"),
+    "Verana": ("fonts-adf-verana", "truetype/adf/Verana*.otf", "train"),
+    "Irianis": ("fonts-adf-irianis", "truetype/adf/IrianisADFStd*.otf", "train"),
+    "Switzera": ("fonts-adf-switzera", "truetype/adf/Switzera*.otf", "train"),
+    "Solothurn": ("fonts-adf-solothurn", "truetype/adf/Solothurn*.otf", "train"),
+    "Old Standard": ("fonts-oldstandard", "truetype/fonts-oldstandard/*.ttf", "train"),
+    "Quattrocento": ("fonts-quattrocento", "opentype/quattrocento/*.otf", "train"),
+    "Mononoki": ("fonts-mononoki", "truetype/mononoki/*.ttf", "train"),
+    "Kaffeesatz": ("fonts-yanone-kaffeesatz", "opentype/yanone-kaffeesatz/*.otf", "train"),
+    "League Spartan": ("fonts-league-spartan", "opentype/league-spartan/*.otf", "train"),
+    "Prociono": ("fonts-prociono", "opentype/fonts-prociono/*.otf", "train"),
+    "Loma": ("fonts-tlwg-loma-ttf", "truetype/tlwg/Loma*.ttf", "train"),
+    "Kinnari": ("fonts-tlwg-kinnari-ttf", "truetype/tlwg/Kinnari*.ttf", "train"),
+    "Anonymous Pro": ("fonts-anonymous-pro", "truetype/anonymous-pro/*.ttf", "train"),
+    "Oxygen": ("fonts-oxygen", "truetype/oxygen/*.ttf", "train"),
+    "M+ 1": ("fonts-mplus", "opentype/mplus/Mplus1-*.otf", "train"),
+    "Karla": ("fonts-karla", "truetype/karla/*.otf", "train"),
+    "Inter": ("fonts-inter", "opentype/inter/Inter-*.otf", "train"),
+    "Monoid": ("fonts-monoid", "truetype/monoid/Monoid-*.ttf", "train"),
+    "National Park": ("fonts-national-park", "opentype/national-park/NationalPark-*.otf", "train"),
+    "Manrope": ("fonts-manrope", "truetype/manrope/*.ttf", "train"),
+    "Agave": ("fonts-agave", "truetype/agave/*.ttf", "train"),
+    "Neohellenic": ("fonts-gfs-neohellenic", "opentype/neohellenic/*.otf", "train"),
+    "Artemisia": ("fonts-gfs-artemisia", "opentype/artemisia/*.otf", "train"),
+    "Humor Sans": ("fonts-humor-sans", "truetype/humor-sans/*.ttf", "train"),
+    "OpenDyslexic": ("fonts-opendyslexic", "opentype/opendyslexic/OpenDyslexic-*.otf", "train"),
+    "Century Catalogue": ("fonts-century-catalogue", "truetype/fonts-century-catalogue/*.ttf", "train"),
+    "Goudy Bookletter": ("fonts-goudybookletter", "opentype/sortsmill/GoudyBookletter1911.otf", "train"),
     "Lato": ("fonts-lato", "truetype/lato/*.ttf", "test"),
     "Carlito": ("fonts-crosextra-carlito", "truetype/crosextra/Carlito-*.ttf", "test"),
     "EB Garamond": ("fonts-ebgaramond", "opentype/ebgaramond/EBGaramond12*.otf", "test"),
@@ -55,7 +95,7 @@ FONTS: dict[str, tuple[str, str, Split]] = {
     "B612": ("fonts-b612", "opentype/b612/*.otf", "test"),
 }
 # Of files that are too thin to be read small, or hold no plain letters.
-UNREADABLE = ("Thin", "Hairline", "Light", "SC", "AllSC", "Initials", "MathTeX")
+UNREADABLE = ("Thin", "Hairline", "Light", "SC", "AllSC", "Initials", "MathTeX", "Outline")
 READ = (
     "What does it say?", "Read the word.", "Which word is written here?", "What is written in the picture?",
     "Read the text in the picture.", "What does the picture say?", "Which word do you see?", "Please read this.",
@@ -91,7 +131,7 @@ PLAIN = Look(1, 1.0, 0.0, 0, 0.0)
 
 def reading_sense(scale: float = 1.0) -> Sense:
     """The sense of words that are read."""
-    return Sense("read", read, counts(scale, 20_000, 600))
+    return Sense("read", read, counts(scale, 30_000, 600))
 
 
 def read(draw: np.random.Generator, split: Split) -> Sample:

@@ -4,12 +4,10 @@ Held out for the test: of colour, shape and place (nine in a picture), every sev
 of the test is of these, and nothing in training is; only what differs between two pictures may be any. Each thing is in
 a place of its own, so none hides another.
 
-Whether a thing is there, and how many are of a kind, is hardly learned from many things at once: most training rows
-that ask so show one or two, and some ask for a colour or a shape alone. The test draws their number evenly.
-
-An answer about several pictures says what is in each, one after another, before it compares: a model that must decide
-with the first word does not learn to. Pictures that are compared by what they show hold one thing each, so that what is
-compared stands in the same places of every answer.
+A model that must decide with its first word does not learn to. So an answer about several pictures says what is in
+each, one after another, before it compares; and an answer whether a thing is there, or how many are of a kind, first
+names the things row by row. Pictures that are compared by what they show hold one thing each, so that what is compared
+stands in the same places of every answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,8 +43,6 @@ AHEAD = 0.2
 BESIDE = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 ORDINALS = ("first", "second", "third")
 MOST_THINGS = 5
-# How often a training row that must find things of a kind shows one thing, two and so on.
-FEW = (0.4, 0.25, 0.15, 0.1, 0.1)
 
 HOW_MANY = (
     "How many {0} are there?", "How many {0} do you see?", "Count the {0}.", "How many {0} are in the picture?",
@@ -138,8 +134,6 @@ def scene_senses(scale: float = 1.0) -> tuple[Sense, ...]:
 def scene(draw: np.random.Generator, split: Split) -> Sample:
     """A question about one scene."""
     asked = how_many, how_many, how_many, colour, side, beside, there, describe, describe
-    if split == "train":
-        asked = count_kind, count_kind, there, there_of_kind, how_many, colour, colour, side, beside, describe
     return _row(draw, split, pick(draw, asked), (64, 96, 128))
 
 
@@ -210,33 +204,16 @@ def how_many(draw: np.random.Generator, split: Split) -> Question | None:
     number = len(things) if of == "all" else _of_kind(things, kind)
     if number == 0 and draw.random() < 0.95 or number == 1 and draw.random() < 0.5:
         return None
-    return _counted(things, {"shape": kind, "colour": f"{kind} thing", "all": "thing"}[of], number)
-
-
-def count_kind(draw: np.random.Generator, split: Split) -> Question | None:
-    """The number of things of a shape or of a colour, at most three, among mostly few."""
-    things = things_of(draw, split, _few(draw))
-    wanted, of = int(draw.integers(min(len(things), 3) + 1)), pick(draw, ("shape", "colour"))
-    kind = pick(draw, SHAPES if of == "shape" else tuple(COLOURS))
-    if _of_kind(things, kind) != wanted:
-        return None
-    return _counted(things, kind if of == "shape" else f"{kind} thing", wanted)
-
-
-def _few(draw: np.random.Generator) -> int:
-    return 1 + int(draw.choice(MOST_THINGS, p=FEW))
+    one = {"shape": kind, "colour": f"{kind} thing", "all": "thing"}[of]
+    amount = "no" if number == 0 else NUMBERS[number]
+    found = f"there is one {one}." if number == 1 else f"there are {amount} {one}s."
+    said = capital(found) if of == "all" else _after(_row_by_row(things), found)
+    return Question([things], HOW_MANY, (f"{one}s",), said, amount)
 
 
 def _of_kind(things: Sequence[Thing], kind: str) -> int:
     """How many things have a colour or a shape."""
     return sum(kind in (thing.shape, thing.colour) for thing in things)
-
-
-def _counted(things: Sequence[Thing], one: str, number: int) -> Question:
-    """How many of what `one` names there are: `number`."""
-    amount = "no" if number == 0 else NUMBERS[number]
-    said = f"There is one {one}." if number == 1 else f"There are {amount} {one}s."
-    return Question([things], HOW_MANY, (f"{one}s",), said, amount)
 
 
 def colour(draw: np.random.Generator, split: Split) -> Question | None:
@@ -274,7 +251,7 @@ def beside(draw: np.random.Generator, split: Split) -> Question | None:
 
 def there(draw: np.random.Generator, split: Split) -> Question | None:
     """Whether a thing is there; one that is not has the colour or the shape of one that is."""
-    things = things_of(draw, split, int(draw.integers(1, 5)) if split == "test" else _few(draw))
+    things = things_of(draw, split, int(draw.integers(1, 5)))
     thing = pick(draw, things)
     is_there = draw.random() < 0.5
     if not is_there:
@@ -283,23 +260,9 @@ def there(draw: np.random.Generator, split: Split) -> Question | None:
         thing = Thing(colour, shape, thing.x, thing.y, thing.radius)
         if thing.name in [seen.name for seen in things]:
             return None
-    return _found(things, thing.name, is_there)
-
-
-def there_of_kind(draw: np.random.Generator, split: Split) -> Question | None:
-    """Whether a thing of a shape or of a colour is there."""
-    things, of, is_there = things_of(draw, split, _few(draw)), pick(draw, ("shape", "colour")), draw.random() < 0.5
-    kinds = [kind for kind in (SHAPES if of == "shape" else COLOURS) if bool(_of_kind(things, kind)) == is_there]
-    if not kinds:
-        return None
-    kind = pick(draw, kinds)
-    return _found(things, kind if of == "shape" else f"{kind} thing", is_there)
-
-
-def _found(things: Sequence[Thing], one: str, is_there: bool) -> Question:
-    """Whether what `one` names is there."""
-    said = f"Yes, there is {article(one)}." if is_there else f"No, there is no {one}."
-    return Question([things], THERE, (article(one),), said, "yes" if is_there else "no")
+    found = f"yes, there is {article(thing.name)}." if is_there else f"no, there is no {thing.name}."
+    said = _after(_row_by_row(things), found)
+    return Question([things], THERE, (article(thing.name),), said, "yes" if is_there else "no")
 
 
 def describe(draw: np.random.Generator, split: Split) -> Question:
@@ -318,7 +281,7 @@ def more(draw: np.random.Generator, split: Split) -> Question | None:
         return None
     how, which = "more" if len(pictures) == 2 else "the most", ORDINALS[int(np.argmax(numbers))]
     seen = ["one thing" if number == 1 else f"{NUMBERS[number]} things" for number in numbers]
-    said = _after(seen, f"the {which} picture has {how} things.")
+    said = _after(_then(seen), f"the {which} picture has {how} things.")
     return Question(pictures, MORE, (how,), said, which)
 
 
@@ -331,7 +294,7 @@ def which(draw: np.random.Generator, split: Split) -> Question | None:
         return None
     shape, ordinal = shapes[number], ORDINALS[number]
     seen = [f"{name} is {place}" for name, place in zip(_named(pictures), ORDINALS, strict=False)]
-    return Question(pictures, WHICH, (article(shape),), _after(seen, f"the {shape} is {ordinal}."), ordinal)
+    return Question(pictures, WHICH, (article(shape),), _after(_then(seen), f"the {shape} is {ordinal}."), ordinal)
 
 
 def same(draw: np.random.Generator, split: Split) -> Question:
@@ -340,7 +303,7 @@ def same(draw: np.random.Generator, split: Split) -> Question:
     is_same = draw.random() < 0.5
     other = thing if is_same else changed(draw, split, thing, pick(draw, ("colour", "shape")))
     pictures = [[thing], [other]]
-    said = _after(_named(pictures), "yes, they show the same." if is_same else "no, they are not the same.")
+    said = _after(_then(_named(pictures)), "yes, they show the same." if is_same else "no, they are not the same.")
     return Question(pictures, SAME, (), said, "yes" if is_same else "no")
 
 
@@ -350,7 +313,7 @@ def different(draw: np.random.Generator, split: Split) -> Question:
     what = pick(draw, ("colour", "shape", "place"))
     second = changed(draw, split, first, what)
     seen = [f"{article(thing.name)} {PLACES[place_of(thing)]}" for thing in (first, second)]
-    return Question([[first], [second]], DIFFERENT, (), _after(seen, f"the {what} is different."), what)
+    return Question([[first], [second]], DIFFERENT, (), _after(_then(seen), f"the {what} is different."), what)
 
 
 def _named(pictures: Sequence[Sequence[Thing]]) -> list[str]:
@@ -358,6 +321,16 @@ def _named(pictures: Sequence[Sequence[Thing]]) -> list[str]:
     return [article(thing.name) for (thing,) in pictures]
 
 
-def _after(seen: Sequence[str], conclusion: str) -> str:
-    """A sentence that says what is in each picture, and then what follows."""
-    return capital(f"{', then '.join(seen)}: {conclusion}")
+def _then(seen: Sequence[str]) -> str:
+    """What is in each picture, one after another."""
+    return ", then ".join(seen)
+
+
+def _row_by_row(things: Sequence[Thing]) -> str:
+    """The things of one picture, row by row from the top left."""
+    return ", ".join(article(thing.name) for thing in sorted(things, key=place_of))
+
+
+def _after(seen: str, conclusion: str) -> str:
+    """A sentence that says what is seen, and then what follows."""
+    return capital(f"{seen}: {conclusion}")

@@ -43,5 +43,5 @@ ANSWERS = (
     "The ring moves to the left.", "The star moves to the right.", "The square moves up.",
     "The triangle moves down.", "It appears after one second.", "It appears after two seconds.",
     "The flash came first.", "It was a red circle.", "It was an orange square.",
-    "The beep came first.", "Seven is written and two is said: no, they are not the same.", "yes, they are the same.",
+    "The beep came first.", "I see seven and hear two: no, they are not the same.", "yes, they are the same.",
 )  # fmt: skip

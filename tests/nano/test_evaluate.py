@@ -38,9 +38,10 @@ DIGIT = row("digit", "The digit is seven.", "seven")
 STRING = row("digits", "Four, three, eight.", "four, three, eight")
 SUM = row("add", "Two plus one is three.", "three")
 SPELLED = row("spell", "C, a, t.", "c, a, t")
-SAME = row("same", "Five is written and three is said: no, they are not the same.", "no")
+SAME = row("same", "I see five and hear three: no, they are not the same.", "no")
 WHICH = row("compare", "A blue circle is first, then a red ring is second: the ring is second.", "second")
 SCENE = row("scene", "A red ring is on the left.", "red ring")
+RINGS = row("scene", "A red ring, a blue star, a blue ring: there are two rings.", "two")
 SOUND = row("silence", "I hear a beep.", "beep")
 
 
@@ -64,7 +65,7 @@ SOUND = row("silence", "I hear a beep.", "beep")
         (SPELLED, "C, A, T", True),
         (SPELLED, "C, a, t, s.", False),
         (SAME, "No, they differ.", True),
-        (SAME, "Five is written and five is said: yes, they are the same.", False),
+        (SAME, "I see five and hear five: yes, they are the same.", False),
         (WHICH, "A blue circle is first, then a red ring is second: the ring is second.", True),
         (WHICH, "second", True),
         (WHICH, "A blue circle is first, then a red ring is second: the ring is first.", False),
@@ -74,6 +75,13 @@ SOUND = row("silence", "I hear a beep.", "beep")
         (SAME, "No, yes.", False),
         (SCENE, "a red ring is on the left", True),
         (SCENE, "A red ring is on the right.", False),
+        (RINGS, "A red ring, a blue star, a blue ring: there are two rings.", True),
+        (RINGS, "A red ring, a blue ring: there are two rings.", True),
+        (RINGS, "There are two rings.", True),
+        (RINGS, "A red ring, a blue star, a blue ring: there are three rings.", False),
+        (RINGS, "Two rings: there are two rings: there are three rings.", False),
+        (RINGS, "A red ring, a blue star, a blue ring:", False),
+        (SCENE, "A ring: a red ring is on the left.", False),
         (SOUND, "A beep is heard.", True),
         (SOUND, "I hear noise.", False),
         (SOUND, "I hear someone say two and a beep.", False),

@@ -5,7 +5,7 @@ Digits and words are set in the font that Pillow brings, so that no collection a
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -155,11 +155,25 @@ def test_fonts_of_the_test_are_held_out(font_files: Any, tmp_path: Path) -> None
     assert len(font_files("train")) >= 20 and len(font_files("test")) >= 6 and not train & test
 
 
+def assert_named_row_by_row(things: Sequence[Any], said: str, are_all_counted: bool = False) -> None:
+    """An answer about some of the things names all of them first, from the top left to the bottom right."""
+    seen, colon, _ = said.partition(":")
+    assert bool(colon) != are_all_counted
+    if colon:
+        in_order = sorted(things, key=lambda thing: (int(3 * thing.y), int(3 * thing.x)))
+        assert [name.split(maxsplit=1)[1] for name in seen.split(", ")] == [thing.name for thing in in_order]
+
+
 def test_scenes_are_answered_right() -> None:
     for asked in drawn(scenes.how_many, "train", 100):
         (things,), word = asked.pictures, asked.words[0].split()[0].removesuffix("s")
         number = sum(word in ("thing", thing.shape, thing.colour) for thing in things)
         assert asked.answer == ("no" if number == 0 else NUMBERS[number])
+        assert_named_row_by_row(things, asked.said, word == "thing")
+    for asked in drawn(scenes.there, "test", 100):
+        (things,) = asked.pictures
+        assert (asked.words[0].split(maxsplit=1)[1] in [thing.name for thing in things]) == (asked.answer == "yes")
+        assert_named_row_by_row(things, asked.said)
     for asked in drawn(scenes.side, "test", 50):
         (things,), where = asked.pictures, asked.words[0]
         axis, least = ("x" if where.startswith("on") else "y"), where in ("on the left", "at the top")
@@ -376,8 +390,8 @@ def test_a_written_digit_is_compared_with_a_spoken_one() -> None:
         (sound,) = (content for name, content in sample.media.items() if name.endswith(".wav"))
         heard = np.frombuffer(sound[44:], "<i2").astype(float)
         pitch = np.argmax(np.abs(np.fft.rfft(heard))) * videos.RATE / len(heard)
-        seen, digit, end = re.findall(r"(.*) is written and (.*) is said: (.*)", sample.messages[1]["content"])[0]
-        assert digit == DIGITS[round((pitch - 400) / 200)] and (seen.lower() == digit) == (sample.answer == "yes")
+        seen, digit, end = re.findall(r"I see (.*) and hear (.*): (.*)", sample.messages[1]["content"])[0]
+        assert digit == DIGITS[round((pitch - 400) / 200)] and (seen == digit) == (sample.answer == "yes")
         assert end.startswith(sample.answer)
 
 
