@@ -2,7 +2,8 @@
 
 Activations are [B, T, C], weights stay as they are on disk. Nothing here pads: a convolution is given P earlier samples
 and then the T that it is called for, so that a chunk of a signal and a whole one (with zeros in front) are the same
-call. Products accumulate in float32.
+call. Products accumulate in float32. Weights are not in the order that products want: of a weight and what it is
+multiplied with, the smaller one is put in order, because to turn a large weight is to read and write it once more.
 
 Source: transformers `Qwen3OmniMoeCausalConvNet`, `Qwen3OmniMoeCausalTransConvNet` and `Qwen3OmniMoeSnakeBeta`.
 Deliberate differences: a transposed convolution is one matrix product, and keeps the samples that the reference trims
@@ -12,6 +13,8 @@ on the left (those trimmed on the right come with the next chunk); the sine is a
 import jax
 import jax.numpy as jnp
 
+from omni_jax.sharding import platform
+
 # Pi in three parts, of which multiples up to 2^13 times the first two are exact in float32.
 PI_PARTS = (3.140625, 9.67502593994140625e-4, 1.509957990978376432e-7)
 # sin(r) / r - 1 in powers of r^2 from the first on: within 5e-9 on [-pi/2, pi/2].
@@ -20,6 +23,13 @@ SINE = (-1.66666571e-01, 8.33301710e-03, -1.98066015e-04, 2.60002433e-06)
 
 def causal_conv(x: jax.Array, weight: jax.Array, dilation: int = 1) -> jax.Array:
     """x [B, P + T, C] with weight [O, C, k] -> [B, T, O] in x's dtype, where P = (k - 1) * dilation."""
+    O, C, k = weight.shape
+    B, T = x.shape[0], x.shape[1] - (k - 1) * dilation
+    # On CPU the library does not turn the weight.
+    if B * T < O and platform() != "cpu":
+        taps = jnp.stack([x[:, i * dilation : i * dilation + T] for i in range(k)], axis=-1).reshape(B, T, C * k)
+        rows = weight.reshape(O, C * k).astype(x.dtype)
+        return jnp.einsum("BTR,OR->BTO", taps, rows, preferred_element_type=jnp.float32).astype(x.dtype)
     # XLA on CPU and cuDNN on GPU both sum half-precision products in float32.
     return jax.lax.conv_general_dilated(
         x,
@@ -56,8 +66,14 @@ def conv_transpose(x: jax.Array, weight: jax.Array, stride: int) -> jax.Array:
     B, S, C = x.shape
     O, parts = weight.shape[1], weight.shape[2] // stride
     T = S - parts + 1
-    rows = weight.reshape(C, O, parts, stride).transpose(2, 3, 1, 0).reshape(-1, C)
-    blocks = jnp.einsum("BSC,RC->BSR", x, rows, preferred_element_type=jnp.float32).reshape(B, S, parts, stride * O)
+    if B * S < C:
+        columns = weight.reshape(C, -1).astype(x.dtype)
+        blocks = jnp.einsum("BSC,CR->BSR", x, columns, preferred_element_type=jnp.float32)
+        blocks = blocks.reshape(B, S, O, parts, stride).transpose(0, 1, 3, 4, 2)
+    else:
+        rows = weight.reshape(C, O, parts, stride).transpose(2, 3, 1, 0).reshape(-1, C)
+        blocks = jnp.einsum("BSC,RC->BSR", x, rows, preferred_element_type=jnp.float32)
+    blocks = blocks.reshape(B, S, parts, stride * O)
     y = blocks[:, parts - 1 :, 0]
     for p in range(1, parts):
         y = y + blocks[:, parts - 1 - p : S - p, p]

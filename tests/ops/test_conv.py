@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeSnakeBeta
 
+from omni_jax.ops import conv
 from omni_jax.ops.conv import causal_conv, conv_to_mono, conv_transpose, depthwise_conv, sin_squared, snake
 
 TOLERANCE = 1e-5
@@ -31,6 +32,16 @@ def test_causal_conv_is_torchs_without_padding(k: int, dilation: int, channels: 
     np.testing.assert_allclose(causal_conv(x, weight, dilation), channels_last(want), atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("rows,out,turned", [(2, 17, True), (2, 16, False), (4, 17, False)])
+def test_a_large_weight_is_not_turned(rows: int, out: int, turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off the CPU, where a convolution's library turns it: then its inputs are, if they are fewer."""
+    x, weight = normal(rows, 8 + 6 * 3, 5), normal(out, 5, 7, seed=1)
+    monkeypatch.setattr(conv, "platform", lambda: "cuda")
+    assert ("conv_general_dilated" in str(jax.make_jaxpr(causal_conv, static_argnums=2)(x, weight, 3))) != turned
+    want = torch.nn.functional.conv1d(channels_first(x), torch.tensor(weight), dilation=3)
+    np.testing.assert_allclose(causal_conv(x, weight, 3), channels_last(want), atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("k,channels", [(7, 5), (3, 1)])
 def test_depthwise_conv_keeps_channels_apart(k: int, channels: int) -> None:
     x, weight = normal(2, 30, channels), normal(channels, 1, k, seed=1)
@@ -45,9 +56,13 @@ def test_conv_to_mono_is_a_convolution_to_one_channel(k: int, channels: int) -> 
     np.testing.assert_allclose(conv_to_mono(x, weight), want[:, 0], atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("channels", [4, 19])
 @pytest.mark.parametrize("stride,look_back", [(3, 1), (8, 1), (1, 1), (2, 0), (5, 0), (2, 2)])
-def test_conv_transpose_is_torchs_trimmed_on_both_sides(stride: int, look_back: int) -> None:
-    x, weight = normal(2, 9, 4), normal(4, 3, stride * (look_back + 1), seed=1)
+def test_conv_transpose_is_torchs_trimmed_on_both_sides(stride: int, look_back: int, channels: int) -> None:
+    """For fewer channels than inputs, of which there are 18, and for more: then the weight is used as it lies."""
+    x, weight = normal(2, 9, channels), normal(channels, 3, stride * (look_back + 1), seed=1)
+    turned = "transpose[" in str(jax.make_jaxpr(lambda w: conv_transpose(x, w, stride).sum())(weight)).split("dot_")[0]
+    assert turned == (channels < 18)
     want = torch.nn.functional.conv_transpose1d(channels_first(x), torch.tensor(weight), stride=stride)
     trim = stride * look_back
     want = channels_last(want)[:, trim : want.shape[2] - trim]

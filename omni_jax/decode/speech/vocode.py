@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from omni_jax.config import Code2WavConfig
+from omni_jax.decode.compiling import LOOP_OPTIONS
 from omni_jax.errors import InputError
 from omni_jax.inputs.memory import check_memory
 from omni_jax.models.code2wav import VocoderState
@@ -51,7 +52,7 @@ def start(params: dict, *, rows: int, declaration: Declaration) -> VocoderState:
     return bind(declaration, params).start(rows).laid_over(declaration.mesh)
 
 
-@partial(jax.jit, static_argnames="declaration", donate_argnames="state")
+@partial(jax.jit, static_argnames="declaration", donate_argnames="state", compiler_options=LOOP_OPTIONS)
 def vocode_chunk(
     params: dict, codes: jax.Array, state: VocoderState, count: jax.Array | int, *, declaration: Declaration
 ) -> tuple[jax.Array, VocoderState]:
