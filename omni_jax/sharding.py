@@ -75,6 +75,11 @@ def first_device() -> Any:
     return stated if isinstance(stated, jax.Device) else jax.local_devices(backend=stated)[0]
 
 
+def is_hopper() -> bool:
+    """Whether the GPU that programs traced now will run on is a Hopper one, as it is if its kind is not known."""
+    return str(getattr(first_device(), "compute_capability", "9.0")).startswith("9.")
+
+
 def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     """A mesh over `devices` (by default the first ones), with a size for each axis, by default 1.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omni_jax import sharding
 from omni_jax.ops import attention, moe
 from scripts.aot import hlo as hlo_report
 from scripts.gpu import __main__ as gpu_check
@@ -99,12 +100,20 @@ def fake_tokamax(calls: list[tuple[int, ...]]) -> ModuleType:
     return module
 
 
+@pytest.fixture(params=["9.0", "8.0"])
+def hopper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the device, which states what it is capable of, is a Hopper GPU."""
+    monkeypatch.setattr(sharding, "first_device", lambda: SimpleNamespace(compute_capability=request.param))
+    return request.param == "9.0"
+
+
 @pytest.mark.parametrize(
     "dtype,F,bound,used", [("bfloat16", 64, 2e-2, True), ("float32", 64, 1e-5, False), ("bfloat16", 48, 2e-2, False)]
 )
 def test_grouped_calls_tokamax_where_it_has_a_kernel(
-    monkeypatch: pytest.MonkeyPatch, dtype: str, F: int, bound: float, used: bool
+    monkeypatch: pytest.MonkeyPatch, hopper: bool, dtype: str, F: int, bound: float, used: bool
 ) -> None:
+    used = used and hopper
     calls: list[tuple[int, ...]] = []
     monkeypatch.setitem(sys.modules, "tokamax", fake_tokamax(calls))
     rng = np.random.default_rng(0)
@@ -150,8 +159,9 @@ def test_experts_in_eight_bits_reach_tokamax_as_they_are(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("dtype, H, used", [("bfloat16", 64, True), ("float32", 64, False), ("bfloat16", 48, False)])
 def test_whole_sequences_are_attended_by_tokamax_where_it_has_a_kernel(
-    monkeypatch: pytest.MonkeyPatch, dtype: str, H: int, used: bool
+    monkeypatch: pytest.MonkeyPatch, hopper: bool, dtype: str, H: int, used: bool
 ) -> None:
+    used = used and hopper
     module, calls = fake_tokamax([]), []
 
     def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, **named: Any) -> jax.Array:

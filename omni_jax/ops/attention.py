@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import jax
 import jax.numpy as jnp
 
-from omni_jax.sharding import platform
+from omni_jax.sharding import is_hopper, platform
 
 # The most attention logits that exist at once, over rows, heads, queries and keys: 128 MiB in float32.
 SCORE_BUDGET = 1 << 25
@@ -60,8 +60,9 @@ def self_attention(
 
 def fits_kernel(q: jax.Array) -> bool:
     """Whether tokamax is here and its Hopper kernel takes queries q [B, T, K, G, H]."""
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return platform() == "gpu" and half and q.shape[-1] % 64 == 0 and find_spec("tokamax") is not None
+    if platform() != "gpu" or find_spec("tokamax") is None or not is_hopper():
+        return False
+    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 64 == 0
 
 
 def _by_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from omni_jax.ops.int8 import Int8, Weight, joined, product, summed
 from omni_jax.ops.kept import keep
 from omni_jax.ops.low_rank import Factors, GatedFactors
-from omni_jax.sharding import platform
+from omni_jax.sharding import is_hopper, platform
 
 # Rows up to which looping over (row, expert) pairs is faster on CPU, and gathering the experts' weights on GPU.
 PAIR_ROWS = 4
@@ -339,7 +339,7 @@ def _fits_kernel(x: jax.Array, experts: ExpertWeights) -> bool:
     else:
         fits, multiple = x.dtype == experts.down.dtype, GROUPED_MULTIPLE
         F, D = experts.down.shape[2:]
-    return fits and x.dtype in (jnp.bfloat16, jnp.float16) and not D % multiple and not F % multiple
+    return is_hopper() and fits and x.dtype in (jnp.bfloat16, jnp.float16) and not D % multiple and not F % multiple
 
 
 def _of_layer(weight: Weight, l: Any) -> Any:
