@@ -88,7 +88,7 @@ def run_command(command: Train, load: Load) -> None:
         case Export() as asked:
             _export(asked, load)
         case Regenerate() as asked:
-            run_regenerate(replace(asked, model=locate(asked.model)), load)
+            run_regenerate(replace(asked, model=locate(asked.model)))
         case CheckCodes() as asked:
             check_codes(replace(asked, model=locate(asked.model)))
         case recipe:

@@ -39,7 +39,8 @@ def title(options: Speech) -> str:
     """What was measured, in one line."""
     codes = "greedy" if options.greedy else "sampled"
     sizes = f"batch {options.batch}, prompt {options.prompt}, new {options.new}, frames {options.frames}"
-    return f"speech, {options.run.shape}, {options.run.dtype}, {sizes}, {codes}"
+    held = f"{options.run.dtype}{', our experts in int8' if options.run.quantize else ''}"
+    return f"speech, {options.run.shape}, {held}, {sizes}, {codes}"
 
 
 def figures(options: Speech, seconds: dict[str, float]) -> dict[str, float]:

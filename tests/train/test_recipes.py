@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,3 +75,18 @@ def test_regenerate(rows: Path, checkpoints: Callable[[str], Path]) -> None:
     assert status_of(["train", "regenerate", *asked]) == 0
     made = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(made) == 4 and all(line["messages"][-1]["role"] == "assistant" for line in made)
+
+
+def test_regenerate_in_other_weights(
+    rows: Path, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are loaded as asked, and what other ones have answered is not gone on with."""
+    loaded: list[dict[str, Any]] = []
+    load = omni_jax.load
+    monkeypatch.setattr(omni_jax, "load", lambda model, **how: (loaded.append(how), load(model, **how))[1])
+    output = rows.parent / "other.jsonl"
+    asked = ["--model", str(checkpoints("tiny")), "--data", str(rows), "--output", str(output), "--max-new-tokens", "2"]
+    held = ["--dtype", "bfloat16", "--quantize", "int8"]
+    assert status_of(["train", "regenerate", *asked, *held]) == 0
+    assert loaded == [{"parts": ("thinker",), "mesh": None, "dtype": "bfloat16", "quantize": "int8"}]
+    assert status_of(["train", "regenerate", *asked]) == 3

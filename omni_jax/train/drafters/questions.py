@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes
 from omni_jax.errors import InputError
 from omni_jax.files import user_path
 from omni_jax.flags import DeviceFlags, EndingFlags, MediaFlags, PreparationFlags, SamplingFlags, keywords_of
-from omni_jax.omni import Omni
+from omni_jax.printing import report_mesh
 from omni_jax.rows.files import data_files, digest_of, rows_of
 from omni_jax.rows.row import plain_row
 from omni_jax.settings import Settings
@@ -43,14 +43,20 @@ class Regenerate:
     devices: OmitArgPrefixes[DeviceFlags] = field(default_factory=DeviceFlags)
 
 
-def run_regenerate(command: Regenerate, load: Callable[[Path, tuple[str, ...], str | None], Omni]) -> None:
-    """Answer all rows that the output does not hold, and print what came of it; load: as of `train.command`."""
+def run_regenerate(command: Regenerate) -> None:
+    """Answer all rows that the output does not hold, and print what came of it."""
+    import omni_jax
+
     keywords = keywords_of(command.media, command.ending, command.sampling, command.prompt)
     settings = Settings.read(keywords)
     files = [file for path in command.data for file in data_files(user_path(path, "the dataset"), None)]
-    about = {"model": str(command.model), "data": digest_of(files), **json.loads(json.dumps(keywords, default=list))}
+    devices = command.devices
+    held = {name: way for name in ("dtype", "quantize") if (way := getattr(devices, name)) is not None}
+    about = {"model": str(command.model), "data": digest_of(files), **held}
+    about |= json.loads(json.dumps(keywords, default=list))
     drafter = None if command.drafter is None else load_drafter(command.drafter)
-    omni = load(command.model, ("thinker",), command.devices.mesh)
+    omni = omni_jax.load(command.model, parts=("thinker",), mesh=devices.mesh, **held)
+    report_mesh(omni)
     left_out: list[str] = []
     done = regenerate(
         omni, _conversations(files, command.fatal, left_out), command.output, settings,
