@@ -29,8 +29,10 @@ WEIGHT_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16
 # Weights of eight bits.
 INT8 = {"I8": np.dtype(np.int8)}
 DTYPE_NAMES = {dtype: name for name, dtype in (WEIGHT_DTYPES | INT8).items()}
-# Those that can be read: weights, and the whole numbers and truth values of a drafter's vocabulary.
-NUMPY_DTYPES = WEIGHT_DTYPES | INT8 | {"BOOL": np.dtype(bool), "I32": np.dtype(np.int32), "I64": np.dtype(np.int64)}
+FLOAT8 = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn)}
+# Those that can be read: weights, and whole numbers and truth values: packed weights, a drafter's vocabulary.
+WHOLE = {"BOOL": np.dtype(bool), "I32": np.dtype(np.int32), "I64": np.dtype(np.int64)}
+NUMPY_DTYPES = WEIGHT_DTYPES | INT8 | FLOAT8 | WHOLE
 
 # What people save under the name of a safetensors file, by its first bytes.
 IMPOSTORS = (

@@ -50,11 +50,12 @@ class SourceCheckpoint:
         if tensor.file is None:
             raise CheckpointError(f"{self.directory}: only names and shapes are known here; there is no data to read")
         dtype = NUMPY_DTYPES[tensor.dtype]
-        start, stop = (0, tensor.shape[0]) if rows is None else rows
-        row_bytes = prod(tensor.shape[1:]) * dtype.itemsize
-        data = np.empty((stop - start) * row_bytes, np.uint8)
-        _read_into(tensor.file, tensor.start + start * row_bytes, data.data, name)
-        return data.view(dtype).reshape(stop - start, *tensor.shape[1:])
+        start, shape = 0, tensor.shape
+        if rows is not None:
+            start, shape = rows[0], (rows[1] - rows[0], *tensor.shape[1:])
+        data = np.empty(prod(shape) * dtype.itemsize, np.uint8)
+        _read_into(tensor.file, tensor.start + start * prod(shape[1:]) * dtype.itemsize, data.data, name)
+        return data.view(dtype).reshape(shape)
 
 
 def open_checkpoint(directory: Path) -> SourceCheckpoint:
