@@ -108,7 +108,7 @@ def run(arguments: Arguments) -> dict:
 
 
 def _dry_run(path: Path, arguments: Arguments) -> dict:
-    from omni_jax.weights.int8 import quantised
+    from omni_jax.weights.hf import as_asked
     from omni_jax.weights.locate import locate
     from omni_jax.weights.plan import plan_weights
     from omni_jax.weights.safetensors import open_checkpoint, open_manifest
@@ -116,7 +116,8 @@ def _dry_run(path: Path, arguments: Arguments) -> dict:
     # A manifest is a JSON file; any other name is that of a checkpoint.
     is_manifest = path.is_file() or path.name.endswith((".json", ".json.gz"))
     source = open_manifest(path, arguments.config) if is_manifest else open_checkpoint(locate(path, "the source"))
-    planned = plan_weights(quantised(source, arguments.quantize), arguments.parts or None, arguments.dtype)
+    asked = as_asked(source, arguments.dtype, arguments.quantize)
+    planned = plan_weights(asked, arguments.parts or None, arguments.dtype)
     name, size = planned.largest
     return {
         "tensors": planned.tensors,

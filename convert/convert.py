@@ -22,13 +22,14 @@ from omni_jax.weights.blocks import THREADS, ahead, read_block
 from omni_jax.weights.checkpoint import chunk_shape
 from omni_jax.weights.contents import copy_metadata, metadata_files
 from omni_jax.weights.destination import place_of
-from omni_jax.weights.int8 import quantised
+from omni_jax.weights.hf import as_asked
 from omni_jax.weights.layout import Index, Leaf
 from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import LeafRecord, Manifest, write_manifest
 from omni_jax.weights.plan import WeightPlan, plan_weights
 from omni_jax.weights.publish import publish
 from omni_jax.weights.safetensors import SourceCheckpoint, open_checkpoint
+from omni_jax.weights.schemes import REPEATED
 
 
 def convert_checkpoint(
@@ -60,16 +61,18 @@ def convert_checkpoint(
     """
     from convert.verify import sample_checkpoint, verify_checkpoint
 
-    opened = quantised(open_checkpoint(locate(source, "the source")), quantize)
+    stored = open_checkpoint(locate(source, "the source"))
+    opened = as_asked(stored, dtype, quantize)
     planned = plan_weights(opened, parts, dtype)
-    small = _small_files(opened, planned)
+    restated = opened.config != stored.config
+    small = [path for path in _small_files(opened, planned) if not (restated and path.name in REPEATED)]
     if place_of(destination).final in opened.directory.resolve().parents:
         raise CheckpointError(f"{destination}: holds the checkpoint that is to be converted; choose another name")
     # Orbax's own files take a hundredth of the arrays.
     needed = planned.bytes + planned.bytes // 50 + sum(path.stat().st_size for path in small)
     with finishing(), publish(destination, overwrite, needed) as partial:
         copy_metadata(small, partial)
-        if quantize:
+        if restated:
             write_whole(partial / "config.json", json.dumps(opened.config, indent=2) + "\n")
         leaves = _write_params(opened, planned, partial, allow_nonfinite, progress)
         manifest = write_manifest(partial, leaves, progress)

@@ -45,6 +45,7 @@ def load(
         where: a converted checkpoint (`python -m convert SRC DST`), a Hugging Face directory, a snapshot folder of the
             hub's cache, or a model id such as "Qwen/Qwen3-Omni-30B-A3B-Instruct", which needs omni_jax[hub]. Without a
             network a model id is looked up in the cache. "nano" is the small trained model that the package holds.
+            Weights that others have quantised (GPTQ, compressed-tensors, FP8) are read as float.
         mesh: "expert=4,data=2" for all parts; "thinker:expert=4;talker:expert=2" for each its own devices (the vocoder
             shares the Talker's unless named; in one process only); "auto" for the model over the fewest devices that
             hold it, and copies on the others, which `Omni.mesh_reason` explains; or meshes of `sharding.make_mesh`.

@@ -1,8 +1,10 @@
-"""How a config.json states that routed experts are in eight bits: as compressed-tensors' format `int-quantized`.
+"""Where a config.json states that weights are quantised, and how it states this project's own form of it.
 
-Per output channel, symmetric, weights alone: `weight` int8 [out, in] and `weight_scale` [out, 1].
+That form is routed experts in eight bits, as compressed-tensors' format `int-quantized`: per output channel, symmetric,
+weights alone, `weight` int8 [out, in] and `weight_scale` [out, 1]. `weights/schemes.py` reads what others state.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from omni_jax.errors import InputError
@@ -26,6 +28,20 @@ STATED: dict[str, Any] = {
 def states_int8_experts(values: dict[str, Any]) -> bool:
     """Whether a parsed config.json states just this."""
     return values.get(KEY) == STATED
+
+
+def statements(values: dict[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Every quantization_config in a parsed config.json or a section of it, by its dotted name, outermost first."""
+    if values.get(KEY) is not None:
+        yield section + KEY, values[KEY]
+    for name, inner in values.items():
+        if isinstance(inner, dict) and name != KEY:
+            yield from statements(inner, f"{section}{name}.")
+
+
+def unstated(values: dict[str, Any]) -> dict[str, Any]:
+    """A parsed config.json without any quantization_config."""
+    return {name: unstated(x) if isinstance(x, dict) else x for name, x in values.items() if name != KEY}
 
 
 def stating(values: dict[str, Any], quantize: str | None) -> dict[str, Any]:

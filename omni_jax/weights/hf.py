@@ -1,6 +1,7 @@
 """A Hugging Face checkpoint directory as a model that can be loaded, and `load_hf`, which gives its bare parameters.
 
-directory -> headers -> plan: every tensor has its place -> StoredModel -> arrays on devices, nothing written
+directory -> headers -> `as_asked` -> plan: every tensor has its place -> StoredModel -> arrays on devices; nothing is
+written
 """
 
 from functools import partial
@@ -18,6 +19,7 @@ from omni_jax.weights.safetensors import SourceCheckpoint, open_checkpoint
 from omni_jax.weights.shards import Shardings
 from omni_jax.weights.stored import StoredModel
 from omni_jax.weights.trees import nest
+from omni_jax.weights.widened import widened
 
 
 def open_hf(
@@ -31,13 +33,21 @@ def open_hf(
 
     quantize: "int8" for routed experts in eight bits.
     """
-    source = quantised(open_checkpoint(directory), quantize)
+    source = as_asked(open_checkpoint(directory), dtype, quantize)
     planned = plan_weights(source, parts, dtype)
     names = tuple(dict.fromkeys(leaf.path.split("/")[0] for leaf, _ in planned.leaves))
     types = {leaf.path: dtype.name for leaf, dtype in planned.leaves}
     read = partial(_read, source, planned, allow_nonfinite)
     kind = "Hugging Face checkpoint"
     return StoredModel(directory, kind, planned.config, declare_parts(planned.config, names), types, read)
+
+
+def as_asked(source: SourceCheckpoint, dtype: str | None, quantize: str | None) -> SourceCheckpoint:
+    """A checkpoint as it will be read: in float if others have quantised it, then as `quantize` says.
+
+    Errors as in `widened` and `quantised`.
+    """
+    return quantised(widened(source, dtype), quantize)
 
 
 def load_hf(

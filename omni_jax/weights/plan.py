@@ -27,7 +27,7 @@ TIED = "thinker_config.tie_word_embeddings"
 
 # Parts of names that only modified checkpoints have, and what to do about them.
 ADAPTER = "adapters: merge them into the model and save it again"
-QUANTISED = "take the unquantised release"
+QUANTISED = "take the config.json that says how (quantization_config), or the unquantised release"
 WRAPPED = "these are of a wrapped model: unwrap it (`model._orig_mod`, `model.module`) and save it again"
 BUFFER = "these are buffers that the model computes, not weights: leave them out when saving, as save_pretrained does"
 HINTS = (
@@ -35,7 +35,10 @@ HINTS = (
     (("modules_to_save", "base_model.model."), f"these are {ADAPTER}"),
     (("qweight", "qzeros", "g_idx"), f"this checkpoint is quantised (AWQ or GPTQ): {QUANTISED}"),
     (("scale_inv",), f"this checkpoint is quantised (FP8): {QUANTISED}"),
-    (("absmax", "quant_map", "quant_state"), f"this checkpoint is quantised (bitsandbytes): {QUANTISED}"),
+    (
+        ("absmax", "quant_map", "quant_state"),
+        "this checkpoint is quantised (bitsandbytes): take the unquantised release",
+    ),
     (
         ("weight_scale", "weight_packed", "weight_zero_point", "input_scale"),
         f"this checkpoint is quantised: {QUANTISED}",
