@@ -6,8 +6,9 @@ a place of its own, so none hides another.
 
 A model that must decide with its first word does not learn to. So an answer about several pictures says what is in
 each, one after another, before it compares; and an answer whether a thing is there, or how many are of a kind, first
-names the things row by row. Pictures that are compared by what they show hold one thing each, so that what is compared
-stands in the same places of every answer.
+names the things row by row. What follows from these words is learned from text: half of such rows in training name the
+things in the question instead of showing them. Pictures that are compared by what they show hold one thing each, so
+that what is compared stands in the same places of every answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,6 +44,10 @@ AHEAD = 0.2
 BESIDE = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 ORDINALS = ("first", "second", "third")
 MOST_THINGS = 5
+# How often a training row that counts or finds things names them instead of showing them, and how often one that finds
+# none of a kind is left out, in training and in the test.
+NAMED = 0.5
+NONE_LEFT_OUT = {"train": 0.6, "test": 0.95}
 
 HOW_MANY = (
     "How many {0} are there?", "How many {0} do you see?", "Count the {0}.", "How many {0} are in the picture?",
@@ -133,8 +138,20 @@ def scene_senses(scale: float = 1.0) -> tuple[Sense, ...]:
 
 def scene(draw: np.random.Generator, split: Split) -> Sample:
     """A question about one scene."""
-    asked = how_many, how_many, how_many, colour, side, beside, there, describe, describe
-    return _row(draw, split, pick(draw, asked), (64, 96, 128))
+    ask = pick(draw, (how_many, how_many, how_many, colour, side, beside, there, describe, describe))
+    if split == "train" and ask in (how_many, there) and draw.random() < NAMED:
+        return named(draw, ask)
+    return _row(draw, split, ask, (64, 96, 128))
+
+
+def named(draw: np.random.Generator, ask: Ask) -> Sample:
+    """A question of training about things that are named before or after it, as the answer names them."""
+    while (asked := ask(draw, "train")) is None or ":" not in asked.said:
+        pass
+    things, _, _ = asked.said.partition(":")
+    question = wording(draw, asked.choices, "train").format(*asked.words)
+    text = f"{things}. {question}" if draw.random() < 0.5 else f"{question} {things}."
+    return Sample([user(text), assistant(asked.said)], asked.answer)
 
 
 def compare(draw: np.random.Generator, split: Split) -> Sample:
@@ -202,7 +219,7 @@ def how_many(draw: np.random.Generator, split: Split) -> Question | None:
     of = pick(draw, ("shape", "colour", "all"))
     kind = pick(draw, SHAPES if of == "shape" else tuple(COLOURS))
     number = len(things) if of == "all" else _of_kind(things, kind)
-    if number == 0 and draw.random() < 0.95 or number == 1 and draw.random() < 0.5:
+    if number == 0 and draw.random() < NONE_LEFT_OUT[split] or number == 1 and draw.random() < 0.5:
         return None
     one = {"shape": kind, "colour": f"{kind} thing", "all": "thing"}[of]
     amount = "no" if number == 0 else NUMBERS[number]

@@ -164,6 +164,17 @@ def assert_named_row_by_row(things: Sequence[Any], said: str, are_all_counted: b
         assert [name.split(maxsplit=1)[1] for name in seen.split(", ")] == [thing.name for thing in in_order]
 
 
+def test_half_of_what_is_concluded_is_learned_from_text() -> None:
+    """A training row that counts or finds names the things itself, or shows them; one of the test shows them."""
+    for split in SPLITS:
+        concluded = [sample for sample in made("scene", split, 150) if ":" in sample.messages[1]["content"]]
+        told = [sample for sample in concluded if not sample.media]
+        assert 0.3 * len(concluded) < len(told) < 0.7 * len(concluded) if split == "train" else not told
+        for sample in told:
+            (part,) = sample.messages[0]["content"]
+            assert sample.messages[1]["content"].partition(":")[0] in part["text"]
+
+
 def test_scenes_are_answered_right() -> None:
     for asked in drawn(scenes.how_many, "train", 100):
         (things,), word = asked.pictures, asked.words[0].split()[0].removesuffix("s")
