@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 
 from omni_jax.errors import InputError
 from omni_jax.ops.kept import PRODUCTS
+from omni_jax.ops.norm import rms_norm
 from omni_jax.sharding import Axes, platform
 
 
@@ -151,9 +152,7 @@ class RMSNorm(Module):
     def __call__(self, x: jax.Array, l: Any = None) -> jax.Array:
         """[..., width] -> [..., width]; `l` picks the layer of a stack."""
         weight = self.weight[...] if l is None else self.weight[...][l]
-        x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return weight.astype(x.dtype) * x32.astype(x.dtype)
+        return rms_norm(x, weight, self.eps)
 
 
 @dataclass(frozen=True, eq=False)
