@@ -112,3 +112,27 @@ def test_experts_that_rows_choose() -> None:
     assert expected_share(1, 128, 8) == pytest.approx(8 / 128)
     assert 128 * expected_share(32, 128, 8) == pytest.approx(111.8, abs=0.1)
     assert expected_share(100_000, 128, 8) == pytest.approx(1)
+
+
+# One token's attention: of caches bf16[4, 2, 3, 64, 16] one layer is read, and a slot of each row and head written.
+ONE_TOKEN = """HloModule one_token
+
+ENTRY %main (l: s32[1], heads: bf16[2,3,4,16], k: bf16[4,2,3,64,16], v: bf16[4,2,3,64,16]) -> f32[2,3,2,4,16] {
+  %l = s32[1]{0} parameter(0)
+  %heads = bf16[2,3,4,16]{3,2,1,0} parameter(1)
+  %k = bf16[4,2,3,64,16]{4,3,2,1,0} parameter(2)
+  %v = bf16[4,2,3,64,16]{4,3,2,1,0} parameter(3)
+  %call = (bf16[4,2,3,64,16]{4,3,2,1,0}, bf16[4,2,3,64,16]{4,3,2,1,0}, f32[2,3,2,4,16]{4,3,2,1,0}) custom-call(%l, \
+%heads, %k, %v), custom_call_target="__gpu$xla.gpu.triton", output_to_operand_aliasing={{0}: (2, {}), {1}: (3, {})}, \
+metadata={op_name="jit(f)/attention/decode_attention/pallas_call"}
+  ROOT %out = f32[2,3,2,4,16]{4,3,2,1,0} get-tuple-element(%call), index=2
+}
+"""
+
+
+def test_one_token_reads_one_layer_of_a_cache_and_writes_one_slot() -> None:
+    ((op, count, moved),) = Judge(Module(ONE_TOKEN)).kernels()
+    layer, slot = 2 * 3 * 64 * 16 * 2, 2 * 3 * 16 * 2
+    assert (op.name, count) == ("call", 1)
+    assert moved.read == 4 + 2 * 3 * 4 * 16 * 2 + 2 * layer
+    assert moved.written == 2 * slot + 2 * 3 * 2 * 4 * 16 * 4

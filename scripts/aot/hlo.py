@@ -70,7 +70,7 @@ class Op:
         """Bytes that each device of its group sends, in a ring; a group is all `devices` unless it says otherwise."""
         # What starts names its operands before its results; older starts of all-reduces name results alone.
         starts = self.opcode.endswith("-start") and (self.collective != "all-reduce" or self.result.startswith("(("))
-        results = _elements(self.result)[1] if starts else self.result
+        results = elements(self.result)[1] if starts else self.result
         size = sum(_bytes(kind, dims) for kind, dims in ARRAY.findall(results))
         return int(size * RING[self.collective](self.group(devices)))
 
@@ -110,7 +110,7 @@ class Op:
         return f"{self.opcode} {found[0]}" if found else self.opcode
 
 
-def _elements(result: str) -> list[str]:
+def elements(result: str) -> list[str]:
     """The elements of a tuple type."""
     parts, depth = [""], 0
     for letter in result.strip()[1:-1]:
@@ -125,7 +125,7 @@ def _elements(result: str) -> list[str]:
 def array_bytes(result: str) -> int:
     """Bytes of all arrays of a result's type; of what starts asynchronously, those of its results alone."""
     if result.startswith("(("):
-        result = _elements(result)[1]
+        result = elements(result)[1]
     return sum(_bytes(kind, dims) for kind, dims in ARRAY.findall(result))
 
 

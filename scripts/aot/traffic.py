@@ -4,6 +4,8 @@ Of a slice, a gather or an update in place, what is really touched counts, not t
 fusion likewise, so that a layer which a kernel takes out of a stack counts as one layer. A kernel that computes grouped
 products over all experts of a layer is given the whole layer; of it, the share of experts that some row is expected to
 choose counts (`expected_share`). What is read twice by one kernel counts once, as if a cache of the device held it.
+The kernel that attends for one token (`ops.decode_kernel`) is given the caches of all layers, in place: of each it
+reads one layer, all of whose slots count as if they held tokens, and writes one slot of each row.
 
 The time of a launch is the longer one of its bytes and its operations at the device's speed, and the cost of a launch.
 """
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from scripts.aot.hlo import ARRAY, UPDATES, Module, Op, array_bytes, trips_of
+from scripts.aot.hlo import ARRAY, UPDATES, Module, Op, array_bytes, elements, trips_of
 
 # An H200: bytes per second that kernels reach of 4.8 TB/s, and bfloat16 operations per second that products reach.
 BANDWIDTH, OPERATIONS = 4.3e12, 790e12
@@ -30,6 +32,8 @@ SCOPE = re.compile(r'op_name="([^"]*)"')
 GROUPED = "ragged_dot"
 # The kernel of causal attention within whole sequences.
 ATTENTION = "flash_attention"
+# The kernel of one token's attention, and which of its operands its outputs are.
+ONE_TOKEN, ALIASES = "decode_attention/", re.compile(r"\{(\d+)\}: \((\d+), \{\}")
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ class Judge:
             return min(whole, self._used(fused, parameter)) if parameter else 0
         if op.opcode in PARTS and operand == 0:
             return array_bytes(op.result)
+        if operand in _caches(op):
+            return whole // _shape(source.result)[0]
         return 0 if op.opcode in UPDATES and operand == 0 else whole
 
     def _used(self, computation: str, value: Op) -> int:
@@ -184,6 +190,9 @@ class Judge:
             return array_bytes(update.result) if update else 0
         if self._fused(op):
             return self._written(computation, op)
+        if caches := _caches(op).values():
+            arrays = [(array_bytes(text), _shape(text)) for text in elements(op.result)]
+            return sum(size // (shape[0] * shape[3] if i in caches else 1) for i, (size, shape) in enumerate(arrays))
         # What a library's product gives beside its result is its workspace.
         return op.size if op.opcode == "custom-call" else array_bytes(op.result)
 
@@ -225,6 +234,13 @@ def scope_of(op: Op) -> str:
     names = [name for name in (found[1].split("/") if found else []) if not re.search(r"[(:>,]", name)]
     named = [name for name in names[:-1] if name not in ("while", "body", "cond", "closed_call", "eval_jaxpr")]
     return named[-1] if named else "loop"
+
+
+def _caches(op: Op) -> dict[int, int]:
+    """The operands of one token's kernel that are caches [L, B, K, S, H], and the outputs that they become."""
+    if op.opcode != "custom-call" or ONE_TOKEN not in op.text:
+        return {}
+    return {int(operand): int(output) for output, operand in ALIASES.findall(op.text)}
 
 
 def _shape(result: str) -> tuple[int, ...]:
