@@ -28,6 +28,7 @@ from tests.helpers.experts import in_int8
     [
         "check_moe",
         "check_attention",
+        "check_decode_kernel",
         "check_rope",
         "check_cache",
         "check_thinker",

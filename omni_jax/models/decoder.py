@@ -10,6 +10,8 @@ at visual positions, and `taps` copy chosen hidden states into a small buffer, f
 Programs with a cache read a layer from the stacks by its index, in place. `forward`, which is the one that is trained,
 is given each layer's slice of them: by index, the backward pass of every layer would add to whole stacks.
 
+One token per row may attend by a kernel of its own (`ops.decode_kernel`).
+
 Declared with a `LowRankConfig`, a stack also holds low-rank updates of its projections (`low_rank`).
 
 Source: transformers `Qwen3OmniMoeThinkerTextModel`. Hidden states are numbered as there: 0 is the input, k the output
@@ -33,6 +35,7 @@ from omni_jax.models.output import CachedOutput, ExpertLoad, Output
 from omni_jax.models.param import Module, RMSNorm, param, project, scan_layers
 from omni_jax.ops.attention import attend, causal_attention, self_attention
 from omni_jax.ops.cache import KVCache
+from omni_jax.ops.decode_kernel import Norms, OneToken, chosen, fused
 from omni_jax.ops.rope import rotate
 from omni_jax.sharding import constrain, platform
 
@@ -138,8 +141,8 @@ class DecoderLayers(Module):
         taps: tuple[int, ...] = (),
     ) -> CachedOutput:
         """As `forward`, right-padded sequences x [B, T, D], which an empty cache of at least T slots then holds."""
-        alone = self.mesh is None or self.mesh.size == 1
-        x, cache, tapped = self.run(x, rope, cache, self._over_sequence(None, kernel=alone), deepstack, taps)
+        attention = self._over_sequence(None, kernel=self._alone)
+        x, cache, tapped = self.run(x, rope, cache, attention, deepstack, taps)
         return CachedOutput(x, cache, tapped)
 
     def extend(
@@ -159,7 +162,9 @@ class DecoderLayers(Module):
         slots that each token sees, itself included; by default all up to its own. unroll: how many layers the compiled
         loop holds at once; by default one on CPU, and as many on GPU as launch little and compile soon.
         """
-        window = self.config.sliding_window
+        window, attention = self.config.sliding_window, None
+        if self._alone and mask is None and chosen(x, cache, self.config.head_dim, first_valid):
+            attention = OneToken(first_valid, window)
 
         def over_cache(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, l: Any) -> jax.Array:
             if mask is not None:
@@ -167,8 +172,13 @@ class DecoderLayers(Module):
             return causal_attention(q, cache.k[l], cache.v[l], cache.length, first_valid, window)
 
         unroll = layers_at_once(self.config.num_layers) if unroll is None else unroll
-        x, cache, tapped = self.run(x, rope, cache, over_cache, deepstack, taps, unroll)
+        x, cache, tapped = self.run(x, rope, cache, attention or over_cache, deepstack, taps, unroll)
         return CachedOutput(x, cache, tapped)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether one device has everything."""
+        return self.mesh is None or self.mesh.size == 1
 
     def _over_sequence(self, first_valid: jax.Array | None, kernel: bool = False) -> Callable[..., jax.Array]:
         """Attention within whole sequences, for `run`; kernel: as of `self_attention`."""
@@ -184,18 +194,19 @@ class DecoderLayers(Module):
         x: jax.Array,
         rope: Rope,
         cache: Cache,
-        attention: Attention[Cache],
+        attention: Attention[Cache] | OneToken,
         deepstack: Deepstack | None = None,
         taps: tuple[int, ...] = (),
         unroll: int = 1,
     ) -> tuple[jax.Array, Cache, jax.Array]:
         """Run x [B, T, D] with the given attention: outputs [B, T, D], cache, tapped hidden states [n, B, T, D].
 
-        attention: is given the cache after the layer has written its T keys and values after what each row holds.
+        attention: is given the cache after the layer has written its T keys and values after what each row holds; or
+        what the only token of each row sees, for the kernel.
         """
         tapped = _Tapped.of(taps, self.config.num_layers, x)
 
-        def layer(carry: tuple, _: None) -> tuple[tuple, None]:
+        def layer(carry: tuple, attention: Attention[Cache] | OneToken) -> tuple:
             l, x, cache, tapped = carry
             attended, cache = self._attention(x, l, rope, cache, attention)
             x = x + _scaled(attended, self.attention_scale, l)
@@ -203,33 +214,56 @@ class DecoderLayers(Module):
             tapped = tapped.put(x, l + 1)
             if deepstack is not None:
                 x = deepstack.add(x, l)
-            return (l + 1, self._by_rows(x), cache, tapped), None
+            return l + 1, self._by_rows(x), cache, tapped
+
+        # A kernel's layers of one turn know their places: a sum would be a launch for each.
+        L = self.config.num_layers
+        places = unroll if isinstance(attention, OneToken) and L % unroll == 0 else 1
+
+        def turn(carry: tuple, _: None) -> tuple[tuple, None]:
+            for place in range(places):
+                placed = replace(attention, offset=place) if isinstance(attention, OneToken) else attention
+                carry = layer(carry, placed)
+            return carry, None
 
         # The index is a counter in the carry: read from a scanned array, XLA on GPU would copy each layer's experts.
         laid = None if cache is None else cache.laid_over(self.mesh)
         carry: Any = (jnp.int32(0), self._by_rows(x), laid, tapped)
-        (_, x, cache, tapped), _ = jax.lax.scan(layer, carry, None, length=self.config.num_layers, unroll=unroll)
+        turns = L // places
+        (_, x, cache, tapped), _ = jax.lax.scan(turn, carry, None, length=turns, unroll=min(turns, unroll // places))
         return x, cache if cache is None else cache.advance(x.shape[1]), tapped.states
 
     @jax.named_scope("attention")
     def _attention(
-        self, x: jax.Array, l: Any, rope: Rope, cache: Cache, attention: Attention[Cache]
+        self, x: jax.Array, l: Any, rope: Rope, cache: Cache, attention: Attention[Cache] | OneToken
     ) -> tuple[jax.Array, Cache]:
         """x [B, T, D] through layer `l`'s attention -> [B, T, D], and the cache with the layer's keys and values."""
         config = self.config
         B, T, _ = x.shape
         read = self.attention_norm(x, l)
         qkv = project(read, self.qkv[...][l])
-        qkv = (qkv if self.lora is None else self.lora.add_qkv(qkv, read, l)).astype(x.dtype)
-        q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
-        if config.qk_norm:
-            q, k = self.q_norm(q, l), self.k_norm(k, l)
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is not None:
-            cache = cache.write(l, k, v).laid_over(self.mesh)
-        out = attention(q, k, v, cache, l).reshape(B, T, config.num_heads, config.head_dim)
+        qkv = qkv if self.lora is None else self.lora.add_qkv(qkv, read, l)
+        if isinstance(attention, OneToken):
+            assert cache is not None
+            out, cache = fused(qkv[:, 0], rope, cache, l, self._qk_norms(), attention)
+        else:
+            qkv = qkv.astype(x.dtype)
+            q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
+            if config.qk_norm:
+                q, k = self.q_norm(q, l), self.k_norm(k, l)
+            q, k = rotate(q, *rope), rotate(k, *rope)
+            if cache is not None:
+                cache = cache.write(l, k, v).laid_over(self.mesh)
+            out = attention(q, k, v, cache, l)
+        out = out.reshape(B, T, config.num_heads, config.head_dim)
         y = project(out, self.out[...][l], contracted=2)
         return (y if self.lora is None else add(y, self.lora.o, out, l)).astype(x.dtype), cache
+
+    def _qk_norms(self) -> Norms | None:
+        """The norms of queries and keys of all layers, where there are some."""
+        if not self.config.qk_norm:
+            return None
+        return Norms(self.q_norm.weight[...], self.k_norm.weight[...], self.q_norm.eps)
 
     def layer(self, x: jax.Array, i: Any, l: Any, rope: Rope, attention: Attention[None]) -> jax.Array:
         """x [B, T, D] through layer `l`, which is at index `i` of the stacks, without a cache; the rest as in `run`."""

@@ -47,6 +47,8 @@ WHEELS = {
     "jax_plugins.xla_cuda13": "jax-cuda13-pjrt",
     "nvidia.cu13": "nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-nvvm",
 }
+# The kind of the described device, as Pallas knows it.
+KIND = "NVIDIA H200"
 # Bytes from which a layer's weight is watched.
 SMALLEST_WATCHED = 1 << 22
 
@@ -168,6 +170,9 @@ def gpu_branches(target: Target, tokamax: bool) -> list[Any]:
         mock.patch.object(jax, "default_backend", return_value="gpu"),
         mock.patch("jax.extend.backend.get_default_device", return_value=target.device),
     ]
+    if _importable("jax._src.pallas.triton.gpu_info"):
+        # Pallas asks for the device in its own way.
+        patches.append(mock.patch("jax._src.pallas.triton.gpu_info.get_device_kind", return_value=KIND))
     if not tokamax:
         patches.append(mock.patch.object(moe, "find_spec", return_value=None))
     return patches

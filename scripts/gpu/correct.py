@@ -22,7 +22,7 @@ from omni_jax.decoder_config import RopeConfig
 from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.thinker import Thinker
-from omni_jax.ops import moe
+from omni_jax.ops import decode_kernel, moe
 from omni_jax.ops.attention import causal_attention, fits_kernel, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.rope import rope, rotate
@@ -159,6 +159,46 @@ def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, offset: np.ndar
     scores = np.where(mask[:, None, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("BKGTS,BKSH->BTKGH", weights / weights.sum(-1, keepdims=True), v)
+
+
+def check_decode_kernel() -> list[Finding]:
+    """One token's attention by the kernel, whether or not it is chosen, against the plain operations here.
+
+    What the kernel fails with is no number: an infinite error.
+    """
+    findings = []
+    for dtype, shares in (("float32", 1), ("bfloat16", 1), ("bfloat16", 8)):
+        bound = FLOAT32 if dtype == "float32" else BFLOAT16
+        name = f"attention of one token by the kernel, {shares} shares, {dtype}"
+        try:
+            findings += compare_decode_kernel(name, dtype, shares, bound)
+        except Exception as error:
+            findings.append(Finding(f"{name}: {type(error).__name__}: {str(error)[:200]}", float("inf"), bound))
+    return findings
+
+
+def compare_decode_kernel(name: str, dtype: str, shares: int, bound: float) -> list[Finding]:
+    """Its result, and the caches that it leaves, for rows of different lengths of which one is padded on the left."""
+    rng, (L, B, K, G, S, H) = np.random.default_rng(6), (2, 3, 2, 8, 1024, 128)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), dtype)
+
+    angle = rng.uniform(0, 6, (B, 1, H))
+    rotation = jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)
+    lengths = jnp.asarray([5, 700, S - 1], jnp.int32)
+    heads, cache = normal(B, K, G + 2, H), KVCache(normal(L, B, K, S, H), normal(L, B, K, S, H), lengths)
+    norms = decode_kernel.Norms(normal(L, H), normal(L, H), 1e-6)
+    token = decode_kernel.OneToken(jnp.asarray([0, 70, 0], jnp.int32))
+    kernel = partial(decode_kernel.fused, interpret=jax.default_backend() == "cpu", shares=shares)
+
+    def run(function: Any) -> Any:
+        return jax.jit(lambda cache, l: function(heads, rotation, cache, l, norms, token))(cache, jnp.int32(1))
+
+    with precision(dtype):
+        (got, left), (want, expected) = run(kernel), run(decode_kernel.plain)
+    pairs = (("result", got, want), ("keys", left.k, expected.k), ("values", left.v, expected.v))
+    return [compare(f"{name}, {what}", a.astype(jnp.float32), b.astype(jnp.float32), bound) for what, a, b in pairs]
 
 
 def check_rope() -> list[Finding]:
@@ -300,5 +340,5 @@ def same_tokens(name: str, got: np.ndarray, want: np.ndarray, sure: np.ndarray) 
 
 def all_findings() -> list[Finding]:
     """Every comparison."""
-    checks = (check_moe, check_attention, check_rope, check_cache, check_thinker)
+    checks = (check_moe, check_attention, check_decode_kernel, check_rope, check_cache, check_thinker)
     return [finding for check in checks for finding in check()]
