@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from omni_jax.config import OmniConfig
-from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS, events_of, replies_in_turn, replies_together
+from omni_jax.decode.answers import events_of, replies_in_turn, replies_together
 from omni_jax.decode.arguments import GenerateArguments, explained
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.plan import KnownDrafters
@@ -333,7 +333,7 @@ class Omni:
         batch = self.prepare(messages, **vars(request.preparation))
         generator = self._make_generator()
         admission = generator.together(plan, batch, seeds)
-        batching = generator.batching(plan, 1, admission, steps=STREAM_STEPS, frames=STREAM_FRAMES)
+        batching = generator.streaming(plan, 1, admission)
         return self._events(batching, admission)
 
     def _events(self, batching: Batching, admission: Admission) -> Iterator[Event]:

@@ -20,9 +20,10 @@ from omni_jax.decode.speech.vocode import Vocoder
 from omni_jax.decode.stops import StopStrings
 from omni_jax.inputs.tokenizer import Tokenizer
 
-# Tokens, and frames of speech, between two events of a stream.
+# Tokens, and frames of speech, between two events of a stream; and frames of its first event of speech.
 STREAM_STEPS = 8
 STREAM_FRAMES = 4
+FIRST_FRAMES = 1
 
 # Codes int32 [B, Q, F] and the frames of each row, to a waveform for each row, float32 [samples].
 Vocode = Callable[[np.ndarray, list[int]], list[np.ndarray]]

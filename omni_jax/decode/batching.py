@@ -13,7 +13,8 @@ the next chunk is dispatched before the last is read, so that the device does no
 for prompts and replies it does while the device works.
 
 Rows that speak do so between chunks of text, each as far as its own text allows; a row is free when its text and its
-speech are complete.
+speech are complete. A reply that is heard while it is made begins with a short chunk of text and a short step of
+speech, and each of the next ones may double what there is; while a prompt waits for a row, only the first is short.
 """
 
 import time
@@ -52,10 +53,11 @@ class Admission:
 
 @dataclass(frozen=True, eq=False)
 class _Unread:
-    """A chunk that the host has not read, and the request of each of its rows."""
+    """A chunk that the host has not read, the request of each of its rows, and the tokens that it was asked for."""
 
     chunk: Chunk
     rows: tuple[Request | None, ...]
+    steps: int = 1
 
 
 @dataclass(eq=False)
@@ -82,8 +84,9 @@ class Batching:
     """Runs requests in a number of rows; iterate over `run`.
 
     rows: the request of each row, None where it is free. writing: the same, None where its text is complete too.
-    state: what the engine decodes from. steps: of the next chunk. chunks: that were read. prefill_seconds: until the
-    first tokens were read; decode_seconds: from then on. Both leave out speech and what the caller does in between.
+    state: what the engine decodes from. steps: of the next chunk, unless it is to be shorter. chunks: that were read.
+    read_steps: of the last of them. prefill_seconds: until the first tokens were read; decode_seconds: from then on.
+    Both leave out speech and what the caller does in between.
     """
 
     def __init__(
@@ -95,16 +98,19 @@ class Batching:
         speakers: Speakers | None = None,
         steps: int = CHUNK,
         frames: int = FRAMES,
+        first_frames: int = FRAMES,
     ):
         """engine: draws the tokens. rows: requests that run at the same time. speakers: says them, in as many rows.
 
         first: prompts whose requests fill all rows. waiting, instead: prompts of one request each, taken as rows come
         free, one ahead; None in it stands for "none at the moment" and is asked again before every chunk. steps: of a
-        chunk, at most CHUNK. frames: of speech at a time, at most FRAMES.
+        chunk, at most CHUNK. frames: of speech at a time, at most FRAMES. first_frames: of a reply's first step of
+        speech, from which on steps of text and speech grow; they are all alike unless these are fewer than `frames`.
         """
         assert (first is None) != (waiting is None), "either all requests at once, or prompts one by one"
         self.engine, self.waiting, self.speakers = engine, waiting, speakers
-        self.steps, self.frames, self.chunks = steps, frames, 0
+        self.steps, self.frames, self.first_frames = steps, frames, first_frames
+        self.chunks, self.read_steps = 0, steps
         self.rows: list[Request | None] = [None] * rows
         self.writing: list[Request | None] = [None] * rows
         self.state: Any = None
@@ -147,6 +153,11 @@ class Batching:
     def _closed(self) -> bool:
         """Whether no further request will need a row."""
         return self._over and self._reading is None
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether a prompt waits for a row, and many short steps would hold it up."""
+        return self._next is not None and None not in self.rows
 
     @property
     def entering(self) -> tuple[Request, ...]:
@@ -269,7 +280,12 @@ class Batching:
         running = [request for request in self.writing if request is not None]
         if all(self._drawn(request).fewest >= request.max_new_tokens for request in running):
             return False
+        begun = self._begun(running)
+        if self._unread and any(enough > made for enough, made in begun):
+            # The device would make these frames after the chunk.
+            return False
         steps = self.steps if self._reading is None else min(self.steps, READING_STEPS)
+        steps = min([steps, *(max(self.first_frames, enough) for enough, _ in begun)])
         plan = self.engine.plan(self.state, steps)
         tokens = max(most_tokens([request], self._drawn(request).most + plan.most) for request in running)
         self.state = self.engine.grow(self.state, self.engine.capacity(tokens))
@@ -277,8 +293,24 @@ class Batching:
         waits = None not in self.rows and not self._over
         until = 1 + self.writing.count(None) if waits else None
         chunk, self.state = self.engine.dispatch(self.state, plan, self.writing, until)
-        self._unread.append(_Unread(chunk, tuple(self.writing)))
+        self._unread.append(_Unread(chunk, tuple(self.writing), steps))
         return True
+
+    def _begun(self, running: Sequence[Request]) -> list[tuple[int, int]]:
+        """Frames that the text under way is enough for, and frames made, of each reply that has little speech as yet.
+
+        None where steps are all alike.
+        """
+        if self.first_frames >= self.frames:
+            return []
+        little = 0 if self._crowded else self.steps
+        speaking = [(request, request.speaker) for request in running]
+        # A frame is made with the token after that of its number.
+        return [
+            (self._drawn(request).fewest - 1, speaker.made)
+            for request, speaker in speaking
+            if speaker is not None and not speaker.done and speaker.made <= little
+        ]
 
     def _drawn(self, request: Request) -> _Drawn:
         """How many tokens a request has once all that is under way has come."""
@@ -296,7 +328,7 @@ class Batching:
         while len(self._unread) > left:
             unread = self._unread.popleft()
             self.engine.receive(unread.chunk, unread.rows)
-            self.chunks += 1
+            self.chunks, self.read_steps = self.chunks + 1, unread.steps
         complete = [b for b, request in enumerate(self.writing) if request is not None and request.settle()]
         for b in complete:
             self.writing[b] = None
@@ -318,13 +350,17 @@ class Batching:
 
         A reply whose text is complete speaks on as long as it holds up no other text and nothing is complete.
         """
-        while any(codes.shape[1] for codes in speakers.advance(self.frames)):
+        while any(codes.shape[1] for codes in self._advance(speakers)):
             yield []
             texts = [request for request in self.writing if request is not None]
             if texts and not any(request.speaker is not None and request.speaker.allowed for request in texts):
                 return
             if self._complete():
                 return
+
+    def _advance(self, speakers: Speakers) -> list[np.ndarray]:
+        """Make a step of speech: the new codes of each row."""
+        return speakers.advance(self.frames, self.frames if self._crowded else self.first_frames)
 
     def _release(self) -> list[Request]:
         """Free the rows of requests that are complete or were cancelled: these requests, and those without a row."""

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from omni_jax.config import OmniConfig
+from omni_jax.decode.answers import FIRST_FRAMES, STREAM_FRAMES, STREAM_STEPS
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import DraftPlan
@@ -143,6 +144,7 @@ class Generator:
         waiting: Iterator[Admission | None] | None = None,
         steps: int = CHUNK,
         frames: int = FRAMES,
+        first_frames: int = FRAMES,
         piece: int | None = None,
         store: Store | None = None,
     ) -> Batching:
@@ -154,7 +156,20 @@ class Generator:
         plain = PlainEngine(params, declaration, text, plan.sampling, plan.limits.stop_ids, piece, store)
         engine: Engine = plain if plan.drafts is None else SpeculativeEngine(plain, plan.drafts)
         speakers = None if plan.voice is None else self._speakers(plan.voice, rows)
-        return Batching(engine, rows, first, waiting, speakers, steps, frames)
+        return Batching(engine, rows, first, waiting, speakers, steps, frames, first_frames)
+
+    def streaming(
+        self,
+        plan: GenerationPlan,
+        rows: int,
+        first: Admission | None = None,
+        waiting: Iterator[Admission | None] | None = None,
+        piece: int | None = None,
+        store: Store | None = None,
+    ) -> Batching:
+        """As `batching`, for replies that are read and heard while they are made: in short steps."""
+        steps = STREAM_STEPS, STREAM_FRAMES, FIRST_FRAMES
+        return self.batching(plan, rows, first, waiting, *steps, piece, store)
 
     def speakers(self, voice: Voice, rows: int, request: SpeechRequest) -> Speakers:
         """Rows that say texts that are known, each as long as `request`; InputError if memory does not hold them.

@@ -272,14 +272,11 @@ class Service:
     def _run(self) -> bool:
         """Run replies: whether the service is closed, and did not fail."""
         batching = self.running.batching(self._admissions())
-        # Of the chunk that is read next, and of the one that is under way then.
-        read = begun = batching.steps
         try:
             for finished in batching.run():
-                self._pace.lap(batching.chunks, read, time.monotonic())
+                self._pace.lap(batching.chunks, batching.read_steps, time.monotonic())
                 # A request that finds a free slot need not wait for a long step to end.
                 batching.steps = STREAM_STEPS if None in batching.rows else self._steps
-                read, begun = begun, batching.steps
                 self._send({request.number for request in finished}, batching)
                 self._readings.step()
                 self._agree(wait=False)

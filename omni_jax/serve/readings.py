@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from omni_jax.decode.answers import STREAM_FRAMES
+from omni_jax.decode.answers import FIRST_FRAMES, STREAM_FRAMES
 from omni_jax.decode.reply import Event
 from omni_jax.decode.speech.aloud import Said
 from omni_jax.decode.speech.speaker import Speaker
@@ -76,7 +76,8 @@ class Readings(Generic[L]):
         try:
             self._begin()
             if self._speakers is not None and self._reading:
-                self._speakers.advance(STREAM_FRAMES)
+                # Short steps would hold up a text that waits for a row.
+                self._speakers.advance(STREAM_FRAMES, STREAM_FRAMES if self._waiting else FIRST_FRAMES)
                 for row, reading in list(self._reading.items()):
                     self._send(row, reading, self._speakers)
         except Exception as error:

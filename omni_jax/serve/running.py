@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import jax
 
-from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS, Follower
+from omni_jax.decode.answers import Follower
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.keeping import Store
 from omni_jax.decode.prompt import Prompt
@@ -71,15 +71,7 @@ class Running:
     def batching(self, waiting: Iterator[Admission | None]) -> Batching:
         """The loop that runs requests as they come; a new one has kept nothing yet."""
         store = Store(self._keep_bytes) if self._keep_bytes else None
-        return self.generator.batching(
-            self.plan,
-            self.slots,
-            waiting=waiting,
-            steps=STREAM_STEPS,
-            frames=STREAM_FRAMES,
-            piece=self.piece,
-            store=store,
-        )
+        return self.generator.streaming(self.plan, self.slots, waiting=waiting, piece=self.piece, store=store)
 
     def said(self, text: str, voice: Voice, seed: int) -> Said:
         """A text to read aloud; InputError for one that cannot be, or that this model cannot say."""

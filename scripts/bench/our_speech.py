@@ -10,7 +10,7 @@ import numpy as np
 
 from convert import load_hf
 from omni_jax.config import OmniConfig
-from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS
+from omni_jax.decode.answers import FIRST_FRAMES, STREAM_FRAMES, STREAM_STEPS
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.engine import PlainEngine
 from omni_jax.decode.limits import Limits
@@ -71,7 +71,8 @@ class Ours:
         requests = requests_for(self.batch, Limits(new), [0] * rows)
         speakers, speech = self._speakers(self.options.frames)
         engine, first = PlainEngine(*thinker, Sampling()), Admission(self.batch, requests, speech)
-        batching = Batching(engine, rows, first, None, speakers, STREAM_STEPS, STREAM_FRAMES)
+        steps = STREAM_STEPS, STREAM_FRAMES, FIRST_FRAMES
+        batching = Batching(engine, rows, first, None, speakers, *steps)
         vocoder = Vocoder(self.params["code2wav"], self.declarations["code2wav"], self.config.code2wav, rows)
         for _ in batching.run():
             codes = [request.speaker.codes for request in requests if request.speaker is not None]

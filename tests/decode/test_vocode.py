@@ -180,8 +180,8 @@ def test_nothing_sounds_like_nothing(odd: Case) -> None:
     assert vocode(*odd.model, odd.codes(4, rows=0)) == []
     vocoder = Vocoder(*odd.model)
     assert vocoder.add(odd.codes(0)[0]).shape == vocoder.finish().shape == (0,)
-    assert vocoder.add(odd.codes(1)[0]).shape == (0,)
-    assert vocoder.finish().shape == (samples_of(odd.config, 1),)
+    assert vocoder.add(odd.codes(1)[0]).shape == (samples_of(odd.config, 1),), "a first frame is heard at once"
+    assert vocoder.add(odd.codes(0)[0]).shape == vocoder.finish().shape == (0,), "and never again"
 
 
 def test_half_precision_sounds_alike(odd: Case) -> None:

@@ -117,14 +117,18 @@ class Speakers:
         speaker.done = True
         self._waiting = [waiting for waiting in self._waiting if not all(s.done for s in waiting.speakers)]
 
-    def advance(self, frames: int = FRAMES) -> list[np.ndarray]:
+    def advance(self, frames: int = FRAMES, first: int = FRAMES) -> list[np.ndarray]:
         """Make the frames that the texts allow now: the new codes of each row, int32 [Q, n].
 
-        frames: the most frames of a row, at most FRAMES.
+        frames: the most frames of a row, at most FRAMES. first: the most while a row has none that could have some;
+        then at most as many again as that row has. So what begins need not wait for what others could make.
         """
         start = time.perf_counter()
         moved = self._run_prompts()
-        count = np.asarray([min(frames, FRAMES, speaker.allowed if speaker else 0) for speaker in self.rows], np.int32)
+        allowed = [0 if speaker is None else speaker.allowed for speaker in self.rows]
+        made = [speaker.made for speaker in self.rows if speaker is not None and speaker.allowed]
+        most = min([frames, FRAMES, *(max(first, n) for n in made)])
+        count = np.minimum(np.asarray(allowed, np.int32), most)
         new = self._speak(count) if count.any() else [self._no_codes for _ in self.rows]
         seconds = time.perf_counter() - start
         for b, (speaker, codes) in enumerate(zip(self.rows, new, strict=True)):

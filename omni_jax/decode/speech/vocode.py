@@ -125,8 +125,8 @@ def vocode_like_reference(
 class Vocoder:
     """Sound from a stream of codes, given in pieces of any length: together, with the end, it is what `vocode` gives.
 
-    Frames are heard once their chunk is full; `finish` gives what is left at the end. rows: the number of rows side by
-    side, which have equally many frames in each piece; None for one without that axis.
+    Frames are heard once their chunk is full, those of the first chunk at once; `finish` gives what is left at the end.
+    rows: the number of rows side by side, which have equally many frames in each piece; None for one without that axis.
     """
 
     def __init__(self, params: dict, declaration: Declaration, config: Code2WavConfig, rows: int | None = None):
@@ -134,21 +134,18 @@ class Vocoder:
         if rows is not None and rows < 1:
             raise InputError(f"a vocoder of {rows} rows; give at least 1, or None")
         self.params, self.declaration, self.config, self.rows = params, declaration, config, rows
-        self.state = start(params, rows=rows or 1, declaration=declaration)
+        self.state = self._start()
+        # Of the samples that the next chunk gives: those before the beginning, and what was heard already.
         self.to_drop = config.lost_samples
         self._frames, self._left = 0, np.zeros((rows or 1, config.num_quantizers, 0), np.int32)
 
     def add(self, codes: np.ndarray) -> np.ndarray:
-        """The samples of the chunks that the next frames of codes [Q, n] fill, float32 [samples]; with rows, [B, ...].
+        """The new samples to be heard with the next frames of codes [Q, n], float32 [samples]; with rows, [B, ...].
 
         The first frames give `lost_samples` fewer. Raises InputError for codes out of range or of a wrong shape, which
         leaves the stream as it was.
         """
-        codes = check_codes(_check_shape(codes, self.config, ONE_ROW if self.rows is None else ROWS), self.config)
-        codes = codes[None] if self.rows is None else codes
-        if len(codes) != (self.rows or 1):
-            raise InputError(f"codes have shape {list(codes.shape)}; this stream takes B = {self.rows} rows")
-        self._left = np.concatenate([self._left, codes], axis=2)
+        self._take(codes)
         return self._heard(whole=True)
 
     def finish(self) -> np.ndarray:
@@ -157,8 +154,16 @@ class Vocoder:
 
     def follow(self, codes: np.ndarray, ended: bool) -> np.ndarray:
         """The next samples, float32 [samples], of the codes [Q, F] of all frames so far; ended: all there are."""
-        waves = [self.add(codes[:, self._frames + self._left.shape[2] :])]
-        return np.concatenate([*waves, self.finish()] if ended else waves)
+        self._take(codes[:, self._frames + self._left.shape[2] :])
+        return self._heard(whole=not ended)
+
+    def _take(self, codes: np.ndarray) -> None:
+        """Take in the next frames, as `add` does."""
+        codes = check_codes(_check_shape(codes, self.config, ONE_ROW if self.rows is None else ROWS), self.config)
+        codes = codes[None] if self.rows is None else codes
+        if len(codes) != (self.rows or 1):
+            raise InputError(f"codes have shape {list(codes.shape)}; this stream takes B = {self.rows} rows")
+        self._left = np.concatenate([self._left, codes], axis=2)
 
     def _heard(self, whole: bool) -> np.ndarray:
         """The samples of the frames that are there, but for a last chunk that is not whole, if `whole`."""
@@ -166,17 +171,40 @@ class Vocoder:
         begin, used = self._frames, 0
         for chunk in _chunks(self._left, begin):
             if whole and chunk.count < chunk.codes.shape[2]:
+                if begin + used == 0:
+                    return self._heard_early(chunk)
                 break
-            given = (self.params, chunk.codes, self.state, np.int32(chunk.count))
-            wave, self.state = vocode_chunk(*given, declaration=self.declaration)
+            wave, self.state = self._run(chunk, self.state)
             waves.append(wave)
             used += chunk.count
         self._frames, self._left = begin + used, self._left[:, :, used:]
-        sound = np.concatenate(waves, axis=1)[:, : used * self.config.total_upsample]
+        return self._new(np.concatenate(waves, axis=1)[:, : used * self.config.total_upsample])
+
+    def _heard_early(self, chunk: PaddedCodes) -> np.ndarray:
+        """The samples of the first chunk as far as it goes; it runs again, and whole, when there is more of it.
+
+        The same program gives the same samples. A next chunk that began inside it would round later ones otherwise.
+        """
+        end = chunk.count * self.config.total_upsample
+        if end <= self.to_drop:
+            return self._new(np.zeros((len(self._left), 0), np.float32))
+        sound = self._new(np.asarray(self._run(chunk, self._start())[0])[:, :end])
+        self.to_drop = end
+        return sound
+
+    def _new(self, sound: np.ndarray) -> np.ndarray:
+        """What is new of samples [B, n] that follow those of all chunks that have run whole."""
         dropped = min(self.to_drop, sound.shape[1])
         self.to_drop -= dropped
-        sound = sound[:, dropped:]
-        return sound[0] if self.rows is None else sound
+        return sound[0, dropped:] if self.rows is None else sound[:, dropped:]
+
+    def _start(self) -> VocoderState:
+        return start(self.params, rows=self.rows or 1, declaration=self.declaration)
+
+    def _run(self, chunk: PaddedCodes, state: VocoderState) -> tuple[jax.Array, VocoderState]:
+        """The samples of a chunk after `state`, which must not be used afterwards, and the next state."""
+        given = (self.params, chunk.codes, state, np.int32(chunk.count))
+        return vocode_chunk(*given, declaration=self.declaration)
 
 
 def as_codes(codes: Any, config: Code2WavConfig) -> np.ndarray:
