@@ -76,7 +76,7 @@ def first_device() -> Any:
 
 
 def is_hopper() -> bool:
-    """Whether the GPU that programs traced now will run on is a Hopper one, as it is if its kind is not known."""
+    """Whether programs traced now will run on a Hopper GPU; true too where the device does not state what it is."""
     return str(getattr(first_device(), "compute_capability", "9.0")).startswith("9.")
 
 

@@ -299,7 +299,7 @@ class Batching:
     def _begun(self, running: Sequence[Request]) -> list[tuple[int, int]]:
         """Frames that the text under way is enough for, and frames made, of each reply that has little speech as yet.
 
-        None where steps are all alike.
+        Empty where steps are all alike.
         """
         if self.first_frames >= self.frames:
             return []

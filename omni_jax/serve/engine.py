@@ -144,6 +144,9 @@ class Pace:
         if chunks == self._chunks:
             return
         seconds, self._chunks, self._last = now - self._last, chunks, now
+        if drawn < STREAM_STEPS:
+            # A prompt's first token, or the short steps in which speech begins: they do not say how long a token takes.
+            return
         wanted = drawn * STEP_SECONDS / max(seconds, 1e-6)
         # Slowly up, and at once down.
         self.steps = round(min(max(min(wanted, self.steps + 2), STREAM_STEPS), CHUNK))

@@ -202,7 +202,7 @@ def _gptq(source: SourceCheckpoint, module: str, schemes: tuple[Scheme, ...], st
         _vector(source, order, columns)
     elif len(sizes) != 1:
         raise _unfitting(source, weight, scale)
-    scheme = Scheme("gptq", bits, 1, min(sizes, default=0))
+    scheme = Scheme("gptq", bits, 1, sizes.pop() if len(sizes) == 1 else 0)
     parts = (weight, zero, scale, *([order] if ordered else []))
     return Held((out, columns), parts, partial(_read_gptq, source, module, scheme, stated.shifted))
 
@@ -234,16 +234,21 @@ def _of_rows(source: SourceCheckpoint, name: str, shared: int, rows: Rows) -> np
 def _groups(source: SourceCheckpoint, order: str, columns: int, count: int, shared: int) -> np.ndarray | None:
     """The group of each column of a weight; None for equal runs of columns.
 
-    order: the tensor that says so, where there is one. count: of the groups. shared: how many columns share a group.
+    order: the tensor that says so, where there is one. count: of the groups. shared: how many columns share a group, 0
+    where only that tensor says so. CheckpointError where it does not.
     """
     if order in source.tensors:
         groups = source.read(order)
         # Groups that were never set are the usual ones.
-        if (groups >= 0).all():
+        if (groups >= 0).any():
+            if (groups < 0).any():
+                raise CheckpointError(f"{source.directory}: {order!r} names no group for some columns; {REMEDY}")
             if (groups >= count).any():
                 raise CheckpointError(f"{source.directory}: {order!r} names groups from {count}, which have no scales")
             return groups
-    return None if count * shared == columns or count == 1 else np.arange(columns) // (shared or columns)
+    if not shared and count > 1:
+        raise CheckpointError(f"{source.directory}: nothing tells which columns share the {count} groups; {REMEDY}")
+    return None if count * shared == columns or count == 1 else np.arange(columns) // shared
 
 
 def _matrix(source: SourceCheckpoint, name: str, dtypes: Iterable[str]) -> tuple[int, int]:

@@ -7,11 +7,12 @@ A sense is judged by one of two rules, on words in lower case without punctuatio
 | key words | those of `RIVALS` | of the words that answers choose from, it holds the right ones alone, each once |
 | sentence | all others | it is the right sentence, word for word |
 
-Where the right answer first says what it sees, up to a colon, a reply is judged by what follows its only colon.
+Where the right answer first names what is seen, up to a colon, a reply is judged by what follows its first colon: what
+it has named before is not judged, but for `verbatim`.
 
 So "The digit is seven." is right by its only number, "I see five and hear three: no, they are not the same." by its
 "no", "One thing, then three things: the second picture has more things." by its "second"; a string, a count or a
-spelling must be right as a whole and in order, and so must a scene's sentence with its colour, shape and place.
+spelling must be right as a whole and in order, and so must a scene's sentence, or what follows its colon.
 `verbatim` of a result is the share that is the right sentence, by whichever rule the sense is judged.
 """
 

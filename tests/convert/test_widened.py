@@ -290,6 +290,7 @@ DAMAGE: list[tuple[str, dict[str, Any], str]] = [
     ("gptq 4", {"scales": np.zeros((8, 384), np.int32)}, "scales' is I32, expected F32 or F16 or BF16"),
     ("gptq 4", {"g_idx": np.zeros(8, np.int32)}, r"g_idx' is \[8\], expected \[256\]"),
     ("gptq 4", {"g_idx": np.full(256, 8, np.int32)}, "g_idx' names groups from 8"),
+    ("gptq 4", {"g_idx": np.arange(256, dtype=np.int32) - 1}, "g_idx' names no group for some columns"),
     ("gptq 4", {"qzeros": np.zeros((8, 36), np.int32)}, "do not fit each other"),
     (PACKED, {"weight_packed": np.zeros((2, 384, 32), np.int32)}, r"is \[2, 384, 32\], expected two axes"),
     (PACKED, {"weight_zero_point": np.zeros((384, 1), np.int8)}, "do not fit each other"),
@@ -317,11 +318,12 @@ def test_tensors_that_do_not_belong_together(
         load_hf(quantised, parts=("thinker",))
 
 
-def test_groups_that_were_never_set_are_the_usual_ones(made: Any, tmp_path: Path) -> None:
-    pair = made("packed 4, zero points packed")
+@pytest.mark.parametrize("kind, order", [("packed 4, zero points packed", "weight_g_idx"), ("gptq 4", "g_idx")])
+def test_groups_that_were_never_set_are_the_usual_ones(kind: str, order: str, made: Any, tmp_path: Path) -> None:
+    pair = made(kind)
     quantised, plain = copy_of(pair, tmp_path), pair[1]
     tensors = load_file(quantised / "model.safetensors")
-    save_file(tensors | {f"{Q_PROJ}.weight_g_idx": np.full(256, -1, np.int32)}, quantised / "model.safetensors")
+    save_file(tensors | {f"{Q_PROJ}.{order}": np.full(256, -1, np.int32)}, quantised / "model.safetensors")
     got, want = (load_hf(x, parts=("thinker",))[0] for x in (quantised, plain))
     assert_equal(got, want)
 

@@ -273,6 +273,10 @@ def test_steps_grow_while_they_are_short_and_shrink_at_once():
         # Steps that are short because a slot is free say how long a token takes.
         pace.lap(chunk, STREAM_STEPS, 0.06 * chunk)
     assert pace.steps == round(STREAM_STEPS * STEP_SECONDS / 0.06)
+    steps = pace.steps
+    pace.lap(20, 1, 0.06 * 20)
+    pace.lap(21, STREAM_STEPS, 0.06 * 21)
+    assert pace.steps == steps
 
 
 def test_steps_are_short_while_a_slot_is_free(omni):
