@@ -20,7 +20,6 @@ from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Run
 from scripts.nano.mixture import as_rows, drawn_rows
 from scripts.nano.origin import check_origin, model_of, rows_digest
-from scripts.nano.pausing import load_parts
 from scripts.nano.rows import rows_there
 from scripts.nano.thinker import trained_by
 
@@ -47,7 +46,7 @@ def write_replies(directory: Path, senses: Sequence[str], each: int, seed: int) 
         folder.mkdir(exist_ok=True)
         write_whole(prompts, as_rows(drawn_rows(directory, asked_of(directory, senses, each), seed)))
     ending = EndingFlags(max_new_tokens=NEW_TOKENS)
-    run_regenerate(Regenerate(model=model, data=(prompts,), output=replies, ending=ending), load_parts)
+    run_regenerate(Regenerate(model=model, data=(prompts,), output=replies, ending=ending))
     return replies
 
 
