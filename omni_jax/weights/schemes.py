@@ -23,6 +23,8 @@ REMEDY = "take the unquantised release, or one in a format that docs/devices.md 
 # Files beside config.json that repeat what it states.
 REPEATED = ("quantize_config.json", "quantization_config.json", "hf_quant_config.json")
 BITS = (4, 8)
+# Numbers of bits that say that a module stays in float.
+FLOAT_BITS = (16, 32)
 Layout = Literal["packed", "scaled", "gptq"]
 FORMATS: dict[str, Layout] = {
     "pack-quantized": "packed",
@@ -191,8 +193,6 @@ def _gptq(fields: _Fields) -> Stated:
 
 def _auto_round(fields: _Fields) -> Stated:
     shifted = AUTOROUND_SHIFTED[fields.one_of("packing_format", tuple(AUTOROUND_SHIFTED))]
-    fields.one_of("data_type", ("int", "int_sym", "int_asym"), "int")
-    fields.one_of("act_bits", (16, 32), 16)
     fields.none_of("rotation_config")
     return Stated(tuple(_gptq_schemes(fields, "extra_config")), shifted)
 
@@ -202,12 +202,15 @@ def _gptq_schemes(fields: _Fields, overrides: str) -> Iterator[Scheme]:
     yield _gptq_scheme(fields, fields)
     for name in fields.get(overrides, {}):
         module = fields.under(overrides).under(name)
-        # Sixteen bits and more are weights in float.
-        if module.values and module.get("bits", 4) in BITS:
+        stays = module.get("bits") is not None and module.one_of("bits", (*BITS, *FLOAT_BITS)) in FLOAT_BITS
+        if module.values and not stays:
             yield _gptq_scheme(module, fields)
 
 
 def _gptq_scheme(module: _Fields, general: _Fields) -> Scheme:
+    """The scheme of a module; what it leaves unsaid is that of all modules."""
+    module.one_of("data_type", ("int", "int_sym", "int_asym"), "int")
+    module.one_of("act_bits", FLOAT_BITS, FLOAT_BITS[0])
     bits = (module if module.get("bits") is not None else general).one_of("bits", BITS)
     grouped = module if module.get("group_size") is not None else general
     return Scheme("gptq", bits, 1, 0 if grouped.get("group_size", -1) == -1 else grouped.count("group_size"))
