@@ -26,7 +26,7 @@ from scripts.nano.words import DIGITS
 
 TEMPLATE = Path(__file__).with_name("card.md")
 FIGURES = "figures.json"
-# Accuracy under other conditions, what narrower weights may lose, strings of numbers heard right, words misheard.
+# Accuracy under other conditions, what narrower weights may lose, numbers heard, words misheard.
 ROBUST, LOST, UNDERSTOOD, MISUNDERSTOOD = 0.85, 0.01, 0.9, 0.2
 # What speech is compared with.
 COMPARED = {
@@ -196,9 +196,9 @@ def _behind(figures: Figures) -> list[str]:
             if (lost := round(_right(senses[name]) - _right(figures[held][name]), 6)) > LOST:
                 behind.append(f"{name} in {held} (loses {100 * lost:.1f} points of {100 * LOST:.0f})")
     for speaker, one in figures["speech"]["speakers"].items():
-        numbers, words = share(one["said"], "strings_right", "strings"), share(one["said"], "errors", "words")
+        numbers, words = share(one["said"], "numbers_heard", "numbers"), share(one["said"], "errors", "words")
         if numbers < UNDERSTOOD or words > MISUNDERSTOOD:
-            told = f"{_percent(numbers)} of sentences with all numbers right, {_percent(words)} of words wrong"
+            told = f"{_percent(numbers)} of numbers heard, {_percent(words)} of words wrong"
             behind.append(f"{speaker}'s speech ({told})")
     return behind
 
@@ -261,10 +261,19 @@ def _speech(speech: Mapping[str, Any]) -> str:
     for speaker, one in speech["speakers"].items():
         for name, what in COMPARED.items():
             counts = one[name]
-            pairs = (("strings_right", "strings"), ("numbers_heard", "numbers"), ("errors", "words"))
+            pairs = (("numbers_heard", "numbers"), ("errors", "words"), ("strings_right", "strings"))
             figures = [_percent(share(counts, *pair)) if counts[pair[1]] else "" for pair in pairs]
             rows.append((speaker, what, *figures, counts["sentences"], counts["strings"], counts["words"]))
-    head = ("speaker", "", "all numbers right", "numbers heard", "word error", "sentences", "with numbers", "words")
+    head = (
+        "speaker",
+        "",
+        "numbers heard",
+        "word error",
+        "all numbers of a sentence",
+        "sentences",
+        "with numbers",
+        "words",
+    )
     return _table(head, rows) if rows else "Not measured."
 
 

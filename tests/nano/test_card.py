@@ -91,12 +91,12 @@ def test_the_card_says_what_falls_short() -> None:
     figures["bfloat16"]["digit"] = {"samples": 100, "right": 70}
     figures["int8"]["digits"] = {"samples": 100, "right": 60}
     figures["robust"]["8 kHz"] = {"samples": 100, "right": 84}
-    figures["speech"]["speakers"]["ethan"] = dict.fromkeys(COUNTED, COUNTS | {"strings_right": 30})
+    figures["speech"]["speakers"]["ethan"] = dict.fromkeys(COUNTED, COUNTS | {"numbers_heard": 30})
     text = text_of(figures)
     behind = next(line for line in text.splitlines() if line.startswith("Short of its goal"))
     assert "digit (80.0 % of 95 %)" in behind and "8 kHz (84.0 % of 85 %)" in behind
     assert "digit in bfloat16 (loses 10.0 points of 1)" in behind and "digits in int8 (loses" in behind
-    assert "ethan's speech (75.0 % of sentences with all numbers right, 10.0 % of words wrong)" in behind
+    assert "ethan's speech (60.0 % of numbers heard, 10.0 % of words wrong)" in behind
     assert "silence" not in behind and "16 kHz" not in behind and "chelsie" not in behind
     assert "| digit | recorded people | 75.0 %" in text and "| digit | synthetic voices | 83.3 %" in text
     assert "| 50 of 60 |" in text
