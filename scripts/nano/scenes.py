@@ -4,11 +4,12 @@ Held out for the test: of colour, shape and place (nine in a picture), every sev
 of the test is of these, and nothing in training is; only what differs between two pictures may be any. Each thing is in
 a place of its own, so none hides another.
 
-A model that must decide with its first word does not learn to. So an answer about several pictures says what is in
-each, one after another, before it compares; and an answer whether a thing is there, or how many are of a kind, first
-names the things row by row. What follows from these words is learned from text: half of such rows in training name the
-things in the question instead of showing them. Pictures that are compared by what they show hold one thing each, so
-that what is compared stands in the same places of every answer.
+A model that must decide with its first word does not learn to, nor one that must look back over many words. So an
+answer about several pictures says what is in each, one after another, before it compares. An answer whether a thing is
+there names the things row by row until it comes to that one; one that counts names all, and gives each of the kind its
+number. What follows from these words is learned from text: many such rows in training name the things in the question
+instead of showing them. Pictures that are compared by what they show hold one thing each, so that what is compared
+stands in the same places of every answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ ORDINALS = ("first", "second", "third")
 MOST_THINGS = 5
 # How often a training row that counts or finds things names them instead of showing them, and how often one that finds
 # none of a kind is left out, in training and in the test.
-NAMED = 0.5
+NAMED = 0.4
 NONE_LEFT_OUT = {"train": 0.6, "test": 0.95}
 
 HOW_MANY = (
@@ -145,11 +146,11 @@ def scene(draw: np.random.Generator, split: Split) -> Sample:
 
 
 def named(draw: np.random.Generator, ask: Ask) -> Sample:
-    """A question of training about things that are named before or after it, as the answer names them."""
+    """A question of training about things that are named before or after it, row by row."""
     while (asked := ask(draw, "train")) is None or ":" not in asked.said:
         pass
-    things, _, _ = asked.said.partition(":")
-    question = wording(draw, asked.choices, "train").format(*asked.words)
+    (pictured,) = asked.pictures
+    things, question = capital(_row_by_row(pictured)), wording(draw, asked.choices, "train").format(*asked.words)
     text = f"{things}. {question}" if draw.random() < 0.5 else f"{question} {things}."
     return Sample([user(text), assistant(asked.said)], asked.answer)
 
@@ -218,19 +219,19 @@ def how_many(draw: np.random.Generator, split: Split) -> Question | None:
     things = things_of(draw, split, int(draw.integers(1, MOST_THINGS + 1)))
     of = pick(draw, ("shape", "colour", "all"))
     kind = pick(draw, SHAPES if of == "shape" else tuple(COLOURS))
-    number = len(things) if of == "all" else _of_kind(things, kind)
+    number = len(things) if of == "all" else sum(_is_of(thing, kind) for thing in things)
     if number == 0 and draw.random() < NONE_LEFT_OUT[split] or number == 1 and draw.random() < 0.5:
         return None
     one = {"shape": kind, "colour": f"{kind} thing", "all": "thing"}[of]
     amount = "no" if number == 0 else NUMBERS[number]
     found = f"there is one {one}." if number == 1 else f"there are {amount} {one}s."
-    said = capital(found) if of == "all" else _after(_row_by_row(things), found)
+    said = capital(found) if of == "all" else _after(_numbered(things, kind), found)
     return Question([things], HOW_MANY, (f"{one}s",), said, amount)
 
 
-def _of_kind(things: Sequence[Thing], kind: str) -> int:
-    """How many things have a colour or a shape."""
-    return sum(kind in (thing.shape, thing.colour) for thing in things)
+def _is_of(thing: Thing, kind: str) -> bool:
+    """Whether a thing has a colour or a shape."""
+    return kind in (thing.shape, thing.colour)
 
 
 def colour(draw: np.random.Generator, split: Split) -> Question | None:
@@ -278,7 +279,7 @@ def there(draw: np.random.Generator, split: Split) -> Question | None:
         if thing.name in [seen.name for seen in things]:
             return None
     found = f"yes, there is {article(thing.name)}." if is_there else f"no, there is no {thing.name}."
-    said = _after(_row_by_row(things), found)
+    said = _after(_row_by_row(things, thing.name), found)
     return Question([things], THERE, (article(thing.name),), said, "yes" if is_there else "no")
 
 
@@ -343,9 +344,22 @@ def _then(seen: Sequence[str]) -> str:
     return ", then ".join(seen)
 
 
-def _row_by_row(things: Sequence[Thing]) -> str:
-    """The things of one picture, row by row from the top left."""
-    return ", ".join(article(thing.name) for thing in sorted(things, key=place_of))
+def _row_by_row(things: Sequence[Thing], sought: str = "") -> str:
+    """The things of one picture, row by row from the top left, as far as the one that is sought."""
+    names = [thing.name for thing in sorted(things, key=place_of)]
+    end = names.index(sought) + 1 if sought in names else len(names)
+    return ", ".join(article(name) for name in names[:end])
+
+
+def _numbered(things: Sequence[Thing], kind: str) -> str:
+    """The things of one picture, row by row; after each that is of a kind, how many these are as yet."""
+    words, number = list[str](), 0
+    for thing in sorted(things, key=place_of):
+        words.append(article(thing.name))
+        if _is_of(thing, kind):
+            number += 1
+            words.append(NUMBERS[number])
+    return ", ".join(words)
 
 
 def _after(seen: str, conclusion: str) -> str:

@@ -41,7 +41,7 @@ SPELLED = row("spell", "C, a, t.", "c, a, t")
 SAME = row("same", "I see five and hear three: no, they are not the same.", "no")
 WHICH = row("compare", "A blue circle is first, then a red ring is second: the ring is second.", "second")
 SCENE = row("scene", "A red ring is on the left.", "red ring")
-RINGS = row("scene", "A red ring, a blue star, a blue ring: there are two rings.", "two")
+RINGS = row("scene", "A red ring, one, a blue star, a blue ring, two: there are two rings.", "two")
 SOUND = row("silence", "I hear a beep.", "beep")
 
 
@@ -75,10 +75,10 @@ SOUND = row("silence", "I hear a beep.", "beep")
         (SAME, "No, yes.", False),
         (SCENE, "a red ring is on the left", True),
         (SCENE, "A red ring is on the right.", False),
-        (RINGS, "A red ring, a blue star, a blue ring: there are two rings.", True),
-        (RINGS, "A red ring, a blue ring: there are two rings.", True),
+        (RINGS, "A red ring, one, a blue star, a blue ring, two: there are two rings.", True),
+        (RINGS, "A red ring, one, a blue ring, two: there are two rings.", True),
         (RINGS, "There are two rings.", True),
-        (RINGS, "A red ring, a blue star, a blue ring: there are three rings.", False),
+        (RINGS, "A red ring, one, a blue star, a blue ring, two: there are three rings.", False),
         (RINGS, "Two rings: there are two rings: there are three rings.", False),
         (RINGS, "A red ring, a blue star, a blue ring:", False),
         (SCENE, "A ring: a red ring is on the left.", False),
