@@ -74,7 +74,7 @@ def both_senses(directory: Path, say: Say, scale: float = 1.0) -> tuple[Sense, .
     return (
         Sense("flash", flash, counts(scale, 5_000, 200)),
         Sense("red", partial(red, say), counts(scale, 6_000, 200), ("voices",)),
-        Sense("same", partial(same, say, directory), counts(scale, 8_000, 300), ("voices", "handwriting")),
+        Sense("same", partial(same, say, directory), counts(scale, 22_000, 300), ("voices", "handwriting")),
     )
 
 

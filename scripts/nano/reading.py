@@ -131,7 +131,7 @@ PLAIN = Look(1, 1.0, 0.0, 0, 0.0)
 
 def reading_sense(scale: float = 1.0) -> Sense:
     """The sense of words that are read."""
-    return Sense("read", read, counts(scale, 30_000, 600))
+    return Sense("read", read, counts(scale, 60_000, 600))
 
 
 def read(draw: np.random.Generator, split: Split) -> Sample:

@@ -35,7 +35,7 @@ PICTURES = ("compare", "read", "scene", "written")
 # The senses of which the stage mixed takes each row twice.
 TWICE = ("compare", "flash", "move", "red", "same", "when")
 # Rows of the stage thinker.
-MIXED = 100_000
+MIXED = 230_000
 # Rows of each sense that the first layers are fitted to.
 FITTED = 48
 
