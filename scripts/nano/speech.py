@@ -43,7 +43,7 @@ SEVERAL = {"digits": 10, "add": 2, "count": 2, "scene": 2}
 ALPHABETS, STRING = 16, 5
 # How many training rows must hold a word in their answer for it to be said: invented ones, of which there are
 # thousands, are in fewer. The longest sentence, in words and pauses.
-FREQUENT, LONGEST = 200, 24
+FREQUENT, LONGEST = 200, 36
 # What the voices' durations are multiplied by, the seconds of silence around a word, and the samples of a frame.
 PACE, BEFORE, AFTER = 0.8, 0.02, 0.04
 FRAME = SAMPLES_PER_SECOND * 8 // 100

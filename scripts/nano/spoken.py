@@ -49,7 +49,7 @@ from scripts.nano.words import NUMBERS
 # The senses whose answers are spoken, prompts of each, to which as many are added whose answers the Talker was not
 # trained on, and the longest speech in frames of 80 ms.
 SPOKEN = ("digit", "digits", "add", "count", "scene", "move", "read", "remember", "written", "flash")
-PROMPTS, FRAMES, SEED = 10, 150, 0
+PROMPTS, FRAMES, SEED = 10, 180, 0
 # Samples of a piece where pieces are put in a random order: 80 ms.
 PIECE = SAMPLES_PER_SECOND * 8 // 100
 # What is counted, as `read_speech` names it.

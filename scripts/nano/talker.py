@@ -12,9 +12,9 @@ while the Thinker is trained to its end, and `talker` goes on for a while with w
 
 The Talker is fed the answer one token per frame. To say its words in order is what takes longest to learn; `voice`
 teaches that alone, by answers and many lists of words that are read aloud. It must speak an answer whatever the
-conversation, too. In `talker` each sentence is therefore an answer in several conversations: its own ones, with their
+conversation, too. In `talker` a sentence is therefore an answer in several conversations: its own ones, with their
 pictures, sounds and videos; the words of one of them without these; one that asks to repeat it; and one that asks to
-read it aloud.
+read it aloud. Its sentences are drawn sense by sense: of all answers together, hardly any names a noun.
 """
 
 import json
@@ -48,15 +48,21 @@ from scripts.nano.listen import held_accuracy, listen, read_repeats
 from scripts.nano.origin import check_origin, digest_of, model_of, rows_digest
 from scripts.nano.rows import SPLITS, Split, assistant, pick, user
 from scripts.nano.speech import LIST_SHARES, QUOTED_EVERY, VOICES, a_list, of_words, sayable
-from scripts.nano.text import REPEAT, wording
+from scripts.nano.text import KEPT, REPEAT, wording
 from scripts.nano.thinker import How, trained_by
 
 Messages = list[dict[str, Any]]
+# What was said before an answer, the answer, and who speaks it.
+Spoken = tuple[Messages, str, str]
 
 ROWS, LENGTH = 16, 512
 # Of the stage voice: rows of a step, all rows, the share of them that are lists, and the longest text in frames.
 ALOUD_ROWS, ALOUD, LISTED, ALOUD_FRAMES = 20, 60_000, 0.4, 95
-# Conversations of its own in which a sentence is trained, with each voice.
+# Of the stage talker: rows, the share of them that are lists, and how often each sense answers, in parts of all; the
+# others answer as often as one.
+SPOKEN, SPOKEN_LISTS = 60_000, 0.1
+TALKED = {"scene": 5, "read": 4, "remember": 4, "digits": 3} | dict.fromkeys(("add", "compare", "count", "spell"), 2)
+# Conversations of its own in which a sentence is answered.
 OWN = 2
 # The share of codes that the Talker reads as others, so that it goes on from its own mistakes.
 MISTAKES = 0.4
@@ -94,27 +100,51 @@ def write_joined(directory: Path) -> Path:
 
 
 def write_spoken(directory: Path, seed: int) -> dict[Split, Path]:
-    """Rows of conversations for all that was spoken, written unless they are there: the file of each split.
+    """Rows of conversations with spoken answers, written unless they are there: the file of each split.
 
-    InputError if others are there.
+    The test has what was held out, with each voice in several conversations. InputError if others are there.
     """
     files: dict[Split, Path] = {split: directory / "spoken" / f"{split}.jsonl" for split in SPLITS}
-    origin = {"rows": rows_digest(directory), "codes": codes_digest(directory)}
-    check_origin(directory, "spoken", [directory / "spoken"], {**origin, "seed": seed})
+    origin = {"rows": rows_digest(directory), "codes": codes_digest(directory), "seed": seed}
+    check_origin(directory, "spoken", [directory / "spoken"], {**origin, "number": SPOKEN, "shares": TALKED})
     if all(file.exists() for file in files.values()):
         return files
-    lines = {split: list(lines_of(directory / "speech", split)) for split in SPLITS}
-    own = conversations(directory, {line["text"] for split in SPLITS for line in lines[split]})
-    codes = read_codes(directory)
-    for split, file in files.items():
-        file.parent.mkdir(exist_ok=True)
-        rows = (
-            _row(before, line["text"], line["speaker"], codes)
-            for line in lines[split]
-            for before in _before(line, own[line["text"]], split, seed)
-        )
-        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+    held = list(lines_of(directory / "speech", "test"))
+    texts = {line["text"] for line in held}
+    answers = sayable(directory) | {"kept": [KEPT]}
+    said = {sense: sorted({*each} - texts) for sense, each in answers.items()}
+    own, codes = conversations(directory, texts.union(*said.values())), read_codes(directory)
+    files["train"].parent.mkdir(exist_ok=True)
+    drawn = _drawn(np.random.default_rng(seed), said, own)
+    rows = (_row(before, text, speaker, codes) for before, text, speaker in drawn if text not in texts)
+    write_whole(files["train"], "".join(json.dumps(row) + "\n" for row in rows))
+    rows = (_row(before, text, speaker, codes) for before, text, speaker in _tested(held, own, seed))
+    write_whole(files["test"], "".join(json.dumps(row) + "\n" for row in rows))
     return files
+
+
+def _drawn(
+    draw: np.random.Generator, said: Mapping[str, list[str]], own: Mapping[str, list[Messages]]
+) -> Iterator[Spoken]:
+    """What is spoken in training: answers of senses by their shares, in one conversation each, and lists."""
+    senses = [sense for sense, answers in said.items() if answers]
+    parts = np.array([TALKED.get(sense, 1) for sense in senses]) / sum(TALKED.get(sense, 1) for sense in senses)
+    for _ in range(SPOKEN):
+        speaker = pick(draw, tuple(VOICES))
+        if draw.random() < SPOKEN_LISTS:
+            yield READ_ALOUD, a_list(draw), speaker
+        else:
+            text = pick(draw, said[draw.choice(senses, p=parts)])
+            yield pick(draw, list(_before(draw, text, own[text], "train"))), text, speaker
+
+
+def _tested(held: list[dict[str, str]], own: Mapping[str, list[Messages]], seed: int) -> Iterator[Spoken]:
+    """What is spoken in the test: what was held out, in several conversations."""
+    for line in held:
+        text, speaker = line["text"], line["speaker"]
+        draw = np.random.default_rng([seed, crc32(f"{speaker}: {text}".encode())])
+        for before in _before(draw, text, own[text], "test"):
+            yield before, text, speaker
 
 
 def conversations(directory: Path, texts: set[str]) -> defaultdict[str, list[Messages]]:
@@ -156,9 +186,8 @@ def write_aloud(directory: Path, seed: int) -> Path:
     return file
 
 
-def _before(line: dict[str, str], own: list[Messages], split: Split, seed: int) -> Iterator[Messages]:
+def _before(draw: np.random.Generator, text: str, own: list[Messages], split: Split) -> Iterator[Messages]:
     """The conversations in which a sentence is the answer; paths are relative to a folder beside that of the media."""
-    text, draw = line["text"], np.random.default_rng([seed, crc32(f"{line['speaker']}: {line['text']}".encode())])
     said = text.rstrip(".")
     said = said if said.startswith("I ") else said[0].lower() + said[1:]
     yield [user(wording(draw, REPEAT, split).format(said))]
@@ -233,6 +262,7 @@ def held_report(directory: Path, seed: int) -> str:
         f"held sentences, true codes given: {metrics['talker_accuracy']:.1%} of first codes, "
         f"{metrics['predictor_accuracy']:.1%} of the others\n"
         f"spoken alone: {np.mean([one.ended for one in heard]):.0%} of {len(heard)} end, in {np.mean(made / true):.2f} "
-        f"of the frames; {near:.0%} are nearer to their own sentence than to another, log-mels differ by "
-        f"{np.median([one.distance for one in heard]):.2f} and {np.median([one.other for one in heard]):.2f}"
+        f"of the frames; {near:.0%} are nearer to their own sentence than to another; log-mels differ by "
+        f"{np.median([one.distance for one in heard]):.2f} from their own and by "
+        f"{np.median([one.other for one in heard]):.2f} from another's"
     )

@@ -43,7 +43,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_small(tmp_path, monkeypatch)
     lines, speech_dir, draw = [], tmp_path / "speech", np.random.default_rng(0)
     speech_dir.mkdir()
-    words = {word for text in (*SPOKEN, *LISTS) for word in said_words(text)}
+    words = {word for text in (*SPOKEN, *LISTS, "River.") for word in said_words(text)}
     for speaker in ("chelsie", "ethan"):
         codes: Any = {word: draw.integers(0, CODES, (16, FRAMES)).astype(np.int16) for word in sorted(words)}
         np.savez(speech_dir / f"{speaker}.npz", **codes)
@@ -51,6 +51,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             split = "test" if text == "Your word is sea." else "train"
             lines.append({"speaker": speaker, "text": text, "split": split})
     (speech_dir / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(talker, "SPOKEN", 120)
+    monkeypatch.setattr(speech, "FREQUENT", 1)
     monkeypatch.setattr(talker, "a_list", lambda draw: LISTS[int(draw.integers(len(LISTS)))])
     monkeypatch.setattr(codec_stage, "codes_digest", lambda directory: "a codec")
     monkeypatch.setattr(talker, "codes_digest", lambda directory: "a codec")
@@ -72,22 +74,20 @@ def test_everything_that_is_said_is_said_alone_or_in_turn(tmp_path: Path, monkey
 def test_a_sentence_is_the_answer_in_several_conversations(made: Path) -> None:
     files = talker.write_spoken(made, 0)
     rows = [json.loads(line) for line in files["train"].read_text().splitlines()]
-    said = {text: [row for row in rows if row["messages"][-1]["content"] == text] for text in SPOKEN}
-    assert not said["Your word is sea."] and len(said["Q, z."]) == 2 * 2
+    said = {text: [row for row in rows if row["messages"][-1]["content"] == text] for text in (*SPOKEN, *LISTS)}
+    assert not said["Your word is sea."] and said["Two, sea."]
     first = said["The digit is two."]
-    assert sorted({row["speaker"] for row in first}) == ["chelsie", "ethan"] and len(first) == 2 * (talker.OWN + 3)
-    parts = [message["content"] for row in first for message in row["messages"][:-1]]
-    pictures = [
-        part["image"]
-        for content in parts
-        if not isinstance(content, str)
-        for part in content
-        if part["type"] == "image"
-    ]
-    assert len(pictures) == 2 * talker.OWN and all((files["train"].parent / one).exists() for one in pictures)
-    assert {np.shape(row["codes"]) for row in rows} <= {(16, n * FRAMES) for n in range(2, 6)}
+    assert {row["speaker"] for row in first} == {"chelsie", "ethan"}
+    asked = [row["messages"][0]["content"] for row in first]
+    assert talker.READ_ALOUD[0]["content"] in asked
+    parts = [part for content in asked if not isinstance(content, str) for part in content]
+    pictures = [part["image"] for part in parts if part["type"] == "image"]
+    # Of five conversations two have their picture.
+    assert 0.2 * len(first) < len(pictures) < 0.6 * len(first)
+    assert all((files["train"].parent / one).exists() for one in pictures)
+    assert {np.shape(row["codes"]) for row in first} == {(16, 4 * FRAMES)}
     # Of a conversation of several answers, what follows is left out.
-    assert all(row["messages"][0] == row["messages"][-2] for row in said[KEPT])
+    assert all(len(row["messages"]) == 2 for row in said[KEPT])
     # A test asks in words that training never does.
     first = [row["messages"][0]["content"] for row in map(json.loads, files["test"].open())]
     asked = [content if isinstance(content, str) else content[0]["text"] for content in first]
@@ -219,7 +219,7 @@ def test_every_word_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_invented_words_and_long_sentences_are_not_said(tmp_path: Path) -> None:
     write_rows(tmp_path)
     rows = tmp_path / "rows" / "read.train.jsonl"
-    texts = ["It says 'sea'."] * speech.FREQUENT + ["It says 'abladchond'.", ", ".join(["one"] * 13) + "."]
+    texts = ["It says 'sea'."] * speech.FREQUENT + ["It says 'abladchond'.", ", ".join(["one"] * speech.LONGEST) + "."]
     rows.write_text(
         "".join(json.dumps({"messages": [{"role": "assistant", "content": text}]}) + "\n" for text in texts)
     )
