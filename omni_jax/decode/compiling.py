@@ -1,8 +1,15 @@
-"""Compiler options of the loops that decode, which read every weight and all of a cache for a few rows.
+"""Compiler options of programs that run prompts and decode.
 
 JAX takes such options of a whole program only: a function that has them cannot be called inside another `jax.jit`.
 """
 
-# On GPU, products that XLA itself generates take no slice of a stack: it copies the layer's weights, keys and values
-# first. A library's products read them where they lie.
+import jax
+
+# The loops that decode read every weight and all of a cache for a few rows. On GPU, products that XLA itself generates
+# take no slice of a stack: it copies the layer's weights, keys and values first. A library's products read them where
+# they lie.
 LOOP_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+
+# On CPU, XLA's newer emitters set up a compiler for each kernel. The older ones compile a third faster, and do not slow
+# these programs: prompts, and frames of speech. They slow the loop over text and Code2Wav. JAX 0.12 has no choice.
+SOON = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 12) else {}
