@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config import OmniConfig
+from omni_jax.decode.shares import compilations
 from omni_jax.decode.speech.vocode import (
     LONG,
     LONG_FROM,
@@ -65,6 +66,16 @@ def stream(case: Case, codes: np.ndarray, pieces: Sequence[int]) -> list[np.ndar
         waves.append(vocoder.add(codes[:, begin : begin + n]))
         begin += n
     return [*waves, vocoder.finish()]
+
+
+def test_later_chunks_of_a_loaded_model_compile_nothing(odd: Case) -> None:
+    params, declaration, config = odd.model
+    loaded = jax.device_put(params, jax.devices()[0])
+    vocoder, codes = Vocoder(loaded, declaration, config), odd.codes(SHORT)[0]
+    vocoder.add(codes)
+    with compilations() as compiled:
+        vocoder.add(codes)
+    assert not compiled
 
 
 @pytest.mark.parametrize("frames", [85])

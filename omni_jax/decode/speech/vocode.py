@@ -46,9 +46,12 @@ class PaddedCodes:
     count: int
 
 
-@partial(jax.jit, static_argnames=("rows", "declaration"))
+@partial(jax.jit, static_argnames=("rows", "declaration"), keep_unused=True)
 def start(params: dict, *, rows: int, declaration: Declaration) -> VocoderState:
-    """The state of `rows` rows before their first frame."""
+    """The state of `rows` rows before their first frame, bound to the devices of the parameters.
+
+    So it is once a chunk has run; `vocode_chunk` would compile twice for one that is not. Hence `keep_unused`.
+    """
     return bind(declaration, params).start(rows).laid_over(declaration.mesh)
 
 
