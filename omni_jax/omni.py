@@ -26,7 +26,8 @@ from omni_jax.decode.memory import Memory
 from omni_jax.decode.prompt import Prompt, pad_length
 from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.speech.aloud import READ_ALOUD, VOICE, Said
-from omni_jax.decode.speech.vocode import Vocoder, as_codes, vocode
+from omni_jax.decode.speech.sounds import Sounds
+from omni_jax.decode.speech.vocode import Vocoder, as_codes
 from omni_jax.decode.speech.voice import check_voice
 from omni_jax.decode.text import forward
 from omni_jax.errors import InputError
@@ -81,6 +82,7 @@ class Omni:
         # The Thinker's embeddings and their copy on the Talker's devices.
         self._copied: tuple[jax.Array, jax.Array] | None = None
         self._drafters = KnownDrafters(config, self.meshes.get("thinker"))
+        self._sounds = Sounds(lambda: self._part("code2wav"), config.code2wav)
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{part} on {mesh.size if mesh else 1}" for part, mesh in self.meshes.items())
@@ -107,14 +109,16 @@ class Omni:
         self._read_weights()
         return self.declarations[part], self.params[part]
 
-    def _read_weights(self) -> None:
-        """Read the parameters, unless they are there."""
+    def _read_weights(self, rows: int = 0) -> None:
+        """Read the parameters, unless they are there; rows: of replies to be heard, whose sound is prepared for."""
         with self._reading:
             if self._read is not None:
                 for part, arrays in self._read().items():
                     # In place: engines that were made before hold the dict of a part.
                     self.params[part].update(arrays)
                 self._read = None
+        if rows:
+            self._sounds.begin(rows)
 
     def _check_loaded(self, *parts: str) -> None:
         """InputError, with the remedy, unless all these parts were loaded."""
@@ -191,7 +195,7 @@ class Omni:
         self._check_loaded("code2wav")
         assert self.config.code2wav is not None
         codes = as_codes(codes, self.config.code2wav)
-        waves = self._sound(codes if codes.ndim == 3 else codes[None])
+        waves = self._sounds.of(codes if codes.ndim == 3 else codes[None])
         return np.stack(waves) if codes.ndim == 3 else waves[0]
 
     def speak(self, text: str, *, messages: Messages = READ_ALOUD, voice: Voice = VOICE, seed: int = 0) -> Reply:
@@ -203,9 +207,9 @@ class Omni:
         self._check_loaded(*PARTS)
         said = Said.read(text, seed, self.prepare(messages), voice, self.config, self.processor.tokenizer)
         speakers = self._make_generator().speakers(voice, 1, said.request)
-        self._read_weights()
+        self._read_weights(rows=1)
         speaker = said.say(speakers)
-        return said.reply(speaker, self._sound(speaker.codes[None])[0])
+        return said.reply(speaker, self._sounds.of(speaker.codes[None])[0])
 
     @overload
     def generate(self, messages: Conversation, *, n: None = None, **settings: Unpack[GenerateArguments]) -> Reply: ...
@@ -250,9 +254,9 @@ class Omni:
         seeds = seeds_of(request.seed, rows, copies)
         batch = self.prepare(messages, **vars(request.preparation))
         admission = generator.together(plan, batch, seeds)
-        self._read_weights()
+        self._read_weights(len(seeds) if speech else 0)
         batching = generator.batching(plan, len(seeds), admission)
-        replies = replies_together(batching, admission.requests, self.processor.tokenizer, self._sound)
+        replies = replies_together(batching, admission.requests, self.processor.tokenizer, self._sounds.of)
         grouped = replies if n is None else [replies[i : i + copies] for i in range(0, len(replies), copies)]
         return grouped[0] if is_conversation(messages) else grouped
 
@@ -298,7 +302,7 @@ class Omni:
         store = Store(keep) if (keep := whole("keep_bytes", keep_bytes, "give a number of bytes", least=0)) else None
         waiting = self._admissions(generator, plan, prompts, rows)
         batching = generator.batching(plan, rows, waiting=waiting, piece=piece, store=store)
-        return replies_in_turn(batching, self.processor.tokenizer, self._sound)
+        return replies_in_turn(batching, self.processor.tokenizer, self._sounds.of)
 
     def _admissions(
         self, generator: Generator, plan: GenerationPlan, prompts: Iterator[Prompt | None], rows: int
@@ -310,7 +314,7 @@ class Omni:
                 yield None
                 continue
             admission = generator.alone(plan, prompt, number, rows)
-            self._read_weights()
+            self._read_weights(0 if admission.speech is None else 1)
             yield admission
             number += 1
 
@@ -337,15 +341,13 @@ class Omni:
         return self._events(batching, admission)
 
     def _events(self, batching: Batching, admission: Admission) -> Iterator[Event]:
-        self._read_weights()
+        self._read_weights(0 if admission.speech is None else 1)
         speaks = self._make_vocoder if admission.speech is not None else None
         yield from events_of(batching, admission.requests[0], self.processor.tokenizer, speaks)
 
     def _make_vocoder(self) -> Vocoder:
         """The vocoder of one reply that is heard while it is made."""
-        declaration, params = self._part("code2wav")
-        assert self.config.code2wav is not None
-        return Vocoder(params, declaration, self.config.code2wav)
+        return self._sounds.vocoder()
 
     def _plan(
         self, request: Settings, ending: Ending, speech: bool, drafter: Drafter | None, rows: int
@@ -392,9 +394,3 @@ class Omni:
         if self._copied is None or self._copied[0] is not embed:
             self._copied = embed, place(embed, ("vocab", "embed"), mesh)
         return self._copied[1]
-
-    def _sound(self, codes: np.ndarray, lengths: list[int] | None = None) -> list[np.ndarray]:
-        """The waveform of each row of codes int32 [B, Q, F], of which each row has `lengths` frames."""
-        declaration, params = self._part("code2wav")
-        assert self.config.code2wav is not None
-        return vocode(params, declaration, self.config.code2wav, codes, lengths)
