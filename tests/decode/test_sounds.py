@@ -1,6 +1,8 @@
 """The program of the first sound is compiled in a thread, and is the one that the reply's sound is made with."""
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from omni_jax.decode.speech.vocode import SHORT
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.param import declare
 from omni_jax.weights.hf import load_hf
+from tests.parity import user
 
 
 @pytest.fixture
@@ -56,3 +59,23 @@ def test_errors_are_raised_where_sound_is_wanted_and_it_may_begin_again(
             made.vocoder()
     made.begin(1)
     assert made.vocoder().rows is None
+
+
+class Begun(Exception):
+    """The compilation was begun, for so many rows."""
+
+
+def test_every_way_to_a_spoken_reply_begins_it(omnis: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(self: Sounds, rows: int) -> None:
+        raise Begun(rows)
+
+    monkeypatch.setattr(Sounds, "begin", begin)
+    omni, asked = omnis("tiny"), user("Hello")
+    with pytest.raises(Begun, match="1"):
+        next(omni.stream(asked, speech=True))
+    with pytest.raises(Begun, match="2"):
+        omni.generate([asked, asked], speech=True)
+    with pytest.raises(Begun, match="1"):
+        next(omni.generate_many([asked], speech=True, slots=2))
+    with pytest.raises(Begun, match="1"):
+        omni.speak("Hello")
