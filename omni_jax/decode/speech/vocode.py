@@ -67,15 +67,6 @@ def vocode_chunk(
     return replicate(sound.wave, declaration.mesh), sound.state.laid_over(declaration.mesh)
 
 
-def compile_vocoder(params: dict, declaration: Declaration, config: Code2WavConfig, rows: int) -> None:
-    """Compile the program of the first chunks of `rows` rows, and run none of it; not where processes share a mesh."""
-    if declaration.mesh is not None and declaration.mesh.is_multi_process:
-        return
-    codes = np.zeros((rows, config.num_quantizers, SHORT), np.int32)
-    state = start(params, rows=rows, declaration=declaration)
-    vocode_chunk.lower(params, codes, state, np.int32(SHORT), declaration=declaration).compile()
-
-
 def compile_first(params: dict, declaration: Declaration, config: Code2WavConfig, rows: int) -> None:
     """Compile the program of the first chunks of `rows` rows, and run none of it."""
     codes = np.zeros((rows, config.num_quantizers, SHORT), np.int32)
