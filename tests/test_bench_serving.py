@@ -17,7 +17,7 @@ from omni_jax.inputs.messages import read_conversation
 from omni_jax.serve import sounds
 from scripts.bench import serving
 from scripts.bench.options import Serve
-from scripts.bench.serving_client import Address, Answer, arrivals, events, seconds_of
+from scripts.bench.serving_client import Address, Answer, arrivals, ask_all, events, seconds_of
 from scripts.bench.serving_prompts import make_questions, mixed
 from scripts.bench.serving_tables import LATENCIES, TOTALS, figures, measured, playback, plot, rounds_of
 from tests.helpers.serving import listening
@@ -366,3 +366,27 @@ def test_a_server_that_is_started(
 def test_a_server_that_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ended before it listened: .*no-such-model"):
         serving.report(Serve(model=tmp_path / "no-such-model", count=1))
+
+
+def test_a_kept_connection_that_the_server_closed_is_no_failure() -> None:
+    """The second request goes over a new one; where a new one is closed too, the request has failed."""
+    event = json.dumps(_chunk({"content": "Hi"}, 1, "stop"))
+    data = f"data: {event}\n\n".encode()
+    answer, taken = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data), []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(writer)
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        if len(taken) < 3:
+            writer.write(answer)
+            await reader.read(1)  # The next request, which gets no answer.
+        writer.close()
+
+    async def ask() -> list[str | None]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        async with server:
+            return [one.failure for one in await ask_all(address, [("text", {})] * 3, [0.0] * 3, 1, 10)]
+
+    assert asyncio.run(ask()) == [None, None, "connection lost: IncompleteReadError"] and len(taken) == 3

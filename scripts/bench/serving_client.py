@@ -191,12 +191,10 @@ async def exchange(
     free: connections to use again, as clients do; this one is put there once the body has been read.
     """
     sent = b"" if body is None else json.dumps(body).encode()
-    reader, writer = await _connection(address, [] if free is None else free)
-    complete = False
+    request, complete = address.head(method, path, len(sent)) + sent, False
+    (reader, writer), head = await _begun(address, request, [] if free is None else free)
     try:
-        writer.write(address.head(method, path, len(sent)) + sent)
-        await writer.drain()
-        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
+        first, *lines = head.decode("latin-1").strip().split("\r\n")
         fields = (line.partition(":") for line in lines)
         headers = {name.lower(): value.strip().lower() for name, _, value in fields}
 
@@ -216,14 +214,37 @@ async def exchange(
             writer.close()
 
 
-async def _connection(address: Address, free: list[Connection]) -> Connection:
-    """One of the free connections that the server has not closed, or a new one."""
+async def _begun(address: Address, request: bytes, free: list[Connection]) -> tuple[Connection, bytes]:
+    """Send a request: the connection that it went over, and the head of the response.
+
+    The server may close a free connection at any moment, also just now: what got no answer there goes over a new one.
+    """
     while free:
-        reader, writer = free.pop()
-        if not (reader.at_eof() or reader.exception() or writer.is_closing()):
-            return reader, writer
+        kept = free.pop()
+        reader, writer = kept
+        if reader.at_eof() or reader.exception() or writer.is_closing():
+            writer.close()
+            continue
+        try:
+            return kept, await _head(kept, request)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            if getattr(error, "partial", b""):
+                raise
+            break
+    new = await asyncio.open_connection(address.host, address.port, ssl=address.tls or None)
+    return new, await _head(new, request)
+
+
+async def _head(connection: Connection, request: bytes) -> bytes:
+    """Send a request over a connection, which is closed if that fails: the head of the response."""
+    reader, writer = connection
+    try:
+        writer.write(request)
+        await writer.drain()
+        return await reader.readuntil(b"\r\n\r\n")
+    except BaseException:
         writer.close()
-    return await asyncio.open_connection(address.host, address.port, ssl=address.tls or None)
+        raise
 
 
 async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncGenerator[bytes, None]:
