@@ -289,9 +289,8 @@ class Batching:
         plan = self.engine.plan(self.state, steps)
         tokens = max(most_tokens([request], self._drawn(request).most + plan.most) for request in running)
         self.state = self.engine.grow(self.state, self.engine.capacity(tokens))
-        # If a prompt waits for a row, with the next text that is complete.
-        waits = None not in self.rows and not self._over
-        until = 1 + self.writing.count(None) if waits else None
+        # While prompts may come, with the next text that is complete: its end is told at once, and its row is free.
+        until = None if self._over else 1 + self.writing.count(None)
         chunk, self.state = self.engine.dispatch(self.state, plan, self.writing, until)
         self._unread.append(_Unread(chunk, tuple(self.writing), steps))
         return True

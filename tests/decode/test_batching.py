@@ -91,6 +91,32 @@ def test_a_closed_iterator_takes_no_further_prompt(omnis: Callable[[str], Omni])
     assert taken == before and len(taken) <= 5 and list(replies) == []
 
 
+def test_a_chunk_ends_with_a_text_while_prompts_may_come(
+    omnis: Callable[[str], Omni], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while a row is free: the end is told at once, and no row idles until the others have their steps."""
+    omni, engine, steps = omnis("tiny"), engine_of(omnis("tiny")), []
+    receive = PlainEngine.receive
+
+    def reading(self: PlainEngine, chunk: Chunk, rows: Any) -> None:
+        steps.append(int((chunk.read()[..., 0] >= 0).any(axis=0).sum()))
+        receive(self, chunk, rows)
+
+    monkeypatch.setattr(PlainEngine, "receive", reading)
+    batch = omni.prepare(user("One."))
+    admissions = [Admission(batch, requests_for(batch, Limits(new), [0])) for new in (4, 20)]
+    ended = []
+
+    def waiting() -> Iterator[Admission | None]:
+        yield from admissions
+        while len(ended) < 2:
+            yield None
+
+    for done in Batching(engine, 3, waiting=waiting(), steps=8).run():
+        ended += done
+    assert steps == [1, 1, 3, 8, 8], "the prompts' own tokens, then the rest of the short text, then that of the long"
+
+
 VOICES: tuple[dict[str, Any], ...] = ({}, {"speaker": "vera"}, {"speech": False}, {}, {"speaker": "vera"})
 
 
