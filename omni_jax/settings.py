@@ -233,7 +233,9 @@ class Settings:
         """The settings that keywords state, checked; InputError for a value that cannot be, or an unknown name."""
         if unknown := [name for name in keywords if name not in NAMES]:
             raise InputError(f"there is no setting {unknown[0]!r}; there are {', '.join(NAMES)}")
-        groups = {name: kind(**_of(kind, keywords)) for name, kind in GROUPS.items()}
+        stated = {name: _of(kind, keywords) for name, kind in GROUPS.items()}
+        # A server reads many requests that state little: what is not stated has been checked before.
+        groups = {name: GROUPS[name](**values) if values else DEFAULTS[name] for name, values in stated.items()}
         return cls(**groups, **{name: keywords[name] for name in ("seed",) if name in keywords})
 
     def keywords(self) -> dict[str, Any]:
@@ -245,6 +247,7 @@ class Settings:
 GROUPS: dict[str, type] = {
     "sampling": Sampling, "voice": Voice, "drafting": Drafting, "ending": Ending, "preparation": Preparation
 }  # fmt: skip
+DEFAULTS: dict[str, Any] = {name: kind() for name, kind in GROUPS.items()}
 NAMES = tuple(get_type_hints(Keywords))
 
 

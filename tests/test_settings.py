@@ -151,6 +151,12 @@ def test_every_door_shows_all_settings_with_defaults_and_meanings(door: str, own
     assert all(f"{name}: {meaning}" in docs for name, meaning in meanings().items())
 
 
+def test_what_is_not_stated_is_not_checked_again() -> None:
+    """A server reads settings with every request, and most of them at their defaults."""
+    one, other = Settings.read({"temperature": 1.0}), Settings.read({"seed": 3})
+    assert one.voice is other.voice and one.sampling != other.sampling == Settings().sampling
+
+
 def test_padding(omnis: Callable[[str], Omni]) -> None:
     two = [user("One."), user("One and two and three.")]
     left, right = (omnis("tiny").prepare(two, padding=side).mask for side in ("left", "right"))
