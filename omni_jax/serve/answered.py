@@ -23,12 +23,13 @@ from omni_jax.serve.asked import Asked
 from omni_jax.serve.calls import Call, CallSplitter
 
 DONE = "data: [DONE]\n\n"
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def sse(value: dict[str, Any], event: str | None = None) -> str:
     """An event of a stream that holds an object."""
     named = "" if event is None else f"event: {event}\n"
-    return f"{named}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"{named}data: {_JSON.encode(value)}\n\n"
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,14 @@ class ChatStream:
         chunks = [self._chunk(kind, [choice.chunk(delta, logprobs)]) for kind, delta, logprobs in deltas]
         if event.reply is not None:
             kind = "audio" if self.asked.speech else "text"
-            over = all(choice.finish for choice in self.choices) and not self.asked.include_usage
-            chunks.append(self._chunk(kind, [choice.chunk({}, [], choice.finish)], counted=over))
+            counted = self.over and not self.asked.include_usage
+            chunks.append(self._chunk(kind, [choice.chunk({}, [], choice.finish)], counted))
         return "".join(chunks)
+
+    @property
+    def over(self) -> bool:
+        """Whether all replies have ended."""
+        return all(choice.finish for choice in self.choices)
 
     def end(self) -> str:
         """The chunk that counts tokens, if it is wanted, and the end mark."""

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import NamedTuple
@@ -86,14 +86,14 @@ class Ticket:
     """A reply that a client waits for, or a text to read aloud.
 
     loop: of the client's side; None in a process that has none. prompt: of a reply. said: the text. events: where the
-    engine puts them, and at last None or an error. once: what was sent. left: whether nobody waits any more.
+    engine puts those of a step, and at last None or an error. once: what was sent. left: whether nobody waits any more.
     cancelled: the same, once the engine has agreed on it. ended: whether it has all. attempts: how often it was begun.
     """
 
     loop: asyncio.AbstractEventLoop | None
     prompt: Prompt | None = None
     said: Said | None = None
-    events: asyncio.Queue[Event | Exception | None] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[tuple[Event | Exception | None, ...]] = field(default_factory=asyncio.Queue)
     once: Once = field(default_factory=Once)
     left: bool = False
     cancelled: bool = False
@@ -105,13 +105,13 @@ class Ticket:
         """One that no client of this process waits for."""
         return cls(None, prompt=asked) if isinstance(asked, Prompt) else cls(None, said=asked)
 
-    def put(self, event: Event | Exception | None) -> None:
-        """Hand an event to the client's side, from the engine's thread."""
-        self.ended = self.ended or event is None or isinstance(event, Exception)
+    def put(self, *events: Event | Exception | None) -> None:
+        """Hand events to the client's side, from the engine's thread."""
+        self.ended = self.ended or any(event is None or isinstance(event, Exception) for event in events)
         if self.loop is None:
             return
         try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+            self.loop.call_soon_threadsafe(self.events.put_nowait, events)
         except RuntimeError:  # the loop is closed: nobody waits
             self.left = True
 
@@ -208,20 +208,16 @@ class Service:
         finally:
             self.accepted -= n
 
-    async def answer(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
+    def answer(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
         """The events of the reply to a prompt, the last one with the whole reply; what fails is raised.
 
         Leave the iterator early, or close it, to cancel the reply.
         """
-        async with aclosing(self._events(Ticket(asyncio.get_running_loop(), prompt))) as events:
-            async for event in events:
-                yield event
+        return self._events(Ticket(asyncio.get_running_loop(), prompt))
 
-    async def read_aloud(self, said: Said) -> AsyncGenerator[Event, None]:
+    def read_aloud(self, said: Said) -> AsyncGenerator[Event, None]:
         """The events of a text that is read aloud, as `answer` has them."""
-        async with aclosing(self._events(Ticket(asyncio.get_running_loop(), said=said))) as events:
-            async for event in events:
-                yield event
+        return self._events(Ticket(asyncio.get_running_loop(), said=said))
 
     async def _events(self, ticket: Ticket) -> AsyncGenerator[Event, None]:
         """The events of a ticket, which the engine gets now."""
@@ -229,10 +225,14 @@ class Service:
         self._tickets.put(ticket)
         start = time.monotonic()
         try:
-            while (event := await ticket.events.get()) is not None:
-                if isinstance(event, Exception):
-                    raise event
-                yield event
+            ended = False
+            while not ended:
+                for event in await ticket.events.get():
+                    if isinstance(event, Exception):
+                        raise event
+                    ended = event is None
+                    if event is not None:
+                        yield event
             self._seconds += 0.1 * (time.monotonic() - start - self._seconds)
         finally:
             ticket.left = True
@@ -375,14 +375,14 @@ class Service:
     def _send(self, finished: set[int], batching: Batching) -> None:
         """Send what is new of all replies, and the end of those that are finished."""
         for number, (ticket, follower) in list(self._following.items()):
-            for event in follower.events():
-                ticket.put(ticket.once.new(event))
+            events: list[Event | None] = [ticket.once.new(event) for event in follower.events()]
             if number in finished:
                 request = follower.request
                 last = follower.last(batching.engine.stats(request), {"seconds": request.seconds})
                 del self._following[number]
-                ticket.put(ticket.once.new(last))
-                ticket.put(None)
+                events += [ticket.once.new(last), None]
+            if events:
+                ticket.put(*events)
 
     def _fail(self, batching: Batching, error: Exception) -> None:
         """Give up the reply that made the loop fail, and have the others run again."""

@@ -27,8 +27,8 @@ class Listener(Protocol):
     @property
     def said(self) -> Said | None: ...
 
-    def put(self, event: Event | Exception | None) -> None:
-        """Take an event, and at last None or an error."""
+    def put(self, *events: Event | Exception | None) -> None:
+        """Take events, and at last None or an error."""
         ...
 
 

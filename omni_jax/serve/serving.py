@@ -27,6 +27,10 @@ _TEXT_KEYS = {"type", "text"}  # of a part that is text
 TRANSCRIBE = "Transcribe the {language}audio into text."
 
 
+# The number of a prompt, and an event of its reply.
+Numbered = tuple[int, Event]
+
+
 @dataclass(frozen=True, eq=False)
 class Serving:
     """The parts of a server.
@@ -51,7 +55,7 @@ class Serving:
             batch = await self.prepare(asked)
             usage = Usage.of_prompt(batch)
             async with aclosing(self._together(self._prompts(asked, batch), start)) as events:
-                async for index, event in events:
+                async for index, event in _each(events):
                     choices[index].take(event)
                     usage.add(event, event.reply)
         # Compressing a long sound takes a while.
@@ -66,13 +70,14 @@ class Serving:
             begun = False
             try:
                 async with aclosing(self._together(self._prompts(asked, batch), start)) as events:
-                    async for index, event in events:
-                        if not begun:
-                            yield stream.begin()
+                    async for together in events:
+                        # Sending a piece costs more than what is in it.
+                        chunks = "" if begun else stream.begin()
+                        chunks += "".join(stream.add(index, event) for index, event in together)
+                        chunks += stream.end() if stream.over else ""
                         begun = True
-                        if chunk := stream.add(index, event):
-                            yield chunk
-                yield stream.end()
+                        if chunks:
+                            yield chunks
             except Exception as error:
                 if not begun:
                     raise
@@ -84,7 +89,7 @@ class Serving:
         with naming(asked.names), self.service.places(1):
             batch = await self.prepare(asked)
             async with aclosing(self._together(self._prompts(asked, batch), start)) as events:
-                async for _, event in events:
+                async for _, event in _each(events):
                     yield event
 
     async def aloud(self, asked: AskedSpeech) -> AsyncGenerator[Event, None]:
@@ -139,8 +144,8 @@ class Serving:
         )
         return [replace(first, seed=settings.seed + i) for i in range(asked.n)]
 
-    async def _together(self, prompts: Sequence[Prompt], start: float) -> AsyncGenerator[tuple[int, Event], None]:
-        """The events of the replies to prompts as they come, each with the number of its prompt.
+    async def _together(self, prompts: Sequence[Prompt], start: float) -> AsyncGenerator[list[Numbered], None]:
+        """The events of the replies to prompts, those that have come by now, each with the number of its prompt.
 
         start: when the request was read, of `time.monotonic`.
         """
@@ -161,16 +166,29 @@ class Serving:
         try:
             left = len(tasks)
             while left:
-                index, event = await arrived.get()
-                if isinstance(event, Exception):
-                    raise event
-                left -= event is None
-                if event is not None:
-                    yield index, event
+                found = [await arrived.get()]
+                while not arrived.empty():
+                    found.append(arrived.get_nowait())
+                events = list[Numbered]()
+                for index, event in found:
+                    if isinstance(event, Exception):
+                        raise event
+                    left -= event is None
+                    if event is not None:
+                        events.append((index, event))
+                if events:
+                    yield events
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _each(events: AsyncGenerator[list[Numbered], None]) -> AsyncGenerator[Numbered, None]:
+    """One after the other."""
+    async for together in events:
+        for numbered in together:
+            yield numbered
 
 
 def is_short_text(messages: Sequence[Any]) -> bool:

@@ -94,6 +94,19 @@ def test_replies_are_those_of_generate(omni, expected):
         _same(reply, expected[one])
 
 
+def test_events_of_a_step_wake_the_clients_side_once(omni, monkeypatch):
+    woken, inner = [], asyncio.base_events.BaseEventLoop.call_soon_threadsafe
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "call_soon_threadsafe", lambda loop, call, *given, **more:
+                        woken.append(given) or inner(loop, call, *given, **more))  # fmt: skip
+
+    async def work(service):
+        return [event async for event in service.answer(_prompt(omni, "A", max_new_tokens=4))]
+
+    text, last = _serve(omni, work)
+    arrived = [given[0] for given in woken if given and isinstance(given[0], tuple)]
+    assert arrived == [(text,), (last, None)] and len(text.token_ids) == 4
+
+
 def test_a_further_turn_runs_its_new_tokens_in_pieces(omni, monkeypatch):
     """What `Running` is told of pieces and of what is kept reaches the engine."""
     read, inner = [], engine.read_piece
