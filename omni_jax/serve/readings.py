@@ -3,6 +3,8 @@
 They have rows and caches of their own, because they need the Talker alone; a step makes a few frames of all of them.
 """
 
+import sys
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,7 +18,7 @@ from omni_jax.decode.speech.aloud import Said
 from omni_jax.decode.speech.speaker import Speaker
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.vocode import Vocoder
-from omni_jax.serve.errors import request_error
+from omni_jax.serve.errors import RequestError, request_error
 
 
 class Listener(Protocol):
@@ -37,12 +39,17 @@ L = TypeVar("L", bound=Listener)
 
 @dataclass(eq=False)
 class _Reading(Generic[L]):
-    """A text that is being read, and its sound so far."""
+    """A text that is being read, and its sound so far.
+
+    sent: samples that its listener has, perhaps of an earlier reading. ended: whether nothing more comes.
+    """
 
     listener: L
     said: Said
     speaker: Speaker
     vocoder: Vocoder
+    sent: int = 0
+    ended: bool = False
     waves: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.float32)])
 
 
@@ -53,7 +60,7 @@ class Readings(Generic[L]):
         """rows: texts that are read at once. make_speakers: gives these rows, or InputError where one does not fit."""
         self._make_speakers, self._make_vocoder = make_speakers, make_vocoder
         self._speakers: Speakers | None = None
-        self._waiting = deque[L]()
+        self._waiting = deque[tuple[L, int]]()  # with the samples that they have
         self._reading: dict[int, _Reading[L]] = {}
         self._rows = rows
 
@@ -69,26 +76,49 @@ class Readings(Generic[L]):
 
     def add(self, listener: L) -> None:
         """Read a text as soon as a row is free."""
-        self._waiting.append(listener)
+        self._waiting.append((listener, 0))
 
     def step(self) -> None:
-        """Make the next frames of all texts; what fails is told to all who listen."""
+        """Make the next frames of all texts; what fails is told to whoever listens."""
+        self._begin()
+        if self._speakers is None or not self._reading:
+            return
         try:
-            self._begin()
-            if self._speakers is not None and self._reading:
-                # Short steps would hold up a text that waits for a row.
-                self._speakers.advance(STREAM_FRAMES, STREAM_FRAMES if self._waiting else FIRST_FRAMES)
-                for row, reading in list(self._reading.items()):
-                    self._send(row, reading, self._speakers)
+            # Short steps would hold up a text that waits for a row.
+            self._speakers.advance(STREAM_FRAMES, STREAM_FRAMES if self._waiting else FIRST_FRAMES)
         except Exception as error:
-            for reading in self._reading.values():
+            traceback.print_exc(file=sys.stderr)
+            self._fail(error)
+        for row, reading in list(self._reading.items()):
+            try:
+                self._send(reading)
+            except Exception as error:
+                traceback.print_exc(file=sys.stderr)
                 reading.listener.put(request_error(error))
-            self._reading, self._speakers = {}, None
+                reading.ended = True
+            if reading.ended:
+                self._speakers.free(row)
+                del self._reading[row]
+
+    def _fail(self, error: Exception) -> None:
+        """After a step of all that failed, give up the texts that began with it, else all; others are read again.
+
+        What their listeners have already is not sent twice.
+        """
+        all_of_them = list(self._reading.values())
+        guilty, told = [one for one in all_of_them if not one.speaker.made] or all_of_them, request_error(error)
+        if len(guilty) > 1 and told.status == 500:
+            message = f"{told.message}; it failed in a step of {len(guilty)} texts that were read aloud together"
+            told = RequestError(told.status, message, code=told.code)
+        for reading in guilty:
+            reading.listener.put(told)
+        self._waiting.extendleft((one.listener, one.sent) for one in all_of_them[::-1] if one not in guilty)
+        self._reading, self._speakers = {}, None
 
     def _begin(self) -> None:
         """Give free rows to texts that wait."""
         while self._waiting and len(self._reading) < self._rows:
-            listener = self._waiting.popleft()
+            listener, sent = self._waiting.popleft()
             said = listener.said
             if listener.cancelled or said is None:
                 listener.put(None)
@@ -98,23 +128,22 @@ class Readings(Generic[L]):
                 self._speakers = self._speakers or made
                 row = next(row for row in range(self._rows) if row not in self._reading)
                 speaker = self._speakers.insert(row, said.request, said.words)
-                self._reading[row] = _Reading(listener, said, speaker, self._make_vocoder())
+                self._reading[row] = _Reading(listener, said, speaker, self._make_vocoder(), sent)
             except Exception as error:
                 listener.put(request_error(error))
 
-    def _send(self, row: int, reading: _Reading[L], speakers: Speakers) -> None:
+    def _send(self, reading: _Reading[L]) -> None:
         """Send the new sound of a text; its reply comes with the last sound."""
-        speaker, listener = reading.speaker, reading.listener
-        event = Event("", [])
+        speaker, listener, event = reading.speaker, reading.listener, Event("", [])
         if not listener.cancelled:
+            before = sum(map(len, reading.waves))
             reading.waves.append(reading.vocoder.follow(speaker.codes, speaker.done))
-            if reading.waves[-1].size:
-                event = replace(event, audio=reading.waves[-1])
+            new = reading.waves[-1][max(reading.sent - before, 0) :]
+            reading.sent = max(reading.sent, before + len(reading.waves[-1]))
+            if new.size:
+                event = replace(event, audio=new)
         if speaker.done or listener.cancelled:
-            event = replace(event, reply=reading.said.reply(speaker, np.concatenate(reading.waves)))
-        if event.audio is not None or event.reply is not None:
+            reading.ended = True
+            listener.put(replace(event, reply=reading.said.reply(speaker, np.concatenate(reading.waves))), None)
+        elif event.audio is not None:
             listener.put(event)
-        if event.reply is not None:
-            listener.put(None)
-            speakers.free(row)
-            del self._reading[row]
