@@ -63,6 +63,19 @@ class Memory:
         free = {mesh: max(available(mesh) - weight_bytes(parts, mesh), 0) for mesh, parts in by_mesh.items()}
         return cls(params, meshes, free)
 
+    def beside(self, part: str, kept: int, remedy: str) -> "Memory":
+        """What is free beside `kept` bytes on each device of a part; MemoryLimitError if there are not so many.
+
+        How devices share what will be kept is not known, so each is taken to hold all of it.
+        """
+        mesh = self.meshes[part]
+        if kept > self.free[mesh]:
+            raise MemoryLimitError(
+                f"{kept / GB:,.2f} GB are to be kept of earlier requests, and there are {self.free[mesh] / GB:,.2f} GB "
+                f"beside the weights; {remedy}"
+            )
+        return replace(self, free={**self.free, mesh: self.free[mesh] - kept})
+
     def check(self, caches: Sequence[CacheNeed], remedy: str) -> None:
         """Raise MemoryLimitError, with the plan, the free memory and the remedy, for caches that do not fit."""
         for mesh in dict.fromkeys(self.meshes[cache.part] for cache in caches):

@@ -42,15 +42,17 @@ class Running:
         """slots: by default as many as memory holds, at most 12. drafting: how the drafter drafts.
 
         piece_tokens: a longer prompt is run in pieces of so many tokens, between which the others write on. keep_bytes:
-        of features of media and of caches, which prompts that begin like earlier ones go on from. Raises InputError for
-        what the model cannot do.
+        of features of media and of caches, which prompts that begin like earlier ones go on from; slots and replies get
+        what they leave of the memory. Raises InputError for what the model, or the memory, cannot do.
         """
         self.omni, self.piece, self._keep_bytes = omni, piece_tokens, keep_bytes
         self.speaks = all(part in omni.params for part in PARTS)
         settings = Settings(drafting=drafting or Drafting())
         # Each prompt has a limit of its own.
         self.plan = omni._plan(settings, replace(settings.ending, max_new_tokens=1), self.speaks, drafter, 1)
-        self.generator = omni._make_generator()
+        generator = omni._make_generator()
+        memory = generator.memory.beside("thinker", keep_bytes, "lower --keep-mib, or set it to 0")
+        self.generator = replace(generator, memory=memory)
         self._aloud: Batch | None = None
         most = self.generator.slots(self.plan, slots, settings.ending.max_new_tokens)
         # Each process has memory of its own.

@@ -5,13 +5,13 @@ import asyncio
 import numpy as np
 import pytest
 
-from omni_jax.decode import engine
+from omni_jax.decode import engine, memory
 from omni_jax.decode.answers import STREAM_STEPS
 from omni_jax.decode.engine import PlainEngine
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs, Reply
 from omni_jax.decode.text import CHUNK
-from omni_jax.errors import InputError
+from omni_jax.errors import InputError, MemoryLimitError
 from omni_jax.serve.engine import STEP_SECONDS, Once, Pace, Service
 from omni_jax.serve.errors import RequestError
 from omni_jax.serve.running import Running
@@ -270,6 +270,16 @@ def test_a_model_without_a_voice(checkpoints):
     assert not running.speaks
     with pytest.raises(InputError, match="without its"):
         running.admission(Prompt(text_only.prepare(_messages("A")), 0, 4), 0)
+
+
+def test_what_is_kept_leaves_less_for_slots(omni, monkeypatch):
+    whole = Running(omni)
+    caches = whole.plan.caches(whole.slots, 1, 1024, omni.config)
+    need = sum(cache.bytes(omni.params, None) for cache in caches)
+    monkeypatch.setattr(memory, "available", lambda mesh: need)
+    assert Running(omni).slots == whole.slots and 1 <= Running(omni, keep_bytes=need // 2).slots <= whole.slots // 2
+    with pytest.raises(MemoryLimitError, match="beside the weights; lower --keep-mib, or set it to 0"):
+        Running(omni, keep_bytes=need + 1)
 
 
 def test_steps_grow_while_they_are_short_and_shrink_at_once():
