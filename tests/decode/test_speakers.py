@@ -145,6 +145,23 @@ def test_any_mixture_says_what_each_row_says_alone(omni: Omni) -> None:
     assert given_up > 2 and sizes[1:] == sizes[:-1], "nothing compiles for another mixture"
 
 
+def test_a_row_that_begins_shortens_few_steps_of_another(omni: Omni) -> None:
+    """Two steps more for the same frames, once for each row that begins; both go on at full length then."""
+    speakers = pool(omni, 2)
+    old, new = asked(omni, LINES[0]), asked(omni, LINES[5])
+    first = speakers.insert(0, *old)
+    old[1].write(9), old[1].write(9), new[1].write(9), new[1].write(9)
+    while first.made < 8:
+        speakers.advance(4, 1)
+    second = speakers.insert(1, *new)
+    steps = [[codes.shape[1] for codes in speakers.advance(4, 1)] for _ in range(5)]
+    assert steps == [[n, n] for n in (1, 1, 2, 4, 4)]
+    while not speakers.done:
+        speakers.advance(4, 1)
+    for speaker, line in ((first, LINES[0]), (second, LINES[5])):
+        np.testing.assert_array_equal(speaker.codes, alone(omni, line))
+
+
 def test_a_row_that_waits_for_its_text_holds_up_no_other(omni: Omni) -> None:
     speakers = pool(omni, 2)
     slow, fast = (asked(omni, LINES[i]) for i in (0, 5))
