@@ -54,7 +54,7 @@ def write_beginning(directory: Path, texts: list[str], seed: int) -> Path:
     tokenizer = nano_tokenizer(texts)
     config = nano_config(tokenizer)
     write_tokenizer(directory, tokenizer)
-    for name, value in files_of(config).items():
+    for name, value in configs_of(config).items():
         write_whole(directory / name, json.dumps(value, indent=2) + "\n")
     write_tensors(directory, {name: drawn(name, shape, seed) for name, shape in tensor_shapes(config).items()})
     return directory
@@ -66,7 +66,7 @@ def check_beginning(directory: Path, texts: list[str], seed: int) -> None:
 
     tokenizer = nano_tokenizer(texts)
     config = nano_config(tokenizer)
-    wanted = files_of(config) | {"tokenizer.json": json.loads(tokenizer.to_str())}
+    wanted = configs_of(config) | {"tokenizer.json": json.loads(tokenizer.to_str())}
     differ = [name for name, value in wanted.items() if json.loads((directory / name).read_text()) != value]
     with safe_open(directory / FILE, "np") as held:
         expected = drawn(EMBEDDINGS, tensor_shapes(config)[EMBEDDINGS], seed)
@@ -96,7 +96,7 @@ def write_tensors(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
     write_whole(directory / FILE, save(dict(tensors), metadata={"format": "pt"}))
 
 
-def files_of(config: dict[str, Any]) -> dict[str, dict]:
+def configs_of(config: dict[str, Any]) -> dict[str, dict]:
     """The JSON files of the directory."""
     thinker = {**config["thinker_config"], "dtype": "float32"}
     config = {**config, "dtype": "float32", "thinker_config": thinker}
