@@ -12,4 +12,4 @@ LOOP_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 # On CPU, XLA's newer emitters set up a compiler for each kernel. The older ones compile a third faster, and do not slow
 # these programs: prompts, and frames of speech. They slow the loop over text and Code2Wav. JAX 0.11 has no choice.
-SOON = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+OLDER_EMITTERS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}

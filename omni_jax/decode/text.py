@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from omni_jax.decode.compiling import LOOP_OPTIONS, SOON
+from omni_jax.decode.compiling import LOOP_OPTIONS, OLDER_EMITTERS
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
@@ -130,7 +130,7 @@ def read_piece(
     jax.jit,
     static_argnames=("declaration", "plan", "capacity", "taps"),
     donate_argnames="held",
-    compiler_options=SOON,
+    compiler_options=OLDER_EMITTERS,
 )
 def prefill(
     params: dict,
