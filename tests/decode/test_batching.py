@@ -205,7 +205,7 @@ def test_a_reply_that_is_complete_does_not_wait_for_those_that_still_speak(omnis
         admissions = admitted(omni, prompts, (8, 200), 2)
         (short, long), ended = (admission.requests[0] for admission in admissions), []
         batching = omni._make_generator().batching(SPEAKING, 2, waiting=iter(admissions))
-        for number, reply in replies_in_turn(batching, omni.processor.tokenizer, omni._sound):
+        for number, reply in replies_in_turn(batching, omni.processor.tokenizer, omni._sounds.of):
             assert short.speaker is not None and long.speaker is not None
             ended.append((number, short.speaker.made, long.speaker.made < 100))
             shares.append(reply.stats["share_seconds"])
