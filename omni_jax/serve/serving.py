@@ -169,15 +169,12 @@ class Serving:
                 found = [await arrived.get()]
                 while not arrived.empty():
                     found.append(arrived.get_nowait())
-                events = list[Numbered]()
-                for index, event in found:
-                    if isinstance(event, Exception):
-                        raise event
-                    left -= event is None
-                    if event is not None:
-                        events.append((index, event))
-                if events:
+                left -= sum(event is None for _, event in found)
+                errors = [event for _, event in found if isinstance(event, Exception)]
+                if events := [(index, event) for index, event in found if isinstance(event, Event)]:
                     yield events
+                if errors:
+                    raise errors[0]
         finally:
             for task in tasks:
                 task.cancel()

@@ -18,13 +18,15 @@ STATS = {"finish_reason": "stop"}
 
 @pytest.fixture
 def serving(omnis):
-    """A server of a model whose engine gives what `planned` holds: events, and moments in which others work."""
+    """A server of a model whose engine gives what `planned` holds: events, moments in which others work, errors."""
     omni, planned = omnis("tiny"), []
 
     async def answer(prompt):
         for one in planned:
             if isinstance(one, float):
                 await asyncio.sleep(one)
+            elif isinstance(one, Exception):
+                raise one
             else:
                 yield one
 
@@ -52,3 +54,11 @@ def test_what_comes_together_is_sent_together(serving):
     first, last = _sent(made)
     assert '"role":"assistant"' in first and '"content":"Good"' in first
     assert '"content":" day"' in last and '"finish_reason":"stop"' in last and last.endswith("data: [DONE]\n\n")
+
+
+def test_what_comes_with_an_error_is_sent_before_it(serving):
+    made, planned = serving
+    planned += [Event("Good", [1]), 0.05, Event(" day", [2]), RuntimeError("the engine is gone")]
+    first, more, error = _sent(made)
+    assert '"content":"Good"' in first and '"content":" day"' in more
+    assert '"error":' in error and '"content"' not in error
