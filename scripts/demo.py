@@ -25,6 +25,8 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "tests" / "data" / "nano"
 # Rows of each file that are asked.
 ASKED = (("digits", 3), ("written", 1), ("scene", 3), ("when", 1), ("red", 0))
 SPOKEN = ("digits", 9)
+# It is spoken by the likeliest codes.
+GREEDY = {"speech_temperature": 0.0, "speech_repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def main() -> int:
     omni = oj.load("nano")
     right = [shown(row, *_text(ask(omni, row))) for row in (row_of(*one) for one in ASKED)]
     row = row_of(*SPOKEN)
-    reply, seconds = ask(omni, row, speech=True, speaker=options.speaker, max_frames=150)
+    reply, seconds = ask(omni, row, speech=True, speaker=options.speaker, max_frames=150, **GREEDY)
     right.append(shown(row, reply.text, seconds))
     oj.write_sound(options.out / "answer.wav", reply.audio)
     draw(row, reply, options.out / "answer.png")

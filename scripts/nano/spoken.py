@@ -50,6 +50,8 @@ from scripts.nano.words import NUMBERS
 # trained on, and the longest speech in frames of 80 ms.
 SPOKEN = ("digit", "digits", "add", "count", "scene", "move", "read", "remember", "written", "flash")
 PROMPTS, FRAMES, SEED = 10, 180, 0
+# How they are spoken: by the likeliest codes.
+GREEDY = {"speech_temperature": 0.0, "speech_repetition_penalty": 1.0}
 # Samples of a piece where pieces are put in a random order: 80 ms.
 PIECE = SAMPLES_PER_SECOND * 8 // 100
 # What is counted, as `read_speech` names it.
@@ -200,7 +202,7 @@ def shuffled(wave: np.ndarray, seed: int) -> np.ndarray:
 def _digest(rows: Sequence[Row], output: Path, speaker: str, answers: Sequence[str]) -> str:
     """A hash of what is asked of a speaker, and of what the recogniser knows."""
     known = sha256("\n".join(answers).encode()).hexdigest()
-    return digest_of(questions(rows, output), LONGEST, FRAMES, SEED, speaker, VOICES[speaker], SETTINGS, known)
+    return digest_of(questions(rows, output), LONGEST, FRAMES, SEED, speaker, VOICES[speaker], GREEDY, SETTINGS, known)
 
 
 def _spoken(evaluator: Evaluator, conversations: Sequence[Messages], speaker: str) -> list[tuple[str, np.ndarray]]:
@@ -208,7 +210,7 @@ def _spoken(evaluator: Evaluator, conversations: Sequence[Messages], speaker: st
     said = []
     for begin in range(0, len(conversations), BATCH):
         batch = list(conversations[begin : begin + BATCH])
-        spoken = {"speech": True, "speaker": speaker, "max_frames": FRAMES, "seed": SEED}
+        spoken = {"speech": True, "speaker": speaker, "max_frames": FRAMES, "seed": SEED, **GREEDY}
         for reply in evaluator.omni.generate(batch, max_new_tokens=LONGEST, **spoken):
             assert reply.audio is not None
             said.append((reply.text, reply.audio))
