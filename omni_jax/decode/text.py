@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from omni_jax.decode.compiling import LOOP_OPTIONS, OLDER_EMITTERS
+from omni_jax.decode.compiling import LOOP_OPTIONS
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
@@ -126,12 +126,7 @@ def read_piece(
     return lay_over(out.cache, declaration.mesh), out.taps
 
 
-@partial(
-    jax.jit,
-    static_argnames=("declaration", "plan", "capacity", "taps"),
-    donate_argnames="held",
-    compiler_options=OLDER_EMITTERS,
-)
+@partial(jax.jit, static_argnames=("declaration", "plan", "capacity", "taps"), donate_argnames="held")
 def prefill(
     params: dict,
     request: PrefillInput,
