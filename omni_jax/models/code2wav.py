@@ -15,13 +15,11 @@ Source: transformers `Qwen3OmniMoeCode2Wav`. Deliberate difference: the state, h
 afresh every 300 frames and loses `lost_samples` there; `decode.vocode` has that as a mode).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -30,7 +28,7 @@ from omni_jax.errors import InputError
 from omni_jax.models.decoder import DecoderLayers
 from omni_jax.models.param import LayerNorm, Linear, Module, RMSNorm, param, project
 from omni_jax.ops.cache import CACHE_AXES, KVCache
-from omni_jax.ops.conv import causal_conv, conv_to_mono, conv_transpose, depthwise_conv, snake, snake_scales
+from omni_jax.ops.conv import causal_conv, conv_to_mono, conv_transpose, depthwise_conv, snake
 from omni_jax.ops.gelu import gelu_exact
 from omni_jax.ops.rope import rope
 from omni_jax.sharding import Array, constrain, constrain_rows
@@ -186,10 +184,7 @@ class TransposedConv(Module):
 
 
 class Snake(Module):
-    """The Snake activation: alpha and beta [C], the logarithms of frequency and of inverse magnitude.
-
-    It is called with its scales in their place, see `with_scales`.
-    """
+    """The Snake activation: alpha and beta [C], the logarithms of frequency and of inverse magnitude."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
         self.alpha = param(rngs, (channels,), (None,))
@@ -283,31 +278,13 @@ class WaveDecoder(Module):
 
     def __call__(self, x: jax.Array, stage: Stage) -> tuple[jax.Array, Stage]:
         """[B, T, D] -> float32 [B, T * product of rates], and the stage after it."""
-        scaled = with_scales(self)
         with jax.named_scope("conv_in"):
-            x, stage = scaled.conv_in(x, stage)
+            x, stage = self.conv_in(x, stage)
         for i in range(self.blocks):
             with jax.named_scope(f"block_{i}"):
-                x, stage = getattr(scaled, f"block_{i}")(x, stage)
+                x, stage = getattr(self, f"block_{i}")(x, stage)
         with jax.named_scope("conv_out"):
-            return scaled.conv_out(snake(x, scaled.alpha[...], scaled.beta[...]), stage)
-
-
-def with_scales(decoder: WaveDecoder) -> WaveDecoder:
-    """The decoder with the frequency and the magnitude of each Snake, float32 [C], in place of alpha and beta.
-
-    All at once: exponentials of each small array by itself are kernels that compile longer than all else in the model.
-    """
-
-    def named(name: str) -> Callable[..., bool]:
-        return lambda path, _: path[-1] == name
-
-    graphdef, alpha, beta, others = nnx.split(decoder, named("alpha"), named("beta"), ...)
-    logarithms, ends = jax.tree.leaves(alpha), np.cumsum([a.size for a in jax.tree.leaves(alpha)])[:-1]
-    scales = snake_scales(jnp.concatenate(logarithms), jnp.concatenate(jax.tree.leaves(beta)))
-    structure = jax.tree.structure(alpha), jax.tree.structure(beta)
-    parts = (jax.tree.unflatten(tree, jnp.split(all_of, ends)) for tree, all_of in zip(structure, scales, strict=True))
-    return nnx.merge(graphdef, *parts, others)
+            return self.conv_out(snake(x, self.alpha[...], self.beta[...]), stage)
 
 
 class Code2Wav(Module):

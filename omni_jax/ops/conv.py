@@ -80,20 +80,10 @@ def conv_transpose(x: jax.Array, weight: jax.Array, stride: int) -> jax.Array:
     return y.reshape(B, T * stride, O)
 
 
-def snake_scales(alpha: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Frequency e^alpha and magnitude 1 / e^beta of a Snake activation, float32 [C]: alpha and beta [C]."""
-    alpha, beta = alpha.astype(jnp.float32), beta.astype(jnp.float32)
-    return jnp.exp(alpha), 1.0 / (jnp.exp(beta) + 1e-9)
-
-
-@jax.jit
-def snake(x: jax.Array, frequency: jax.Array, magnitude: jax.Array) -> jax.Array:
-    """x + magnitude * sin^2(x * frequency) per channel, in x's dtype: x [B, T, C], the others float32 [C].
-
-    Jitted, so that a program that calls it many times with the same shape traces it once.
-    """
-    x32 = x.astype(jnp.float32)
-    return (x32 + sin_squared(x32 * frequency) * magnitude).astype(x.dtype)
+def snake(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> jax.Array:
+    """x + sin^2(x e^alpha) / e^beta per channel, in x's dtype: x [B, T, C], alpha and beta [C]."""
+    x32, alpha, beta = x.astype(jnp.float32), alpha.astype(jnp.float32), beta.astype(jnp.float32)
+    return (x32 + sin_squared(x32 * jnp.exp(alpha)) * (1.0 / (jnp.exp(beta) + 1e-9))).astype(x.dtype)
 
 
 def sin_squared(x: jax.Array) -> jax.Array:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from omni_jax.models.code2wav import Code2Wav, Stage, with_scales
-from omni_jax.models.param import bind, declare
+from omni_jax.models.code2wav import Code2Wav, Stage
+from omni_jax.models.param import declare
 from omni_jax.weights.hf import load_hf
 from tests.helpers.vocoder import Case
 
@@ -137,11 +137,10 @@ def test_decoder_blocks(case: Case) -> None:
     x, stage = normal(2, 40, case.config.transformer.hidden_size), beginning(40)
 
     def stages(m: Code2Wav) -> list[jax.Array]:
-        decoder = with_scales(m.decoder)
-        y, stage = decoder.conv_in(x, beginning(40))
+        y, stage = m.decoder.conv_in(x, beginning(40))
         outputs = [y]
-        for i in range(decoder.blocks):
-            y, stage = getattr(decoder, f"block_{i}")(y, stage)
+        for i in range(m.decoder.blocks):
+            y, stage = getattr(m.decoder, f"block_{i}")(y, stage)
             outputs.append(y)
         return [*outputs, m.decoder(x, beginning(40))[0]]
 
@@ -156,13 +155,6 @@ def test_decoder_blocks(case: Case) -> None:
     assert stage.lost == case.config.lost_samples
     assert wave.dtype == jnp.float32
     assert_close(wave[:, stage.lost :], last(snake(hidden))[:, 0])
-
-
-def test_parameters_of_snakes_are_exponentiated_at_once(case: Case) -> None:
-    x = jnp.zeros((1, 1, case.config.transformer.hidden_size))
-    bound = bind(case.declaration, case.params)
-    program = str(jax.make_jaxpr(lambda x: bound.decoder(x, beginning(1))[0])(x))
-    assert program.count("= exp ") == 2
 
 
 def test_silence_ends_where_sound_begins_and_never_returns() -> None:
