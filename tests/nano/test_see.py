@@ -109,8 +109,9 @@ def test_a_row_holds_its_media_and_its_answer(sense: Sense) -> None:
         for sample in islice(samples(sense, split, seed=0), 8):
             asked = [part for one in sample.messages if one["role"] == "user" for part in one["content"]]
             named = [part[part["type"]] for part in asked if part["type"] != "text"]
-            # In training, words are compared without media.
-            assert sorted(named) == sorted(sample.media) and (named or (sense.name, split) == ("same", "train"))
+            # In training, words are compared, and things counted and found, without media.
+            told = {("same", "train"), ("scene", "train")}
+            assert sorted(named) == sorted(sample.media) and (named or (sense.name, split) in told)
             assert sample.answer in sample.messages[-1]["content"].lower()
             for name, content in sample.media.items():
                 if name.endswith(".png"):
@@ -171,7 +172,7 @@ def test_much_of_what_is_concluded_is_learned_from_text() -> None:
     for split in SPLITS:
         concluded = [sample for sample in made("scene", split, 150) if ":" in sample.messages[1]["content"]]
         told = [sample for sample in concluded if not sample.media]
-        assert 0.2 * len(concluded) < len(told) < 0.6 * len(concluded) if split == "train" else not told
+        assert 0.2 * len(concluded) < len(told) < 0.7 * len(concluded) if split == "train" else not told
         for sample in told:
             (part,) = sample.messages[0]["content"]
             named = [words for words in seen_first(sample.messages[1]["content"]) if words not in NUMBERS]

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from omni_jax.config import CODEC_MARKS
-from omni_jax.decode.compiling import LOOP_OPTIONS, OLDER_EMITTERS
+from omni_jax.decode.compiling import LOOP_OPTIONS
 from omni_jax.decode.sampling import Plan, sample
 from omni_jax.decode.text import Rows
 from omni_jax.inputs.speech import SpeechPrompt
@@ -112,7 +112,7 @@ class Loop:
     codes: jax.Array
 
 
-@partial(jax.jit, static_argnames=("declaration", "plan", "capacity"), compiler_options=OLDER_EMITTERS)
+@partial(jax.jit, static_argnames=("declaration", "plan", "capacity"))
 def prefill_talker(
     params: dict,
     embed: jax.Array,
@@ -171,7 +171,7 @@ def prompt_inputs(talker: Talker, embed: jax.Array, prompt: SpeechPrompt, hidden
     jax.jit,
     static_argnames=("declaration", "plan", "unroll"),
     donate_argnames="state",
-    compiler_options=LOOP_OPTIONS | OLDER_EMITTERS,
+    compiler_options=LOOP_OPTIONS,
 )
 def decode_frames(
     params: dict,
