@@ -20,13 +20,12 @@ import omni_jax as oj
 from omni_jax.omni import Omni
 from omni_jax.rows.media import located
 from scripts.nano.judging import is_right
+from scripts.nano.recogniser import GREEDY
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "tests" / "data" / "nano"
 # Rows of each file that are asked.
 ASKED = (("digits", 3), ("written", 1), ("scene", 3), ("when", 1), ("red", 0))
 SPOKEN = ("digits", 9)
-# It is spoken by the likeliest codes.
-GREEDY = {"speech_temperature": 0.0, "speech_repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)

@@ -264,17 +264,8 @@ def _speech(speech: Mapping[str, Any]) -> str:
             pairs = (("numbers_heard", "numbers"), ("errors", "words"), ("strings_right", "strings"))
             figures = [_percent(share(counts, *pair)) if counts[pair[1]] else "" for pair in pairs]
             rows.append((speaker, what, *figures, counts["sentences"], counts["strings"], counts["words"]))
-    head = (
-        "speaker",
-        "",
-        "numbers heard",
-        "word error",
-        "all numbers of a sentence",
-        "sentences",
-        "with numbers",
-        "words",
-    )
-    return _table(head, rows) if rows else "Not measured."
+    measured = ("numbers heard", "word error", "all numbers of a sentence")
+    return _table(("speaker", "", *measured, "sentences", "with numbers", "words"), rows) if rows else "Not measured."
 
 
 def _examples(speech: Mapping[str, Any]) -> str:

@@ -41,7 +41,7 @@ from scripts.nano.evaluation import (
     questions,
     rows_for_test,
 )
-from scripts.nano.recogniser import RECOGNISER, SETTINGS, Transcribe, pocketsphinx, recogniser
+from scripts.nano.recogniser import GREEDY, RECOGNISER, SETTINGS, Transcribe, pocketsphinx, recogniser
 from scripts.nano.sounds import synthesised, wav
 from scripts.nano.speech import VOICES, training_answers
 from scripts.nano.words import NUMBERS
@@ -50,8 +50,6 @@ from scripts.nano.words import NUMBERS
 # trained on, and the longest speech in frames of 80 ms.
 SPOKEN = ("digit", "digits", "add", "count", "scene", "move", "read", "remember", "written", "flash")
 PROMPTS, FRAMES, SEED = 10, 180, 0
-# How they are spoken: by the likeliest codes.
-GREEDY = {"speech_temperature": 0.0, "speech_repetition_penalty": 1.0}
 # Samples of a piece where pieces are put in a random order: 80 ms.
 PIECE = SAMPLES_PER_SECOND * 8 // 100
 # What is counted, as `read_speech` names it.

@@ -115,11 +115,10 @@ def write_spoken(directory: Path, seed: int) -> dict[Split, Path]:
     said = {sense: sorted({*each} - texts) for sense, each in answers.items()}
     own, codes = conversations(directory, texts.union(*said.values())), read_codes(directory)
     files["train"].parent.mkdir(exist_ok=True)
-    drawn = _drawn(np.random.default_rng(seed), said, own)
-    rows = (_row(before, text, speaker, codes) for before, text, speaker in drawn if text not in texts)
-    write_whole(files["train"], "".join(json.dumps(row) + "\n" for row in rows))
-    rows = (_row(before, text, speaker, codes) for before, text, speaker in _tested(held, own, seed))
-    write_whole(files["test"], "".join(json.dumps(row) + "\n" for row in rows))
+    drawn = (one for one in _drawn(np.random.default_rng(seed), said, own) if one[1] not in texts)
+    spoken: dict[Split, Iterator[Spoken]] = {"train": drawn, "test": _tested(held, own, seed)}
+    for split, file in files.items():
+        write_whole(file, "".join(json.dumps(_row(*one, codes)) + "\n" for one in spoken[split]))
     return files
 
 
@@ -128,13 +127,13 @@ def _drawn(
 ) -> Iterator[Spoken]:
     """What is spoken in training: answers of senses by their shares, in one conversation each, and lists."""
     senses = [sense for sense, answers in said.items() if answers]
-    parts = np.array([TALKED.get(sense, 1) for sense in senses]) / sum(TALKED.get(sense, 1) for sense in senses)
+    shares = np.array([TALKED.get(sense, 1) for sense in senses])
     for _ in range(SPOKEN):
         speaker = pick(draw, tuple(VOICES))
         if draw.random() < SPOKEN_LISTS:
             yield READ_ALOUD, a_list(draw), speaker
         else:
-            text = pick(draw, said[draw.choice(senses, p=parts)])
+            text = pick(draw, said[draw.choice(senses, p=shares / shares.sum())])
             yield pick(draw, list(_before(draw, text, own[text], "train"))), text, speaker
 
 
