@@ -10,6 +10,7 @@ ones the latest and the best stay.
 """
 
 import logging
+import os
 import re
 import shutil
 import sys
@@ -179,9 +180,9 @@ def _nothing(record: logging.LogRecord) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Why an array cannot be read or written: of what TensorStore says, the words of the system."""
-    found = re.findall(r": ([^:]+) \[os_error_code", str(error))
-    return found[-1].lower() if found else reason_of(error)
+    """Why an array cannot be read or written: where TensorStore names the system's error, the words for its number."""
+    found = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    return os.strerror(int(found[1])).lower() if found else reason_of(error)
 
 
 def _flat(state: TrainState) -> dict[str, Any]:

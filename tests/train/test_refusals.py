@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from omni_jax.errors import CheckpointError, InputError
+from omni_jax.train.checkpoints import _reason as reason
 from omni_jax.train.loop import train
 from omni_jax.train.settings import Optimizer, Run
 from scripts.small.objective import Toy, ToyBatches, make_objective, recipe_for
@@ -136,6 +137,13 @@ def test_a_full_disk(size: int, every: int, why: str, tmp_path: Path) -> None:
     train(recipe_for(tmp_path / "run", **settings), make_objective(64), ToyBatches())
     train(recipe_for(tmp_path / "whole", **settings), make_objective(64), ToyBatches())
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("said", ["to file 3: File too large ", "File too large [tensorstore_spec='{\"a\":[[64]]}'] "])
+def test_the_words_of_the_system(said: str) -> None:
+    """TensorStore puts a description of the array before or after the number of the system's error."""
+    error = ValueError(f"OUT_OF_RANGE: Error opening \"zarr\" driver: {'x' * 200}: {said}[os_error_code='27']")
+    assert reason(error) == "file too large"
 
 
 def test_a_checkpoint_that_is_damaged(tmp_path: Path) -> None:
