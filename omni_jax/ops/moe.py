@@ -34,6 +34,8 @@ from omni_jax.sharding import is_hopper, platform
 # Rows up to which looping over (row, expert) pairs is faster on CPU, and gathering the experts' weights on GPU.
 PAIR_ROWS = 4
 GPU_GATHER_ROWS = 3
+# Pairs of a row and an expert up to which comparing each with each is better than sorting them, on GPU.
+COMPARED_PAIRS = 1024
 # A tile has 1 to TILE_STEPS steps of rows, the number that its rows need, and a program for each number: more steps pad
 # less and compile longer. A step's bounds: a product of fewer rows takes the same time, and one of over 512 rows leaves
 # the CPU's caches.
@@ -309,7 +311,7 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
     import tokamax  # pyright: ignore[reportMissingImports]
 
     ids, (R, A), E = routing.ids, routing.ids.shape, experts.held
-    order = jnp.argsort(ids.reshape(-1), stable=True)
+    order, place = _order_by_expert(ids)
     # Not scattered: these are three kernels instead of one.
     counts = jnp.sum(ids.reshape(-1, 1) == jnp.arange(E), axis=0, dtype=jnp.int32)
     dot = partial(tokamax.ragged_dot, group_sizes=counts, implementation="mosaic", preferred_element_type=x.dtype)
@@ -326,9 +328,24 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
     out = keep(dot(hidden, _of_layer(experts.down, experts.layer)))
     out = out if experts.lora is None else out + experts.lora.second(hidden, update)
     # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
-    place = jnp.zeros(R * A, jnp.int32).at[order].set(jnp.arange(R * A, dtype=jnp.int32)).reshape(R, A)
     rows = _here(out[place], ids, E, total).astype(jnp.float32)
     return jnp.sum(rows * routing.weights[..., None].astype(jnp.float32), axis=1)
+
+
+def _order_by_expert(ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The order of pairs ids [R, A] by expert, int32 [R * A], and the place of each pair in it, [R, A].
+
+    Few pairs are compared with one another: two kernels, where sorting them and inverting the order are four.
+    """
+    flat, pair = ids.reshape(-1), jnp.arange(ids.size, dtype=jnp.int32)
+    if ids.size > COMPARED_PAIRS:
+        order = jnp.argsort(flat, stable=True)
+        place = jnp.zeros_like(pair).at[order].set(pair)
+    else:
+        key = flat * ids.size + pair
+        place = jnp.sum(key < key[:, None], axis=1, dtype=jnp.int32)
+        order = jnp.sum(jnp.where(place[:, None] == pair, pair[:, None], 0), axis=0, dtype=jnp.int32)
+    return order, place.reshape(ids.shape)
 
 
 def _fits_kernel(x: jax.Array, experts: ExpertWeights) -> bool:

@@ -20,6 +20,15 @@ def weights(L: int, E: int, D: int, F: int) -> tuple[np.ndarray, np.ndarray]:
     return gate_up, rng.standard_normal((L, E, F, D), np.float32) * F**-0.5
 
 
+@pytest.mark.parametrize("rows", [1, 5, 128, 129])
+def test_pairs_are_ordered_by_expert_whether_compared_or_sorted(rows: int) -> None:
+    ids = np.random.default_rng(rows).integers(0, 5, (rows, 8)).astype(np.int32)
+    order, place = map(np.asarray, moe._order_by_expert(jnp.asarray(ids)))
+    np.testing.assert_array_equal(order, np.argsort(ids.reshape(-1), kind="stable"))
+    np.testing.assert_array_equal(order[place.reshape(-1)], np.arange(ids.size))
+    assert place.shape == ids.shape
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8, 33, 150])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backends_equal_a_plain_loop(backend: str, rows: int) -> None:
