@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from omni_jax.decode.draft.engine import SpeculativeEngine
 from omni_jax.decode.draft.plan import KnownDrafters
@@ -33,10 +34,11 @@ def compared(
     checkpoints: Callable[[str], Path], drafters: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Drafters, dict[str, bench_drafters.Way]]:
     folder = tmp_path_factory.mktemp("bench")
+    Image.new("RGB", (64, 64), "red").save(folder / "red.png")
     lines = [
         {"turns": ["First question", "Second"]},
         {"prompt": "Another, longer question"},
-        {"question": "And a third"},
+        {"messages": user({"type": "image", "image": "red.png"}, "And a third, with a picture")},
     ]
     (folder / "prompts.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
     options = Drafters(

@@ -2,14 +2,15 @@
 
 Every prompt is answered by the plain loop and by each drafter, in turn and twice: the first run compiles, the second is
 measured. A DFlash drafter drafts its block, an EAGLE-3 drafter a chain and a tree. "oracle:0.3" is an oracle drafter
-with a 30 % error rate: it drafts the reply of the plain loop, three tokens in ten replaced by wrong ones. Only the
-first turn of a conversation is asked. Replies are compared with those of the plain loop: in float32 none may differ, in
+with a 30 % error rate: it drafts the reply of the plain loop, three tokens in ten replaced by wrong ones. Of "turns"
+only the first one is asked; "messages" are asked as they are, with their media. Replies are compared with those of the plain loop: in float32 none may differ, in
 bfloat16 near-ties may.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from omni_jax.decode.limits import Limits
 from omni_jax.errors import InputError
 from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni
+from omni_jax.rows.media import located
 from omni_jax.weights.drafters import load_drafter
 from scripts.bench.compare import write_json
 from scripts.bench.drafter_tables import figures, finite, plot, table
@@ -78,8 +80,7 @@ def compare(options: Drafters) -> list[Way]:
     for name in options.drafter:
         ways += [Way(name, error_rate=rates[name])] if name in rates else ways_of(name, omni, options.dtype)
     for start in range(0, len(questions), options.batch):
-        texts = questions[start : start + options.batch]
-        batch = omni.prepare([[{"role": "user", "content": text}] for text in texts])
+        batch = omni.prepare(questions[start : start + options.batch])
         answer(omni, batch, options.new, ways, count=start == 0)
     return ways
 
@@ -129,30 +130,36 @@ def ways_of(directory: str, omni: Omni, dtype: str) -> list[Way]:
     return ways
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The first turn of every line of a JSONL file: its "turns", "prompt" or "question"; InputError naming a line."""
+def read_prompts(path: Path) -> list[list[dict[str, Any]]]:
+    """A conversation for every line of a JSONL file: its "messages", the first of its "turns", its "prompt" or "question".
+
+    Paths of media are relative to the file. InputError naming a line.
+    """
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    prompts = [_first_turn(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    prompts = [_asked(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise InputError(f"{path}: holds no prompt")
     return prompts
 
 
-def _first_turn(line: str, where: str) -> str:
+def _asked(line: str, path: Path, number: int) -> list[dict[str, Any]]:
+    where = f"{path}, line {number}"
     try:
         values = json.loads(line)
     except ValueError as error:
         raise InputError(f"{where}: not JSON ({error})") from error
-    keys = ("turns", "prompt", "question")
-    found = [values[key] for key in keys if values.get(key)] if isinstance(values, dict) else []
+    values = values if isinstance(values, dict) else {}
+    if isinstance(messages := values.get("messages"), list) and messages:
+        return located(messages, path.parent)
+    found = [values[key] for key in ("turns", "prompt", "question") if values.get(key)]
     text = found[0] if found else None
     text = text[0] if isinstance(text, list) else text
     if not isinstance(text, str):
-        raise InputError(f"{where}: neither turns nor prompt nor question with a text")
-    return text
+        raise InputError(f"{where}: neither messages nor turns nor prompt nor question with a text")
+    return [{"role": "user", "content": text}]
 
 
 def report(options: Drafters) -> None:
