@@ -310,7 +310,7 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
         return tiled(x, routing, experts, total)
     import tokamax  # pyright: ignore[reportMissingImports]
 
-    ids, (R, A), E = routing.ids, routing.ids.shape, experts.held
+    ids, E = routing.ids, experts.held
     order, place = _order_by_expert(ids)
     # Not scattered: these are three kernels instead of one.
     counts = jnp.sum(ids.reshape(-1, 1) == jnp.arange(E), axis=0, dtype=jnp.int32)
@@ -321,7 +321,7 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
         a, b = (_padded(w[experts.layer], axis) for w, axis in ((factors.a, 1), (factors.b, 2)))
         return (factors.scale * dot(dot(rows, a.swapaxes(1, 2)), b.swapaxes(1, 2))).astype(x.dtype)
 
-    rows = x[order // A]
+    rows = x[order // ids.shape[1]]
     hidden = keep(dot(rows, _of_layer(joined(experts.gate_up), experts.layer)))
     hidden = hidden if experts.lora is None else hidden + experts.lora.first(rows, update)
     hidden = _gated(hidden, x.dtype)

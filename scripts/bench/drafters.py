@@ -1,10 +1,10 @@
 """Compare drafters on the prompts of a file: how many drafts are accepted, what they cost, and what they gain.
 
-Every prompt is answered by the plain loop and by each drafter, in turn and twice: the first run compiles, the second is
-measured. A DFlash drafter drafts its block, an EAGLE-3 drafter a chain and a tree. "oracle:0.3" is an oracle drafter
-with a 30 % error rate: it drafts the reply of the plain loop, three tokens in ten replaced by wrong ones. Of "turns"
-only the first one is asked; "messages" are asked as they are, with their media. Replies are compared with those of the plain loop: in float32 none may differ, in
-bfloat16 near-ties may.
+Every prompt is answered by the plain loop and by each drafter, in turn and twice: the first run compiles, the second
+is measured. A DFlash drafter drafts its block, an EAGLE-3 drafter a chain and a tree. "oracle:0.3" is an oracle
+drafter with a 30 % error rate: it drafts the reply of the plain loop, three tokens in ten replaced by wrong ones. Of
+"turns" only the first one is asked; "messages" are asked as they are, with their media. Replies are compared with
+those of the plain loop: in float32 none may differ, in bfloat16 near-ties may.
 """
 
 import json
@@ -131,7 +131,7 @@ def ways_of(directory: str, omni: Omni, dtype: str) -> list[Way]:
 
 
 def read_prompts(path: Path) -> list[list[dict[str, Any]]]:
-    """A conversation for every line of a JSONL file: its "messages", the first of its "turns", its "prompt" or "question".
+    """A conversation for each line of a JSONL file: "messages", the first of "turns", "prompt" or "question".
 
     Paths of media are relative to the file. InputError naming a line.
     """
