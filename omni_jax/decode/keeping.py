@@ -23,8 +23,9 @@ from omni_jax.decode.request import Request
 from omni_jax.inputs.audio import TOKENS_PER_CHUNK
 from omni_jax.inputs.batch import Batch
 
-# Tokens that a prompt must share with a kept conversation: all prompts begin alike, and a few tokens save nothing.
-LEAST = 16
+# Tokens that a prompt must share with a kept conversation. All prompts begin alike, and a few tokens save nothing: running
+# them takes about as long as running one, and copying their cache out and in takes longer.
+LEAST = 64
 # Tokens of a block; of conversations that share equally many whole blocks with a prompt, so many are compared at most.
 BLOCK, COMPARED = 16, 8
 # What tells tokens apart: id, three positions, two halves of a digest, and the place in what was digested.
@@ -190,6 +191,8 @@ class Keeper:
         if prompt is None:
             return
         # The last token has not been run.
+        if len(prompt.contents) + len(request.token_ids) - 1 <= LEAST:
+            return
         contents = continued(prompt.contents, request.token_ids, prompt.rope_delta)[:-1]
         self.store.keep(Conversation(contents, take(len(contents)), prompt.hidden))
 

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omni_jax.decode import keeping
 from omni_jax.decode import media as encoders
-from omni_jax.decode.keeping import Conversation, Store, bytes_of, common, contents_of, continued, digest
+from omni_jax.decode.keeping import Conversation, Keeper, Store, bytes_of, common, contents_of, continued, digest
+from omni_jax.decode.limits import Limits
 from omni_jax.decode.prompt import Prompt
+from omni_jax.decode.request import requests_for
 from omni_jax.inputs.batch import Batch
 from omni_jax.omni import Omni, Reply
 from omni_jax.weights.drafters import load_drafter
@@ -20,6 +23,12 @@ from tests.parity import audio_part, image_part, user
 
 LOOK = [image_part(90, 90, 5), "What is this, and what do you see in it?"]
 MUCH = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def short_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversations of these tests are shorter than those that are worth keeping."""
+    monkeypatch.setattr(keeping, "LEAST", 16)
 
 
 def contents(omni: Omni, messages: list[dict]) -> np.ndarray:
@@ -172,3 +181,16 @@ def test_a_further_turn_runs_its_new_tokens(
     assert first["cached_tokens"] == 0 and second["cached_tokens"] >= first["prompt_tokens"] - 8
     assert third["cached_tokens"] >= second["prompt_tokens"] - 8
     assert "cached_tokens" not in want[1].stats
+
+
+def test_a_short_conversation_is_neither_copied_nor_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "LEAST", 64)
+    store, taken = Store(MUCH), []
+    for number, ids in enumerate(([1] * 60, [2] * 61)):
+        (request,) = requests_for(Batch.of_text([ids]), Limits(5), [0])
+        request.token_ids = [3] * 5
+        keeper = Keeper(store)
+        keeper.begin(request, text(ids), 0.0, False)
+        keeper.end(request, lambda tokens: taken.append(tokens) or jnp.zeros(1))
+        assert len(taken) == number
+    assert taken == [65] and store.find(text([2] * 61 + [3] * 5), False) is not None

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from omni_jax.inputs.audio import read_file
-from omni_jax.weights.locate import NANO
 from scripts.nano.judging import is_right, words
 from tests.helpers.serving import server
 
 openai = pytest.importorskip("openai")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not NANO.exists(), reason="the package has no trained model")]
+pytestmark = pytest.mark.slow
 
 KINDS = {"image": "image/png", "audio": "audio/flac", "video": "video/mp4"}
 # Of each file, how many rows are asked, and how many must be right.
@@ -93,7 +92,14 @@ def test_an_earlier_turn_is_remembered(client, data_dir):
     turns = [first, {"role": "assistant", "content": said}, {"role": "user", "content": "What digit did I show you?"}]
     found = ask(client, turns)
     assert row["answer"] in words(found.choices[0].message.content)
-    assert found.usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_a_long_turn_is_kept(client):
+    turns = [{"role": "user", "content": "Please repeat: a yellow bird. " * 12}]
+    said = ask(client, turns)
+    turns += [{"role": "assistant", "content": said.choices[0].message.content}, {"role": "user", "content": "Again."}]
+    kept = ask(client, turns).usage.prompt_tokens_details.cached_tokens
+    assert said.usage.prompt_tokens - 8 <= kept < said.usage.total_tokens
 
 
 def test_what_is_written_is_said_whole_and_streamed(client):
