@@ -21,18 +21,17 @@ import time
 import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from math import ceil
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from omni_jax.decode.answers import STREAM_STEPS, Follower
 from omni_jax.decode.batching import Admission, Batching
 from omni_jax.decode.prompt import Prompt
-from omni_jax.decode.reply import Event, Logprobs
+from omni_jax.decode.reply import Event
 from omni_jax.decode.speech.aloud import Said
 from omni_jax.decode.text import CHUNK
 from omni_jax.distributed import is_primary, min_over_processes, value_from_first
@@ -41,79 +40,12 @@ from omni_jax.process import FAILED
 from omni_jax.serve.errors import RequestError, invalid, request_error
 from omni_jax.serve.readings import Readings
 from omni_jax.serve.running import Running, failed_request
+from omni_jax.serve.tickets import Ticket, put_all
 
 ATTEMPTS = 3  # of a reply, when others make the engine fail
 STEP_SECONDS = 0.1
 AGREE_SECONDS = 1.0  # after which processes that have nothing to do hear of each other
 MOST_RETRY_SECONDS = 60
-
-
-class Once:
-    """Lets through what was not sent before: a reply that runs again has the same beginning."""
-
-    def __init__(self) -> None:
-        self._sent = [0, 0, 0, 0]
-        self.restart()
-
-    def restart(self) -> None:
-        """The next events are from the beginning of the reply again."""
-        self._seen = [0, 0, 0, 0]
-
-    def new(self, event: Event) -> Event:
-        """What of an event is new."""
-        wave = np.zeros(0, np.float32) if event.audio is None else event.audio
-        skips = []
-        for i, length in enumerate(map(len, (event.text, event.reasoning, event.token_ids, wave))):
-            skips.append(min(max(self._sent[i] - self._seen[i], 0), length))
-            self._seen[i] += length
-            self._sent[i] = max(self._sent[i], self._seen[i])
-        text, thought, token, sample = skips
-        logprobs = event.logprobs
-        if logprobs is not None:
-            logprobs = Logprobs(logprobs.token[token:], logprobs.top_ids[token:], logprobs.top[token:])
-        return replace(
-            event,
-            text=event.text[text:],
-            reasoning=event.reasoning[thought:],
-            token_ids=event.token_ids[token:],
-            audio=None if event.audio is None else wave[sample:],
-            logprobs=logprobs,
-        )
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A reply that a client waits for, or a text to read aloud.
-
-    loop: of the client's side; None in a process that has none. prompt: of a reply. said: the text. events: where the
-    engine puts those of a step, and at last None or an error. once: what was sent. left: whether nobody waits any more.
-    cancelled: the same, once the engine has agreed on it. ended: whether it has all. attempts: how often it was begun.
-    """
-
-    loop: asyncio.AbstractEventLoop | None
-    prompt: Prompt | None = None
-    said: Said | None = None
-    events: asyncio.Queue[tuple[Event | Exception | None, ...]] = field(default_factory=asyncio.Queue)
-    once: Once = field(default_factory=Once)
-    left: bool = False
-    cancelled: bool = False
-    ended: bool = False
-    attempts: int = 0
-
-    @classmethod
-    def of(cls, asked: Prompt | Said) -> "Ticket":
-        """One that no client of this process waits for."""
-        return cls(None, prompt=asked) if isinstance(asked, Prompt) else cls(None, said=asked)
-
-    def put(self, *events: Event | Exception | None) -> None:
-        """Hand events to the client's side, from the engine's thread."""
-        self.ended = self.ended or any(event is None or isinstance(event, Exception) for event in events)
-        if self.loop is None:
-            return
-        try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, events)
-        except RuntimeError:  # the loop is closed: nobody waits
-            self.left = True
 
 
 class News(NamedTuple):
@@ -213,26 +145,30 @@ class Service:
 
         Leave the iterator early, or close it, to cancel the reply.
         """
-        return self._events(Ticket(asyncio.get_running_loop(), prompt))
+        return _each(self.answer_together(prompt))
+
+    def answer_together(self, prompt: Prompt) -> AsyncGenerator[list[Event], None]:
+        """As `answer`, with the events that come at once together."""
+        return self._together(Ticket(asyncio.get_running_loop(), prompt))
 
     def read_aloud(self, said: Said) -> AsyncGenerator[Event, None]:
         """The events of a text that is read aloud, as `answer` has them."""
-        return self._events(Ticket(asyncio.get_running_loop(), said=said))
+        return _each(self._together(Ticket(asyncio.get_running_loop(), said=said)))
 
-    async def _events(self, ticket: Ticket) -> AsyncGenerator[Event, None]:
-        """The events of a ticket, which the engine gets now."""
+    async def _together(self, ticket: Ticket) -> AsyncGenerator[list[Event], None]:
+        """The events of a ticket, which the engine gets now, those of a step together."""
         self._asked.add(ticket)
         self._tickets.put(ticket)
         start = time.monotonic()
         try:
             ended = False
             while not ended:
-                for event in await ticket.events.get():
-                    if isinstance(event, Exception):
-                        raise event
-                    ended = event is None
-                    if event is not None:
-                        yield event
+                come = await ticket.events.get()
+                ended = come[-1] is None
+                if events := [event for event in come if isinstance(event, Event)]:
+                    yield events
+                if isinstance(come[-1], Exception):
+                    raise come[-1]
             self._seconds += 0.1 * (time.monotonic() - start - self._seconds)
         finally:
             ticket.left = True
@@ -374,6 +310,7 @@ class Service:
 
     def _send(self, finished: set[int], batching: Batching) -> None:
         """Send what is new of all replies, and the end of those that are finished."""
+        sent = []
         for number, (ticket, follower) in list(self._following.items()):
             events: list[Event | None] = [ticket.once.new(event) for event in follower.events()]
             if number in finished:
@@ -382,7 +319,8 @@ class Service:
                 del self._following[number]
                 events += [ticket.once.new(last), None]
             if events:
-                ticket.put(*events)
+                sent.append((ticket, tuple(events)))
+        put_all(sent)
 
     def _fail(self, batching: Batching, error: Exception) -> None:
         """Give up the reply that made the loop fail, and have the others run again."""
@@ -393,6 +331,14 @@ class Service:
             else:
                 self._again.append(ticket)
         self._following.clear()
+
+
+async def _each(events: AsyncGenerator[list[Event], None]) -> AsyncGenerator[Event, None]:
+    """One after the other."""
+    async with aclosing(events) as rest:
+        async for together in rest:
+            for event in together:
+                yield event
 
 
 def _shutting_down() -> RequestError:

@@ -22,7 +22,8 @@ from omni_jax.serve.media import Media
 from omni_jax.serve.metrics import Metrics
 from omni_jax.serve.workers import Workers
 
-SHORT_CHARACTERS = 20_000  # of a conversation that is prepared in the server's own process
+# Characters of a conversation that is prepared in the server's own process, and of one that does not leave its thread.
+SHORT_CHARACTERS, QUICK_CHARACTERS = 20_000, 1_000
 _TEXT_KEYS = {"type", "text"}  # of a part that is text
 TRANSCRIBE = "Transcribe the {language}audio into text."
 
@@ -58,6 +59,8 @@ class Serving:
                 async for index, event in _each(events):
                     choices[index].take(event)
                     usage.add(event, event.reply)
+        if not asked.speech:
+            return completion_body(Heading(self.model), choices, usage)
         # Compressing a long sound takes a while.
         return await asyncio.to_thread(completion_body, Heading(self.model), choices, usage)
 
@@ -116,9 +119,13 @@ class Serving:
         messages = await self.media.resolve(asked.messages)
         conversation = {"messages": messages, "tools": asked.tools}
         with naming({}, "messages"):
-            if is_short_text(messages):  # which does not wait until media of others are decoded
-                return await asyncio.to_thread(self.service.running.omni.processor.prepare, conversation, **options)
-            return await self.workers.prepare(conversation, options)
+            # Text does not wait until media of others are decoded; and what takes a millisecond needs no thread.
+            characters, prepare = text_characters(messages, asked.tools), self.service.running.omni.processor.prepare
+            if characters is None or characters > SHORT_CHARACTERS:
+                return await self.workers.prepare(conversation, options)
+            if characters > QUICK_CHARACTERS:
+                return await asyncio.to_thread(prepare, conversation, **options)
+            return prepare(conversation, **options)
 
     def _choices(self, asked: Asked) -> list[Choice]:
         tokenizer = self.service.running.omni.processor.tokenizer
@@ -149,6 +156,14 @@ class Serving:
 
         start: when the request was read, of `time.monotonic`.
         """
+        if len(prompts) == 1:
+            watch = self.metrics.watch(int(prompts[0].batch.mask.sum()), start)
+            async with aclosing(self.service.answer_together(prompts[0])) as events:
+                async for together in events:
+                    for event in together:
+                        watch.event(event)
+                    yield [(0, event) for event in together]
+            return
         arrived: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
 
         async def follow(index: int, prompt: Prompt) -> None:
@@ -188,12 +203,24 @@ async def _each(events: AsyncGenerator[list[Numbered], None]) -> AsyncGenerator[
             yield numbered
 
 
-def is_short_text(messages: Sequence[Any]) -> bool:
-    """Whether messages hold text alone, as a whole or in parts, and little of it."""
+def text_characters(messages: Sequence[Any], tools: Sequence[Any] | None = None) -> int | None:
+    """The characters of messages of text alone and of all that belongs to them; None if they hold anything else."""
     contents = [message.get("content") if isinstance(message, dict) else None for message in messages]
     parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
-    texts: list[Any] = [
+    texts = [
         part["text"] if isinstance(part, dict) and part.keys() == _TEXT_KEYS and part["type"] == "text" else part
         for part in parts
     ]
-    return all(isinstance(text, str) for text in texts) and sum(map(len, texts)) <= SHORT_CHARACTERS
+    return _characters([messages, tools]) if all(isinstance(text, str) for text in texts) else None
+
+
+def _characters(value: Any) -> int:
+    """The characters of a JSON value, at least one for each value in it."""
+    match value:
+        case str():
+            return len(value)
+        case dict():
+            return sum(len(name) + _characters(one) for name, one in value.items())
+        case list() | tuple():
+            return sum(map(_characters, value))
+    return 1

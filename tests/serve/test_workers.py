@@ -12,7 +12,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import InputError
 from omni_jax.files import read_object
 from omni_jax.inputs.processor import Processor
-from omni_jax.serve.serving import SHORT_CHARACTERS, is_short_text
+from omni_jax.serve.serving import SHORT_CHARACTERS, text_characters
 from omni_jax.serve.workers import WorkerLimits, Workers
 from tests.helpers.serving import Acting
 
@@ -96,15 +96,24 @@ def test_batches_are_those_of_the_processor(checkpoints, data_dir):
 
 def test_text_alone_needs_no_process_of_its_own():
     text, picture = {"type": "text", "text": "a"}, {"type": "image", "image": b""}
-    for content, short in (
+    for content, is_text in (
         ("a", True),
         ([text, text], True),
         ([text, picture], False),
         ([{"type": "image", "text": "a"}], False),
         ([text | {"text": b"a"}], False),
         (None, False),
-        ([text | {"text": "a" * (SHORT_CHARACTERS // 2)}] * 2, True),
-        ([text | {"text": "a" * (SHORT_CHARACTERS // 2 + 1)}] * 2, False),
     ):
-        assert is_short_text([{"role": "user", "content": content}]) == short
-    assert not is_short_text(["a"])
+        assert (text_characters([{"role": "user", "content": content}]) is not None) == is_text
+    assert text_characters(["a"]) is None
+
+
+def test_all_that_is_text_counts():
+    plain = text_characters([{"role": "user", "content": "a"}])
+    assert plain is not None and plain < 30
+    long = {"reasoning_content": "a" * SHORT_CHARACTERS}, {"tool_calls": [{"arguments": {"a" * SHORT_CHARACTERS: 1}}]}
+    for more in long:
+        found = text_characters([{"role": "user", "content": "a", **more}])
+        assert found is not None and found > SHORT_CHARACTERS
+    found = text_characters([{"role": "user", "content": "a"}], [{"function": {"name": "a" * SHORT_CHARACTERS}}])
+    assert found is not None and found > SHORT_CHARACTERS
