@@ -34,8 +34,7 @@ from omni_jax.sharding import is_hopper, platform
 # Rows up to which looping over (row, expert) pairs is faster on CPU, and gathering the experts' weights on GPU.
 PAIR_ROWS = 4
 GPU_GATHER_ROWS = 3
-# Pairs of a row and an expert up to which comparing each with each is better than sorting them, on GPU.
-COMPARED_PAIRS = 1024
+COMPARED_PAIRS = 1024  # of a row and an expert: more are sorted, on GPU
 # A tile has 1 to TILE_STEPS steps of rows, the number that its rows need, and a program for each number: more steps pad
 # less and compile longer. A step's bounds: a product of fewer rows takes the same time, and one of over 512 rows leaves
 # the CPU's caches.
@@ -59,8 +58,7 @@ class Routing:
 class ExpertWeights:
     """gate_up [L, E, D, 2, F] and down [L, E, F, D] of all layers, and the layer to take, int32 [].
 
-    As `Int8`, they are [L, E, 2, F, D] and [L, E, D, F]. lora: low-rank updates of them, factors [L, E, ...]; None
-    without.
+    As `Int8`, they are [L, E, 2, F, D] and [L, E, D, F]. lora: low-rank updates, factors [L, E, ...]; None without.
     """
 
     gate_up: Weight
@@ -312,7 +310,7 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
 
     ids, E = routing.ids, experts.held
     order, place = _order_by_expert(ids)
-    # Not scattered: these are three kernels instead of one.
+    # A scatter would be three kernels.
     counts = jnp.sum(ids.reshape(-1, 1) == jnp.arange(E), axis=0, dtype=jnp.int32)
     dot = partial(tokamax.ragged_dot, group_sizes=counts, implementation="mosaic", preferred_element_type=x.dtype)
 
@@ -327,7 +325,7 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
     hidden = _gated(hidden, x.dtype)
     out = keep(dot(hidden, _of_layer(experts.down, experts.layer)))
     out = out if experts.lora is None else out + experts.lora.second(hidden, update)
-    # Gathered back by its inverse, the order costs no array of its own: scattering would fill one and write another.
+    # Gathered back by their places: scattering would fill an array and write another.
     rows = _here(out[place], ids, E, total).astype(jnp.float32)
     return jnp.sum(rows * routing.weights[..., None].astype(jnp.float32), axis=1)
 
@@ -335,7 +333,7 @@ def grouped(x: jax.Array, routing: Routing, experts: ExpertWeights, total: int |
 def _order_by_expert(ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The order of pairs ids [R, A] by expert, int32 [R * A], and the place of each pair in it, [R, A].
 
-    Few pairs are compared with one another: two kernels, where sorting them and inverting the order are four.
+    Few are compared each with each: two kernels, where sorting them and inverting the order are five.
     """
     flat, pair = ids.reshape(-1), jnp.arange(ids.size, dtype=jnp.int32)
     if ids.size > COMPARED_PAIRS:
@@ -371,9 +369,7 @@ def _of_layer(weight: Weight, l: Any) -> Any:
 
 def _padded(w: jax.Array, axis: int) -> jax.Array:
     """`w` with zeros after its values along `axis`, up to a multiple of GROUPED_MULTIPLE."""
-    widths = [(0, 0)] * w.ndim
-    widths[axis] = (0, -w.shape[axis] % GROUPED_MULTIPLE)
-    return jnp.pad(w, widths)
+    return jnp.pad(w, [(0, -n % GROUPED_MULTIPLE if i == axis else 0) for i, n in enumerate(w.shape)])
 
 
 def _one(experts: Mlp, e: Any) -> Mlp:
