@@ -74,7 +74,7 @@ def check_beginning(directory: Path, texts: list[str], seed: int) -> None:
             differ = ["seed"]
     if differ:
         what = f"{directory} began with another {' and '.join(differ)}"
-        raise InputError(f"{what}; go back to that, or delete drawn, begin and thinker beside it to train anew")
+        raise InputError(f"{what}; go back to that, or delete drawn, begin and words beside it to train anew")
 
 
 def write_whitened(directory: Path, drawn: Path, media: Sequence[MediaRows], seed: int) -> Path:

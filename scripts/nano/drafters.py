@@ -19,8 +19,8 @@ from omni_jax.train.drafters.recipes import DFlash, Eagle3, Target
 from omni_jax.train.loop import Trained
 from omni_jax.train.settings import Batching, Compute, Run
 from scripts.nano.mixture import as_rows, drawn_rows
-from scripts.nano.origin import check_origin, model_of, rows_digest
-from scripts.nano.rows import rows_there
+from scripts.nano.origin import check_origin, model_of
+from scripts.nano.rows import rows_digest, rows_there
 from scripts.nano.thinker import trained_by
 
 ROWS, LENGTH = 4, 512

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from omni_jax.files import write_whole
-from scripts.nano.origin import check_origin, rows_digest
-from scripts.nano.rows import rows_path
+from scripts.nano.origin import check_origin
+from scripts.nano.rows import rows_digest, rows_path
 
 # How often each sense is asked, in parts of all; the others are asked as often as `OTHERS`.
 SHARES = {"read": 36.0, "scene": 26.0, "same": 14.0, "digits": 12.0, "written": 10.0, "spell": 8.0, "compare": 6.0}

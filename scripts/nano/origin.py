@@ -2,7 +2,8 @@
 
     made_from/<result>.json: {"rows": digest, "thinker/model": identity, "seed": 0, ...}
 
-It is written before the result is begun. A result without such a file is taken as made from what is there now.
+It is written before the result is begun. A result without such a file is taken as made from what is there now, and so
+is one whose file lacks a name, as those of earlier versions may.
 """
 
 import json
@@ -14,7 +15,6 @@ from typing import Any
 from omni_jax.errors import InputError
 from omni_jax.files import write_whole
 from omni_jax.weights.manifest import identity
-from scripts.nano.rows import made_senses, rows_path
 
 
 def check_origin(directory: Path, name: str, results: Sequence[Path], origin: Mapping[str, Any]) -> None:
@@ -24,13 +24,13 @@ def check_origin(directory: Path, name: str, results: Sequence[Path], origin: Ma
     """
     record = directory / "made_from" / f"{name}.json"
     there = [str(path) for path in results if path.exists()]
-    held = json.loads(record.read_text()) if record.exists() else origin
-    changed = sorted(name for name in {*held, *origin} if held.get(name) != origin.get(name))
+    held = json.loads(record.read_text()) if record.exists() else {}
+    changed = sorted(name for name in held if held[name] != origin.get(name))
     if there and changed:
-        was = " and ".join(_change(name, held.get(name), origin.get(name)) for name in changed)
+        was = " and ".join(_change(name, held[name], origin.get(name)) for name in changed)
         raise InputError(f"{there[0]} is outdated: {was}; delete {' and '.join(there)} to make it anew")
-    if changed or not record.exists():
-        record.parent.mkdir(exist_ok=True)
+    if held != origin:
+        record.parent.mkdir(parents=True, exist_ok=True)
         write_whole(record, json.dumps(origin, indent=1) + "\n")
 
 
@@ -42,15 +42,6 @@ def digest_of(paths: Iterable[Path]) -> str:
             raise InputError(f"{path} is missing; run the stage that writes it first")
         digest.update(f"{path.name}\0{sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def rows_digest(directory: Path, senses: Iterable[str] | None = None) -> str:
-    """A digest of the training rows of some senses, or of all that have some; InputError for one that has none."""
-    known = made_senses(directory, "train")
-    senses = known if senses is None else list(senses)
-    if unknown := [sense for sense in senses if sense not in known]:
-        raise InputError(f"{rows_path(directory, unknown[0], 'train')} is missing; run the stage data first")
-    return digest_of(rows_path(directory, sense, "train") for sense in senses)
 
 
 def model_of(directory: Path, stage: str) -> str:

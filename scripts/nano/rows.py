@@ -7,7 +7,7 @@ on how many rows are made. The file of rows is written last, so a sense whose fi
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ import numpy as np
 
 from omni_jax.errors import InputError
 from omni_jax.files import write_whole
+from scripts.nano.origin import check_origin, digest_of
 
 Split = Literal["train", "test"]
 Need = Literal["voices", "handwriting"]
@@ -77,7 +78,11 @@ def pick(draw: np.random.Generator, choices: Sequence[Any]) -> Any:
 
 
 def write_sense(directory: Path, sense: Sense, seed: int, workers: int) -> None:
-    """Make the rows of a sense that are not there yet, in `directory`; InputError if there are more or fewer."""
+    """Make the rows of a sense that are not there yet, in `directory`.
+
+    InputError if there are more or fewer, or if they were drawn from another seed.
+    """
+    check_origin(directory, f"rows-{sense.name}", [rows_path(directory, sense.name, s) for s in SPLITS], {"seed": seed})
     for split in SPLITS:
         path = rows_path(directory, sense.name, split)
         if path.exists():
@@ -107,6 +112,15 @@ def rows_there(directory: Path, sense: str, split: Split) -> int:
 def made_senses(directory: Path, split: Split) -> list[str]:
     """The senses whose rows of a split were made, sorted."""
     return sorted(file.name.split(".")[0] for file in directory.glob(f"rows/*.{split}.jsonl"))
+
+
+def rows_digest(directory: Path, senses: Iterable[str] | None = None) -> str:
+    """A digest of the training rows of some senses, or of all that have some; InputError for one that has none."""
+    known = made_senses(directory, "train")
+    senses = known if senses is None else list(senses)
+    if unknown := [sense for sense in senses if sense not in known]:
+        raise InputError(f"{rows_path(directory, unknown[0], 'train')} is missing; run the stage data first")
+    return digest_of(rows_path(directory, sense, "train") for sense in senses)
 
 
 def samples(sense: Sense, split: Split, seed: int, begin: int = 0) -> Iterator[Sample]:

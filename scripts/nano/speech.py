@@ -27,8 +27,8 @@ import numpy as np
 from omni_jax.errors import InputError
 from omni_jax.files import write_whole
 from omni_jax.models.code2wav import SAMPLES_PER_SECOND
-from scripts.nano.origin import check_origin, rows_digest
-from scripts.nano.rows import made_senses, rows_path
+from scripts.nano.origin import check_origin
+from scripts.nano.rows import made_senses, rows_digest, rows_path
 from scripts.nano.sounds import synthesised, wav
 from scripts.nano.text import KEPT
 from scripts.nano.words import DIGITS, IT_SAYS, NOUNS, NUMBERS

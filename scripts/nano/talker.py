@@ -45,8 +45,8 @@ from scripts.nano.codec_stage import (
     trained_codec,
 )
 from scripts.nano.listen import held_accuracy, listen, read_repeats
-from scripts.nano.origin import check_origin, digest_of, model_of, rows_digest
-from scripts.nano.rows import SPLITS, Split, assistant, pick, user
+from scripts.nano.origin import check_origin, digest_of, model_of
+from scripts.nano.rows import SPLITS, Split, assistant, pick, rows_digest, user
 from scripts.nano.speech import LIST_SHARES, QUOTED_EVERY, VOICES, a_list, of_words, sayable
 from scripts.nano.text import KEPT, REPEAT, wording
 from scripts.nano.thinker import How, trained_by

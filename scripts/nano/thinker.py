@@ -22,9 +22,9 @@ from omni_jax.train.settings import Batching, Compute, Optimizer, Run
 from omni_jax.train.sft import Sft
 from scripts.nano.begin import FILE, check_beginning, write_beginning, write_whitened
 from scripts.nano.mixture import write_mixture
-from scripts.nano.origin import check_origin, model_of, rows_digest
+from scripts.nano.origin import check_origin, model_of
 from scripts.nano.pausing import load_parts
-from scripts.nano.rows import made_senses, rows_path
+from scripts.nano.rows import made_senses, rows_digest, rows_path
 from scripts.nano.senses import wordings
 
 ROWS, LENGTH = 8, 256
@@ -57,12 +57,13 @@ class How(NamedTuple):
 def train_words(directory: Path, how: How) -> Trained:
     """Train the text model alone on the senses of text, going on where it was.
 
-    InputError for rows or wordings other than those that training began with.
+    InputError for rows, wordings or a beginning other than those that training began with.
     """
-    begun = [directory / "begin", directory / "words"]
-    check_origin(directory, "words", begun, {"rows": rows_digest(directory)})
+    begun, words, origin = directory / "begin", directory / "words", {"rows": rows_digest(directory)}
+    check_origin(directory, "begin", [begun, words], origin)
     model = beginning(directory, files_of(directory, made_senses(directory, "train")), how.seed)
-    return trained_by(recipe_of(model, files_of(directory, TEXT), directory / "words", how))
+    check_origin(directory, "words", [words], {"begin": model_of(model, "words"), **origin})
+    return trained_by(recipe_of(model, files_of(directory, TEXT), words, how))
 
 
 def train_look(directory: Path, how: How) -> Trained:

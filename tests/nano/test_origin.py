@@ -9,7 +9,8 @@ import pytest
 
 from omni_jax.errors import InputError
 from scripts.nano.begin import check_beginning, drawn, write_beginning
-from scripts.nano.origin import check_origin, rows_digest
+from scripts.nano.origin import check_origin
+from scripts.nano.rows import rows_digest
 from scripts.nano.senses import wordings
 from scripts.stored_state import restored, save
 
@@ -31,7 +32,7 @@ def test_a_state_of_other_arrays_is_refused(tmp_path: Path) -> None:
 def test_an_untrained_model_of_other_settings_is_refused(tmp_path: Path) -> None:
     begun = write_beginning(tmp_path / "begin", wordings(), 3)
     assert write_beginning(begun, wordings(), 3) == begun
-    with pytest.raises(InputError, match="began with another seed; go back to that, or delete drawn, begin and thin"):
+    with pytest.raises(InputError, match="began with another seed; go back to that, or delete drawn, begin and words"):
         write_beginning(begun, wordings(), 4)
     with pytest.raises(InputError, match="began with another .*tokenizer.json"):
         check_beginning(begun, ["A sentence that nobody asks."] * 200, 3)
@@ -70,6 +71,9 @@ def test_what_was_made_from_something_else_is_refused(tmp_path: Path) -> None:
     check_origin(tmp_path, "old", [tmp_path / "old"], {"seed": 1})
     with pytest.raises(InputError, match="old is outdated"):
         check_origin(tmp_path, "old", [tmp_path / "old"], {"seed": 2})
+    check_origin(tmp_path, "old", [tmp_path / "old"], {"seed": 1, "begin": "a"})
+    with pytest.raises(InputError, match="old is outdated: begin changed; delete"):
+        check_origin(tmp_path, "old", [tmp_path / "old"], {"seed": 1, "begin": "b"})
 
 
 def test_what_the_talker_reads_of_a_frame_is_mostly_its_text() -> None:

@@ -65,6 +65,33 @@ def test_a_stage_is_paused_after_a_time(
     assert ended == [True] and "paused; the same command goes on" in capsys.readouterr().err
 
 
+def test_words_go_on_from_their_own_beginning_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, seed = [], "0"
+
+    def begin(directory: Path, *_: object) -> Path:
+        (directory / "begin").mkdir(exist_ok=True)
+        (directory / "begin" / "config.json").write_text(seed)
+        return directory / "begin"
+
+    monkeypatch.setattr(thinker, "trained_by", trained.append)
+    monkeypatch.setattr(thinker, "beginning", begin)
+    for sense in thinker.TEXT:
+        path = rows_path(tmp_path, sense, "train")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"messages": []}\n')
+    how = thinker.How(4, 1e-3, 0, 1)
+    for _ in range(2):
+        thinker.train_words(tmp_path, how)
+        (tmp_path / "words").mkdir(exist_ok=True)
+    seed = "1"
+    with pytest.raises(InputError, match="words is outdated: begin changed; delete .*words to make it anew"):
+        thinker.train_words(tmp_path, how)
+    path.write_text("{}\n")
+    with pytest.raises(InputError, match="begin is outdated: rows changed; delete .*begin and .*words to make it anew"):
+        thinker.train_words(tmp_path, how)
+    assert [recipe.run.model for recipe in trained] == [tmp_path / "begin"] * 2
+
+
 def test_each_stage_goes_on_from_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
     monkeypatch.setattr(thinker, "trained_by", trained.append)
@@ -83,6 +110,11 @@ def test_each_stage_goes_on_from_the_one_before(tmp_path: Path, monkeypatch: pyt
         (tmp_path / before / "model").mkdir(parents=True)
         train()
         assert trained[-1].run.model == tmp_path / before / "model" and trained[-1].run.output == tmp_path / stage
+        (tmp_path / stage).mkdir()
+        (config := tmp_path / before / "model" / "config.json").write_text("{}")
+        with pytest.raises(InputError, match=f"{stage} is outdated: {before}/model changed; delete .*{stage} to make"):
+            train()
+        config.unlink()
     look, whole, last = trained
     path = rows_path(tmp_path / "again", "digit", "train")
     path.parent.mkdir(parents=True)
