@@ -1,7 +1,7 @@
 """The senses of text alone: counting, adding, spelling, repeating, and what was said before.
 
 Held out for the test: the last wordings of each question, every seventh pair of numbers (of a sum, in this order), the
-words of every sixth place, and which words stand together.
+words of every sixth place, and which words are repeated together.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from scripts.nano.words import NOUNS, NUMBERS
 
 # The wordings at the end of each list that only the test uses.
 HELD_WORDINGS = 3
+# The fewest and the most words that are repeated. Those of the test are so many that training hardly draws the same.
+REPEATED: dict[Split, tuple[int, int]] = {"train": (1, 5), "test": (3, 5)}
 HIGHEST_SUM = 20
 
 COUNT = (
@@ -177,10 +179,11 @@ def spell(draw: np.random.Generator, split: Split) -> Sample:
 
 
 def repeat(draw: np.random.Generator, split: Split) -> Sample:
-    """One to five words said again: those that there are, in training also words that are made up."""
+    """Words said again: those that there are, in training also words that are made up."""
     known = (*NOUNS, *NUMBERS)
     made = draw.random() if split == "train" else 0.0
-    length = int(draw.integers(1, 6))
+    fewest, most = REPEATED[split]
+    length = int(draw.integers(fewest, most + 1))
     words = " ".join(made_up(draw) if draw.random() < made else pick(draw, known) for _ in range(length))
     question = wording(draw, REPEAT, split).format(words)
     return asked(capital(question), words, capital(words) + ".")

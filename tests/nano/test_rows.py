@@ -10,7 +10,19 @@ import pytest
 
 from omni_jax.errors import InputError
 from scripts.nano.rows import SPLITS, Sample, Sense, Split, assistant, rows_path, samples, user, write_sense
-from scripts.nano.text import add, count, made_up, nouns, remember, spell, text_senses, trained_on, wording
+from scripts.nano.text import (
+    REPEATED,
+    add,
+    count,
+    made_up,
+    nouns,
+    remember,
+    repeat,
+    spell,
+    text_senses,
+    trained_on,
+    wording,
+)
 from scripts.nano.words import NOUNS, NUMBERS
 
 KNOWN = {*NUMBERS, *(str(n) for n in range(21))}
@@ -52,12 +64,24 @@ def test_other_numbers_of_rows_are_refused(tmp_path: Path) -> None:
         write_sense(tmp_path, Sense("one", one_file, {"train": 1000, "test": 2}), seed=1, workers=1)
 
 
+def test_rows_of_another_seed_are_refused(tmp_path: Path) -> None:
+    sense = Sense("one", one_file, {"train": 2, "test": 2})
+    write_sense(tmp_path, sense, seed=1, workers=1)
+    rows_path(tmp_path, "one", "test").unlink()
+    with pytest.raises(InputError, match="one.train.jsonl is outdated: seed changed from 1 to 2; delete .*one.train"):
+        write_sense(tmp_path, sense, seed=2, workers=1)
+    rows_path(tmp_path, "one", "train").unlink()
+    write_sense(tmp_path, sense, seed=2, workers=1)
+    with pytest.raises(InputError, match="from 2 to 1; delete .*one.train.jsonl and .*one.test.jsonl to make it anew"):
+        write_sense(tmp_path, sense, seed=1, workers=1)
+
+
 @pytest.mark.parametrize("sense", text_senses(), ids=lambda sense: sense.name)
-def test_nothing_of_the_test_is_trained_on(sense: Sense) -> None:
-    train = list(islice(samples(sense, "train", seed=0), 2000))
-    test = list(islice(samples(sense, "test", seed=0), 300))
-    asked = {str(sample.messages) for sample in train}
-    assert not asked & {str(sample.messages) for sample in test}
+def test_no_answer_of_the_test_is_trained_on(sense: Sense) -> None:
+    """The answers name what is held out: pairs of numbers, nouns, and words that are repeated together."""
+    train, test = (list(islice(samples(sense, split, 0), n)) for split, n in (("train", 16_000), ("test", 300)))
+    said = [{sample.messages[-1]["content"] for sample in rows} for rows in (train, test)]
+    assert not said[0] & said[1] and len(said[1]) > 10
     for sample in train + test:
         assert sample.answer in sample.messages[-1]["content"].lower()
 
@@ -78,6 +102,9 @@ def test_answers_are_right() -> None:
             assert word in nouns(split) or split == "train" and word not in NOUNS
         for sample in islice(samples(Sense("remember", remember, {}), split, seed=3), 100):
             assert sample.answer in sample.messages[0]["content"][0]["text"].lower()
+        repeated = list(islice(samples(Sense("repeat", repeat, {}), split, seed=3), 100))
+        assert {len(sample.answer.split()) for sample in repeated} == {*range(REPEATED[split][0], 6)}
+        assert all(sample.answer in sample.messages[0]["content"][0]["text"].lower() for sample in repeated)
 
 
 def test_words_that_are_made_up() -> None:
