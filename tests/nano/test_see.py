@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy.ndimage import map_coordinates
 
 from omni_jax.errors import InputError
@@ -26,6 +26,7 @@ from scripts.nano.see import see_questions, see_senses
 from scripts.nano.senses import wordings
 from scripts.nano.text import HELD_WORDINGS
 from scripts.nano.words import DIGITS, NUMBERS
+from tests.helpers.fonts import plain_font, write_font
 
 FRAME = ImageSettings(3136, 16384, 16, 2, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SETTINGS = VideoSettings(FRAME, 2.0, 4, 768)
@@ -36,12 +37,6 @@ FONTS, COLLECTION = reading.fonts, written.collection
 def spoken(draw: np.random.Generator, digit: int, split: Split) -> np.ndarray:
     """A tone in place of a digit, of a pitch of its own."""
     return (0.4 * np.sin(2 * np.pi * (400 + 200 * digit) * np.arange(14_400) / videos.RATE)).astype(np.float32)
-
-
-def plain_font(size: float) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
 
 
 @lru_cache(1)
@@ -56,11 +51,7 @@ def digits() -> tuple[np.ndarray, ...]:
 @pytest.fixture(scope="module")
 def font(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a font."""
-    content = plain_font(24).path
-    assert isinstance(content, io.BytesIO)
-    path = tmp_path_factory.mktemp("fonts") / "plain.ttf"
-    path.write_bytes(content.getvalue())
-    return path
+    return write_font(tmp_path_factory.mktemp("fonts"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,14 @@
-"""Labels lie where things and letters are, and the vision encoder learns them, going on after a stop."""
+"""Labels lie where things and letters are, and the vision encoder learns them, going on after a stop.
+
+Words are set in the font that Pillow brings, so that no package of fonts is needed.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import Future
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import Any
 
 import jax
@@ -21,8 +24,9 @@ from scripts import stored_state
 from scripts.nano import labelled, sight
 from scripts.nano.labelled import CLASSES, UNKNOWN, Labelled, pictures, tokens_of_letters, tokens_of_things
 from scripts.nano.pictures import COLOURS, SHAPES, Thing, render
-from scripts.nano.reading import fonts, lettered
+from scripts.nano.reading import lettered
 from scripts.nano.sight import Rows, batches_of, beginning, first_state, judged, judged_classes, rows_of, train_sight
+from tests.helpers.fonts import write_font
 from tests.nano.small import write_small
 
 RED, RING, NO_LETTER = tuple(COLOURS).index("red"), SHAPES.index("ring"), CLASSES[2] - 1
@@ -51,9 +55,8 @@ def test_things_are_labelled_where_they_are() -> None:
 
 
 @pytest.mark.parametrize("varied", [False, True])
-def test_letters_are_labelled_where_they_are(varied: bool) -> None:
-    font = fonts("train")["Liberation Mono"][0]
-    picture, lettering = lettered(np.random.default_rng(1), "fog", font, varied=varied)
+def test_letters_are_labelled_where_they_are(varied: bool, tmp_path: Path) -> None:
+    picture, lettering = lettered(np.random.default_rng(1), "fog", write_font(tmp_path), varied=varied)
     assert lettering.text == "fog" and len(lettering.edges) == 4 and list(lettering.edges) == sorted(lettering.edges)
     # The ink differs from the paper between the edges alone.
     grey = np.asarray(picture.convert("L"), np.float32)
@@ -76,6 +79,8 @@ def test_a_picture_depends_on_its_number_alone(begun: Path, tmp_path: Path, monk
     monkeypatch.setattr(sight, "SHARE", 4)
     monkeypatch.setattr(sight, "BATCH", 2)
     monkeypatch.setattr(labelled, "digit_picture", lambda *_: sheet.getvalue())
+    font = write_font(tmp_path)
+    monkeypatch.setattr(labelled, "fonts", lambda split: {"Plain": (font,)})
     monkeypatch.setattr(labelled, "ProcessPoolExecutor", _Here)
     eye, _ = beginning(begun)
     first, second = islice(pictures(tmp_path, "train", eye.settings, 3, 1), 2)
@@ -144,6 +149,10 @@ def test_training_goes_on_after_a_stop(begun: Path, tmp_path: Path, monkeypatch:
     patch = "vision.patch_embed.weight"
     same = [np.array_equal(array(made, patch), array(one, patch)) for one in (other, words)]
     assert same == [True, False] and np.array_equal(array(made, "embed"), array(words, "embed"))
+    rmtree(halves / "words" / "model")
+    copytree(halves / "sight" / "model", halves / "words" / "model")
+    with pytest.raises(InputError, match="sight.npz is outdated: words/model changed; delete .*npz and .*sight to"):
+        train_sight(halves, 3, 1e9, 0, 1)
 
 
 def array(module: Any, name: str) -> np.ndarray:
