@@ -1,11 +1,14 @@
-"""Sounds as files, and sentences as the synthesiser flite says them."""
+"""Sounds as files, programs that write them, and sentences as the synthesiser flite says them."""
 
 import subprocess
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+
+from omni_jax.errors import InputError
 
 # Seconds of silence that are left before and after, and the level below which a sample is silence.
 BEFORE, AFTER, SILENCE = 0.04, 0.12, 0.01
@@ -21,12 +24,31 @@ def wav(sound: np.ndarray, rate: int) -> bytes:
     return file.getvalue()
 
 
+def run_synthesiser(command: Sequence[str], files: Sequence[Path]) -> None:
+    """Run a program of the Debian package of its name, which writes `files`.
+
+    InputError if it is missing, fails or leaves one unwritten, which flite does without failing.
+    """
+    program = command[0]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{program} is missing; install the Debian package {program}") from error
+    unwritten = [file for file in files if not file.is_file()]
+    if done.returncode or unwritten:
+        why = done.stderr.strip() or (f"{unwritten[0]} is not there" if unwritten else f"status {done.returncode}")
+        raise InputError(
+            f"{program} failed: {why}; see that the disk has room, or install the Debian package {program} again"
+        )
+
+
 def synthesised(
     text: str, voice: str, rate: int, pace: float = 1.0, before: float = BEFORE, after: float = AFTER
 ) -> np.ndarray:
     """A sentence by a voice of flite, at one level with little silence around it: float32 [samples] at `rate`.
 
     pace: flite's duration_stretch, which replaces the voice's own. before, after: seconds of silence that are left.
+    InputError if flite is missing or fails.
     """
     import soundfile
     from scipy.signal import resample_poly
@@ -34,7 +56,7 @@ def synthesised(
     with TemporaryDirectory() as folder:
         path = Path(folder) / "said.wav"
         command = ["flite", "-voice", voice, "--setf", f"duration_stretch={pace}", "-t", text, "-o", str(path)]
-        subprocess.run(command, check=True)
+        run_synthesiser(command, [path])
         wave, own_rate = soundfile.read(path, dtype="float32")
     return trimmed(resample_poly(wave, rate, own_rate), rate, before, after)
 

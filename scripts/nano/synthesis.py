@@ -18,7 +18,6 @@ The stage codec needs flite too.
 """
 
 import os
-import subprocess
 import tarfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,7 +34,7 @@ from zlib import crc32
 import numpy as np
 
 from omni_jax.errors import InputError
-from scripts.nano.sounds import wav
+from scripts.nano.sounds import run_synthesiser, wav
 from scripts.nano.voices import VOICES, Voice, draw_string
 from scripts.nano.words import DIGITS
 
@@ -112,13 +111,15 @@ def make_voice(directory: Path, sources: Sources, voice: Voice) -> None:
             case "flite":
                 for path, text, pace in _spoken(part, voice):
                     stretch = ["--setf", f"duration_stretch={pace}"]
-                    _run("flite", "-voice", voice.own, *stretch, "-t", text, "-o", str(path))
+                    run_synthesiser(["flite", "-voice", voice.own, *stretch, "-t", text, "-o", str(path)], [path])
             case "espeak":
                 for path, text, pace in _spoken(part, voice):
                     words = str(round(ESPEAK_WORDS_PER_MINUTE / pace))
-                    _run("espeak-ng", "-v", voice.own, "-s", words, "-w", str(path), text)
+                    run_synthesiser(["espeak-ng", "-v", voice.own, "-s", words, "-w", str(path), text], [path])
             case "festival":
-                _run("festival", "--batch", *_festival_lines(_spoken(part, voice), voice.own))
+                said = _spoken(part, voice)
+                command = ["festival", "--batch", *_festival_lines(said, voice.own)]
+                run_synthesiser(command, [path for path, _, _ in said])
             case "kokoro":
                 _speak_kokoro(part, voice, sources.kokoro)
         os.replace(part, directory / voice.name)
@@ -141,12 +142,6 @@ def _spoken(
         pace = float(draw.uniform(0.85, 1.15))
         said.append((folder / f"{name}-{take}.wav", between.join(DIGITS[digit] for digit in digits) + ".", pace))
     return said
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise InputError(f"{command[0]} failed: {done.stderr.strip()}")
 
 
 def _festival_lines(said: list[tuple[Path, str, float]], voice: str) -> list[str]:
