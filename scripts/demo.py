@@ -20,7 +20,6 @@ import omni_jax as oj
 from omni_jax.omni import Omni
 from omni_jax.rows.media import located
 from scripts.nano.judging import is_right
-from scripts.nano.recogniser import GREEDY
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "tests" / "data" / "nano"
 # Rows of each file that are asked.
@@ -50,6 +49,12 @@ def ask(omni: Omni, row: dict[str, Any], **settings: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     reply = omni.generate(conversation, max_new_tokens=64, **settings)
     return reply, time.perf_counter() - start
+
+
+def said_aloud(omni: Omni, speaker: str) -> tuple[dict[str, Any], Any, float]:
+    """The row whose answer a speaker says, the reply with its sound at 24 kHz, and its seconds without compilation."""
+    row = row_of(*SPOKEN)
+    return row, *ask(omni, row, speech=True, speaker=speaker, max_frames=150)
 
 
 def shown(row: dict[str, Any], text: str, seconds: float) -> bool:
@@ -89,8 +94,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     omni = oj.load("nano")
     right = [shown(row, *_text(ask(omni, row))) for row in (row_of(*one) for one in ASKED)]
-    row = row_of(*SPOKEN)
-    reply, seconds = ask(omni, row, speech=True, speaker=options.speaker, max_frames=150, **GREEDY)
+    row, reply, seconds = said_aloud(omni, options.speaker)
     right.append(shown(row, reply.text, seconds))
     oj.write_sound(options.out / "answer.wav", reply.audio)
     draw(row, reply, options.out / "answer.png")

@@ -41,7 +41,6 @@ PICTURE = RNG.integers(0, 256, (96, 96, 3), np.uint8)
 MEDIA = [
     {"role": "user", "content": [{"type": "video", "video": CLIP, "fps": 4}, {"type": "image", "image": PICTURE}]},
 ]
-shipped = pytest.mark.skipif(not (NANO / FILE).is_file(), reason="omni_jax/nano does not hold the trained weights yet")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +180,6 @@ def test_a_package_is_replaced_as_a_whole(output: Path, tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == ["nano"] and (package / FILE).stat().st_ino == before
 
 
-@shipped
 def test_the_shipped_files_are_small_and_complete() -> None:
     assert stage.weight_bytes(NANO) <= MODEL_BYTES and dtypes(NANO) == {"BF16"}
     for kind in DRAFTERS:
@@ -189,7 +187,6 @@ def test_the_shipped_files_are_small_and_complete() -> None:
         check_drafter(oj.load_drafter(f"nano/{kind}"), model_config("nano"))
 
 
-@shipped
 def test_the_shipped_model_answers() -> None:
     question = [{"role": "user", "content": "What is two plus three?"}]
     omni = oj.load("nano", parts=("thinker",))
