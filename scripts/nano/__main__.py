@@ -293,22 +293,21 @@ class Evaluate(Made):
 
 def evaluate(options: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
     """Ask what this model has no replies to yet, and print all results."""
-    from omni_jax.weights.parts import PARTS
+    from scripts.nano.ablation import evaluate_ablations
     from scripts.nano.evaluation import Evaluator, evaluate_sense, line_of
     from scripts.nano.robustness import evaluate_robustness
     from scripts.nano.spoken import check_speech, evaluate_held, evaluate_speech, speech_lines
 
     if not options.senses:
-        check_speech(options.model)
-    evaluator = Evaluator(options.model, options.output, options.limit, options.dtype)
+        check_speech(options.model, options.output)
+    evaluator = Evaluator(options.model, options.output, options.limit, options.dtype, speaks=not options.senses)
     for sense in options.senses or made_senses(options.output, "test"):
         print(line_of(sense, evaluate_sense(evaluator, options.output, sense)), flush=True)
     if options.senses:
         return 0
-    for name, results in evaluate_robustness(evaluator, options.output).items():
-        print(line_of(name, results), flush=True)
-    speaking = Evaluator(options.model, options.output, options.limit, options.dtype, (*PARTS,))
-    print("\n".join(speech_lines(evaluate_speech(speaking, options.output))), flush=True)
+    changed = evaluate_robustness(evaluator, options.output) | evaluate_ablations(evaluator, options.output)
+    print("\n".join(line_of(name, results) for name, results in changed.items()), flush=True)
+    print("\n".join(speech_lines(evaluate_speech(evaluator, options.output))), flush=True)
     print(evaluate_held(options.output, options.seed) or "no Talker was trained here")
     return 0
 

@@ -4,7 +4,7 @@
 |---|---|
 | flash | beeps of 700 to 1000 Hz; of the colours of flash and background, every fifth pair |
 | red | of the digit and the number of the red part, every seventh combination; voices, as `say` splits them |
-| same | of written and spoken digit, every seventh pair; the collection of digits; voices |
+| same | of written and spoken digits that differ, every seventh pair; the collection of digits; voices |
 
 `say(draw, digit, split)` speaks a digit, float32 at 16 kHz. Videos with sound state `use_audio_in_video`.
 """

@@ -28,30 +28,66 @@ TEMPLATE = Path(__file__).with_name("card.md")
 FIGURES = "figures.json"
 # Accuracy under other conditions, what narrower weights may lose, numbers heard, words misheard.
 ROBUST, LOST, UNDERSTOOD, MISUNDERSTOOD = 0.85, 0.01, 0.9, 0.2
+# Sounds without a voice, by the names of their files.
+SOUNDS = ("silence", "noise", "beep", "music")
 # What speech is compared with.
 COMPARED = {
     "said": "omni-nano",
-    "new": "of these, sentences that it was not trained to say",
+    "new": "of these, sentences that the stage codec has not listed",
     "synthesised": "the synthesiser",
     "another": "omni-nano, against another sentence",
     "shuffled": "omni-nano, pieces in a random order",
 }
 
+# The parts without which the model is asked.
+REMOVED = {
+    "deepstack": "deepstack: what the vision encoder's middle layers add to the Thinker's first layers",
+    "time": "temporal positions: a second of video counts a tenth of a position, not thirteen",
+    "routing": "the right experts: in one layer, two of them get each other's tokens",
+    "window": "windows of two chunks in the audio encoder: each chunk of a second is heard by itself",
+}
+
 
 @dataclass(frozen=True)
 class Goal:
-    """What a sense is asked, and the share of right answers that it should reach."""
+    """What a sense is asked, and the share of right answers that it should reach.
+
+    sounds: of the rows about sounds without a voice, those that count, by the names of their files; "voices" are all
+    others. None: all rows count.
+    """
 
     kind: str
     asked: str
     sense: str
     least: float
+    sounds: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the card calls it."""
+        return self.sense if self.sounds is None else f"{self.sense} ({', '.join(self.sounds)})"
+
+    def of(self, results: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Those of a sense's results that count."""
+        if results is None or self.sounds is None:
+            return results
+        counted = {name: n for name, n in results["voices"].items() if self._counts(name)}
+        right, samples = (sum(n[i] for n in counted.values()) for i in (0, 1))
+        return {"right": right, "samples": samples, "voices": counted}
+
+    def _counts(self, name: str) -> bool:
+        assert self.sounds is not None
+        return name in self.sounds or "voices" in self.sounds and name not in SOUNDS
 
 
 GOALS = (
     Goal("hear", "one spoken digit, of voices never trained on", "digit", 0.95),
     Goal("hear", "strings of two to five digits, all in order", "digits", 0.85),
-    Goal("hear", "silence, noise, a beep or music is said to be that", "silence", 0.85),
+    Goal("hear", "silence and noise are said to be that", "silence", 0.85, ("silence", "noise")),
+    Goal(
+        "hear", "a beep, of pitches never trained on, or music is said to be that", "silence", 0.85, ("beep", "music")
+    ),
+    Goal("hear", "a voice among such sounds, and its digit", "silence", 0.85, ("voices",)),
     Goal("see", "one handwritten digit, of a collection never trained on", "written", 0.95),
     Goal("see", "scenes: colour, shape, number and place", "scene", 0.95),
     Goal("see", "several pictures compared", "compare", 0.95),
@@ -69,6 +105,8 @@ GOALS = (
     Goal("text", "spelling", "spell", 0.95),
     Goal("text", "repeating a phrase", "repeat", 0.95),
 )
+
+SENSES = tuple(dict.fromkeys(goal.sense for goal in GOALS))
 
 
 def write_card(output: Path, model: Path, docs: Path, seed: int) -> Path:
@@ -108,6 +146,7 @@ def text_of(figures: Figures) -> str:
         voices=_voices(figures["senses"]),
         confusion=_confusions(figures["senses"]),
         robust=_robust(figures["robust"]),
+        without=_without(figures),
         recogniser=figures["speech"]["recogniser"],
         speech=_speech(figures["speech"]),
         talker=figures["talker"] or "Not measured.",
@@ -158,16 +197,17 @@ def _sizes(sizes: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _goals(figures: Figures) -> str:
-    head = ("sense", "asked", "goal", "right", "interval", *NARROW.values(), "word for word", "samples")
+    head = ("", "asked", "name", "goal", "right", "interval", *NARROW.values(), "word for word", "samples")
     rows = []
     for goal in GOALS:
-        if (one := figures["senses"].get(goal.sense)) is None:
-            rows.append((goal.kind, goal.asked, _whole(goal.least), "not measured", *[""] * (len(head) - 4)))
+        asked = goal.kind, goal.asked, goal.sense, _whole(goal.least)
+        if (one := goal.of(figures["senses"].get(goal.sense))) is None:
+            rows.append((*asked, "not measured", *[""] * (len(head) - 5)))
             continue
-        narrow = (_percent(_right(held)) if (held := figures[name].get(goal.sense)) else "" for name in NARROW)
-        verbatim = _percent(share(one, "verbatim", "samples"))
+        narrow = (_percent(_right(held)) if (held := goal.of(figures[name].get(goal.sense))) else "" for name in NARROW)
+        verbatim = _percent(share(one, "verbatim", "samples")) if "verbatim" in one else ""
         measured = _percent(_right(one)), _within(one), *narrow, verbatim, one["samples"]
-        rows.append((goal.kind, goal.asked, _whole(goal.least), *measured))
+        rows.append((*asked, *measured))
     return _table(head, rows)
 
 
@@ -186,7 +226,7 @@ def _short(figures: Figures) -> str:
 def _behind(figures: Figures) -> list[str]:
     """What falls short of its goal."""
     senses = figures["senses"]
-    asked = [(goal.sense, senses[goal.sense], goal.least) for goal in GOALS if goal.sense in senses]
+    asked = [(goal.name, one, goal.least) for goal in GOALS if (one := goal.of(senses.get(goal.sense))) is not None]
     asked += [(name, one, ROBUST) for name, one in figures["robust"].items()]
     behind = [
         f"{name} ({_percent(_right(one))} of {_whole(least)})" for name, one, least in asked if _right(one) < least
@@ -205,14 +245,13 @@ def _behind(figures: Figures) -> list[str]:
 
 def _missing(figures: Figures) -> list[str]:
     """What was not measured."""
-    senses, *narrow = (
-        [goal.sense for goal in GOALS if goal.sense not in figures[name]] for name in ("senses", *NARROW)
-    )
+    senses, *narrow = ([sense for sense in SENSES if sense not in figures[name]] for name in ("senses", *NARROW))
     missing = [*senses, *(name for name in (*conditions(), PHOTOGRAPHS) if name not in figures["robust"])]
+    missing += [f"the model without {name}" for name in REMOVED if name not in figures["without"]]
     missing += [f"{speaker}'s speech" for speaker in VOICES if speaker not in figures["speech"]["speakers"]]
     for held, lacking in zip(NARROW, narrow, strict=True):
         if lacking:
-            missing.append(f"{', '.join(lacking) if len(lacking) < len(GOALS) else 'anything'} in {held}")
+            missing.append(f"{', '.join(lacking) if len(lacking) < len(SENSES) else 'anything'} in {held}")
     missing += ["the Talker's held sentences"] * (figures["talker"] is None)
     missing += [f"the size of {kind}" for kind in DRAFTERS if kind not in figures["sizes"]]
     return missing + [f"the training of {stage}" for stage in STAGES if stage not in figures["stages"]]
@@ -254,6 +293,15 @@ def _confusions(senses: Mapping[str, Any]) -> str:
 def _robust(results: Mapping[str, Any]) -> str:
     rows = [(name, _percent(_right(one)), _within(one), one["samples"]) for name, one in results.items()]
     return _table(("condition", "right", "interval", "samples"), rows) if rows else "Not measured."
+
+
+def _without(figures: Figures) -> str:
+    rows = [
+        (REMOVED[name], one["sense"], _percent(_right(figures["senses"][one["sense"]])), _percent(_right(one)))
+        for name, one in figures["without"].items()
+        if one["sense"] in figures["senses"]
+    ]
+    return _table(("without", "asked", "right with it", "right without"), rows) if rows else "Not measured."
 
 
 def _speech(speech: Mapping[str, Any]) -> str:

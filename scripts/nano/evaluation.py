@@ -23,6 +23,7 @@ from omni_jax.omni import Messages, Omni
 from omni_jax.rows.media import check_there, located
 from omni_jax.weights.locate import locate
 from omni_jax.weights.manifest import identity
+from omni_jax.weights.parts import PARTS
 from scripts.nano.judging import confusion, interval, interval_of_groups, is_right, is_verbatim
 from scripts.nano.rows import rows_path
 from scripts.nano.voices import VOICES
@@ -43,7 +44,7 @@ class Evaluator:
     """A model that answers conversations, and the directory where its replies are kept.
 
     dtype: "float32" or "bfloat16", or "int8" for experts in eight bits beside float32. limit: the most rows of each
-    sense; None for all.
+    sense; None for all. speaks: whether answers are spoken too.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Evaluator:
         output: Path,
         limit: int | None = None,
         dtype: str = "float32",
-        parts: tuple[str, ...] = ("thinker",),
+        speaks: bool = False,
     ):
-        self.model, self.limit, self.dtype, self.parts = locate(model), limit, dtype, parts
+        self.model, self.limit, self.dtype = locate(model), limit, dtype
+        self.parts = (*PARTS,) if speaks else ("thinker",)
         self.identity, self._omni = identity(self.model), None
         first = "" if limit is None else f"-first{limit}"
         self.folder = output / "evaluation" / f"{self.identity[:12]}-{dtype}{first}"
@@ -87,10 +89,18 @@ class Evaluator:
         """The greedy replies to conversations, those that are kept under a name or new ones, which are kept."""
         if (held := self.kept_replies(name, conversations)) is not None:
             return held
-        started, replies = monotonic(), self.answers(conversations)
-        seconds = round(monotonic() - started, 1)
-        self.keep(name, digest_of(conversations, LONGEST), {"seconds": seconds, "replies": replies})
+        replies, seconds = self.timed_answers(conversations)
+        self.keep_replies(name, conversations, replies, seconds)
         return replies
+
+    def keep_replies(self, name: str, conversations: Sequence[Messages], replies: list[str], seconds: float) -> None:
+        """Keep the replies to conversations under a name."""
+        self.keep(name, digest_of(conversations, LONGEST), {"seconds": seconds, "replies": replies})
+
+    def timed_answers(self, conversations: Sequence[Messages]) -> tuple[list[str], float]:
+        """The greedy answers to conversations, and the seconds that they took."""
+        started, replies = monotonic(), self.answers(conversations)
+        return replies, round(monotonic() - started, 1)
 
     def answers(self, conversations: Sequence[Messages]) -> list[str]:
         """The greedy answers to conversations; batches are of one size, so that few programs are compiled."""

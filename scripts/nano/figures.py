@@ -16,6 +16,7 @@ from omni_jax.errors import InputError
 from omni_jax.files import read_object
 from omni_jax.weights.headers import read_header
 from omni_jax.weights.locate import DRAFTERS, locate
+from scripts.nano.ablation import ABLATIONS, read_ablations
 from scripts.nano.evaluation import Evaluator, Results, read_sense
 from scripts.nano.export import trained_drafters
 from scripts.nano.robustness import read_robustness
@@ -36,6 +37,7 @@ RECIPES = {
 STAGES = ("words", "sight", "look", "mixed", "thinker", "codec", "voice", "talker", *DRAFTERS)
 # The senses of whose answers sounds are kept.
 LISTENED = ("digits", "scene")
+COUNTS = ("samples", "right", "voices")
 CODEC_COLUMNS = ("step", "seconds", "loss", "committed")
 
 Figures = dict[str, Any]
@@ -48,7 +50,6 @@ def figures_of(output: Path, model: Path, seed: int) -> Figures:
     evaluator = Evaluator(model, output)
     if not (senses := _senses(evaluator, output)):
         raise InputError(f"{evaluator.folder} has no results of {model}; run the stage evaluate first, without limit")
-    counts = ("samples", "right", "voices")
     robust = read_robustness(evaluator, output)
     return {
         "seed": seed,
@@ -56,7 +57,11 @@ def figures_of(output: Path, model: Path, seed: int) -> Figures:
         "sizes": sizes_of(locate(model), output),
         "senses": senses,
         **{held: _narrow(Evaluator(model, output, dtype=held), output) for held in NARROW},
-        "robust": {name: {count: one[count] for count in counts if count in one} for name, one in robust.items()},
+        "robust": {name: {count: one[count] for count in COUNTS if count in one} for name, one in robust.items()},
+        "without": {
+            name: {"sense": ABLATIONS[name].sense, **{count: one[count] for count in ("samples", "right")}}
+            for name, one in read_ablations(evaluator, output).items()
+        },
         "speech": _speech(evaluator, output),
         "talker": read_held(output),
         "stages": {stage: ran(output, stage) for stage in STAGES if metrics_of(output, stage).exists()},
@@ -70,10 +75,11 @@ def _speech(evaluator: Evaluator, output: Path) -> Results:
     return {**speech, "examples": [one for one in speech["examples"] if one["file"].endswith(kept)]}
 
 
-def _narrow(evaluator: Evaluator, output: Path) -> dict[str, dict[str, int]]:
-    """How many samples of each sense are right, of those that have results."""
+def _narrow(evaluator: Evaluator, output: Path) -> dict[str, Results]:
+    """How many samples of each sense are right, of those that have results, and of each voice."""
     return {
-        name: {count: one[count] for count in ("samples", "right")} for name, one in _senses(evaluator, output).items()
+        name: {count: one[count] for count in COUNTS if count in one}
+        for name, one in _senses(evaluator, output).items()
     }
 
 

@@ -1,7 +1,8 @@
 """The senses of sound: one digit, strings of digits, what is no speech, and a digit heard in an earlier turn.
 
-Held out for the test: voices and strings of digits (`voices`), and the last wordings of each question. What is no
-speech is made of other random numbers alone. A file is named after its voice, so that accuracy can be told by voice.
+Held out for the test: voices and strings of digits (`voices`), the last wordings of each question, and of what is no
+speech some pitches, keys and slopes (`no_speech`). A file is named after its voice, so that accuracy can be told by
+voice.
 """
 
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def hear_senses(bank: Bank, scale: float = 1.0) -> tuple[Sense, ...]:
     return (
         Sense("digit", partial(digit, bank), counts(scale, 20_000, 600), ("voices",)),
         Sense("digits", partial(digits, bank), counts(scale, 20_000, 400), ("voices",)),
-        Sense("silence", partial(silence, bank), counts(scale, 4000, 200), ("voices",)),
+        Sense("silence", partial(silence, bank), counts(scale, 8000, 200), ("voices",)),
         Sense("heard", partial(heard, bank), counts(scale, 4000, 200), ("voices",)),
     )
 
@@ -125,7 +126,8 @@ def heard(bank: Bank, draw: np.random.Generator, split: Split) -> Sample:
 def no_speech(draw: np.random.Generator, kind: str, split: Split) -> np.ndarray:
     """Silence, noise, a beep or music, [samples]; silence is hardly heard, noise well.
 
-    The test's noises have slopes, its beeps pitches and its music keys between those of training.
+    The test's noises have slopes, its beeps pitches and its music keys between those of training. Music of training has
+    notes of all pitches, those of the test's beeps too, so that a pitch alone does not tell music from a beep.
     """
     size = int(draw.uniform(0.5, 4) * RATE)
     if kind == "silence":
@@ -138,7 +140,7 @@ def no_speech(draw: np.random.Generator, kind: str, split: Split) -> np.ndarray:
     if kind == "a beep":
         sound = placed(draw, beep(draw, apart(draw, split, 300, 3000, PITCHES)), 0.8)
     else:
-        sound = placed(draw, music(draw, apart(draw, split, 130, 520, KEYS)), 0.8)
+        sound = placed(draw, music(draw, apart(draw, split, 65, 1500, KEYS)), 0.8)
     sound = sound / np.abs(sound).max() + float(draw.uniform(0, 0.02)) * hiss(draw, len(sound))
     return leveled(sound, float(draw.uniform(-25, 0)))
 

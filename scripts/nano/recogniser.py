@@ -27,8 +27,6 @@ BEFORE, AFTER, DISCOUNT = 0.2, 0.3, 0.1
 RECOGNISER = "PocketSphinx"
 # All that what is heard depends on but the sentences.
 SETTINGS = (RECOGNISER, BEFORE, AFTER, DISCOUNT)
-# How the model speaks to it: by the likeliest codes.
-GREEDY = {"speech_temperature": 0.0, "speech_repetition_penalty": 1.0}
 
 
 def pocketsphinx() -> tuple[ModuleType, ModuleType]:

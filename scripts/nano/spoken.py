@@ -41,7 +41,7 @@ from scripts.nano.evaluation import (
     questions,
     rows_for_test,
 )
-from scripts.nano.recogniser import GREEDY, RECOGNISER, SETTINGS, Transcribe, pocketsphinx, recogniser
+from scripts.nano.recogniser import RECOGNISER, SETTINGS, Transcribe, pocketsphinx, recogniser
 from scripts.nano.sounds import synthesised, wav
 from scripts.nano.speech import VOICES, training_answers
 from scripts.nano.words import NUMBERS
@@ -106,8 +106,9 @@ def numbers_of(words: Sequence[str]) -> list[str]:
     return [word for word in words if word in NUMBERS]
 
 
-def check_speech(model: str | Path) -> None:
-    """InputError for a program or package that judging speech needs and that is missing, and a model without speech."""
+def check_speech(model: str | Path, output: Path) -> None:
+    """InputError for what judging speech needs and is missing, a program, package or list, or speech in the model."""
+    _sentences(output)
     pocketsphinx()
     try:
         import_module("jiwer")
@@ -166,13 +167,23 @@ def spoken_rows(output: Path, limit: int | None) -> list[Row]:
 
 def trained_texts(output: Path) -> set[str]:
     """The sentences that the Talker was trained to say, as they are compared; InputError if they were not spoken."""
+    texts = {line["text"] for line in lines_of(_sentences(output).parent, "train")}
+    for file in (output / "aloud" / "aloud.jsonl", output / "spoken" / "train.jsonl"):
+        if file.exists():
+            with file.open() as lines:
+                texts |= {json.loads(line)["messages"][-1]["content"] for line in lines}
+    return {spoken_form(text) for text in texts}
+
+
+def _sentences(output: Path) -> Path:
+    """The file of what the speakers say; InputError if it is missing."""
     file = output / "speech" / "speech.jsonl"
     if not file.exists():
-        raise InputError(f"{file} is missing; run the stage codec first")
-    aloud = output / "aloud" / "aloud.jsonl"
-    rows = map(json.loads, aloud.read_text().splitlines() if aloud.exists() else ())
-    texts = {row["messages"][-1]["content"] for row in rows} | {line["text"] for line in lines_of(file.parent, "train")}
-    return {spoken_form(text) for text in texts}
+        raise InputError(
+            f"{file} is missing; run the stage codec first, which writes this file before it trains: "
+            "with --seconds 0 it pauses after the first step"
+        )
+    return file
 
 
 def counts_of(transcripts: Sequence[dict[str, Any]], trained: set[str]) -> Results:
@@ -200,15 +211,15 @@ def shuffled(wave: np.ndarray, seed: int) -> np.ndarray:
 def _digest(rows: Sequence[Row], output: Path, speaker: str, answers: Sequence[str]) -> str:
     """A hash of what is asked of a speaker, and of what the recogniser knows."""
     known = sha256("\n".join(answers).encode()).hexdigest()
-    return digest_of(questions(rows, output), LONGEST, FRAMES, SEED, speaker, VOICES[speaker], GREEDY, SETTINGS, known)
+    return digest_of(questions(rows, output), LONGEST, FRAMES, SEED, speaker, VOICES[speaker], SETTINGS, known)
 
 
 def _spoken(evaluator: Evaluator, conversations: Sequence[Messages], speaker: str) -> list[tuple[str, np.ndarray]]:
-    """The greedy answers to conversations, each with its speech float32 [samples] at 24 kHz."""
+    """The greedy answers to conversations, each spoken with the default settings: float32 [samples] at 24 kHz."""
     said = []
     for begin in range(0, len(conversations), BATCH):
         batch = list(conversations[begin : begin + BATCH])
-        spoken = {"speech": True, "speaker": speaker, "max_frames": FRAMES, "seed": SEED, **GREEDY}
+        spoken = {"speech": True, "speaker": speaker, "max_frames": FRAMES, "seed": SEED}
         for reply in evaluator.omni.generate(batch, max_new_tokens=LONGEST, **spoken):
             assert reply.audio is not None
             said.append((reply.text, reply.audio))

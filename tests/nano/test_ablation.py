@@ -1,5 +1,6 @@
 """Copies of omni-nano that lack one part: what differs from the whole is that part alone."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,18 @@ from safetensors.numpy import load_file
 
 from omni_jax.files import read_object
 from omni_jax.weights.model import model_config
-from scripts.nano.ablation import ABLATIONS, EXPERT, LAYER, write_ablated
+from scripts.nano.ablation import ABLATIONS, EXPERT, LAYER, NEEDED, evaluate_ablations, write_ablated
 from scripts.nano.begin import FILE, write_beginning
-from scripts.nano.see import see_senses
-from scripts.nano.senses import wordings
+from scripts.nano.evaluation import Evaluator
+from scripts.nano.rows import assistant, user
+from scripts.nano.senses import senses, wordings
 
 ROUTER = f"thinker.model.layers.{LAYER}.mlp.gate.weight"
 CHANGED = {
     "deepstack": {f"thinker.visual.merger_list.{i}.mlp.2.{name}" for i in (0, 1) for name in ("weight", "bias")},
     "time": set(),
     "routing": {ROUTER},
+    "window": set(),
 }
 
 
@@ -38,6 +41,7 @@ def test_one_part_alone_is_removed(name: str, whole: Path, tmp_path: Path) -> No
     assert same == bool(CHANGED[name]) and {f.name for f in whole.iterdir()} == {f.name for f in made.iterdir()}
     ours = model_config(made).thinker
     assert ours.position_id_per_seconds == (0.1 if name == "time" else 13)
+    assert ours.audio.n_window_infer == ours.audio.n_window * (2 if name == "window" else 4)
 
 
 def test_experts_are_exchanged(whole: Path, tmp_path: Path) -> None:
@@ -48,6 +52,23 @@ def test_experts_are_exchanged(whole: Path, tmp_path: Path) -> None:
     assert not np.array_equal(after, router) and np.array_equal(after[order], router)
 
 
-def test_the_senses_are_there() -> None:
-    seen = {sense.name for sense in see_senses(Path(), lambda *_: np.zeros(1, np.float32))}
-    assert {one.sense for one in ABLATIONS.values()} <= seen
+def test_the_senses_are_there(tmp_path: Path) -> None:
+    assert {one.sense for one in ABLATIONS.values()} <= {sense.name for sense in senses(tmp_path)}
+    assert {*NEEDED} < {*ABLATIONS}
+
+
+def test_copies_are_asked_once(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is asked the rows of its sense, is a model of its own, and its replies are kept with those of the whole."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "0-rms.wav").write_bytes(b"sound")
+    question = user({"type": "audio", "audio": "0-rms.wav"}, "What?")
+    for sense in ("scene", "when", "digits"):
+        row = {"sense": sense, "messages": [question, assistant("One.")], "answer": "one"}
+        (tmp_path / "rows" / f"{sense}.test.jsonl").write_text(json.dumps(row) + "\n")
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(Evaluator, "answers", lambda self, given: asked.append((self.identity, len(given))) or ["One."])
+    evaluator = Evaluator(whole, tmp_path)
+    found = evaluate_ablations(evaluator, tmp_path)
+    assert {name: (one["right"], one["samples"]) for name, one in found.items()} == dict.fromkeys(ABLATIONS, (1, 1))
+    assert len({*asked, (evaluator.identity, 1)}) == 1 + len(ABLATIONS)
+    assert evaluate_ablations(evaluator, tmp_path) == found and len(asked) == len(ABLATIONS)

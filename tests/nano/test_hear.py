@@ -217,7 +217,7 @@ def test_senses_are_in_the_scale() -> None:
     assert [sense.counts for sense in hear.hear_senses(Bank(Path()), 0.01)] == [
         {"train": 200, "test": 6},
         {"train": 200, "test": 4},
-        {"train": 40, "test": 2},
+        {"train": 80, "test": 2},
         {"train": 40, "test": 2},
     ]
     assert isinstance(hear.hear_senses(Bank(Path()))[0], Sense)

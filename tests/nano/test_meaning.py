@@ -17,11 +17,9 @@ from omni_jax.omni import Omni
 from omni_jax.rows.media import located
 from omni_jax.settings import Voice
 from omni_jax.weights.locate import NANO
-from scripts.nano.ablation import ABLATIONS, write_ablated
+from scripts.nano.ablation import ABLATIONS, NEEDED, write_ablated
 from scripts.nano.judging import is_right, words
 from scripts.nano.words import DIGITS
-
-pytestmark = pytest.mark.skipif(not NANO.exists(), reason="the package has no trained model")
 
 # What the whole model must have right of each sense, and how much of that a part takes with it.
 SHARES, LOST = {"scene": 0.8, "written": 0.8, "when": 0.8, "digits": 0.8, "red": 0.8}, 0.25
@@ -61,7 +59,7 @@ def test_the_whole_model_answers(whole: dict[str, float]) -> None:
     assert {sense: found for sense, found in whole.items() if found < SHARES[sense]} == {}
 
 
-@pytest.mark.parametrize("part", ABLATIONS)
+@pytest.mark.parametrize("part", NEEDED)
 def test_a_sense_fails_without_its_part(
     part: str, whole: dict[str, float], rows: Callable[[str], Rows], tmp_path: Path
 ) -> None:

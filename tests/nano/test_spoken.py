@@ -41,6 +41,10 @@ def test_rows_are_added_whose_answers_were_not_trained(tmp_path: Path) -> None:
     (tmp_path / "aloud").mkdir()
     (tmp_path / "aloud" / "aloud.jsonl").write_text(json.dumps({"messages": [assistant("It is six.")]}) + "\n")
     assert len([row for row in spoken_rows(tmp_path, None) if row["sense"] == "add"]) == PROMPTS, "lists are trained on"
+    (tmp_path / "aloud" / "aloud.jsonl").unlink()
+    (tmp_path / "spoken").mkdir()
+    (tmp_path / "spoken" / "train.jsonl").write_text(json.dumps({"messages": [assistant("It is six.")]}) + "\n")
+    assert len([row for row in spoken_rows(tmp_path, None) if row["sense"] == "add"]) == PROMPTS, "so are answers"
 
 
 def test_transcripts_are_kept_for_the_sentences_that_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,5 +78,8 @@ def test_transcripts_are_kept_for_the_sentences_that_are_known(tmp_path: Path, m
 def test_what_is_missing_is_said_before_anything_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     with pytest.raises(InputError, match="pip install 'pocketsphinx"):
-        evaluate(Evaluate(output=tmp_path, model=write_output(tmp_path)))
+        evaluate(Evaluate(output=tmp_path, model=(model := write_output(tmp_path))))
+    (tmp_path / "speech" / "speech.jsonl").unlink()
+    with pytest.raises(InputError, match="speech.jsonl is missing; run the stage codec first"):
+        evaluate(Evaluate(output=tmp_path, model=model))
     assert not (tmp_path / "evaluation").exists()
