@@ -18,7 +18,7 @@ import tyro
 
 from omni_jax.errors import OmniError
 from scripts.bench import compare
-from scripts.bench.options import Drafters, Loading, Scaling, Serve, Speech, Spoken, Text, Train
+from scripts.bench.options import Delays, Drafters, Loading, Scaling, Serve, Speech, Spoken, Text, Train
 
 # What runs JAX is imported by the subcommand that needs it: measured processes start from settings of their own.
 
@@ -86,9 +86,18 @@ def serve(options: Serve) -> None:
     report(options)
 
 
+def delays(options: Delays) -> None:
+    """Measure a server's delays: of streams while a long prompt is read, and of a conversation's second turn."""
+    from scripts.bench.delays import report
+
+    report(options)
+
+
 def main() -> None:
     """Run the subcommand of the command line."""
-    commands = {f.__name__: f for f in (text, speech, drafting, train, drafters, spoken, loading, scaling, serve)}
+    commands = {
+        f.__name__: f for f in (text, speech, drafting, train, drafters, spoken, loading, scaling, serve, delays)
+    }
     flags = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -189,6 +189,36 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class Delays:
+    """A server, and the prompts with which its delays are measured."""
+
+    url: str | None = None
+    """Address of a server that runs, such as http://127.0.0.1:8000; its key is OMNI_JAX_API_KEY of the environment."""
+    model: Path | None = None
+    """In place of a URL: the checkpoint, or nano, to start a server of on a free port of this machine."""
+    flags: str = ""
+    """Further flags of omni-jax serve for it, in one text."""
+    streams: int = 11
+    """Replies that are written while the long prompt comes."""
+    words: int = 4000
+    """Words of the long prompt, and of the conversation's first turn."""
+    new: int = 4000
+    """Most tokens of each stream."""
+    repeats: int = 3
+    """Repetitions that count."""
+    warm_up: int = 2
+    """Repetitions before, which compile."""
+    json: Path | None = None
+    """Write the figures here too."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"streams": 1, "words": 1, "new": 8, "repeats": 1, "warm_up": 0})
+        check_folder(self.json)
+        if (self.url is None) == (self.model is None):
+            raise InputError("give either the --url of a server that runs, or a --model to start one of")
+
+
+@dataclass(frozen=True)
 class Serve:
     """A server, and the requests that it is sent."""
 
