@@ -130,8 +130,8 @@ def parse_json(data: bytes | str, where: str, *, error: type[OmniError] = Checkp
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            seen = set[str]()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
             raise error(f"{where}: the name {twice[:80]!r} occurs twice in one object{remedy}")
         return values
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def test_numbers_and_names_are_bounded() -> None:
         parse_json("1" * 400, "x")
     with pytest.raises(InputError, match="'a' occurs twice"):
         parse_json('{"b": 1, "a": 1, "a": 2}', "x", error=InputError)
+
+
+def test_many_names_are_quickly_compared() -> None:
+    names = ", ".join(f'"{i}": 1' for i in range(30_000))
+    start = time.process_time()
+    with pytest.raises(InputError, match="'29999' occurs twice"):
+        parse_json(f'{{{names}, "29999": 1}}', "x", error=InputError)
+    assert time.process_time() - start < 2
 
 
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
