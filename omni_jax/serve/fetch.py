@@ -25,8 +25,12 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _READ_BYTES = 1 << 16
 # Characters of a URL that are sent as they are; "%" begins what is encoded already.
 _PATH, _QUERY = "/%:@!$&'()*+,;=~-._", "/%:@!$&'()*+,;=~-._?[]"
-# Of IPv6 addresses that hold an IPv4 address in their last bytes and are routed to it.
-_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+# IPv6 addresses that hold an IPv4 address in their last bytes, and may be routed to it.
+_HOLDING = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
+# IPv6 addresses of a network's own translator to IPv4, which `is_global` of older Pythons does not know.
+_TRANSLATOR = ipaddress.IPv6Network("64:ff9b:1::/48")
+# A host of Azure that answers its machines only, by a public address.
+_AZURE = ipaddress.IPv4Address("168.63.129.16")
 
 
 def is_public(address: str) -> bool:
@@ -34,13 +38,15 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     inner: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = [ip]
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip in _TRANSLATED:
+        if ip.is_site_local or ip in _TRANSLATOR:
+            return False
+        if any(ip in network for network in _HOLDING):
             inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
         wrapped = (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ()))
         inner += [one for one in wrapped if one is not None]
         if ip.ipv4_mapped is not None:
             inner.remove(ip)
-    return all(one.is_global and not one.is_multicast for one in inner)
+    return all(one.is_global and not one.is_multicast and one != _AZURE for one in inner)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,10 @@ def test_domains_and_what_is_below_them():
         ("172.16.0.1", False), ("192.168.1.1", False), ("169.254.169.254", False), ("100.64.0.1", False),
         ("0.0.0.0", False), ("224.0.0.1", False), ("255.255.255.255", False), ("::1", False), ("::", False),
         ("fe80::1%eth0", False), ("fd00:ec2::254", False), ("::ffff:127.0.0.1", False), ("::ffff:8.8.8.8", True),
-        ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("ff02::1", False),
+        ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("ff02::1", False), ("fec0::1", False),
+        ("64:ff9b::8.8.8.8", True), ("64:ff9b:1::7f00:1", False), ("64:ff9b:1:7f00:0:100::", False),
+        ("::127.0.0.1", False), ("::10.0.0.1", False), ("::ffff:0:127.0.0.1", False), ("::ffff:0:8.8.8.8", True),
+        ("168.63.129.16", False), ("::ffff:168.63.129.16", False), ("168.63.129.17", True),
     ],
 )  # fmt: skip
 def test_public_addresses(address, public):
