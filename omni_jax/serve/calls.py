@@ -71,14 +71,20 @@ class CallSplitter:
 
 
 def read_call(text: str) -> Call | None:
-    """The call that a text states as JSON; None if it is none."""
+    """The call that a text states as JSON; None if it is none, or cannot be sent as one.
+
+    Arguments are written in ASCII, so that half of a surrogate pair in them stays what it is.
+    """
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return None
+        arguments = value.get("arguments", value.get("parameters", {}))
+        if isinstance(arguments, dict):
+            arguments = json.dumps(arguments, allow_nan=False)
+        if not isinstance(arguments, str):
+            return None
+        (value["name"] + arguments).encode()
+    except (ValueError, RecursionError):  # no JSON; a number that JSON cannot state; half of a surrogate pair
         return None
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):
-        return Call(value["name"], arguments)
-    return Call(value["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+    return Call(value["name"], arguments)

@@ -16,6 +16,8 @@ CASES = [
     ("<tool_call>cut", "<tool_call>cut", []),
     ("a <tool_ call> b", "a <tool_ call> b", []),
     ("a <tool_", "a <tool_", []),
+    ('<tool_call>{"name": "f", "arguments": {"a": "\\ud83d"}}</tool_call>', "", [("f", r'{"a": "\ud83d"}')]),
+    ('<tool_call>{"name": "\\ud83d"}</tool_call>', '<tool_call>{"name": "\\ud83d"}</tool_call>', []),
 ]
 
 
@@ -34,7 +36,12 @@ def test_text_is_not_held_back_for_long():
     assert splitter.add("Hello <") == ("Hello", []) and splitter.add("b") == (" <b", [])
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", '{"name": 3}', '{"name": "f", "arguments": 3}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", '{"name": 3}', '{"name": "f", "arguments": 3}', "[" * 100_000,
+     '{"name": "f", "arguments": {"a": NaN}}', '{"name": "f", "arguments": {"a": 1e999}}',
+     r'{"name": "f", "arguments": "\ud83d"}'],
+)  # fmt: skip
 def test_what_is_no_call(text):
     assert read_call(text) is None
 
