@@ -15,7 +15,7 @@ from omni_jax.models.code2wav import SAMPLES_PER_SECOND
 # The media type of each format.
 FORMATS = {
     "wav": "audio/wav",
-    "pcm16": f"audio/L16;rate={SAMPLES_PER_SECOND};channels=1",
+    "pcm16": f"audio/pcm;rate={SAMPLES_PER_SECOND};channels=1",  # audio/L16 would be big-endian
     "flac": "audio/flac",
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",

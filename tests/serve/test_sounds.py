@@ -55,6 +55,11 @@ def test_joined_pieces_are_one_file(form):
         np.testing.assert_array_equal(np.rint(samples * 32768), np.floor(SOUND * 32768))
 
 
+def test_samples_alone_are_little_endian_and_sent_as_such():
+    assert pcm16(np.array([2 / 32768], np.float32)) == b"\2\0"
+    assert FORMATS["pcm16"] == "audio/pcm;rate=24000;channels=1"  # audio/L16 is big-endian
+
+
 def test_each_piece_of_wav_is_a_file():
     parts = [part for part in _in_pieces(pieces("wav")) if part]
     assert len(parts) == 5  # nothing is sent for no samples
