@@ -110,5 +110,7 @@ class Watch:
     def _begun(self) -> int:
         """The number of bytes at the end that may begin a stop string."""
         longest = max((len(stop) for stop, _ in self._stops), default=1) - 1
-        tails = (bytes(self._data[-n:]) for n in range(min(longest, len(self._data)), 0, -1))
+        firsts = {stop[0] for stop, _ in self._stops}
+        begins = (n for n in range(min(longest, len(self._data)), 0, -1) if self._data[-n] in firsts)
+        tails = (bytes(self._data[-n:]) for n in begins)
         return next((len(tail) for tail in tails if any(stop.startswith(tail) for stop, _ in self._stops)), 0)

@@ -23,6 +23,7 @@ from omni_jax.errors import InputError
 from omni_jax.files import MAX_DEPTH, depth_of, user_path
 from omni_jax.inputs.options import OPTIONS, RATES, UNSTATED, Options, did_you_mean, number, read_options
 from omni_jax.inputs.source import is_source, scheme_of
+from omni_jax.inputs.values import shown
 
 ROLES = ("system", "user", "assistant", "tool")
 KINDS = ("image", "audio", "video")
@@ -128,7 +129,8 @@ def _unwrapped(messages: Any, tools: Any) -> tuple[Any, Any]:
     if isinstance(messages, dict) and "messages" in messages:
         extra = [key for key, value in messages.items() if key not in ("messages", "tools") and value is not None]
         if extra:
-            raise InputError(f"beside 'messages' is the unknown key {extra[0]!r}; settings are arguments of the call")
+            name = shown(extra[0])
+            raise InputError(f"beside 'messages' is the unknown key {name}; settings are arguments of the call")
         if tools is not None and messages.get("tools") is not None:
             raise InputError("tools are stated twice, beside 'messages' and in the call; leave one out")
         messages, tools = messages["messages"], messages.get("tools") if tools is None else tools
@@ -144,12 +146,12 @@ def _read_message(message: Any, where: str, media: list[Media]) -> dict[str, Any
         raise InputError(f"{where} is of type {type(message).__name__}; pass {{'role': ..., 'content': ...}}")
     role = message.get("role")
     if role not in ROLES:
-        raise InputError(f"{where} has the role {role!r}; roles are {', '.join(ROLES)}")
+        raise InputError(f"{where} has the role {shown(role)}; roles are {', '.join(ROLES)}")
     plain = {"role": role, "content": _read_content(message, where, media)}
     # Replies that clients have stored contain empty lists, such as `annotations`.
     unknown = [key for key, value in message.items() if key not in _KEYS and not _empty(value)]
     if unknown:
-        raise InputError(f"{where} has the unknown key {unknown[0]!r}{_belongs(unknown[0])}")
+        raise InputError(f"{where} has the unknown key {shown(unknown[0])}{_belongs(unknown[0])}")
     for key in (*REASONING, "name", "tool_call_id"):
         if message.get(key) is not None:
             name = REASONING[0] if key in REASONING else key
@@ -207,8 +209,8 @@ def _read_part(given: Any, where: str, media: list[Media]) -> dict[str, Any]:
         _only(part, ("type", form, *OPTIONS["audio"]), where)
         kind, source = "audio", _read_input_audio(_need(part, form, where), where)
     else:
-        raise InputError(f"{where} has the type {form!r}; types are text, image, audio, video and OpenAI's image_url, "
-                         "audio_url, video_url, input_audio")  # fmt: skip
+        raise InputError(f"{where} has the type {shown(form)}; types are text, image, audio, video and OpenAI's "
+                         "image_url, audio_url, video_url, input_audio")  # fmt: skip
     media.append(_medium(kind, _resolve(source, kind, where), part, where))
     return {"type": kind, kind: ""}
 
@@ -265,7 +267,7 @@ def _resolve(source: Any, kind: str, where: str) -> Any:
         if not found:
             raise InputError(f"{where}: the {kind} is a dict without 'bytes' and 'path'; pass a path or bytes")
         if unknown := [key for key, value in source.items() if key not in keys and not _empty(value)]:
-            raise InputError(f"{where}: the {kind} is a dict with the unknown key {unknown[0]!r}"
+            raise InputError(f"{where}: the {kind} is a dict with the unknown key {shown(unknown[0])}"
                              f"{did_you_mean(unknown[0], keys)}")  # fmt: skip
         return _resolve(found[0], kind, where)
     if kind == "video" and isinstance(source, (list, tuple)):
@@ -379,7 +381,7 @@ def _only(part: dict, keys: tuple[str, ...], where: str) -> None:
         form = f"{where} of type {part['type']!r} has the unknown key"
         others = [kind for kind, names in OPTIONS.items() if unknown[0] in names]
         hint = f"; it belongs to {' and '.join(others)}" if others else did_you_mean(unknown[0], keys)
-        raise InputError(f"{form} {unknown[0]!r}{hint}")
+        raise InputError(f"{form} {shown(unknown[0])}{hint}")
 
 
 def _string(value: Any, what: str) -> str:

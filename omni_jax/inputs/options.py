@@ -118,7 +118,7 @@ def read_defaults(given: Any, fps: Any, use_audio_in_video: Any) -> Options:
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """The remedy for an unknown name: the one that was probably meant, or else all known ones."""
-    close = difflib.get_close_matches(str(name), list(known), 1, 0.75)
+    close = difflib.get_close_matches(str(name)[:80], list(known), 1, 0.75)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
 
 

@@ -3,12 +3,14 @@
 An error names the argument and what to give instead. Scalars of NumPy and JAX are accepted as numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from omni_jax.errors import InputError
+
+SHOWN = 80  # characters of a value in an error
 
 
 def plain(value: Any) -> Any:
@@ -55,11 +57,33 @@ def listed(name: str, value: Any, remedy: str) -> list[Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as text for an error: short, and without an object's address."""
+    """A value as text for an error: short, without an object's address, and as quick for a list of any length."""
+    text = ""
     try:
-        text = repr(value)
+        for piece in _pieces(value):
+            text += piece
+            if len(text) > SHOWN:
+                break
     except Exception:  # an integer that is too long for text, or a __repr__ that fails
         text = ""
     if not text or " at 0x" in text or text.startswith("<"):
         return f"of type {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:60]}... (type {type(value).__name__})"
+    return text if len(text) <= SHOWN else f"{text[:60]}... (type {type(value).__name__})"
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """The pieces of a value's `repr`; of a long text, more of its beginning than is shown."""
+    if type(value) is list:
+        for i, item in enumerate(value):
+            yield ", " if i else "["
+            yield from _pieces(item)
+        yield "]" if value else "[]"
+    elif type(value) is dict:
+        for i, (name, item) in enumerate(value.items()):
+            yield ", " if i else "{"
+            yield from _pieces(name)
+            yield ": "
+            yield from _pieces(item)
+        yield "}" if value else "{}"
+    else:
+        yield repr(value[: SHOWN + 1] if type(value) in (str, bytes) else value)

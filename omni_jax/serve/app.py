@@ -6,8 +6,6 @@ stopped.
 """
 
 import asyncio
-import sys
-import traceback
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -30,7 +28,7 @@ from omni_jax.serve.answered import model_body, sse
 from omni_jax.serve.asked import check_model, read_chat
 from omni_jax.serve.asked_audio import AskedSpeech, AskedTranscript, read_speech, read_transcription
 from omni_jax.serve.doors import Doors
-from omni_jax.serve.errors import RequestError, invalid, request_error
+from omni_jax.serve.errors import RequestError, invalid, told
 from omni_jax.serve.guard import App, Bounds, Guard
 from omni_jax.serve.serving import Serving
 
@@ -41,6 +39,8 @@ GONE = 499  # the status of requests whose clients have left, which nobody reads
 _JSON = ("", "application/json", "text/json")
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _MOST_FIELDS = 32  # of a form
+MOST_VALUES = 100_000  # of a JSON body, counted by its commas: no prompt needs as many, and each is looked at
+LARGE_BYTES = 1 << 20  # of a body that is not parsed while other requests wait for it
 
 
 def make_app(serving: Serving, key: str | None, bounds: Bounds, doors: Doors) -> App:
@@ -96,19 +96,11 @@ def _answering(serving: Serving, endpoint: Endpoint) -> Callable[[Request], Awai
         except ClientDisconnect:  # while its body came: nobody reads this
             response = Response(status_code=400)
         except Exception as error:
-            found = _logged(error)
+            found = told(error)
             response = JSONResponse(found.body(), found.status, headers=found.headers())
         return response
 
     return answer
-
-
-def _logged(error: Exception) -> RequestError:
-    """What a client is told of an error; the log gets the traceback of one that is a bug."""
-    found = request_error(error)
-    if found.status == 500:
-        traceback.print_exception(error, file=sys.stderr)
-    return found
 
 
 def _http_error(_: Request, error: Any) -> Response:
@@ -229,7 +221,12 @@ async def _body(request: Request) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _JSON or not kind and "origin" in request.headers:
         raise RequestError(415, f"the body is of the type {kind[:80]!r}; send it as application/json")
-    return parse_json(await request.body(), "the body", error=InputError)
+    data = await request.body()
+    if (values := data.count(b",")) > MOST_VALUES:
+        raise invalid(f"the body has {values:,} commas; at most {MOST_VALUES:,} are read, so send fewer values")
+    if len(data) <= LARGE_BYTES:
+        return parse_json(data, "the body", error=InputError)
+    return await asyncio.to_thread(parse_json, data, "the body", error=InputError)
 
 
 async def _form(request: Request) -> tuple[dict[str, str], bytes]:
@@ -255,7 +252,8 @@ async def _streamed(
 
     async def all_pieces() -> AsyncGenerator[P, None]:
         async with aclosing(pieces) as rest:
-            yield first
+            if first is not None:
+                yield first
             async for piece in rest:
                 yield piece
 
@@ -273,11 +271,12 @@ async def _told(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     except Exception as error:
         if not begun:
             raise
-        yield sse(_logged(error).body())
+        yield sse(told(error).body())
 
 
-async def _first(pieces: AsyncGenerator[P, None]) -> P:
-    return await anext(pieces)
+async def _first(pieces: AsyncGenerator[P, None]) -> P | None:
+    """The first piece; None if there is none, as of a sound without samples."""
+    return await anext(pieces, None)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -15,14 +15,18 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omni_jax.errors import InputError
+from omni_jax.inputs.messages import MAX_PARTS
 from omni_jax.inputs.options import Options
-from omni_jax.inputs.values import shown, whole
+from omni_jax.inputs.values import SHOWN, shown, whole
 from omni_jax.serve.errors import RequestError, invalid
 from omni_jax.serve.sounds import FORMATS
 from omni_jax.serve.voices import speaker_of
 from omni_jax.settings import MAX_LOGPROBS, Settings
 
 MOST_REPLIES = 128  # of one request, as OpenAI has it
+# The most values that a field may list, and the characters of one text in `stop`.
+MOST = {"messages": MAX_PARTS, "stop": 16, "stop_token_ids": 128, "tools": 128}
+MOST_STOP_CHARACTERS = 1_000
 MODALITIES = ("text", "audio")
 
 # Fields whose values are settings: the name of each setting.
@@ -41,9 +45,8 @@ READ = (
 )  # fmt: skip
 # Fields that change no reply of this model.
 IGNORED = frozenset(
-    "user store metadata service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls "
-    "reasoning_effort verbosity request_id priority include_reasoning return_token_ids "
-    "spaces_between_special_tokens detokenize".split()
+    "user store metadata service_tier safety_identifier prompt_cache_key prompt_cache_retention "
+    "reasoning_effort verbosity request_id priority spaces_between_special_tokens".split()
 )
 # Fields that would change a reply, with the values that do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -51,7 +54,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,), "use_beam_search": (False,), "skip_special_tokens": (True,), "echo": (False,),
     "add_generation_prompt": (True,), "continue_final_message": (False,), "include_stop_str_in_output": (False,),
     "response_format": ({"type": "text"},), "functions": ([],), "function_call": ("none",), "documents": ([],),
-    "cache_salt": (),
+    "cache_salt": (), "parallel_tool_calls": (True,), "include_reasoning": (True,), "return_token_ids": (False,),
+    "detokenize": (True,),
 }  # fmt: skip
 INSTEAD = {
     "cache_salt": "clients share what is kept, unless the server has --keep-mib 0",
@@ -60,6 +64,10 @@ INSTEAD = {
     "response_format": "replies are text; ask for JSON in the prompt",
     "use_audio_in_video": "write it into mm_processor_kwargs", "fps": "write it into mm_processor_kwargs",
     "enable_thinking": "write it into chat_template_kwargs", "prompt": "write messages",
+    "parallel_tool_calls": "the model calls as often as it likes; use the first call",
+    "include_reasoning": "reasoning is always sent; leave out what is not wanted",
+    "return_token_ids": "tokens are sent as text; logprobs has the bytes of each",
+    "detokenize": "replies are always text",
     **dict.fromkeys(("images", "audios", "videos"), "write each as a part of a message's content"),
 }  # fmt: skip
 
@@ -105,6 +113,7 @@ class Asked:
 def read_chat(body: Any, defaults: Defaults) -> Asked:
     """The request that a chat body states; RequestError for one that cannot be."""
     given = known_fields(body, (*READ, *SETTINGS), IGNORED, NEUTRAL)
+    _check_lengths(given)
     stream, modalities = flag_of(given, "stream"), _modalities(given)
     options = _object(given, "stream_options") if stream else {}
     speech = "audio" in modalities
@@ -143,7 +152,8 @@ def known_fields(
         if name in known:
             given[name] = value
         elif name not in neutral:
-            raise invalid(f"{name[:80]!r} is no field of this request; {_meant(name, known)}", name[:80])
+            short = name[:SHOWN]
+            raise invalid(f"{short!r} is no field of this request; {_meant(short, known)}", short)
         elif not any(value == free and isinstance(value, bool) == isinstance(free, bool) for free in neutral[name]):
             accepted = "".join(f", or send {shown(free)}" for free in neutral[name][:1])
             remedy = INSTEAD.get(name, f"leave it out{accepted}")
@@ -154,6 +164,14 @@ def known_fields(
 def _meant(name: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return INSTEAD.get(name) or (f"did you mean {near[0]!r}?" if near else "leave it out")
+
+
+def _check_lengths(given: Mapping[str, Any]) -> None:
+    """RequestError for a list with more values than the server looks at."""
+    for name, most in MOST.items():
+        value = given.get(name)
+        if isinstance(value, list) and len(value) > most:
+            raise invalid(f"{name} has {len(value):,} values; at most {most:,} are read", name)
 
 
 def flag_of(given: Mapping[str, Any], name: str, where: str = "") -> bool:
@@ -267,6 +285,8 @@ def _ending(given: Mapping[str, Any], end_id: int) -> dict[str, Any]:
     texts = [stop] if isinstance(stop, str) else stop
     if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
         raise invalid(f"stop is {shown(stop)}; it is a text or a list of texts", "stop")
+    if (longest := max(map(len, texts or ()), default=0)) > MOST_STOP_CHARACTERS:
+        raise invalid(f"stop has a text of {longest:,} characters; give at most {MOST_STOP_CHARACTERS:,}", "stop")
     if not isinstance(ids, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
         raise invalid(f"stop_token_ids is {shown(ids)}; it is a list of token ids", "stop_token_ids")
     ending = [] if flag_of(given, "ignore_eos") else [end_id]
@@ -279,12 +299,12 @@ def _preparation(given: Mapping[str, Any]) -> dict[str, Any]:
     stated: dict[str, Any] = {}
     for name, value in template.items():
         if name != "enable_thinking":
-            raise invalid(f"the chat template takes no {name[:80]!r}; there is enable_thinking", "chat_template_kwargs")
+            raise invalid(f"the chat template takes no {shown(name)}; there is enable_thinking", "chat_template_kwargs")
         stated["thinking"] = _checked("chat_template_kwargs.enable_thinking", "thinking", value)
     known = [one.name for one in fields(Options)]
     for name in media:
         if name not in known:
-            raise invalid(f"{name[:80]!r} is no option of media; there are {', '.join(known)}", "mm_processor_kwargs")
+            raise invalid(f"{shown(name)} is no option of media; there are {', '.join(known)}", "mm_processor_kwargs")
     own = {name: media.pop(name) for name in ("fps", "use_audio_in_video") if name in media}
     try:
         Settings.read({**own, "media": media})
@@ -305,7 +325,8 @@ def _voice(given: Mapping[str, Any], voices: Sequence[str] | None) -> tuple[dict
     """Who speaks, and the format of the sound."""
     audio = _object(given, "audio")
     if unknown := [name for name in audio if name not in ("voice", "format")]:
-        raise invalid(f"audio.{unknown[0]} is not known here; audio holds voice and format", f"audio.{unknown[0]}")
+        name = f"audio.{unknown[0][:SHOWN]}"
+        raise invalid(f"{name} is not known here; audio holds voice and format", name)
     return speaker_of(given, audio, voices), format_of(audio.get("format", "wav"), "audio.format")
 
 
@@ -321,6 +342,9 @@ def _messages(given: Mapping[str, Any]) -> list[Any]:
     messages = given.get("messages")
     if not isinstance(messages, list) or not messages:
         raise invalid("messages is no list, or empty; send [{'role': 'user', 'content': ...}]", "messages")
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    if (parts := sum(len(content) for content in contents if isinstance(content, list))) > MAX_PARTS:
+        raise invalid(f"messages have {parts:,} parts; at most {MAX_PARTS:,} are read", "messages")
     return [_message(message, i) if isinstance(message, dict) else message for i, message in enumerate(messages)]
 
 

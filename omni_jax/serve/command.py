@@ -63,7 +63,7 @@ class ListenFlags:
     port: int = 8000
     """Port to listen on; 0 for a free one."""
     api_key: str | None = None
-    """Key that clients must send for everything but /health; by default OMNI_JAX_API_KEY of the environment."""
+    """Key that clients must send, but for /health and the page at /; by default OMNI_JAX_API_KEY of the environment."""
     served_model_name: str | None = None
     """Name of the model for clients; by default that of its directory."""
     allowed_hosts: UseAppendAction[tuple[str, ...]] = ()

@@ -1,4 +1,4 @@
-"""Connections on which a request must be stated in time: uvicorn itself waits for the end of headers without end."""
+"""Connections on which a request must be stated, and its answer read, in time: uvicorn itself waits without end."""
 
 import asyncio
 from functools import cache
@@ -6,15 +6,47 @@ from typing import Any
 
 # Until all headers of a request must be there, from the connection's beginning or from their first byte.
 HEADER_SECONDS = 30.0
+# Until what waits for a client must be read, and the bytes for which there is a second more. A client that does not
+# read that fast is cut off, which ends its reply.
+READ_SECONDS, READ_BYTES = 60.0, 16 << 10
 TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class _Read(asyncio.Protocol):
+    """A connection that ends when its client does not read; `timely_protocol` has it go before uvicorn's."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _unread: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """Much waits for the client; it must be read in time."""
+        super().pause_writing()
+        seconds = READ_SECONDS + self.transport.get_write_buffer_size() / READ_BYTES
+        self._unread = self.loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read most of it."""
+        self._is_read()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._is_read()
+        super().connection_lost(exc)
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 @cache
 def timely_protocol() -> type[asyncio.Protocol]:
-    """uvicorn's protocol of a connection, which closes it when headers are late."""
+    """uvicorn's protocol of a connection, which closes it when headers are late, or nobody reads."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    class TimelyProtocol(H11Protocol):
+    class TimelyProtocol(_Read, H11Protocol):
         """Waits for headers until a request is under way, and again after it."""
 
         _deadline: asyncio.TimerHandle | None = None

@@ -5,6 +5,8 @@ begun already.
 """
 
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -91,3 +93,11 @@ def request_error(error: BaseException) -> RequestError:
         return RequestError(503, f"there is too little memory for this request ({reason_of(error)}); make it smaller, "
                             "or send it again when fewer run", code="out_of_memory", retry_seconds=1)  # fmt: skip
     return RequestError(500, f"the server failed ({type(error).__name__}); its log says where", code="internal_error")
+
+
+def told(error: Exception) -> RequestError:
+    """What a client is told of an error; the log gets the traceback of one that is a bug."""
+    found = request_error(error)
+    if found.status == 500:
+        traceback.print_exception(error, file=sys.stderr)
+    return found

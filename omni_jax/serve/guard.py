@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: whose page sent it, the server's key, bounds of its body."""
+"""What every request passes before it is looked at: whose page sent it, the server's key, bounds of bodies."""
 
 import asyncio
 import hmac
@@ -16,6 +16,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 OPEN = ("/health", "/")  # paths that need no key: the page asks for it, and holds nothing itself
 
+AT_ONCE = 8  # bodies of the largest size that all requests under way may have together
+RETRY_SECONDS = 5  # until it is worth to send a body again that had no room
 OTHER = "other"  # the route of unknown paths, and of what is refused before it has one
 
 
@@ -34,6 +36,7 @@ class Guard:
         """key: what clients send as bearer token; None for anybody. count: takes note of the route and the status."""
         self.app, self.bounds, self.doors, self._count = app, bounds, doors, count
         self._key = None if key is None else key.encode()
+        self._held = 0  # bytes of the bodies of all requests that are under way
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -50,7 +53,11 @@ class Guard:
 
             refusal = JSONResponse(error.body(), error.status, headers=error.headers())
             return await refusal(scope, receive, send)
-        await self.app(scope, self._bounded(receive), send)
+        body = _Body(self, receive)
+        try:
+            await self.app(scope, body.receive, send)
+        finally:
+            self._held -= body.size
 
     def _counted(self, scope: Message, send: Send) -> Send:
         """The same, but the status of the answer is counted."""
@@ -72,29 +79,42 @@ class Guard:
             raise RequestError(401, message, code="invalid_api_key")
 
     def _check_length(self, stated: bytes) -> None:
-        if stated.isdigit() and int(stated[:20]) > self.bounds.most_bytes:
-            raise self._too_large()
+        if stated.isdigit():
+            self.check_size(0, int(stated[:20]))
 
-    def _too_large(self) -> RequestError:
-        return too_large(f"the body has more than {self.bounds.most_bytes:,} bytes; send fewer or smaller media")
+    def check_size(self, size: int, more: int) -> None:
+        """RequestError if a body of which `size` bytes are held may not have so many more."""
+        most = self.bounds.most_bytes
+        if size + more > most:
+            raise too_large(f"the body has more than {most:,} bytes; send fewer or smaller media")
+        if self._held + more > AT_ONCE * most:
+            message = f"the bodies of all requests have at most {AT_ONCE * most:,} bytes together; try again soon"
+            raise RequestError(429, message, code="bodies_full", retry_seconds=RETRY_SECONDS)
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """The same, but a body that is too large or too slow is an error."""
-        deadline, size, complete = time.monotonic() + self.bounds.seconds, 0, False
+    def hold(self, size: int, more: int) -> int:
+        """Take in `more` bytes of a body: how many it has now; RequestError if it may not have them."""
+        self.check_size(size, more)
+        self._held += more
+        return size + more
 
-        async def bounded() -> Message:
-            nonlocal size, complete
-            if complete:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
-            except TimeoutError:
-                message = f"the body took more than {self.bounds.seconds:g} s; send it faster"
-                raise RequestError(408, message, code="timeout") from None
-            size += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if size > self.bounds.most_bytes:
-                raise self._too_large()
-            return message
 
-        return bounded
+class _Body:
+    """The body of a request as it comes: one that is too large or too slow is an error. size: what is held of it."""
+
+    def __init__(self, guard: Guard, receive: Receive):
+        self.size = 0
+        self._guard, self._receive, self._complete = guard, receive, False
+        self._deadline = time.monotonic() + guard.bounds.seconds
+
+    async def receive(self) -> Message:
+        """The next message of the client."""
+        if self._complete:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(self._deadline - time.monotonic(), 0.001))
+        except TimeoutError:
+            message = f"the body took more than {self._guard.bounds.seconds:g} s; send it faster"
+            raise RequestError(408, message, code="timeout") from None
+        self._complete = not message.get("more_body", False)
+        self.size = self._guard.hold(self.size, len(message.get("body", b"")))
+        return message

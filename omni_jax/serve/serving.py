@@ -17,7 +17,7 @@ from omni_jax.serve.answered import DONE, ChatStream, Choice, Heading, Usage, co
 from omni_jax.serve.asked import Asked, Defaults
 from omni_jax.serve.asked_audio import AskedSpeech
 from omni_jax.serve.engine import Service
-from omni_jax.serve.errors import naming, request_error
+from omni_jax.serve.errors import naming, told
 from omni_jax.serve.media import Media
 from omni_jax.serve.metrics import Metrics
 from omni_jax.serve.workers import Workers
@@ -84,7 +84,7 @@ class Serving:
             except Exception as error:
                 if not begun:
                     raise
-                yield sse(request_error(error).body()) + DONE
+                yield sse(told(error).body()) + DONE
 
     async def events(self, asked: Asked) -> AsyncGenerator[Event, None]:
         """The events of the one reply to a request."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from omni_jax.decode.reply import Event, Reply
-from omni_jax.serve.app import make_app
+from omni_jax.files import parse_json
+from omni_jax.serve import app
+from omni_jax.serve.app import LARGE_BYTES, MOST_VALUES, make_app
 from omni_jax.serve.asked import Defaults
 from omni_jax.serve.doors import Doors
 from omni_jax.serve.guard import Bounds
@@ -42,8 +45,8 @@ class Answering:
 
 def _client(*events, key=None, doors=HERE):
     answering: Any = Answering(*events)
-    app = make_app(answering, key, Bounds(), doors)
-    return testclient.TestClient(app, base_url="http://127.0.0.1:8000")
+    made = make_app(answering, key, Bounds(), doors)
+    return testclient.TestClient(made, base_url="http://127.0.0.1:8000")
 
 
 def _events(response):
@@ -133,3 +136,23 @@ def test_all_answers_are_counted():
         ("other", 401): 1, ("other", 403): 1, ("other", 404): 2, ("/v1/models", 200): 1,
         ("/v1/models/{name:path}", 404): 1, ("/v1/chat/completions", 405): 1,
     }  # fmt: skip
+
+
+def test_bodies_of_very_many_values_are_refused_before_they_are_read():
+    many = b"0.5," * MOST_VALUES
+    body = b'{"messages": [{"role": "user", "content": "Hi"}], "temperature": [%b1]}' % many
+    found = _client().post("/v1/chat/completions", content=body)
+    assert found.status_code == 400 and f"at most {MOST_VALUES:,} are read" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("size, beside", [(1000, False), (2 * LARGE_BYTES, True)])
+def test_large_bodies_are_parsed_beside_other_requests(monkeypatch, size, beside):
+    threads = []
+
+    def parse(data, *args, **more):
+        threads.append(threading.current_thread().name)
+        return parse_json(data, *args, **more)
+
+    monkeypatch.setattr(app, "parse_json", parse)
+    found = _client().post("/v1/audio/speech", json={"input": "a" * size, "response_format": "aac"})
+    assert found.status_code == 400 and [name.startswith("asyncio_") for name in threads] == [beside]

@@ -1,5 +1,7 @@
 """Bodies of requests: every field reaches the setting that it means, and what cannot be obeyed is refused by name."""
 
+import time
+
 import pytest
 
 from omni_jax.serve.asked import Defaults, check_model, read_chat
@@ -134,7 +136,16 @@ def test_messages_as_clients_send_them_back():
 
 def test_fields_that_change_nothing_are_ignored():
     ignored = {"user": "me", "store": True, "metadata": {"a": "b"}, "functions": None, "temperature": None}
-    neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "skip_special_tokens": True}
+    neutral = {
+        "parallel_tool_calls": True,
+        "include_reasoning": True,
+        "return_token_ids": False,
+        "detokenize": True,
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "logit_bias": {},
+        "skip_special_tokens": True,
+    }
     asked = _asked(**ignored, **neutral, response_format={"type": "text"})
     assert asked.settings.sampling.temperature == 0.5
 
@@ -192,12 +203,49 @@ def test_fields_that_change_nothing_are_ignored():
         ({"model": 3}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"include_reasoning": False}, "include_reasoning"),
+        ({"return_token_ids": True}, "return_token_ids"),
+        ({"detokenize": False}, "detokenize"),
     ],
 )
 def test_what_cannot_be_obeyed_is_refused_by_name(fields, param):
     error = _refused(**fields)
     assert error.status == 400 and error.param == param
     assert error.body()["error"]["type"] == "invalid_request_error" and error.message
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    "fields, param, limit",
+    [
+        ({"messages": MESSAGES * 1025}, "messages", "1,024"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 1025}]}, "messages", "1,024"),
+        ({"stop": ["a"] * 17}, "stop", "16"),
+        ({"stop": "a" * 1001}, "stop", "1,000"),
+        ({"stop": ["b", "a" * 1001]}, "stop", "1,000"),
+        ({"stop_token_ids": [1] * 129}, "stop_token_ids", "128"),
+        ({"tools": [TOOL] * 129}, "tools", "128"),
+    ],
+)
+def test_what_is_too_much_is_refused_with_its_limit(fields, param, limit):
+    error = _refused(**fields)
+    assert (error.status, error.param) == (400, param) and f"at most {limit}" in error.message
+
+
+def test_as_much_as_is_allowed():
+    asked = _asked(messages=MESSAGES * 1024, stop=["a" * 1000] * 16, stop_token_ids=[1] * 128, tools=[TOOL] * 128)
+    assert len(asked.messages) == 1024 and len(asked.tools or ()) == 128
+
+
+@pytest.mark.parametrize("fields", [{"temprature" * 400_000: 1}, {"temperature": [0.5] * 1_000_000},
+                                    {"audio": {"x" * 400_000: 1}, "modalities": ["audio"]}])  # fmt: skip
+def test_errors_about_large_values_are_short_and_quick(fields):
+    start = time.process_time()
+    error = _refused(**fields)
+    assert time.process_time() - start < 0.1 and len(error.message) < 300 and len(error.param or "") < 100
 
 
 def test_names_of_one_setting_may_agree():

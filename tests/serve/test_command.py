@@ -1,11 +1,13 @@
 """The flags of the server."""
 
+import re
 from dataclasses import fields
 
 import pytest
 import tyro
 
 from omni_jax.serve.command import ListenFlags, Serve, _doors
+from omni_jax.serve.guard import OPEN
 
 
 def test_help_shows_flags_that_can_be_used(capsys):
@@ -14,6 +16,7 @@ def test_help_shows_flags_that_can_be_used(capsys):
     shown = capsys.readouterr().out
     assert all(f"--{one.name.replace('_', '-')}" in shown for one in fields(ListenFlags))
     assert "--seed " not in shown
+    assert OPEN == ("/health", "/") and "but for /health and the page at /;" in re.sub(r"[\s│]+", " ", shown)
     with pytest.raises(SystemExit):
         tyro.cli(Serve, args=["--model", "m", "--seed", "1"])
     assert "seed" not in tyro.cli(Serve, args=["--model", "m", "--temperature", "0.5"]).settings()

@@ -1,7 +1,9 @@
-"""Connections whose headers come late are closed, and others are not."""
+"""Connections whose headers come late, or whose answers are not read, are closed, and others are not."""
 
+import asyncio
 import http.client
 import socket
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -52,3 +54,47 @@ def test_a_slow_body_and_a_second_request_are_answered(address):
         again.request("POST", "/", b"123")
         assert again.getresponse().read() == b"3"
     again.close()
+
+
+PIECE = bytes(1 << 16)
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """The address of a server of answers without end, and what tells that one has ended."""
+    responses = pytest.importorskip("starlette.responses")
+    ended = threading.Event()
+
+    async def pieces():
+        try:
+            while True:
+                await asyncio.sleep(0)  # as an answer waits for what it sends next
+                yield PIECE
+        finally:
+            ended.set()
+
+    async def answer(scope, receive, send):
+        if scope["type"] == "http":
+            await responses.StreamingResponse(pieces())(scope, receive, send)
+
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
+    with listening(answer, http=connections.timely_protocol()) as url:
+        yield urlsplit(url), ended
+
+
+def test_an_answer_that_nobody_reads_ends(endless):
+    address, ended = endless
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert ended.wait(20)
+
+
+def test_an_answer_that_is_read_goes_on(endless):
+    address, ended = endless
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        start = time.monotonic()
+        while time.monotonic() - start < 3:
+            assert connection.recv(1 << 20) and not ended.is_set()
+            time.sleep(0.01)
+    assert ended.wait(20)

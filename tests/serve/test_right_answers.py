@@ -65,6 +65,31 @@ def test_media_at_once(client, data_dir, sense):
     assert sum(is_right(row, reply) for row, reply in zip(asked, replies, strict=True)) >= least, replies
 
 
+def test_sounds_are_written_down(client, data_dir):
+    asked = rows(data_dir / "nano", "digits")[:5]
+    sounds = [data_dir / "nano" / row["messages"][0]["content"][0]["audio"] for row in asked]
+    write = client.audio.transcriptions.create
+    found = [write(model="nano", file=sound, extra_body={"max_tokens": 64}).text for sound in sounds]
+    assert sum(is_right(row, text) for row, text in zip(asked, found, strict=True)) >= 4, found
+    assert write(model="nano", file=sounds[0], response_format="text").strip() == found[0]
+    events = list(write(model="nano", file=sounds[0], stream=True))
+    assert events[-1].text == found[0] == "".join(one.delta for one in events[:-1])
+
+
+def test_what_cannot_be_answered_says_why(client):
+    damaged = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    with pytest.raises(openai.BadRequestError, match="message 0, part 0") as caught:
+        ask(client, [{"role": "user", "content": [damaged]}])
+    assert caught.value.param == "messages"
+    hello = [{"role": "user", "content": "Hello!"}]
+    with pytest.raises(openai.BadRequestError, match="context") as caught:
+        ask(client, hello, max_tokens=10**6)
+    assert caught.value.param == "max_tokens"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="other", messages=hello)
+    assert ask(client, hello).choices[0].message.content, "it goes on"
+
+
 @pytest.mark.parametrize(
     ("question", "answer"),
     [

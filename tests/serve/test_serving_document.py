@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from omni_jax.serve import asked, asked_audio, sounds, voices
+from omni_jax.serve import app, asked, asked_audio, connections, guard, sounds, voices
 from omni_jax.serve.command import AdmissionFlags, ListenFlags
 from omni_jax.serve.metrics import Metrics
 
@@ -29,6 +29,19 @@ def test_fields_of_chat():
     assert sorted(_first_column("Fields that are read")) == sorted({*asked.READ, *asked.SETTINGS})
     assert sorted(_names(_section("Fields that are ignored"))) == sorted(asked.IGNORED)
     assert sorted(_first_column("Fields that are refused")) == sorted(asked.NEUTRAL)
+
+
+def test_limits():
+    """Those that are constants are stated as they are."""
+    limits = _section("Errors and limits")
+    most, text = {name: f"{number:,}" for name, number in asked.MOST.items()}, f"{asked.MOST_STOP_CHARACTERS:,}"
+    assert f"| `messages`, and parts in them; `tools` | {most['messages']} each; {most['tools']} |" in limits
+    assert f"`stop_token_ids` | {most['stop']}, {text}; {most['stop_token_ids']} |" in limits
+    assert f"| bodies of all requests under way, together | {guard.AT_ONCE} times" in limits
+    assert f"counted by its commas | {app.MOST_VALUES:,} |" in limits
+    seconds, kib = f"{connections.READ_SECONDS:g} s", f"{connections.READ_BYTES >> 10} KiB"
+    assert f"to read what waits for it | {seconds}, and 1 s for each {kib} |" in limits
+    assert f"| 0 to 2^63 - {asked.MOST_REPLIES};" in DOCUMENT  # reply i has the seed plus i, below 2^63
 
 
 def test_fields_of_speech_and_transcription():
