@@ -4,9 +4,10 @@
                                                           v    |
     thread:               Batching takes tickets as slots come free, and follows what runs
 
-A reply whose client has gone is cancelled, and frees its slot within a chunk. What fails is one reply, as far as can be
-known: the one that was just admitted, else the longest. The others run again from their prompts, which gives the same
-tokens and sound, and what their clients have already is not sent twice.
+A reply whose client has gone is cancelled, and frees its slot within a chunk. One that the end of the server cuts ends
+with an error. What fails is one reply, as far as can be known: the one whose sound could not be made, or that was just
+admitted, else the longest. The others run again from their prompts, which gives the same tokens and sound, and what
+their clients have already is not sent twice.
 
 Several processes that hold one model run the same loop. What only the first one knows, because clients talk to it, is
 agreed on once per step: new tickets, and those whose clients have gone. If one fails, all end.
@@ -20,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from math import ceil
@@ -40,7 +41,7 @@ from omni_jax.process import FAILED
 from omni_jax.serve.errors import RequestError, invalid, request_error
 from omni_jax.serve.readings import Readings
 from omni_jax.serve.running import Running, failed_request
-from omni_jax.serve.tickets import Ticket, put_all
+from omni_jax.serve.tickets import Ticket, put_all, shutting_down
 
 ATTEMPTS = 3  # of a reply, when others make the engine fail
 STEP_SECONDS = 0.1
@@ -120,14 +121,15 @@ class Service:
 
     @property
     def active(self) -> int:
-        """The number of replies that the engine has taken and not finished."""
-        return len(self._following) + self._readings.count
+        """The number of replies in slots, and of texts that are being read aloud."""
+        # One more is prepared ahead while all slots are taken.
+        return min(len(self._following), self.running.slots) + self._readings.count
 
     @contextmanager
     def places(self, n: int) -> Iterator[None]:
         """Room for n replies while a request is worked on; RequestError 429 if there is none, 503 while closing."""
         if self.closing:
-            raise _shutting_down()
+            raise shutting_down()
         most = self.running.slots + self.waiting
         if n > most:
             raise invalid(f"{n} replies are more than the {most} that this server holds at once; ask for fewer", "n")
@@ -194,7 +196,7 @@ class Service:
         await asyncio.to_thread(self._thread.join, 10.0)
 
     def _cancel(self) -> None:
-        """Have all that runs or waits end soon, with what it has."""
+        """Have all that runs or waits end soon, with an error."""
         for ticket in self._asked:
             ticket.left = True
 
@@ -212,45 +214,52 @@ class Service:
         """Run replies: whether the service is closed, and did not fail."""
         batching = self.running.batching(self._admissions())
         try:
-            for finished in batching.run():
-                self._pace.lap(batching.chunks, batching.read_steps, time.monotonic())
-                # A request that finds a free slot need not wait for a long step to end.
-                batching.steps = STREAM_STEPS if None in batching.rows else self._steps
-                self._send({request.number for request in finished}, batching)
-                self._readings.step()
-                self._agree(wait=False)
-                self._failures = 0
+            with self._failing_together():
+                for finished in batching.run():
+                    self._pace.lap(batching.chunks, batching.read_steps, time.monotonic())
+                    # A request that finds a free slot need not wait for a long step to end.
+                    batching.steps = STREAM_STEPS if None in batching.rows else self._steps
+                    self._send({request.number for request in finished}, batching)
+                    self._readings.step()
+                    self._agree(wait=False)
+                    self._failures = 0
             return True
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            if self._several:
-                # The others wait for this process in what it does not reach.
-                sys.stderr.flush()
-                os._exit(FAILED)
             self._failures += 1
             self._fail(batching, request_error(error))
             # Frames of the loop hold its caches.
             traceback.clear_frames(error.__traceback__)
         return False
 
+    @contextmanager
+    def _failing_together(self) -> Iterator[None]:
+        """End this process if it fails and is one of several: the others wait for it in what it does not reach."""
+        try:
+            yield
+        except Exception:
+            if not self._several:
+                raise
+            traceback.print_exc(file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(FAILED)
+
     def _admissions(self) -> Iterator[Admission | None]:
         """Prompts for free slots, one ahead; None while there are none and others run."""
-        while True:
-            ticket = self._next()
-            if ticket is None and self._following:
-                yield None
-            elif ticket is None and self._readings.busy:
-                self._readings.step()
-            elif ticket is None and self._ending:
-                return
-            elif ticket is None:
-                continue
-            elif ticket.said is not None:
-                self._readings.add(ticket)
-            elif ticket.cancelled:  # nobody waits, or the server ends
-                ticket.put(_shutting_down())
-            elif ticket.prompt is not None and (admission := self._admitted(ticket, ticket.prompt)) is not None:
-                yield admission
+        # The loop would go on until what runs is done, before it raises what fails here.
+        with self._failing_together():
+            while True:
+                ticket = self._next()
+                if ticket is None and self._following:
+                    yield None
+                elif ticket is None and self._readings.busy:
+                    self._readings.step()
+                elif ticket is None and self._ending:
+                    return
+                elif ticket is None or ticket.prompt is None:
+                    continue
+                elif (admission := self._admitted(ticket, ticket.prompt)) is not None:
+                    yield admission
 
     def _next(self) -> Ticket | None:
         """The next ticket; None if there is none now, and something runs, or if the service closes."""
@@ -276,7 +285,22 @@ class Service:
             self._known[i].cancelled = True
         self._ending = self._ending or ending
         self._known += begun
-        self._again += begun
+        self._queue(begun)
+
+    def _queue(self, tickets: Sequence[Ticket]) -> None:
+        """Have these wait for slots, and give up those that nobody waits for any more, or that the end of all cuts.
+
+        Texts to read aloud have rows of their own: they do not wait behind prompts.
+        """
+        for ticket in tickets:
+            if ticket.said is None:
+                self._again.append(ticket)
+            else:
+                self._readings.add(ticket)
+        for ticket in self._again:
+            if ticket.cancelled:
+                ticket.put(shutting_down())
+        self._again = deque(ticket for ticket in self._again if not ticket.cancelled)
 
     def _come(self, wait: bool) -> tuple[list[Ticket], bool]:
         """The tickets that have come, and whether they were the last ones."""
@@ -312,25 +336,44 @@ class Service:
         """Send what is new of all replies, and the end of those that are finished."""
         sent = []
         for number, (ticket, follower) in list(self._following.items()):
-            events: list[Event | None] = [ticket.once.new(event) for event in follower.events()]
+            events = () if ticket.ended else self._news(ticket, follower, batching, number in finished)
             if number in finished:
-                request = follower.request
-                last = follower.last(batching.engine.stats(request), {"seconds": request.seconds})
                 del self._following[number]
-                events += [ticket.once.new(last), None]
             if events:
                 sent.append((ticket, tuple(events)))
         put_all(sent)
 
+    def _news(
+        self, ticket: Ticket, follower: Follower, batching: Batching, finished: bool
+    ) -> list[Event | Exception | None]:
+        """What is new of a reply, and its end if it is finished; what fails here, such as its sound, is its own."""
+        request, events = follower.request, list[Event | Exception | None]()
+        if ticket.cancelled:  # nobody waits, or the server ends
+            return [shutting_down()]
+        try:
+            events += [ticket.once.new(event) for event in follower.events()]
+            if finished:
+                last = follower.last(batching.engine.stats(request), {"seconds": request.seconds})
+                events += [ticket.once.new(last), None]
+        except Exception as error:
+            if self._several:
+                raise
+            traceback.print_exc(file=sys.stderr)
+            request.cancel()
+            events.append(request_error(error))
+        return events
+
     def _fail(self, batching: Batching, error: Exception) -> None:
         """Give up the reply that made the loop fail, and have the others run again."""
         guilty = failed_request(batching, [follower.request for _, follower in self._following.values()])
+        again = list[Ticket]()
         for ticket, follower in self._following.values():
             if follower.request is guilty or ticket.attempts >= ATTEMPTS:
                 ticket.put(error)
-            else:
-                self._again.append(ticket)
+            elif not ticket.ended:
+                again.append(ticket)
         self._following.clear()
+        self._queue(again)
 
 
 async def _each(events: AsyncGenerator[list[Event], None]) -> AsyncGenerator[Event, None]:
@@ -339,7 +382,3 @@ async def _each(events: AsyncGenerator[list[Event], None]) -> AsyncGenerator[Eve
         async for together in rest:
             for event in together:
                 yield event
-
-
-def _shutting_down() -> RequestError:
-    return RequestError(503, "the server is shutting down; ask another one", code="shutting_down")

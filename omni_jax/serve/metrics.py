@@ -20,7 +20,10 @@ class Metrics:
     """All metrics of one server; `text` shows them."""
 
     def __init__(self, slots: int, running: Callable[[], int], accepted: Callable[[], int]):
-        """slots: of the engine. running, accepted: replies in slots, and all that are under way or wait."""
+        """slots: of the engine. running: replies in slots, and texts that are read aloud, which have rows of their own.
+
+        accepted: all that are under way or wait.
+        """
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         registry = self.registry = CollectorRegistry()
@@ -39,7 +42,7 @@ class Metrics:
         self.rounds = Counter("draft_rounds", "Rounds of drafting", **prefix)
         self.round_tokens = Counter("draft_round_tokens", "Tokens that these rounds gave", **prefix)
         Gauge("slots", "Replies that run at once", **prefix).set(slots)
-        Gauge("running", "Replies in slots", **prefix).set_function(running)
+        Gauge("running", "Replies in slots, and texts that are read aloud", **prefix).set_function(running)
         Gauge("waiting", "Replies that wait", **prefix).set_function(lambda: max(accepted() - running(), 0))
         self._stack = ExitStack()
         self._compiled = self._stack.enter_context(compilations())

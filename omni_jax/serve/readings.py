@@ -1,6 +1,7 @@
 """Texts that are read aloud beside the replies, on the engine's thread, in rows that are taken as they come free.
 
 They have rows and caches of their own, because they need the Talker alone; a step makes a few frames of all of them.
+What fails is told to whoever listens. In one of several processes it is raised, because the others wait for it.
 """
 
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
+import jax
 import numpy as np
 
 from omni_jax.decode.answers import FIRST_FRAMES, STREAM_FRAMES
@@ -18,7 +20,10 @@ from omni_jax.decode.speech.aloud import Said
 from omni_jax.decode.speech.speaker import Speaker
 from omni_jax.decode.speech.speakers import Speakers
 from omni_jax.decode.speech.vocode import Vocoder
+from omni_jax.distributed import min_over_processes
+from omni_jax.errors import InputError
 from omni_jax.serve.errors import RequestError, request_error
+from omni_jax.serve.tickets import shutting_down
 
 
 class Listener(Protocol):
@@ -62,7 +67,7 @@ class Readings(Generic[L]):
         self._speakers: Speakers | None = None
         self._waiting = deque[tuple[L, int]]()  # with the samples that they have
         self._reading: dict[int, _Reading[L]] = {}
-        self._rows = rows
+        self._rows, self._several = rows, jax.process_count() > 1
 
     @property
     def busy(self) -> bool:
@@ -80,6 +85,7 @@ class Readings(Generic[L]):
 
     def step(self) -> None:
         """Make the next frames of all texts; what fails is told to whoever listens."""
+        self._drop_cancelled()
         self._begin()
         if self._speakers is None or not self._reading:
             return
@@ -87,13 +93,13 @@ class Readings(Generic[L]):
             # Short steps would hold up a text that waits for a row.
             self._speakers.advance(STREAM_FRAMES, STREAM_FRAMES if self._waiting else FIRST_FRAMES)
         except Exception as error:
-            traceback.print_exc(file=sys.stderr)
+            self._survive(error)
             self._fail(error)
         for row, reading in list(self._reading.items()):
             try:
                 self._send(reading)
             except Exception as error:
-                traceback.print_exc(file=sys.stderr)
+                self._survive(error)
                 reading.listener.put(request_error(error))
                 reading.ended = True
             if reading.ended:
@@ -115,34 +121,65 @@ class Readings(Generic[L]):
         self._waiting.extendleft((one.listener, one.sent) for one in all_of_them[::-1] if one not in guilty)
         self._reading, self._speakers = {}, None
 
+    def _survive(self, error: Exception) -> None:
+        """Log an error that is a few texts' own; raise it where other processes wait for this one."""
+        if self._several:
+            raise error
+        traceback.print_exc(file=sys.stderr)
+
+    def _drop_cancelled(self) -> None:
+        """Give up texts that nobody waits for before they have a row."""
+        for listener, _ in self._waiting:
+            if listener.cancelled:
+                listener.put(shutting_down())
+        self._waiting = deque(one for one in self._waiting if not one[0].cancelled)
+
     def _begin(self) -> None:
         """Give free rows to texts that wait."""
         while self._waiting and len(self._reading) < self._rows:
             listener, sent = self._waiting.popleft()
-            said = listener.said
-            if listener.cancelled or said is None:
-                listener.put(None)
-                continue
             try:
-                made = self._make_speakers(said)  # which checks that it fits
-                self._speakers = self._speakers or made
-                row = next(row for row in range(self._rows) if row not in self._reading)
-                speaker = self._speakers.insert(row, said.request, said.words)
-                self._reading[row] = _Reading(listener, said, speaker, self._make_vocoder(), sent)
+                self._begin_one(listener, sent)
             except Exception as error:
+                if not isinstance(error, InputError):
+                    self._survive(error)
                 listener.put(request_error(error))
+
+    def _begin_one(self, listener: L, sent: int) -> None:
+        """Give a free row to a text; InputError, in all processes alike, for one that does not fit.
+
+        sent: as in `_Reading`.
+        """
+        said, made, error = listener.said, None, None
+        assert said is not None
+        try:
+            made = self._make_speakers(said)
+        except InputError as caught:
+            error = caught
+        if self._several and not min_over_processes(error is None):
+            error = error or InputError("another process has too little memory for this text; make it shorter")
+        if error is not None:
+            raise error
+        self._speakers = self._speakers or made
+        assert self._speakers is not None
+        row = next(row for row in range(self._rows) if row not in self._reading)
+        speaker = self._speakers.insert(row, said.request, said.words)
+        self._reading[row] = _Reading(listener, said, speaker, self._make_vocoder(), sent)
 
     def _send(self, reading: _Reading[L]) -> None:
         """Send the new sound of a text; its reply comes with the last sound."""
         speaker, listener, event = reading.speaker, reading.listener, Event("", [])
-        if not listener.cancelled:
-            before = sum(map(len, reading.waves))
-            reading.waves.append(reading.vocoder.follow(speaker.codes, speaker.done))
-            new = reading.waves[-1][max(reading.sent - before, 0) :]
-            reading.sent = max(reading.sent, before + len(reading.waves[-1]))
-            if new.size:
-                event = replace(event, audio=new)
-        if speaker.done or listener.cancelled:
+        if listener.cancelled:
+            reading.ended = True
+            listener.put(shutting_down())
+            return
+        before = sum(map(len, reading.waves))
+        reading.waves.append(reading.vocoder.follow(speaker.codes, speaker.done))
+        new = reading.waves[-1][max(reading.sent - before, 0) :]
+        reading.sent = max(reading.sent, before + len(reading.waves[-1]))
+        if new.size:
+            event = replace(event, audio=new)
+        if speaker.done:
             reading.ended = True
             listener.put(replace(event, reply=reading.said.reply(speaker, np.concatenate(reading.waves))), None)
         elif event.audio is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs
 from omni_jax.decode.speech.aloud import Said
+from omni_jax.serve.errors import RequestError
 
 
 class Once:
@@ -71,6 +72,11 @@ class Ticket:
     def put(self, *events: Event | Exception | None) -> None:
         """Hand events to the client's side, from the engine's thread; what ends the reply comes last."""
         put_all([(self, events)])
+
+
+def shutting_down() -> RequestError:
+    """What a client is told whose request is refused, or whose reply is cut, because the server ends."""
+    return RequestError(503, "the server is shutting down; ask another one", code="shutting_down")
 
 
 def put_all(given: Sequence[tuple[Ticket, tuple[Event | Exception | None, ...]]]) -> None:

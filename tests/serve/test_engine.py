@@ -6,24 +6,40 @@ import numpy as np
 import pytest
 
 from omni_jax.decode import engine, memory
-from omni_jax.decode.answers import STREAM_STEPS
+from omni_jax.decode.answers import STREAM_STEPS, Follower
 from omni_jax.decode.engine import PlainEngine
 from omni_jax.decode.prompt import Prompt
-from omni_jax.decode.reply import Event, Logprobs, Reply
+from omni_jax.decode.reply import Event, Reply
 from omni_jax.decode.text import CHUNK
 from omni_jax.errors import InputError, MemoryLimitError
+from omni_jax.serve.answered import Usage
 from omni_jax.serve.engine import STEP_SECONDS, Pace, Service
 from omni_jax.serve.errors import RequestError
 from omni_jax.serve.running import Running
-from omni_jax.serve.tickets import Once
-from omni_jax.settings import Voice
+from omni_jax.serve.tickets import Ticket
+from omni_jax.settings import Drafting, Voice
+from omni_jax.weights.drafters import load_drafter
+from tests.parity import audio_part, image_part, user
 
 WORDS = ["The garden", "What do you hear?", "A", "Where is the small house by the river", "Music"]
 TOKENS = 24
+MEDIA = {
+    "picture": user(image_part(56, 84), "What is this?"),
+    "other picture": user(image_part(56, 84, seed=1), "What is this?"),
+    "sound": user(audio_part(1.3), "And this?"),
+}
+SPOKEN = ["A", WORDS[3], "picture", "sound"]
+# All that is asked at once: words or the name of media, and whether the reply is spoken.
+MIXED = [(name, False) for name in [*WORDS, *MEDIA]] + [(name, True) for name in SPOKEN]
 
 
 def _messages(text):
-    return [{"role": "user", "content": text}]
+    return MEDIA.get(text) or [{"role": "user", "content": text}]
+
+
+def _seed(text):
+    names = [*WORDS, *MEDIA]
+    return names.index(text) if text in names else 0
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +49,17 @@ def omni(omnis):
 
 @pytest.fixture(scope="module")
 def expected(omni):
-    """The replies to WORDS alone: text, and with speech too."""
+    """The replies to MIXED, each alone."""
     found = {}
-    for i, text in enumerate(WORDS):
-        for speech in (False, True):
-            more = {"max_frames": 12} if speech else {}
-            found[text, speech] = omni.generate(_messages(text), speech=speech, seed=i, max_new_tokens=TOKENS, **more)
+    for text, speech in MIXED:
+        more = {"max_frames": 12, "speech": True} if speech else {"speech": False}
+        found[text, speech] = omni.generate(_messages(text), seed=_seed(text), max_new_tokens=TOKENS, **more)
     return found
 
 
 def _prompt(omni, text, speech=False, **more):
     voice = Voice(max_frames=12) if speech else None
-    seed = WORDS.index(text) if text in WORDS else 0
-    stated = {"seed": seed, "max_new_tokens": TOKENS, "speech": speech, "voice": voice, **more}
+    stated = {"seed": _seed(text), "max_new_tokens": TOKENS, "speech": speech, "voice": voice, **more}
     return Prompt(omni.prepare(_messages(text)), **stated)
 
 
@@ -74,6 +88,11 @@ def _serve(omni, work, slots=2, waiting=64, closing=30.0, running=None):
     return asyncio.run(inside())
 
 
+async def _until(holds):
+    while not holds():
+        await asyncio.sleep(0.01)
+
+
 def _same(reply: Reply, other: Reply):
     assert reply.text == other.text and reply.token_ids == other.token_ids
     if other.audio is None:
@@ -84,15 +103,35 @@ def _same(reply: Reply, other: Reply):
 
 
 def test_replies_are_those_of_generate(omni, expected):
-    """Text and speech side by side, more than there are slots."""
+    """Text, pictures, sound and speech side by side, four times as many as there are slots."""
 
     async def work(service):
-        asked = [(text, speech) for text in WORDS for speech in (False, True)]
-        replies = await asyncio.gather(*(_reply(service, _prompt(omni, *one)) for one in asked))
-        return dict(zip(asked, replies, strict=True))
+        return await asyncio.gather(*(_reply(service, _prompt(omni, *one)) for one in MIXED))
 
-    for one, reply in _serve(omni, work, slots=3).items():
+    replies = _serve(omni, work, slots=3)
+    assert len(MIXED) == 12 and len({tuple(reply.token_ids) for reply in replies}) > len(WORDS)
+    for one, reply in zip(MIXED, replies, strict=True):
         _same(reply, expected[one])
+
+
+def test_replies_with_a_drafter_are_those_without(omni, expected, drafters):
+    asked, drafter = [*((text, False) for text in WORDS[:3]), ("A", True)], load_drafter(drafters("dflash", "tiny"))
+
+    async def work(service):
+        return await asyncio.gather(*(_reply(service, _prompt(omni, *one)) for one in asked))
+
+    running = Running(omni, 2, drafter, Drafting(draft_tokens=3))
+    for one, reply in zip(asked, _serve(omni, work, running=running), strict=True):
+        assert reply.text == expected[one].text and reply.token_ids == expected[one].token_ids
+        if one[1]:
+            np.testing.assert_array_equal(reply.codes, expected[one].codes)
+        usage = Usage(reply.stats["prompt_tokens"])
+        usage.add(Event("", [], reply), reply)
+        counts = usage.body()["completion_tokens_details"]
+        accepted, rejected = (counts[f"{name}_prediction_tokens"] for name in ("accepted", "rejected"))
+        assert accepted + rejected == reply.stats["drafted"] > 0 and rejected > 0
+        # All but the first token came from rounds.
+        assert accepted + reply.stats["rounds"] == len(reply.token_ids) - 1
 
 
 def test_events_of_a_step_wake_the_clients_side_once(omni, monkeypatch):
@@ -153,6 +192,65 @@ def test_clients_that_go_free_their_slots(omni, expected):
     reply, active = _serve(omni, work, slots=1)
     _same(reply, expected[WORDS[0], False])
     assert active == 0
+
+
+def test_prompts_of_clients_that_have_gone_wait_no_more(omni):
+    """Their places are free at once, so others would join them without end."""
+    service, tickets = Service(Running(omni, 1)), [Ticket(None, _prompt(omni, "A")) for _ in range(3)]
+    for ticket in tickets:
+        service._tickets.put(ticket)
+    service._agree(wait=False)
+    assert [*service._again] == tickets
+    tickets[1].left = True
+    service._agree(wait=False)
+    assert [*service._again] == [tickets[0], tickets[2]] and [one.ended for one in tickets] == [False, True, False]
+
+
+def test_texts_are_read_aloud_while_all_slots_are_taken(omni):
+    """One prompt more than there are slots is prepared ahead, and counts as waiting."""
+
+    async def work(service):
+        long = [
+            asyncio.create_task(_reply(service, _prompt(omni, WORDS[1], max_new_tokens=900, stop_ids=())))
+            for _ in range(2)
+        ]
+        await _until(lambda: len(service._following) == 2)
+        active, events = [service.active], []
+        async for event in service.read_aloud(service.running.said("A", Voice(max_frames=6), 0)):
+            events.append(event)
+            active.append(service.active)
+        left = [task.done() for task in long]
+        for task in long:
+            task.cancel()
+        return events[-1].reply, active, left
+
+    reply, active, left = _serve(omni, work, slots=1)
+    _same(reply, omni.speak("A", voice=Voice(max_frames=6)))
+    assert left == [False, False] and active[0] == 1 and max(active) == 2
+
+
+def test_a_sound_that_cannot_be_made_is_one_replys(omni, expected, monkeypatch, capsys):
+    """Nothing else runs again for it, as it would if the loop had failed, and its slot comes free."""
+    inner = Follower._vocode
+
+    def failing(follower, *given):
+        if follower.request.seed == 99:
+            raise ValueError("deaf")
+        return inner(follower, *given)
+
+    async def work(service):
+        others = [asyncio.create_task(_reply(service, _prompt(omni, text, text == "A"))) for text in (WORDS[3], "A")]
+        with pytest.raises(RequestError) as caught:
+            await _reply(service, _prompt(omni, WORDS[0], speech=True, seed=99, max_new_tokens=90))
+        later = await _reply(service, _prompt(omni, WORDS[0]))
+        return caught.value, [*await asyncio.gather(*others), later], service
+
+    monkeypatch.setattr(Follower, "_vocode", failing)
+    error, replies, service = _serve(omni, work, slots=2)
+    assert (error.status, error.code) == (500, "internal_error") and "deaf" in capsys.readouterr().err
+    for reply, one in zip(replies, [(WORDS[3], False), ("A", True), (WORDS[0], False)], strict=True):
+        _same(reply, expected[one])
+    assert service._number == 4 and service.active == 0
 
 
 @pytest.mark.parametrize("place", ["prefill_in_pieces", "dispatch"])
@@ -229,10 +327,8 @@ def test_draining_takes_no_more_and_cuts_what_takes_too_long(omni, expected):
         await draining
         return await asyncio.gather(*long, return_exceptions=True)
 
-    cut, waited = _serve(omni, work, slots=1)
-    assert 0 < len(cut.token_ids) < 900
-    # The engine takes a prompt one ahead, which may have begun when it was told to cut.
-    assert waited.status == 503 if isinstance(waited, RequestError) else len(waited.token_ids) < 900
+    for error in _serve(omni, work, slots=1):
+        assert isinstance(error, RequestError) and (error.status, error.code) == (503, "shutting_down")
 
 
 def test_draining_waits_for_what_is_prepared(omni, expected):
@@ -247,19 +343,6 @@ def test_draining_waits_for_what_is_prepared(omni, expected):
         return reply
 
     _same(_serve(omni, work), expected[WORDS[0], False])
-
-
-def test_a_second_run_sends_only_what_is_new():
-    once = Once()
-    logprobs = Logprobs(np.arange(3.0), np.arange(3)[:, None], np.arange(3.0)[:, None])
-    once.new(Event("ab", [1, 2], reasoning="x"))
-    once.new(Event("", [], audio=np.arange(4.0)))
-    once.restart()
-    new = once.new(Event("abc", [1, 2, 3], reasoning="xyz", logprobs=logprobs))
-    assert (new.text, new.token_ids, new.reasoning) == ("c", [3], "yz")
-    assert new.logprobs is not None and new.logprobs.token.tolist() == [2.0]
-    assert once.new(Event("", [], audio=np.arange(3.0))).audio.tolist() == []
-    assert once.new(Event("", [], audio=np.array([3.0, 4.0]))).audio.tolist() == [4.0]
 
 
 def test_a_model_without_a_voice(checkpoints):

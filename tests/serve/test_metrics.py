@@ -29,6 +29,7 @@ def test_a_reply_that_speaks(monkeypatch):
         watch.event(event)
     found = _values(metrics)
     metrics.close()
+    assert "# HELP omni_jax_running Replies in slots, and texts that are read aloud\n" in metrics.text().decode()
     for name, value in {
         "prompt_tokens_total": 7, "generated_tokens_total": 3, "time_to_first_token_seconds_sum": 1,
         "time_between_tokens_seconds_sum": 1.25, "time_to_first_audio_seconds_sum": 2, "reply_seconds_sum": 4,

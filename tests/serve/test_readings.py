@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from omni_jax.decode.reply import Event, Reply
+from omni_jax.serve import readings as module
 from omni_jax.serve.errors import RequestError
 from omni_jax.serve.readings import Readings
 
@@ -123,3 +124,45 @@ def test_sound_that_cannot_be_made_is_one_texts(capsys: pytest.CaptureFixture[st
     readings.add(bad)
     _finish(readings)
     assert bad.error is not None and good.error is None and good.sound == WHOLE
+
+
+def test_texts_that_are_cut_end_with_an_error() -> None:
+    """One in the middle, one that would have a row at once, and one that still has none."""
+    reading, other, second, third = listeners = [*map(Listener, ("one", "two", "three", "four"))]
+    readings = _readings([])
+    for listener in listeners:
+        readings.add(listener)
+    readings.step()
+    other.cancelled = third.cancelled = True
+    readings.step()
+    assert other.sound == [0, 0] and other.error is not None, "what was made before it was sent"
+    assert (other.error.status, other.error.code) == (503, "shutting_down")
+    assert third.error is not None and [one for one, _ in readings._waiting] == [second], "it waits for no row"
+    reading.cancelled = True
+    _finish(readings)
+    assert reading.error is not None and reading.sound == [0, 0, 1, 1]
+    assert second.error is None and second.sound == WHOLE
+    assert all(isinstance(listener.heard[-1], RequestError) for listener in (reading, other, third))
+
+
+@pytest.mark.parametrize("failing, broken", [(["bad"], ()), ([], (0,))])
+def test_one_of_several_processes_tells_what_failed_to_all(
+    failing: list[str], broken: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised, and ends the process: the others wait for it."""
+    monkeypatch.setattr(module.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(module, "min_over_processes", lambda number: number)
+    readings, listener = _readings(failing, broken), Listener("bad")
+    readings.add(listener)
+    with pytest.raises((FloatingPointError, ValueError)):
+        readings.step()
+    assert listener.heard == []
+
+
+def test_a_text_that_one_of_several_processes_cannot_hold_is_refused_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(module, "min_over_processes", lambda number: 0)
+    readings, listener = _readings([]), Listener("long")
+    readings.add(listener)
+    readings.step()
+    assert listener.error is not None and listener.error.status == 400 and not readings.busy
