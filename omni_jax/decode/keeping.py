@@ -23,8 +23,8 @@ from omni_jax.decode.request import Request
 from omni_jax.inputs.audio import TOKENS_PER_CHUNK
 from omni_jax.inputs.batch import Batch
 
-# Tokens that a prompt must share with a kept conversation. All prompts begin alike, and a few tokens save nothing: they
-# run in about the time of one, and to copy their cache out and in takes longer.
+# Tokens of a kept conversation that a prompt must go on from. All prompts begin alike, and a few tokens save nothing:
+# they run in about the time of one, and to copy their cache out and in takes longer.
 LEAST = 64
 # Tokens of a block; of conversations that share equally many whole blocks with a prompt, so many are compared at most.
 BLOCK, COMPARED = 16, 8

@@ -223,7 +223,9 @@ async def _body(request: Request) -> Any:
         raise RequestError(415, f"the body is of the type {kind[:80]!r}; send it as application/json")
     data = await request.body()
     if (values := data.count(b",")) > MOST_VALUES:
-        raise invalid(f"the body has {values:,} commas; at most {MOST_VALUES:,} are read, so send fewer values")
+        raise invalid(
+            f"the body has {values:,} commas; at most {MOST_VALUES:,} are read: send fewer values, or shorter texts"
+        )
     if len(data) <= LARGE_BYTES:
         return parse_json(data, "the body", error=InputError)
     return await asyncio.to_thread(parse_json, data, "the body", error=InputError)

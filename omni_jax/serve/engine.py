@@ -93,7 +93,7 @@ class Service:
         self.running, self.waiting = running, waiting
         self.accepted = 0
         self.closing = False
-        self._ending = False
+        self._cut = self._ending = False
         self._tickets: queue.Queue[Ticket | None] = queue.Queue()
         self._asked = set[Ticket]()  # of the clients' side
         self._known: list[Ticket] = []  # of the engine's side
@@ -159,6 +159,8 @@ class Service:
 
     async def _together(self, ticket: Ticket) -> AsyncGenerator[list[Event], None]:
         """The events of a ticket, which the engine gets now, those of a step together."""
+        if self._cut:
+            raise shutting_down()
         self._asked.add(ticket)
         self._tickets.put(ticket)
         start = time.monotonic()
@@ -196,7 +198,8 @@ class Service:
         await asyncio.to_thread(self._thread.join, 10.0)
 
     def _cancel(self) -> None:
-        """Have all that runs or waits end soon, with an error."""
+        """Have all that runs or waits end soon, with an error, and what is still being prepared too."""
+        self._cut = True
         for ticket in self._asked:
             ticket.left = True
 
@@ -365,12 +368,14 @@ class Service:
 
     def _fail(self, batching: Batching, error: Exception) -> None:
         """Give up the reply that made the loop fail, and have the others run again."""
-        guilty = failed_request(batching, [follower.request for _, follower in self._following.values()])
+        guilty = failed_request(batching, [one.request for t, one in self._following.values() if not t.ended])
         again = list[Ticket]()
         for ticket, follower in self._following.values():
+            if ticket.ended:
+                continue
             if follower.request is guilty or ticket.attempts >= ATTEMPTS:
                 ticket.put(error)
-            elif not ticket.ended:
+            else:
                 again.append(ticket)
         self._following.clear()
         self._queue(again)

@@ -98,6 +98,6 @@ def request_error(error: BaseException) -> RequestError:
 def told(error: Exception) -> RequestError:
     """What a client is told of an error; the log gets the traceback of one that is a bug."""
     found = request_error(error)
-    if found.status == 500:
+    if found.status == 500 and found is not error:  # what the engine tells, it has logged
         traceback.print_exception(error, file=sys.stderr)
     return found

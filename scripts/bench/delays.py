@@ -73,7 +73,7 @@ async def gaps(address: Address, model: str, options: Delays, number: int) -> Fi
             group.create_task(ask(address, _body(model, words(8, [number, i]), **endless), one, clock, 600.0, []))
             for i, one in enumerate(answers)
         ]
-        while any(len(one.texts) < 3 and one.failure is None for one in answers):
+        while any(len(one.texts) < 3 and one.failure is None and one.finish is None for one in answers):
             await asyncio.sleep(POLL_SECONDS)
         long = await _asked(address, _body(model, words(options.words, [number]), max_tokens=2), clock)
         for stream in streams:
