@@ -22,7 +22,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
 from typing import NamedTuple
@@ -41,7 +41,7 @@ from omni_jax.process import FAILED
 from omni_jax.serve.errors import RequestError, invalid, request_error
 from omni_jax.serve.readings import Readings
 from omni_jax.serve.running import Running, failed_request
-from omni_jax.serve.tickets import Ticket, put_all, shutting_down
+from omni_jax.serve.tickets import Ticket, each, put_all, shutting_down
 
 ATTEMPTS = 3  # of a reply, when others make the engine fail
 STEP_SECONDS = 0.1
@@ -147,7 +147,7 @@ class Service:
 
         Leave the iterator early, or close it, to cancel the reply.
         """
-        return _each(self.answer_together(prompt))
+        return each(self.answer_together(prompt))
 
     def answer_together(self, prompt: Prompt) -> AsyncGenerator[list[Event], None]:
         """As `answer`, with the events that come at once together."""
@@ -155,7 +155,7 @@ class Service:
 
     def read_aloud(self, said: Said) -> AsyncGenerator[Event, None]:
         """The events of a text that is read aloud, as `answer` has them."""
-        return _each(self._together(Ticket(asyncio.get_running_loop(), said=said)))
+        return each(self._together(Ticket(asyncio.get_running_loop(), said=said)))
 
     async def _together(self, ticket: Ticket) -> AsyncGenerator[list[Event], None]:
         """The events of a ticket, which the engine gets now, those of a step together."""
@@ -379,11 +379,3 @@ class Service:
                 again.append(ticket)
         self._following.clear()
         self._queue(again)
-
-
-async def _each(events: AsyncGenerator[list[Event], None]) -> AsyncGenerator[Event, None]:
-    """One after the other."""
-    async with aclosing(events) as rest:
-        async for together in rest:
-            for event in together:
-                yield event

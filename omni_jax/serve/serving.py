@@ -20,6 +20,7 @@ from omni_jax.serve.engine import Service
 from omni_jax.serve.errors import naming, told
 from omni_jax.serve.media import Media
 from omni_jax.serve.metrics import Metrics
+from omni_jax.serve.tickets import each
 from omni_jax.serve.workers import Workers
 
 # Characters of a conversation that is prepared in the server's own process, and of one that does not leave its thread.
@@ -56,7 +57,7 @@ class Serving:
             batch = await self.prepare(asked)
             usage = Usage.of_prompt(batch)
             async with aclosing(self._together(self._prompts(asked, batch), start)) as events:
-                async for index, event in _each(events):
+                async for index, event in each(events):
                     choices[index].take(event)
                     usage.add(event, event.reply)
         if not asked.speech:
@@ -92,7 +93,7 @@ class Serving:
         with naming(asked.names), self.service.places(1):
             batch = await self.prepare(asked)
             async with aclosing(self._together(self._prompts(asked, batch), start)) as events:
-                async for _, event in _each(events):
+                async for _, event in each(events):
                     yield event
 
     async def aloud(self, asked: AskedSpeech) -> AsyncGenerator[Event, None]:
@@ -194,13 +195,6 @@ class Serving:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _each(events: AsyncGenerator[list[Numbered], None]) -> AsyncGenerator[Numbered, None]:
-    """One after the other."""
-    async for together in events:
-        for numbered in together:
-            yield numbered
 
 
 def text_characters(messages: Sequence[Any], tools: Sequence[Any] | None = None) -> int | None:

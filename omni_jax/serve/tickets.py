@@ -1,8 +1,10 @@
 """What a client waits for: the events of a reply, handed from the engine's thread to the loop of the client's side."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +12,8 @@ from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event, Logprobs
 from omni_jax.decode.speech.aloud import Said
 from omni_jax.serve.errors import RequestError
+
+T = TypeVar("T")
 
 
 class Once:
@@ -98,3 +102,11 @@ def put_all(given: Sequence[tuple[Ticket, tuple[Event | Exception | None, ...]]]
     except RuntimeError:  # the loop is closed: nobody waits
         for ticket, _ in awaited:
             ticket.left = True
+
+
+async def each(events: AsyncGenerator[list[T], None]) -> AsyncGenerator[T, None]:
+    """What comes together, one after the other."""
+    async with aclosing(events) as rest:
+        async for together in rest:
+            for one in together:
+                yield one
