@@ -17,6 +17,12 @@ def check_least(options: Any, least: dict[str, int]) -> None:
             raise InputError(f"{name} is {value}; give at least {minimum}")
 
 
+def check_server(url: str | None, model: Path | None) -> None:
+    """InputError unless a server is either named or to be started."""
+    if (url is None) == (model is None):
+        raise InputError("give either the --url of a server that runs, or a --model to start one of")
+
+
 def check_folder(path: Path | None) -> None:
     """Raise InputError for a file that could not be written after all measurements."""
     if path and not path.parent.is_dir():
@@ -214,8 +220,7 @@ class Delays:
     def __post_init__(self) -> None:
         check_least(self, {"streams": 1, "words": 1, "new": 8, "repeats": 1, "warm_up": 0})
         check_folder(self.json)
-        if (self.url is None) == (self.model is None):
-            raise InputError("give either the --url of a server that runs, or a --model to start one of")
+        check_server(self.url, self.model)
 
 
 @dataclass(frozen=True)
@@ -273,8 +278,7 @@ class Serve:
                 raise InputError(f"{name} is {value}; give a number above 0")
         check_folder(self.json)
         check_folder(self.plot)
-        if (self.url is None) == (self.model is None):
-            raise InputError("give either the --url of a server that runs, or a --model to start one of")
+        check_server(self.url, self.model)
         started = {"drafter": self.drafter, "flags": self.flags, "compare_generate": self.compare_generate}
         if self.model is None and (given := [name for name, value in started.items() if value]):
             raise InputError(f"{given[0]} is for a server that is started here; give its --model in place of --url")
