@@ -29,7 +29,9 @@ def test_prompts_are_of_all_senses_in_turn(tmp_path: Path) -> None:
     write_rows(tmp_path, 3)
     assert write_prompts(tmp_path, 10) == {"text": 10, "media": 10}
     asked = read_prompts(tmp_path / "prompts" / "text.jsonl")
-    assert asked[:5] == ["count 0?", "add 0?", "spell 0?", "repeat 0?", "count 1?"]
+    assert [len(conversation) for conversation in asked] == [1] * 10
+    words = [conversation[0]["content"] for conversation in asked]
+    assert words[:5] == ["count 0?", "add 0?", "spell 0?", "repeat 0?", "count 1?"]
     text, media = (read_dataset(tmp_path / "prompts" / f"{name}.jsonl") for name in ("text", "media"))
     assert not text.problems and not media.problems and not text.unread and not media.unread
     assert text.samples[4].references == ("It is 1.",) and text.samples[4].category == "count"
