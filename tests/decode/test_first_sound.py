@@ -12,7 +12,6 @@ import omni_jax.decode.speech.speakers
 from omni_jax.decode.answers import STREAM_FRAMES, STREAM_STEPS
 from omni_jax.decode.prompt import Prompt
 from omni_jax.decode.reply import Event
-from omni_jax.decode.speech.aloud import VOICE
 from omni_jax.decode.speech.talker_loop import decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import samples_of, vocode_chunk
 from omni_jax.decode.text import decode_chunk, prefill
@@ -161,12 +160,12 @@ def test_a_server_is_heard_from_the_first_frame_on(omnis: Callable[[str], Omni],
 
 
 def test_a_text_that_is_read_aloud_is_heard_from_the_first_frame_on(omnis: Callable[[str], Omni], made: Made) -> None:
-    omni, text = omnis("tiny"), "Read this aloud, please, and then read on."
+    omni, text, voice = omnis("tiny"), "Read this aloud, please, and then read on.", Voice(max_frames=FRAMES)
 
     async def read(service: Any) -> list[Event]:
-        said = service.running.said(text, VOICE, 0)
+        said = service.running.said(text, voice, 0)
         return [event async for event in service.read_aloud(said)]
 
     heard = [event.audio for event in served(omni, 1, read) if event.audio is not None]
     assert len(heard[0]) == one_frame(omni) and made.frames[:4] == [1, 1, 2, 4]
-    np.testing.assert_array_equal(np.concatenate(heard), omni.speak(text).audio)
+    np.testing.assert_array_equal(np.concatenate(heard), omni.speak(text, voice=voice).audio)
