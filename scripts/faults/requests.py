@@ -169,7 +169,7 @@ def media() -> Iterator[Fault]:
         for address in addresses:
             part = {"type": kind, kind: {"url": address}}
             yield chat(f"{kind} {address[:40]!r}", messages=[{"role": "user", "content": [part]}])
-    for what, data in files().items():
+    for what, data in {**files(), **bombs()}.items():
         for kind in ("image", "audio", "video"):
             url = f"data:{kind}/x;base64,{base64.b64encode(data).decode()}"
             part = {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
@@ -195,6 +195,32 @@ def files() -> dict[str, bytes]:
         "a list of files": b"ffconcat version 1.0\nfile /etc/passwd\n",
         "an MP4 header": b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2",
         "ELF": b"\x7fELF" + bytes(200),
+    }
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that are very large once they are decoded."""
+    import av
+    import soundfile
+
+    def video(size: int, frames: int) -> bytes:
+        file, frame = io.BytesIO(), av.VideoFrame(size, size, "yuv420p")
+        with av.open(file, "w", format="mp4") as container:
+            stream = container.add_stream("h264", rate=100, options={"preset": "ultrafast"})
+            stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+            for frame.pts in range(frames):
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return file.getvalue()
+
+    silence = io.BytesIO()
+    with soundfile.SoundFile(silence, "w", 8000, 1, format="FLAC") as sound:
+        for _ in range(600):
+            sound.buffer_write(bytes(2 * 60 * 8000), "int16")
+    return {
+        "a video of 8192 x 8192 pixels": video(8192, 2),
+        "a video of 100,000 frames": video(16, 100_000),
+        "ten hours of silence": silence.getvalue(),
     }
 
 
