@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omni_jax.ops.top_k import top_k
 from omni_jax.settings import Plan as Plan
 from omni_jax.settings import Sampling as Sampling
 
@@ -95,7 +96,7 @@ def _kept_whole(logits: jax.Array, values: dict, plan: Plan) -> jax.Array:
 def _candidates(logits: jax.Array, values: dict, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """The C likeliest tokens of logits [B, V]: their logits [B, C], -inf where filtered out, and ids int32 [B, C]."""
     candidates = min(plan.candidates, logits.shape[-1])
-    top, ids = jax.lax.top_k(logits, candidates)
+    top, ids = top_k(logits, candidates)
     top = jnp.where(jnp.arange(candidates) < values["top_k"], top, -jnp.inf)
     return jnp.where(_keep(top, values["top_p"], values["min_p"]), top, -jnp.inf), ids
 

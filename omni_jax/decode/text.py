@@ -20,6 +20,7 @@ from omni_jax.decode.sampling import Plan, sample
 from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Media
 from omni_jax.ops.cache import KVCache, lay_over
+from omni_jax.ops.top_k import top_k
 from omni_jax.sharding import Array, place, place_rows, replicate, replicate_for_hosts
 
 NO_TOKEN = -1
@@ -290,7 +291,7 @@ def reported(token: jax.Array, logits: jax.Array, plan: Plan) -> jax.Array:
         return token
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     own = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[..., None], axis=-1)
-    top, ids = jax.lax.top_k(log_probs, plan.top_logprobs)
+    top, ids = top_k(log_probs, plan.top_logprobs)
     bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
     return jnp.concatenate([token[..., None], bits(own), ids, bits(top)], axis=-1)
 

@@ -20,6 +20,7 @@ from omni_jax.models.param import Declaration, bind
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops.attention import tree_mask
 from omni_jax.ops.cache import KVCache
+from omni_jax.ops.top_k import top_k
 
 # Tokens that a chain drafts by default, the setting of most published measurements, and at most.
 CHAIN_TOKENS, LONGEST_CHAIN = 3, 16
@@ -168,7 +169,7 @@ class TreeProposer(ChainProposer):
 
     def _children(self, drafter: Eagle3, outputs: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Tokens and scores [B, n * k] of the likeliest children of nodes with outputs [B, n, D], scores [B, n]."""
-        best, ids = jax.lax.top_k(jax.nn.log_softmax(drafter.logits(outputs), axis=-1), self.top_k)
+        best, ids = top_k(jax.nn.log_softmax(drafter.logits(outputs), axis=-1), self.top_k)
         B = outputs.shape[0]
         return drafter.to_target(ids).reshape(B, -1).astype(jnp.int32), (scores[..., None] + best).reshape(B, -1)
 
