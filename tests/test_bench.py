@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from omni_jax.errors import InputError
-from scripts.bench import compare, drafting, speech, text, train
+from scripts.bench import compare, drafting, reading, speech, text, train
 from scripts.bench.options import Run, Scaling, Speech, Text, Train
 from scripts.bench.our_speech import Ours
+from scripts.bench.thinker import our_thinker
 from scripts.bench.worker import ROOT, Worker
 
 SPEECH = Speech(prompt=16, new=10, frames=4, batch=2, run=Run(repetitions=1, threads=1))
@@ -29,6 +31,20 @@ def theirs(checkpoints: Callable[[str], Path]) -> Any:
     from scripts.bench.their_speech import Theirs
 
     return Theirs(SPEECH, checkpoints("tiny"))
+
+
+def test_reading_counts_what_a_token_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    model = our_thinker(SHORT.run, None)
+    text_config, stacked = model.text, model.params["layers"]
+    found = reading.measure(model, SHORT)
+    experts = sum(stacked["moe"][name].nbytes for name in ("gate_up", "down"))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves([stacked, model.params["norm"], model.params["lm_head"]]))
+    unread = experts * (1 - text_config.experts_per_token / text_config.num_experts)
+    assert found["weights_per_token_bytes"] == whole - unread
+    assert found["share"] == pytest.approx(found["tokens_per_second"] / found["most_tokens_per_second"])
+    assert 0 < found["share"] < 2 and found["read_bytes_per_second"] > 1e8
+    reading.report(SHORT)
+    assert "of what memory gives" in capsys.readouterr().out
 
 
 def test_text_in_a_process_of_its_own() -> None:

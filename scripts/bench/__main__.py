@@ -2,6 +2,7 @@
 
 python -m scripts.bench text --shape medium --against hf            # beside transformers
 python -m scripts.bench text --shape medium --beside ../other       # beside another checkout of this project
+python -m scripts.bench reading --shape medium                      # decoding beside the speed of memory
 python -m scripts.bench speech --batch 8 --against hf
 python -m scripts.bench drafting --new 129
 python -m scripts.bench train --shape medium --against hf
@@ -28,6 +29,13 @@ def text(options: Text) -> None:
     import scripts.bench.text as module
 
     compare.report(module, options)
+
+
+def reading(options: Text) -> None:
+    """Measure how near decoding comes to the speed at which memory is read."""
+    from scripts.bench.reading import report
+
+    report(options)
 
 
 def speech(options: Speech) -> None:
@@ -96,7 +104,8 @@ def delays(options: Delays) -> None:
 def main() -> None:
     """Run the subcommand of the command line."""
     commands = {
-        f.__name__: f for f in (text, speech, drafting, train, drafters, spoken, loading, scaling, serve, delays)
+        f.__name__: f
+        for f in (text, reading, speech, drafting, train, drafters, spoken, loading, scaling, serve, delays)
     }
     flags = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
     try:
