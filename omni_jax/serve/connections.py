@@ -19,14 +19,19 @@ class _Read(asyncio.Protocol):
     transport: asyncio.Transport
     _unread: asyncio.TimerHandle | None = None
 
+    def connection_made(self, transport: Any) -> None:
+        """Begin; whatever waits for the client counts, not only much."""
+        transport.set_write_buffer_limits(high=0)
+        super().connection_made(transport)
+
     def pause_writing(self) -> None:
-        """Much waits for the client; it must be read in time."""
+        """Something waits for the client; it must be read in time."""
         super().pause_writing()
         seconds = READ_SECONDS + self.transport.get_write_buffer_size() / READ_BYTES
         self._unread = self.loop.call_later(seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client has read most of it."""
+        """The client has read it."""
         self._is_read()
         super().resume_writing()
 

@@ -98,3 +98,33 @@ def test_an_answer_that_is_read_goes_on(endless):
             assert connection.recv(1 << 20) and not ended.is_set()
             time.sleep(0.01)
     assert ended.wait(20)
+
+
+def test_the_end_of_an_answer_that_nobody_reads(monkeypatch):
+    """The last few bytes are not waited for without end either, when the answer itself is over."""
+    made, lost = list[asyncio.Transport](), threading.Event()
+
+    class Watched(connections.timely_protocol()):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            made.append(transport)
+
+        def connection_lost(self, exc):
+            super().connection_lost(exc)
+            lost.set()
+
+    async def answer(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not made[0].get_write_buffer_size():
+            writing = send({"type": "http.response.body", "body": PIECE[:1000], "more_body": True})
+            await asyncio.wait([asyncio.ensure_future(writing)], timeout=0.2)
+        await send({"type": "http.response.body", "body": b""})
+
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
+    with listening(answer, http=Watched) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert lost.wait(20)
