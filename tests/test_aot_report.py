@@ -1,12 +1,40 @@
-"""How memory is planned from programs that were compiled for fewer rows. Nothing is compiled here."""
+"""What is compiled for the report, and how its figures are read and memory is planned. Nothing is compiled here."""
 
-from types import SimpleNamespace
+import sys
+from contextlib import ExitStack
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from scripts.aot.programs import Program
-from scripts.aot.report import groups
-from scripts.aot.tables import COLUMNS, MESH_COLUMNS, TRAIN_COLUMNS, Row, mesh_table, table, temporaries, train_table
+from omni_jax.config import OmniConfig
+from omni_jax.models.param import declare
+from omni_jax.omni import PARTS
+from omni_jax.ops import attention, moe
+from omni_jax.quantization import stating
+from omni_jax.sharding import make_mesh
+from scripts.aot import report as report_module
+from scripts.aot.kernels import Work
+from scripts.aot.programs import DRAWN, Program, Target, lower_decode, lower_piece, programs
+from scripts.aot.report import gpu_branches, groups, watched, without
+from scripts.aot.tables import (
+    COLUMNS,
+    KERNEL_COLUMNS,
+    MESH_COLUMNS,
+    PART_COLUMNS,
+    TRAIN_COLUMNS,
+    Row,
+    kernel_tables,
+    mesh_table,
+    table,
+    temporaries,
+    train_table,
+)
+from scripts.small.configs import config_dict
 
 
 def row(program: str, temp_gb: float, rows: int, slots: int) -> Row:
@@ -65,3 +93,94 @@ def test_a_training_step_needs_what_is_held_and_the_larger_work() -> None:
     cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
     assert cells[3:8] == ["10.0, 20.0, 10.0", "1.0", "64.0, 5.0", "105.0", "yes / yes"]
     assert cells[8:] == ["2 all-gather", "0.0", "3.0"]
+
+
+def test_times_inside_and_outside_of_command_buffers_are_beside_each_other() -> None:
+    line = table([Row("decode", "tokamax", expected_ms=1.25, hosted_ms=2.5)]).splitlines()[2]
+    cells = dict(zip(COLUMNS, (cell.strip() for cell in line.split("|")[1:-1]), strict=True))
+    assert (cells["expected ms"], cells["expected ms, launched by the host"]) == ("1.25", "2.50")
+
+
+def test_kernels_and_parts_of_each_program() -> None:
+    kernel = Work("fusion.7", "fusion", "attention", 48, 3 * 10**6, 10**6, 2 * 10**9, 250.0)
+    part = Work("attention", "", "attention", 96, 3 * 10**6, 10**6, 2 * 10**9, 500.0)
+    made = [
+        Row("decode", "tokamax", expected_ms=1.0, slowest=[kernel], parts=[part]),
+        Row("decode", "tiled", error="failed"),
+        Row("sound", "", expected_ms=2.0, slowest=[kernel, kernel], parts=[part]),
+    ]
+    lines = kernel_tables(made).splitlines()
+    assert [line for line in lines if line and line[0] != "|"] == [
+        "decode, tokamax: the 1 kernels of the most expected time",
+        "decode, tokamax: by named part",
+        "sound: the 2 kernels of the most expected time",
+        "sound: by named part",
+    ]
+    widths = {len(KERNEL_COLUMNS) + 1, len(PART_COLUMNS) + 1}
+    assert {line.count("|") for line in lines if line.startswith("|")} == widths
+    assert "| fusion.7 | fusion | 48 | 3.00 | 1.00 | 2.00 | 250.0 | attention |" in lines
+    assert "| attention | 96 | 3.00 | 1.00 | 2.00 | 500.0 | 50.0% |" in lines
+
+
+@cache
+def tiny(quantize: str | None = None) -> Target:
+    """The tiny model on this machine."""
+    config, devices = OmniConfig.from_hf(stating(config_dict("tiny"), quantize)), make_mesh()
+    declared = {part: declare(module, getattr(config, part), mesh=None) for part, module in PARTS.items()}
+    return Target(config, declared, jax.devices()[0], devices, jnp.dtype(jnp.bfloat16))
+
+
+def test_bytes_of_what_is_watched_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of experts in eight bits every number is one byte, whatever the type of the computation."""
+    monkeypatch.setattr(report_module, "SMALLEST_WATCHED", 1)
+    target = tiny("int8")
+    found = watched(target, Program("decode", "thinker", 1, None, lambda: None))
+    leaves = jax.tree_util.tree_leaves_with_path(target.declarations["thinker"].shapes)
+    eight = [leaf for _, leaf in leaves if leaf.dtype == jnp.int8]
+    assert eight
+    for leaf in eight:
+        assert "moe" in found[leaf.size // leaf.shape[0]]
+
+
+def test_without_a_package_nobody_finds_or_imports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake: Any = ModuleType("tokamax")
+    fake.__spec__ = SimpleNamespace(name="tokamax")
+    monkeypatch.setitem(sys.modules, "tokamax", fake)
+    with without("tokamax"):
+        assert find_spec("tokamax") is None
+        with pytest.raises(ModuleNotFoundError):
+            import tokamax  # noqa: F401  # pyright: ignore[reportMissingImports]
+    assert sys.modules["tokamax"] is fake
+    with without("no_such_package"):
+        pass
+    assert "no_such_package" not in sys.modules
+
+
+@pytest.mark.parametrize("tokamax", [True, False])
+def test_tiled_is_without_tokamax_in_attention_too(tokamax: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake: Any = ModuleType("tokamax")
+    fake.__spec__ = SimpleNamespace(name="tokamax")
+    monkeypatch.setitem(sys.modules, "tokamax", fake)
+    monkeypatch.setattr(attention, "is_hopper", lambda: True)
+    q = jax.ShapeDtypeStruct((1, 256, 2, 2, 64), jnp.bfloat16)
+    with ExitStack() as stack:
+        for patch in gpu_branches(tiny(), tokamax):
+            stack.enter_context(patch)
+        assert attention.fits_kernel(q) is tokamax  # pyright: ignore
+        assert (moe.find_spec("tokamax") is not None) is tokamax
+
+
+def test_programs_of_drawn_replies_and_long_prompts_are_among_those_reported() -> None:
+    named = {program.name: program for program in programs(tiny())}
+    assert named["decode 1, 2048 slots, drawn"].cache == (1, 2048)
+    assert named["prefill 1x32768"].cache == (1, 32768)
+    assert named["piece 1x512 after 32768"].cache == (1, 65536)
+
+
+def test_a_drawn_reply_takes_candidates_and_a_piece_changes_its_cache_in_place() -> None:
+    greedy, drawn = (lower_decode(tiny(), 1, 256, sampling).as_text() for sampling in (None, DRAWN))
+    assert "top_k" in drawn and "threefry" in drawn
+    assert "threefry" not in greedy
+    piece = lower_piece(tiny(), 16, 256)
+    donated = [info for info in jax.tree.leaves(piece.args_info) if info.donated]
+    assert {info.shape[3] for info in donated if len(info.shape) == 5} == {512}

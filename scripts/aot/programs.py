@@ -21,11 +21,12 @@ from omni_jax.config import OmniConfig
 from omni_jax.decode.draft.loop import SpeculativeState, decode_rounds
 from omni_jax.decode.draft.plan import proposer_for
 from omni_jax.decode.media import encode_audio, encode_vision
+from omni_jax.decode.pieces import PIECE
 from omni_jax.decode.sampling import Sampling
 from omni_jax.decode.speech.talker_loop import FRAMES, SpeechValues, TalkerPrompt, decode_frames, prefill_talker
 from omni_jax.decode.speech.vocode import start, vocode_chunk
 from omni_jax.decode.speech.voice import speech_plan
-from omni_jax.decode.text import DecodeState, PrefillInput, Rows, decode_chunk, prefill
+from omni_jax.decode.text import DecodeState, PrefillInput, Rows, decode_chunk, prefill, read_piece
 from omni_jax.draft_config import read_draft_config
 from omni_jax.inputs.speech import SpeechPrompt
 from omni_jax.models.param import Declaration, declare, init_params, is_float
@@ -37,6 +38,8 @@ from omni_jax.sharding import MESH_AXES, Axes, sharding_for
 from omni_jax.weights.drafters import Drafter, declare_drafter
 from scripts.small.configs import PUBLIC_DFLASH, config_dict
 
+# How a reply is drawn where it is not greedy.
+DRAWN = Sampling(temperature=1.0, top_k=50, top_p=0.9)
 DESCRIPTION = Path(__file__).resolve().parent / "h200_target_config.textproto"
 
 
@@ -78,7 +81,7 @@ class Target:
         return self.rows(rows, dtype=jax.random.key(0).dtype)
 
     def values(self) -> dict:
-        return {name: self.array() for name in Sampling().values()}
+        return {name: self.array(dtype=value.dtype) for name, value in Sampling().values().items()}
 
     def result(self, function: Callable[..., Any], *args: Any) -> Any:
         """The shapes that a function returns, as arrays of this target: caches, and others by their rows."""
@@ -150,12 +153,17 @@ def programs(target: Target) -> Iterator[Program]:
 
 
 def _text_programs(target: Target) -> Iterator[Program]:
-    for tokens in (512, 4096, 8192):
+    for tokens in (512, 4096, 8192, 32768):
         lower = partial(lower_prefill, target, 1, tokens)
         yield Program(f"prefill 1x{tokens}", "thinker", tokens, (1, capacity_for(tokens)), lower)
+    held = 32768
+    lower, capacity = partial(lower_piece, target, PIECE, held), capacity_for(held + PIECE)
+    yield Program(f"piece 1x{PIECE} after {held}", "thinker", PIECE, (1, capacity), lower)
     for rows, capacity in ((1, 2048), (8, 2048), (32, 4096), (64, 4096)):
         lower = partial(lower_decode, target, rows, capacity)
         yield Program(f"decode {rows}, {capacity} slots", "thinker", rows, (rows, capacity), lower)
+    lower = partial(lower_decode, target, 1, 2048, DRAWN)
+    yield Program("decode 1, 2048 slots, drawn", "thinker", 1, (1, 2048), lower)
     for tokens in (4, 8, 16):
         lower = partial(lower_round, target, 1, 2048, tokens)
         yield Program(f"verify 1x{tokens}, 2048 slots", "thinker", tokens, (1, 2048), lower)
@@ -199,6 +207,17 @@ def lower_prefill(target: Target, rows: int, tokens: int) -> Any:
     )
 
 
+def lower_piece(target: Target, tokens: int, held: int) -> Any:
+    """A piece [1, tokens] of a long prompt, without media, after a cache that holds `held` tokens of it."""
+    text = target.config.thinker.text
+    cache = target.cache(text.num_layers, 1, text.num_kv_heads, capacity_for(held + tokens), text.head_dim)
+    positions = target.array(3, 1, tokens, axes=(None, "batch", None))
+    declaration = target.declarations["thinker"]
+    return read_piece.lower(
+        target.params("thinker"), target.rows(1, tokens), positions, None, cache, declaration=declaration
+    )
+
+
 def standing(target: Target, rows: int, capacity: int) -> DecodeState:
     """The state of `rows` rows with `capacity` cache slots."""
     text = target.config.thinker.text
@@ -213,11 +232,11 @@ def standing(target: Target, rows: int, capacity: int) -> DecodeState:
     return DecodeState(cache, target.rows(rows, dtype=jnp.float32), state)
 
 
-def lower_decode(target: Target, rows: int, capacity: int) -> Any:
-    """A chunk of decode steps for `rows` rows with `capacity` cache slots."""
+def lower_decode(target: Target, rows: int, capacity: int, sampling: Sampling | None = None) -> Any:
+    """A chunk of decode steps for `rows` rows with `capacity` cache slots, greedy by default."""
     steps, stop_ids = target.array(dtype=jnp.int32), target.array(1, dtype=jnp.int32)
-    plan, declaration = Sampling().plan(target.config.thinker.text.vocab_size), target.declarations["thinker"]
-    state = standing(target, rows, capacity)
+    plan = (sampling or Sampling()).plan(target.config.thinker.text.vocab_size)
+    declaration, state = target.declarations["thinker"], standing(target, rows, capacity)
     return decode_chunk.lower(
         target.params("thinker"),
         state,

@@ -1,18 +1,23 @@
 """Compile the model's programs for one H200 on a machine that has no GPU, and report what the compiler made of them.
 
     pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-nvvm
-    pip install tokamax                       # optional: without it experts run as tiles, as they would on the machine
+    pip install tokamax                       # optional: without it programs run as on a machine without tokamax
     python -m scripts.aot report --json report.json
     python -m scripts.aot report --only speech            # Talker and Code2Wav alone
     python -m scripts.aot report --mesh expert=4          # for four devices: sizes of one, and what they exchange
+    python -m scripts.aot report --only "decode 1," --kernels 20    # the kernels that take longest, and named parts
 
 `programs` lists the programs. Reported for each: compile seconds, gigabytes of arguments and temporaries, the largest
 array that a launch writes anew, gigabytes read and written and their ratio to what must be read, kernels in the
 program, launches (those in loops of known length counted every time; a chunk of decoding counts one step, one of speech
-one frame), the milliseconds that are expected from these (`traffic`), and the number of kernels that only copy as many
-bytes as a weight (one layer of stacked ones), a layer's cache or a whole cache holds. Of a branch the longer arm
-counts, so launches of tiles are an upper bound. For several devices: what one device sends, if every collective is a
-ring of the devices that take part in it, per token that these devices make together.
+one frame), the milliseconds that are expected from these (`traffic`) if all launches are part of a command buffer (a
+CUDA graph, 1.5 us each) and if the host makes each of them (3 us, an assumption), and the number of kernels that only
+copy as many bytes as a weight (one layer of stacked ones), a layer's cache or a whole cache holds. Of a branch the
+longer arm counts, so launches of tiles are an upper bound. For several devices: what one device sends, if every
+collective is a ring of the devices that take part in it, per token that these devices make together.
+
+Programs in which experts run are compiled twice, as on a machine with tokamax ("tokamax") and on one without it
+("tiled"): there is then no kernel of tokamax at all, so experts run as tiles, and attention is XLA's.
 
 Nothing is timed. The compiler neither autotunes without a device nor can it use cuDNN, so kernels that depend on
 either differ on the machine itself.
@@ -21,7 +26,7 @@ either differ on the machine itself.
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from json import dumps
@@ -33,13 +38,13 @@ from unittest import mock
 import jax
 
 from omni_jax.models.param import is_float
-from omni_jax.ops import moe
 from omni_jax.sharding import split_over
 from omni_jax.weights.mesh_text import parse_mesh
 from scripts.aot.hlo import Module
+from scripts.aot.kernels import costliest, named_parts
 from scripts.aot.programs import Program, Target, h200, mesh_programs, programs
-from scripts.aot.tables import Row, mesh_table, plan, plan_heading, table, train_table
-from scripts.aot.traffic import Judge, expected_share
+from scripts.aot.tables import Row, kernel_tables, mesh_table, plan, plan_heading, table, train_table
+from scripts.aot.traffic import HOST_LAUNCH, Judge, expected_share
 from scripts.aot.train_programs import RECIPES, held, train_programs
 
 WHEELS = {
@@ -65,11 +70,11 @@ def _importable(module: str) -> bool:
         return False
 
 
-def compiled_row(target: Target, program: Program, experts: str, dump: Path | None) -> Row:
-    """Compile one program and read its figures."""
+def compiled_row(target: Target, program: Program, experts: str, dump: Path | None, kernels: int = 0) -> Row:
+    """Compile one program and read its figures, and those of the `kernels` slowest kernels."""
     try:
         with ExitStack() as stack:
-            for patch in gpu_branches(target, experts == "tokamax"):
+            for patch in gpu_branches(target, experts != "tiled"):
                 stack.enter_context(patch)
             jax.clear_caches()
             lowered = program.lower()
@@ -103,8 +108,11 @@ def compiled_row(target: Target, program: Program, experts: str, dump: Path | No
         written_gb=moved.written / 1e9,
         needed_gb=needed(target, program) / 1e9,
         expected_ms=1e3 * judge.seconds(),
+        hosted_ms=1e3 * judge.seconds(HOST_LAUNCH),
         tokens=program.tokens // groups(target, program),
         cache=program.cache,
+        slowest=costliest(judge, kernels),
+        parts=named_parts(judge) if kernels else [],
     )
 
 
@@ -124,10 +132,15 @@ def needed(target: Target, program: Program) -> float:
     for path, leaf in jax.tree_util.tree_leaves_with_path(target.declarations["thinker"].shapes):
         names = [key.key for key in path]
         if names[0] in ("layers", "lm_head", "norm"):
-            size = prod(leaf.shape) * (target.dtype if is_float(leaf.dtype) else leaf.dtype).itemsize
+            size = prod(leaf.shape) * itemsize(target, leaf)
             total += size * (share if "moe" in names and "router" not in names else 1)
     rows, slots = program.cache
     return total + 2 * text.num_layers * rows * text.num_kv_heads * slots * text.head_dim * target.dtype.itemsize
+
+
+def itemsize(target: Target, leaf: Any) -> int:
+    """Bytes of one number of a parameter: floats are in the type of the target."""
+    return (target.dtype if is_float(leaf.dtype) else leaf.dtype).itemsize
 
 
 def groups(target: Target, program: Program) -> int:
@@ -141,7 +154,7 @@ def watched(target: Target, program: Program) -> dict[int, str]:
     """What must not be copied, by its bytes: the larger weights of the part, one layer each, and its cache."""
     named = []
     for name, leaf, stacked in weights(target, program.part):
-        size = prod(leaf.shape[stacked:]) * target.dtype.itemsize
+        size = prod(leaf.shape[stacked:]) * itemsize(target, leaf)
         if size >= SMALLEST_WATCHED:
             named.append((size, name))
     if program.cache:
@@ -166,7 +179,7 @@ def gpu_branches(target: Target, tokamax: bool) -> list[Any]:
     JAX has no setting for the platform of a trace: it is that of the default device, and a device that exists as a
     description only cannot be the default one.
     """
-    patches = [
+    patches: list[Any] = [
         mock.patch.object(jax, "default_backend", return_value="gpu"),
         mock.patch("jax.extend.backend.get_default_device", return_value=target.device),
     ]
@@ -174,8 +187,21 @@ def gpu_branches(target: Target, tokamax: bool) -> list[Any]:
         # Pallas asks for the device in its own way.
         patches.append(mock.patch("jax._src.pallas.triton.gpu_info.get_device_kind", return_value=KIND))
     if not tokamax:
-        patches.append(mock.patch.object(moe, "find_spec", return_value=None))
+        patches.append(without("tokamax"))
     return patches
+
+
+@contextmanager
+def without(package: str) -> Iterator[None]:
+    """As if a package were not installed: nobody finds or imports it."""
+    imported, before = package in sys.modules, sys.modules.get(package)
+    sys.modules[package] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        if imported:
+            sys.modules[package] = before  # pyright: ignore[reportArgumentType]
 
 
 def report(
@@ -185,6 +211,7 @@ def report(
     only: str = "",
     experts: Literal["both", "tokamax", "tiled"] = "both",
     quantize: Literal["int8"] | None = None,
+    kernels: int = 0,
     json: Path | None = None,
     dump: Path | None = None,
 ) -> int:
@@ -195,8 +222,9 @@ def report(
         dtype: of weights and activations.
         mesh: compile for several H200s, such as expert=4,data=2.
         only: programs whose name contains this.
-        experts: which kernels the experts run by.
+        experts: as on a machine with tokamax, without it (tiled: also in attention), or both, one after the other.
         quantize: the routed experts in eight bits.
+        kernels: print so many kernels of each program, those of the most expected time, and totals by named part.
         json: write the rows here too.
         dump: write the optimised HLO of every program to this folder.
     """
@@ -207,8 +235,10 @@ def report(
     target = h200(shape, dtype, sizes, quantize)
     print(f"jax {jax.__version__}, {shape}, {dtype}, {quantize or 'not quantised'}", file=sys.stderr)
     chosen = [p for p in (mesh_programs(target) if sizes else programs(target)) if only in p.name]
-    rows = compiled_rows(target, chosen, backends(experts), dump)
+    rows = compiled_rows(target, chosen, backends(experts), dump, kernels)
     print(mesh_table(rows) if sizes else table(rows))
+    if kernels:
+        print(kernel_tables(rows))
     if sizes:
         print("", *plan_heading(), plan(target, sizes, rows), sep="\n")
     if json:
@@ -236,7 +266,7 @@ def train(
         dtype: of the computation and of what is not trained.
         rows: rows of a batch on each device.
         tokens: tokens of a row.
-        experts: which kernels the experts run by.
+        experts: as on a machine with tokamax, or without it (tiled: also in attention).
         json: write the rows here too.
         dump: write the optimised HLO of every program to this folder.
     """
@@ -256,7 +286,7 @@ def train(
 
 
 def backends(experts: str) -> tuple[str, ...]:
-    """The kernels that experts can run by here, of those asked for."""
+    """With tokamax, without it, or both: what can be compiled here of that which is asked for."""
     wanted = ("tokamax", "tiled") if experts == "both" else (experts,)
     if "tokamax" in wanted and not _importable("tokamax"):
         print("tokamax is not installed (pip install tokamax): left out", file=sys.stderr)
@@ -264,11 +294,13 @@ def backends(experts: str) -> tuple[str, ...]:
     return wanted
 
 
-def compiled_rows(target: Target, chosen: list[Program], kernels: tuple[str, ...], dump: Path | None) -> list[Row]:
-    """Compile programs, those with experts once for each of the kernels; every row is printed when it is known."""
+def compiled_rows(
+    target: Target, chosen: list[Program], machines: tuple[str, ...], dump: Path | None, kernels: int = 0
+) -> list[Row]:
+    """Compile programs, those with experts once for each of the machines; every row is printed when it is known."""
     rows = []
     for program in chosen:
-        for experts in kernels if program.routed else ("",):
-            rows.append(compiled_row(target, program, experts, dump))
+        for experts in machines if program.routed else ("",):
+            rows.append(compiled_row(target, program, experts, dump, kernels))
             print(dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
     return rows

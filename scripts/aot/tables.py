@@ -7,15 +7,19 @@ from math import prod
 from omni_jax.ops.cache import capacity_for
 from omni_jax.sharding import mesh_name
 from omni_jax.weights.budget import describe_part
+from scripts.aot.kernels import Work
 from scripts.aot.programs import Target
 
 COLUMNS = ("program", "experts", "compile s", "arguments GB", "temporaries GB", "largest array GB",
-           "read + written, GB", "of what must be read", "kernels", "launches", "expected ms", "copies")  # fmt: skip
+           "read + written, GB", "of what must be read", "kernels", "launches", "expected ms",
+           "expected ms, launched by the host", "copies")  # fmt: skip
 MESH_COLUMNS = ("program", "arguments GB", "temporaries GB", "largest array GB", "launches", "collectives",
                 "kB sent per token")  # fmt: skip
 TRAIN_COLUMNS = ("mesh", "recipe", "rows x tokens of a device", "trained, moments, gradients GB", "frozen GB",
                  "work of add, update GB", "all GB", "fits at 0.75 / 0.9", "collectives of add", "GB sent per step",
                  "kB sent per token")  # fmt: skip
+KERNEL_COLUMNS = ("kernel", "opcode", "runs", "MB read", "MB written", "GFLOP", "expected us", "named part")
+PART_COLUMNS = ("named part", "launches", "MB read", "MB written", "GFLOP", "expected us", "share")
 # Memory of an H200, and the planned lengths of conversations, prompt and reply together.
 DEVICE_BYTES, PLANNED_TOKENS = 141e9, (4096, 16384, 65536)
 # The share of it that JAX takes by default, and that with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9.
@@ -30,8 +34,10 @@ class Row:
 
     new_gb: results that are not in the memory of arguments. copies: launches that only copy, by the name of what they
     copy. collectives: by kind, how often it runs and the bytes that one device sends for it. read_gb, written_gb: in
-    one step or frame. needed_gb: what must be read of weights and cache, 0 where it is not counted. expected_ms: the
-    time that follows. tokens: made by the devices that exchange with each other. cache: rows, slots.
+    one step or frame. needed_gb: what must be read of weights and cache, 0 where it is not counted. expected_ms,
+    hosted_ms: the time that follows, if launches are part of a command buffer and if the host makes each. tokens: made
+    by the devices that exchange with each other. cache: rows, slots. slowest, parts: where they are asked for, the
+    kernels of the most expected time, and all kernels by the named part of the model.
     """
 
     program: str
@@ -50,8 +56,11 @@ class Row:
     written_gb: float = 0.0
     needed_gb: float = 0.0
     expected_ms: float = 0.0
+    hosted_ms: float = 0.0
     tokens: int = 1
     cache: tuple[int, int] | None = None
+    slowest: list[Work] = field(default_factory=list)
+    parts: list[Work] = field(default_factory=list)
     error: str = ""
 
 
@@ -71,7 +80,7 @@ def table(rows: list[Row]) -> str:
         lines.append(
             f"| {r.program} | {r.experts} | {r.compile_seconds:.1f} | {r.argument_gb:.1f} | {r.temp_gb:.3f} "
             f"| {r.largest_gb:.3f} {r.largest_op} | {r.read_gb:.2f} + {r.written_gb:.2f} | {_over_needed(r)} "
-            f"| {r.kernels} | {r.launches} | {r.expected_ms:.2f} | {copies} |"
+            f"| {r.kernels} | {r.launches} | {r.expected_ms:.2f} | {r.hosted_ms:.2f} | {copies} |"
         )
     return "\n".join(lines)
 
@@ -79,6 +88,32 @@ def table(rows: list[Row]) -> str:
 def _over_needed(row: Row) -> str:
     """What a program moves, relative to what it must read."""
     return f"{(row.read_gb + row.written_gb) / row.needed_gb:.2f}" if row.needed_gb else ""
+
+
+def kernel_tables(rows: Sequence[Row]) -> str:
+    """For each program that compiled, its slowest kernels and its named parts, as Markdown."""
+    lines = []
+    for row in rows:
+        if row.error:
+            continue
+        title = f"{row.program}, {row.experts}" if row.experts else row.program
+        lines += ["", f"{title}: the {len(row.slowest)} kernels of the most expected time", ""]
+        lines += [*heading(KERNEL_COLUMNS), *map(_kernel_line, row.slowest), "", f"{title}: by named part", ""]
+        lines += [*heading(PART_COLUMNS), *(_part_line(part, 1e3 * row.expected_ms) for part in row.parts)]
+    return "\n".join(lines)
+
+
+def _kernel_line(work: Work) -> str:
+    return f"| {work.name} | {work.opcode} | {_figures(work)} | {work.part} |"
+
+
+def _part_line(work: Work, whole: float) -> str:
+    return f"| {work.name} | {_figures(work)} | {work.microseconds / whole:.1%} |"
+
+
+def _figures(work: Work) -> str:
+    moved = f"{work.read / 1e6:.2f} | {work.written / 1e6:.2f}"
+    return f"{work.runs} | {moved} | {work.operations / 1e9:.2f} | {work.microseconds:.1f}"
 
 
 def mesh_table(rows: list[Row]) -> str:

@@ -7,31 +7,35 @@ choose counts (`expected_share`). What is read twice by one kernel counts once, 
 The kernel that attends for one token (`ops.decode_kernel`) is given the caches of all layers, in place: of each it
 reads one layer, all of whose slots count as if they held tokens, and writes one slot of each row.
 
-The time of a launch is the longer one of its bytes and its operations at the device's speed, and the cost of a launch.
+The time of a launch is the longer one of its bytes and its operations (`products`) at the device's speed, and the cost
+of a launch: little within a command buffer, more where the host launches every kernel by itself.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
-from scripts.aot.hlo import ARRAY, UPDATES, Module, Op, array_bytes, elements, trips_of
+from scripts.aot.hlo import UPDATES, Module, Op, array_bytes, elements, trips_of
+from scripts.aot.products import GROUPED, operations, shape_of
 
 # An H200: bytes per second that kernels reach of 4.8 TB/s, and bfloat16 operations per second that products reach.
 BANDWIDTH, OPERATIONS = 4.3e12, 790e12
 # Seconds that a launch costs by itself, as part of a command buffer (a CUDA graph).
 GRAPH_LAUNCH = 1.5e-6
+# The same outside of one. An assumption, measured here on no GPU: 3 us is the usual figure of a launch by the host. It
+# is added to every launch, as if the device waited for each; the host runs ahead while kernels take longer than that.
+HOST_LAUNCH = 3e-6
 # Instructions that take a part of their first operand.
 PARTS = frozenset("dynamic-slice slice gather".split())
 # Instructions that give what they are given, perhaps in another shape or type: a kernel computes of them what it needs.
 SAME = frozenset("bitcast convert copy reshape transpose tuple get-tuple-element".split())
-DIMENSIONS = re.compile(r"(lhs|rhs)_contracting_dims=\{([\d,]*)\}")
 SCOPE = re.compile(r'op_name="([^"]*)"')
-# Kernels that read only the experts which some row has chosen.
-GROUPED = "ragged_dot"
-# The kernel of causal attention within whole sequences.
-ATTENTION = "flash_attention"
+# Scopes that JAX makes by itself, and what kernels in no other belong to.
+UNNAMED_SCOPE = re.compile(
+    r".*[(:>,].*|while|body|cond|closed_call|eval_jaxpr|checkpoint|rematted_computation|shard_map|branch_\d+_fun"
+)
+UNNAMED = "loop"
 # The kernel of one token's attention, and which of its operands its outputs are.
 ONE_TOKEN, ALIASES = "decode_attention/", re.compile(r"\{(\d+)\}: \((\d+), \{\}")
 
@@ -87,21 +91,30 @@ class Judge:
 
     def seconds(self, launch: float = GRAPH_LAUNCH) -> float:
         """The time of all launches, one after the other."""
-        return sum(one.seconds(launch) * count for _, count, one in self._each())
+        return sum(one.seconds(launch) * count for _, count, one in self.launched())
 
-    def by_scope(self) -> dict[str, Traffic]:
-        """What each named part of the model moves, the most first."""
-        found: dict[str, Traffic] = defaultdict(Traffic)
-        for op, _, traffic in self.kernels():
-            found[scope_of(op)] += traffic
-        return dict(sorted(found.items(), key=lambda item: -item[1].moved))
+    def by_scope(self, launch: float = GRAPH_LAUNCH) -> dict[str, tuple[Traffic, float]]:
+        """What each named part of the model moves, and the seconds of its launches, the slowest part first."""
+        moved: dict[str, Traffic] = defaultdict(Traffic)
+        seconds: dict[str, float] = defaultdict(float)
+        for op, count, one in self.launched():
+            name = self.scope(op)
+            moved[name] += one.times(count)
+            seconds[name] += one.seconds(launch) * count
+        return {name: (moved[name], seconds[name]) for name in sorted(moved, key=lambda name: -seconds[name])}
+
+    def scope(self, op: Op) -> str:
+        """The innermost named part of the model of a kernel; of a fusion without one, that of its last instruction."""
+        within = self.module.computations[fused] if (fused := self._fused(op)) else []
+        return next((name for one in (op, *reversed(within)) if (name := scope_of(one))), UNNAMED)
 
     def kernels(self) -> Iterator[tuple[Op, int, Traffic]]:
         """Every launching instruction, how often it runs, and what it moves in all."""
-        for op, count, one in self._each():
+        for op, count, one in self.launched():
             yield op, count, one.times(count)
 
-    def _each(self) -> Iterator[tuple[Op, int, Traffic]]:
+    def launched(self) -> Iterator[tuple[Op, int, Traffic]]:
+        """Every launching instruction, how often it runs, and what it moves each time."""
         for computation, op, count in self._running(self.module.entry, 1):
             reads = sum(self._read(computation, op, i) for i in range(len(op.operands)))
             yield op, count, Traffic(1, reads, self._written(computation, op), self._operations(computation, op))
@@ -134,7 +147,7 @@ class Judge:
         if op.opcode in PARTS and operand == 0:
             return array_bytes(op.result)
         if operand in _caches(op):
-            return whole // _shape(source.result)[0]
+            return whole // shape_of(source.result)[0]
         return 0 if op.opcode in UPDATES and operand == 0 else whole
 
     def _used(self, computation: str, value: Op) -> int:
@@ -149,8 +162,8 @@ class Judge:
     def _used_by(self, computation: str, op: Op, operand: int, value: Op) -> int:
         whole, fused = array_bytes(value.result), self._fused(op)
         if op.opcode in SAME:
-            if op.root and op.opcode not in ("bitcast", "tuple"):
-                return whole
+            if op.root:
+                return whole  # what leaves a kernel is written, so all of it was read
             given = array_bytes(op.result)
             return min(whole, self._used(computation, op) * whole // given) if given else 0
         if fused:
@@ -191,7 +204,7 @@ class Judge:
         if self._fused(op):
             return self._written(computation, op)
         if caches := _caches(op).values():
-            arrays = [(array_bytes(text), _shape(text)) for text in elements(op.result)]
+            arrays = [(array_bytes(text), shape_of(text)) for text in elements(op.result)]
             return sum(size // (shape[0] * shape[3] if i in caches else 1) for i, (size, shape) in enumerate(arrays))
         # What a library's product gives beside its result is its workspace.
         return op.size if op.opcode == "custom-call" else array_bytes(op.result)
@@ -200,23 +213,7 @@ class Judge:
         """Floating-point operations of the products in an instruction."""
         if fused := self._fused(op):
             return sum(self._operations(fused, one) for one in self.module.computations[fused])
-        if op.opcode == "dot":
-            return 2 * _count(op.result) * self._contracted(computation, op)
-        given = [self.named[computation].get(name) for name in op.operands[:2]]
-        if op.opcode != "custom-call" or None in given:
-            return 0
-        first, second = (_shape(value.result) for value in given if value)
-        if GROUPED in op.text:
-            return 2 * _count(op.result) * first[-1]
-        # Queries [..., T, N, H] and keys [..., S, K, H]: two products, half of each, because no query sees later keys.
-        return 2 * _count(op.result) * second[-3] if ATTENTION in op.text and len(second) >= 3 else 0
-
-    def _contracted(self, computation: str, op: Op) -> int:
-        """The length over which a product sums."""
-        dims = dict(DIMENSIONS.findall(op.text)).get("lhs", "")
-        left = self.named[computation].get(op.operands[0])
-        shape = _shape(left.result) if left else ()
-        return prod(shape[int(i)] for i in dims.split(",") if i) if shape else 0
+        return operations(op, self.named[computation])
 
     def _fused(self, op: Op) -> str:
         """The computation that an instruction runs within its kernel, or an empty string."""
@@ -229,11 +226,10 @@ class Judge:
 
 
 def scope_of(op: Op) -> str:
-    """The innermost named part of the model that an instruction belongs to."""
+    """The innermost named part of the model in an instruction's own name, or an empty string."""
     found = SCOPE.search(op.text)
-    names = [name for name in (found[1].split("/") if found else []) if not re.search(r"[(:>,]", name)]
-    named = [name for name in names[:-1] if name not in ("while", "body", "cond", "closed_call", "eval_jaxpr")]
-    return named[-1] if named else "loop"
+    names = found[1].split("/")[:-1] if found else []
+    return next((name for name in reversed(names) if not UNNAMED_SCOPE.fullmatch(name)), "")
 
 
 def _caches(op: Op) -> dict[int, int]:
@@ -241,12 +237,3 @@ def _caches(op: Op) -> dict[int, int]:
     if op.opcode != "custom-call" or ONE_TOKEN not in op.text:
         return {}
     return {int(operand): int(output) for output, operand in ALIASES.findall(op.text)}
-
-
-def _shape(result: str) -> tuple[int, ...]:
-    found = ARRAY.search(result)
-    return tuple(int(n) for n in found[2].split(",") if n) if found else ()
-
-
-def _count(result: str) -> int:
-    return prod(_shape(result))
