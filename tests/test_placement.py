@@ -17,6 +17,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
+from omni_jax.quantization import stating
 from omni_jax.sharding import MESH_AXES, make_mesh, mesh_name
 from omni_jax.weights import budget, checkpoint
 from omni_jax.weights.budget import Part, describe_part
@@ -25,11 +26,11 @@ from omni_jax.weights.placement import resolve_placement
 from scripts.small.configs import config_dict
 
 
-def parts_of(variant: str, *names: str) -> list[Part]:
-    """What placing the parts of a variant needs to know, in bfloat16."""
-    config = OmniConfig.from_hf(config_dict(variant))
+def parts_of(variant: str, *names: str, quantize: str | None = None, dtype: str = "bfloat16") -> list[Part]:
+    """What placing the parts of a variant needs to know."""
+    config = OmniConfig.from_hf(stating(config_dict(variant), quantize))
     declarations = {name: declare(PARTS[name], getattr(config, name)) for name in names or PARTS}
-    return [describe_part(name, declaration, config, {}, "bfloat16") for name, declaration in declarations.items()]
+    return [describe_part(name, declaration, config, {}, dtype) for name, declaration in declarations.items()]
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float | None) -> None:
@@ -44,19 +45,19 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float | None) -> Non
             None,
             "data=1",
             8,
-            "data=1: the model over 1 device, the fewest that hold it by experts; 75.87 GB on each (devices do not",
+            "data=1: the model over 1 device, the fewest that hold it by experts; 70.52 GB of weights on each (dev",
         ),
         (
             141,
             "data=8",
             8,
-            "1 device, the fewest that hold it by experts, 8 times for more rows; 75.87 GB on each (of 126.90 GB",
+            "1 device, the fewest that hold it by experts, 8 times for more rows; 70.52 GB of weights on each (of",
         ),
         (80, "expert=2,data=4", 8, "over 2 devices, the fewest that hold it by experts, 4 times for more rows"),
         (40, "expert=4,data=2", 8, "over 4 devices, the fewest that hold it by experts, 2 times for more rows"),
         (40, "expert=4", 6, "over 4 devices, the fewest that hold it by experts, 2 left over"),
-        (24, "expert=8", 8, "over 8 devices, the fewest that hold it by experts; 15.60 GB on each"),
-        (24, "expert=2,tensor=2", 4, "over 4 devices, the fewest that hold it by experts and heads; 2"),
+        (24, "expert=8", 8, "over 8 devices, the fewest that hold it by experts; 14.50 GB of weights on each"),
+        (24, "expert=2,tensor=2", 4, "over 4 devices, the fewest that hold it by experts and heads; 19.35 GB of"),
     ],
 )
 def test_automatic_meshes_of_the_public_model(
@@ -116,7 +117,7 @@ def test_memory_is_asked_of_devices_of_this_process(monkeypatch: pytest.MonkeyPa
 
 def test_what_does_not_fit_is_said_with_the_mesh_that_would(monkeypatch: pytest.MonkeyPatch) -> None:
     with_memory(monkeypatch, 24)
-    for asked, held in ((None, "75.87"), ("expert=2,data=4", "39.60"), (make_mesh(expert=4), "2")):
+    for asked, held in ((None, "70.79"), ("expert=2,data=4", "38.78"), (make_mesh(expert=4), "2")):
         with pytest.raises(CheckpointError, match=rf"hold {held}.* GB .* of 21.60 GB .* fits is expert=2,tensor=2"):
             resolve_placement(asked, parts_of("full"))
     with_memory(monkeypatch, 0.5)

@@ -19,7 +19,7 @@ from omni_jax.config import DecoderConfig
 from omni_jax.errors import MemoryLimitError
 from omni_jax.inputs.memory import available_bytes
 from omni_jax.sharding import first_device
-from omni_jax.weights.budget import WORKING_SHARE, most_cache_bytes, usable
+from omni_jax.weights.budget import MOST_FRACTION, WORKING_SHARE, fraction, most_cache_bytes, usable
 
 GB = 1e9
 MOST_ROWS = 1 << 40  # more than any machine holds
@@ -87,8 +87,9 @@ class Memory:
                     for c in planned
                 )
                 more = "spread the model over more devices with mesh"
-                if usable(_devices(mesh)[0]) is not None:
-                    more += ", or give JAX more of the device with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9"
+                name, share = fraction()
+                if usable(_devices(mesh)[0]) is not None and share < MOST_FRACTION:
+                    more += f", or give JAX more of the device with {name}={MOST_FRACTION:g}"
                 raise MemoryLimitError(
                     f"this request would take {need / GB:,.2f} GB of a device for caches of {plan}; there are "
                     f"{self.free[mesh] / GB:,.2f} GB beside the weights; {remedy}: {self._would_fit(planned)} would "

@@ -9,7 +9,7 @@ model, and routers, attention and the code predictor lose the most by fewer bits
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import ml_dtypes
 import numpy as np
@@ -23,24 +23,41 @@ WEIGHT, SCALE = ".weight", ".weight_scale"
 EXPERT = re.compile(rf"{EXPERTS}\.weight")
 # The largest whole number of a weight.
 MOST = 127
+Rows = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Int8Experts(SourceCheckpoint):
-    """A checkpoint whose experts read as int8 with scales, computed from the tensors of `source` at each read."""
+    """A checkpoint whose experts read as int8 with scales, computed from the tensors of `source`, each read once.
+
+    kept: the scales of weights whose numbers were read, by the weights' names, with their rows. They are asked for
+    soon after, and kept no longer: at most those of one array of the model, a thousandth of it, are here.
+    """
 
     source: SourceCheckpoint
+    kept: dict[str, tuple[Rows, np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+    def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
         """As `SourceCheckpoint.read`; CheckpointError for an expert with NaN or infinite values."""
         own = name.removesuffix(SCALE) + WEIGHT if name.endswith(SCALE) else name
-        tensor = self.source.read(own, rows)
         if not EXPERT.fullmatch(own):
-            return tensor
-        values, scale = rounded(tensor.astype(np.float32), NUMPY_DTYPES[self.tensors[_scale(own)].dtype])
+            return self.source.read(name, rows)
+        start, stop = rows or (0, self.tensors[own].shape[0])
+        if name != own:
+            (first, last), scale = self.kept.pop(own, ((0, 0), np.empty(0)))
+            held = first <= start and stop <= last
+            return scale[start - first : stop - first] if held else self._rounded(own, (start, stop))[1]
+        values, scale = self._rounded(own, (start, stop))
+        self.kept[own] = (start, stop), scale
+        return values
+
+    def _rounded(self, name: str, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of an expert's weight as int8, and their scales."""
+        weight = self.source.read(name, rows).astype(np.float32)
+        values, scale = rounded(weight, NUMPY_DTYPES[self.tensors[_scale(name)].dtype])
         if not np.isfinite(scale.astype(np.float32)).all():
-            raise CheckpointError(f"{self.directory}: {own!r} holds NaN or infinite values, which eight bits cannot")
-        return values if name == own else scale
+            raise CheckpointError(f"{self.directory}: {name!r} holds NaN or infinite values, which eight bits cannot")
+        return values, scale
 
 
 def quantised(source: SourceCheckpoint, quantize: str | None) -> SourceCheckpoint:
@@ -51,7 +68,7 @@ def quantised(source: SourceCheckpoint, quantize: str | None) -> SourceCheckpoin
     check_quantize(quantize)
     if quantize is None:
         return source
-    if KEY in source.config:
+    if source.config.get(KEY) is not None:
         raise CheckpointError(f"{source.directory}: is quantised already; leave quantize out")
     tensors = dict(source.tensors)
     for name, tensor in source.tensors.items():

@@ -125,6 +125,13 @@ class _Fields:
             raise self.refusal(field, "expected a whole number above 0")
         return value
 
+    def group_size(self) -> int:
+        """How many columns share a scale, 0 for all: its field may be absent or -1 for that."""
+        value = self.get("group_size", -1)
+        if type(value) is not int or (value < 1 and value != -1):
+            raise self.refusal("group_size", "expected -1, or a whole number above 0")
+        return max(value, 0)
+
     def pair(self, field: str) -> tuple[int, int]:
         """The value of a field, which must be two whole numbers above 0: rows and columns of a block."""
         value = self.get(field)
@@ -142,6 +149,12 @@ class _Fields:
         """The object in a field."""
         return _Fields(f"{self.name}.{field}", self.values.get(field))
 
+    def each(self, field: str) -> "Iterator[_Fields]":
+        """Every entry of the object in a field; none where it is absent."""
+        if self.get(field) is not None:
+            inner = self.under(field)
+            yield from map(inner.under, inner.values)
+
     def refusal(self, field: str, why: str) -> CheckpointError:
         """The error for a field's value."""
         stated = _shown(self.values[field]) if field in self.values else "missing"
@@ -150,7 +163,7 @@ class _Fields:
 
 def _compressed_tensors(fields: _Fields) -> Stated:
     fields.none_of("transform_config")
-    if fields.get("sparsity_config"):
+    if fields.get("sparsity_config") is not None:
         fields.under("sparsity_config").one_of("format", ("dense",), "dense")
     groups = fields.under("config_groups")
     own = fields.get("format")
@@ -158,7 +171,7 @@ def _compressed_tensors(fields: _Fields) -> Stated:
     for name in groups.values:
         group = groups.under(name)
         if group.get("weights") is not None:
-            where = group if group.get("format") or own == "mixed-precision" else fields
+            where = group if group.get("format") is not None or own == "mixed-precision" else fields
             layout = FORMATS[where.one_of("format", tuple(FORMATS))]
             schemes.append(_compressed_scheme(group.under("weights"), layout))
     if not schemes:
@@ -185,10 +198,11 @@ def _compressed_scheme(weights: _Fields, layout: Layout) -> Scheme:
 
 
 def _gptq(fields: _Fields) -> Stated:
-    name = "checkpoint_format" if fields.get("checkpoint_format") else "format"
+    name = "format" if fields.get("checkpoint_format") is None else "checkpoint_format"
     shifted = GPTQ_SHIFTED[fields.one_of(name, tuple(GPTQ_SHIFTED), "gptq")]
     fields.one_of("pack_dtype", ("int32",), "int32")
-    return Stated(tuple(_gptq_schemes(fields, "dynamic")), shifted, bool(fields.get("desc_act")))
+    ordered = fields.one_of("desc_act", (False, True), False)
+    return Stated(tuple(_gptq_schemes(fields, "dynamic")), shifted, ordered)
 
 
 def _auto_round(fields: _Fields) -> Stated:
@@ -200,8 +214,7 @@ def _auto_round(fields: _Fields) -> Stated:
 def _gptq_schemes(fields: _Fields, overrides: str) -> Iterator[Scheme]:
     """The scheme of all modules, and those of the modules that a field gives numbers of their own."""
     yield _gptq_scheme(fields, fields)
-    for name in fields.get(overrides, {}):
-        module = fields.under(overrides).under(name)
+    for module in fields.each(overrides):
         stays = module.get("bits") is not None and module.one_of("bits", (*BITS, *FLOAT_BITS)) in FLOAT_BITS
         if module.values and not stays:
             yield _gptq_scheme(module, fields)
@@ -213,7 +226,7 @@ def _gptq_scheme(module: _Fields, general: _Fields) -> Scheme:
     module.one_of("act_bits", FLOAT_BITS, FLOAT_BITS[0])
     bits = (module if module.get("bits") is not None else general).one_of("bits", BITS)
     grouped = module if module.get("group_size") is not None else general
-    return Scheme("gptq", bits, 1, 0 if grouped.get("group_size", -1) == -1 else grouped.count("group_size"))
+    return Scheme("gptq", bits, 1, grouped.group_size())
 
 
 def _fp8(fields: _Fields) -> Stated:

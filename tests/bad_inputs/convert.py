@@ -99,6 +99,16 @@ def _ours(name: str, damage: Callable[[Path], Any], *words: str, act: Callable[[
     return Case(f"converted: {name}", damaged, words, CheckpointError)
 
 
+def _stated(config: Any) -> Callable[[Path], None]:
+    return lambda source: edit_json(source / "config.json", lambda values: values.update(quantization_config=config))
+
+
+def _quantised(config: dict[str, Any], field: str, value: Any, *words: str) -> Case:
+    """A quantised checkpoint whose config.json states a field as nobody does."""
+    words = (f"quantization_config.{field} is {value!r}", "take the unquantised release", *words)
+    return _source(f"{field} {value!r}", _stated(config | {field: value}), *words)
+
+
 def _to(name: str, destination: Callable[[Path], Any], *words: str, error: type = CheckpointError) -> Case:
     """A destination, seen before any tensor is read."""
     return Case(
@@ -195,6 +205,25 @@ SOURCES = [
     _source("settings that lead elsewhere", _outside, "notes.json", "copy"),
 ]
 
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+AUTO = {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_gptq"}
+GROUPS = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+QUANTISED = [
+    *[_quantised(GPTQ, "dynamic", value, "not an object") for value in (False, True, 5, "+:.*mlp", ["+:.*mlp"])],
+    *[_quantised(AUTO, "extra_config", value, "not an object") for value in (7, False, "lm_head", ["lm_head"])],
+    *[_quantised(GROUPS, "config_groups", value, "not an object") for value in (None, 7, False, "group_0", [{}])],
+    *[_quantised(GROUPS, "sparsity_config", value, "not an object") for value in (7, False, "dense", ["dense"])],
+    _quantised(GPTQ, "desc_act", "false", "only False, True"),
+    _quantised(GPTQ, "bits", [4], "only 4, 8"),
+    _quantised(GPTQ, "group_size", {"lm_head": 64}, "a whole number above 0"),
+    _quantised({"quant_method": "fp8"}, "weight_block_size", 128, "rows and columns"),
+    _quantised({}, "quant_method", {"gptq": 4}, "only compressed-tensors, gptq"),
+    *[
+        _source(f"quantization_config {x!r}", _stated(x), "quantization_config is", "not an object")
+        for x in (0, "gptq")
+    ],
+]
+
 TENSORS = [
     _extra("base_model.model.thinker.x.lora_A.weight", "LoRA", "merge"),
     _extra("thinker.model.layers.0.mlp.gate_proj.modules_to_save.weight", "adapters", "merge"),
@@ -285,4 +314,4 @@ DESTINATIONS = [
     Case("destination: its source", lambda f, w: convert_checkpoint(w.hf, w.hf, overwrite=True), ("not a checkpoint",)),
 ]
 
-CASES = [*SOURCES, *TENSORS, *COUNTS, *CONVERTED, *DESTINATIONS]
+CASES = [*SOURCES, *QUANTISED, *TENSORS, *COUNTS, *CONVERTED, *DESTINATIONS]

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from omni_jax.errors import CheckpointError, InputError
 from omni_jax.omni import Omni
 from omni_jax.quantization import KEY, STATED
 from omni_jax.train.objective import check_trainable
-from omni_jax.weights.int8 import EXPERT, rounded
+from omni_jax.weights.int8 import EXPERT, Int8Experts, quantised, rounded
 from omni_jax.weights.locate import locate
+from omni_jax.weights.safetensors import SourceCheckpoint, open_checkpoint
 from tests.convert.conftest import read_tensors
 
 QUESTION = [{"role": "user", "content": "Spell the word table."}]
@@ -103,6 +107,46 @@ def test_over_devices(source: Path, model: Omni) -> None:
     omni = omni_jax.load(source, quantize="int8", mesh="expert=2,tensor=2", parts=("thinker",))
     got, want = (np.asarray(one.logits(one.prepare(QUESTION))) for one in (omni, model))
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+WAYS: dict[str, Callable[[Path, Path], Any]] = {
+    "loaded": lambda source, out: omni_jax.load(source, quantize="int8"),
+    "loaded over devices": lambda source, out: omni_jax.load(source, quantize="int8", mesh="expert=2,tensor=2"),
+    "converted": lambda source, out: convert_checkpoint(source, out / "ours", quantize="int8"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_weight_is_read_once(way: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, plain = Counter(), SourceCheckpoint.read
+
+    def counted(self: SourceCheckpoint, name: str, rows: Any = None) -> np.ndarray:
+        read[name] += 1
+        return plain(self, name, rows)
+
+    monkeypatch.setattr(SourceCheckpoint, "read", counted)
+    WAYS[way](source, tmp_path)
+    experts = {name for name in open_checkpoint(source).tensors if EXPERT.fullmatch(name)}
+    assert experts and Counter(read[name] for name in experts) == {1: len(experts)}
+
+
+def test_scales_are_kept_until_they_are_asked_for(source: Path) -> None:
+    opened = quantised(open_checkpoint(source), "int8")
+    assert isinstance(opened, Int8Experts)
+    name = next(name for name in opened.tensors if EXPERT.fullmatch(name))
+    _, scale = rounded(read_tensors(source)[name].astype(np.float32), np.dtype(ml_dtypes.bfloat16))
+    for rows, wanted in ((None, None), (None, (3, 9)), ((2, 9), (3, 9)), ((3, 8), (3, 9)), ((3, 9), None)):
+        opened.read(name, rows)
+        assert [*opened.kept] == [name]
+        got = opened.read(f"{name}_scale", wanted)
+        np.testing.assert_array_equal(got, scale if wanted is None else scale[slice(*wanted)])
+        assert not opened.kept
+
+
+def test_a_config_that_states_null_is_not_quantised(source: Path) -> None:
+    opened = open_checkpoint(source)
+    stating = replace(opened, config=opened.config | {KEY: None})
+    assert isinstance(quantised(stating, "int8"), Int8Experts)
 
 
 def test_wrong_requests_name_the_remedy(source: Path, converted: Path, model: Omni, tmp_path: Path) -> None:
