@@ -13,7 +13,7 @@ from omni_jax.weights import placement
 from omni_jax.weights.budget import MOST_ROWS, WORKING_SHARE, Part, conversations, room_for
 from omni_jax.weights.mesh_text import parse_mesh
 from omni_jax.weights.placement import resolve_placement
-from tests.test_placement import parts_of, with_memory
+from tests.helpers.placing import parts_of, with_memory
 
 L40S, RTX_6000, RTX_4090, A100_40, H100, H200 = 46068, 49140, 24564, 40960, 81559, 143771
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"

@@ -13,29 +13,13 @@ from jax.sharding import AxisType
 import omni_jax as oj
 from convert import convert_checkpoint, load_hf
 from omni_jax.cli import main
-from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, InputError
-from omni_jax.models.param import declare
 from omni_jax.omni import PARTS
-from omni_jax.quantization import stating
 from omni_jax.sharding import MESH_AXES, make_mesh, mesh_name
 from omni_jax.weights import budget, checkpoint
-from omni_jax.weights.budget import Part, describe_part
 from omni_jax.weights.mesh_text import parse_parts
 from omni_jax.weights.placement import resolve_placement
-from scripts.small.configs import config_dict
-
-
-def parts_of(variant: str, *names: str, quantize: str | None = None, dtype: str = "bfloat16") -> list[Part]:
-    """What placing the parts of a variant needs to know."""
-    config = OmniConfig.from_hf(stating(config_dict(variant), quantize))
-    declarations = {name: declare(PARTS[name], getattr(config, name)) for name in names or PARTS}
-    return [describe_part(name, declaration, config, {}, dtype) for name, declaration in declarations.items()]
-
-
-def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float | None) -> None:
-    limit = None if gigabytes is None else int(gigabytes * 1e9)
-    monkeypatch.setattr(budget, "memory_limit", lambda device: limit)
+from tests.helpers.placing import parts_of, with_memory
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from omni_jax.errors import CheckpointError
 from omni_jax.quantization import KEY
 from omni_jax.weights.schemes import stated_schemes
-from tests.convert.test_widened import FORMATS
+from tests.helpers.formats import FORMATS
 
 FILE = Path("config.json")
 NASTY = (None, True, False, 0, 5, -1, 1.5, -1.0, "", "yarn", [], [1], ["a"], [8, 16], {}, {"a": 1}, {"a": {"b": []}})
