@@ -1,11 +1,10 @@
 """What checks the GPU runs here on CPU: it passes, and it notices what is wrong."""
 
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,8 @@ import pytest
 from omni_jax import sharding
 from omni_jax.ops import attention, moe
 from scripts.aot import hlo as hlo_report
-from scripts.gpu import __main__ as gpu_check
 from scripts.gpu import correct as gpu_correct
 from scripts.gpu import correct_speech as gpu_correct_speech
-from scripts.gpu import sections
 from scripts.gpu import speed as gpu_speed
 from tests.helpers.experts import in_int8
 
@@ -27,10 +24,12 @@ from tests.helpers.experts import in_int8
     "name",
     [
         "check_moe",
+        "check_moe_int8",
         "check_attention",
         "check_decode_kernel",
         "check_rope",
         "check_cache",
+        "check_top_k",
         "check_thinker",
         "check_talker",
         "check_code2wav",
@@ -62,12 +61,29 @@ def test_wrong_speech_is_noticed(part: str, wrong: str) -> None:
     assert not any(finding.ok for finding in findings if "greedy" not in finding.name), findings
 
 
+@pytest.mark.parametrize("make", [gpu_correct.random_experts, gpu_correct.random_int8])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_wrong_backend_is_noticed(dtype: str) -> None:
+def test_a_wrong_backend_is_noticed(dtype: str, make: Any) -> None:
     def wrong(x: jax.Array, routing: moe.Routing, experts: moe.ExpertWeights) -> jax.Array:
         return moe.gathered(x, moe.Routing(routing.ids, routing.weights[:, ::-1]), experts)
 
-    assert not gpu_correct.check_backend(wrong, 3, dtype).ok
+    assert not gpu_correct.check_backend(wrong, 3, dtype, make).ok
+
+
+def test_scales_that_are_left_out_are_noticed() -> None:
+    def wrong(x: jax.Array, routing: moe.Routing, experts: Any) -> jax.Array:
+        return moe.gathered(x, routing, replace(experts, down=replace(experts.down, scale=experts.down.scale[::-1])))
+
+    assert not gpu_correct.check_backend(wrong, 3, "bfloat16", gpu_correct.random_int8).ok
+
+
+def test_a_backend_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> jax.Array:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(moe, "tiled", fails)
+    failed = [finding for finding in gpu_correct.check_moe_int8() if not finding.ok]
+    assert len(failed) == 2 and all("no kernel image" in finding.name for finding in failed)
 
 
 def test_numbers_that_are_not_finite_fail() -> None:
@@ -184,19 +200,6 @@ def test_whole_sequences_are_attended_by_tokamax_where_it_has_a_kernel(
     assert len(calls) == used
 
 
-def test_an_error_leaves_the_other_measurements() -> None:
-    results: list[int] = []
-    errors: list[str] = []
-
-    def fails() -> list[int]:
-        raise RuntimeError("out of memory")
-
-    steps: list[Callable[[], list[int]]] = [lambda: [1], fails, lambda: [2]]
-    for step in steps:
-        sections.attempt(step, results, errors)
-    assert results == [1, 2] and errors == ["RuntimeError: out of memory"]
-
-
 def test_the_busiest_kernels_of_a_profile() -> None:
     def line(name: str, *events: tuple[str, float]) -> SimpleNamespace:
         return SimpleNamespace(name=name, events=[SimpleNamespace(name=n, duration_ns=t) for n, t in events])
@@ -204,21 +207,6 @@ def test_the_busiest_kernels_of_a_profile() -> None:
     stream = line("Stream #1", ("gemm", 3e6), ("copy", 5e6), ("gemm", 4e6))
     device = SimpleNamespace(name="/device:GPU:0", lines=[line("XLA Modules", ("jit", 9e6)), stream])
     assert gpu_speed.busiest([device]) == [("gemm", 7.0, 2), ("copy", 5.0, 1)]
-
-
-def test_every_section_can_be_asked_for() -> None:
-    assert get_args(gpu_check.Section) == tuple(sections.SECTIONS)
-
-
-def test_a_section_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
-    assert gpu_check.check(tmp_path, "tiny", only=("versions",)) == 0
-    assert "| jax |" in (tmp_path / "summary.md").read_text()
-    assert "error" in gpu_check.run_apart("versions", "tiny", tmp_path, limit=0.01)
-
-
-def test_summary_names_failures() -> None:
-    text = gpu_check.markdown({"kernels": {"error": "boom", "tables": {"Kernels": [["a", "b"], [1, "x|y"]]}}})
-    assert "**kernels failed:** boom" in text and "| 1 | x/y |" in text
 
 
 HLO = """HloModule m, num_partitions=4

@@ -4,6 +4,7 @@ Every function returns findings: what was compared, the largest error relative t
 bound it must keep. float32 runs at the highest matrix precision, so that its bounds are those of rounding.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,10 @@ from omni_jax.models.thinker import Thinker
 from omni_jax.ops import decode_kernel, moe
 from omni_jax.ops.attention import causal_attention, fits_kernel, self_attention
 from omni_jax.ops.cache import KVCache
+from omni_jax.ops.int8 import Int8
 from omni_jax.ops.rope import rope, rotate
+from omni_jax.ops.top_k import BLOCK, by_blocks
+from omni_jax.weights.int8 import rounded
 from scripts.small.configs import config_dict
 
 FLOAT32, BFLOAT16 = 1e-5, 2e-2
@@ -74,34 +78,84 @@ def on_cpu(function: Any, *args: Any) -> np.ndarray:
         return np.asarray(jax.jit(function)(*jax.device_put(args, cpu)))
 
 
+def tried(name: str, bound: float, run: Callable[[], list[Finding]]) -> list[Finding]:
+    """What `run` finds; what it fails with is no number: an infinite error."""
+    try:
+        return run()
+    except Exception as error:
+        return [Finding(f"{name}: {type(error).__name__}: {str(error)[:200]}", float("inf"), bound)]
+
+
 def check_moe() -> list[Finding]:
     """Every backend in both types."""
-    findings = []
-    for dtype in ("float32", "bfloat16"):
-        cases: list[tuple[Any, int]] = [(moe.gathered, 1), (moe.gathered, 3), (moe.tiled, 40), (moe.tiled, 300)]
-        if jax.default_backend() == "cpu":
-            cases = [*cases[1:3], (moe.pairwise, 5)]
-        elif find_spec("tokamax") and dtype == "bfloat16":
-            cases += [(moe.grouped, R) for R in (1, 4, 5, 16, 300)]
-        findings += [check_backend(backend, R, dtype) for backend, R in cases]
-    return findings
+    return [found for dtype in ("float32", "bfloat16") for found in check_backends(dtype, random_experts)]
 
 
-def check_backend(backend: Any, R: int, dtype: str) -> Finding:
-    """One backend on R rows against float64 NumPy on the same (rounded) values."""
-    rng = np.random.default_rng(R)
-    L, E, D, F, A = 2, 8, 128, 64, 3
+def check_moe_int8() -> list[Finding]:
+    """Every backend with experts in eight bits, rows in both types."""
+    return [found for dtype in ("float32", "bfloat16") for found in check_backends(dtype, random_int8)]
+
+
+def check_backends(dtype: str, make: Callable[..., Any]) -> list[Finding]:
+    """Every backend that can run here, with the experts that `make` makes."""
+    cases: list[tuple[Any, int]] = [(moe.gathered, 1), (moe.gathered, 3), (moe.tiled, 40), (moe.tiled, 300)]
+    if jax.default_backend() == "cpu":
+        cases = [*cases[1:3], (moe.pairwise, 5)]
+    elif find_spec("tokamax") and dtype == "bfloat16":
+        cases += [(moe.grouped, R) for R in (1, 4, 5, 16, 300)]
+    bound = FLOAT32 if dtype == "float32" else BFLOAT16
+    return [
+        found
+        for backend, R in cases
+        for found in tried(
+            f"moe {backend.__name__}, {R} rows, {dtype}, {make.__name__}",
+            bound,
+            lambda backend=backend, R=R: [check_backend(backend, R, dtype, make)],
+        )
+    ]
+
+
+def random_experts(rng: np.random.Generator, dtype: str) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+    """Experts gate_up [L, E, D, 2, F] and down [L, E, F, D], and what they stand for, float64."""
+    L, E, D, F = 2, 8, 128, 64
     gate_up = jnp.asarray(rng.standard_normal((L, E, D, 2, F)) * D**-0.5, dtype)
     down = jnp.asarray(rng.standard_normal((L, E, F, D)) * F**-0.5, dtype)
+    return gate_up, down, np.asarray(gate_up, np.float64), np.asarray(down, np.float64)
+
+
+def random_int8(rng: np.random.Generator, dtype: str) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+    """Experts `Int8` gate_up [L, E, 2, F, D] and down [L, E, D, F], and what they stand for as there, float64.
+
+    Their widths are those that the grouped kernel takes.
+    """
+    L, E, D, F = 2, 8, 256, 128
+
+    def one(*shape: int) -> tuple[Int8, np.ndarray]:
+        """An `Int8` of this shape [..., out, in], and its values times their scales."""
+        weight = rng.standard_normal((int(np.prod(shape[:-1])), shape[-1]), np.float32) * shape[-1] ** -0.5
+        values, scale = rounded(weight, np.dtype(jnp.dtype(dtype)))
+        wide = (values * scale.astype(np.float64)).reshape(shape)
+        return Int8(jnp.asarray(values.reshape(shape)), jnp.asarray(scale.reshape(shape[:-1]))), wide
+
+    (gate_up, wide_gate_up), (down, wide_down) = one(L, E, 2, F, D), one(L, E, D, F)
+    return gate_up, down, np.moveaxis(wide_gate_up, -1, 2), wide_down.swapaxes(2, 3)
+
+
+def check_backend(backend: Any, R: int, dtype: str, make: Callable[..., Any] = random_experts) -> Finding:
+    """One backend on R rows against float64 NumPy on the same (rounded) values."""
+    rng, A = np.random.default_rng(R), 3
+    gate_up, down, wide_gate_up, wide_down = make(rng, dtype)
+    E, D = wide_gate_up.shape[1:3]
     x, weights = jnp.asarray(rng.standard_normal((R, D)), dtype), jnp.asarray(rng.random((R, A)), dtype)
     ids = np.stack([rng.permutation(E)[:A] for _ in range(R)]).astype(np.int32)
     with precision(dtype):
         got = jax.jit(backend)(
             x, moe.Routing(jnp.asarray(ids), weights), moe.ExpertWeights(gate_up, down, jnp.int32(1))
         )
-    rounded = [np.asarray(a, np.float64) for a in (x, weights, gate_up[1], down[1])]
+    rows, counted = np.asarray(x, np.float64), np.asarray(weights, np.float64)
     bound = FLOAT32 if dtype == "float32" else BFLOAT16
-    return compare(f"moe {backend.__name__}, {R} rows, {dtype}", got, plain_moe(ids, *rounded), bound)
+    name = f"moe {backend.__name__}, {R} rows, {dtype}{', int8' if isinstance(down, Int8) else ''}"
+    return compare(name, got, plain_moe(ids, rows, counted, wide_gate_up[1], wide_down[1]), bound)
 
 
 def plain_moe(ids: np.ndarray, x: np.ndarray, weights: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
@@ -162,18 +216,12 @@ def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, offset: np.ndar
 
 
 def check_decode_kernel() -> list[Finding]:
-    """One token's attention by the kernel, whether or not it is chosen, against the plain operations here.
-
-    What the kernel fails with is no number: an infinite error.
-    """
+    """One token's attention by the kernel, whether or not it is chosen, against the plain operations here."""
     findings = []
     for dtype, shares in (("float32", 1), ("bfloat16", 1), ("bfloat16", 8)):
         bound = FLOAT32 if dtype == "float32" else BFLOAT16
         name = f"attention of one token by the kernel, {shares} shares, {dtype}"
-        try:
-            findings += compare_decode_kernel(name, dtype, shares, bound)
-        except Exception as error:
-            findings.append(Finding(f"{name}: {type(error).__name__}: {str(error)[:200]}", float("inf"), bound))
+        findings += tried(name, bound, partial(compare_decode_kernel, name, dtype, shares, bound))
     return findings
 
 
@@ -231,6 +279,15 @@ def check_cache() -> list[Finding]:
         got = jax.jit(KVCache.write)(cache, jnp.int32(1), new, 2 * new)
         findings.append(compare(f"cache write, {B} rows", got.k, want, 0.0))
     return findings
+
+
+def check_top_k() -> list[Finding]:
+    """The likeliest of a vocabulary, found by blocks, among many that are equal: numbers and places against NumPy."""
+    x = np.random.default_rng(9).integers(0, 3000, (2, 20_000)).astype(np.float32)
+    want = np.argsort(-x, axis=-1, kind="stable")[:, :64]
+    got, ids = jax.jit(lambda x: by_blocks(x, 64, BLOCK))(x)
+    found = compare("top-k, numbers", got, np.take_along_axis(x, want, axis=-1), 0.0)
+    return [found, compare("top-k, places", ids, want, 0.0)]
 
 
 def check_thinker() -> list[Finding]:
@@ -336,9 +393,3 @@ def same_tokens(name: str, got: np.ndarray, want: np.ndarray, sure: np.ndarray) 
     """The largest of the reference's margins [B, T] at a row's first difference: 0 where rows [B, T] are equal."""
     first = [(row, int(np.argmax(row_differs))) for row, row_differs in enumerate(got != want) if row_differs.any()]
     return Finding(name, max((float(sure[at]) for at in first), default=0.0), MARGIN)
-
-
-def all_findings() -> list[Finding]:
-    """Every comparison."""
-    checks = (check_moe, check_attention, check_decode_kernel, check_rope, check_cache, check_thinker)
-    return [finding for check in checks for finding in check()]

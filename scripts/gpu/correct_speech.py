@@ -238,8 +238,3 @@ def streamed_wave(params: dict, declaration: Declaration, config: Code2WavConfig
     with jax.default_device(device):
         vocoder = Vocoder(jax.device_put(params, device), declaration, config, rows=codes.shape[0])
         return np.concatenate([*(vocoder.add(piece) for piece in pieces), vocoder.finish()], axis=1)
-
-
-def all_findings() -> list[Finding]:
-    """Every comparison."""
-    return [*check_talker(), *check_code2wav()]

@@ -1,45 +1,58 @@
-"""The sections of the GPU check: each takes the shape, "full" or "tiny", and returns tables, figures and errors."""
+"""The sections of the GPU check, the most important ones first, and the steps of each for a shape, "full" or "tiny".
 
-import importlib.metadata
-import json
+Nothing heavy is imported before a section is made, in a process of its own.
+"""
+
 import os
 import platform
-import time
-import traceback
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from scripts.bench.options import Run, Speech, Text
+from scripts.gpu.sizes import decode_name, frame_name, prefill_name, sizes_of, sound_name, speech_prompt_name
+from scripts.gpu.steps import Fact, Step, once, run_steps
 
-Table = list[list[Any]]
+KERNEL_ON = {"OMNI_JAX_DECODE_KERNEL": "on"}
+KERNEL_OFF = {"OMNI_JAX_DECODE_KERNEL": "off"}
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy", "tokamax", "qwix", "torch", "transformers",
+            "nvidia-cudnn-cu13", "nvidia-cublas")  # fmt: skip
+# Rows of one layer of experts.
+EXPERT_ROWS = {"full": (1, 8, 32, 512, 8192), "tiny": (1, 8)}
 
 
-def versions(shape: str) -> dict:
+@dataclass(frozen=True)
+class Section:
+    """What makes its steps, the environment of its process, and the seconds that it may take at most."""
+
+    steps: Callable[[str], list[Step]]
+    environment: dict[str, str] = field(default_factory=dict)
+    seconds: float = 200.0
+
+
+def versions(shape: str) -> list[Step]:
     """What runs here."""
+    return [Step("versions", read_versions, 5.0)]
+
+
+def read_versions() -> list[Fact]:
+    """Packages, device and memory."""
+    import importlib.metadata
+
     import jax
 
-    names = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy", "tokamax", "torch", "transformers",
-             "nvidia-cudnn-cu13", "nvidia-cublas")  # fmt: skip
-    found = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-    for name in names:
+    found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
+    found["cores"] = os.cpu_count()
+    for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     device = jax.devices()[0]
     memory = device.memory_stats() or {}
-    found |= {
-        "devices": len(jax.devices()),
-        "device": device.device_kind,
-        "memory GB": memory.get("bytes_limit", 0) / 1e9,
-        "cuDNN loaded": cudnn_version(),
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-    }
-    return {"tables": {"Versions": [["", ""], *([name, value] for name, value in found.items())]}}
+    found |= {"devices": len(jax.devices()), "device": device.device_kind, "cuDNN loaded": cudnn_version()}
+    found |= {"memory GB": memory.get("bytes_limit", 0) / 1e9, "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+    return [Fact(name, str(value)) for name, value in found.items()]
 
 
 def cudnn_version() -> str:
@@ -54,164 +67,165 @@ def cudnn_version() -> str:
         return str(error)
 
 
-def correctness(shape: str) -> dict:
-    """Backends, attention, positions, cache, a tiny Thinker, Talker and vocoder against NumPy and the CPU."""
+def correctness(shape: str) -> list[Step]:
+    """Backends of experts, attention, positions, cache, a tiny Thinker, Talker and vocoder against NumPy and CPU."""
     from scripts.gpu import correct, correct_speech
 
-    findings = [*correct.all_findings(), *correct_speech.all_findings()]
-    rows = [[f.name, f"{f.error:.2e}", f"{f.bound:.0e}", "yes" if f.ok else "NO"] for f in findings]
-    failed = [f.name for f in findings if not f.ok]
-    return {
-        "tables": {"Correctness": [["compared", "relative error", "bound", "holds"], *rows]},
-        "findings": [asdict(f) for f in findings],
-        "error": f"out of bounds: {', '.join(failed)}" if failed else "",
-    }
+    checks = (
+        correct.check_moe, correct.check_moe_int8, correct.check_attention, correct.check_cache, correct.check_rope,
+        correct.check_top_k,
+        correct.check_thinker, correct_speech.check_talker, correct_speech.check_code2wav,
+    )  # fmt: skip
+    return [Step(check.__name__.removeprefix("check_"), check) for check in checks]
 
 
-def kernels(shape: str) -> dict:
+def kernel_correctness(shape: str) -> list[Step]:
+    """One token's attention by the kernel, alone and within a tiny Thinker and Talker."""
+    from scripts.gpu import correct, correct_speech
+
+    checks = (correct.check_decode_kernel, correct.check_thinker, correct_speech.check_talker)
+    return [Step(f"{check.__name__.removeprefix('check_')}, kernel on", check) for check in checks]
+
+
+def text(shape: str) -> list[Step]:
+    """The Thinker's steps, prompts and verified rounds, random weights."""
+    from scripts.gpu import speed, speed_drafts
+
+    sizes = sizes_of(shape)
+    model = once(lambda: speed.make_model(shape, sizes.dtype))
+    drafting = once(lambda: speed_drafts.make_drafting(model(), shape))
+    decode = [Step(decode_name(*c), lambda c=c: speed.decodes(model(), *c)) for c in sizes.decode]
+    prefill = [Step(prefill_name(n), lambda n=n: speed.prefills(model(), n)) for n in sizes.prefill]
+    slots = sizes.decode[0][1]
+    verify = [
+        Step(f"verify 1 x {n}, {slots} slots", lambda n=n: speed_drafts.rounds(drafting(), n, slots))
+        for n in sizes.verify
+    ]
+    # The first of each kind, then the others.
+    return [part for kind in (slice(1), slice(1, None)) for part in (*decode[kind], *prefill[kind], *verify[kind])]
+
+
+def kernel_text(shape: str) -> list[Step]:
+    """The Thinker's steps with the kernel of one token's attention."""
+    from scripts.gpu import speed
+
+    sizes = sizes_of(shape)
+    model = once(lambda: speed.make_model(shape, sizes.dtype))
+    return [Step(decode_name(*c), lambda c=c: speed.decodes(model(), *c)) for c in sizes.decode]
+
+
+def speech(shape: str) -> list[Step]:
+    """The Talker's frames and prompt, and the vocoder, random weights."""
+    from scripts.gpu import speed_speech as speed
+
+    sizes = sizes_of(shape)
+    vocoder = once(lambda: speed.make_vocoder(shape, sizes.dtype))
+    speaker = once(lambda: speed.make_speaker(shape, sizes.dtype))
+    frames = [
+        Step(frame_name(rows), lambda rows=rows: speed.frames(speaker(), rows, sizes.frame_slots))
+        for rows in sizes.frames
+    ]
+    sounds = [Step(sound_name(*c), lambda c=c: speed.sounds(vocoder(), *c)) for c in sizes.sound]
+    columns = sizes.speech_prompt
+    prompt = Step(speech_prompt_name(columns), lambda: speed.prompts(speaker(), columns))
+    return [frames[0], sounds[0], *frames[1:], prompt, *sounds[1:]]
+
+
+def kernel_speech(shape: str) -> list[Step]:
+    """The Talker's frames with the kernel of one token's attention."""
+    from scripts.gpu import speed_speech as speed
+
+    sizes = sizes_of(shape)
+    speaker = once(lambda: speed.make_speaker(shape, sizes.dtype))
+    return [
+        Step(frame_name(rows), lambda rows=rows: speed.frames(speaker(), rows, sizes.frame_slots))
+        for rows in sizes.frames
+    ]
+
+
+def reply(shape: str) -> list[Step]:
+    """A whole spoken reply, streamed: first audio, seconds per second of sound."""
+    from scripts.gpu.reply import our_reply
+
+    return [Step("a spoken reply", lambda: our_reply(sizes_of(shape)), 30.0)]
+
+
+def start(shape: str) -> list[Step]:
+    """Cold start to the first token with programs in the cache."""
+    from scripts.gpu.start import starts
+
+    return [Step("cold start", lambda: starts(shape), 30.0)]
+
+
+def theirs(shape: str) -> list[Step]:
+    """Transformers' times of the same programs, where it is installed."""
+    from scripts.gpu.theirs import their_steps
+
+    return their_steps(sizes_of(shape))
+
+
+def int8(shape: str) -> list[Step]:
+    """The Thinker with its experts in eight bits: memory and steps."""
+    from scripts.gpu import speed
+
+    sizes = sizes_of(shape)
+    model = once(lambda: speed.make_model(shape, sizes.dtype, "int8"))
+    decode = [
+        Step(f"{decode_name(*c)}, int8", lambda c=c: speed.decodes(model(), *c, mark=", int8 experts"))
+        for c in sizes.decode[:2]
+    ]
+    return [Step("memory, int8", lambda: speed.weights_in_memory(model())), *decode]
+
+
+def kernels(shape: str) -> list[Step]:
     """Copy bandwidth, products of one row, and one layer of experts by each backend."""
     from omni_jax.config import OmniConfig
     from scripts.gpu import speed
     from scripts.small.configs import config_dict
 
     config = OmniConfig.from_hf(config_dict(shape)).thinker
-    full = shape == "full"
-    timings, errors = [], []
-    for step in (
-        lambda: speed.bandwidth(4.0 if full else 0.01),
-        lambda: speed.one_row_products(config),
-        *(
-            lambda rows=rows: speed.expert_backends(config, (rows,))
-            for rows in (1, 4, 16, 512, 8192)[: 5 if full else 3]
-        ),
-    ):
-        attempt(step, timings, errors)
-    return timing_tables("Kernels", timings, errors)
-
-
-def model(shape: str) -> dict:
-    """Prefill, decode as a loop and flat, and the kernels of a decode step, with random weights of the whole shape."""
-    from scripts.gpu import speed
-
-    full = shape == "full"
-    made = speed.make_model(shape, "bfloat16" if full else "float32")
-    L = made.config.text.num_layers
-    timings, errors = [], []
-    attempt(lambda: speed.prefills(made, (512, 4096) if full else (16,)), timings, errors)
-    # The flat program comes last: it takes longest to compile.
-    cases = (
-        ((1, 2048, 1), (8, 2048, 1), (32, 4096, 1), (1, 2048, 4), (1, 2048, L)) if full else ((2, 512, 1), (1, 512, L))
-    )
-    for rows, capacity, unroll in cases:
-        attempt(
-            lambda rows=rows, capacity=capacity, unroll=unroll: [speed.decodes(made, rows, capacity, unroll)],
-            timings,
-            errors,
-        )
-    found = timing_tables("Model", timings, errors)
-    busiest: list = []
-    attempt(lambda: speed.kernel_times(made, 1, 2048 if full else 512, 1), busiest, errors)
-    found["tables"]["One decode chunk, one row: where its time goes"] = kernel_table(busiest)
-    found["error"] = "; ".join(errors)
-    return found
-
-
-def speech(shape: str) -> dict:
-    """The Talker's prompt, whole frames as a loop and flat, the vocoder, with random weights of the whole shape."""
-    from scripts.gpu import speed_speech as speed
-
-    full = shape == "full"
-    dtype, capacity = ("bfloat16", 1024) if full else ("float32", 256)
-    sizes = ((1, 4), (1, 16), (1, 64), (8, 4), (8, 16)) if full else ((1, 4),)
-    timings, errors, busiest = [], [], []
-    attempt(lambda: speed.sounds(shape, dtype, sizes), timings, errors)
-    made = speed.make_speaker(shape, dtype)
-    attempt(lambda: speed.prompts(made, ((1, 512), (8, 512)) if full else ((1, 16),)), timings, errors)
-    # The flat programs come last: they take longest to compile.
-    flat = made.config.text.num_layers
-    for rows, unroll in ((1, 1), (8, 1), (1, flat), (8, flat)) if full else ((1, 1),):
-        attempt(lambda rows=rows, unroll=unroll: [speed.frames(made, rows, capacity, unroll)], timings, errors)
-    attempt(lambda: speed.frame_kernels(made, 1, capacity, 1), busiest, errors)
-    found = timing_tables("Speech", timings, errors)
-    found["tables"]["One chunk of frames, one row: where its time goes"] = kernel_table(busiest)
-    return found
-
-
-def bench(shape: str) -> dict:
-    """Our Thinker and transformers', by scripts/bench."""
-    from scripts.bench import text
-
-    options = Text(prompt=512, new=64) if shape == "full" else Text(prompt=16, new=10)
-    return side_by_side(text, options, shape, repetitions=3)
-
-
-def speech_bench(shape: str) -> dict:
-    """Our spoken replies and transformers', by scripts/bench."""
-    from scripts.bench import speech
-
-    options = Speech(new=16, frames=24) if shape == "full" else Speech(prompt=16, new=10, frames=4)
-    # Few repetitions: transformers runs one program per code, and a repetition speaks a whole reply twice.
-    return side_by_side(speech, options, shape, repetitions=2)
-
-
-def side_by_side(module: ModuleType, options: Any, shape: str, repetitions: int) -> dict:
-    """What `module` of scripts/bench measures, with transformers where it is installed."""
-    from scripts.bench import compare
-
-    full = shape == "full"
-    run = Run("full", "bfloat16", repetitions) if full else Run("tiny", "float32", 1)
-    errors, text, figures = [], [], {}
-    # Without transformers only if the comparison fails: loading the whole shape twice takes minutes.
-    for against in ("hf", None) if find_spec("transformers") and find_spec("torch") else (None,):
-        try:
-            case = replace(options, run=replace(run, against=against))
-            figures = compare.run(module, case)
-            text = [compare.table(module, case, figures)]
-            break
-        except Exception as error:
-            traceback.print_exc()
-            errors.append(f"against {against}: {type(error).__name__}: {error}")
-    return {"tables": {}, "text": text, "figures": figures, "error": "; ".join(errors)}
-
-
-def attempt(step: Callable[[], list], results: list, errors: list[str]) -> None:
-    """Add what `step` returns to `results`, or what went wrong to `errors`."""
-    try:
-        results += step()
-    except Exception as error:
-        traceback.print_exc()
-        errors.append(f"{type(error).__name__}: {str(error)[:300]}")
-
-
-def kernel_table(busiest: list[tuple[str, float, int]]) -> Table:
-    """Kernels by the time that they took."""
-    return [["kernel", "ms", "calls"], *([name[:90], f"{ms:.3f}", calls] for name, ms, calls in busiest)]
-
-
-def timing_tables(title: str, timings: list, errors: list[str]) -> dict:
-    """A section of timings."""
-    rows = [
-        [t.name, f"{t.milliseconds:.3f}", f"{t.rate:,.0f} {t.unit}" if t.rate else "", f"{t.first_seconds:.1f}"]
-        for t in timings
+    experts = [
+        Step(f"experts, {rows} rows", lambda rows=rows: speed.expert_backends(config, (rows,)))
+        for rows in EXPERT_ROWS[shape]
     ]
-    table = [["measured", "ms", "rate", "first call, s"], *rows]
-    return {"tables": {title: table}, "timings": [asdict(t) for t in timings], "error": "; ".join(errors)}
+    bandwidth = Step("bandwidth", lambda: speed.bandwidth(4.0 if shape == "full" else 0.01))
+    return [bandwidth, Step("products of one row", lambda: speed.one_row_products(config)), *experts]
 
 
-SECTIONS: dict[str, Callable[[str], dict]] = {
-    "versions": versions, "correctness": correctness, "kernels": kernels, "bench": bench, "model": model,
-    "speech": speech, "speech_bench": speech_bench,
-}  # fmt: skip
+def profiles(shape: str) -> list[Step]:
+    """Where the time of a step and of a frame goes."""
+    from scripts.gpu import speed, speed_speech
+
+    sizes = sizes_of(shape)
+    rows, slots = sizes.profiled
+
+    def step() -> list[Any]:
+        return speed.decode_profile(speed.make_model(shape, sizes.dtype), rows, slots)
+
+    def frame() -> list[Any]:
+        return speed_speech.frame_profile(speed_speech.make_speaker(shape, sizes.dtype), rows, sizes.frame_slots)
+
+    return [Step("profile of a frame", frame), Step("profile of a step", step)]
 
 
-def run_section(name: str, shape: str, folder: str) -> None:
-    """Run one section in this process and write its results."""
-    start = time.perf_counter()
-    found: dict[str, Any]
-    try:
-        found = SECTIONS[name](shape)
-    except Exception as error:
-        traceback.print_exc()
-        found = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
-    found["seconds"] = time.perf_counter() - start
-    Path(folder, f"{name}.json").write_text(json.dumps(found, indent=1))
+SECTIONS: dict[str, Section] = {
+    "versions": Section(versions, seconds=40.0),
+    "correctness": Section(correctness, KERNEL_OFF, 120.0),
+    "text": Section(text, KERNEL_OFF),
+    "speech": Section(speech, KERNEL_OFF),
+    "kernel_correctness": Section(kernel_correctness, KERNEL_ON, 60.0),
+    "kernel_text": Section(kernel_text, KERNEL_ON),
+    "kernel_speech": Section(kernel_speech, KERNEL_ON),
+    "reply": Section(reply, KERNEL_OFF),
+    "start": Section(start, KERNEL_OFF),
+    # Torch has the device to itself.
+    "theirs": Section(theirs, {"JAX_PLATFORMS": "cpu"}),
+    "int8": Section(int8, KERNEL_OFF),
+    "kernels": Section(kernels, KERNEL_OFF),
+    "profiles": Section(profiles, KERNEL_OFF),
+}
+
+
+def run_section(name: str, shape: str, file: str, deadline: str) -> None:
+    """Run one section in this process until `deadline`, as of `time.time`, and write what it finds to `file`."""
+    run_steps(SECTIONS[name].steps(shape), Path(file), float(deadline))

@@ -1,12 +1,11 @@
 """How fast is the device, what do our kernels reach on it, and where does a decode step's time go?
 
-Weights are random and made on the device; times are wall clock around `block_until_ready`, the median of some
-repetitions after one that compiles.
+Weights are random and made on the device. The programs are those that users run: layers per turn of the loop, kernels
+and options are the project's own choice. Caches are as full as they get, so that what stops at a row's length is not
+measured on short rows.
 """
 
-import statistics
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,38 +19,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import OmniConfig, ThinkerConfig
-from omni_jax.decode.sampling import Sampling
-from omni_jax.decode.text import CHUNK, DecodeState, PrefillInput, decode_chunk, grow, prefill
+from omni_jax.decode.request import row_keys
+from omni_jax.decode.sampling import Plan, Sampling
+from omni_jax.decode.text import CHUNK, DecodeState, PrefillInput, Rows, decode_chunk, prefill
+from omni_jax.decoder_config import DecoderConfig
 from omni_jax.models.param import Declaration, declare, init_params, project
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops import moe
-from omni_jax.ops.cache import capacity_for
+from omni_jax.ops.cache import KVCache, capacity_for
+from omni_jax.quantization import stating
+from scripts.bench.system import require
 from scripts.gpu.correct import text_request
+from scripts.gpu.sizes import GOALS, decode_name, prefill_name
+from scripts.gpu.steps import Fact, Profile
+from scripts.gpu.timing import Case, Timing, measure, measure_judged, share_of
 from scripts.small.configs import config_dict
 
 TOP_KERNELS = 25
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One measurement: milliseconds (median), seconds of the first call, and the rate that follows."""
-
-    name: str
-    milliseconds: float
-    first_seconds: float
-    rate: float = 0.0
-    unit: str = ""
-
-
-def measure(name: str, run: Callable[[], Any], repetitions: int, work: float = 0.0, unit: str = "") -> Timing:
-    """Time `run`; the rate is `work` per second."""
-    times = []
-    for _ in range(1 + repetitions):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    seconds = statistics.median(times[1:])
-    return Timing(name, 1e3 * seconds, times[0], work / seconds if work else 0.0, unit)
 
 
 def repeated(function: Callable[..., jax.Array], turns: int) -> Callable[..., jax.Array]:
@@ -66,7 +50,7 @@ def repeated(function: Callable[..., jax.Array], turns: int) -> Callable[..., ja
 def bandwidth(gigabytes: float) -> list[Timing]:
     """Reading and writing an array."""
     x = jnp.zeros(int(gigabytes * 1e9 / 4), jnp.float32)
-    return [measure("copy", partial(jax.jit(lambda x: x + 1), x), 10, 2 * x.nbytes / 1e9, "GB/s")]
+    return [measure(Case("copy", 1, 2 * x.nbytes / 1e9, "GB/s"), partial(jax.jit(lambda x: x + 1), x))]
 
 
 def one_row_products(config: ThinkerConfig, turns: int = 20) -> list[Timing]:
@@ -85,7 +69,7 @@ def one_row_products(config: ThinkerConfig, turns: int = 20) -> list[Timing]:
 
         for name, function, w in (("[out, in]", by_rows, stored), ("[in, out]", by_columns, stored.T.copy())):
             run = partial(repeated(function, turns), x, w)
-            timings.append(measure(f"1 x {D} by {name}, {N} outputs", run, 10, work, "GB/s"))
+            timings.append(measure(Case(f"1 x {D} by {name}, {N} outputs", 1, work, "GB/s"), run))
     return timings
 
 
@@ -113,7 +97,7 @@ def expert_backends(config: ThinkerConfig, rows: tuple[int, ...], turns: int = 1
                     return x + run(x, routing, moe.ExpertWeights(gate_up, down, 0))
 
                 run = partial(repeated(layer, turns), x, moe.Routing(ids, weights), gate_up, down)
-                timings.append(measure(f"experts {name}, {R} rows", run, 3, turns * R, "rows/s"))
+                timings.append(measure(Case(f"experts {name}, {R} rows", turns, R, "rows/s"), run))
     return timings
 
 
@@ -126,68 +110,104 @@ class Model:
     params: dict
 
     def request(self, rows: int, tokens: int, new: int) -> PrefillInput:
+        """A request for `new` tokens after each of some prompts of `tokens` tokens."""
         prompts = np.random.default_rng(0).integers(0, 200, (rows, tokens)).astype(np.int32)
         return jax.device_put(text_request(prompts, new))
 
-    def prefill(self, request: PrefillInput, capacity: int) -> tuple[jax.Array, DecodeState]:
-        """The first tokens int32 [B], and the state to decode from."""
-        plan = Sampling().plan(self.config.text.vocab_size)
-        return prefill(self.params, request, None, declaration=self.declaration, plan=plan, capacity=capacity)[:2]
+    def prefill(self, request: PrefillInput, capacity: int, program: Any = prefill) -> Any:
+        """The first tokens int32 [B], and the state to decode from; or what else `program` makes of prefill's own."""
+        static = {"declaration": self.declaration, "plan": self.plan, "capacity": capacity}
+        return program(self.params, request, None, **static)
 
-    def decode(self, request: PrefillInput, state: DecodeState, unroll: int) -> tuple[jax.Array, DecodeState]:
-        """The tokens int32 [B, CHUNK] of one chunk, and the state after it."""
-        plan, steps = Sampling().plan(self.config.text.vocab_size), np.int32(CHUNK)
-        return decode_chunk(
-            self.params,
-            state,
-            steps,
-            request.stop_ids,
-            request.values,
-            declaration=self.declaration,
-            plan=plan,
-            unroll=unroll,
+    def decode(self, state: DecodeState, program: Any = decode_chunk) -> Any:
+        """The tokens int32 [B, CHUNK] of one chunk, and the state after it; or as in `prefill`."""
+        stop_ids, values = np.zeros(0, np.int32), Sampling().values()
+        static = {"declaration": self.declaration, "plan": self.plan}
+        return program(self.params, state, np.int32(CHUNK), stop_ids, values, **static)
+
+    @property
+    def plan(self) -> Plan:
+        """The static part of greedy decoding."""
+        return Sampling().plan(self.config.text.vocab_size)
+
+    def standing(self, rows: int, capacity: int, new: int) -> DecodeState:
+        """A state with room for just `new` more tokens in every row, as if long prompts had been read."""
+        return DecodeState(
+            full_cache(self.config.text, rows, capacity, new, self.params["embed"].dtype),
+            jnp.zeros((rows,), jnp.float32),
+            rows_to_go(rows, new),
         )
 
 
-def make_model(shape: str, dtype: str) -> Model:
-    """A Thinker of configuration `shape`."""
-    config = OmniConfig.from_hf(config_dict(shape)).thinker
+def full_cache(layers: DecoderConfig, rows: int, capacity: int, new: int, dtype: Any) -> KVCache:
+    """A cache of these layers in which every row holds all but `new` of its tokens: noise, the same in all layers."""
+    shape = layers.num_layers, rows, layers.num_kv_heads, capacity, layers.head_dim
+
+    @partial(jax.jit, static_argnames="seed")
+    def noise(seed: int) -> jax.Array:
+        one = jax.random.normal(jax.random.key(seed), (1, 1, *shape[2:]), jnp.dtype(dtype))
+        return jnp.broadcast_to(one, shape)
+
+    return KVCache(noise(0), noise(1), jnp.full((rows,), capacity - new, jnp.int32))
+
+
+def rows_to_go(rows: int, new: int, seen: int = 0) -> Rows:
+    """Rows that may draw `new` tokens more; seen: the size of a vocabulary whose tokens count once drawn."""
+    return Rows(
+        token=jnp.zeros((rows,), jnp.int32),
+        done=jnp.zeros((rows,), bool),
+        remaining=jnp.full((rows,), new, jnp.int32),
+        seen=jnp.zeros((rows, seen), bool),
+        keys=row_keys(0, rows),
+    )
+
+
+def make_model(shape: str, dtype: str, quantize: str | None = None) -> Model:
+    """A Thinker of configuration `shape`; quantize: "int8" for its experts in eight bits."""
+    config = OmniConfig.from_hf(stating(config_dict(shape), quantize)).thinker
     params = init_params(Thinker, config, dtype=jnp.dtype(dtype))
     return Model(config, declare(Thinker, config), jax.block_until_ready(params))
 
 
-def prefills(model: Model, lengths: tuple[int, ...]) -> list[Timing]:
-    """Prompts of one row, to the first token."""
-    timings = []
-    for tokens in lengths:
-        run = partial(model.prefill, model.request(1, tokens, 1), capacity_for(tokens))
-        timings.append(measure(f"prefill 1 x {tokens}", run, 5, tokens, "tokens/s"))
-    return timings
+def weights_in_memory(model: Model) -> list[Fact]:
+    """Gigabytes of the Thinker's weights, and of everything on the device."""
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    memory = jax.devices()[0].memory_stats() or {}
+    used = f"{memory['bytes_in_use'] / 1e9:.1f}" if "bytes_in_use" in memory else "unknown"
+    return [Fact("Thinker's weights, GB", f"{held / 1e9:.1f}"), Fact("in use on the device, GB", used)]
 
 
-def decodes(model: Model, rows: int, capacity: int, unroll: int, repetitions: int = 3) -> Timing:
-    """Chunks of decode after prompts of 128 tokens, in a cache of `capacity` capacity."""
-    request = model.request(rows, 128, CHUNK * (repetitions + 1) + 1)
-    _, state = model.prefill(request, capacity_for(128))
-    state = grow(state, capacity=capacity)
+def prefills(model: Model, tokens: int) -> list[Timing]:
+    """A prompt of one row, to the first token."""
+    request, capacity = model.request(1, tokens, 1), capacity_for(tokens)
+    name, share = prefill_name(tokens), share_of(model.config.text, tokens)
+    case = Case(name, 1, tokens, "tokens/s", GOALS.get(name, ""), share)
+    lower = partial(model.prefill, request, capacity, prefill.lower)
+    return [measure_judged(case, lower, lambda: model.prefill(request, capacity)[0])]
+
+
+def decodes(model: Model, rows: int, slots: int, mark: str = "") -> list[Timing]:
+    """Steps of decoding with a cache of `slots` slots; mark: what the name says besides."""
+    name = decode_name(rows, slots)
+    case = Case(name + mark, CHUNK, rows, "tokens/s", GOALS.get(name, ""), share_of(model.config.text, rows))
+    state = model.standing(rows, slots, CHUNK * (case.repetitions + 1))
+    lower = partial(model.decode, state, decode_chunk.lower)
 
     def run() -> jax.Array:
         nonlocal state
-        tokens, state = model.decode(request, state, unroll)
+        tokens, state = model.decode(state)
         return tokens
 
-    form = "scan" if unroll == 1 else f"unroll {unroll}"
-    timing = measure(f"decode {rows} rows, {capacity} capacity, {form}", run, repetitions, rows * CHUNK, "tokens/s")
-    assert int(state.rows.remaining.max()) == 0, "rows ended early: the rate would be wrong"
-    return timing
+    timing = measure_judged(case, lower, run)
+    require("tokens that rows may still draw", int(state.rows.remaining.max()), 0)
+    return [timing]
 
 
-def kernel_times(model: Model, rows: int, capacity: int, unroll: int) -> list[tuple[str, float, int]]:
-    """Name, milliseconds and calls of the kernels that take most time in one chunk of decoding."""
-    request = model.request(rows, 128, 2 * CHUNK + 1)
-    _, state = model.prefill(request, capacity_for(128))
-    _, state = model.decode(request, grow(state, capacity=capacity), unroll)
-    return profiled(partial(model.decode, request, jax.block_until_ready(state), unroll))
+def decode_profile(model: Model, rows: int, slots: int) -> list[Profile]:
+    """The kernels that take most time in one chunk of decoding."""
+    _, state = model.decode(model.standing(rows, slots, 2 * CHUNK))
+    title = f"{CHUNK} steps of {decode_name(rows, slots)}"
+    return [Profile(title, profiled(partial(model.decode, jax.block_until_ready(state))))]
 
 
 def profiled(run: Callable[[], Any]) -> list[tuple[str, float, int]]:
