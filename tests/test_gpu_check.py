@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -175,7 +176,7 @@ def test_experts_in_eight_bits_reach_tokamax_as_they_are(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("dtype, H, used", [("bfloat16", 64, True), ("float32", 64, False), ("bfloat16", 48, False)])
-def test_whole_sequences_are_attended_by_tokamax_where_it_has_a_kernel(
+def test_sequences_and_pieces_are_attended_by_tokamax_where_it_has_a_kernel(
     monkeypatch: pytest.MonkeyPatch, hopper: bool, dtype: str, H: int, used: bool
 ) -> None:
     used = used and hopper
@@ -183,7 +184,7 @@ def test_whole_sequences_are_attended_by_tokamax_where_it_has_a_kernel(
 
     def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, **named: Any) -> jax.Array:
         calls.append(named)
-        return jax.nn.dot_product_attention(q, k, v, is_causal=named["is_causal"])
+        return jax.nn.dot_product_attention(q, k, v, **{**named, "implementation": "xla"})
 
     module.dot_product_attention = dot_product_attention  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tokamax", module)
@@ -191,13 +192,20 @@ def test_whole_sequences_are_attended_by_tokamax_where_it_has_a_kernel(
     rng, (B, T, K, G) = np.random.default_rng(0), (2, 40, 2, 3)
     q, k, v = (jnp.asarray(rng.standard_normal(s), dtype) for s in ((B, T, K, G, H), *[(B, K, T, H)] * 2))
     want = gpu_correct.plain_attention(*(np.asarray(x, np.float32) for x in (q, k, v)), np.zeros(B, np.int32), None)
-    assert gpu_correct.compare("", attention.self_attention(q, k, v, kernel=True), want, 2e-2).ok
-    assert [named["implementation"] for named in calls] == ["mosaic"] * used
-    # With padding, a window, or a backward pass to come, blocks attend as ever.
-    attention.self_attention(q, k, v, jnp.zeros(B, jnp.int32), kernel=True)
-    attention.self_attention(q, k, v, window=7, kernel=True)
+    assert gpu_correct.compare("", attention.self_attention(q, k, v, forward=True), want, 2e-2).ok
+    # A piece of the prompt, after what layer 1 of a cache holds.
+    stacks = tuple(jnp.stack([jnp.zeros_like(x), x]) for x in (k, v))
+    piece = partial(attention.cached_attention, q[:, 12:32], *stacks, 1, jnp.full(B, 12))
+    assert gpu_correct.compare("", piece(alone=True), want[:, 12:32], 2e-2).ok
+    assert [named["implementation"] for named in calls] == ["mosaic"] * 2 * used
+    # With padding, a window, several devices, or a backward pass to come, blocks attend as ever.
+    attention.self_attention(q, k, v, jnp.zeros(B, jnp.int32), forward=True)
+    attention.self_attention(q, k, v, window=7, forward=True)
     attention.self_attention(q, k, v)
-    assert len(calls) == used
+    piece(first_valid=jnp.zeros(B, jnp.int32), alone=True)
+    piece(window=7, alone=True)
+    piece()
+    assert len(calls) == 2 * used
 
 
 def test_the_busiest_kernels_of_a_profile() -> None:

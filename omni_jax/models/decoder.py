@@ -33,7 +33,7 @@ from omni_jax.models.feed_forward import MLP, Experts, SharedExpert
 from omni_jax.models.low_rank import NOTHING, AttentionLowRank, LowRankConfig, add
 from omni_jax.models.output import CachedOutput, ExpertLoad, Output
 from omni_jax.models.param import Module, RMSNorm, param, project, scan_layers
-from omni_jax.ops.attention import attend, causal_attention, self_attention
+from omni_jax.ops.attention import attend, cached_attention, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.decode_kernel import Norms, OneToken, chosen, fused
 from omni_jax.ops.rope import rotate
@@ -141,7 +141,7 @@ class DecoderLayers(Module):
         taps: tuple[int, ...] = (),
     ) -> CachedOutput:
         """As `forward`, right-padded sequences x [B, T, D], which an empty cache of at least T slots then holds."""
-        attention = self._over_sequence(None, kernel=self._alone)
+        attention = self._over_sequence(None, forward=self._alone)
         x, cache, tapped = self.run(x, rope, cache, attention, deepstack, taps)
         return CachedOutput(x, cache, tapped)
 
@@ -169,7 +169,7 @@ class DecoderLayers(Module):
         def over_cache(q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, l: Any) -> jax.Array:
             if mask is not None:
                 return attend(q, cache.k[l], cache.v[l], mask)
-            return causal_attention(q, cache.k[l], cache.v[l], cache.length, first_valid, window)
+            return cached_attention(q, cache.k, cache.v, l, cache.length, first_valid, window, self._alone)
 
         unroll = layers_at_once(self.config.num_layers) if unroll is None else unroll
         x, cache, tapped = self.run(x, rope, cache, attention or over_cache, deepstack, taps, unroll)
@@ -180,12 +180,12 @@ class DecoderLayers(Module):
         """Whether one device has everything."""
         return self.mesh is None or self.mesh.size == 1
 
-    def _over_sequence(self, first_valid: jax.Array | None, kernel: bool = False) -> Callable[..., jax.Array]:
-        """Attention within whole sequences, for `run`; kernel: as of `self_attention`."""
+    def _over_sequence(self, first_valid: jax.Array | None, forward: bool = False) -> Callable[..., jax.Array]:
+        """Attention within whole sequences, for `run`; forward: as of `self_attention`."""
         window = self.config.sliding_window
 
         def over_sequence(q: jax.Array, k: jax.Array, v: jax.Array, _: Any, l: Any) -> jax.Array:
-            return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first_valid, window, kernel)
+            return self_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), first_valid, window, forward)
 
         return over_sequence
 

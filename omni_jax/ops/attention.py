@@ -3,12 +3,17 @@
 Causal queries come after `offset` earlier tokens of their row and see the keys from `first_valid` on up to themselves.
 Logits and softmax are float32. No more than SCORE_BUDGET logits exist at once, or those of FEW_QUERIES queries where
 that is more: longer query blocks are mapped over chunks. A causal sequence that is not too long is cut into blocks
-instead, each of which meets only keys that one of its queries may see. The mask is explicit because library causal
-flags align a block of queries with the first keys, not the last.
+instead, each of which meets only keys that one of its queries may see. What needs no backward pass goes over blocks of
+keys, as far as a query sees, and merges the softmax of each with that of those before. The mask is explicit because
+library causal flags align a block of queries with the first keys, not the last.
+
+Source of the merged softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax" (arXiv:1805.02867).
 """
 
+import math
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +31,12 @@ MASKED = -1e30
 # once, so longer sequences go through a loop.
 BLOCK = 128
 MAX_BLOCKS = 16
+# Queries, and keys, of a step where no backward pass needs the logits: on CPU they stay in a core's memory.
+FORWARD_BLOCK = 512
+
+# Of queries [B, K, T, G] over some keys: the highest logit and the sum of exponentials [B, K, T, G, 1], relative to it,
+# and the sum of values by these weights [B, K, T, G, H].
+Weighed = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def self_attention(
@@ -34,19 +45,22 @@ def self_attention(
     v: jax.Array,
     first_valid: jax.Array | None = None,
     window: int | None = None,
-    kernel: bool = False,
+    forward: bool = False,
 ) -> jax.Array:
     """Causal attention of whole sequences: q [B, T, K, G, H] over k and v [B, K, T, H] -> [B, T, K, G, H].
 
     first_valid: int32 [B], the first token of each row that is not padding; or int32 [B, T], the first that each token
-    sees. window: how many keys a query sees, its own included. kernel: whether a fused kernel may compute it, where
-    there is one for such queries: of arrays on one device, and not for a backward pass.
+    sees. window: how many keys a query sees, its own included. forward: whether the arrays are on one device, and no
+    backward pass follows: a fused kernel may then compute it, where there is one for such queries.
     """
-    if kernel and first_valid is None and window is None and fits_kernel(q):
-        return _by_kernel(q, k, v)
+    if forward and first_valid is None and window is None and fits_kernel(q):
+        return _by_kernel(q, k, v, is_causal=True)
     B, T = q.shape[:2]
     if T > BLOCK * MAX_BLOCKS:
-        return causal_attention(q, k, v, jnp.zeros((B,), jnp.int32), first_valid, window)
+        nothing = jnp.zeros((B,), jnp.int32)
+        if forward and (first_valid is None or first_valid.ndim == 1):
+            return _over_blocks(q, k[None], v[None], 0, nothing, first_valid, window)
+        return causal_attention(q, k, v, nothing, first_valid, window)
     blocks = []
     for start in range(0, T, BLOCK):
         stop = min(start + BLOCK, T)
@@ -65,19 +79,81 @@ def fits_kernel(q: jax.Array) -> bool:
     return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 64 == 0
 
 
-def _by_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Causal attention as `self_attention`, whose scores never leave the chip."""
+def _by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, **seen: Any) -> jax.Array:
+    """Attention of q [B, T, K, G, H] over k and v [B, K, S, H], whose scores never leave the chip; seen: of tokamax."""
     import tokamax  # pyright: ignore[reportMissingImports]
 
     B, T, K, G, H = q.shape
     keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
     heads = q.reshape(B, T, K * G, H)
-    return tokamax.dot_product_attention(heads, keys, values, is_causal=True, implementation="mosaic").reshape(q.shape)
+    return tokamax.dot_product_attention(heads, keys, values, implementation="mosaic", **seen).reshape(q.shape)
+
+
+def cached_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    l: Any,
+    offset: jax.Array,
+    first_valid: jax.Array | None = None,
+    window: int | None = None,
+    alone: bool = False,
+) -> jax.Array:
+    """Causal attention of q [B, T, K, G, H] over layer `l` of a cache, k and v [L, B, K, S, H]; no backward pass.
+
+    offset: int32 [B], keys before the first query of each row. first_valid: int32 [B], the first valid key. window:
+    keys that a query sees, itself included. alone: whether the arrays are on one device, so that a fused kernel may
+    compute it. Of more than a few queries, keys after the last that a query sees are not read.
+    """
+    T, S = q.shape[1], k.shape[3]
+    if T <= FEW_QUERIES:
+        return causal_attention(q, k[l], v[l], offset, first_valid, window)
+    if alone and first_valid is None and window is None and fits_kernel(q):
+        seen = causal_mask(jnp.arange(T), S, offset, None, None)[:, None]
+        return _by_kernel(q, k[l], v[l], mask=seen, key_value_seq_lengths=offset + T)
+    return _over_blocks(q, k, v, l, offset, first_valid, window)
+
+
+def _over_blocks(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    l: Any,
+    offset: jax.Array,
+    first_valid: jax.Array | None,
+    window: int | None,
+) -> jax.Array:
+    """As `cached_attention`: queries in blocks, over one block of keys after the other."""
+    B, T, K, G, H = q.shape
+    S = k.shape[3]
+    size = S if S <= FORWARD_BLOCK else math.gcd(S, FORWARD_BLOCK)
+
+    def over_keys(start: jax.Array | int, q: jax.Array) -> jax.Array:
+        T, before = q.shape[1], offset + start
+        query, nothing = jnp.arange(T), jnp.zeros((B, K, T, G, 1))
+
+        def block(i: jax.Array, held: Weighed) -> Weighed:
+            at = i * size
+            keys, values = (jax.lax.dynamic_slice(x, (l, 0, 0, at, 0), (1, B, K, size, H))[0] for x in (k, v))
+            first = None if first_valid is None else first_valid - at
+            return _merged(held, _weigh(q, keys, values, causal_mask(query, size, before - at, first, window)))
+
+        first = jnp.int32(0) if window is None else jnp.maximum(jnp.min(before) + 1 - window, 0)
+        blocks = first // size, -(-jnp.minimum(jnp.max(before) + T, S) // size)
+        held = nothing + MASKED, nothing, jnp.zeros((B, K, T, G, H))
+        return _attended(jax.lax.fori_loop(*blocks, block, held), q.dtype)
+
+    return over_keys(0, q) if T <= FORWARD_BLOCK else _in_chunks(over_keys, q, FORWARD_BLOCK)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Attention of q [B, T, K, G, H] over k and v [B, K, S, H] under mask bool [B, T, S], in q's shape and dtype."""
-    T, H, dtype = q.shape[1], q.shape[-1], q.dtype
+    return _attended(_weigh(q, k, v, mask), q.dtype)
+
+
+def _weigh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Weighed:
+    """What `attend` takes of its keys, to be merged with what others give."""
+    T, H = q.shape[1], q.shape[-1]
     if platform() == "cpu":
         # XLA on CPU has no batched product of half-precision numbers that accumulates in float32.
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
@@ -93,11 +169,24 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     else:
         # Not added: XLA would make a row's mask a bias of the product, in a form that reads no slice of the cache.
         scores = jnp.where(mask, scores, MASKED)
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
     out = jnp.einsum("BKTGS,BKSH->BKTGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return highest, jnp.sum(weights, axis=-1, keepdims=True), out
+
+
+def _merged(one: Weighed, other: Weighed) -> Weighed:
+    """What both weighed, relative to the higher of their highest logits."""
+    highest = jnp.maximum(one[0], other[0])
+    less, lesser = jnp.exp(one[0] - highest), jnp.exp(other[0] - highest)
+    return highest, less * one[1] + lesser * other[1], less * one[2] + lesser * other[2]
+
+
+def _attended(weighed: Weighed, dtype: Any) -> jax.Array:
+    """The values' mean by their weights, [B, T, K, G, H]."""
+    _, total, out = weighed
     # Divided here, not as weights: a head has fewer numbers than there are keys.
-    out = out / jnp.sum(weights, axis=-1, keepdims=True)
-    return out.swapaxes(1, 2).astype(dtype)
+    return (out / total).swapaxes(1, 2).astype(dtype)
 
 
 def causal_mask(

@@ -24,7 +24,7 @@ from omni_jax.inputs.batch import Batch
 from omni_jax.models.param import Declaration, bind, declare
 from omni_jax.models.thinker import Thinker
 from omni_jax.ops import decode_kernel, moe
-from omni_jax.ops.attention import causal_attention, fits_kernel, self_attention
+from omni_jax.ops.attention import cached_attention, causal_attention, fits_kernel, self_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.int8 import Int8
 from omni_jax.ops.rope import rope, rotate
@@ -187,7 +187,11 @@ def check_attention() -> list[Finding]:
                 got = jax.jit(partial(causal_attention, window=window))(q, keys, values, offset)
         want = plain_attention(q, keys, values, offset, window)
         findings.append(compare(f"attention, {T} queries, window {window}", got, want, FLOAT32))
-    return [*findings, *(check_kernel(T) for T in (300, 1024))]
+    return [
+        *findings,
+        *(check_kernel(T) for T in (300, 1024)),
+        *(check_piece(dtype) for dtype in ("float32", "bfloat16")),
+    ]
 
 
 def check_kernel(T: int) -> Finding:
@@ -196,12 +200,25 @@ def check_kernel(T: int) -> Finding:
     q, k, v = (
         jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((B, T, K, G, H), *[(B, K, T, H)] * 2)
     )
-    got = jax.jit(partial(self_attention, kernel=True))(q, k, v)
+    got = jax.jit(partial(self_attention, forward=True))(q, k, v)
     queries, keys, values = (np.asarray(x, np.float32) for x in (q, k, v))
     want = plain_attention(queries, keys, values, np.zeros(B, np.int32), None)
     return compare(
         f"attention, {T} queries in bfloat16, {'a kernel' if fits_kernel(q) else 'blocks'}", got, want, BFLOAT16
     )
+
+
+def check_piece(dtype: str) -> Finding:
+    """A piece of 512 tokens after what layer 1 of a cache holds: bfloat16 by the fused kernel where there is one."""
+    rng, (L, B, K, G, H, T, S) = np.random.default_rng(9), (2, 2, 4, 8, 128, 512, 2048)
+    q, k, v = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((B, T, K, G, H), *[(L, B, K, S, H)] * 2))
+    offset = np.asarray([S - T, 300], np.int32)
+    with precision("float32"):
+        got = jax.jit(partial(cached_attention, alone=True))(q, k, v, 1, offset)
+    queries, keys, values = (np.asarray(x, np.float32) for x in (q, k[1], v[1]))
+    want = plain_attention(queries, keys, values, offset, None)
+    name = f"attention over a cache, {dtype}, {'a kernel' if fits_kernel(q) else 'blocks'}"
+    return compare(name, got, want, FLOAT32 if dtype == "float32" else BFLOAT16)
 
 
 def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, offset: np.ndarray, window: int | None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Causal attention against hand-written masks, chunking, and the cache that it reads."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,53 @@ def test_whole_sequences_in_blocks_equal_one_block(T: int, window: int | None, m
         blocks = attention.self_attention(q, k, v, first, window)
         np.testing.assert_allclose(blocks[0], whole[0], atol=1e-6)
         np.testing.assert_allclose(blocks[1, 9:], whole[1, 9:], atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [None, (0, 9)])
+@pytest.mark.parametrize("window", [None, 19])
+@pytest.mark.parametrize("T, S", [(20, 64), (50, 96), (40, 60)])
+def test_a_cache_in_blocks_equals_one_block(
+    T: int, S: int, window: int | None, first: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = arrays(2, T, S)
+    offset, first_valid = jnp.array([3, 10]), None if first is None else jnp.array(first)
+    whole = attention.causal_attention(q, k, v, offset, first_valid, window)
+    # Read are the right layer's blocks of 16 keys alone, up to the last of whole blocks of 16 queries.
+    end = -(-(10 + -(-T // 16) * 16) // 16) * 16
+    stacks = [np.stack([np.full_like(x, np.nan), np.where(np.arange(S)[:, None] < end, x, np.nan)]) for x in (k, v)]
+    monkeypatch.setattr(attention, "FORWARD_BLOCK", 16)
+    blocks = jax.jit(partial(attention.cached_attention, window=window))(q, *stacks, 1, offset, first_valid)
+    np.testing.assert_allclose(blocks, whole, atol=1e-6)
+
+
+def test_a_window_reads_no_earlier_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = arrays(1, 20, 128)
+    offset = jnp.array([70])
+    whole = attention.causal_attention(q, k, v, offset, None, 8)
+    monkeypatch.setattr(attention, "FORWARD_BLOCK", 16)
+    k, v = (np.where(np.arange(128)[:, None] < 48, np.nan, x)[None] for x in (k, v))
+    np.testing.assert_allclose(attention.cached_attention(q, k, v, 0, offset, None, 8), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 17])
+def test_long_prompts_in_blocks_equal_one_block(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = arrays(2, 100, 100)
+    whole = attention.self_attention(q, k, v, jnp.array([0, 9]), window)
+    monkeypatch.setattr(attention, "MAX_BLOCKS", 0)
+    monkeypatch.setattr(attention, "FORWARD_BLOCK", 32)
+    blocks = attention.self_attention(q, k, v, jnp.array([0, 9]), window, forward=True)
+    np.testing.assert_allclose(blocks[0], whole[0], atol=1e-6)
+    np.testing.assert_allclose(blocks[1, 9:], whole[1, 9:], atol=1e-6)
+
+
+def test_bfloat16_in_blocks_rounds_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (x.astype(jnp.bfloat16) for x in arrays(1, 40, 64))
+    offset = jnp.array([24])
+    monkeypatch.setattr(attention, "FORWARD_BLOCK", 16)
+    blocks = attention.cached_attention(q, k[None], v[None], 0, offset)
+    exact = attention.causal_attention(*(x.astype(jnp.float32) for x in (q, k, v)), offset)
+    assert blocks.dtype == jnp.bfloat16
+    np.testing.assert_allclose(blocks.astype(jnp.float32), exact, atol=1e-6, rtol=2**-8)
 
 
 def test_one_query_equals_many() -> None:
