@@ -164,9 +164,11 @@ def remove(checkpoint: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Orbax from printing what it raises as well, of each of its threads."""
+    """Keep Orbax from printing what it raises as well, of each of its threads and tasks."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     logger.addFilter(_nothing)
+    # For good: a task is reported when it is collected, which may be at the end of the process.
+    logging.getLogger("asyncio").addFilter(_of_others)
     sys.unraisablehook = lambda what: None if "Event loop is closed" in str(what.exc_value) else hook(what)
     try:
         yield
@@ -177,6 +179,11 @@ def _quiet() -> Iterator[None]:
 
 def _nothing(record: logging.LogRecord) -> bool:
     return False
+
+
+def _of_others(record: logging.LogRecord) -> bool:
+    """Not about what Orbax left, such as a second array that was not written: the error of the first was raised."""
+    return f"{os.sep}orbax{os.sep}" not in logging.Formatter().format(record)
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """What a run refuses, with one sentence, and that nothing is lost by it."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from omni_jax.errors import CheckpointError, InputError
 from omni_jax.train.checkpoints import _reason as reason
+from omni_jax.train.checkpoints import open_checkpoints
 from omni_jax.train.loop import train
 from omni_jax.train.settings import Optimizer, Run
 from scripts.small.objective import Toy, ToyBatches, make_objective, recipe_for
@@ -137,6 +139,19 @@ def test_a_full_disk(size: int, every: int, why: str, tmp_path: Path) -> None:
     train(recipe_for(tmp_path / "run", **settings), make_objective(64), ToyBatches())
     train(recipe_for(tmp_path / "whole", **settings), make_objective(64), ToyBatches())
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_only_orbax_leaves_errors_that_nobody_reads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio reports a future that failed when it is collected, which may be after the run has ended."""
+    with open_checkpoints(tmp_path, keep=1):
+        pass
+    for place in ("/lib/orbax/checkpoint/writing.py", "/lib/mine.py"):
+        try:
+            exec(compile("raise ValueError", place, "exec"))
+        except ValueError:
+            logging.getLogger("asyncio").error("exception was never retrieved", exc_info=True)
+    (record,) = caplog.records
+    assert "mine.py" in (record.exc_text or "")
 
 
 @pytest.mark.parametrize("said", ["to file 3: File too large ", "File too large [tensorstore_spec='{\"a\":[[64]]}'] "])
