@@ -7,9 +7,9 @@ for each row, key head and share of the row's slots, and a second one that joins
 program reads whole blocks of slots, each `shares` after the last; the row's own token is in its registers, so no
 program waits for another one's write.
 
-It has not run on a GPU yet, so it is chosen only where OMNI_JAX_DECODE_KERNEL=on asks for it. It is written in the
-Triton form of Pallas, which JAX 0.12 deprecates: the Mosaic form reduces no single axis of what a program loads, and
-JAX 0.10 interprets too little of it on a CPU for a test.
+A process that has a Hopper GPU first compares both there, for a few rows, and uses the kernel if they agree. It is
+written in the Triton form of Pallas, which JAX 0.12 deprecates: the Mosaic form reduces no single axis of what a
+program loads, and JAX 0.10 interprets too little of it on a CPU for a test.
 
 Differs from `plain` where a row is full, which no caller lets happen: the row's own token is then seen, and not kept.
 
@@ -17,23 +17,29 @@ Source: split keys as in Flash-Decoding (Dao et al. 2023), running softmax as in
 """
 
 import os
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache as cached
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omni_jax.errors import InputError
 from omni_jax.ops.attention import MASKED, causal_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.norm import rms_norm
 from omni_jax.ops.rope import rotate
-from omni_jax.sharding import is_hopper, platform
+from omni_jax.sharding import first_device, is_hopper, platform
 
-# The environment variable that chooses the kernel: "on" or "off".
+# The environment variable that chooses the kernel: "on", "off", or "auto", on where it agrees with `plain`.
 SWITCH = "OMNI_JAX_DECODE_KERNEL"
+# The largest difference from `plain` that rounding explains, in parts of the largest number.
+ROUNDING = 2e-2
 # Slots that a program reads together, and the fewest: a tile of a product has 16 of everything.
 BLOCK, TILE = 64, 16
 # Programs that keep a device busy, and the slots up to which a row is one share.
@@ -71,19 +77,73 @@ Columns = Callable[[jax.Array], jax.Array]
 def chosen(x: jax.Array, cache: KVCache, head_dim: int, first_valid: jax.Array | None) -> bool:
     """Whether `fused` is to compute the attention of x [B, T, D] over a cache, all of it on one device.
 
-    InputError if the environment variable is neither on nor off.
+    InputError if the environment variable is none of its words.
     """
-    if not _asked_for() or platform() != "gpu" or not is_hopper():
+    stated = os.environ.get(SWITCH, "auto")
+    if stated not in ("auto", "on", "off"):
+        raise InputError(f'{SWITCH}="{stated}" is neither auto nor on nor off; unset it for auto')
+    if stated == "off" or platform() != "gpu" or not is_hopper():
         return False
-    return x.shape[1] == 1 and fits(x.dtype, cache, head_dim, first_valid)
+    if x.shape[1] != 1 or not fits(x.dtype, cache, head_dim, first_valid):
+        return False
+    return stated == "on" or agrees(str(x.dtype), head_dim)
 
 
-def _asked_for() -> bool:
-    """Whether the environment asks for the kernel."""
-    stated = os.environ.get(SWITCH, "off")
-    if stated not in ("on", "off"):
-        raise InputError(f'{SWITCH}="{stated}" is neither on nor off; unset it for off')
-    return stated == "on"
+@cached
+def agrees(dtype: str, head_dim: int) -> bool:
+    """Whether the kernel gives on this GPU what `plain` gives; where it does not, a warning says so.
+
+    True without a GPU, where a program is compiled for another machine. May be asked while a program is traced.
+    """
+    if first_device().platform == "cpu":
+        return True
+    try:
+        # What is traced in this thread would take the comparison in.
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(differences, dtype, head_dim).result()
+    except Exception as error:
+        reason = f"it cannot be compiled or run here ({str(error).strip().splitlines()[0][:200]})"
+    else:
+        if all(difference <= ROUNDING for difference in found.values()):
+            return True
+        reason = f"it differs from the plain operations by up to {max(found.values()):.2g} of the largest number"
+    warnings.warn(f"the kernel for one token's attention is not used: {reason}; {SWITCH}=off says so", stacklevel=2)
+    return False
+
+
+def differences(dtype: str, head_dim: int, interpret: bool = False) -> dict[str, float]:
+    """How far the kernel is from `plain` for made rows, by the number of shares and what differs.
+
+    In parts of the largest number: of the result, and of the caches that are left.
+    """
+    heads, rope, cache, norms, token = example(dtype, head_dim)
+
+    def run(function: Any) -> dict[str, np.ndarray]:
+        out, left = jax.jit(lambda l: function(heads, rope, cache, l, norms, token))(jnp.int32(1))
+        return {name: np.asarray(x, np.float32) for name, x in (("result", out), ("keys", left.k), ("values", left.v))}
+
+    found, wanted = {}, run(plain)
+    for shares in (1, shares_of(cache.rows, cache.k.shape[2], cache.capacity)):
+        for name, got in run(partial(fused, interpret=interpret, shares=shares)).items():
+            # A number that is none is no agreement.
+            worst = np.nan_to_num(np.abs(got - wanted[name]), nan=np.inf).max() / np.abs(wanted[name]).max()
+            found[f"{shares} shares, {name}"] = float(worst)
+    return found
+
+
+def example(dtype: str, head_dim: int) -> tuple[jax.Array, Rope, KVCache, Norms, OneToken]:
+    """Made arguments of `plain` for a stack of two layers: rows of three lengths, one of them padded on the left."""
+    rng, (L, B, K, G, S, H) = np.random.default_rng(6), (2, 3, 2, 8, 1024, head_dim)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), dtype)
+
+    angle = rng.uniform(0, 6, (B, 1, H))
+    rope = jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)
+    lengths = jnp.asarray([5, 700, S - 1], jnp.int32)
+    cache = KVCache(normal(L, B, K, S, H), normal(L, B, K, S, H), lengths)
+    token = OneToken(jnp.asarray([0, 70, 0], jnp.int32))
+    return normal(B, K, G + 2, H), rope, cache, Norms(normal(L, H), normal(L, H), 1e-6), token
 
 
 def fits(dtype: Any, cache: KVCache, head_dim: int, first_valid: jax.Array | None) -> bool:

@@ -1,7 +1,9 @@
 """One token's attention by the kernel, interpreted on CPU, against the plain operations."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -134,16 +136,62 @@ def test_when_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     x = jnp.zeros((1, 1, 8), jnp.bfloat16)
     monkeypatch.setattr(decode_kernel, "platform", lambda: "gpu")
     monkeypatch.setattr(decode_kernel, "is_hopper", lambda: True)
+    monkeypatch.setattr(decode_kernel, "agrees", lambda dtype, head_dim: (dtype, head_dim) != ("bfloat16", H))
     monkeypatch.delenv(decode_kernel.SWITCH, raising=False)
     assert not decode_kernel.chosen(x, cache, H, None)
     monkeypatch.setenv(decode_kernel.SWITCH, "on")
+    assert decode_kernel.chosen(x, cache, H, None)
+    monkeypatch.setattr(decode_kernel, "agrees", lambda dtype, head_dim: True)
+    monkeypatch.setenv(decode_kernel.SWITCH, "off")
+    assert not decode_kernel.chosen(x, cache, H, None)
+    monkeypatch.setenv(decode_kernel.SWITCH, "auto")
     assert decode_kernel.chosen(x, cache, H, None)
     assert not decode_kernel.chosen(x.repeat(2, axis=1), cache, H, None)
     monkeypatch.setattr(decode_kernel, "is_hopper", lambda: False)
     assert not decode_kernel.chosen(x, cache, H, None)
     monkeypatch.setenv(decode_kernel.SWITCH, "yes")
-    with pytest.raises(InputError, match='OMNI_JAX_DECODE_KERNEL="yes" is neither on nor off'):
+    with pytest.raises(InputError, match='OMNI_JAX_DECODE_KERNEL="yes" is neither auto nor on nor off'):
         decode_kernel.chosen(x, cache, H, None)
+
+
+def wrong(out: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    return out.at[0, 0, 0, 0].add(1), cache
+
+
+def not_kept(out: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    return out, replace(cache, v=cache.v.at[1, 2].set(0))
+
+
+def no_number(out: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    return out.at[2, 1, 7, 3].set(jnp.nan), cache
+
+
+def failed(out: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    raise NotImplementedError("no such instruction\nat a place")
+
+
+@pytest.mark.parametrize(
+    "spoiled, why", [(None, None), *[(spoil, "differs .* by up to") for spoil in (wrong, not_kept, no_number)],
+                     (failed, r"be compiled or run here \(no such instruction\)")]
+)  # fmt: skip
+def test_a_gpu_uses_it_if_it_agrees_there(spoiled: Any, why: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(*args: Any, interpret: bool, shares: int) -> Any:
+        found = fused(*args, interpret=True, shares=shares)
+        return found if spoiled is None or shares == 1 else spoiled(*found)
+
+    monkeypatch.setattr(decode_kernel, "fused", kernel)
+    decode_kernel.agrees.cache_clear()
+    assert decode_kernel.agrees("bfloat16", H), "compiled ahead of time, for a machine that is not here"
+    decode_kernel.agrees.cache_clear()
+    monkeypatch.setattr(decode_kernel, "first_device", lambda: SimpleNamespace(platform="gpu"))
+
+    @jax.jit
+    def asking_while_it_is_traced(x: jax.Array) -> jax.Array:
+        return x + decode_kernel.agrees("bfloat16", H)
+
+    with nullcontext() if why is None else pytest.warns(UserWarning, match=why):
+        assert asking_while_it_is_traced(jnp.zeros(())) == (why is None)
+    decode_kernel.agrees.cache_clear()
 
 
 def test_what_it_is_made_for() -> None:
