@@ -52,21 +52,20 @@ def read_block(
 
 
 def read_box(
-    source: SourceCheckpoint, leaf: Leaf, index: Index, box: Box, dtype: np.dtype, allow_nonfinite: bool = False
-) -> np.ndarray:
-    """The part of one block that is inside a readable `box`, an array of the box's shape in `dtype`.
+    source: SourceCheckpoint, leaf: Leaf, index: Index, box: Box, out: np.ndarray, allow_nonfinite: bool = False
+) -> None:
+    """Write the part of one block that is inside a readable `box` to `out`, of the box's shape, in its dtype.
 
     Other rows of the tensors are neither read nor checked.
     """
-    block = np.empty([stop - start for start, stop in box], dtype)
     for name, place in leaf.placements(index):
         rows, inside = leaf.part(place, box)
-        part = place.unpacked(source.read(name, rows), place_shape(leaf.block, place.at), rows)[inside]
+        tensor = source.read(name, rows)
         with np.errstate(over="ignore"):
-            block[place.at] = part
+            out[place.at] = place.unpacked(tensor, place_shape(leaf.block, place.at), rows)[inside]
         if not allow_nonfinite:
-            _refuse_nonfinite(source, name, np.ascontiguousarray(block[place.at]))
-    return block
+            same = tensor.dtype == out.dtype
+            _refuse_nonfinite(source, name, tensor if same else np.ascontiguousarray(out[place.at]))
 
 
 def _refuse_nonfinite(source: SourceCheckpoint, name: str, stored: np.ndarray) -> None:

@@ -76,14 +76,17 @@ class _Reader:
         spans = zip(*boxes, strict=True)
         around = self.leaf.readable(tuple((min(a for a, _ in span), max(b for _, b in span)) for span in spans))
 
-        def read(index: tuple[int, ...]) -> np.ndarray:
-            return read_box(self.source, self.leaf, index, around, self.dtype, self.allow_nonfinite)
+        def read(index: tuple[int, ...]) -> None:
+            """One block into the shards: by the thread that read it, for whom their memory is new, too."""
+            at = tuple(i - start for i, (start, _) in zip(index, ranges, strict=True))
+            whole = shards[around][at] if list(shards) == [around] else np.empty([b - a for a, b in around], self.dtype)
+            read_box(self.source, self.leaf, index, around, whole, self.allow_nonfinite)
+            for box, shard in shards.items() if whole.base is None else ():
+                shard[at] = whole[tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(box, around, strict=True))]
 
         block_bytes = 2 * int(np.prod([b - a for a, b in around], dtype=np.int64)) * self.dtype.itemsize
-        for index, block in ahead(self.pool, read, product(*(range(*r) for r in ranges)), block_bytes):
-            at = tuple(i - start for i, (start, _) in zip(index, ranges, strict=True))
-            for box, shard in shards.items():
-                shard[at] = block[tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(box, around, strict=True))]
+        for _ in ahead(self.pool, read, product(*(range(*r) for r in ranges)), block_bytes):
+            pass
         for box in list(shards):
             shard = shards.pop(box)
             for device in boxes[box]:
