@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from omni_jax.errors import InputError
-from scripts.bench import compare, drafting, reading, speech, text, train
-from scripts.bench.options import Run, Scaling, Speech, Text, Train
+from scripts.bench import compare, drafting, reading, rounding, speech, text, train
+from scripts.bench.options import Rounding, Run, Scaling, Speech, Text, Train
 from scripts.bench.our_speech import Ours
 from scripts.bench.thinker import our_thinker
 from scripts.bench.worker import ROOT, Worker
@@ -45,6 +45,17 @@ def test_reading_counts_what_a_token_reads(capsys: pytest.CaptureFixture[str]) -
     assert 0 < found["share"] < 2 and found["read_bytes_per_second"] > 1e8
     reading.report(SHORT)
     assert "of what memory gives" in capsys.readouterr().out
+
+
+def test_rounding_costs_what_eight_bits_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rounding.report(Rounding(shape="tiny", experts=4, rows=24, json=tmp_path / "found.json"))
+    found, printed = json.loads((tmp_path / "found.json").read_text())["figures"], capsys.readouterr().out
+    assert len(found) == 4 and all(name in printed for name in found)
+    for name, errors in found.items():
+        wide, low, own = (errors[way] for way in ("bfloat16", "int8, rows in bfloat16", "int8, rows in float32"))
+        # Half a step of 254 over some three deviations, and over the more that t has; half a step of eight bits.
+        assert 0.005 < own < (0.02 if "normal" in name else 0.06) and 0.001 < wide < 0.006
+        assert max(own, wide) < low < own + wide
 
 
 def test_text_in_a_process_of_its_own() -> None:

@@ -3,6 +3,7 @@
 python -m scripts.bench text --shape medium --against hf            # beside transformers
 python -m scripts.bench text --shape medium --beside ../other       # beside another checkout of this project
 python -m scripts.bench reading --shape medium                      # decoding beside the speed of memory
+python -m scripts.bench rounding                                    # experts in eight bits beside exact ones
 python -m scripts.bench speech --batch 8 --against hf
 python -m scripts.bench drafting --new 129
 python -m scripts.bench train --shape medium --against hf
@@ -19,7 +20,7 @@ import tyro
 
 from omni_jax.errors import OmniError
 from scripts.bench import compare
-from scripts.bench.options import Delays, Drafters, Loading, Scaling, Serve, Speech, Spoken, Text, Train
+from scripts.bench.options import Delays, Drafters, Loading, Rounding, Scaling, Serve, Speech, Spoken, Text, Train
 
 # What runs JAX is imported by the subcommand that needs it: measured processes start from settings of their own.
 
@@ -34,6 +35,13 @@ def text(options: Text) -> None:
 def reading(options: Text) -> None:
     """Measure how near decoding comes to the speed at which memory is read."""
     from scripts.bench.reading import report
+
+    report(options)
+
+
+def rounding(options: Rounding) -> None:
+    """Measure how far rounded experts are from exact ones, at the widths of the public model."""
+    from scripts.bench.rounding import report
 
     report(options)
 
@@ -105,7 +113,7 @@ def main() -> None:
     """Run the subcommand of the command line."""
     commands = {
         f.__name__: f
-        for f in (text, reading, speech, drafting, train, drafters, spoken, loading, scaling, serve, delays)
+        for f in (text, reading, rounding, speech, drafting, train, drafters, spoken, loading, scaling, serve, delays)
     }
     flags = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
     try:

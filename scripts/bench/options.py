@@ -56,6 +56,23 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """Experts that are rounded, and the rows that pass through them."""
+
+    shape: Shape = "full"
+    """Whose widths they have."""
+    experts: int = 32
+    """Experts of the layer; how many there are changes no error."""
+    rows: int = 64
+    json: Path | None = None
+    """Write the figures here too."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"experts": 1, "rows": 5})
+        check_folder(self.json)
+
+
+@dataclass(frozen=True)
 class Text:
     """Prompts and replies of text."""
 
