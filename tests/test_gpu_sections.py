@@ -31,7 +31,16 @@ def ran(name: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "name, measured",
     [
-        ("text", {"decode 1 rows, 256 slots", "decode 2 rows, 256 slots", "prefill 1 x 16", "verify 1 x 4, 256 slots"}),
+        (
+            "text",
+            {
+                "decode 1 rows, 256 slots",
+                "decode 2 rows, 256 slots",
+                "prefill 1 x 16",
+                "piece 1 x 32 after 200",
+                "verify 1 x 4, 256 slots",
+            },
+        ),
         ("kernel_text", {"decode 1 rows, 256 slots", "decode 2 rows, 256 slots"}),
         ("speech", {"speech frame, 1 rows", "sound of 1 x 4 frames", "speech prompt 1 x 16"}),
         ("kernel_speech", {"speech frame, 1 rows"}),

@@ -23,15 +23,17 @@ GOALS = {
 class Sizes:
     """The sizes of one shape, the most important ones first.
 
-    decode: rows and cache slots. prefill: tokens of one row. verify: tokens of a round of one row. frames: rows of the
-    Talker. speech_prompt: columns. sound: rows and frames. reply: prompt, new tokens and frames of a spoken reply.
-    their_decode, their_prefill: of transformers, which takes longer. profiled: rows and slots.
+    decode: rows and cache slots. prefill: tokens of one row. piece: tokens of a prompt's piece, and those before it.
+    verify: tokens of a round of one row. frames: rows of the Talker. speech_prompt: columns. sound: rows and frames.
+    reply: prompt, new tokens and frames of a spoken reply. their_decode, their_prefill: of transformers, which takes
+    longer. profiled: rows and slots.
     """
 
     shape: Literal["full", "tiny"]
     dtype: Dtype
     decode: tuple[tuple[int, int], ...]
     prefill: tuple[int, ...]
+    piece: tuple[int, int]
     verify: tuple[int, ...]
     frames: tuple[int, ...]
     frame_slots: int
@@ -51,14 +53,15 @@ class Sizes:
 
 FULL = Sizes(
     "full", "bfloat16",
-    decode=((1, 2048), (32, 4096), (8, 2048), (64, 4096)), prefill=(8192, 512), verify=(8, 4, 16),
+    decode=((1, 2048), (32, 4096), (8, 2048), (64, 4096)), prefill=(8192, 512), piece=(512, 32768), verify=(8, 4, 16),
     frames=(1, 8), frame_slots=1024, speech_prompt=512, sound=((1, 4), (8, 4), (1, 16)), reply=(512, 16, 24),
     their_decode=((1, 2048), (32, 4096), (8, 2048)), their_prefill=(8192,), profiled=(1, 2048),
 )  # fmt: skip
 TINY = Sizes(
     "tiny", "float32",
-    decode=((1, 256), (2, 256)), prefill=(16,), verify=(4,), frames=(1,), frame_slots=256, speech_prompt=16,
-    sound=((1, 4),), reply=(16, 8, 4), their_decode=((1, 256),), their_prefill=(16,), profiled=(1, 256),
+    decode=((1, 256), (2, 256)), prefill=(16,), piece=(32, 200), verify=(4,),
+    frames=(1,), frame_slots=256, speech_prompt=16, sound=((1, 4),), reply=(16, 8, 4),
+    their_decode=((1, 256),), their_prefill=(16,), profiled=(1, 256),
 )  # fmt: skip
 
 
@@ -75,6 +78,11 @@ def decode_name(rows: int, slots: int) -> str:
 def prefill_name(tokens: int) -> str:
     """The prompt of one row."""
     return f"prefill 1 x {tokens}"
+
+
+def piece_name(tokens: int, held: int) -> str:
+    """A piece of a long prompt, after what the cache holds of it."""
+    return f"piece 1 x {tokens} after {held}"
 
 
 def frame_name(rows: int) -> str:

@@ -8,7 +8,7 @@ measured on short rows.
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from omni_jax.config import OmniConfig, ThinkerConfig
 from omni_jax.decode.request import row_keys
 from omni_jax.decode.sampling import Plan, Sampling
-from omni_jax.decode.text import CHUNK, DecodeState, PrefillInput, Rows, decode_chunk, prefill
+from omni_jax.decode.text import CHUNK, DecodeState, PrefillInput, Rows, decode_chunk, prefill, read_piece
 from omni_jax.decoder_config import DecoderConfig
 from omni_jax.models.param import Declaration, declare, init_params, project
 from omni_jax.models.thinker import Thinker
@@ -30,7 +30,7 @@ from omni_jax.ops.cache import KVCache, capacity_for
 from omni_jax.quantization import stating
 from scripts.bench.system import require
 from scripts.gpu.correct import text_request
-from scripts.gpu.sizes import GOALS, decode_name, prefill_name
+from scripts.gpu.sizes import GOALS, decode_name, piece_name, prefill_name
 from scripts.gpu.steps import Fact, Profile
 from scripts.gpu.timing import Case, Timing, measure, measure_judged, share_of
 from scripts.small.configs import config_dict
@@ -184,6 +184,24 @@ def prefills(model: Model, tokens: int) -> list[Timing]:
     case = Case(name, 1, tokens, "tokens/s", GOALS.get(name, ""), share)
     lower = partial(model.prefill, request, capacity, prefill.lower)
     return [measure_judged(case, lower, lambda: model.prefill(request, capacity)[0])]
+
+
+def pieces(model: Model, tokens: int, held: int) -> list[Timing]:
+    """A piece of a prompt of one row, after a cache that holds `held` tokens of it."""
+    text, capacity = model.config.text, capacity_for(held + tokens)
+    cache = full_cache(text, 1, capacity, capacity - held, model.params["embed"].dtype)
+    token_ids, positions = jnp.zeros((1, tokens), jnp.int32), jnp.full((3, 1, tokens), float(held))
+    run = partial(read_piece, model.params, token_ids, positions, None, declaration=model.declaration)
+    lower = partial(read_piece.lower, model.params, token_ids, positions, None, cache, declaration=model.declaration)
+
+    def again() -> jax.Array:
+        nonlocal cache
+        read, _ = run(cache)
+        cache = replace(read, length=read.length - tokens)
+        return read.length
+
+    case = Case(piece_name(tokens, held), 1, tokens, "tokens/s", share=share_of(text, tokens))
+    return [measure_judged(case, lower, again)]
 
 
 def decodes(model: Model, rows: int, slots: int, mark: str = "") -> list[Timing]:
