@@ -1,9 +1,12 @@
 """What is compiled for the report, and how its figures are read and memory is planned. Nothing is compiled here."""
 
+import json
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,6 +22,7 @@ from omni_jax.quantization import stating
 from omni_jax.sharding import make_mesh
 from scripts.aot import report as report_module
 from scripts.aot.kernels import Work
+from scripts.aot.plot import drawn, plot
 from scripts.aot.programs import DRAWN, Program, Target, lower_decode, lower_piece, programs
 from scripts.aot.report import gpu_branches, groups, watched, without
 from scripts.aot.tables import (
@@ -81,6 +85,23 @@ def test_every_line_of_a_table_has_all_columns() -> None:
     for lines, columns in ((table(rows), COLUMNS), (mesh_table(rows), MESH_COLUMNS)):
         assert lines.splitlines()[0] == "| " + " | ".join(columns) + " |"
         assert {line.count("|") for line in lines.splitlines()} == {len(columns) + 1}
+
+
+def test_what_was_found_is_drawn_beside_what_it_must_reach(tmp_path: Path) -> None:
+    figures = {"expected_ms": 2.5, "needed_gb": 4.3, "launches": 700}
+    rows = [
+        Row("decode 1, 2048 slots", "tokamax", **figures),
+        Row("sound", "", expected_ms=1.0),
+        Row("x", "", error="no"),
+    ]
+    found = [asdict(row) for row in rows]
+    time, launches = drawn(found).axes
+    assert [label.get_text() for label in time.get_yticklabels()] == ["sound", "decode 1, 2048 slots"]
+    (least,), (goal,) = time.lines, launches.lines
+    assert least.get_xydata().tolist() == [[1.0, 1.0]] and goal.get_xydata().tolist() == [[800.0, 1.0]]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    assert plot([tmp_path / "found.json"], tmp_path / "found.png") == 0
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_training_step_needs_what_is_held_and_the_larger_work() -> None:

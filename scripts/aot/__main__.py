@@ -2,6 +2,7 @@
 
 python -m scripts.aot report --mesh expert=4      # compile them for H200s
 python -m scripts.aot train --mesh fsdp=8         # the same of training steps
+python -m scripts.aot plot found.json --out h200.png    # draw what report --json wrote
 python -m scripts.aot hlo decode.hlo              # figures of an optimised HLO text
 """
 
@@ -32,7 +33,8 @@ def hlo(file: Annotated[Path, tyro.conf.Positional]) -> int:
 if __name__ == "__main__":
     # Before JAX is imported: programs are compiled for described GPUs, on a CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    from scripts.aot.plot import plot
     from scripts.aot.report import report, train
 
-    commands = {"report": report, "train": train, "hlo": hlo}
+    commands = {"report": report, "train": train, "plot": plot, "hlo": hlo}
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog="python -m scripts.aot", description=__doc__))
