@@ -158,6 +158,8 @@ class DecoderLayers(Module):
     ) -> CachedOutput:
         """Run x [B, T, D] after what each row of the cache holds; the cache then holds T tokens more.
 
+        Without a mask, there is no backward pass for more than `FEW_QUERIES` tokens.
+
         first_valid: int32 [B], the first slot of each row that holds a token; 0 by default. mask: bool [B, T, S], the
         slots that each token sees, itself included; by default all up to its own. unroll: how many layers the compiled
         loop holds at once; by default one on CPU, and as many on GPU as launch little and compile soon.

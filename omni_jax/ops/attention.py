@@ -3,14 +3,13 @@
 Causal queries come after `offset` earlier tokens of their row and see the keys from `first_valid` on up to themselves.
 Logits and softmax are float32. No more than SCORE_BUDGET logits exist at once, or those of FEW_QUERIES queries where
 that is more: longer query blocks are mapped over chunks. A causal sequence that is not too long is cut into blocks
-instead, each of which meets only keys that one of its queries may see. What needs no backward pass goes over blocks of
-keys, as far as a query sees, and merges the softmax of each with that of those before. The mask is explicit because
-library causal flags align a block of queries with the first keys, not the last.
+instead, each of which meets only keys that one of its queries may see. Longer ones, and several queries over a cache,
+go over blocks of keys where no backward pass follows, and merge the softmax of each block with that of those before.
+The mask is explicit because library causal flags align a block of queries with the first keys, not the last.
 
 Source of the merged softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax" (arXiv:1805.02867).
 """
 
-import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -103,14 +102,14 @@ def cached_attention(
 
     offset: int32 [B], keys before the first query of each row. first_valid: int32 [B], the first valid key. window:
     keys that a query sees, itself included. alone: whether the arrays are on one device, so that a fused kernel may
-    compute it. Of more than a few queries, keys after the last that a query sees are not read.
+    compute it. Of more than FEW_QUERIES queries, blocks of keys that none of them sees are not read.
     """
     T, S = q.shape[1], k.shape[3]
     if T <= FEW_QUERIES:
         return causal_attention(q, k[l], v[l], offset, first_valid, window)
     if alone and first_valid is None and window is None and fits_kernel(q):
         seen = causal_mask(jnp.arange(T), S, offset, None, None)[:, None]
-        return _by_kernel(q, k[l], v[l], mask=seen, key_value_seq_lengths=offset + T)
+        return _by_kernel(q, k[l], v[l], mask=seen, key_value_seq_lengths=jnp.minimum(offset + T, S))
     return _over_blocks(q, k, v, l, offset, first_valid, window)
 
 
@@ -123,27 +122,30 @@ def _over_blocks(
     first_valid: jax.Array | None,
     window: int | None,
 ) -> jax.Array:
-    """As `cached_attention`: queries in blocks, over one block of keys after the other."""
+    """As `cached_attention`: queries [B, T, K, G, H] in blocks, over one block of keys after the other."""
     B, T, K, G, H = q.shape
     S = k.shape[3]
-    size = S if S <= FORWARD_BLOCK else math.gcd(S, FORWARD_BLOCK)
+    size = min(S, FORWARD_BLOCK)
+    most = max(FEW_QUERIES, min(FORWARD_BLOCK, SCORE_BUDGET // (B * K * G * size)))
 
     def over_keys(start: jax.Array | int, q: jax.Array) -> jax.Array:
         T, before = q.shape[1], offset + start
         query, nothing = jnp.arange(T), jnp.zeros((B, K, T, G, 1))
 
         def block(i: jax.Array, held: Weighed) -> Weighed:
-            at = i * size
+            # The last block ends with the last key, and leaves out what the one before has read.
+            at = jnp.minimum(i * size, S - size)
             keys, values = (jax.lax.dynamic_slice(x, (l, 0, 0, at, 0), (1, B, K, size, H))[0] for x in (k, v))
             first = None if first_valid is None else first_valid - at
-            return _merged(held, _weigh(q, keys, values, causal_mask(query, size, before - at, first, window)))
+            mask = causal_mask(query, size, before - at, first, window) & (jnp.arange(size) >= i * size - at)
+            return _merged(held, _weigh(q, keys, values, mask))
 
-        first = jnp.int32(0) if window is None else jnp.maximum(jnp.min(before) + 1 - window, 0)
-        blocks = first // size, -(-jnp.minimum(jnp.max(before) + T, S) // size)
+        end = -(-jnp.minimum(jnp.max(before) + T, S) // size)
+        first = 0 if window is None else jnp.clip((jnp.min(before) + 1 - window) // size, 0, end - 1)
         held = nothing + MASKED, nothing, jnp.zeros((B, K, T, G, H))
-        return _attended(jax.lax.fori_loop(*blocks, block, held), q.dtype)
+        return _attended(jax.lax.fori_loop(first, end, block, held), q.dtype)
 
-    return over_keys(0, q) if T <= FORWARD_BLOCK else _in_chunks(over_keys, q, FORWARD_BLOCK)
+    return over_keys(0, q) if T <= most else _in_chunks(over_keys, q, most)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -152,7 +154,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 
 def _weigh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Weighed:
-    """What `attend` takes of its keys, to be merged with what others give."""
+    """What `attend` takes of its keys, of the same shapes, to be merged with what others give."""
     T, H = q.shape[1], q.shape[-1]
     if platform() == "cpu":
         # XLA on CPU has no batched product of half-precision numbers that accumulates in float32.

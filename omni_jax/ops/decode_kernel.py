@@ -7,7 +7,7 @@ for each row, key head and share of the row's slots, and a second one that joins
 program reads whole blocks of slots, each `shares` after the last; the row's own token is in its registers, so no
 program waits for another one's write.
 
-A process that has a Hopper GPU first compares both there, for a few rows, and uses the kernel if they agree. It is
+A process that has a Hopper GPU first compares both there, for two made caches, and uses the kernel if they agree. It is
 written in the Triton form of Pallas, which JAX 0.12 deprecates: the Mosaic form reduces no single axis of what a
 program loads, and JAX 0.10 interprets too little of it on a CPU for a test.
 
@@ -34,11 +34,11 @@ from omni_jax.ops.attention import MASKED, causal_attention
 from omni_jax.ops.cache import KVCache
 from omni_jax.ops.norm import rms_norm
 from omni_jax.ops.rope import rotate
-from omni_jax.sharding import first_device, is_hopper, platform
+from omni_jax.sharding import Array, first_device, is_hopper, platform
 
 # The environment variable that chooses the kernel: "on", "off", or "auto", on where it agrees with `plain`.
 SWITCH = "OMNI_JAX_DECODE_KERNEL"
-# The largest difference from `plain` that rounding explains, in parts of the largest number.
+# The largest difference from `plain` that rounding explains, in parts of a row's largest number.
 ROUNDING = 2e-2
 # Slots that a program reads together, and the fewest: a tile of a product has 16 of everything.
 BLOCK, TILE = 64, 16
@@ -62,10 +62,18 @@ class OneToken:
     offset: of the layer's number, what a program adds itself, so that layers of one turn of a loop share one array.
     """
 
-    first_valid: jax.Array | None = None
+    first_valid: Array | None = None
     window: int | None = None
     offset: int = 0
 
+
+# What the kernel is compared with `plain` for: slots, tokens that each row holds, and what the token sees. The first
+# has a row that is padded on the left; the other is a code predictor's.
+EXAMPLES = (
+    (1024, (5, 700, 1023), OneToken(np.asarray([0, 70, 0], np.int32))),
+    (TILE, (0, 9, TILE - 1), OneToken(offset=1)),
+)
+KV_HEADS = 2
 
 Rope = tuple[jax.Array, jax.Array]
 # The largest score of each query so far [R], the sum of its weights [R], of its weighted values [R, H]; float32.
@@ -86,64 +94,73 @@ def chosen(x: jax.Array, cache: KVCache, head_dim: int, first_valid: jax.Array |
         return False
     if x.shape[1] != 1 or not fits(x.dtype, cache, head_dim, first_valid):
         return False
-    return stated == "on" or agrees(str(x.dtype), head_dim)
+    return stated == "on" or agrees(str(x.dtype), head_dim, first_device())
 
 
 @cached
-def agrees(dtype: str, head_dim: int) -> bool:
-    """Whether the kernel gives on this GPU what `plain` gives; where it does not, a warning says so.
+def agrees(dtype: str, head_dim: int, device: Any) -> bool:
+    """Whether the kernel gives on this GPU what `plain` gives, for both of `EXAMPLES`; else a warning says why not.
 
-    True without a GPU, where a program is compiled for another machine. May be asked while a program is traced.
+    True for a CPU, where a program is compiled for another machine. May be asked while a program is traced.
     """
-    if first_device().platform == "cpu":
+    if device.platform == "cpu":
         return True
     try:
         # What is traced in this thread would take the comparison in.
         with ThreadPoolExecutor(1) as thread:
-            found = thread.submit(differences, dtype, head_dim).result()
+            found = thread.submit(differences, dtype, head_dim, device).result()
     except Exception as error:
-        reason = f"it cannot be compiled or run here ({str(error).strip().splitlines()[0][:200]})"
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"it cannot be compiled or run here ({said[:200]})"
     else:
         if all(difference <= ROUNDING for difference in found.values()):
             return True
-        reason = f"it differs from the plain operations by up to {max(found.values()):.2g} of the largest number"
-    warnings.warn(f"the kernel for one token's attention is not used: {reason}; {SWITCH}=off says so", stacklevel=2)
+        reason = f"it differs from the plain operations by up to {max(found.values()):.2g} of a row's largest number"
+    warnings.warn(
+        f"the kernel for one token's attention is not used: {reason}; {SWITCH}=off leaves the comparison out",
+        stacklevel=2,
+    )
     return False
 
 
-def differences(dtype: str, head_dim: int, interpret: bool = False) -> dict[str, float]:
-    """How far the kernel is from `plain` for made rows, by the number of shares and what differs.
+def differences(dtype: str, head_dim: int, device: Any = None, interpret: bool = False) -> dict[str, float]:
+    """How far the kernel is from `plain` on a device, for made rows: by slots, shares and what differs.
 
-    In parts of the largest number: of the result, and of the caches that are left.
+    In parts of a row's largest number: of the result [B, K, G, H], and of the caches [L, B, K, S, H] that are left.
     """
-    heads, rope, cache, norms, token = example(dtype, head_dim)
-
-    def run(function: Any) -> dict[str, np.ndarray]:
-        out, left = jax.jit(lambda l: function(heads, rope, cache, l, norms, token))(jnp.int32(1))
-        return {name: np.asarray(x, np.float32) for name, x in (("result", out), ("keys", left.k), ("values", left.v))}
-
-    found, wanted = {}, run(plain)
-    for shares in (1, shares_of(cache.rows, cache.k.shape[2], cache.capacity)):
-        for name, got in run(partial(fused, interpret=interpret, shares=shares)).items():
-            # A number that is none is no agreement.
-            worst = np.nan_to_num(np.abs(got - wanted[name]), nan=np.inf).max() / np.abs(wanted[name]).max()
-            found[f"{shares} shares, {name}"] = float(worst)
+    found = {}
+    with jax.default_device(device):
+        for slots, lengths, token in EXAMPLES:
+            given = example(dtype, head_dim, slots, lengths)
+            wanted = _left_by(plain, given, token)
+            for shares in {1: None, shares_of(len(lengths), KV_HEADS, slots): None}:
+                got = _left_by(partial(fused, interpret=interpret, shares=shares), given, token)
+                for name, want in wanted.items():
+                    worst = np.abs(got[name] - want).max(axis=-1) / np.abs(want).max(axis=-1)
+                    # A number that is none is no agreement.
+                    found[f"{slots} slots, {shares} shares, {name}"] = float(np.nan_to_num(worst, nan=np.inf).max())
     return found
 
 
-def example(dtype: str, head_dim: int) -> tuple[jax.Array, Rope, KVCache, Norms, OneToken]:
-    """Made arguments of `plain` for a stack of two layers: rows of three lengths, one of them padded on the left."""
-    rng, (L, B, K, G, S, H) = np.random.default_rng(6), (2, 3, 2, 8, 1024, head_dim)
+def example(dtype: str, head_dim: int, slots: int, lengths: tuple[int, ...]) -> tuple[jax.Array, Rope, KVCache, Norms]:
+    """Made heads [B, K, 10, H], rotation, caches [2, B, K, slots, H] and norms of a stack of two layers."""
+    rng, (L, B, K, H) = np.random.default_rng(6), (2, len(lengths), KV_HEADS, head_dim)
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape), dtype)
 
     angle = rng.uniform(0, 6, (B, 1, H))
     rope = jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)
-    lengths = jnp.asarray([5, 700, S - 1], jnp.int32)
-    cache = KVCache(normal(L, B, K, S, H), normal(L, B, K, S, H), lengths)
-    token = OneToken(jnp.asarray([0, 70, 0], jnp.int32))
-    return normal(B, K, G + 2, H), rope, cache, Norms(normal(L, H), normal(L, H), 1e-6), token
+    cache = KVCache(normal(L, B, K, slots, H), normal(L, B, K, slots, H), jnp.asarray(lengths, jnp.int32))
+    return normal(B, K, 10, H), rope, cache, Norms(normal(L, H), normal(L, H), 1e-6)
+
+
+def _left_by(function: Any, given: tuple, token: OneToken) -> dict[str, np.ndarray]:
+    """What `plain` or the kernel gives for the second layer, and the caches then: float32, one line for each row."""
+    heads, rope, cache, norms = given
+    out, left = jax.jit(lambda l: function(heads, rope, cache, l, norms, token))(jnp.int32(1))
+    arrays = {"result": out, "keys": left.k.swapaxes(0, 1), "values": left.v.swapaxes(0, 1)}
+    return {name: np.asarray(x, np.float32).reshape(cache.rows, -1) for name, x in arrays.items()}
 
 
 def fits(dtype: Any, cache: KVCache, head_dim: int, first_valid: jax.Array | None) -> bool:
@@ -168,8 +185,8 @@ def plain(
     if norms is not None:
         q, k = rms_norm(q, norms.q[l], norms.eps), rms_norm(k, norms.k[l], norms.eps)
     q, k = rotate(q, *rope), rotate(k, *rope)
-    cache = cache.write(l, k, v)
-    return causal_attention(q, cache.k[l], cache.v[l], cache.length, token.first_valid, token.window)[:, 0], cache
+    cache, first = cache.write(l, k, v), None if token.first_valid is None else jnp.asarray(token.first_valid)
+    return causal_attention(q, cache.k[l], cache.v[l], cache.length, first, token.window)[:, 0], cache
 
 
 def shares_of(rows: int, kv_heads: int, capacity: int) -> int:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ from omni_jax.weights.orbax_paths import plain_path
 FOLDER, STATE, PROGRESS, LOSS = "checkpoints", "state", "progress", "loss"
 # The end of the name of a checkpoint that is being removed.
 REMOVED = ".removed"
+# Within the paths of Orbax's own code.
+ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
 
 
 class Checkpoints:
@@ -183,7 +186,8 @@ def _nothing(record: logging.LogRecord) -> bool:
 
 def _of_others(record: logging.LogRecord) -> bool:
     """Not about what Orbax left, such as a second array that was not written: the error of the first was raised."""
-    return f"{os.sep}orbax{os.sep}" not in logging.Formatter().format(record)
+    files = (frame.filename for frame in traceback.extract_tb(record.exc_info[2] if record.exc_info else None))
+    return not any(ORBAX in file for file in files)
 
 
 def _reason(error: Exception) -> str:

@@ -56,7 +56,7 @@ def read_box(
 ) -> None:
     """Write the part of one block that is inside a readable `box` to `out`, of the box's shape, in its dtype.
 
-    Other rows of the tensors are neither read nor checked.
+    Other rows of the tensors are neither read nor checked for NaN.
     """
     for name, place in leaf.placements(index):
         rows, inside = leaf.part(place, box)

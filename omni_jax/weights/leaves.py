@@ -75,14 +75,15 @@ class _Reader:
         shards = {box: np.empty((*lengths, *(b - a for a, b in box)), self.dtype) for box in boxes}
         spans = zip(*boxes, strict=True)
         around = self.leaf.readable(tuple((min(a for a, _ in span), max(b for _, b in span)) for span in spans))
+        only = shards[around] if list(shards) == [around] else None
 
         def read(index: tuple[int, ...]) -> None:
-            """One block into the shards: by the thread that read it, for whom their memory is new, too."""
+            """Read a block, and write it to the shards, whose fresh memory is then touched by several threads."""
             at = tuple(i - start for i, (start, _) in zip(index, ranges, strict=True))
-            whole = shards[around][at] if list(shards) == [around] else np.empty([b - a for a, b in around], self.dtype)
-            read_box(self.source, self.leaf, index, around, whole, self.allow_nonfinite)
-            for box, shard in shards.items() if whole.base is None else ():
-                shard[at] = whole[tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(box, around, strict=True))]
+            block = np.empty([b - a for a, b in around], self.dtype) if only is None else only[(*at, ...)]
+            read_box(self.source, self.leaf, index, around, block, self.allow_nonfinite)
+            for box, shard in shards.items() if only is None else ():
+                shard[at] = block[tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(box, around, strict=True))]
 
         block_bytes = 2 * int(np.prod([b - a for a, b in around], dtype=np.int64)) * self.dtype.itemsize
         for _ in ahead(self.pool, read, product(*(range(*r) for r in ranges)), block_bytes):

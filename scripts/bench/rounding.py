@@ -1,7 +1,7 @@
 """Measure how far rounded experts are from exact ones, at the widths of the public model.
 
 Rows pass through the routed experts of one layer, by the product that many rows take here, and through the same in
-float64, each row through as many as the model chooses. Weights and rows are drawn: from a normal distribution, and
+float64, each row through as many as the model chooses. Rows are drawn from a normal distribution; weights too, and
 from Student's t with four degrees of freedom, whose few large weights cost a scale per channel the most. An error is
 the root mean square of the difference, in parts of that of the exact output.
 """

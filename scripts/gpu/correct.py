@@ -244,7 +244,7 @@ def check_decode_kernel() -> list[Finding]:
 def compare_decode_kernel(name: str, dtype: str, bound: float) -> list[Finding]:
     """Its result, and the caches that it leaves, for one share and for several."""
     with precision(dtype):
-        found = decode_kernel.differences(dtype, 128, interpret=jax.default_backend() == "cpu")
+        found = decode_kernel.differences(dtype, 128, jax.devices()[0], interpret=jax.default_backend() == "cpu")
     return [Finding(f"{name}, {what}", worst, bound) for what, worst in found.items()]
 
 

@@ -44,6 +44,7 @@ from scripts.nano.speech import FRAME, VOICES, of_words, read_clips
 from scripts.stored_state import log_file, restored, take_steps
 
 # A crop of sound, in frames; crops of a batch.
+# No more frames than `ops.attention.FEW_QUERIES`: what comes after a state has no backward pass for more.
 FRAMES, BATCH = 16, 8
 SETTINGS = Optimizer(
     optimizer="muon", learning_rate=8e-3, warmup_ratio=0.02, final_ratio=0.03, weight_decay=1e-3, beta1=0.9, beta2=0.98

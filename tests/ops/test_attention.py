@@ -68,7 +68,7 @@ def test_whole_sequences_in_blocks_equal_one_block(T: int, window: int | None, m
 
 @pytest.mark.parametrize("first", [None, (0, 9)])
 @pytest.mark.parametrize("window", [None, 19])
-@pytest.mark.parametrize("T, S", [(20, 64), (50, 96), (40, 60)])
+@pytest.mark.parametrize("T, S", [(20, 64), (50, 96), (40, 60), (40, 53)])
 def test_a_cache_in_blocks_equals_one_block(
     T: int, S: int, window: int | None, first: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,9 +123,15 @@ def test_one_query_equals_many() -> None:
 
 
 def test_long_prompts_never_hold_all_scores() -> None:
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 8192, 2, 4, 16), (1, 2, 8192, 16), (1, 2, 8192, 16))]
-    compiled = jax.jit(attention.self_attention).lower(*shapes).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 8192 * 8192 * 8 / 2
+    def temporaries(rows: int, tokens: int, forward: bool) -> int:
+        shapes = ((rows, tokens, 2, 4, 16), *[(rows, 2, tokens, 16)] * 2)
+        described = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        compiled = jax.jit(partial(attention.self_attention, forward=forward)).lower(*described).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(1, 8192, False) < 4 * 8192 * 8192 * 8 / 2
+    # Queries, their copy in blocks and the result take 270 MB of it; a block of 512 queries would take 1,100 more.
+    assert temporaries(64, 4096, True) < 4 * 4 * attention.SCORE_BUDGET
 
 
 def test_rows_that_see_nothing_stay_finite() -> None:

@@ -3,8 +3,8 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -136,12 +136,12 @@ def test_when_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     x = jnp.zeros((1, 1, 8), jnp.bfloat16)
     monkeypatch.setattr(decode_kernel, "platform", lambda: "gpu")
     monkeypatch.setattr(decode_kernel, "is_hopper", lambda: True)
-    monkeypatch.setattr(decode_kernel, "agrees", lambda dtype, head_dim: (dtype, head_dim) != ("bfloat16", H))
+    monkeypatch.setattr(decode_kernel, "agrees", lambda dtype, head_dim, device: (dtype, head_dim) != ("bfloat16", H))
     monkeypatch.delenv(decode_kernel.SWITCH, raising=False)
     assert not decode_kernel.chosen(x, cache, H, None)
     monkeypatch.setenv(decode_kernel.SWITCH, "on")
     assert decode_kernel.chosen(x, cache, H, None)
-    monkeypatch.setattr(decode_kernel, "agrees", lambda dtype, head_dim: True)
+    monkeypatch.setattr(decode_kernel, "agrees", lambda *asked: True)
     monkeypatch.setenv(decode_kernel.SWITCH, "off")
     assert not decode_kernel.chosen(x, cache, H, None)
     monkeypatch.setenv(decode_kernel.SWITCH, "auto")
@@ -154,44 +154,66 @@ def test_when_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         decode_kernel.chosen(x, cache, H, None)
 
 
-def wrong(out: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    return out.at[0, 0, 0, 0].add(1), cache
+def wrong(asked: tuple, found: tuple) -> tuple[jax.Array, KVCache]:
+    return found[0].at[-1, 0, 0, 0].add(0.05), found[1]
 
 
-def not_kept(out: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    return out, replace(cache, v=cache.v.at[1, 2].set(0))
+def not_kept(asked: tuple, found: tuple) -> tuple[jax.Array, KVCache]:
+    return found[0], replace(found[1], v=found[1].v.at[1, 2].set(0))
 
 
-def no_number(out: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    return out.at[2, 1, 7, 3].set(jnp.nan), cache
+def no_number(asked: tuple, found: tuple) -> tuple[jax.Array, KVCache]:
+    return found[0].at[2, 1, 7, 3].set(jnp.nan), found[1]
 
 
-def failed(out: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+def one_slot_too_many(asked: tuple, found: tuple) -> tuple[jax.Array, KVCache]:
+    *arrays, token = asked
+    return fused(*arrays, replace(token, first_valid=token.first_valid - jnp.array([0, 1, 0])), interpret=True)
+
+
+def failed(asked: tuple, found: tuple) -> tuple[jax.Array, KVCache]:
     raise NotImplementedError("no such instruction\nat a place")
 
 
-@pytest.mark.parametrize(
-    "spoiled, why", [(None, None), *[(spoil, "differs .* by up to") for spoil in (wrong, not_kept, no_number)],
-                     (failed, r"be compiled or run here \(no such instruction\)")]
-)  # fmt: skip
-def test_a_gpu_uses_it_if_it_agrees_there(spoiled: Any, why: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(*args: Any, interpret: bool, shares: int) -> Any:
-        found = fused(*args, interpret=True, shares=shares)
-        return found if spoiled is None or shares == 1 else spoiled(*found)
+def failed_silently(asked: tuple, found: tuple) -> tuple[jax.Array, KVCache]:
+    raise NotImplementedError
 
+
+@pytest.mark.parametrize(
+    "spoil, slots, why",
+    [
+        (None, 0, None),
+        *[(spoil, 1024, "differs .* by up to") for spoil in (wrong, not_kept, no_number, one_slot_too_many)],
+        (wrong, 16, "differs .* by up to"),
+        (failed, 16, r"be compiled or run here \(no such instruction\)"),
+        (failed_silently, 1024, r"be compiled or run here \(NotImplementedError\)"),
+    ],
+)
+def test_a_gpu_uses_it_if_it_agrees_there(
+    spoil: Any, slots: int, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel(*asked: Any, interpret: bool, shares: int) -> Any:
+        found = fused(*asked, interpret=True, shares=shares)
+        # Of long rows, only what is divided is spoiled.
+        return spoil(asked, found) if asked[2].capacity == slots and (shares > 1 or slots == 16) else found
+
+    differences = decode_kernel.differences
     monkeypatch.setattr(decode_kernel, "fused", kernel)
+    monkeypatch.setattr(decode_kernel, "differences", lambda dtype, head_dim, device: differences(dtype, head_dim))
     decode_kernel.agrees.cache_clear()
-    assert decode_kernel.agrees("bfloat16", H), "compiled ahead of time, for a machine that is not here"
-    decode_kernel.agrees.cache_clear()
-    monkeypatch.setattr(decode_kernel, "first_device", lambda: SimpleNamespace(platform="gpu"))
+    gpu = Mock(platform="gpu")
 
     @jax.jit
     def asking_while_it_is_traced(x: jax.Array) -> jax.Array:
-        return x + decode_kernel.agrees("bfloat16", H)
+        return x + decode_kernel.agrees("bfloat16", H, gpu)
 
     with nullcontext() if why is None else pytest.warns(UserWarning, match=why):
         assert asking_while_it_is_traced(jnp.zeros(())) == (why is None)
-    decode_kernel.agrees.cache_clear()
+
+
+def test_a_program_for_another_machine_is_not_compared_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_kernel, "differences", lambda *asked: pytest.fail("compared"))
+    assert decode_kernel.agrees("bfloat16", H, jax.devices()[0])
 
 
 def test_what_it_is_made_for() -> None:
