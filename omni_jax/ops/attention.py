@@ -52,7 +52,7 @@ def self_attention(
     sees. window: how many keys a query sees, its own included. forward: whether the arrays are on one device, and no
     backward pass follows: a fused kernel may then compute it, where there is one for such queries.
     """
-    if forward and first_valid is None and window is None and fits_kernel(q):
+    if forward and fits_kernel(q, first_valid, window):
         return _by_kernel(q, k, v, is_causal=True)
     B, T = q.shape[:2]
     if T > BLOCK * MAX_BLOCKS:
@@ -71,8 +71,10 @@ def self_attention(
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 
-def fits_kernel(q: jax.Array) -> bool:
-    """Whether tokamax is here and its Hopper kernel takes queries q [B, T, K, G, H]."""
+def fits_kernel(q: jax.Array, first_valid: jax.Array | None = None, window: int | None = None) -> bool:
+    """Whether tokamax is here and its Hopper kernel takes queries q [B, T, K, G, H], which see all earlier keys."""
+    if first_valid is not None or window is not None:
+        return False
     if platform() != "gpu" or find_spec("tokamax") is None or not is_hopper():
         return False
     return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 64 == 0
@@ -107,7 +109,7 @@ def cached_attention(
     T, S = q.shape[1], k.shape[3]
     if T <= FEW_QUERIES:
         return causal_attention(q, k[l], v[l], offset, first_valid, window)
-    if alone and first_valid is None and window is None and fits_kernel(q):
+    if alone and fits_kernel(q, first_valid, window):
         seen = causal_mask(jnp.arange(T), S, offset, None, None)[:, None]
         return _by_kernel(q, k[l], v[l], mask=seen, key_value_seq_lengths=jnp.minimum(offset + T, S))
     return _over_blocks(q, k, v, l, offset, first_valid, window)
@@ -180,8 +182,8 @@ def _weigh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Weighed
 def _merged(one: Weighed, other: Weighed) -> Weighed:
     """What both weighed, relative to the higher of their highest logits."""
     highest = jnp.maximum(one[0], other[0])
-    less, lesser = jnp.exp(one[0] - highest), jnp.exp(other[0] - highest)
-    return highest, less * one[1] + lesser * other[1], less * one[2] + lesser * other[2]
+    a, b = jnp.exp(one[0] - highest), jnp.exp(other[0] - highest)
+    return highest, a * one[1] + b * other[1], a * one[2] + b * other[2]
 
 
 def _attended(weighed: Weighed, dtype: Any) -> jax.Array:

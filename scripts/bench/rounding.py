@@ -14,12 +14,10 @@ import numpy as np
 
 from omni_jax.config import OmniConfig
 from omni_jax.decoder_config import DecoderConfig
-from omni_jax.ops.int8 import Int8, Weight
 from omni_jax.ops.moe import ExpertWeights, Routing, moe
-from omni_jax.weights.int8 import rounded
 from scripts.bench.compare import write_json
 from scripts.bench.options import Rounding
-from scripts.gpu.correct import plain_moe, root_mean_square
+from scripts.gpu.correct import in_int8, plain_moe, root_mean_square
 from scripts.small.configs import config_dict
 
 WAYS = {
@@ -56,23 +54,16 @@ def errors(stack: DecoderConfig, drawn: str, options: Rounding) -> Figures:
     exact = plain_moe(ids, rows, counts, np.moveaxis(gate_up, -1, 1), down.swapaxes(1, 2))
     found = {}
     for way, (dtype, small) in WAYS.items():
-        weights = (in_int8 if small else as_they_are)(gate_up, down, dtype)
+        first, second = as_they_are(gate_up, down, dtype)
+        if small:
+            # Scales are those of a bfloat16 checkpoint.
+            first, second = in_int8(gate_up[None], "bfloat16"), in_int8(down[None], "bfloat16")
         routing = Routing(jnp.asarray(ids), jnp.asarray(counts, dtype))
-        got = jax.jit(moe)(jnp.asarray(rows, dtype), routing, ExpertWeights(*weights, 0))
+        got = jax.jit(moe)(jnp.asarray(rows, dtype), routing, ExpertWeights(first, second, 0))
         found[way] = root_mean_square(way, got, exact, 0.0).error
     return found
 
 
-def as_they_are(gate_up: np.ndarray, down: np.ndarray, dtype: str) -> tuple[Weight, Weight]:
+def as_they_are(gate_up: np.ndarray, down: np.ndarray, dtype: str) -> tuple[jax.Array, jax.Array]:
     """Experts gate_up [E, 2, F, D] and down [E, D, F] as a model of one layer holds them, in `dtype`."""
     return jnp.asarray(np.moveaxis(gate_up, -1, 1)[None], dtype), jnp.asarray(down.swapaxes(1, 2)[None], dtype)
-
-
-def in_int8(gate_up: np.ndarray, down: np.ndarray, dtype: str) -> tuple[Weight, Weight]:
-    """As `as_they_are`, experts [E, 2, F, D] and [E, D, F] in eight bits, with scales of a bfloat16 checkpoint."""
-
-    def one(weight: np.ndarray) -> Weight:
-        values, scale = rounded(weight.reshape(-1, weight.shape[-1]), np.dtype(jnp.bfloat16))
-        return Int8(jnp.asarray(values.reshape(1, *weight.shape)), jnp.asarray(scale.reshape(1, *weight.shape[:-1])))
-
-    return one(gate_up), one(down)

@@ -132,13 +132,17 @@ def random_int8(rng: np.random.Generator, dtype: str) -> tuple[Any, Any, np.ndar
 
     def one(*shape: int) -> tuple[Int8, np.ndarray]:
         """An `Int8` of this shape [..., out, in], and its values times their scales."""
-        weight = rng.standard_normal((int(np.prod(shape[:-1])), shape[-1]), np.float32) * shape[-1] ** -0.5
-        values, scale = rounded(weight, np.dtype(jnp.dtype(dtype)))
-        wide = (values * scale.astype(np.float64)).reshape(shape)
-        return Int8(jnp.asarray(values.reshape(shape)), jnp.asarray(scale.reshape(shape[:-1]))), wide
+        own = in_int8(rng.standard_normal(shape, np.float32) * shape[-1] ** -0.5, dtype)
+        return own, np.asarray(own.values) * np.asarray(own.scale, np.float64)[..., None]
 
     (gate_up, wide_gate_up), (down, wide_down) = one(L, E, 2, F, D), one(L, E, D, F)
     return gate_up, down, np.moveaxis(wide_gate_up, -1, 2), wide_down.swapaxes(2, 3)
+
+
+def in_int8(weight: np.ndarray, dtype: str) -> Int8:
+    """A weight [..., out, in] in eight bits, with scales in `dtype`."""
+    values, scale = rounded(weight.reshape(-1, weight.shape[-1]), np.dtype(jnp.dtype(dtype)))
+    return Int8(jnp.asarray(values.reshape(weight.shape)), jnp.asarray(scale.reshape(weight.shape[:-1])))
 
 
 def check_backend(backend: Any, R: int, dtype: str, make: Callable[..., Any] = random_experts) -> Finding:

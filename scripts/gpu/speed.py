@@ -191,17 +191,18 @@ def pieces(model: Model, tokens: int, held: int) -> list[Timing]:
     text, capacity = model.config.text, capacity_for(held + tokens)
     cache = full_cache(text, 1, capacity, capacity - held, model.params["embed"].dtype)
     token_ids, positions = jnp.zeros((1, tokens), jnp.int32), jnp.full((3, 1, tokens), float(held))
-    run = partial(read_piece, model.params, token_ids, positions, None, declaration=model.declaration)
-    lower = partial(read_piece.lower, model.params, token_ids, positions, None, cache, declaration=model.declaration)
+
+    def read(program: Any) -> Any:
+        return program(model.params, token_ids, positions, None, cache, declaration=model.declaration)
 
     def again() -> jax.Array:
         nonlocal cache
-        read, _ = run(cache)
-        cache = replace(read, length=read.length - tokens)
-        return read.length
+        longer, _ = read(read_piece)
+        cache = replace(longer, length=longer.length - tokens)
+        return longer.length
 
     case = Case(piece_name(tokens, held), 1, tokens, "tokens/s", share=share_of(text, tokens))
-    return [measure_judged(case, lower, again)]
+    return [measure_judged(case, partial(read, read_piece.lower), again)]
 
 
 def decodes(model: Model, rows: int, slots: int, mark: str = "") -> list[Timing]:

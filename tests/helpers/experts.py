@@ -3,11 +3,10 @@
 import re
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.ops.int8 import Int8
-from omni_jax.weights.int8 import rounded
+from scripts.gpu import correct
 
 
 def plain(
@@ -25,10 +24,8 @@ def in_int8(gate_up: np.ndarray, down: np.ndarray) -> tuple[Int8, Int8, np.ndarr
     """Experts gate_up [L, E, D, 2, F] and down [L, E, F, D] in eight bits, and what these are as float32."""
 
     def one(weight: np.ndarray) -> tuple[Int8, np.ndarray]:
-        rows = weight.reshape(-1, weight.shape[-1])
-        values, scale = rounded(rows, np.dtype(np.float32))
-        own = Int8(jnp.asarray(values.reshape(weight.shape)), jnp.asarray(scale.reshape(weight.shape[:-1])))
-        return own, (values * scale).reshape(weight.shape)
+        own = correct.in_int8(weight, "float32")
+        return own, np.asarray(own.values) * np.asarray(own.scale)[..., None]
 
     gate_up8, wide_gate_up = one(np.moveaxis(gate_up, 2, -1))
     down8, wide_down = one(down.swapaxes(2, 3))
